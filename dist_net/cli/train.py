@@ -149,12 +149,22 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="use an exponential moving average of the weights, such as 0.999",
     )
-    parser.add_argument(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
         "--consistency",
         metavar="MODE",
         help="auto (default: async up to four workers, in step with more), async, ssp:N (no worker "
-        "is more than N steps ahead of the slowest), or bsp (each update averages one minibatch "
-        "per worker; bsp:N: N minibatches)",
+        "is more than N steps ahead of the slowest), bsp (each update averages one minibatch "
+        "per worker; bsp:N: N minibatches), or local:H:N (each update averages N leases of H local "
+        "steps)",
+    )
+    modes.add_argument(
+        "--local-steps",
+        dest="consistency",
+        type="local:{}".format,
+        metavar="H",
+        help="for slow networks: each worker takes H steps by itself, then sends the difference of "
+        "the weights",
     )
     parser.add_argument(
         "--progress-timeout",

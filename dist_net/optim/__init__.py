@@ -9,6 +9,7 @@ from dist_net.optim.optimizers import (
     Momentum,
     Nesterov,
     optimizer_named,
+    parse_optimizer,
 )
 from dist_net.optim.rule import ArrayShapes, Optimizer, UpdateRule, start_rule
 from dist_net.optim.schedules import ConstantRate, Cosine, Schedule, StepDecay, WarmUp
@@ -30,5 +31,6 @@ __all__ = [
     "UpdateRule",
     "WarmUp",
     "optimizer_named",
+    "parse_optimizer",
     "start_rule",
 ]

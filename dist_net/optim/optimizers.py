@@ -218,6 +218,24 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 """Optimizers with default settings, by their command-line names."""
 
 
+def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
+    """Return the optimizer whose text (``str``) this is: ``own``, or one of ``OPTIMIZERS``.
+
+    Raises ``SettingError``.
+    """
+    if text == str(own):
+        return own
+    name, _, settings = text.removesuffix(")").partition("(")
+    kinds = {type(each).__name__: type(each) for each in OPTIMIZERS.values()}
+    try:
+        pairs = (each.split("=") for each in settings.split(", ") if each)
+        return kinds[name](**{key: float(value) for key, value in pairs})
+    except (KeyError, ValueError, TypeError, SettingError) as error:
+        raise SettingError(
+            f"unknown optimizer {text!r}; expected {own} or one of {', '.join(kinds)}"
+        ) from error
+
+
 def optimizer_named(name: str | Optimizer) -> Optimizer:
     """Return the named optimizer with default settings; an ``Optimizer`` is returned as it is.
 

@@ -161,19 +161,24 @@ class UpdateRule:
         self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
         self._difference = np.empty_like(self._rates)
         self.trained_size = trained_size
-        self._size = trained_size + self._rates.size
+        self.size = trained_size + self._rates.size
         self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
         self._clip_norm = clip_norm
         self._clipped: list[Floats] = []  # allocated when a gradient is first clipped
         self._compiled = self._compile() if np.dtype(dtype) == np.float32 else {}
 
+    def reset(self) -> None:
+        """Forget all updates."""
+        for name, value in self.optimizer.initial_state.items():
+            self.state[name].fill(value)
+
     def _compile(self) -> dict[int, Callable[..., bool]]:
         """Return the compiled loops by number of gradients; empty if NumPy computes the steps."""
         name = type(self.optimizer).__name__
         loop = vars(type(self.optimizer)).get("loop")
         LOOPS: Container[str] = ()
-        if self._size >= MIN_COMPILED:
+        if self.size >= MIN_COMPILED:
             # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
                 from dist_net.optim.compiled import LOOPS, compiled
@@ -207,13 +212,13 @@ class UpdateRule:
         content of ``out`` is then undefined.
         """
         shapes = [vector.shape for vector in (weights, *gradients, out)]
-        if shapes != [(self._size,)] * len(shapes):
+        if shapes != [(self.size,)] * len(shapes):
             raise ShapeError(
-                f"update of a vector of {self._size} elements with weights, gradients and out of "
-                f"shapes {shapes}: expected ({self._size},) for each"
+                f"update of a vector of {self.size} elements with weights, gradients and out of "
+                f"shapes {shapes}: expected ({self.size},) for each"
             )
         if self._rates.size:
-            buffers = slice(self.trained_size, self._size)
+            buffers = slice(self.trained_size, self.size)
             observed = [gradient[buffers] for gradient in gradients]
             self._average(weights[buffers], observed, out[buffers])
             # Check before the state changes.

@@ -129,7 +129,8 @@ class Welcome(NamedTuple):
 
     ``incarnation`` names this start of the server. No other start assigns the same ``worker_id``,
     so another server refuses the worker's requests. ``segment`` contains the weights; None: they
-    travel as frames.
+    travel as frames. ``optimizer`` is the text of the optimizer of local steps, with
+    ``clip_norm`` (0: none); "": the worker pushes gradients.
     """
 
     worker_id: int
@@ -140,6 +141,8 @@ class Welcome(NamedTuple):
     heartbeat_timeout_s: float
     segment: SegmentAddress | None = None
     request_id: int = 0
+    optimizer: str = ""
+    clip_norm: float = 0.0
 
 
 class Refuse(NamedTuple):
@@ -168,6 +171,8 @@ class Work(NamedTuple):
     pushes. ``snapshot`` is the index of the weights in the server's segment. The server does not
     overwrite them until this worker pushes a gradient of a later snapshot or has received
     `Pipeline.snapshots` more. A worker without shared memory receives a copy in ``weights``.
+    ``learning_rate`` is that of local steps: with these, the worker pushes the difference of the
+    weights after all of the lease.
     """
 
     request_id: int
@@ -178,6 +183,7 @@ class Work(NamedTuple):
     version: int
     depth: int
     together: int
+    learning_rate: float
     snapshot: IndexOrNone
     weights: Vector | None
 
@@ -191,6 +197,8 @@ class Wait(NamedTuple):
 
 class Push(NamedTuple):
     """The mean gradients of consecutive minibatches, often of one, to be applied in order.
+
+    Or, after local steps, the difference between the weights before and after all of a lease.
 
     The first minibatch begins at sample ``start``; each ends before its element of ``stops``, where
     the next begins. ``base_versions`` are the versions that the gradients were computed from.

@@ -36,7 +36,9 @@ class RunChecks:
         self._acknowledged = 0
         self._kept = 0
         self._staleness_limit = self._stalest = 0
-        self._counts_samples = isinstance(settings.optimizer, SGD)
+        # Rounds of different sizes count each sample by different shares.
+        is_counted = str(settings.consistency) not in ("local:3", "local:5:3")
+        self._counts_samples = isinstance(settings.optimizer, SGD) and is_counted
         self.progress_s = 0.0  # when something was last applied
         self.calm_since_s = math.inf  # when the last fault was over
 
@@ -178,11 +180,13 @@ class RunChecks:
             begin = np.zeros(settings.vector_size, np.float32)
             replay = Replay(settings, journal, lambda _: CountingStep(settings), begin)
             result = replay.run()
+            is_complete = replay._run.ledger.finished  # it refuses a sample's second time
         except BadInputError as error:
             raise InvariantBrokenError(f"the journal cannot be replayed: {error}") from error
         fault = journal.fault
         if self._journal is not None and self._journal.error is not None:
             fault = None  # the server has said that the disk refused its last record
+        require(is_complete or fault is not None, "samples are missing in the journal")
         if not result.matches or result.version != checkpoint.version or fault is not None:
             raise InvariantBrokenError(
                 f"a replay gives other weights than the run, or ends elsewhere: {result}, "

@@ -17,7 +17,8 @@ from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal, opened_run
 from dist_net.training.server.members import SLOWEST_TO_MEAN
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.loop import MinibatchStep, WorkerLoop
+from dist_net.training.worker.local_steps import MinibatchStep
+from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
@@ -182,6 +183,7 @@ class WorkerProcess(VirtualProcess):
             *(lambda _: step, SERVER, name, digest, size),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
+            rule_of=lambda *_: settings.start_local_rule(),
             environment=self,
         )
         self._turns = self.loop.turns()

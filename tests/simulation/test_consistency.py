@@ -1,4 +1,4 @@
-"""SSP and BSP among workers of different speeds, on a virtual clock."""
+"""SSP, BSP and local steps among workers of different speeds, on a virtual clock."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,10 +46,42 @@ def weights_of_run(consistency: str, steps_s: Sequence[float]) -> bytes:
     return cluster.run.store.weights.tobytes()
 
 
-def test_rounds_give_the_same_weights_whatever_the_number_and_speeds_of_workers() -> None:
-    expected = weights_of_run("bsp:3", [0.01, 0.01, 0.01])
+@pytest.mark.parametrize("rounds", ["bsp:3", "local:2:3"])
+def test_rounds_give_the_same_weights_whatever_the_number_and_speeds_of_workers(
+    rounds: str,
+) -> None:
+    expected = weights_of_run(rounds, [0.01, 0.01, 0.01])
     for steps_s in ([0.01, 0.02, 0.05], [0.05, 0.01, 0.013], [0.02], [0.01] * 5, [2.0, 0.01]):
-        assert weights_of_run("bsp:3", steps_s) == expected
+        assert weights_of_run(rounds, steps_s) == expected
+
+
+def test_a_round_of_local_steps_is_one_nesterov_step_along_the_mean_difference() -> None:
+    cluster = cluster_of("local:2:2", [0.01, 0.02])
+    while cluster.run.store.version == 0:
+        cluster.step()
+    ends = []
+    for first in (0, 8):
+        weights = np.zeros(5, np.float32)
+        for start in (first, first + 4):
+            compute = Compute(0, start, start + 4, 0, None, 0)
+            weights = weights - 0.1 * gradient_of_line(compute, weights)[2]
+        ends.append(weights)
+    expected = 0.7 * (1 + 0.9) * np.mean(ends, axis=0)
+    np.testing.assert_allclose(cluster.run.store.weights, expected, rtol=1e-4)
+    report = cluster.run.report(0, cluster.now)
+    assert (report["samples"], report["pushes_applied"], report["staleness_max"]) == (16, 2, 0)
+
+
+def test_without_a_number_of_leases_a_round_has_one_for_each_worker() -> None:
+    cluster = cluster_of("local:2", [0.01, 0.011, 0.012])
+    while cluster.run.store.version < 3:
+        cluster.step()
+    before = cluster.run.ledger.applied_samples
+    while cluster.run.store.version < 4:
+        cluster.step()
+    assert cluster.run.ledger.applied_samples - before == 3 * 2 * RUN_SETTINGS.batch_size
+    cluster.until_finished()
+    assert cluster.run.metrics.duplicates_dropped == 0
 
 
 def test_a_round_is_one_update_by_the_mean_of_its_gradients() -> None:
@@ -72,16 +104,17 @@ def test_nothing_of_a_round_is_done_twice_while_nobody_is_late() -> None:
     assert cluster.run.metrics.duplicates_dropped == 0
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("rounds", ["bsp:3", "local:2:3"])
+@settings(max_examples=40, deadline=None)
 @given(
     steps_s=st.lists(st.sampled_from([0.01, 0.013, 0.05, 1.0]), min_size=1, max_size=4),
     changes=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["join", "kill"])), max_size=4),
     resumes_at=st.integers(0, 200),
 )
 def test_rounds_give_the_same_weights_though_workers_come_and_go_and_the_server_too(
-    steps_s: list[float], changes: list[tuple[int, str]], resumes_at: int
+    rounds: str, steps_s: list[float], changes: list[tuple[int, str]], resumes_at: int
 ) -> None:
-    cluster = cluster_of("bsp:3", steps_s)
+    cluster = cluster_of(rounds, steps_s)
     for events, change in changes:
         for _ in range(events):
             cluster.step()
@@ -94,9 +127,9 @@ def test_rounds_give_the_same_weights_though_workers_come_and_go_and_the_server_
     run = RunState.resumed(cluster.run.settings, cluster.run.checkpoint(), None, 1000)
     resumed = TimedCluster(run, [0.02, 0.03], gradient_of_line)
     resumed.until_finished()
-    assert resumed.run.store.weights.tobytes() == weights_of_run("bsp:3", [0.01])
+    assert resumed.run.store.weights.tobytes() == weights_of_run(rounds, [0.01])
     cluster.until_finished()
-    assert cluster.run.store.weights.tobytes() == weights_of_run("bsp:3", [0.01])
+    assert cluster.run.store.weights.tobytes() == weights_of_run(rounds, [0.01])
 
 
 @pytest.mark.parametrize("max_ahead", [0, 2])
@@ -144,7 +177,7 @@ def cluster_with_timeout(
     return TimedCluster(RunState(run_settings, np.zeros(5, np.float32)), steps_s, gradient_of_line)
 
 
-@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3", "auto", "async"])
+@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3", "local:2", "auto", "async"])
 def test_no_run_waits_for_ever_for_a_worker_that_lives_and_never_computes(
     consistency: str,
 ) -> None:
@@ -153,7 +186,7 @@ def test_no_run_waits_for_ever_for_a_worker_that_lives_and_never_computes(
     assert cluster.run.metrics.workers_lost == (consistency == "ssp:1")
 
 
-@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3"])
+@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3", "local:2:3"])
 def test_slow_workers_are_waited_for_though_every_step_outlasts_the_progress_timeout(
     consistency: str,
 ) -> None:
@@ -173,7 +206,7 @@ def test_time_in_which_the_server_stood_still_is_no_lack_of_progress() -> None:
 
 
 def test_workers_that_wait_for_others_are_told_of_the_end() -> None:
-    for consistency in ("bsp:2", "ssp:0"):
+    for consistency in ("bsp:2", "ssp:0", "local:2"):
         cluster = cluster_of(consistency, [0.01, 0.3])
         for _ in range(60):
             cluster.step()

@@ -38,6 +38,7 @@ BATCH_SIZE = 3
 CONSISTENCIES = (
     *("auto", "auto", "auto", "async", "async"),
     *("ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4"),
+    *("local:1:4", "local:2:2", "local:4:1", "local:3", "local:5:3"),
 )
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
@@ -76,6 +77,7 @@ class TrainingRun:
         consistency = Consistency.of(str(random.choice(CONSISTENCIES)))
         minibatches = 4 * int(random.integers(2, 5))
         samples, epochs = BATCH_SIZE * minibatches, int(random.integers(1, 4))
+        optimizer = OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))]
         self.settings = RunSettings(
             recipe="counting",
             recipe_digest="counting",
@@ -83,10 +85,12 @@ class TrainingRun:
             samples=samples,
             epochs=epochs,
             batch_size=BATCH_SIZE,
-            learning_rate=float(consistency.round_minibatches or 1),
+            learning_rate=float(consistency.round_leases or 1),
             lease_minibatches=int(random.integers(1, 7)),
             consistency=consistency,
-            optimizer=OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))],
+            optimizer=optimizer,
+            outer_learning_rate=1.0,
+            outer_momentum=0.0 if isinstance(optimizer, SGD) else 0.9,
         )
         self.options = ServerOptions(
             sync=str(random.choice(["always", "never", "0.5"])),

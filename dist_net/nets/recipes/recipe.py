@@ -39,7 +39,16 @@ from dist_net.nets.recipes.recipe_files import (
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
-from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
+from dist_net.optim import (
+    Adam,
+    ConstantRate,
+    Optimizer,
+    Schedule,
+    UpdateRule,
+    optimizer_named,
+    parse_optimizer,
+    start_rule,
+)
 from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.release import release
 from dist_net.spelling import did_you_mean, refuse_options
@@ -118,6 +127,12 @@ class Recipe:
         if self.initial is not None:
             return self.initial()
         return self.model.layout.initial(np.random.default_rng(seed))
+
+    def local_rule(self, optimizer: str, clip_norm: float | None) -> UpdateRule:
+        """Return the rule of local steps by the optimizer of this text, as a server names it."""
+        layout = self.model.layout
+        chosen = parse_optimizer(optimizer, optimizer_named(self.optimizer))
+        return start_rule(chosen, layout.shapes, layout.momenta, clip_norm)
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
         """Loads the dataset, fetched if need be; raises RecipeError if it does not fit the net."""

@@ -33,7 +33,8 @@ from dist_net.training.server.loop import (
     opened_journal,
     opened_run,
 )
-from dist_net.training.worker.loop import MinibatchStep, WorkerLoop
+from dist_net.training.worker.local_steps import MinibatchStep
+from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import Ended
 from dist_net.training.worker.step import TrainingStep
 from dist_net.wire.local_channel import LocalServerSocket
@@ -180,6 +181,7 @@ class LocalCluster:
             self._worker_keys,
             shares_memory,
             equipment=own_equipment(threads=1),
+            rule_of=recipe.local_rule,
         )
         self._workers.append(InProcessWorker(loop, self._threads))
         return self._workers[-1]

@@ -20,7 +20,7 @@ from dist_net.training.server.journal import (
 )
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.loop import MinibatchStep
+from dist_net.training.worker.local_steps import LocalSteps, MinibatchStep
 from dist_net.vector import Vector
 
 
@@ -70,6 +70,7 @@ class Replay:
         self._step_of = step_of
         self._threads = started.threads
         self._step = step_of(started.threads)
+        self._local: LocalSteps | None = None
         self._kept = {first: self._run.store.weights.copy()}
         self._matched_version = self._base_version = -1
         self._base: Vector = np.empty(settings.vector_size, np.float32)
@@ -146,6 +147,7 @@ class Replay:
         if started.version == self._first or started.version < self.version:
             return
         self._run = RunState.resumed(self._settings_of(started), self._run.checkpoint())
+        self._local = None
         if started.threads != self._threads:
             self._threads = started.threads
             self._step = self._step_of(started.threads)
@@ -161,7 +163,7 @@ class Replay:
             collected = Round()
             for applied, gradient in zip(push, gradients, strict=True):
                 collected.add(applied.epoch, applied.start, applied.stop, gradient)
-            gradients = [collected.mean()]
+            gradients = [collected.mean(self._settings.takes_local_steps)]
         if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
             return False
         for applied in push:
@@ -187,5 +189,21 @@ class Replay:
             # Copied, so that plans are bound to one vector.
             np.copyto(self._base, self._kept[applied.base_version])
             self._base_version = applied.base_version
-        self._step.gather(applied.epoch, applied.start, applied.stop)
-        return self._step.run(self._base, gradient)
+        if not self._settings.takes_local_steps:
+            self._step.gather(applied.epoch, applied.start, applied.stop)
+            return self._step.run(self._base, gradient)
+        return self._take_local_steps(applied, gradient)
+
+    def _take_local_steps(self, applied: Applied, difference: Vector) -> tuple[float, int]:
+        settings, local = self._run.settings, self._local
+        if local is None:
+            local = self._local = LocalSteps(self._step, settings.start_local_rule())
+        local.begin(self._base)
+        loss_sum, correct = 0.0, 0
+        for start in range(applied.start, applied.stop, settings.batch_size):
+            stop = min(start + settings.batch_size, applied.stop)
+            self._step.gather(applied.epoch, start, stop)
+            of_step = local.step(applied.learning_rate)
+            loss_sum, correct = loss_sum + of_step[0], correct + of_step[1]
+        local.difference(out=difference)
+        return loss_sum, correct

@@ -104,6 +104,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
         join_timeout_s=arguments.timeout,
         rejoin_timeout_s=arguments.rejoin_timeout,
         equipment=own_equipment(arguments.threads),
+        rule_of=loaded.recipe.local_rule,
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)
         reports.ready()

@@ -1,4 +1,4 @@
-"""How far a run's workers may go ahead of each other, and the rounds of BSP. Pure."""
+"""How far a run's workers may go ahead of each other, and rounds of updates. Pure."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,12 +11,17 @@ from dist_net.vector import Vector
 
 @dataclass(frozen=True)
 class Consistency:
-    """One of ``auto``, ``async``, ``ssp:N`` and ``bsp:N``.
+    """One of ``auto``, ``async``, ``ssp:N``, ``bsp:N``, ``local:H`` and ``local:H:N``.
 
     async: workers never wait for each other. SSP (stale synchronous parallel, Ho 2013): a worker
     that has completed more than ``max_ahead`` steps more than the slowest waits for it. BSP (bulk
-    synchronous parallel): the gradients of ``round_minibatches`` minibatches are averaged, and
+    synchronous parallel): the gradients of ``round_leases`` minibatches are averaged, and
     applied as one update.
+
+    local (DiLoCo, arXiv 2311.08105): a lease is ``local_steps`` minibatches. The worker takes that
+    many steps by the run's optimizer, which starts afresh for each lease, and pushes the difference
+    of the weights. The differences of ``round_leases`` leases are averaged and applied as one
+    update, with Nesterov momentum. With ``local:H`` a round has a lease for each worker.
 
     auto: async among at most ``FREE_WORKERS`` workers. Beyond, they go in step: as with ``ssp:0``,
     but nobody waits for a worker that is much slower than the others; and the learning rate is
@@ -24,8 +29,9 @@ class Consistency:
     """
 
     max_ahead: int | None = None
-    round_minibatches: int | None = None
+    round_leases: int | None = None
     is_automatic: bool = False
+    local_steps: int | None = None
 
     @classmethod
     def of(cls, text: str, workers: int = 0) -> Self:
@@ -45,14 +51,19 @@ class Consistency:
                 "consistency='bsp': how many workers there will be is not known here; expected "
                 "bsp:N with the number of minibatches in an update, most often one for each worker"
             )
-        if number.isascii() and number.isdecimal() and len(number) <= len(str(MOST)):
-            if kind == "ssp" and int(number) <= MOST:
-                return cls(max_ahead=int(number))
-            if kind == "bsp" and 1 <= int(number) <= MOST:
-                return cls(round_minibatches=int(number))
+        match kind, [_number(each) for each in number.split(":")]:
+            case "ssp", [int(max_ahead)]:
+                return cls(max_ahead=max_ahead)
+            case "bsp", [int(minibatches)] if minibatches:
+                return cls(round_leases=minibatches)
+            case "local", [int(steps)] if steps:
+                return cls(round_leases=ONE_FOR_EACH_WORKER, local_steps=steps)
+            case "local", [int(steps), int(leases)] if steps and leases:
+                return cls(round_leases=leases, local_steps=steps)
         raise SettingError(
             f"consistency={text!r}: expected auto, async, ssp:N with the number of steps that a "
-            f"worker may be ahead of the slowest, or bsp:N with the number of minibatches in an "
+            f"worker may be ahead of the slowest, bsp:N with the number of minibatches in an "
+            f"update, or local:H or local:H:N with the local steps of a lease and the leases in an "
             f"update, at most {MOST}; bsp alone is a minibatch for each worker of 'dist-net train'"
         )
 
@@ -61,7 +72,10 @@ class Consistency:
             return "auto"
         if self.max_ahead is not None:
             return f"ssp:{self.max_ahead}"
-        return "async" if self.round_minibatches is None else f"bsp:{self.round_minibatches}"
+        if self.local_steps is not None:
+            leases = f":{self.round_leases}" if self.round_leases else ""
+            return f"local:{self.local_steps}{leases}"
+        return "async" if self.round_leases is None else f"bsp:{self.round_leases}"
 
     @property
     def may_run_ahead(self) -> bool:
@@ -85,7 +99,14 @@ class Consistency:
         return min(1.0, full_rate_staleness / (workers / 2))
 
 
+def _number(text: str) -> int | None:
+    """Return a whole number up to ``MOST``; None for any other text."""
+    is_short = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST))
+    return int(text) if is_short and int(text) <= MOST else None
+
+
 MOST = 4096
+ONE_FOR_EACH_WORKER = 0
 ASYNC = Consistency()
 AUTO = Consistency.of("auto")
 
@@ -93,15 +114,16 @@ FREE_WORKERS = 4
 
 
 class Round:
-    """The gradients of a round until all are there; they are copied.
+    """The gradients, or differences, of a round until all are there; they are copied.
 
-    ``origins`` has the worker, the lease and the base version by epoch, first sample and stop.
+    ``origins`` has the worker, the lease, the base version and the learning rate by epoch, first
+    sample and stop.
     """
 
     def __init__(self) -> None:
         self.loss_sum = 0.0
         self.correct = 0
-        self.origins: dict[tuple[int, int, int], tuple[int, int, int]] = {}
+        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float]] = {}
         self._held: dict[tuple[int, int], tuple[int, Vector]] = {}
         self._unused: list[Vector] = []
 
@@ -118,15 +140,17 @@ class Round:
         np.copyto(copy, gradient)
         self._held[epoch, start] = stop - start, copy
 
-    def mean(self) -> Vector:
-        """Return the mean gradient of all the samples; the same bits whoever was first.
+    def mean(self, of_differences: bool = False) -> Vector:
+        """Return the mean gradient of all the samples, or the mean of differences.
 
-        It is good until ``clear``, and what is held is overwritten.
+        A difference is a sum over its samples, so that in either mean each sample weighs the same.
+        The bits do not depend on the order of arrival. The result is valid until ``clear``, and
+        what is held is overwritten.
         """
         samples = self.samples
         in_order = [self._held[key] for key in sorted(self._held)]
         for own, gradient in in_order:
-            gradient *= np.float32(own / samples)
+            gradient *= np.float32(1 / len(in_order) if of_differences else own / samples)
         _, mean = in_order[0]
         for _, gradient in in_order[1:]:
             mean += gradient

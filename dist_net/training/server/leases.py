@@ -10,8 +10,8 @@ take what its holder cannot have begun. Where nothing of that kind is left, they
 second time: both holders compute the same samples, and are *rivals*. The first push counts. It ends
 the lease of the other, whose pushes on their way are dropped.
 
-In a run of rounds (BSP) a lease is one minibatch, and its gradient is *collected* until all of the
-round are there. They are applied at once.
+In a run of rounds (BSP, local steps) all of a lease is computed from the weights that the round
+began with, and *collected* until all leases of the round are there. They are applied at once.
 """
 
 from collections import deque
@@ -59,8 +59,8 @@ class LeaseLedger:
     A lease is ``lease_minibatches * batch_size`` samples, and smaller towards the very end, so
     that the workers finish together. There is no barrier between epochs: when the rest of an
     epoch is leased, the next worker gets the first range of the next one. A worker computes at most
-    ``ahead_minibatches`` beyond those that are applied. ``round_minibatches``: how many are applied
-    at once, in a run of rounds.
+    ``ahead_minibatches`` beyond those that are applied. ``round_leases``: how many are applied at
+    once, in a run of rounds.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class LeaseLedger:
         batch_size: int,
         lease_minibatches: int,
         ahead_minibatches: int = PIPELINE.gradients,
-        round_minibatches: int | None = None,
+        round_leases: int | None = None,
     ) -> None:
         self.samples = samples
         self.epochs = epochs
         self.applied_samples = 0
         self._batch_size = batch_size
-        self._lease_minibatches = lease_minibatches if round_minibatches is None else 1
-        self._round_minibatches = round_minibatches
+        self._lease_minibatches = lease_minibatches
+        self.round_leases = round_leases
         self._collected: list[Range] = []
         self._ahead_samples = batch_size * ahead_minibatches
         self._pool: deque[Range] = deque()
@@ -94,6 +94,11 @@ class LeaseLedger:
         return worker_id in self._leases
 
     @property
+    def is_between_rounds(self) -> bool:
+        """Whether no lease of the next round is granted yet."""
+        return not self._leases and not self._collected
+
+    @property
     def round_is_collected(self) -> bool:
         """Whether every gradient of a round is there."""
         rest_is_leased = self._unleased == 0 or self._round_is_leased
@@ -101,15 +106,18 @@ class LeaseLedger:
 
     @property
     def _round_is_leased(self) -> bool:
-        if self._round_minibatches is None:
+        if self.round_leases is None:
             return False
         leased = {(lease.epoch, lease.start) for lease in self._leases.values()}  # rivals once
-        return len(leased) + len(self._collected) >= self._round_minibatches
+        return len(leased) + len(self._collected) >= self.round_leases
 
-    def grant(self, worker_id: int, may_share: bool = True) -> Lease | None:
+    def grant(
+        self, worker_id: int, may_share: bool = True, minibatches: int | None = None
+    ) -> Lease | None:
         """Return the worker's lease, a new one if it holds none; None if there is none to have.
 
-        ``may_share``: it may be of samples that another worker holds.
+        ``may_share``: it may be of samples that another worker holds. ``minibatches``: its length
+        in a run of rounds, unless the epoch ends before; None: ``lease_minibatches``.
         """
         if worker_id in self._leases:
             return self._leases[worker_id]
@@ -119,7 +127,7 @@ class LeaseLedger:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + self._lease_size())
+        stop = min(end, start + self._lease_size(minibatches))
         if stop < end:
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
@@ -143,14 +151,16 @@ class LeaseLedger:
         holder, lease = longest
         half = lease.samples // (2 * self._batch_size) * self._batch_size
         cut = lease.start + max(half, self._ahead_samples)
-        if cut < lease.stop:
+        if cut < lease.stop and self.round_leases is None:
             # Safe without asking the holder: it is told of its new stop before it gets there.
             stop, lease.stop = lease.stop, cut
             return self._lease(worker_id, lease.epoch, cut, stop)
         lease.rival = worker_id
         return self._lease(worker_id, lease.epoch, lease.start, lease.stop, holder)
 
-    def _lease_size(self) -> int:
+    def _lease_size(self, minibatches: int | None) -> int:
+        if self.round_leases is not None:
+            return self._batch_size * (minibatches or self._lease_minibatches)
         # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share, because
         # workers differ in speed: what the slowest holds at the end is what the others wait for.
         fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))

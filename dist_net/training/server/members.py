@@ -146,7 +146,7 @@ class Membership:
 
     def leave_slow_behind(self, now: float) -> None:
         """Judge anew for whom the others do not wait; to be called several times a second."""
-        if not (usual_s := self._usual_step_s):
+        if not (usual_s := self.usual_step_s):
             return
         late_s = max(LATE_S, LATE_TIMES * usual_s)
         for each in self._members.values():
@@ -154,7 +154,7 @@ class Membership:
             each.is_left_behind = each.step_s > SLOW_TO_MEDIAN * usual_s or is_late
 
     @property
-    def _usual_step_s(self) -> float:
+    def usual_step_s(self) -> float:
         """The median time of a step; 0: there has been none in step with others."""
         known_s = [each.step_s for each in self._members.values() if each.step_s]
         return median(known_s) if known_s else 0.0
@@ -164,7 +164,7 @@ class Membership:
 
         That is ``SLOWEST_TO_MEAN`` times as long as usual, and at least the progress timeout.
         """
-        max_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self._usual_step_s)
+        max_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self.usual_step_s)
         return [each for each in self._members.values() if each.under_way_s(now) > max_s]
 
     @property

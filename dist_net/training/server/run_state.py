@@ -12,10 +12,9 @@ import numpy as np
 
 from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, JournalDamagedError
 from dist_net.nets.checkpoint import MALFORMED, Checkpoint
-from dist_net.optim import start_rule
-from dist_net.training.server.consistency import ASYNC, Round
+from dist_net.training.server.consistency import ASYNC, ONE_FOR_EACH_WORKER, Round
 from dist_net.training.server.journal import Applied
-from dist_net.training.server.leases import LeaseLedger, Range
+from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import LATE_S, LATE_TIMES, Member, Membership
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.settings import RunSettings
@@ -45,6 +44,8 @@ class RunState:
         first_worker_id: int = 1,
     ) -> None:
         self.settings = settings
+        round_leases = settings.consistency.round_leases
+        local_steps = settings.consistency.local_steps
         # Who waits for others, or lets them wait, does not run ahead.
         pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
         self.members = Membership(
@@ -55,17 +56,17 @@ class RunState:
             settings.samples,
             settings.epochs,
             settings.batch_size,
-            settings.lease_minibatches,
+            settings.lease_minibatches if round_leases is None else local_steps or 1,
             pipeline.gradients,
-            settings.consistency.round_minibatches,
+            round_leases,
         )
-        self.round = None if settings.consistency.round_minibatches is None else Round()
+        self.round = None if round_leases is None else Round()
         self._round_began_s: float | None = None
         self._last_round_s = 0.0
         self.store = WeightStore(
             PrivateBuffers(weights.size) if buffers is None else buffers,
             weights,
-            start_rule(settings.optimizer, settings.layout, settings.momenta, settings.clip_norm),
+            settings.start_rule(),
             settings.pipeline.snapshots,
             settings.average_decay,
         )
@@ -113,7 +114,7 @@ class RunState:
                 )
         former = str(checkpoint.settings.get("consistency", ASYNC))
         if former != own["consistency"] and any(
-            each.startswith("bsp") for each in (former, own["consistency"])
+            each.startswith(("bsp", "local")) for each in (former, own["consistency"])
         ):
             raise CheckpointMismatchError(
                 f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
@@ -201,7 +202,12 @@ class RunState:
         already. Nobody may hold a lease.
         """
         rates = [applied.learning_rate for applied in push[: len(gradients)]]
-        if not self.store.apply(gradients, rates):
+        is_good = (
+            self._apply_mean(gradients[0], rates[0])
+            if push[0].averaged
+            else self.store.apply(gradients, rates)
+        )
+        if not is_good:
             return False
         for applied in push:
             done = Range(applied.epoch, applied.start, applied.stop)
@@ -246,7 +252,8 @@ class RunState:
         for stop, base_version, gradient in gradients:
             taken = self.ledger.collected(member.worker_id, stop)
             self.round.add(*taken, gradient)
-            self.round.origins[taken] = push.worker_id, push.lease_id, base_version
+            rate = self.learning_rate_of(taken)
+            self.round.origins[taken] = push.worker_id, push.lease_id, base_version, rate
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
@@ -259,14 +266,15 @@ class RunState:
         """
         if self.round is None:
             return True
-        late_s = max(LATE_S, LATE_TIMES * self._last_round_s)
+        usual_s = max(self._last_round_s, self.members.usual_step_s)
+        late_s = max(LATE_S, LATE_TIMES * usual_s)
         return self._round_began_s is not None and now - self._round_began_s > late_s
 
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
-        """Apply the mean of a round's gradients as one update."""
-        rate = self.settings.learning_rate_after(self.ledger.applied_samples)
+        """Apply the mean of a round's gradients, or differences, as one update."""
         samples, gradients = collected.samples, len(collected)
-        if not self.store.apply([collected.mean()], [rate]):
+        *_, rate = max(collected.origins.items())[1]
+        if not self._apply_mean(collected.mean(self.settings.takes_local_steps), rate):
             self.ledger.round_dropped()
             collected.clear()
             return None
@@ -279,13 +287,40 @@ class RunState:
         version = self.store.version
         applied = tuple(
             Applied(version, worker, lease, epoch, start, stop, base, rate, gradients, True)
-            for (epoch, start, stop), (worker, lease, base) in sorted(collected.origins.items())
+            for (epoch, start, stop), (worker, lease, base, rate) in sorted(
+                collected.origins.items()
+            )
         )
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
         self._round_began_s = now
         self._record_if_due(rate)
         return applied
+
+    def _apply_mean(self, mean: Vector, learning_rate: float) -> bool:
+        """Apply the mean of a round's gradients, or differences; False if it is not finite."""
+        if self.settings.takes_local_steps:
+            learning_rate = self.settings.outer_learning_rate
+            # The rule takes observed buffers, whose differences travelled.
+            buffers = slice(self.store.rule.trained_size, mean.size)
+            np.subtract(self.store.weights[buffers], mean[buffers], out=mean[buffers])
+        return self.store.apply([mean], [learning_rate])
+
+    def grant(self, member: Member, now: float) -> Lease | None:
+        """Return the worker's lease; None if there is none to have now."""
+        ledger = self.ledger
+        is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
+        if is_open and ledger.is_between_rounds:
+            ledger.round_leases = len(self.members)
+        return ledger.grant(member.worker_id, self.has_late_leases(now))
+
+    def learning_rate_of(self, samples: Lease | Range) -> float:
+        """Return the learning rate of a lease in a run of rounds.
+
+        With local steps that is the rate in its middle, since a schedule may begin at 0.
+        """
+        half = samples.samples / 2 if self.settings.takes_local_steps else 0
+        return self.settings.learning_rate_after(self.ledger.applied_samples + half)
 
     def remove(self, member: Member) -> None:
         """Remove a worker; what it has not done goes back to the pool."""

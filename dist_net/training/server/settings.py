@@ -9,7 +9,16 @@ from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.nets.checkpoint import OPTIMIZER_PREFIX
-from dist_net.optim import SGD, ArrayShapes, ConstantRate, Optimizer, Schedule
+from dist_net.optim import (
+    SGD,
+    ArrayShapes,
+    ConstantRate,
+    Nesterov,
+    Optimizer,
+    Schedule,
+    UpdateRule,
+    start_rule,
+)
 from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.training.server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
@@ -37,7 +46,9 @@ class RunSettings:
     lease goes to others; so is one whose step takes longer than ``progress_timeout_s``, and ten
     times as long as usual, while others wait for it. Without classes there is no accuracy to
     report.
-    ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``.
+    ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``. With local steps,
+    workers use ``optimizer``, and the server applies the mean difference by Nesterov momentum with
+    ``outer_learning_rate`` and ``outer_momentum`` (the values of DiLoCo).
     """
 
     recipe: str
@@ -61,6 +72,8 @@ class RunSettings:
     clip_norm: float | None = None
     average_decay: float | None = None
     consistency: Consistency = ASYNC
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
@@ -76,7 +89,10 @@ class RunSettings:
             f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
             lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
         )
-        for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
+        for name in (
+            *("learning_rate", "outer_learning_rate"),
+            *("heartbeat_interval_s", "progress_timeout_s"),
+        ):
             require_positive(name, getattr(self, name))
         if self.clip_norm is not None:
             require_positive("clip_norm", self.clip_norm)
@@ -128,7 +144,22 @@ class RunSettings:
     def samples_total(self) -> int:
         return self.samples * self.epochs
 
-    def learning_rate_after(self, applied_samples: int) -> float:
+    @property
+    def takes_local_steps(self) -> bool:
+        return self.consistency.local_steps is not None
+
+    def start_rule(self) -> UpdateRule:
+        """Return the rule by which the server updates the weights."""
+        if not self.takes_local_steps:
+            return self.start_local_rule()
+        # The momenta apply in each local step: the server takes the mean of the workers' buffers.
+        return start_rule(Nesterov(self.outer_momentum), self.layout, (0.0,) * len(self.momenta))
+
+    def start_local_rule(self) -> UpdateRule:
+        """Return the rule of a step along the gradient of a minibatch."""
+        return start_rule(self.optimizer, self.layout, self.momenta, self.clip_norm)
+
+    def learning_rate_after(self, applied_samples: float) -> float:
         """Return the learning rate when so many samples, of all epochs, are in the weights."""
         return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
 

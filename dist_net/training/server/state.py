@@ -192,6 +192,7 @@ class ParameterServer:
             "worker_joined worker=%d name=%s shared=%s",
             *(member.worker_id, member.name, member.shared),
         )
+        is_local = settings.takes_local_steps
         welcome = Welcome(
             member.worker_id,
             self._incarnation,
@@ -201,6 +202,7 @@ class ParameterServer:
             settings.heartbeat_timeout_s,
             self._segment if member.shared else None,
             join.request_id,
+            *((str(settings.optimizer), settings.clip_norm or 0.0) if is_local else ()),
         )
         return [*commands, SendToPeer(node, welcome)]
 
@@ -237,6 +239,8 @@ class ParameterServer:
         elif (
             self.stop_reason is not None
             or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
+            # A difference from other weights must not enter the momentum.
+            or (run.settings.takes_local_steps and min(push.base_versions) != run.store.version)
         ):
             run.metrics.pushes_rejected += 1
         elif max(run.staleness(push)) > run.members.staleness_limit:
@@ -342,7 +346,7 @@ class ParameterServer:
         member.step_began_s = None
         if self._is_too_far_ahead(member):
             return None
-        lease = run.ledger.grant(member.worker_id, may_share=run.has_late_leases(now))
+        lease = run.grant(member, now)
         member.is_idle = lease is None
         if lease is None:
             return Wait(member.received_id, RETRY_AFTER_S) if run.round is None else None
@@ -362,6 +366,7 @@ class ParameterServer:
             lease.stop,
             version,
             *run.members.pipeline,
+            run.learning_rate_of(lease) if run.settings.takes_local_steps else 0.0,
             snapshot,
             weights,
         )

@@ -17,12 +17,15 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
+from dist_net.optim import UpdateRule
+from dist_net.training.worker.local_steps import LocalSteps, MinibatchStep
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
     Begin,
     Compute,
     Ended,
     Gather,
+    LocalStep,
     Receive,
     Reconnect,
     SendToServer,
@@ -50,22 +53,6 @@ logger = logging.getLogger(__name__)
 # The server may wait for this worker's core. Between two minibatches it interrupts nothing; without
 # this it waits for the end of a time slice, in which the worker uses up its pipeline.
 let_others_run = getattr(os, "sched_yield", lambda: None)
-
-
-class MinibatchStep(Protocol):
-    """What computes a minibatch; see ``dist_net.training.worker.step.TrainingStep``."""
-
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Gathers the minibatch."""
-        ...
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Fills ``gradient``; gives the summed loss and the number of right answers."""
-        ...
-
-    def unbind(self) -> None:
-        """Lets go of every vector that it was given."""
-        ...
 
 
 class ServerConnection(Protocol):
@@ -159,6 +146,7 @@ class WorkerLoop:
     server on this host. ``join_timeout_s`` is how long the server may take to answer the first
     message; later its heartbeat timeout holds, and then the worker tries for ``rejoin_timeout_s``
     to join again. ``equipment`` is what the server's status shows.
+    ``rule_of`` returns the rule of local steps for the text of an optimizer and a ``clip_norm``.
     """
 
     def __init__(
@@ -173,12 +161,15 @@ class WorkerLoop:
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
+        rule_of: Callable[[str, float | None], UpdateRule] | None = None,
         environment: Environment | None = None,
     ) -> None:
         around = environment or ProcessEnvironment(address, keys, shares_memory)
         self._around = around
         self._clock = around.clock
         self._step_of = step_of
+        self._rule_of = rule_of
+        self._local: LocalSteps | None = None
         self._step: MinibatchStep | None = None
         self._seed: int | None = None
         self._join_timeout_s = join_timeout_s
@@ -212,7 +203,7 @@ class WorkerLoop:
         if self._heartbeats is not None:
             self._heartbeats.stop()
         self._socket.close()
-        self._step = None  # its plans are bound to the memory
+        self._step = self._local = None  # its plans are bound to the memory
         self._weights.detach()
         if self._own is not None:
             self._gradients.clear()
@@ -272,9 +263,25 @@ class WorkerLoop:
         if self._step is None:
             return []
         gradient = self._gradients[command.slot]
-        loss_sum, correct = self._step.run(self._weights.of(command), gradient)
+        if command.local is not None:
+            loss_sum, correct = self._take_local_step(command, command.local, gradient)
+        else:
+            loss_sum, correct = self._step.run(self._weights.of(command), gradient)
         sent = gradient if self._sends_gradient else None
         return self._state.computed(loss_sum, correct, sent, self._clock.now())
+
+    def _take_local_step(
+        self, command: Compute, local: LocalStep, difference: Vector
+    ) -> tuple[float, int]:
+        """Take a step; after the last one, write the difference of the weights."""
+        if self._local is None:
+            raise ProtocolError("the server asks for local steps, which this worker cannot take")
+        if local.is_first:
+            self._local.begin(self._weights.of(command))
+        result = self._local.step(local.learning_rate)
+        if local.is_last:
+            self._local.difference(out=difference)
+        return result
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
@@ -308,6 +315,10 @@ class WorkerLoop:
         if self._step is None or welcome.seed != self._seed:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
         self._step.unbind()  # its vectors may be those of a server that is gone
+        self._local = None
+        if welcome.optimizer and self._rule_of is not None:
+            rule = self._rule_of(welcome.optimizer, welcome.clip_norm or None)
+            self._local = LocalSteps(self._step, rule)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
             *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),

@@ -99,10 +99,19 @@ class Gather(NamedTuple):
     stop: int
 
 
+class LocalStep(NamedTuple):
+    """A step on weights of the worker's own; the first begins from the server's."""
+
+    learning_rate: float
+    is_first: bool
+    is_last: bool
+
+
 class Compute(NamedTuple):
     """Compute the gradient of these samples, gathered last, then call ``WorkerState.computed``.
 
     The weights are buffer ``snapshot`` of the server's segment; -1: ``weights`` holds them.
+    ``local``: take a step along the gradient; after the last one, compute the difference.
     """
 
     epoch: int
@@ -111,6 +120,7 @@ class Compute(NamedTuple):
     snapshot: int
     weights: Vector | None
     slot: int
+    local: LocalStep | None = None
 
 
 class Ended(NamedTuple):
@@ -152,6 +162,8 @@ class WorkerState:
         self._worker_id = 0
         self._last_request_id = 0
         self._batch_size = 0
+        self._takes_local_steps = False
+        self._loss_sum, self._correct = 0.0, 0  # of the local steps of this lease
         self._work: Work | None = None
         self._next_sample = 0
         self._unpushed: Push | None = None
@@ -271,6 +283,7 @@ class WorkerState:
                 self._gathered = None  # perhaps by another seed
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
+                self._takes_local_steps = message.optimizer != ""
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
                 has_frames = message.segment is None
                 self._weights_bytes = 4 * self._join.vector_size if has_frames else 0
@@ -292,7 +305,13 @@ class WorkerState:
         ready, minibatch = self._gathered, self._gather(work)
         taken = self._taken_slots()  # the first free one: so few slots are used
         slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
-        self._computing = Compute(*minibatch, work.snapshot, work.weights, slot)
+        _, start, stop = minibatch
+        local = None
+        if self._takes_local_steps:
+            local = LocalStep(work.learning_rate, start == work.start, stop == work.stop)
+            if local.is_first:
+                self._loss_sum, self._correct = 0.0, 0
+        self._computing = Compute(*minibatch, work.snapshot, work.weights, slot, local)
         self._next_sample = minibatch.stop
         self._looks_first = True
         return [self._computing] if ready == minibatch else [minibatch, self._computing]
@@ -302,13 +321,20 @@ class WorkerState:
     ) -> list[WorkerCommand]:
         """Push the gradient of the last ``Compute``, or hold it back to go with the next one.
 
-        None: it is in shared memory. The next minibatch of the lease is prepared meanwhile.
+        Of local steps, push the difference after the last one. None: it is in shared memory. The
+        next minibatch of the lease is prepared meanwhile.
         """
         work, minibatch = self._work, self._computing
         if work is None or minibatch is None:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
-        _, start, stop, *_, slot = minibatch
+        _, start, stop, _, _, slot, local = minibatch
+        if local is not None:
+            self._loss_sum += loss_sum
+            self._correct += correct
+            if not local.is_last:
+                return [self._gather(work)]
+            start, loss_sum, correct = work.start, self._loss_sum, self._correct
         push = Push(
             *(self._worker_id, self._join.identity, 0, work.lease_id, start, (stop,)),
             *((work.version,), loss_sum, correct, (slot,)),

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dist_net.optim import (
     Optimizer,
     UpdateRule,
     optimizer_named,
+    parse_optimizer,
     start_rule,
 )
 from dist_net.optim.ranges import all_below
@@ -468,3 +470,20 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
 def test_settings_outside_their_range_are_refused(build, setting):
     with pytest.raises(SettingError, match=naming(setting)):
         build()
+
+
+@dataclass(frozen=True)
+class Halving(SGD):
+    share: float = 0.5
+
+
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS.values(), Adam(beta1=0.8, epsilon=1e-5)])
+def test_an_optimizer_is_parsed_from_its_text(optimizer: Optimizer) -> None:
+    assert parse_optimizer(str(optimizer), SGD()) == optimizer
+
+
+def test_only_the_recipes_own_optimizer_may_be_of_a_class_of_its_own() -> None:
+    assert parse_optimizer("Halving(share=0.5)", Halving()) == Halving()
+    for text in ("Halving(share=0.4)", "Adam(beta1=x)", "Adam(beta1=2.0)", "Adam(b=1)", "", "(=("):
+        with pytest.raises(SettingError, match="unknown optimizer"):
+            parse_optimizer(text, Halving())

@@ -33,6 +33,7 @@ from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer, Record, SendToPeer
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
@@ -115,6 +116,22 @@ class Cluster:
         lease = *self.numbered(node), work.lease_id, work.start
         self.ask(node, Push(*lease, *what, tuple(gradients)))
 
+    def push_difference(self, node: bytes) -> None:
+        """The worker takes the local steps of its lease, if it has any, and pushes."""
+        if node not in self.work:
+            return
+        work, weights = self.work.pop(node)
+        local = LocalSteps(self.step, self.run.settings.start_local_rule())
+        local.begin(weights)
+        losses = 0.0
+        for start in range(work.start, work.stop, SETTINGS.batch_size):
+            self.step.gather(work.epoch, start, min(start + SETTINGS.batch_size, work.stop))
+            losses += local.step(work.learning_rate)[0]
+        difference = np.empty_like(weights)
+        local.difference(out=difference)
+        what = (work.stop,), (work.version,), losses, 0, (0,), (difference,)
+        self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
+
 
 def train(run: RunState, pushes: int, seed: int) -> list[JournalRecord]:
     """Three workers push up to three gradients at a time, in a random order; the journal of it."""
@@ -180,6 +197,26 @@ def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
         journal.append(b"".join(map(encode_record, [*applied, checkpointed(last)])))
     assert run.store.version > 5
     assert {(each.together, each.averaged) for each in applied} == {(4, True)}
+    begin = RECIPE.initial_weights(SETTINGS.seed)
+    replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
+    assert replay.run().matched_version == last.version
+    assert_same(replay.checkpoint(), last)
+
+
+def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, consistency=Consistency.of("local:3"), epochs=4)
+    run, path, random = a_run(settings), tmp_path / "journal", np.random.default_rng(13)
+    for _ in range(2):
+        with opened_journal(path, run) as journal:
+            cluster = Cluster(run)
+            for _ in range(30):
+                cluster.push_difference(b"abc"[(index := random.integers(3)) : index + 1])
+            last = run.checkpoint()
+            journal.append(b"".join(map(encode_record, [*cluster.records, checkpointed(last)])))
+        run = RunState.resumed(replace(settings, clip_norm=None), last)
+    assert run.store.version > 5
+    assert np.abs(last.optimizer_state["velocity"]).max() > 0
+    assert run.store.rule.trained_size < run.store.weights.size  # there are moving averages
     begin = RECIPE.initial_weights(SETTINGS.seed)
     replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
     assert replay.run().matched_version == last.version

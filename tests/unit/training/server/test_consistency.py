@@ -12,12 +12,17 @@ def test_each_is_read_and_written_by_its_name() -> None:
     assert Consistency.of("async") == ASYNC
     assert Consistency.of("ssp:0") == Consistency(max_ahead=0)
     assert Consistency.of("bsp", workers=3) == Consistency.of("bsp:3")
-    for text in ("auto", "async", "ssp:4", "bsp:16"):
+    assert Consistency.of("local:64:3") == Consistency(round_leases=3, local_steps=64)
+    for text in ("auto", "async", "ssp:4", "bsp:16", "local:64", "local:64:2"):
         assert str(Consistency.of(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "auto:1", "ssp", "ssp:", "ssp:-1", "ssp:x", "bsp:0", "bsp:4097", "bsp:²", "sync"]
+    "text",
+    [
+        *("", "auto:1", "ssp", "ssp:", "ssp:-1", "ssp:x", "bsp:0", "bsp:4097", "bsp:²", "sync"),
+        *("local", "local:0", "local:4:0", "local:4:", "local:4:2:1", "local:4097", "bsp:2:2"),
+    ],
 )
 def test_what_names_none_is_refused_with_what_does(text: str) -> None:
     with pytest.raises(SettingError, match=naming(repr(text), "auto", "async", "ssp:N", "bsp:N")):
@@ -57,3 +62,10 @@ def test_the_mean_of_a_round_is_over_samples_and_the_same_in_any_order() -> None
         assert len(collected) == 0
     np.testing.assert_allclose(means[0], np.average(gradients, 0, [4, 1, 4]), rtol=1e-5)
     assert len({mean.tobytes() for mean in means}) == 1
+
+
+def test_the_mean_of_differences_is_the_same_for_leases_of_any_length() -> None:
+    collected = Round()
+    collected.add(0, 0, 8, np.ones(3, np.float32))
+    collected.add(0, 8, 9, np.zeros(3, np.float32))
+    np.testing.assert_array_equal(collected.mean(of_differences=True), 0.5)

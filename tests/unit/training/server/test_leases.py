@@ -212,7 +212,7 @@ def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
 
 
 def test_samples_of_a_round_that_is_dropped_are_leased_again() -> None:
-    ledger = LeaseLedger(8, 1, batch_size=2, lease_minibatches=2, round_minibatches=2)
+    ledger = LeaseLedger(8, 1, batch_size=2, lease_minibatches=1, round_leases=2)
     before = ledger.to_json()
     for worker_id in (1, 2):
         lease = ledger.grant(worker_id)

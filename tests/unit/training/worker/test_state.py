@@ -50,7 +50,7 @@ UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 def work(
     request_id: int, lease_id: int, start: int, stop: int, version: int = 0, together: int = 2
 ) -> Work:
-    return Work(request_id, lease_id, 0, start, stop, version, 2, together, 2, None)
+    return Work(request_id, lease_id, 0, start, stop, version, 2, together, 0.0, 2, None)
 
 
 def join(request_id: int) -> SendToServer:
@@ -534,3 +534,28 @@ def test_a_worker_that_waits_for_work_joins_again_when_its_connection_ends(
     joined.handle(Wait(2, 0.01), 0.0)
     ended = Refuse("it closed the connection", may_rejoin=True)
     assert joined.received(ended, 0.005) == [Reconnect(), join(3)]
+
+
+def test_local_steps_are_pushed_as_one_difference_after_all_of_the_lease() -> None:
+    worker = WorkerState(JOIN, "tcp://server:5555")
+    worker.start(0.0)
+    worker.handle(WELCOME._replace(optimizer="SGD()"), 0.0)
+    lease = work(2, 7, 0, 10, version=4)._replace(depth=1, together=1, learning_rate=0.5)
+    worker.handle(lease, 0.0)
+    taken = []
+    for _ in range(3):
+        assert worker.can_compute
+        commands = worker.compute()
+        taken.append(next(each for each in commands if isinstance(each, Compute)))
+        commands = worker.computed(1.0, 2, GRADIENT, 0.0)
+    assert [(each.start, each.stop) for each in taken] == [(0, 4), (4, 8), (8, 10)]
+    assert [each.local for each in taken] == [
+        (0.5, True, False),
+        (0.5, False, False),
+        (0.5, False, True),
+    ]
+    (sent,) = commands
+    assert isinstance(sent, SendToServer)
+    assert isinstance(sent.message, Push)
+    assert sent.message[3:] == (7, 0, (10,), (4,), 3.0, 6, (0,), (GRADIENT,))
+    assert not worker.can_compute
