@@ -68,6 +68,9 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         f"{report['pushes_applied']:,} applied, {report['pushes_rejected']:,} rejected, "
         f"{report['duplicates_dropped']:,} duplicates, {report['gradients_refused']:,} not finite",
     )
+    received, sent = report["bytes_received_per_sample"], report["bytes_sent_per_sample"]
+    if received or sent:
+        yield "network", f"{received:,.0f} bytes received and {sent:,.0f} sent per sample"
     yield (
         "journal",
         f"{report['journal_lag_records']:,} records ({report['journal_lag_bytes']:,} bytes) not "

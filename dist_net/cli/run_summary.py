@@ -24,6 +24,9 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
         f"on average over the run and {summary['staleness_max']} at most"
     )
+    received, sent = summary["bytes_received_per_sample"], summary["bytes_sent_per_sample"]
+    if received or sent:
+        console.print(f"network: {received:,.0f} bytes received and {sent:,.0f} sent per sample")
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}", style="yellow")
     console.print(

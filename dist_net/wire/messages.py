@@ -171,8 +171,8 @@ class Work(NamedTuple):
     pushes. ``snapshot`` is the index of the weights in the server's segment. The server does not
     overwrite them until this worker pushes a gradient of a later snapshot or has received
     `Pipeline.snapshots` more. A worker without shared memory receives a copy in ``weights``.
-    ``learning_rate`` is that of local steps: with these, the worker pushes the difference of the
-    weights after all of the lease.
+    ``learning_rate`` is that of local steps: with these, the copy is packed, and the worker
+    pushes the difference of the weights after all of the lease.
     """
 
     request_id: int
@@ -198,7 +198,8 @@ class Wait(NamedTuple):
 class Push(NamedTuple):
     """The mean gradients of consecutive minibatches, often of one, to be applied in order.
 
-    Or, after local steps, the difference between the weights before and after all of a lease.
+    Or, after local steps, the difference between the weights before and after all of a lease; as a
+    frame, it is packed (see ``dist_net.wire.packing``).
 
     The first minibatch begins at sample ``start``; each ends before its element of ``stops``, where
     the next begins. ``base_versions`` are the versions that the gradients were computed from.

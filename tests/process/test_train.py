@@ -23,6 +23,7 @@ REPORTED = {
     *("test_accuracy", "test_loss", "pushes_applied", "pushes_rejected", "duplicates_dropped"),
     *("gradients_refused", "staleness_mean", "staleness_max", "workers_joined", "workers_lost"),
     *("checkpoints_failed", "journal_failures", "samples_done_again", "warnings"),
+    *("bytes_received_per_sample", "bytes_sent_per_sample"),
 }
 
 

@@ -50,5 +50,6 @@ class CountingStep:
 
 
 def counts(settings: RunSettings, weights: Vector) -> Vector:
-    """How often each sample of each epoch is in the weights."""
-    return weights[: settings.samples_total]
+    """How often each sample of each epoch is in the weights; as int8, differences are rounded."""
+    counted = weights[: settings.samples_total]
+    return np.round(counted, 1) if settings.takes_local_steps else counted

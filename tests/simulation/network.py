@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def size_in_bytes(message: Message) -> int:
     return size
 
 
-def with_arrays(message: Message, of: Callable[[Vector], Vector]) -> Message:
+def with_arrays(message: Message, of: Callable[[Any], Any]) -> Message:
     """The message with ``of(array)`` in the place of each of its arrays."""
     match message:
         case Work(weights=weights) if weights is not None:

@@ -123,6 +123,8 @@ REPORTED = (
     "samples_done_again",
     "checkpoints_failed",
     "journal_failures",
+    "bytes_received_per_sample",
+    "bytes_sent_per_sample",
 )
 
 

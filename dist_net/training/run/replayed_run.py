@@ -22,6 +22,12 @@ from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchStep
 from dist_net.vector import Vector
+from dist_net.wire.packing import (
+    pack_difference,
+    pack_weights,
+    unpack_difference,
+    unpack_weights,
+)
 
 
 class ReplayResult(NamedTuple):
@@ -72,7 +78,8 @@ class Replay:
         self._step = step_of(started.threads)
         self._local: LocalSteps | None = None
         self._kept = {first: self._run.store.weights.copy()}
-        self._matched_version = self._base_version = -1
+        self._matched_version = -1
+        self._base_of = -1, False
         self._base: Vector = np.empty(settings.vector_size, np.float32)
         self._gradients: list[Vector] = []
 
@@ -185,10 +192,12 @@ class Replay:
                 f"the gradient that gave version {applied.version} was computed from version "
                 f"{applied.base_version}, says the journal, which no worker ever saw"
             )
-        if applied.base_version != self._base_version:
+        base_of = applied.base_version, applied.packed
+        if base_of != self._base_of:
             # Copied, so that plans are bound to one vector.
-            np.copyto(self._base, self._kept[applied.base_version])
-            self._base_version = applied.base_version
+            kept = self._kept[applied.base_version]
+            unpack_weights(pack_weights(kept) if applied.packed else kept, out=self._base)
+            self._base_of = base_of
         if not self._settings.takes_local_steps:
             self._step.gather(applied.epoch, applied.start, applied.stop)
             return self._step.run(self._base, gradient)
@@ -206,4 +215,6 @@ class Replay:
             of_step = local.step(applied.learning_rate)
             loss_sum, correct = loss_sum + of_step[0], correct + of_step[1]
         local.difference(out=difference)
+        if applied.packed:
+            unpack_difference(pack_difference(difference), out=difference)
         return loss_sum, correct

@@ -7,6 +7,7 @@ import numpy as np
 
 from dist_net.errors import SettingError
 from dist_net.vector import Vector
+from dist_net.wire.packing import unpack_difference
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,14 @@ FREE_WORKERS = 4
 class Round:
     """The gradients, or differences, of a round until all are there; they are copied.
 
-    ``origins`` has the worker, the lease, the base version and the learning rate by epoch, first
-    sample and stop.
+    ``origins`` has the worker, the lease, the base version, the learning rate and whether it came
+    packed, by epoch, first sample and stop.
     """
 
     def __init__(self) -> None:
         self.loss_sum = 0.0
         self.correct = 0
-        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float]] = {}
+        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float, bool]] = {}
         self._held: dict[tuple[int, int], tuple[int, Vector]] = {}
         self._unused: list[Vector] = []
 
@@ -134,11 +135,21 @@ class Round:
     def samples(self) -> int:
         return sum(samples for samples, _ in self._held.values())
 
+    def copied(self, gradient: Vector, size: int, is_packed: bool) -> Vector | None:
+        """Return a copy to ``add``, of ``size`` elements; None if it is not finite."""
+        copy = self._unused.pop() if self._unused else np.empty(size, np.float32)
+        if is_packed:
+            unpack_difference(gradient, out=copy)
+        else:
+            np.copyto(copy, gradient)
+        if np.isfinite(copy).all():
+            return copy
+        self._unused.append(copy)
+        return None
+
     def add(self, epoch: int, start: int, stop: int, gradient: Vector) -> None:
         """Hold the mean gradient of samples ``start`` to ``stop`` of an epoch's order."""
-        copy = self._unused.pop() if self._unused else np.empty_like(gradient)
-        np.copyto(copy, gradient)
-        self._held[epoch, start] = stop - start, copy
+        self._held[epoch, start] = stop - start, gradient
 
     def mean(self, of_differences: bool = False) -> Vector:
         """Return the mean gradient of all the samples, or the mean of differences.

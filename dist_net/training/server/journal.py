@@ -42,7 +42,7 @@ UNUSABLE = JournalMismatchError, JournalMismatchError, JournalDamagedError, Jour
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
-_APPLIED = struct.Struct("<B?HQQQQdQII")
+_APPLIED = struct.Struct("<BBHQQQQdQII")
 _STARTED = struct.Struct("<B3xQ8sddI20x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _CHECKSUM = struct.Struct("<I")
@@ -52,7 +52,8 @@ class Applied(NamedTuple):
     """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
 
     It is one of ``together`` that were applied in one pass: in turn, of one push, or, if it is
-    ``averaged``, as their mean, which made one version of a round's.
+    ``averaged``, as their mean, which made one version of a round's. With local steps it is a
+    difference, which, if ``packed``, travelled as int8, and its base as float16.
     """
 
     version: int
@@ -65,6 +66,7 @@ class Applied(NamedTuple):
     learning_rate: float
     together: int
     averaged: bool = False
+    packed: bool = False
 
 
 class Started(NamedTuple):
@@ -106,9 +108,10 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):  # a match by pattern takes eight times as long
-        version, worker, lease, epoch, start, stop, base, rate, together, averaged = record
+        version, worker, lease, *samples, base, rate, together, averaged, packed = record
+        epoch, start, stop = samples
         numbers = version, lease, base, worker, rate, start, stop - start, epoch
-        return _with_checksum(_APPLIED.pack(1, averaged, together, *numbers))
+        return _with_checksum(_APPLIED.pack(1, averaged + 2 * packed, together, *numbers))
     if isinstance(record, Started):
         limits = [
             math.nan if each is None else each for each in (record.clip_norm, record.average_decay)
@@ -123,10 +126,11 @@ def decode_record(block: bytes) -> JournalRecord:
     content = _checked(block)
     (kind,) = _KIND.unpack(content)
     if kind == 1:
-        _, averaged, together, *numbers = _APPLIED.unpack(content)
+        _, bits, together, *numbers = _APPLIED.unpack(content)
         version, lease, base, worker, rate, start, size, epoch = numbers
         samples = start, start + size
-        return Applied(version, worker, lease, epoch, *samples, base, rate, together, averaged)
+        how = bool(bits & 1), bool(bits & 2)
+        return Applied(version, worker, lease, epoch, *samples, base, rate, together, *how)
     if kind == 2:
         _, version, name, *limits, threads = _STARTED.unpack(content)
         clip_norm, decay = (None if math.isnan(each) else each for each in limits)

@@ -94,7 +94,8 @@ class RunMetrics:
     counts the pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last
     of ``STALENESS_BUCKETS`` also those beyond. ``journal_failures`` counts how often the journal
     began to lag behind because it could not be written; ``samples_done_again``, how many were
-    applied after the checkpoints that the run went on from.
+    applied after the checkpoints that the run went on from. ``bytes_received`` and ``bytes_sent``
+    are of the arrays of workers that do not share memory.
     """
 
     server_starts: int = 1
@@ -108,6 +109,8 @@ class RunMetrics:
     samples_done_again: int = 0
     checkpoints_failed: int = 0
     journal_failures: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
     seconds: float = 0.0
     staleness_sum: int = 0
     staleness_max: int = 0
@@ -214,6 +217,8 @@ class RunMetrics:
             "samples_done_again": self.samples_done_again,
             "checkpoints_failed": self.checkpoints_failed,
             "journal_failures": self.journal_failures,
+            "bytes_received_per_sample": self.bytes_received / max(1, applied_samples),
+            "bytes_sent_per_sample": self.bytes_sent / max(1, applied_samples),
             "records": records,
             "next_record": first + len(records),
         }

@@ -22,6 +22,7 @@ from dist_net.training.server.slowness import slowness_of
 from dist_net.training.server.store import Buffers, PrivateBuffers, WeightStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import Pipeline, Push
+from dist_net.wire.packing import pack_weights
 
 STALENESS_WITHOUT_COST = 12.0
 """On average; see "Many workers" in docs/benchmarks.md."""
@@ -63,6 +64,7 @@ class RunState:
         self.round = None if round_leases is None else Round()
         self._round_began_s: float | None = None
         self._last_round_s = 0.0
+        self._packed: tuple[int, Vector] | None = None
         self.store = WeightStore(
             PrivateBuffers(weights.size) if buffers is None else buffers,
             weights,
@@ -244,16 +246,20 @@ class RunState:
         """
         if self.round is None or not math.isfinite(push.loss_sum):
             return None
-        if not all(np.isfinite(gradient).all() for gradient in push.gradients):
+        size, is_packed = self.settings.vector_size, self.packs_for(member)
+        copies = [self.round.copied(gradient, size, is_packed) for gradient in push.gradients]
+        gradients = [copy for copy in copies if copy is not None]
+        if len(gradients) < len(copies):
             return None
         if self._round_began_s is None:
             self._round_began_s = now
-        gradients = zip(push.stops, push.base_versions, push.gradients, strict=True)
-        for stop, base_version, gradient in gradients:
+        for stop, base_version, gradient in zip(
+            push.stops, push.base_versions, gradients, strict=True
+        ):
             taken = self.ledger.collected(member.worker_id, stop)
             self.round.add(*taken, gradient)
-            rate = self.learning_rate_of(taken)
-            self.round.origins[taken] = push.worker_id, push.lease_id, base_version, rate
+            origin = push.worker_id, push.lease_id, base_version, self.learning_rate_of(taken)
+            self.round.origins[taken] = *origin, is_packed
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
@@ -273,7 +279,7 @@ class RunState:
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
         """Apply the mean of a round's gradients, or differences, as one update."""
         samples, gradients = collected.samples, len(collected)
-        *_, rate = max(collected.origins.items())[1]
+        *_, rate, _ = max(collected.origins.items())[1]
         if not self._apply_mean(collected.mean(self.settings.takes_local_steps), rate):
             self.ledger.round_dropped()
             collected.clear()
@@ -286,10 +292,8 @@ class RunState:
         )
         version = self.store.version
         applied = tuple(
-            Applied(version, worker, lease, epoch, start, stop, base, rate, gradients, True)
-            for (epoch, start, stop), (worker, lease, base, rate) in sorted(
-                collected.origins.items()
-            )
+            Applied(version, worker, lease, *samples, base, rate, gradients, True, is_packed)
+            for samples, (worker, lease, base, rate, is_packed) in sorted(collected.origins.items())
         )
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
@@ -305,6 +309,16 @@ class RunState:
             buffers = slice(self.store.rule.trained_size, mean.size)
             np.subtract(self.store.weights[buffers], mean[buffers], out=mean[buffers])
         return self.store.apply([mean], [learning_rate])
+
+    def packs_for(self, member: Member) -> bool:
+        """Whether vectors travel packed between this worker and the server."""
+        return self.settings.takes_local_steps and not member.shared
+
+    def packed_weights(self) -> Vector:
+        """Return the current weights packed: the same bytes for every worker."""
+        if self._packed is None or self._packed[0] != self.store.version:
+            self._packed = self.store.version, pack_weights(self.store.weights)
+        return self._packed[1]
 
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease; None if there is none to have now."""

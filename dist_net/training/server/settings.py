@@ -23,6 +23,7 @@ from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.training.server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
+from dist_net.wire.packing import packed_size
 
 PROGRESS_TIMEOUT_S = 600.0
 LEASE_MINIBATCHES = 64
@@ -131,8 +132,8 @@ class RunSettings:
 
     @property
     def gradient_bytes(self) -> int:
-        """The size of a gradient, which is the longest frame that a worker has reason to send."""
-        return 4 * self.vector_size
+        """The longest frame that a worker has reason to send, which is most often a gradient."""
+        return 4 * max(self.vector_size, packed_size(self.vector_size))
 
     @property
     def parameter_count(self) -> int:
@@ -182,9 +183,9 @@ class RunSettings:
             )
         return None
 
-    def fault_of(self, push: Push) -> str | None:
+    def fault_of(self, push: Push, is_packed: bool = False) -> str | None:
         """Return what is wrong with a push that no worker of this release sends; None: nothing."""
-        size = self.vector_size
+        size = packed_size(self.vector_size) if is_packed else self.vector_size
         shapes = [gradient.shape for gradient in push.gradients]
         if not shapes or shapes != [(size,)] * len(shapes):
             return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"

@@ -224,7 +224,9 @@ class ParameterServer:
 
     def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         run = self.run
-        fault = run.settings.fault_of(push)
+        if not member.shared:
+            run.metrics.bytes_received += sum(gradient.nbytes for gradient in push.gradients)
+        fault = run.settings.fault_of(push, run.packs_for(member))
         if fault is not None:
             run.metrics.pushes_rejected += 1
             return self._dismiss(member, fault, now)
@@ -355,9 +357,13 @@ class ParameterServer:
         member.step_began_s = now
         if member.pins:
             snapshot, version = run.store.pin(member.worker_id)
-            weights = None if member.shared else run.store.snapshots[snapshot]
+            weights = run.store.snapshots[snapshot]
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights
+        sent = None if member.shared else weights
+        if run.packs_for(member):
+            sent = run.packed_weights()
+        run.metrics.bytes_sent += 0 if sent is None else sent.nbytes
         return Work(
             member.received_id,
             lease.lease_id,
@@ -368,7 +374,7 @@ class ParameterServer:
             *run.members.pipeline,
             run.learning_rate_of(lease) if run.settings.takes_local_steps else 0.0,
             snapshot,
-            weights,
+            sent,
         )
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:

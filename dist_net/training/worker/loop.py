@@ -44,6 +44,7 @@ from dist_net.wire.messages import (
     SegmentAddress,
     Welcome,
 )
+from dist_net.wire.packing import pack_difference, unpack_weights
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ClientSocket
@@ -263,12 +264,15 @@ class WorkerLoop:
         if self._step is None:
             return []
         gradient = self._gradients[command.slot]
-        if command.local is not None:
-            loss_sum, correct = self._take_local_step(command, command.local, gradient)
-        else:
+        if command.local is None:
             loss_sum, correct = self._step.run(self._weights.of(command), gradient)
-        sent = gradient if self._sends_gradient else None
-        return self._state.computed(loss_sum, correct, sent, self._clock.now())
+            sent = gradient
+        else:
+            loss_sum, correct = self._take_local_step(command, command.local, gradient)
+            is_sent = command.local.is_last and self._sends_gradient
+            sent = pack_difference(gradient) if is_sent else gradient
+        kept = sent if self._sends_gradient else None
+        return self._state.computed(loss_sum, correct, kept, self._clock.now())
 
     def _take_local_step(
         self, command: Compute, local: LocalStep, difference: Vector
@@ -346,7 +350,7 @@ class ReceivedWeights:
         """Return the weights to compute from; raise SegmentError if they cannot be mapped."""
         if work.weights is not None:
             # Copied, so that plans are bound once and not to every frame.
-            np.copyto(self._received, work.weights)
+            unpack_weights(work.weights, out=self._received)
             return self._received
         if self._segment is None:
             raise ProtocolError(f"the server sent snapshot {work.snapshot}, expected weights")

@@ -38,6 +38,7 @@ from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
 from naming import naming
+from dist_net.wire.packing import pack_difference, unpack_weights
 
 RECIPE = Recipe(
     network=nn.Sequential(
@@ -122,14 +123,16 @@ class Cluster:
             return
         work, weights = self.work.pop(node)
         local = LocalSteps(self.step, self.run.settings.start_local_rule())
-        local.begin(weights)
+        base = np.empty(SETTINGS.vector_size, np.float32)
+        unpack_weights(weights, out=base)
+        local.begin(base)
         losses = 0.0
         for start in range(work.start, work.stop, SETTINGS.batch_size):
             self.step.gather(work.epoch, start, min(start + SETTINGS.batch_size, work.stop))
             losses += local.step(work.learning_rate)[0]
-        difference = np.empty_like(weights)
+        difference = np.empty_like(base)
         local.difference(out=difference)
-        what = (work.stop,), (work.version,), losses, 0, (0,), (difference,)
+        what = (work.stop,), (work.version,), losses, 0, (0,), (pack_difference(difference),)
         self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
 
 
@@ -215,6 +218,7 @@ def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None
             journal.append(b"".join(map(encode_record, [*cluster.records, checkpointed(last)])))
         run = RunState.resumed(replace(settings, clip_norm=None), last)
     assert run.store.version > 5
+    assert all(each.packed for each in cluster.records if isinstance(each, Applied))
     assert np.abs(last.optimizer_state["velocity"]).max() > 0
     assert run.store.rule.trained_size < run.store.weights.size  # there are moving averages
     begin = RECIPE.initial_weights(SETTINGS.seed)

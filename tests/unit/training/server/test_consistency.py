@@ -55,7 +55,7 @@ def test_the_mean_of_a_round_is_over_samples_and_the_same_in_any_order() -> None
     collected = Round()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         for index in order:
-            collected.add(*parts[index], gradients[index])
+            collected.add(*parts[index], gradients[index].copy())
         assert (len(collected), collected.samples) == (3, 9)
         means.append(collected.mean().copy())
         collected.clear()

@@ -685,6 +685,8 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "samples_done_again": 0,
         "checkpoints_failed": 0,
         "journal_failures": 0,
+        "bytes_received_per_sample": 0.0,
+        "bytes_sent_per_sample": 0.0,
         "next_record": len(records),
         "checkpoint_version": None,
         "checkpoint_error": None,

@@ -1,0 +1,64 @@
+"""Vectors in fewer bytes, between hosts: weights as float16, differences as int8. Pure.
+
+A packed vector is bytes in a float32 array, as messages carry them; its elements mean nothing.
+"""
+
+import numpy as np
+
+from dist_net.vector import Vector
+
+BLOCK = 256
+"""Elements of a difference that share a scale."""
+
+
+def pack_weights(weights: Vector) -> Vector:
+    """Return the weights as float16, packed.
+
+    They stay as they are if one exceeds the range of float16 (65,504), or nothing would be saved.
+    """
+    with np.errstate(over="ignore"):
+        half = weights.astype(np.float16)
+    packed = _packed(half)
+    return packed if packed.size < weights.size and np.isfinite(half).all() else weights
+
+
+def unpack_weights(packed: Vector, out: Vector) -> None:
+    """Write to ``out`` the weights that ``pack_weights`` made this of, as they were rounded."""
+    np.copyto(out, packed if packed.size == out.size else packed.view(np.float16)[: out.size])
+
+
+def packed_size(size: int) -> int:
+    """Return the length of a packed difference of ``size`` elements."""
+    return -(-size // BLOCK) + -(-size // 4)
+
+
+def pack_difference(difference: Vector) -> Vector:
+    """Return a float32 scale for each ``BLOCK`` elements, and all elements as int8, packed.
+
+    Each element is off by half a scale at most, a scale being 1/127 of the largest of its block. A
+    block with an element that is not finite becomes nan.
+    """
+    size = difference.size
+    scales: Vector = np.maximum.reduceat(np.abs(difference), np.arange(0, size, BLOCK))
+    scales /= np.float32(127)
+    with np.errstate(all="ignore"):
+        ratios = np.divide(difference, _each(scales, size))
+        levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
+    return np.concatenate([scales, _packed(levels)])
+
+
+def unpack_difference(packed: Vector, out: Vector) -> None:
+    """Write to ``out`` the difference that ``pack_difference`` made this of, as it was rounded."""
+    scales, levels = np.split(packed, [-(-out.size // BLOCK)])
+    with np.errstate(all="ignore"):
+        np.multiply(levels.view(np.int8)[: out.size], _each(scales, out.size), out=out)
+
+
+def _packed(values: np.ndarray) -> Vector:
+    return np.concatenate(
+        [values, np.zeros(-values.nbytes % 4 // values.itemsize, values.dtype)]
+    ).view(np.float32)
+
+
+def _each(scales: Vector, size: int) -> Vector:
+    return np.repeat(scales, BLOCK)[:size]

@@ -1,0 +1,64 @@
+"""Vectors in fewer bytes: what is lost, and what must not be."""
+
+import numpy as np
+import pytest
+
+from dist_net.wire.packing import (
+    BLOCK,
+    pack_difference,
+    pack_weights,
+    packed_size,
+    unpack_difference,
+    unpack_weights,
+)
+
+SIZES = [1, 2, 3, 5, BLOCK, BLOCK + 1, 3 * BLOCK + 77]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("magnitude", [1e-12, 1e-3, 1e30])
+def test_each_element_is_off_by_half_a_scale_of_its_block_at_most(
+    size: int, magnitude: float
+) -> None:
+    vector = np.random.default_rng(size).normal(scale=magnitude, size=size).astype(np.float32)
+    vector[: size // 2] *= np.float32(1e-3)
+    packed = pack_difference(vector)
+    assert (packed.dtype, packed.size) == (np.float32, packed_size(size))
+    restored = np.empty_like(vector)
+    unpack_difference(packed, out=restored)
+    for start in range(0, size, BLOCK):
+        block = slice(start, start + BLOCK)
+        most = np.abs(vector[block]).max() / 127 / 2
+        assert np.abs(restored[block] - vector[block]).max() <= 1.01 * most
+
+
+def test_zeros_stay_zeros() -> None:
+    out = np.ones(300, np.float32)
+    unpack_difference(pack_difference(np.zeros(300, np.float32)), out=out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_element_that_is_not_finite_is_seen_after_the_way(bad: float) -> None:
+    vector = np.ones(2 * BLOCK, np.float32)
+    vector[3] = bad
+    restored = np.empty_like(vector)
+    unpack_difference(pack_difference(vector), out=restored)
+    assert not np.isfinite(restored).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_are_rounded_to_float16(size: int) -> None:
+    weights = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    packed, restored = pack_weights(weights), np.empty_like(weights)
+    assert packed.size == (size + 1) // 2
+    unpack_weights(packed, out=restored)
+    expected = weights if size == 1 else weights.astype(np.float16)
+    np.testing.assert_array_equal(restored, expected)
+
+
+def test_weights_beyond_the_range_of_float16_stay_as_they_are() -> None:
+    weights = np.array([1.0, 70_000.0], np.float32)
+    restored = np.empty_like(weights)
+    unpack_weights(pack_weights(weights), out=restored)
+    np.testing.assert_array_equal(restored, weights)
