@@ -186,9 +186,9 @@ class RunChecks:
         fault = journal.fault
         if self._journal is not None and self._journal.error is not None:
             fault = None  # the server has said that the disk refused its last record
-        require(is_complete or fault is not None, "samples are missing in the journal")
         if not result.matches or result.version != checkpoint.version or fault is not None:
             raise InvariantBrokenError(
                 f"a replay gives other weights than the run, or ends elsewhere: {result}, "
                 f"checkpoint of version {checkpoint.version}, journal: {journal.fault}"
             )
+        require(is_complete, "samples are missing in the journal")

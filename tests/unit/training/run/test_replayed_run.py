@@ -37,8 +37,8 @@ from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
-from naming import naming
 from dist_net.wire.packing import pack_difference, unpack_weights
+from naming import naming
 
 RECIPE = Recipe(
     network=nn.Sequential(

@@ -1034,6 +1034,22 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() 
     assert (report["gradients_refused"], report["samples"], report["pushes_applied"]) == (1, 8, 2)
 
 
+def test_a_difference_from_other_weights_never_enters_the_momentum() -> None:
+    run_settings = replace(SETTINGS, consistency=Consistency.of("local:1:1"))
+    desk = Desk(
+        RunState(run_settings, vector(0.0), ListedBuffers([vector(np.nan) for _ in range(20)]))
+    )
+    desk.join(b"a")
+    first = desk.pull(b"a", 1)
+    second = desk.push(b"a", 1, first, gradients=(vector(1.0),))
+    assert second.version == 1
+    weights = desk.run.store.weights.copy()
+    again = desk.push(b"a", 1, second, gradients=(vector(1.0),), base_versions=(0,))
+    assert (again.lease_id, again.version) == (second.lease_id, 1)
+    np.testing.assert_array_equal(desk.run.store.weights, weights)
+    assert desk.report()["pushes_rejected"] == 1
+
+
 def test_a_round_that_leaves_no_finite_weights_is_done_again_until_workers_are_told_why() -> None:
     run_settings = replace(SETTINGS, consistency=Consistency.of("bsp:2"), learning_rate=1e38)
     desk = Desk(RunState(run_settings, vector(0.0)))
