@@ -239,11 +239,18 @@ class ServerLostError(DistNetError):
     """The parameter server does not answer any more."""
 
 
-# Asking the inference pool
+# Requests to the inference pool
 
 
-class QuestionError(BadInputError):
-    """A request does not fit the model that it is for."""
+class BadRequestError(BadInputError):
+    """A request does not follow the protocol, or does not fit its model.
+
+    ``http_code`` is the status code of the HTTP response.
+    """
+
+    def __init__(self, message: str, http_code: int = 400) -> None:
+        super().__init__(message)
+        self.http_code = http_code
 
 
 class ModelNotServedError(BadInputError):
@@ -277,27 +284,8 @@ class ReloadError(DistNetError):
     """A model could not be reloaded or unloaded; the version before is still served."""
 
 
-# Asking it over HTTP
-
-
-class BadRequestError(BadInputError):
-    """An HTTP request is not what its address expects."""
-
-
 class RequestTooLargeError(BadInputError):
     """A request is larger than the limit."""
-
-
-class SlowRequestError(BadInputError):
-    """The body of an HTTP request arrives below the minimum rate."""
-
-
-class UnsupportedEncodingError(BadInputError):
-    """The body of an HTTP request is compressed."""
-
-
-class UnsupportedRequestError(BadInputError):
-    """A part of the Open Inference Protocol, or an extension, is not supported."""
 
 
 # Runs

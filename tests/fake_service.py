@@ -16,7 +16,7 @@ import numpy as np
 
 from described import described
 from dist_net.serving.pool.description import ModelDescription, ServedModel
-from dist_net.serving.pool.requests import Question, Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 
 DIGITS = described("digits", 3)
@@ -31,11 +31,11 @@ ANIMALS = described(
 BAD_IMAGE = b"\xff\xd8\xffbad"
 
 
-def probabilities(question: Question) -> np.ndarray:
+def probabilities(request: InferenceRequest) -> np.ndarray:
     """What the fake answers, (rows, 3): as arbitrary as it is repeatable."""
-    content = np.frombuffer(question.payload, np.uint8).astype(np.float32)
-    rows = content[: len(content) // question.rows * question.rows].reshape(question.rows, -1)
-    scores = np.stack([rows.sum(1) % 97, rows.max(1), np.ones(question.rows)], 1) + 1
+    content = np.frombuffer(request.payload, np.uint8).astype(np.float32)
+    rows = content[: len(content) // request.rows * request.rows].reshape(request.rows, -1)
+    scores = np.stack([rows.sum(1) % 97, rows.max(1), np.ones(request.rows)], 1) + 1
     return (scores / scores.sum(1, keepdims=True)).astype("<f4")
 
 
@@ -50,7 +50,7 @@ def served(description: ModelDescription, *older: int) -> ServedModel:
 class FakeService:
     """Answers at once, unless ``scripted`` holds outcomes, or ``is_silent``.
 
-    Remembers ``questions``, the futures that it gave, and what was done with models.
+    Remembers ``requests``, the futures that it gave, and what was done with models.
     """
 
     served: dict[str, ServedModel] = field(
@@ -59,18 +59,18 @@ class FakeService:
     scripted: list[Result] = field(default_factory=list)
     is_silent: bool = False
     is_ready: bool = True
-    questions: list[Question] = field(default_factory=list)
+    requests: list[InferenceRequest] = field(default_factory=list)
     futures: list[Future[Result]] = field(default_factory=list)
     done_to_models: list[str] = field(default_factory=list)
     counted: dict[str, dict[int, ModelStatistics]] = field(default_factory=dict)
     unloads: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, question: Question) -> Future[Result]:
+    def infer(self, request: InferenceRequest) -> Future[Result]:
         future: Future[Result] = asyncio.get_running_loop().create_future()
-        self.questions.append(question)
+        self.requests.append(request)
         self.futures.append(future)
         if not self.is_silent:
-            future.set_result(self.scripted.pop(0) if self.scripted else self._answer(question))
+            future.set_result(self.scripted.pop(0) if self.scripted else self._answer(request))
         return future
 
     def models(self) -> dict[str, ServedModel]:
@@ -115,28 +115,28 @@ class FakeService:
             ],
         }
 
-    def _answer(self, question: Question) -> Result:
-        described = self.description(question.model, question.version)
+    def _answer(self, request: InferenceRequest) -> Result:
+        described = self.description(request.model, request.version)
         assert described is not None
         version = described.version
-        if bytes(question.payload) == BAD_IMAGE:
+        if bytes(request.payload) == BAD_IMAGE:
             return Result(Status.BAD_INPUT, version, reason="this is no image")
-        self._count(question, version)
+        self._count(request, version)
         return Result(
             Status.OK,
             version,
-            probabilities(question).tobytes(),
+            probabilities(request).tobytes(),
             queue_s=0.001,
             prepare_s=0.002,
             compute_s=0.004,
-            batch_rows=question.rows,
+            batch_rows=request.rows,
             labels=described.labels,
         )
 
-    def _count(self, question: Question, version: int) -> None:
-        by_version = self.counted.setdefault(question.model, {NO_VERSION: ModelStatistics()})
+    def _count(self, request: InferenceRequest, version: int) -> None:
+        by_version = self.counted.setdefault(request.model, {NO_VERSION: ModelStatistics()})
         statistics = by_version.setdefault(version, ModelStatistics())
-        statistics.ran(question.rows, 0.004, 5.0)
+        statistics.ran(request.rows, 0.004, 5.0)
         statistics.admitted += 1
         statistics.answered += 1
         for timed in (statistics.success, statistics.queue, statistics.compute_infer):

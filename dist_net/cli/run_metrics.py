@@ -22,11 +22,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from dist_net.serving.http.guard import Guard
 from dist_net.serving.http.pool_metrics import metrics_route
-from dist_net.serving.http.replies import error_reply
+from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
 
@@ -179,12 +179,5 @@ class RunMetricsServer:
 
 
 def _application(collector: Collector, settings: HttpSettings) -> ASGIApp:
-    guard = Guard(settings, frozenset())
     routes = Starlette(routes=[metrics_route(collector)])
-
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = guard.refusal(scope) if scope["type"] == "http" else None
-        answer = routes if refusal is None else error_reply(*refusal)
-        await answer(scope, receive, send)
-
-    return guarded
+    return Guard(routes, settings, frozenset(), Refusals())

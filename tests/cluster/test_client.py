@@ -15,6 +15,7 @@ from described import described
 from dist_net import Client
 from dist_net.errors import (
     BadInputError,
+    BadRequestError,
     DTypeError,
     ImageError,
     InsecureAddressError,
@@ -22,7 +23,6 @@ from dist_net.errors import (
     NoAnswerError,
     PoolUnavailableError,
     ProtocolError,
-    QuestionError,
     ReloadError,
     RequestCancelledError,
     RequestExpiredError,
@@ -70,26 +70,26 @@ DEADLINE_S = 60.0
 Replies = Callable[[Message], list[Message]]
 
 
-def outputs_of(question: Ask) -> bytes:
+def outputs_of(request: Ask) -> bytes:
     """Three classes for each row of "sums": its sum, its first element, and 0."""
-    if question.is_image:
+    if request.is_image:
         return np.array([0.25, 0.5, 0.25], "<f4").tobytes()
-    is_bytes = question.model == "bytes" or question.version == "6"
-    rows = np.frombuffer(question.payloads[0], "u1" if is_bytes else "<f4")
+    is_bytes = request.model == "bytes" or request.version == "6"
+    rows = np.frombuffer(request.payloads[0], "u1" if is_bytes else "<f4")
     rows = rows.reshape(-1, 4).astype("<f4")
     return np.stack([rows.sum(1), rows[:, 0], 0 * rows[:, 0]], 1).tobytes()
 
 
-def answer_to(question: Ask) -> Answer:
-    payloads = (outputs_of(question),)
-    return Answer(question.request_id, Status.OK, "7", "", 0.0, 0.25, 0.5, payloads)
+def answer_to(request: Ask) -> Answer:
+    payloads = (outputs_of(request),)
+    return Answer(request.request_id, Status.OK, "7", "", 0.0, 0.25, 0.5, payloads)
 
 
-def refusal_of(question: Ask, status: Status) -> Answer:
-    return Answer(question.request_id, status, "", "that is why", 2.5, 0.0, 0.0, ())
+def refusal_of(request: Ask, status: Status) -> Answer:
+    return Answer(request.request_id, status, "", "that is why", 2.5, 0.0, 0.0, ())
 
 
-def never(_question: Message) -> list[Message]:
+def never(_request: Message) -> list[Message]:
     return []
 
 
@@ -101,7 +101,7 @@ class Gateway:
     def __init__(self, name: str = "first") -> None:
         self.name = name
         self.heard: list[Message] = []
-        self.on_ask: Replies = lambda question: [answer_to(question)]
+        self.on_ask: Replies = lambda request: [answer_to(request)]
         self.address = ""
         self.is_closing = threading.Event()
 
@@ -175,7 +175,7 @@ def test_answers_of_a_later_version_have_its_classes_and_labels(
     assert client.predict("sums", rows).labels == LABELS
     outputs = np.arange(40, dtype="<f4")
     payloads = outputs.tobytes(), b'["red", "green", "blue", "black", "white"]'
-    gateway.on_ask = lambda question: [answer_to(question)._replace(version="8", payloads=payloads)]
+    gateway.on_ask = lambda request: [answer_to(request)._replace(version="8", payloads=payloads)]
     described = sum(isinstance(each, Describe) for each in gateway.heard)
     for asks_again in (0, 1):
         result = client.predict("sums", rows)
@@ -195,11 +195,11 @@ def test_a_row_that_no_class_of_the_version_reaches_is_unknown(
     assert not client.predict("sums", rows).is_unknown()  # it has no threshold
     brought = np.array([[0.5, 0.2, 0.3], [0.2, 0.2, 0.6]], "<f4").tobytes(), b'["a", "b", "c"]'
     payloads = *brought, b"0.6"
-    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=payloads)]
+    gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=payloads)]
     outputs = client.predict("sums", rows)
     assert outputs.unknown_below == 0.6
     assert [outputs.is_unknown(row) for row in (0, 1)] == [True, False]
-    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=brought)]
+    gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=brought)]
     assert client.predict("sums", rows).unknown_below == 0
 
 
@@ -219,10 +219,10 @@ def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
 ) -> None:
     rows = np.zeros((2, 4), np.float32)
     client.predict("sums", rows)
-    gateway.on_ask = lambda question: [refusal_of(question, Status.BAD_INPUT)]
+    gateway.on_ask = lambda request: [refusal_of(request, Status.BAD_INPUT)]
     described = sum(isinstance(each, Describe) for each in gateway.heard)
     for _ in range(2):
-        with pytest.raises(QuestionError):
+        with pytest.raises(BadRequestError):
             client.predict("sums", rows)
     assert sum(isinstance(each, Describe) for each in gateway.heard) == described + 1
 
@@ -233,8 +233,8 @@ def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
 def test_labels_and_thresholds_that_are_none_are_an_error_of_ours(
     client: Client, gateway: Gateway, brought: list[bytes]
 ) -> None:
-    gateway.on_ask = lambda question: [
-        answer_to(question)._replace(payloads=(outputs_of(question), *brought))
+    gateway.on_ask = lambda request: [
+        answer_to(request)._replace(payloads=(outputs_of(request), *brought))
     ]
     with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
         client.predict("sums", np.zeros((2, 4), np.float32))
@@ -305,9 +305,9 @@ def test_many_requests_are_on_their_way_at_once_and_answered_in_any_order(
 ) -> None:
     kept: list[Message] = []
 
-    def reverse(question: Message) -> list[Message]:
-        assert isinstance(question, Ask)
-        kept.append(answer_to(question))
+    def reverse(request: Message) -> list[Message]:
+        assert isinstance(request, Ask)
+        kept.append(answer_to(request))
         if len(kept) % MAX_OPEN:
             return []
         answers, kept[:] = kept[::-1], []
@@ -330,7 +330,7 @@ def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gatewa
     assert gateway.heard.index(given_up[0]) < gateway.heard.index(last)
 
 
-def test_a_version_and_a_time_travel_with_a_question(client: Client, gateway: Gateway) -> None:
+def test_a_version_and_a_time_travel_with_a_request(client: Client, gateway: Gateway) -> None:
     client.predict("sums", np.zeros((2, 2), np.uint8), version=6, timeout_s=3.0)
     client.predict("sums", np.zeros(4, np.float32))
     assert [(each.version, each.timeout_s) for each in gateway.requests()] == [
@@ -374,7 +374,7 @@ def test_what_is_no_image_is_refused_here(client: Client, image: object) -> None
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (Status.BAD_INPUT, QuestionError),
+        (Status.BAD_INPUT, BadRequestError),
         (Status.NOT_FOUND, ModelNotServedError),
         (Status.UNAVAILABLE, PoolUnavailableError),
         (Status.EXPIRED, RequestExpiredError),
@@ -384,7 +384,7 @@ def test_what_is_no_image_is_refused_here(client: Client, image: object) -> None
 def test_each_way_to_fail_is_an_error_of_its_own(
     client: Client, gateway: Gateway, status: Status, error: type[Exception]
 ) -> None:
-    gateway.on_ask = lambda question: [refusal_of(question, status)]
+    gateway.on_ask = lambda request: [refusal_of(request, status)]
     with pytest.raises(error, match=r"^that is why$") as caught:
         client.predict("sums", np.zeros(4, np.float32))
     if isinstance(caught.value, PoolUnavailableError):
@@ -450,7 +450,7 @@ def test_nobody_there_is_an_error_in_time() -> None:
 
 
 def test_an_answer_that_does_not_fit_is_one(client: Client, gateway: Gateway) -> None:
-    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=(b"12345",))]
+    gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=(b"12345",))]
     with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
         client.predict("sums", np.zeros(4, np.float32))
 
@@ -469,5 +469,5 @@ def test_beyond_this_host_keys_are_needed() -> None:
 
 
 def test_errors_of_what_was_asked_are_bad_input() -> None:
-    assert issubclass(QuestionError, BadInputError)
+    assert issubclass(BadRequestError, BadInputError)
     assert issubclass(ModelNotServedError, BadInputError)

@@ -154,7 +154,7 @@ def test_a_server_that_stops_answers_what_was_asked() -> None:
             await asyncio.sleep(0.001)
         server.stop()
         assert await end(idle) == b""
-        service.futures[0].set_result(service._answer(service.questions[0]))
+        service.futures[0].set_result(service._answer(service.requests[0]))
         code, headers, _ = await said(asking)
         assert (code, headers[b"connection"]) == (200, b"close")
         assert await end(asking) == b""
@@ -252,7 +252,7 @@ def test_what_is_no_request_does_not_cost_the_one_before_its_answer(nonsense: by
         connection[1].write(nonsense)
         while not refusals.counts:
             await asyncio.sleep(0.001)
-        service.futures[0].set_result(service._answer(service.questions[0]))
+        service.futures[0].set_result(service._answer(service.requests[0]))
         assert (await said(connection))[0] == 200
         assert await end(connection) == b""
 
@@ -415,8 +415,8 @@ def test_a_connection_whose_request_is_not_answered_is_not_dropped() -> None:
         while len(service.futures) < 2:
             await asyncio.sleep(0.001)
         assert await end(await connected(server)) == b""  # all others are busy
-        for future, question in zip(service.futures, service.questions, strict=True):
-            future.set_result(service._answer(question))
+        for future, request in zip(service.futures, service.requests, strict=True):
+            future.set_result(service._answer(request))
         for connection in asking:
             assert (await said(connection))[0] == 200
             connection[1].close()

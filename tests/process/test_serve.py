@@ -17,7 +17,7 @@ import pytest
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
 from dist_net.cli import main
-from dist_net.errors import DistNetError, QuestionError, ShapeError
+from dist_net.errors import BadRequestError, DistNetError, ShapeError
 from dist_net.nets.darknet import DarknetNetwork
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
@@ -292,7 +292,7 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
                     try:
                         inputs = ROWS[:8].reshape(8, *shapes[index])
                         answered.append((index, client.predict(TINY, inputs).version))
-                    except (ShapeError, QuestionError):
+                    except (ShapeError, BadRequestError):
                         pass
             eventually(lambda: all(load.versions for load in loads))
         finally:

@@ -16,7 +16,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import EvictWorker, Question, Status
+from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import ENDS
 from dist_net.training.planner.schedule import EventSchedule
@@ -63,19 +63,19 @@ class VirtualClient:
     def open_requests(self) -> int:
         return len(self._conversation)
 
-    def ask(self, question: Question) -> None:
-        version = "" if question.version is None else str(question.version)
-        timeout_s = question.timeout_s or 10.0
+    def ask(self, request: InferenceRequest) -> None:
+        version = "" if request.version is None else str(request.version)
+        timeout_s = request.timeout_s or 10.0
         ask = Ask(
             self._conversation.next_id(),
-            question.model,
+            request.model,
             version,
-            question.is_image,
+            request.is_image,
             timeout_s,
-            (question.payload,),
+            (request.payload,),
         )
         exchange = self._conversation.open(ask, timeout_s, self._thread.now())
-        self._open.append((exchange, number_in(question.payload)))
+        self._open.append((exchange, number_in(request.payload)))
         self.socket.send(ask)
 
     def _receive(self) -> None:
@@ -133,7 +133,7 @@ class PoolCluster:
         self.stood_still_s = 0.0
         self.answers: Counter[str] = Counter()
         self.is_healed = False  # nothing ends any more for no reason
-        self.poison: set[int] = set()  # numbers of questions that end the worker that computes them
+        self.poison: set[int] = set()  # numbers of requests that end the worker that computes them
         self.reading_fails = self.loading_fails = self.loading_ends = self.changes_shape = 0.0
         self._times = base_s, row_s, spread, drift
         self._process_ids, self._numbers = count(1), count(1)
@@ -268,10 +268,10 @@ class PoolCluster:
         is_poison: bool,
         cancelled_after_s: float | None,
     ) -> None:
-        question = self.question(model, timeout_s, rows, names_version)
+        request = self.request(model, timeout_s, rows, names_version)
         if is_poison:
-            self.poison.add(number_in(question.payload))
-        future = self.gateway.ask(question)
+            self.poison.add(number_in(request.payload))
+        future = self.gateway.infer(request)
         future.add_done_callback(self._is_answered)
         if cancelled_after_s is not None:
             self.thread.after(cancelled_after_s, future.cancel)
@@ -279,10 +279,10 @@ class PoolCluster:
     def _is_answered(self, future: Any) -> None:
         self.answers["cancelled" if future.cancelled() else future.result().status.name] += 1
 
-    def question(
+    def request(
         self, model: str, timeout_s: float, rows: int = 1, names_version: bool = False
-    ) -> Question:
-        """A question that fits the model as it is now, with a number of its own."""
+    ) -> InferenceRequest:
+        """A request that fits the model as it is now, with a number of its own."""
         number, version = next(self._numbers), None
         described = self.gateway.description(model)
         versions = list(self.gateway.models()[model].versions) if names_version else []
@@ -291,7 +291,7 @@ class PoolCluster:
             described = self.gateway.description(model, version)
         row_bytes = described.row_bytes if described else 4
         payload = number.to_bytes(4, "little") + bytes(row_bytes - 4)
-        return Question(model, payload * rows, rows, False, version, timeout_s)
+        return InferenceRequest(model, payload * rows, rows, False, version, timeout_s)
 
     def in_gateway(self, call: Callable[[], object]) -> None:
         """Have something done in the gateway's process."""

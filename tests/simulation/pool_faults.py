@@ -76,11 +76,11 @@ class TroubledPool:
             for _ in range(AT_ONCE):
                 cluster.ask(model, PATIENT_S)
                 for client in cluster.clients:
-                    client.ask(cluster.question(model, PATIENT_S))
+                    client.ask(cluster.request(model, PATIENT_S))
             cluster.schedule.run(cluster.schedule.now_s + AT_ONCE * ANSWERED_S)
         asked = len(cluster.names) * (IN_ROW + AT_ONCE * (1 + len(cluster.clients)))
         missed = asked - (self._answered() - already)
-        require(not missed, f"{missed} of {asked} questions are not answered at once")
+        require(not missed, f"{missed} of {asked} requests are not answered at once")
 
     def _answered(self) -> int:
         clients = sum(each.answered[Status.OK] for each in self.cluster.clients)
@@ -125,7 +125,7 @@ class TroubledPool:
         clients = self.cluster.clients
         if clients and random.random() < 0.5:
             client = clients[random.integers(len(clients))]
-            client.ask(self.cluster.question(name, timeout_s, rows, names_version))
+            client.ask(self.cluster.request(name, timeout_s, rows, names_version))
         else:
             gone_s = self._seconds(0.001, 0.5) if random.random() < 0.1 else None
             self.cluster.ask(name, timeout_s, rows, names_version, cancelled_after_s=gone_s)

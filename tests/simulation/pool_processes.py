@@ -1,7 +1,7 @@
 """The processes around a gateway in virtual time: inference workers, and the model loader.
 
 A worker is the shipped one: `InferenceWorker` with its `LoadedModels`. Only its network, whose
-outputs say which version computed them for which question, and its threads are in virtual time.
+outputs say which version computed them for which request, and its threads are in virtual time.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ LINGER_S = 0.01  # for the last message of a process that leaves
 
 
 class NumberedNetwork:
-    """In the place of a `ServedNetwork`: outputs of the version and the question's number."""
+    """In the place of a `ServedNetwork`: outputs of the version and the request's number."""
 
     def __init__(self, description: ModelDescription) -> None:
         self.description = description
@@ -116,7 +116,7 @@ class VirtualInferenceWorker:
     """The process of an inference worker; a child of the gateway's, or on a host of its own.
 
     ``batch_s(rows)`` and ``load_s()`` say how long things take, ``is_deadly(numbers)`` whether a
-    batch of these questions ends the process, ``why_not_loaded(worker, description)`` why a version
+    batch of these requests ends the process, ``why_not_loaded(worker, description)`` why a version
     cannot be loaded; ``ended`` is called when the process has ended, with the reason.
     ``disturbed_s``: when something last happened to it by which it may seem to be lost.
     """

@@ -11,9 +11,9 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
+    InferenceRequest,
     Payload,
     PoolCommand,
-    Question,
     Result,
     SendToNode,
     Status,
@@ -32,7 +32,7 @@ MAX_VERSIONS = 4
 
 
 def number_in(payload: Payload) -> int:
-    """The number of the question that this is the payload of."""
+    """The number of the request that this is the payload of."""
     return int.from_bytes(payload[:4], "little")
 
 
@@ -40,7 +40,7 @@ def number_in(payload: Payload) -> int:
 class _Admitted:
     """A request that has no end yet. No version before ``oldest`` may answer it."""
 
-    question: Question
+    request: InferenceRequest
     deadline_s: float
     oldest: int
 
@@ -84,12 +84,12 @@ class WatchedPool:
             for worker in self._pool._workers
         }
 
-    def admit(self, question: Question, now: float) -> int | Result:
-        admitted = self._pool.admit(question, now)
+    def admit(self, request: InferenceRequest, now: float) -> int | Result:
+        admitted = self._pool.admit(request, now)
         if isinstance(admitted, int):
-            timeout_s = question.timeout_s or self._settings.default_timeout_s
-            oldest = self._rolled_out[question.model]
-            self._open[admitted] = _Admitted(question, now + timeout_s, oldest)
+            timeout_s = request.timeout_s or self._settings.default_timeout_s
+            oldest = self._rolled_out[request.model]
+            self._open[admitted] = _Admitted(request, now + timeout_s, oldest)
             heappush(self._limits, (now + timeout_s + self._stood_still_s(), admitted))
             self._require_room()
         return admitted
@@ -145,18 +145,18 @@ class WatchedPool:
         admitted = self._open.pop(request_id, None)
         require(admitted is not None, f"request {request_id} ends twice, or was cancelled")
         assert admitted is not None
-        question, number = admitted.question, number_in(admitted.question.payload)
+        request, number = admitted.request, number_in(admitted.request.payload)
         self.ended[result.status] += 1
         match result.status:
             case Status.OK:
                 self._require_right(admitted, result)
             case Status.EXPIRED:
-                require(now >= admitted.deadline_s, f"question {number} expires too early")
+                require(now >= admitted.deadline_s, f"request {number} expires too early")
             case Status.FAILED:
                 alone = len(self._had_alone[number])
-                require(alone >= 2, f"question {number} is put aside after {alone} workers")
+                require(alone >= 2, f"request {number} is put aside after {alone} workers")
             case _:
-                require(False, f"question {number} to {question.model} ends by {result}")
+                require(False, f"request {number} to {request.model} ends by {result}")
 
     def _reload_ends(self, model: str, result: Result) -> None:
         workers = list(self._pool._workers)
@@ -165,19 +165,19 @@ class WatchedPool:
             self._rolled_out[model] = result.version
 
     def _require_right(self, admitted: _Admitted, result: Result) -> None:
-        question, number = admitted.question, number_in(admitted.question.payload)
+        request, number = admitted.request, number_in(admitted.request.payload)
         rows = list(ROW.iter_unpack(result.payload))
-        right = [(result.version, number)] * question.rows
-        require(rows == right, f"question {number} is answered by {rows}, not {right}")
-        if question.version is not None:
+        right = [(result.version, number)] * request.rows
+        require(rows == right, f"request {number} is answered by {rows}, not {right}")
+        if request.version is not None:
             require(
-                result.version == question.version,
-                f"question {number} to version {question.version} is answered by {result.version}",
+                result.version == request.version,
+                f"request {number} to version {request.version} is answered by {result.version}",
             )
         else:
             require(
                 result.version >= admitted.oldest,
-                f"question {number} is answered by version {result.version}, though "
+                f"request {number} is answered by version {result.version}, though "
                 f"{admitted.oldest} had taken its place",
             )
 

@@ -286,7 +286,7 @@ class WorkerProcess(VirtualProcess):
 class ServerOptions:
     """What a server is started with; it needs ``service_s`` for a message.
 
-    ``slowest_to_mean``: see ``Membership``.
+    ``slowest_to_mean``: see ``PoolMembership``.
     """
 
     sync: str = "never"

@@ -74,7 +74,7 @@ class Visitors:
     def _ask(self, timeout_s: float) -> None:
         thread, gateway = self.cluster.thread, self.cluster.gateway
         asked_s = thread.now()
-        future = gateway.ask(self.cluster.question("net", timeout_s))
+        future = gateway.infer(self.cluster.request("net", timeout_s))
 
         def ended(_: object) -> None:
             result = future.result()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from dist_net.errors import (
+    BadRequestError,
     DistNetError,
     ModelNotServedError,
     NoAnswerError,
     PoolUnavailableError,
     ProtocolError,
-    QuestionError,
     RequestCancelledError,
     RequestExpiredError,
     RequestFailedError,
@@ -37,7 +37,7 @@ HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, wi
 POLL_S = SILENCE_S / 2
 
 ERRORS: dict[int, Callable[[str], DistNetError]] = {
-    Status.BAD_INPUT: QuestionError,
+    Status.BAD_INPUT: BadRequestError,
     Status.NOT_FOUND: ModelNotServedError,
     Status.EXPIRED: RequestExpiredError,
     Status.FAILED: RequestFailedError,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import QuestionError
+from dist_net.errors import BadRequestError
 from dist_net.images.labels import Prediction, is_unknown, predictions_of
 from dist_net.serving.client.connection import GatewayConnection, unexpected
 from dist_net.serving.client.conversation import Exchange
@@ -69,12 +69,12 @@ class Pending:
     def result(self) -> Outputs:
         """Waits for the answer; may be called again.
 
-        Raises QuestionError, ModelNotServedError, PoolUnavailableError, RequestExpiredError,
+        Raises BadRequestError, ModelNotServedError, PoolUnavailableError, RequestExpiredError,
         RequestFailedError, RequestCancelledError, and NoAnswerError if the gateway is silent.
         """
         try:
             answer = self._connection.reply_to(self._exchange, Answer)
-        except QuestionError:
+        except BadRequestError:
             self._is_outdated()
             raise
         try:

@@ -1,4 +1,4 @@
-"""The gateway's side for ZeroMQ clients: turns messages into questions, results into answers."""
+"""The gateway's side for ZeroMQ clients: turns messages into requests, results into answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_net.serving.pool.description import (
     digest_of_input,
     summaries_to_json,
 )
-from dist_net.serving.pool.requests import Question, Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.wire.fields import Payloads
 from dist_net.wire.messages import Message, Refuse, StatusReport, StatusRequest
 from dist_net.wire.serving_messages import (
@@ -153,7 +153,7 @@ class ClientDesk:
                 )
                 self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
                 return
-        question = Question(
+        request = InferenceRequest(
             model=ask.model,
             payload=payload,
             rows=max(1, len(payload) // described.row_bytes) if described else 1,
@@ -162,7 +162,7 @@ class ClientDesk:
             timeout_s=ask.timeout_s or None,
         )
         key = node, ask.request_id
-        future = self._gateway.ask(question)
+        future = self._gateway.infer(request)
         self._futures[key] = future
         future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
 

@@ -25,8 +25,8 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
+    InferenceRequest,
     PoolCommand,
-    Question,
     Result,
     SendToNode,
     Status,
@@ -96,9 +96,9 @@ class Gateway:
 
     # What interfaces ask: HTTP, the desk for ZeroMQ clients, the page.
 
-    def ask(self, question: Question) -> asyncio.Future[Result]:
+    def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
         """The result, later; at once if it is refused. Cancelling the future cancels it."""
-        return self._future_of(self._pool.admit(question, self._clock.now()))
+        return self._future_of(self._pool.admit(request, self._clock.now()))
 
     def reload(self, model: str) -> asyncio.Future[Result]:
         """Reads a model again from its source; done when workers answer with it, or it failed."""
@@ -110,7 +110,7 @@ class Gateway:
         result = self._pool.unload(model)
         if result.status == Status.OK:
             self.unloads[model] += 1
-            logger.warning("event=model_unloaded model=%s", model)
+            logger.warning("model_unloaded model=%s", model)
         return result
 
     def models(self) -> Mapping[str, ServedModel]:
@@ -191,7 +191,7 @@ class Gateway:
             return
         now = self._clock.now()
         if now - self._turn_s > STOOD_STILL_S:
-            logger.info("event=stood_still seconds=%.1f", now - self._turn_s)
+            logger.info("stood_still seconds=%.1f", now - self._turn_s)
             self._pool.stood_still(now - self._turn_s, now)
         self._turn_s = now
         if self._pool.is_check_due(now):
@@ -248,7 +248,7 @@ class Gateway:
                         self._execute(self._pool.lost(node, reason, self._clock.now()))
                         self._want_turn()
                 case EvictWorker(_, process_id, host, reason):
-                    logger.warning("event=worker_given_up process=%s reason=%s", process_id, reason)
+                    logger.warning("worker_given_up process=%s reason=%s", process_id, reason)
                     self._kill(process_id, host, reason)
 
 

@@ -136,7 +136,7 @@ async def serve(options: ServingOptions) -> int:
             error.args = (f"{error} (logs: {logs})",)
             raise
     if not is_drained:
-        logger.warning("event=not_drained grace_s=%g", options.grace_s)
+        logger.warning("not_drained grace_s=%g", options.grace_s)
     return stop.exit_code if is_drained else 1
 
 
@@ -172,7 +172,7 @@ async def _run(
             print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
         await stop.requested_or(serving)
-        logger.info("event=draining")
+        logger.info("draining")
         return await gateway.drain(options.grace_s, stop.is_urgent)
     finally:
         gateway.give_up("the gateway is being stopped")
@@ -250,7 +250,7 @@ def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) 
             raise SettingError(
                 f"--log-dir {parent}: {error.strerror}; expected a directory that can be written"
             ) from error
-        logger.info("event=logs_not_kept directory=%s reason=%s", parent, error.strerror)
+        logger.info("logs_not_kept directory=%s reason=%s", parent, error.strerror)
         return directory
 
 

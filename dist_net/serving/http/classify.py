@@ -1,14 +1,15 @@
-"""POST /v1/models/MODEL/classify: images in, named classes out.
+"""POST /v1/models/MODEL/classify: classify images.
 
-The images are the body itself or the files of a multipart form.
+The request contains one image as its body, or several as the files of a multipart form.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -20,15 +21,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 from starlette.routing import Route
 
-from dist_net.errors import BadRequestError, QuestionError, RequestTooLargeError
+from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import is_unknown, predictions_of
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.http.asking import ask, description_of
-from dist_net.serving.http.bodies import Bodies, Body, headers_of
+from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.open_inference.codec import MAX_IMAGES
 from dist_net.serving.http.replies import Json, error_content, result_reply
-from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import Payload, Question, Result, Status
+from dist_net.serving.pool.description import EncodedImage, ModelDescription
+from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3
@@ -39,47 +39,46 @@ _ENCODED_NAME = re.compile(rb";\s*filename\*=([^;\s]*)", re.IGNORECASE)
 # A search in a piece holds the interpreter's lock, for a millisecond if its content is hostile.
 _PIECE_BYTES = 2**16
 
-# It warns of each damaged form, which the client is told anyway.
+# It warns of each damaged form, which the response reports anyway.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class Classification:
-    """Answers what images show."""
+    """The endpoint that classifies images."""
 
-    def __init__(self, gateway: Gateway, bodies: Bodies) -> None:
+    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
         self._gateway = gateway
-        self._bodies = bodies
+        self._memory = memory
 
     def routes(self) -> list[Route]:
-        """The addresses of these answers."""
+        """Return the routes to a named model, and to the only one."""
         paths = ("/v1/models/{model}/classify", "/v1/classify")
         return [Route(path, self.classify, methods=["POST"]) for path in paths]
 
     async def classify(self, request: Request) -> Json:
-        """Name what each image shows; a bad image does not keep others from an answer."""
+        """Classify each image; an unreadable image does not affect the others."""
         began_s = perf_counter()
-        headers = headers_of(request.scope)
-        content_type = headers.get(b"content-type", b"")
-        with Body(self._bodies) as body:
-            content = await body.receive(headers, request.receive) or b""
-            take_apart = partial(images_of, content, content_type)
+        with HttpExchange(self._memory, request) as exchange:
+            content_type = exchange.headers.get(b"content-type", b"")
+            body = await exchange.body()
             # Even a short form may take milliseconds: its headers are parsed in Python.
-            images = await body.in_thread(take_apart) if is_form(content_type) else take_apart()
-            del content, take_apart  # the images of a form are copies; the form is not kept
+            size = sys.maxsize if is_form(content_type) else 0
+            images = await exchange.off_loop(size, partial(images_of, body, content_type))
+            del body  # the images of a form are copies; release the form
             model = self._model(request.path_params.get("model"))
             top = _top(request.query_params.get("top"))
-            # One answer is of one version, even if a newer one is loaded between the images.
+            # All images of a request must be answered by one version.
             version = model.version if len(images) > 1 else None
-            questions = [
-                Question(model.name, each.content, is_image=True, version=version)
+            requests = [
+                InferenceRequest(model.name, each.content, is_image=True, version=version)
                 for each in images
             ]
-            results = await ask(self._gateway, questions, request.receive)
+            results = await exchange.infer(self._gateway, requests)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
         return _reply(model, images, results, top, total_ms)
 
     def _model(self, name: str | None) -> ModelDescription:
-        """The model of this name; without a name, the only one."""
+        """Return the model of this name; without a name, the only one."""
         if name is None:
             names = list(self._gateway.models())
             if len(names) != 1:
@@ -89,14 +88,11 @@ class Classification:
                 )
             name = names[0]
         model = description_of(self._gateway, name)
-        if not model.takes_images:
-            raise QuestionError(
-                f"{name} takes no images; expected its inputs at /v2/models/{name}/infer, of "
-                f"the shape {[-1, *model.input_shape]}"
-            )
-        if not model.has_classes:
-            raise QuestionError(
-                f"{name} predicts numbers and has no classes; expected /v2/models/{name}/infer"
+        if not (model.takes_images and model.has_classes):
+            reason = "has no classes" if model.takes_images else "takes no images"
+            raise BadRequestError(
+                f"{name} {reason}; send its inputs, of shape {[-1, *model.input_shape]}, to "
+                f"/v2/models/{name}/infer"
             )
         return model
 
@@ -105,18 +101,18 @@ def _top(text: str | None) -> int:
     if text is None:
         return _DEFAULT_TOP
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 6 and int(text)):
-        raise BadRequestError(f"top is {text[:40]!r}; expected how many classes, at least 1")
+        raise BadRequestError(f"top is {text[:40]!r}; expected a number of classes, at least 1")
     return int(text)
 
 
 def _reply(
     model: ModelDescription,
-    images: Sequence[Image],
+    images: Sequence[EncodedImage],
     results: Sequence[Result],
     top: int,
     total_ms: float,
 ) -> Json:
-    """The answer to one image, or a list of answers; an error if no image was answered."""
+    """Return the classes of one image or of several, or an error if all images failed."""
     answers = [_answer(result, top) for result in results]
     answered = next((each for each in results if each.status == Status.OK), None)
     several: dict[str, Any] = {}
@@ -145,7 +141,7 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
 
 
 def _timings(results: Sequence[Result], total_ms: float) -> dict[str, Any]:
-    """The whole request's time, and for each stage that of its slowest image."""
+    """Return the request's total time, and for each stage the time of its slowest image."""
     return {
         "total_ms": total_ms,
         "queue_ms": max(result.queue_s for result in results) * _MS_PER_S,
@@ -155,31 +151,23 @@ def _timings(results: Sequence[Result], total_ms: float) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Image:
-    """An encoded image; ``name`` is that of its file, "" for a body."""
-
-    name: str
-    content: Payload
-
-
 def is_form(content_type: bytes) -> bool:
     return content_type.lower().startswith(b"multipart/form-data")
 
 
-def images_of(body: Payload, content_type: bytes) -> list[Image]:
-    """The images in a body: the body itself, borrowed, or the files of a form, copied.
+def images_of(body: Payload, content_type: bytes) -> list[EncodedImage]:
+    """Return the images in a body: the body itself, borrowed, or the files of a form, copied.
 
-    Raises BadRequestError for none or for a damaged form, RequestTooLargeError for more than
-    MAX_IMAGES.
+    Raise BadRequestError without images or for a damaged form, and RequestTooLargeError for more
+    than MAX_IMAGES.
     """
     if is_form(content_type):
         found = _files(body, content_type)
     else:
-        found = [Image("", body)] if body else []
+        found = [EncodedImage("", body)] if body else []
     if not found:
         raise BadRequestError(
-            "the request holds no image; expected a JPEG or PNG file as its body, or a "
+            "the request contains no image; expected a JPEG or PNG file as its body, or a "
             "multipart form with such files"
         )
     if len(found) > MAX_IMAGES:
@@ -189,24 +177,24 @@ def images_of(body: Payload, content_type: bytes) -> list[Image]:
     return found
 
 
-def _files(body: Payload, content_type: bytes) -> list[Image]:
-    """The files of a form, read piece by piece."""
+def _files(body: Payload, content_type: bytes) -> list[EncodedImage]:
+    """Return the files of a form, which is parsed in pieces."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise BadRequestError("the multipart form's Content-Type names no boundary; expected one")
+        raise BadRequestError("the multipart form's Content-Type lacks its boundary; expected one")
     form = _Form()
     try:
         parser = MultipartParser(boundary, form.callbacks(), max_header_size=_MAX_HEADER_BYTES)
         for start in range(0, len(body), _PIECE_BYTES):
             piece = bytes(body[start : start + _PIECE_BYTES])
-            # The parser handles each of these in Python, even those that are not boundaries.
+            # The parser handles each match in Python, even if it is not a boundary.
             _require_few(piece.count(b"\r\n--" + boundary))
             parser.write(piece)
     except FormParserError as error:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
     if not form.is_complete:
         raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
-    return [Image(name, memoryview(content)) for name, content in form.files]
+    return [EncodedImage(name, memoryview(content)) for name, content in form.files]
 
 
 def _require_few(parts: int) -> None:
@@ -217,7 +205,7 @@ def _require_few(parts: int) -> None:
 
 
 class _Form:
-    """Collects the files that a parser finds in a form; other fields are ignored."""
+    """Collects the files in a form for its parser; other fields are ignored."""
 
     def __init__(self) -> None:
         self.files: list[tuple[str, bytearray]] = []
@@ -225,10 +213,10 @@ class _Form:
         self._parts = 0
         self._header = b""
         self._value = b""
-        self._content: bytearray | None = None  # of the file that is being read
+        self._content: bytearray | None = None  # of the current file
 
     def callbacks(self) -> Any:
-        """The methods that the parser calls, by its names for them."""
+        """Return the methods that the parser calls, by its names for them."""
         return {name: getattr(self, name) for name in vars(_Form) if name.startswith("on_")}
 
     def on_part_begin(self) -> None:

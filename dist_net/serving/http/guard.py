@@ -8,47 +8,54 @@ from ipaddress import ip_address
 from itertools import chain
 from urllib.parse import urlsplit
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dist_net.serving.http.bodies import headers_of
-from dist_net.serving.http.replies import JSON_LENGTH
+from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.replies import JSON_LENGTH, error_reply
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.wire.security import OPERATOR
 
 HeaderValues = Mapping[bytes, bytes]
 
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-PAGE_HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
-
-
 _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-type", JSON_LENGTH)
-# What ZeroMQ lets operators alone do; and metrics, which name every model and worker.
+# The requests that ZeroMQ reserves for operators, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
 
 class Guard:
-    """Decides whether a request may be answered; ``open_paths`` need no token."""
+    """ASGI middleware that refuses requests without permission; ``open_paths`` need no token.
 
-    def __init__(self, settings: HttpSettings, open_paths: frozenset[str]) -> None:
+    ``refusals`` counts every refusal, whether by the guard or by the application.
+    """
+
+    def __init__(
+        self,
+        application: ASGIApp,
+        settings: HttpSettings,
+        open_paths: frozenset[str],
+        refusals: Refusals,
+    ) -> None:
+        self._application = application
         self._settings = settings
         self._open_paths = open_paths
+        self._refusals = refusals
 
-    def refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return a status code and the reason; None if the request may be answered."""
-        headers = headers_of(scope)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            send = self._refusals.noting(scope, send)
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await error_reply(*refusal)(scope, receive, send)
+                return
+        await self._application(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Return a status code and the reason; None if the request is permitted."""
+        headers: HeaderValues = dict(scope["headers"])
         return (
             self._malformed(scope, headers)
             or (self._foreign(headers) if self._settings.tokens is None else None)
-            or self._not_allowed(scope["path"], headers)
+            or self._forbidden(scope["path"], headers)
         )
 
     def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
@@ -68,9 +75,9 @@ class Guard:
         return None
 
     def _foreign(self, headers: HeaderValues) -> tuple[int, str] | None:
-        """Refuse pages of other sites, which a browser on this host may show.
+        """Refuse requests from pages of other sites in a browser on this host.
 
-        A token proves that a request is none of theirs.
+        A token proves that a request does not come from such a page.
         """
         origin, host = headers.get(b"origin"), headers.get(b"host", b"")
         # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
@@ -81,14 +88,15 @@ class Guard:
                 "or a token"
             )
         if not (self._settings.has_tls or _is_this_host(host.decode("latin-1"))):
-            # DNS rebinding: if another site's name leads to this host, its pages pass for ours.
+            # DNS rebinding: if another site's name resolves to this host, the browser treats its
+            # pages as pages of this server.
             return 403, (
                 "the header Host is not an IP address or localhost; expected one of these; to "
                 "serve under another name, use a token or TLS"
             )
         return None
 
-    def _not_allowed(self, path: str, headers: HeaderValues) -> tuple[int, str] | None:
+    def _forbidden(self, path: str, headers: HeaderValues) -> tuple[int, str] | None:
         if path in self._open_paths:
             return None
         tokens, role = self._settings.tokens, self._settings.loopback_role
@@ -108,7 +116,7 @@ class Guard:
 
 @lru_cache(maxsize=64)
 def _is_this_host(host: str) -> bool:
-    """Whether a Host header is an IP address or localhost, with or without a port."""
+    """Return whether a Host header is an IP address or localhost, with or without a port."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or bool(ip_address(name))

@@ -30,13 +30,13 @@ class Refusals:
         if now >= self._period_ends_s:
             left_out = sum(max(0, count - _MAX_LINES) for count in self._period.values())
             if left_out:
-                logger.warning("event=refusals_not_logged requests=%d", left_out)
+                logger.warning("refusals_not_logged requests=%d", left_out)
             self._period.clear()
             self._period_ends_s = now + _PERIOD_S
         self.counts[code] += 1
         self._period[code] += 1
         if self._period[code] <= _MAX_LINES:
-            what = "event=request_refused code=%d request=%r reason=%r"
+            what = "request_refused code=%d request=%r reason=%r"
             logger.warning(what, code, request, reason[:_MAX_REASON])
 
     def noting(self, scope: Scope, send: Send) -> Send:

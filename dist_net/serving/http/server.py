@@ -1,4 +1,8 @@
-"""uvicorn inside this process: our socket, TLS and limits of connections, no signal handlers."""
+"""The HTTP server: uvicorn on our own socket, with TLS and limits for slow clients.
+
+uvicorn limits neither the head of a request, nor idle connections, nor the time in which a client
+reads its response. So a subclass of its connection does.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,10 @@ _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 
 
 class HttpServer:
-    """Listens from its creation; ``serve`` answers, in the event loop that runs it.
+    """Listens from its creation; ``serve`` responds, in the event loop that runs it.
 
-    ``url`` is its address, with the port that the system chose for port 0. Raise ListenError if it
-    cannot listen, and KeyFileError for an unusable certificate or key.
+    ``url`` is its address, with the port that the system chose for port 0. Raise ListenError if the
+    address is unusable, and KeyFileError for an unusable certificate or key.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            log_level="error",  # below that it only reports connections and malformed requests
+            log_level="error",  # lower levels only report connections and malformed requests
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -63,7 +67,7 @@ class HttpServer:
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve(self) -> None:
-        """Answer until ``stop``; then finish open requests within the time limit."""
+        """Respond until ``stop``; then finish open requests within the time limit."""
         tasks = [self._connections.drop_idle()]
         if self._context is not None:
             tasks.append(self._accept(self._context))
@@ -95,13 +99,13 @@ class HttpServer:
                 except ConnectionAbortedError:
                     continue
                 except OSError as error:
-                    logger.warning("event=not_accepted error=%s", error)
+                    logger.warning("accept_failed error=%s", error)
                     await asyncio.sleep(_ACCEPT_AGAIN_S)
                     continue
                 task = handshakes.create_task(self._shake_hands(accepted, context))
                 task.add_done_callback(partial(self._handshake_ended, accepted))
                 self._connections.opened(task, task.cancel)
-                await asyncio.sleep(0)  # so that a flood of connections does not starve the rest
+                await asyncio.sleep(0)  # a flood of connections must not starve the rest
 
     async def _shake_hands(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
         connection = partial(
@@ -121,7 +125,7 @@ class HttpServer:
                 ssl_shutdown_timeout=settings.rate_window_s,
             )
         except Exception as error:  # the client sent something else, or has gone
-            logger.debug("event=no_handshake error=%s", error)
+            logger.debug("handshake_failed error=%s", error)
 
     def _handshake_ended(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
         self._connections.closed(task)
@@ -158,14 +162,14 @@ class _Connections:
     """Every open connection. Beyond the limit, drops the connection idle longest.
 
     A connection is idle while none of its requests is being answered: during a TLS handshake, an
-    incomplete head, or the silence between requests. It is known by its transport, or by the task
-    of its handshake.
+    incomplete head, or the silence between requests. Its key is its transport, or the task of its
+    handshake.
     """
 
     def __init__(self, settings: HttpSettings, refusals: Refusals) -> None:
         self.settings = settings
         self.refusals = refusals
-        self._open: dict[object, Callable[[], object]] = {}  # what drops each
+        self._open: dict[object, Callable[[], object]] = {}  # the function that drops each
         self._idle_since_s: dict[object, float] = {}  # longest idle first
 
     def opened(self, connection: object, drop: Callable[[], object]) -> None:
@@ -205,12 +209,12 @@ class _Connections:
 
 
 class _HttpConnection(HttpToolsProtocol):
-    """uvicorn's connection, with bounded memory and a time limit for unread answers.
+    """uvicorn's connection, with bounded memory and a time limit for unread responses.
 
-    The parser collects a head or a trailer until it is complete, so this class counts the bytes
-    that the parser has not reported yet. uvicorn buffers at most 64 KiB of a body until the
-    application receives them. The overridden methods are those that asyncio and httptools call,
-    and the reply to malformed requests.
+    The parser buffers a head or a trailer until it is complete, so this class counts the bytes that
+    the parser has not reported yet. uvicorn buffers at most 64 KiB of a body until the application
+    receives them. asyncio and httptools call the overridden methods, except for the reply to
+    malformed requests.
     """
 
     def __init__(self, connections: _Connections, handshake: object, **given: Any) -> None:
@@ -219,7 +223,7 @@ class _HttpConnection(HttpToolsProtocol):
         self._handshake = handshake
         self._unparsed_bytes = 0
         self._unanswered = 0
-        self._awaited = ""  # the part of a request that is still to come: "head" or "body"
+        self._awaited = ""  # the incomplete part of a request: "head" or "body"
         self._is_ending = False  # once the requests before a refused one are answered
         self._unread: TimerHandle | None = None
 
@@ -243,7 +247,7 @@ class _HttpConnection(HttpToolsProtocol):
             self._refuse(431, f"the request's head is too large; expected at most {limit:,} bytes")
 
     def pause_writing(self) -> None:
-        """Limit the time in which a client may leave its answer unread."""
+        """Limit the time in which a client may leave its response unread."""
         super().pause_writing()
         timeout_s = self._connections.settings.rate_window_s
         self._unread = asyncio.get_running_loop().call_later(timeout_s, self.transport.abort)
@@ -255,7 +259,7 @@ class _HttpConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         limit = self._connections.settings.pipelined
         if self._unanswered > limit:
-            self._refuse(400, f"more than {limit} requests wait; expected fewer")
+            self._refuse(400, f"more than {limit} requests are pending; expected fewer")
             raise OverflowError  # which stops the parser
         self._unparsed_bytes, self._awaited = 0, "head"
         super().on_message_begin()
@@ -276,10 +280,10 @@ class _HttpConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if not self._is_ending:
-            self._refuse(400, "this is not an HTTP/1.1 request; expected one")
+            self._refuse(400, "this is not an HTTP/1.1 request")
 
     def answered(self) -> None:
-        """Note that the application has ended a request of this connection."""
+        """Note that the application has answered a request of this connection."""
         self._unanswered -= 1
         if self._unanswered == 0:
             self._connections.idle(self.transport)
@@ -287,7 +291,7 @@ class _HttpConnection(HttpToolsProtocol):
                 self.transport.close()
 
     def _refuse(self, code: int, reason: str) -> None:
-        """Reply and close; but if earlier requests are unanswered, close once they are."""
+        """HttpReply and close; but if earlier requests are unanswered, close once they are."""
         self._is_ending = True
         self._connections.refusals.note(code, "not read", reason)
         if self._unanswered > (self._awaited == "body"):

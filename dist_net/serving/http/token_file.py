@@ -63,7 +63,7 @@ class TokenFile:
         except OSError as error:
             problem = f"cannot read {self._path}: {error}; the previous tokens stay valid"
         if problem and problem != self._problem:
-            logger.warning("event=tokens_not_valid error=%s", problem)
+            logger.warning("tokens_not_valid error=%s", problem)
         self._problem = problem
 
     def _read(self) -> str:

@@ -1,4 +1,4 @@
-"""Whether a question is admitted; if not, the result that says why."""
+"""Whether a request is admitted; if not, the result that says why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.dispatcher import MODELLING_ERROR, Dispatcher
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.request_queue import LaneKey, RequestQueue
-from dist_net.serving.pool.requests import Question, Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.spelling import suggestion
@@ -19,7 +19,7 @@ WORKER_STARTS_S = 1.0
 
 
 class Admission:
-    """The checks that a question must pass."""
+    """The checks that a request must pass."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class Admission:
         self._requests = requests
         self._dispatcher = dispatcher
 
-    def decide(self, question: Question, now: float) -> int | Result:
-        """The most rows that its batch may have; or why the question is refused."""
-        model = self._models.get(question.model)
+    def decide(self, request: InferenceRequest, now: float) -> int | Result:
+        """The most rows that its batch may have; or why the request is refused."""
+        model = self._models.get(request.model)
         if model is None:
-            return no_such_model(question.model, self._models)
+            return no_such_model(request.model, self._models)
         if model.is_unloaded:
             return _not_found(f"{model.name} is not served: {model.reason}")
         if self.is_draining:
@@ -52,35 +52,35 @@ class Admission:
                 WORKER_STARTS_S,
             )
         description = model.newest.description
-        if question.version is not None:
-            if not model.may_name(question.version):
+        if request.version is not None:
+            if not model.may_name(request.version):
                 served = ", ".join(map(str, model.served().versions))
                 return _not_found(
-                    f"{model.name} has no version {question.version}: it is served in version "
+                    f"{model.name} has no version {request.version}: it is served in version "
                     f"{served}"
                 )
-            description = model.versions[question.version].description
-        wrong = self._wrong(question, description)
+            description = model.versions[request.version].description
+        wrong = self._wrong(request, description)
         if wrong is not None:
             return Result(Status.BAD_INPUT, description.version, reason=wrong)
-        if self._requests.quarantine.holds(model.name, description.version, question.payload):
+        if self._requests.quarantine.holds(model.name, description.version, request.payload):
             return Result(
                 Status.FAILED,
                 description.version,
                 reason="this input has ended two workers: it is not tried again",
             )
-        return self._in_time(question, model, now)
+        return self._in_time(request, model, now)
 
-    def _wrong(self, question: Question, description: ModelDescription) -> str | None:
-        payload_bytes = len(question.payload)
-        rows, name = question.rows, description.name
+    def _wrong(self, request: InferenceRequest, description: ModelDescription) -> str | None:
+        payload_bytes = len(request.payload)
+        rows, name = request.rows, description.name
         most = self._settings.max_batch_size
         if not 1 <= rows <= most:
             return f"a request has {rows} rows: expected 1 to {most}, which is a batch"
-        timeout_s = question.timeout_s
+        timeout_s = request.timeout_s
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             return f"the time allowed is {timeout_s} s: expected seconds above 0"
-        if question.is_image:
+        if request.is_image:
             if not description.takes_images:
                 return f"{name} takes no images: send a tensor of {description.input_shape}"
             if rows != 1 or not payload_bytes:
@@ -93,15 +93,15 @@ class Admission:
             )
         return None
 
-    def _in_time(self, question: Question, model: ModelVersions, now: float) -> int | Result:
+    def _in_time(self, request: InferenceRequest, model: ModelVersions, now: float) -> int | Result:
         """As `decide`; refuse a request without room in its model's queue, or without time."""
         settings = self._settings
         queued, held_bytes = len(self._queues[model.name]), model.pending_bytes
-        payload_bytes, max_bytes = len(question.payload), settings.queue_bytes // len(self._models)
-        key = LaneKey.of(question)
-        timeout_s = settings.allowed_s(question.timeout_s)
+        payload_bytes, max_bytes = len(request.payload), settings.queue_bytes // len(self._models)
+        key = LaneKey.from_request(request)
+        timeout_s = settings.allowed_s(request.timeout_s)
         batch_rows = self._dispatcher.batch_rows(key, timeout_s)
-        until_s = self._dispatcher.seconds_until_answered(key, question.rows, batch_rows, now)
+        until_s = self._dispatcher.seconds_until_answered(key, request.rows, batch_rows, now)
         wait_s, answered_s = until_s or (0.0, 0.0)
         if queued >= settings.queue_requests:
             return _unavailable(f"{queued} requests for {model.name} wait already", wait_s)

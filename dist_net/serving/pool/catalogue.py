@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
-from dist_net.serving.pool.description import ModelDescription, SampleImage, ServedModel
+from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
 from dist_net.serving.pool.requests import EndRequest, PoolCommand, Result, SendToNode, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
@@ -95,7 +95,7 @@ class Catalogue:
     def prepare_again(self, model: str) -> None:
         """Have a model read again whose file of arrays was removed, unless it is being read."""
         if model not in self._requested and model not in self._unwanted:
-            logger.warning("event=arrays_removed model=%s", model)
+            logger.warning("arrays_removed model=%s", model)
             self._prepare(model)
 
     def unload(self, model: str, reason: str) -> None:
@@ -103,11 +103,11 @@ class Catalogue:
         self._unwanted.add(model)
         self.models[model].unload(reason)
 
-    def loader_enlisted(self, node: bytes, message: JoinAsLoader) -> bool:
+    def loader_joined(self, node: bytes, message: JoinAsLoader) -> bool:
         """A peer says that it is the loader; returns whether it is."""
         if not hmac.compare_digest(message.token, self._token):
             return False
-        logger.info("event=loader_enlisted process=%d", message.process_id)
+        logger.info("loader_joined process=%d", message.process_id)
         self._loader_gone()
         self._loader, self._process_id = node, message.process_id
         return True
@@ -151,7 +151,7 @@ class Catalogue:
             if name in self._requested_next:
                 self._requested[name] = self._requested_next.pop(name)
         if name in self._unwanted:
-            logger.info("event=version_ignored model=%s reason=unloaded", name)
+            logger.info("version_ignored model=%s reason=unloaded", name)
         else:
             reason = reason or _take_in(model, message)
         for reload in self._reloads[name]:
@@ -161,7 +161,7 @@ class Catalogue:
                 if reason:
                     reload.result = Result(Status.BAD_INPUT, reason=reason)
         if reason and name not in self._unwanted:
-            logger.warning("event=prepare_failed model=%s reason=%s", name, reason)
+            logger.warning("prepare_failed model=%s reason=%s", name, reason)
             model.reason = reason
 
     def advance(self) -> list[PoolCommand]:
@@ -222,7 +222,7 @@ def _take_in(model: ModelVersions, message: ModelPrepared) -> str:
         return str(error)
     parts = [bytes(each) for each in message.payloads]  # copies, since they are kept for long
     samples = tuple(
-        SampleImage(label.decode(errors="replace"), image)
+        EncodedImage(label.decode(errors="replace"), image)
         for label, image in zip(parts[::2], parts[1::2], strict=False)
     )
     model.prepared(Version(description, message.description, samples))

@@ -84,11 +84,11 @@ class ModelDescription:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 
 
-class SampleImage(NamedTuple):
-    """An image to try a model with: what it shows, and its PNG file."""
+class EncodedImage(NamedTuple):
+    """An image file in memory: its name, or the class that it shows, and its content."""
 
-    label: str
-    image: bytes
+    name: str
+    content: bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ServedModel:
     versions: Mapping[int, ModelDescription]
     is_ready: bool
     reason: str
-    samples: tuple[SampleImage, ...] = ()
+    samples: tuple[EncodedImage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

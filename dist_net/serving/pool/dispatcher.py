@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
+from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.request_queue import Lane, LaneKey, RequestQueue
-from dist_net.serving.pool.roster import Roster, RunningBatch, Worker
 from dist_net.serving.pool.service_time import ServiceTime
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
@@ -42,7 +42,7 @@ class Dispatcher:
     def __init__(
         self,
         settings: PoolSettings,
-        workers: Roster,
+        workers: PoolMembership,
         queues: Mapping[str, RequestQueue],
         models: Mapping[str, ModelVersions],
     ) -> None:

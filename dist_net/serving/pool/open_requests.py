@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 
-from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
-from dist_net.serving.pool.requests import EndRequest, Payload, Question, Result, Status
-from dist_net.serving.pool.roster import Roster, RunningBatch, Worker
+from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
+from dist_net.serving.pool.request_queue import LaneKey, QueuedRequest, RequestQueue
+from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Payload, Result, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import BatchDone
 
@@ -76,29 +76,34 @@ class OpenRequests:
         self._queues = queues
         self._models = models
         self._ids = ids
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, QueuedRequest] = {}
         self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def open(
-        self, question: Question, version: int, timeout_s: float, batch_rows: int, now: float
+        self,
+        inference: InferenceRequest,
+        version: int,
+        timeout_s: float,
+        batch_rows: int,
+        now: float,
     ) -> int:
-        """Queue a question that was admitted, for a batch of at most ``batch_rows``; gives its id.
+        """Queue a request that was admitted, for a batch of at most ``batch_rows``; gives its id.
 
         ``version`` counts it until it is answered.
         """
-        model = self._models[question.model]
-        request = Request(
+        model = self._models[inference.model]
+        request = QueuedRequest(
             next(self._ids),
-            LaneKey.of(question),
-            question.payload,
-            question.rows,
+            LaneKey.from_request(inference),
+            inference.payload,
+            inference.rows,
             now,
             now + timeout_s,
             version,
-            runs_alone=self.quarantine.losses(model.name, version, question.payload) is not None,
+            runs_alone=self.quarantine.losses(model.name, version, inference.payload) is not None,
         )
         self._requests[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
@@ -109,7 +114,7 @@ class OpenRequests:
         model.pending += 1
         model.pending_bytes += len(request.payload)
         model.statistics_of(version).admitted += 1
-        if question.version is not None:
+        if inference.version is not None:
             model.versions[version].bound += 1
         self._queues[model.name].add(request, batch_rows)
         return request.request_id
@@ -192,7 +197,7 @@ class OpenRequests:
                     self._queues[name].put_back(request)
         return ended
 
-    def bind(self, model: ModelVersions, version: Version, workers: Roster) -> None:
+    def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
         """Bind all that named no version to this one: newer ones take other inputs."""
         number = version.description.version
         bound = self._queues[model.name].bind(number)
@@ -204,19 +209,19 @@ class OpenRequests:
                         bound += 1
         version.bound += bound
 
-    def _put_aside(self, request: Request, version: int, now: float) -> EndRequest:
+    def _put_aside(self, request: QueuedRequest, version: int, now: float) -> EndRequest:
         name = request.key.model
         logger.error("request_quarantined request=%d model=%s", request.request_id, name)
         reason = f"this input ended {CRASHES_ALONE} workers, alone with each: it is not tried again"
         self._close(request)
         return self._fail(request, Result(Status.FAILED, version, reason=reason), now)
 
-    def _fail(self, request: Request, result: Result, now: float) -> EndRequest:
+    def _fail(self, request: QueuedRequest, result: Result, now: float) -> EndRequest:
         statistics = self._models[request.key.model].statistics_of(result.version)
         statistics.ended(result, now - request.admitted_s, 0.0, now)
         return EndRequest(request.request_id, result)
 
-    def _close(self, request: Request) -> None:
+    def _close(self, request: QueuedRequest) -> None:
         del self._requests[request.request_id]
         name, number, _ = request.key
         model = self._models[name]

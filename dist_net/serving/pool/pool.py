@@ -20,17 +20,17 @@ from dist_net.errors import ModelLoadError
 from dist_net.serving.pool.admission import Admission, no_such_model
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.dispatcher import Dispatcher
+from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.request_queue import RequestQueue
 from dist_net.serving.pool.requests import (
     EvictWorker,
+    InferenceRequest,
     PoolCommand,
-    Question,
     Result,
     SendToNode,
     Status,
 )
-from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
@@ -45,7 +45,7 @@ from dist_net.wire.serving_messages import (
 
 logger = logging.getLogger(__name__)
 
-NOT_ENLISTED = Refuse("the gateway has given this worker up", may_rejoin=True)
+UNKNOWN_WORKER = Refuse("the gateway has given this worker up", may_rejoin=True)
 
 
 class Pool:
@@ -75,7 +75,7 @@ class Pool:
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
-        self._workers = Roster(settings, first_worker_id)
+        self._workers = PoolMembership(settings, first_worker_id)
         self._queues = queues = {name: RequestQueue() for name in model_names}
         self._requests = OpenRequests(queues, models, self._request_ids)
         self._dispatcher = Dispatcher(settings, self._workers, queues, models)
@@ -84,18 +84,18 @@ class Pool:
 
     # What clients ask
 
-    def admit(self, question: Question, now: float) -> int | Result:
-        """Admit a question and give it an id; or refuse it."""
-        admitted = self._admission.decide(question, now)
-        model = self._models.get(question.model)
+    def admit(self, request: InferenceRequest, now: float) -> int | Result:
+        """Admit a request and give it an id; or refuse it."""
+        admitted = self._admission.decide(request, now)
+        model = self._models.get(request.model)
         if isinstance(admitted, Result):
             if model is not None:
                 model.statistics_of(model.newest_number).refused += 1
             return admitted
         assert model is not None
-        version = model.newest_number if question.version is None else question.version
-        timeout_s = self._settings.allowed_s(question.timeout_s)
-        return self._requests.open(question, version, timeout_s, admitted, now)
+        version = model.newest_number if request.version is None else request.version
+        timeout_s = self._settings.allowed_s(request.timeout_s)
+        return self._requests.open(request, version, timeout_s, admitted, now)
 
     def cancel(self, request_id: int) -> None:
         """Nobody wants the answer any more."""
@@ -123,7 +123,7 @@ class Pool:
         """Take in a message from the workers' socket."""
         match message:
             case BatchDone() | Loaded() if self._workers.at_node(node) is None:
-                return [SendToNode(node, NOT_ENLISTED)]
+                return [SendToNode(node, UNKNOWN_WORKER)]
             case BatchDone():
                 return self.done(node, message, now)
             case Loaded():
@@ -131,7 +131,7 @@ class Pool:
             case Heartbeat(worker_id, sent_s):  # which comes by a socket of its own
                 worker = self._workers.with_id(worker_id)
                 if worker is None:
-                    return [SendToNode(node, NOT_ENLISTED)]
+                    return [SendToNode(node, UNKNOWN_WORKER)]
                 worker.heard_s = now
                 # To where it works, too: if that connection is gone, what was on it is lost.
                 return [SendToNode(to, Alive(sent_s)) for to in (node, worker.node)]
@@ -142,30 +142,30 @@ class Pool:
                 )
                 return [SendToNode(node, Refuse(reason, may_rejoin=False))]
             case JoinPool(name, host, process_id):
-                return self.enlist(node, name, host, process_id, now)
+                return self.join(node, name, host, process_id, now)
             case Leave():
                 return self.lost(node, "it left", now)
-            case JoinAsLoader() if self.catalogue.loader_enlisted(node, message):
+            case JoinAsLoader() if self.catalogue.loader_joined(node, message):
                 return [SendToNode(node, PoolWelcome(0, 0.0, 0.0))]
             case ModelPrepared() if self.catalogue.is_loader(node):
                 return self.prepared(message, now)
         reason = f"{type(message).__name__} is not for the workers' address of a gateway"
         return [SendToNode(node, Refuse(reason, may_rejoin=False))]
 
-    def enlist(
+    def join(
         self, node: bytes, name: str, host: str, process_id: int, now: float
     ) -> list[PoolCommand]:
         """A worker joins; one that is in already is told its id again."""
         worker = self._at(node, now)
         if worker is None:
-            worker = self._workers.enlist(node, name, host, process_id, now)
+            worker = self._workers.add(node, name, host, process_id, now)
             self._check_by(now)
-            logger.info("worker_enlisted worker=%d name=%s host=%s", worker.worker_id, name, host)
+            logger.info("worker_joined worker=%d name=%s host=%s", worker.worker_id, name, host)
         settings = self._settings
-        enlisted = PoolWelcome(
+        welcome = PoolWelcome(
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s
         )
-        return [SendToNode(node, enlisted), *self._advance_all(now)]
+        return [SendToNode(node, welcome), *self._advance_all(now)]
 
     def loaded(self, node: bytes, message: Loaded, now: float) -> list[PoolCommand]:
         """A worker has loaded a version, or could not."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
-from dist_net.serving.pool.requests import Payload, Question
+from dist_net.serving.pool.requests import InferenceRequest, Payload
 
 
 class LaneKey(NamedTuple):
@@ -18,8 +18,8 @@ class LaneKey(NamedTuple):
     is_image: bool
 
     @classmethod
-    def of(cls, question: Question) -> LaneKey:
-        return cls(question.model, question.version, question.is_image)
+    def from_request(cls, request: InferenceRequest) -> LaneKey:
+        return cls(request.model, request.version, request.is_image)
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ NO_BATCH = PlannedBatch(0)  # nobody can join it
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class QueuedRequest:
     """A question that was admitted. Times are on the pool's clock.
 
     ``key.version``: the version that must answer it. ``counted``: the version whose statistics
@@ -65,13 +65,13 @@ class Lane:
     """
 
     key: LaneKey
-    requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
+    requests: OrderedDict[int, QueuedRequest] = field(default_factory=OrderedDict)
     rows: int = 0
     batches: int = 0
     last: PlannedBatch = NO_BATCH
 
     @property
-    def oldest(self) -> Request:
+    def oldest(self) -> QueuedRequest:
         """The request that is served first."""
         return next(iter(self.requests.values()))
 
@@ -95,13 +95,13 @@ class RequestQueue:
     """``lanes`` has those with requests. No operation walks over all requests."""
 
     def __init__(self) -> None:
-        self._queued: dict[int, Request] = {}
+        self._queued: dict[int, QueuedRequest] = {}
         self.lanes: dict[LaneKey, Lane] = {}
 
     def __len__(self) -> int:
         return len(self._queued)
 
-    def add(self, request: Request, max_rows: int) -> None:
+    def add(self, request: QueuedRequest, max_rows: int) -> None:
         """Put it at the end of its lane, in a batch of at most ``max_rows``, or alone."""
         lane = self._lane(request.key)
         if request.runs_alone:
@@ -114,7 +114,7 @@ class RequestQueue:
         request.planned = lane.last
         self._place(request, lane)
 
-    def put_back(self, request: Request) -> None:
+    def put_back(self, request: QueuedRequest) -> None:
         """Put it back at the head of its lane, into the batch that it was in."""
         lane = self._lane(request.key)
         if request.runs_alone:
@@ -128,14 +128,14 @@ class RequestQueue:
             lane = self.lanes[key] = Lane(key)
         return lane
 
-    def _place(self, request: Request, lane: Lane) -> None:
+    def _place(self, request: QueuedRequest, lane: Lane) -> None:
         lane.requests[request.request_id] = request
         lane.rows += request.rows
         lane.batches += not request.planned.rows
         request.planned.rows += request.rows
         self._queued[request.request_id] = request
 
-    def remove(self, request: Request) -> bool:
+    def remove(self, request: QueuedRequest) -> bool:
         """Take it out; False if it is not in the queue."""
         if self._queued.pop(request.request_id, None) is None:
             return False
@@ -155,7 +155,7 @@ class RequestQueue:
             lanes.sort(key=lambda lane: lane.oldest.admitted_s)
         return lanes
 
-    def take(self, lane: Lane) -> list[Request]:
+    def take(self, lane: Lane) -> list[QueuedRequest]:
         """Take out the lane's next batch."""
         planned = lane.oldest.planned
         batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))

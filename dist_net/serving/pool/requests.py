@@ -24,7 +24,7 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class InferenceRequest:
     """A request as it comes in: ``rows`` inputs for one model.
 
     ``payload``: the bytes of a tensor, (rows, *input_shape), little-endian, of the model's input

@@ -12,9 +12,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from dist_net.serving.pool.description import ModelDescription, SampleImage, ServedModel
+from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
+from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.requests import SendToNode
-from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
 from dist_net.wire.serving_messages import Drop, Load
 
@@ -37,7 +37,7 @@ class Version:
 
     description: ModelDescription
     text: str
-    samples: tuple[SampleImage, ...] = ()
+    samples: tuple[EncodedImage, ...] = ()
     place: int = 0
     bound: int = 0
     is_closing: bool = False
@@ -164,7 +164,7 @@ class ModelVersions:
             )
             logger.warning("load_given_up model=%s reason=%s", self.name, self.reason)
 
-    def refresh(self, workers: Roster) -> None:
+    def refresh(self, workers: PoolMembership) -> None:
         """Find out what is served, after workers came or went, or what they have has changed."""
         numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
         self._available = frozenset(numbers)
@@ -176,7 +176,7 @@ class ModelVersions:
             n for n, one in self.versions.items() if one.takes == takes and not one.is_replaced
         )
 
-    def advance(self, workers: Roster, now: float) -> list[SendToNode]:
+    def advance(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         """Load and drop what can be loaded and dropped now."""
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
@@ -226,7 +226,7 @@ class ModelVersions:
         """The version that every worker should have."""
         return next(reversed(self.versions), None)
 
-    def _is_settled(self, workers: Roster) -> bool:
+    def _is_settled(self, workers: PoolMembership) -> bool:
         """Whether every worker has the newest version, or could not load it."""
         target = self._target
         return target is None or all(
@@ -235,7 +235,7 @@ class ModelVersions:
             for worker in workers
         )
 
-    def _load(self, workers: Roster, now: float) -> list[SendToNode]:
+    def _load(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         commands = []
         is_rolling = any(
             self.name in worker.holds and self.name in [model for model, _ in worker.loading]
@@ -266,7 +266,7 @@ class ModelVersions:
     def _cannot_load(self, worker: Worker, number: int) -> bool:
         return (self.name, number) in worker.failed or self.versions[number].is_given_up
 
-    def _drop_old(self, workers: Roster) -> list[SendToNode]:
+    def _drop_old(self, workers: PoolMembership) -> list[SendToNode]:
         """Drop what the newest version replaces; or the newest, if no worker could load it."""
         commands = []
         target = self._target
@@ -294,7 +294,7 @@ class ModelVersions:
                 self._forget(number, workers)
         return commands
 
-    def _forget_unloaded(self, workers: Roster) -> None:
+    def _forget_unloaded(self, workers: PoolMembership) -> None:
         """Forget what nobody has and nobody waits for: versions come also while no worker is here.
 
         Requests that name no version may still be bound to the newest.
@@ -303,7 +303,7 @@ class ModelVersions:
             if number not in self._available and not one.bound and one is not self.newest:
                 self._forget(number, workers)
 
-    def _drop_all(self, workers: Roster) -> list[SendToNode]:
+    def _drop_all(self, workers: PoolMembership) -> list[SendToNode]:
         commands = [
             self._drop(worker, number)
             for worker in workers
@@ -322,7 +322,7 @@ class ModelVersions:
             del worker.holds[self.name]
         return SendToNode(worker.node, Drop(self.name, number))
 
-    def _forget(self, number: int, workers: Roster) -> None:
+    def _forget(self, number: int, workers: PoolMembership) -> None:
         logger.info("version_ends model=%s version=%d", self.name, number)
         del self.versions[number]
         for worker in workers:

@@ -1,7 +1,7 @@
-"""Requests and answers of the Open Inference Protocol: bytes to questions, results to bytes; pure.
+"""Decode requests of the Open Inference Protocol, and encode its responses. No I/O.
 
 A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
-gives the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
+is the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
 tensor of its type, (rows, *input_shape), or, if it takes images, JPEG or PNG files as BYTES.
 
 Raw tensors are little-endian and row-major. An element of BYTES is its length, a little-endian
@@ -22,38 +22,33 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dist_net.errors import (
-    BadRequestError,
-    QuestionError,
-    RequestTooLargeError,
-    UnsupportedRequestError,
-)
+from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import likeliest
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
-from dist_net.serving.pool.requests import Payload, Question, Result
+from dist_net.serving.pool.requests import InferenceRequest, Payload, Result
 
 INPUT = "input"
 
-# Each image of a request is a question of its own; the pool batches them.
+# Each image becomes a separate request to the pool, which batches them.
 MAX_IMAGES = 64
 MAX_JSON_BYTES = 4 * 2**20
 _SHORT_JSON_BYTES = 2**16
 # Parsing holds the interpreter's lock: for 0.1 s with 4 MiB of numbers, but for 1 s with as many
-# empty objects, which would take 35 times the memory of their text. So longer JSON has fewer.
+# empty objects, which would take 35 times the memory of their text. So long JSON may have fewer.
 _MAX_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 _LENGTH = struct.Struct("<I")
 _SHOWN = Repr()
-_SHOWN.maxlevel = 2  # so that a thousand nested lists are not followed to the bottom
+_SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
 _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """How the answer should look: its id, raw or JSON, all numbers or only the ``top`` classes, and
-    what the output is called.
+class ResponseForm:
+    """The requested form of a response: its id, raw or JSON, all numbers or only the ``top``
+    classes, and the name of the output.
     """
 
     request_id: str = ""
@@ -63,22 +58,23 @@ class Wanted:
 
 
 def output_name(model: ModelDescription) -> str:
-    """What a model's output is called: its numbers are probabilities if it has classes."""
+    """Return the name of a model's output: probabilities if it has classes."""
     return "probabilities" if model.has_classes else "output"
 
 
 def read_request(
     body: Payload, json_bytes: int | None, model: ModelDescription, version: int | None
-) -> tuple[list[Question], Wanted]:
-    """The questions in a body, one for a tensor or one for each image, and the answer's form.
+) -> tuple[list[InferenceRequest], ResponseForm]:
+    """Return the requests in a body, one per tensor or image, and the form of the response.
 
     ``json_bytes`` is the header's value (None without the header), ``version`` the path's.
-    Payloads may borrow ``body``. Raises BadRequestError for a body that is not the protocol's,
-    QuestionError for an input that does not fit the model, RequestTooLargeError for too many
-    images or too much JSON, UnsupportedRequestError for what is not offered.
+    Payloads may borrow ``body``. Raise BadRequestError for a body that does not follow the
+    protocol, uses an unsupported extension or does not fit the model; RequestTooLargeError for too
+    many images or too much JSON.
     """
     if json_bytes == 0:
-        return [_raw_question(memoryview(body), model, version)], Wanted(output=output_name(model))
+        form = ResponseForm(output=output_name(model))
+        return [_raw_request(memoryview(body), model, version)], form
     text: Payload = body if json_bytes is None else memoryview(body)[:json_bytes]
     if len(text) < (json_bytes or 0):
         raise BadRequestError(
@@ -89,33 +85,37 @@ def read_request(
     parameters = _object(request.get("parameters"), "parameters")
     for name in _NOT_OFFERED:
         if parameters.get(name):  # 0, "" and false mean none
-            raise UnsupportedRequestError(
-                f'"{name}" is {shown(parameters[name])}; priorities and sequences are not offered; '
-                f"expected a request without them"
+            raise BadRequestError(
+                f'"{name}" is {shown(parameters[name])}; priorities and sequences are not '
+                f"supported; expected a request without them",
+                http_code=501,
             )
     raw = memoryview(body)[len(text) :]
     payloads, is_image, rows = _input(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
     if len(payloads) > 1 and version is None:
-        version = model.version  # one answer is of one version, even if a newer one is loaded now
-    questions = [
-        Question(model.name, payload, rows, is_image, version, timeout_s) for payload in payloads
+        version = model.version  # all rows of a response must be computed by one version
+    inferences = [
+        InferenceRequest(model.name, payload, rows, is_image, version, timeout_s)
+        for payload in payloads
     ]
-    return questions, _wanted(request, parameters, model)
+    return inferences, _form(request, parameters, model)
 
 
-def _raw_question(body: memoryview, model: ModelDescription, version: int | None) -> Question:
+def _raw_request(
+    body: memoryview, model: ModelDescription, version: int | None
+) -> InferenceRequest:
     rows, rest = divmod(len(body), model.row_bytes)
-    looks_like_one = bytes(body[:8]).startswith(_IMAGE_STARTS)
-    if model.takes_images and (looks_like_one or rest or not rows):
-        return Question(model.name, body, is_image=True, version=version)
+    looks_like_image = bytes(body[:8]).startswith(_IMAGE_STARTS)
+    if model.takes_images and (looks_like_image or rest or not rows):
+        return InferenceRequest(model.name, body, is_image=True, version=version)
     shape = (max(rows, 1), *model.input_shape)
     payload = tensor_from_bytes(body, model.input_datatype, shape)
-    return Question(model.name, payload, rows, version=version)
+    return InferenceRequest(model.name, payload, rows, version=version)
 
 
 def json_object(text: Payload) -> dict[str, Any]:
-    """The JSON object in a body. Raises BadRequestError, RequestTooLargeError for a long one."""
+    """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError."""
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
             f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "
@@ -124,7 +124,8 @@ def json_object(text: Payload) -> dict[str, Any]:
     for character, limit in _MAX_JSON.items() if len(text) > _SHORT_JSON_BYTES else ():
         if (count := bytes(text).count(character)) > limit:
             raise RequestTooLargeError(
-                f"the JSON has {count:,} times {character.decode()!r}; expected at most {limit:,}"
+                f"the JSON contains {character.decode()!r} {count:,} times; expected at most "
+                f"{limit:,}"
             )
     try:
         request = orjson.loads(text)
@@ -134,7 +135,7 @@ def json_object(text: Payload) -> dict[str, Any]:
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
-    """``value`` if it is a JSON object; an empty one for None."""
+    """Return ``value`` if it is a JSON object, or an empty one for None."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -145,25 +146,25 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 def _input(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
-    """The payloads, whether they are images, and the rows of each."""
+    """Return the payloads, whether they are images, and the rows of each."""
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
         raise BadRequestError(f'"inputs" is {shown(inputs)}; expected an array of one JSON object')
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != INPUT:
-        raise QuestionError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
+        raise BadRequestError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
     content = _raw_content(_object(tensor.get("parameters"), "parameters of the input"), raw)
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
     if datatype == "BYTES" and model.takes_images:
         return _images(content, shape), True, 1
     if datatype != model.input_datatype:
         or_images = ", or BYTES for images" if model.takes_images else ""
-        raise QuestionError(
+        raise BadRequestError(
             f"the datatype of the input is {shown(datatype)}; {model.name} expects "
             f"{model.input_datatype}{or_images}"
         )
     sizes = _sizes(shape)
     if not sizes or sizes[1:] != model.input_shape:
-        raise QuestionError(
+        raise BadRequestError(
             f"the shape of the input is {shown(shape)}; {model.name} expects "
             f"{[-1, *model.input_shape]}, where -1 stands for any number of rows"
         )
@@ -173,10 +174,10 @@ def _input(
 
 
 def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | None:
-    """The input's raw bytes after the JSON; None if it is in the JSON."""
+    """Return the input's raw bytes after the JSON; None if the JSON contains the input."""
     if "shared_memory_region" in parameters:
-        raise UnsupportedRequestError(
-            "tensors in shared memory are not offered; expected them in the body"
+        raise BadRequestError(
+            "tensors in shared memory are not supported; expected them in the body", http_code=501
         )
     size = parameters.get("binary_data_size")
     if size is None and not raw:
@@ -184,21 +185,19 @@ def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | No
     if type(size) is not int or size != len(raw):
         raise BadRequestError(
             f"binary_data_size is {shown(size)}, and {len(raw):,} bytes follow the JSON; expected "
-            f"these to be the same; the header Inference-Header-Content-Length says where the "
-            f"JSON ends"
+            f"equal sizes; the header Inference-Header-Content-Length is the length of the JSON"
         )
     return raw
 
 
 def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
     if content is None:
-        raise QuestionError(
-            "images cannot be sent inside JSON; expected them as raw bytes after it "
-            "(binary_data_size)"
+        raise BadRequestError(
+            "images cannot be sent inside JSON; send them as raw bytes after it (binary_data_size)"
         )
     count, *rest = _sizes(shape) or (0,)
     if not count or any(size != 1 for size in rest):
-        raise QuestionError(f"the shape of the input is {shown(shape)}; expected [images]")
+        raise BadRequestError(f"the shape of the input is {shown(shape)}; expected [images]")
     if count > MAX_IMAGES:
         raise RequestTooLargeError(
             f"{count:,} images in one request; expected at most {MAX_IMAGES}"
@@ -207,14 +206,14 @@ def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    """The shape; empty unless it is an array of positive integers."""
+    """Return the shape; an empty one unless it is an array of positive integers."""
     if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape):
         return tuple(shape)
     return ()
 
 
 def _timeout_s(timeout: Any) -> float | None:
-    """From microseconds; None, the pool's default, for 0."""
+    """Convert microseconds; 0 selects the pool's default, None."""
     if timeout is None:
         return None
     if type(timeout) is not int or timeout < 0:
@@ -222,7 +221,9 @@ def _timeout_s(timeout: Any) -> float | None:
     return timeout / _US_PER_S or None
 
 
-def _wanted(request: dict[str, Any], parameters: dict[str, Any], model: ModelDescription) -> Wanted:
+def _form(
+    request: dict[str, Any], parameters: dict[str, Any], model: ModelDescription
+) -> ResponseForm:
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise BadRequestError(f'"id" is {shown(request_id)}; expected a string')
@@ -233,43 +234,45 @@ def _wanted(request: dict[str, Any], parameters: dict[str, Any], model: ModelDes
         raise BadRequestError(f"binary_data is {shown(is_binary)}; expected true or false")
     top = output.get("classification", 0)
     if type(top) is not int or top < 0:
-        raise BadRequestError(f'"classification" is {shown(top)}; expected how many classes')
+        raise BadRequestError(f'"classification" is {shown(top)}; expected a number of classes')
     if top and not model.has_classes:
-        raise QuestionError(f"{model.name} has no classes; expected no classification")
-    return Wanted(request_id, is_binary, top, name)
+        raise BadRequestError(f"{model.name} has no classes; expected no classification")
+    return ResponseForm(request_id, is_binary, top, name)
 
 
 def _output(outputs: Any, name: str) -> dict[str, Any]:
-    """The parameters of the output that is asked for; empty if none is named."""
+    """Return the parameters of the requested output; empty if the request names none."""
     if outputs is None or outputs == []:
         return {}
     if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict)):
         raise BadRequestError(f'"outputs" is {shown(outputs)}; expected an array of one object')
     if outputs[0].get("name") != name:
-        raise QuestionError(
+        raise BadRequestError(
             f'no output {shown(outputs[0].get("name"))}; expected the name "{name}"'
         )
     parameters = _object(outputs[0].get("parameters"), "parameters of the output")
     if "shared_memory_region" in parameters:
-        raise UnsupportedRequestError(
-            "outputs in shared memory are not offered; expected none of its parameters"
+        raise BadRequestError(
+            "outputs in shared memory are not supported; expected none of its parameters",
+            http_code=501,
         )
     return parameters
 
 
 def shown(value: object) -> str:
-    """A value from a request, cut short for a message."""
+    """Return a value from a request for a message, shortened."""
     return _SHOWN.repr(value)
 
 
 def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
-    """The raw bytes of a tensor given as a JSON array, flat or nested like its shape.
+    """Return the raw bytes of a tensor in a JSON array, flat or nested like its shape.
 
-    Raises QuestionError unless it has as many elements as expected, numbers in the type's range.
+    Raise BadRequestError for another number of elements, or if an element is not a number in the
+    type's range.
     """
     elements = _flat(data, shape)
     if len(elements) != prod(shape):
-        raise QuestionError(
+        raise BadRequestError(
             f'"data" has {len(elements):,} elements; expected {prod(shape):,}, for the shape '
             f"{list(shape)}"
         )
@@ -278,14 +281,14 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
         # length of the longest; and twice as fast.
         return struct.pack(f"<{len(elements)}{TYPE_CODES[datatype]}", *elements)
     except (struct.error, OverflowError) as error:
-        raise QuestionError(f'"data" holds more than numbers of {datatype}: {error}') from error
+        raise BadRequestError(f'"data" holds more than numbers of {datatype}: {error}') from error
 
 
 def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payload:
-    """``raw`` itself; raises QuestionError unless it has the size of this tensor."""
+    """Return ``raw`` itself; raise BadRequestError unless it has the size of this tensor."""
     expected = struct.calcsize("<" + TYPE_CODES[datatype]) * prod(shape)
     if len(raw) != expected:
-        raise QuestionError(
+        raise BadRequestError(
             f"{len(raw):,} bytes for a tensor of {datatype} and the shape {list(shape)}; expected "
             f"{expected:,}"
         )
@@ -293,23 +296,23 @@ def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payl
 
 
 def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
-    """The ``count`` elements of a tensor of BYTES, borrowed; raises QuestionError for others."""
+    """Return ``count`` elements of a tensor of BYTES, borrowed. Raise BadRequestError."""
     found: list[memoryview] = []
     left = memoryview(raw)
     while left and len(found) < count:
         start = _LENGTH.size
         end = start + _LENGTH.unpack_from(left)[0] if len(left) >= start else start
         if end > len(left):
-            raise QuestionError(
+            raise BadRequestError(
                 f"element {len(found)} of a tensor of BYTES ends {end - len(left):,} bytes after "
                 f"the tensor; expected a length (uint32, little-endian) and as many bytes"
             )
         found.append(left[start:end])
         left = left[end:]
     if left or len(found) != count:
-        raise QuestionError(
+        raise BadRequestError(
             f"a tensor of BYTES has {len(found)} elements and {len(left):,} bytes after them; "
-            f"expected {count} elements, as its shape says, and nothing else"
+            f"expected {count} elements, according to its shape"
         )
     return found
 
@@ -319,16 +322,16 @@ def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
 
 
 def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
-    """The elements of lists nested as ``shape`` says; a flat list is returned as it is."""
+    """Return the elements of lists nested like ``shape``; a flat list is returned as it is."""
     if not isinstance(data, list):
-        raise QuestionError(f'"data" is {shown(data)}; expected an array')
+        raise BadRequestError(f'"data" is {shown(data)}; expected an array')
     if not (data and isinstance(data[0], list)):
         return data
     rows = [data]
     for size in shape:
         if any(not isinstance(row, list) or len(row) != size for row in rows):
-            raise QuestionError(
-                f'"data" is not nested as its shape {list(shape)} says; expected that, or all '
+            raise BadRequestError(
+                f'"data" is not nested like its shape {list(shape)}; expected that, or all '
                 f"elements in one array"
             )
         rows = list(chain.from_iterable(rows))
@@ -336,30 +339,30 @@ def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
 
 
 def encode_response(
-    model: str, rows: int, results: Sequence[Result], wanted: Wanted
+    model: str, rows: int, results: Sequence[Result], form: ResponseForm
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON if raw bytes follow. All results must be OK.
+    """Return the body, and the length of its JSON if raw bytes follow. All results must be OK.
 
-    Their ``rows`` become one output: (rows, classes) float32; or, where classes are wanted,
-    (rows, top) BYTES, each ``value:index:label``, likeliest first. Raises QuestionError for
-    outputs that are not finite, unless they are wanted in binary.
+    Their ``rows`` become one output: (rows, classes) float32; or, if classes are requested,
+    (rows, top) BYTES, each ``value:index:label``, likeliest first. Raise BadRequestError for
+    outputs that are not finite, unless binary outputs are requested.
     """
     payload = results[0].payload if len(results) == 1 else b"".join(o.payload for o in results)
     probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
-    if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
-        raise QuestionError(
+    if (form.top or not form.is_binary) and not np.isfinite(probabilities).all():
+        raise BadRequestError(
             "outputs for this input are not finite, which JSON and class names cannot express; "
             "expected an input in the net's range, or a request for binary outputs"
         )
-    output: dict[str, Any] = {"name": wanted.output, "datatype": "FP32"}
+    output: dict[str, Any] = {"name": form.output, "datatype": "FP32"}
     data: Any = probabilities.reshape(-1, copy=False)
     raw: Payload = payload
-    if wanted.top:
-        data = _classified(probabilities, wanted.top, results[0].labels)
+    if form.top:
+        data = _classified(probabilities, form.top, results[0].labels)
         output["datatype"] = "BYTES"
-        raw = bytes_of_elements(text.encode() for text in data) if wanted.is_binary else b""
+        raw = bytes_of_elements(text.encode() for text in data) if form.is_binary else b""
     output["shape"] = [rows, len(data) // rows]
-    if wanted.is_binary:
+    if form.is_binary:
         output["parameters"] = {"binary_data_size": len(raw)}
     else:
         output["data"] = data
@@ -368,14 +371,14 @@ def encode_response(
         "model_version": str(results[0].version),
         "outputs": [output],
     }
-    if wanted.request_id:
-        response["id"] = wanted.request_id
+    if form.request_id:
+        response["id"] = form.request_id
     text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    return (text + raw, len(text)) if wanted.is_binary else (text, None)
+    return (text + raw, len(text)) if form.is_binary else (text, None)
 
 
 def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
-    """The ``top`` classes of each row, as the classification extension writes them."""
+    """Return the ``top`` classes of each row in the format of the classification extension."""
     return [
         f"{row[index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
         for row, best in zip(probabilities, likeliest(probabilities, top), strict=True)

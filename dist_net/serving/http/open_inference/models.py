@@ -1,4 +1,4 @@
-"""The protocol's addresses about models: health, metadata, statistics, loading and unloading."""
+"""The protocol's endpoints about models: health, metadata, statistics, loading and unloading."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.clock import Clock
-from dist_net.errors import PoolUnavailableError, UnsupportedRequestError
+from dist_net.errors import BadRequestError, PoolUnavailableError
 from dist_net.release import VERSION
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.http.asking import (
+from dist_net.serving.http.exchange import (
+    HttpExchange,
+    RequestMemory,
     description_of,
-    require_version,
     served_model,
     version_number,
 )
-from dist_net.serving.http.bodies import Bodies, Body, headers_of
 from dist_net.serving.http.open_inference.codec import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, result_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
@@ -41,16 +41,18 @@ _MS_PER_S = 1e3
 
 
 class Models:
-    """Answers what is asked about models. ``clock`` is the one that the pool counts time by."""
+    """The endpoints about models. ``clock`` is the pool's."""
 
-    def __init__(self, gateway: Gateway, bodies: Bodies, max_batch_size: int, clock: Clock) -> None:
+    def __init__(
+        self, gateway: Gateway, memory: RequestMemory, max_batch_size: int, clock: Clock
+    ) -> None:
         self._gateway = gateway
-        self._bodies = bodies
+        self._memory = memory
         self._max_batch_size = max_batch_size
         self._clock = clock
 
     def routes(self) -> list[Route]:
-        """The addresses of these answers."""
+        """Return the routes of the server, of each model and version, and of the repository."""
         routes = [
             Route("/v2", self.server),
             Route("/v2/health/live", self.live),
@@ -73,60 +75,61 @@ class Models:
         ]
 
     async def server(self, _: Request) -> Json:
-        """Name, version and extensions of this server."""
+        """Return the name, version and extensions of this server."""
         return Json({"name": _PLATFORM, "version": VERSION, "extensions": _EXTENSIONS})
 
     async def live(self, _: Request) -> Json:
-        """Whether the server answers at all."""
+        """Report that the server responds."""
         return Json({"live": True})
 
     async def ready(self, _: Request) -> Json:
-        """Whether every model can answer now."""
+        """Report whether every model is ready."""
         if not self._gateway.is_ready:
-            raise PoolUnavailableError("not every model can answer now; see /pool")
+            raise PoolUnavailableError("not every model is ready; see /pool")
         return Json({"ready": True})
 
     async def model_ready(self, request: Request) -> Json:
-        """Whether a model can answer now."""
+        """Report whether a model is ready."""
         served, _ = self._served(request)
         if not served.is_ready:
             raise PoolUnavailableError(
-                f"{served.name} cannot answer now: {served.reason or 'no worker has loaded it'}"
+                f"{served.name} is not ready: {served.reason or 'no worker has loaded it'}"
             )
         return Json({"name": served.name, "ready": True})
 
     async def model(self, request: Request) -> Json:
-        """A model's inputs and outputs."""
+        """Return the metadata of a model: its inputs and outputs."""
         served, _ = self._served(request)
         return Json(model_metadata(self._description(request), served.versions))
 
     async def configuration(self, request: Request) -> Json:
-        """A model's configuration."""
+        """Return the configuration of a model."""
         return Json(_configuration(self._description(request), self._max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
-        """How many requests a model had, how they ended, and how long they took."""
+        """Return the number of requests to a model, their results and their times."""
         served, versions = self._served(request)
         return Json({"model_stats": self._statistics(served.name, versions)})
 
     async def all_statistics(self, _: Request) -> Json:
-        """The statistics of every model."""
+        """Return the statistics of every model."""
         served = self._gateway.models().values()
         found = [each for model in served for each in self._statistics(model.name, model.versions)]
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """Every model and version; with `{"ready": true}` only those that can answer."""
+        """List every model and version; with `{"ready": true}` only the ready ones."""
         only_ready = (await self._content(request)).get("ready") is True
         return Json(list(_index(self._gateway.models().values(), only_ready)))
 
     async def load(self, request: Request) -> Json:
-        """Read a model again from its source; the answer comes once it is read."""
+        """Read a model again from its source; respond once workers serve it."""
         parameters = (await self._content(request)).get("parameters")
         if isinstance(parameters, dict) and any(name.startswith(_OWN_FILES) for name in parameters):
-            raise UnsupportedRequestError(
-                "a model's files come from where the server's command line says; expected a load "
-                "without config and files"
+            raise BadRequestError(
+                "the server's command line defines the source of a model's files; expected a load "
+                "without config and files",
+                http_code=501,
             )
         name = served_model(self._gateway, request.path_params["model"]).name
         return _loaded(name, await self._gateway.reload(name))
@@ -138,17 +141,16 @@ class Models:
         return _loaded(name, self._gateway.unload(name))
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
-        """The model that a path names, and the versions of it that are meant."""
+        """Return the model in a path, and the version in it or else all versions."""
         served = served_model(self._gateway, request.path_params["model"])
-        version = _version_of(request)
-        if version is None:
+        if version_number(request) is None:
             return served, tuple(served.versions)
-        require_version(served, version)
-        return served, (version,)
+        return served, (self._description(request).version,)
 
     def _description(self, request: Request) -> ModelDescription:
-        """The version that a path names, or the newest."""
-        return description_of(self._gateway, request.path_params["model"], _version_of(request))
+        """Return the version in a path, or the newest."""
+        name = request.path_params["model"]
+        return description_of(self._gateway, name, version_number(request))
 
     def _statistics(self, name: str, versions: Iterable[int]) -> list[dict[str, Any]]:
         epoch_of_clock_s = time.time() - self._clock.now()
@@ -159,17 +161,12 @@ class Models:
         ]
 
     async def _content(self, request: Request) -> Mapping[str, Any]:
-        """The body, a JSON object or nothing."""
-        with Body(self._bodies) as body:
-            text = await body.receive(headers_of(request.scope), request.receive)
-            if not text:
+        """Return the JSON object in the body; an empty one for an empty body."""
+        with HttpExchange(self._memory, request) as exchange:
+            body = await exchange.body()
+            if not body:
                 return {}
-            return await body.off_loop(len(text), lambda: json_object(text))
-
-
-def _version_of(request: Request) -> int | None:
-    version = request.path_params.get("version")
-    return None if version is None else version_number(version)
+            return await exchange.off_loop(len(body), lambda: json_object(body))
 
 
 def _loaded(name: str, result: Result) -> Json:
@@ -178,11 +175,8 @@ def _loaded(name: str, result: Result) -> Json:
     return Json({"name": name, "version": str(result.version)})
 
 
-# What the answers hold
-
-
 def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str, Any]:
-    """A model's inputs and outputs; -1 stands for any number of rows."""
+    """Return a model's inputs and outputs; -1 stands for any number of rows."""
     return {
         "name": model.name,
         "versions": [str(version) for version in versions],
@@ -195,7 +189,7 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
 
 
 def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
-    """A model's configuration; unlike in the metadata, its shapes are those of one row."""
+    """Return a model's configuration; unlike in the metadata, shapes are of one row."""
     datatype = f"TYPE_{model.input_datatype}"
     threshold = {"unknown_below": {"string_value": str(model.unknown_below)}}
     return {
@@ -212,7 +206,7 @@ def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, An
 
 
 def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str, str]]:
-    """Every version that is served, and every model without one."""
+    """List every served version, and every model without one."""
     for model in models:
         if only_ready and not model.is_ready:
             continue
@@ -229,10 +223,7 @@ def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str
 def _statistics_of(
     name: str, version: int, counted: ModelStatistics | None, epoch_of_clock_s: float
 ) -> dict[str, Any]:
-    """An entry of ``model_stats``.
-
-    ``epoch_of_clock_s``: when, in seconds since 1970, the pool's clock began to count.
-    """
+    """Return an entry of ``model_stats``; ``epoch_of_clock_s`` is the pool's time 0 since 1970."""
     counted = counted or ModelStatistics()
     last_s = counted.last_inference_s
     return {

@@ -73,7 +73,7 @@ def test_rows_of_another_shape_or_type_are_refused_though_their_bytes_would_do(
     got = answer(service, Ask(1, "digits", "", False, 0, payloads))
     assert got.status == Status.BAD_INPUT
     assert "takes rows of FP32 (4,) now" in got.reason
-    assert not service.questions
+    assert not service.requests
 
 
 @pytest.mark.parametrize("said", [b"", b"x", bytes(17)])

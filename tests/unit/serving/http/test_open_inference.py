@@ -10,20 +10,18 @@ import pytest
 from dist_net.errors import (
     BadInputError,
     BadRequestError,
-    QuestionError,
     RequestTooLargeError,
-    UnsupportedRequestError,
 )
 from dist_net.serving.http.open_inference.codec import (
     MAX_JSON_BYTES,
-    Wanted,
+    ResponseForm,
     bytes_of_elements,
     elements_of_bytes,
     encode_response,
     read_request,
 )
 from dist_net.serving.http.open_inference.models import model_metadata
-from dist_net.serving.pool.requests import Question, Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from fake_service import ANIMALS, DIGITS
 from naming import naming
 
@@ -41,12 +39,14 @@ def a_body(raw: bytes = b"", inputs: Any = None, **fields: Any) -> tuple[bytes, 
     return text + raw, len(text)
 
 
-def asked(body: bytes, json_bytes: int | None = None, model: Any = DIGITS) -> list[Question]:
-    questions, _ = read_request(body, json_bytes, model, None)
-    return questions
+def asked(
+    body: bytes, json_bytes: int | None = None, model: Any = DIGITS
+) -> list[InferenceRequest]:
+    requests, _ = read_request(body, json_bytes, model, None)
+    return requests
 
 
-def wanted(**fields: Any) -> Wanted:
+def wanted(**fields: Any) -> ResponseForm:
     return read_request(a_body(**fields)[0], None, DIGITS, None)[1]
 
 
@@ -55,37 +55,37 @@ def wanted(**fields: Any) -> Wanted:
     [(ROW, [1, 4]), ([ROW], [1, 4]), (ROW + ROW, [2, 4]), ([ROW, ROW], [2, 4])],
 )
 def test_numbers_come_flat_or_nested(data: Any, shape: list[int]) -> None:
-    (question,) = asked(a_body(inputs=[an_input(data=data, shape=shape)])[0])
-    assert question == Question("digits", RAW_ROW * shape[0], shape[0])
+    (request,) = asked(a_body(inputs=[an_input(data=data, shape=shape)])[0])
+    assert request == InferenceRequest("digits", RAW_ROW * shape[0], shape[0])
 
 
 def test_numbers_come_as_raw_bytes_behind_the_json() -> None:
     tensor = an_input(parameters={"binary_data_size": 16})
     del tensor["data"]
-    (question,) = asked(*a_body(RAW_ROW, inputs=[tensor]))
-    assert question == Question("digits", RAW_ROW, 1)
+    (request,) = asked(*a_body(RAW_ROW, inputs=[tensor]))
+    assert request == InferenceRequest("digits", RAW_ROW, 1)
 
 
 def test_a_body_without_json_is_the_input() -> None:
-    assert asked(RAW_ROW * 3, 0) == [Question("digits", RAW_ROW * 3, 3)]
+    assert asked(RAW_ROW * 3, 0) == [InferenceRequest("digits", RAW_ROW * 3, 3)]
 
 
 @pytest.mark.parametrize("image", [b"\xff\xd8\xff" + b"x" * 9, b"no multiple of a row"])
 def test_a_body_without_json_is_a_image_if_it_can_be_no_tensor(image: bytes) -> None:
-    assert asked(image, 0, ANIMALS) == [Question("animals", image, is_image=True)]
+    assert asked(image, 0, ANIMALS) == [InferenceRequest("animals", image, is_image=True)]
 
 
 def test_a_body_without_json_is_a_tensor_where_its_size_fits() -> None:
-    assert asked(bytes(24), 0, ANIMALS) == [Question("animals", bytes(24), 2)]
+    assert asked(bytes(24), 0, ANIMALS) == [InferenceRequest("animals", bytes(24), 2)]
 
 
 def test_each_image_is_a_question_and_all_are_of_one_version() -> None:
     raw = bytes_of_elements([b"one", b"", b"three"])
     tensor = {"name": "input", "shape": [3, 1], "datatype": "BYTES"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
-    questions = asked(*a_body(raw, inputs=[tensor]), ANIMALS)
-    assert [bytes(each.payload) for each in questions] == [b"one", b"", b"three"]
-    assert {(each.is_image, each.rows, each.version) for each in questions} == {(True, 1, 7)}
+    requests = asked(*a_body(raw, inputs=[tensor]), ANIMALS)
+    assert [bytes(each.payload) for each in requests] == [b"one", b"", b"three"]
+    assert {(each.is_image, each.rows, each.version) for each in requests} == {(True, 1, 7)}
 
 
 def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
@@ -96,10 +96,10 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
             {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
         ],
     )
-    (question,), about = read_request(body, None, DIGITS, 2)
-    assert question.timeout_s == 0.25
-    assert question.version == 2
-    assert about == Wanted("7", True, 2)
+    (request,), about = read_request(body, None, DIGITS, 2)
+    assert request.timeout_s == 0.25
+    assert request.version == 2
+    assert about == ResponseForm("7", True, 2)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,9 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
 )
 def test_what_is_not_offered_is_not_passed_over(parameters: dict[str, Any]) -> None:
     body, _ = a_body(parameters=parameters)
-    with pytest.raises(UnsupportedRequestError, match=next(iter(parameters))):
+    with pytest.raises(BadRequestError, match=next(iter(parameters))) as raised:
         read_request(body, None, DIGITS, None)
+    assert raised.value.http_code == 501
 
 
 def test_no_priority_and_no_sequence_may_be_said() -> None:
@@ -145,31 +146,31 @@ BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
         (a_body(inputs=[])[0], BadRequestError),
         (a_body(inputs=[1])[0], BadRequestError),
         (a_body(inputs=[an_input(), an_input()])[0], BadRequestError),
-        (a_body(inputs=[an_input(name="x")])[0], QuestionError),
-        (a_body(inputs=[an_input(datatype="FP64")])[0], QuestionError),
-        (a_body(inputs=[an_input(datatype="BYTES")])[0], QuestionError),
-        (a_body(inputs=[an_input(datatype=[])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=[4])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=[0, 4])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=[-1, 4])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=[True, 4])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=[2**62, 4])])[0], QuestionError),
-        (a_body(inputs=[an_input(shape=None)])[0], QuestionError),
-        (a_body(inputs=[an_input(shape="14")])[0], QuestionError),
-        (a_body(inputs=[an_input(data=ROW[:3])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=None)])[0], QuestionError),
-        (a_body(inputs=[an_input(data={})])[0], QuestionError),
-        (a_body(inputs=[an_input(data=["1", "2", "3", "4"])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=[1, 2, 3, None])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=[1, 2, 3, 1e39])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=[[1, 2], [3, 4]])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=[ROW, 1])])[0], QuestionError),
-        (a_body(inputs=[an_input(data=[[[1], 2, 3, 4]])])[0], QuestionError),
+        (a_body(inputs=[an_input(name="x")])[0], BadRequestError),
+        (a_body(inputs=[an_input(datatype="FP64")])[0], BadRequestError),
+        (a_body(inputs=[an_input(datatype="BYTES")])[0], BadRequestError),
+        (a_body(inputs=[an_input(datatype=[])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=[4])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=[0, 4])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=[-1, 4])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=[True, 4])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=[2**62, 4])])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape=None)])[0], BadRequestError),
+        (a_body(inputs=[an_input(shape="14")])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=ROW[:3])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=None)])[0], BadRequestError),
+        (a_body(inputs=[an_input(data={})])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=["1", "2", "3", "4"])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[1, 2, 3, None])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[1, 2, 3, 1e39])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[[1, 2], [3, 4]])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[ROW, 1])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[[[1], 2, 3, 4]])])[0], BadRequestError),
         (a_body(inputs=[an_input(parameters=[])])[0], BadRequestError),
         (a_body(inputs=[an_input(parameters={"binary_data_size": 16})])[0], BadRequestError),
         (
             a_body(inputs=[an_input(parameters={"shared_memory_region": "r"})])[0],
-            UnsupportedRequestError,
+            BadRequestError,
         ),
         (a_body(id=7)[0], BadRequestError),
         (a_body(parameters=[])[0], BadRequestError),
@@ -177,7 +178,7 @@ BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
         (a_body(parameters={"timeout": "1"})[0], BadRequestError),
         (a_body(parameters={"binary_data_output": 1})[0], BadRequestError),
         (a_body(outputs={})[0], BadRequestError),
-        (a_body(outputs=[{"name": "x"}])[0], QuestionError),
+        (a_body(outputs=[{"name": "x"}])[0], BadRequestError),
         (
             a_body(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}])[0],
             BadRequestError,
@@ -203,7 +204,7 @@ def test_raw_bytes_are_as_many_as_said(raw: bytes, size: Any) -> None:
 def test_raw_numbers_must_fit_the_shape_and_be_finite() -> None:
     for raw in (RAW_ROW[:12], RAW_ROW + b"1"):
         body, json_bytes = a_body(raw, [an_input(parameters={"binary_data_size": len(raw)})])
-        with pytest.raises(QuestionError):
+        with pytest.raises(BadRequestError):
             asked(body, json_bytes)
 
 
@@ -215,13 +216,13 @@ def test_a_header_must_not_reach_beyond_the_body() -> None:
 
 def test_a_raw_body_must_be_whole_rows() -> None:
     for body in (b"", RAW_ROW[:-1]):
-        with pytest.raises(QuestionError):
+        with pytest.raises(BadRequestError):
             asked(body, 0)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\1", b"\5\0\0\0four", b"\xff\xff\xff\xff", bytes(8)])
 def test_elements_must_end_where_the_tensor_does(raw: bytes) -> None:
-    with pytest.raises(QuestionError):
+    with pytest.raises(BadRequestError):
         elements_of_bytes(raw, 1)
 
 
@@ -233,7 +234,7 @@ def test_too_many_images_are_refused() -> None:
 
 
 def test_images_cannot_be_in_the_json() -> None:
-    with pytest.raises(QuestionError, match="binary_data_size"):
+    with pytest.raises(BadRequestError, match="binary_data_size"):
         asked(a_body(inputs=[BYTES_INPUT | {"data": ["a", "b"]}])[0], None, ANIMALS)
 
 
@@ -242,7 +243,7 @@ OUTCOME = Result(Status.OK, 6, ROWS.tobytes())
 
 
 def test_an_answer_is_numbers_in_json() -> None:
-    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted("x"))
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], ResponseForm("x"))
     assert json_bytes is None
     answer = json.loads(body)
     data = answer["outputs"][0].pop("data")
@@ -257,7 +258,7 @@ def test_an_answer_is_numbers_in_json() -> None:
 
 def test_an_answer_is_raw_bytes_behind_json() -> None:
     halves = [replace(OUTCOME, payload=row.tobytes()) for row in ROWS]
-    body, json_bytes = encode_response("digits", 2, halves, Wanted(is_binary=True))
+    body, json_bytes = encode_response("digits", 2, halves, ResponseForm(is_binary=True))
     (output,) = json.loads(body[:json_bytes])["outputs"]
     assert output["parameters"] == {"binary_data_size": 24}
     assert output["shape"] == [2, 3]
@@ -266,7 +267,7 @@ def test_an_answer_is_raw_bytes_behind_json() -> None:
 
 def test_an_answer_is_the_likeliest_classes() -> None:
     body, _ = encode_response(
-        "animals", 2, [replace(OUTCOME, labels=ANIMALS.labels)], Wanted(top=2)
+        "animals", 2, [replace(OUTCOME, labels=ANIMALS.labels)], ResponseForm(top=2)
     )
     (output,) = json.loads(body)["outputs"]
     assert output == {
@@ -275,7 +276,7 @@ def test_an_answer_is_the_likeliest_classes() -> None:
         "shape": [2, 2],
         "data": ["0.500000:1:dog", "0.250000:0:cat", "0.700000:2:hen", "0.200000:1:dog"],
     }
-    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted(is_binary=True, top=9))
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], ResponseForm(is_binary=True, top=9))
     elements = elements_of_bytes(body[json_bytes:], 6)
     assert bytes(elements[0]) == b"0.500000:1"
 
@@ -294,5 +295,5 @@ def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -
     answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
     assert json.loads(answer)["outputs"][0]["name"] == "output"
     body, json_bytes = a_body(outputs=[{"name": "output", "parameters": {"classification": 1}}])
-    with pytest.raises(QuestionError, match=naming("digits")):
+    with pytest.raises(BadRequestError, match=naming("digits")):
         read_request(body, json_bytes, model, None)

@@ -6,7 +6,7 @@ import pytest
 
 from described import described
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import Question
+from dist_net.serving.pool.requests import InferenceRequest
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Heartbeat, Leave
 from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared
@@ -30,7 +30,7 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
         pool.receive(b"heart", Heartbeat(number + 1), now)
         if number % 4:
             pool.receive(node, Loaded("m", 1, ""), now)
-            pool.admit(Question("m", bytes(4), timeout_s=0.4), now)
+            pool.admit(InferenceRequest("m", bytes(4), timeout_s=0.4), now)
         pool.dispatch(now)
         if number % 3 == 0:
             pool.receive(node, Leave(number + 1), now)

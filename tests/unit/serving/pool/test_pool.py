@@ -15,8 +15,8 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
+    InferenceRequest,
     PoolCommand,
-    Question,
     Result,
     SendToNode,
     Status,
@@ -102,7 +102,7 @@ class Desk:
         return answer
 
     def refused(self, payload: bytes = ROW, model: str = "net", **fields: Any) -> Any:
-        return self.pool.admit(Question(model, payload, **fields), self.now)
+        return self.pool.admit(InferenceRequest(model, payload, **fields), self.now)
 
     def done(self, node: bytes, run: RunBatch, statuses: bytes | None = None) -> None:
         if statuses is None:
@@ -375,25 +375,25 @@ def test_a_second_batch_is_on_its_way_only_to_a_quick_worker(seconds: float, bat
 
 
 @pytest.mark.parametrize(
-    ("question", "status", "reason"),
+    ("inference", "status", "reason"),
     [
-        (Question("nought", ROW), Status.NOT_FOUND, "'nought'; expected one of net"),
-        (Question("nets", ROW), Status.NOT_FOUND, "'nets'; did you mean net?"),
-        (Question("net", ROW, version=4), Status.NOT_FOUND, "has no version 4"),
-        (Question("net", ROW, rows=9), Status.BAD_INPUT, "9 rows: expected 1 to 8"),
-        (Question("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
-        (Question("net", ROW, rows=2), Status.BAD_INPUT, "8 bytes: expected 16"),
-        (Question("net", b"", is_image=True), Status.BAD_INPUT, "one image"),
-        (Question("net", ROW, 2, is_image=True), Status.BAD_INPUT, "one image"),
-        (Question("net", ROW, timeout_s=-1.0), Status.BAD_INPUT, "seconds above 0"),
-        (Question("net", ROW, timeout_s=float("nan")), Status.BAD_INPUT, "seconds above 0"),
+        (InferenceRequest("nought", ROW), Status.NOT_FOUND, "'nought'; expected one of net"),
+        (InferenceRequest("nets", ROW), Status.NOT_FOUND, "'nets'; did you mean net?"),
+        (InferenceRequest("net", ROW, version=4), Status.NOT_FOUND, "has no version 4"),
+        (InferenceRequest("net", ROW, rows=9), Status.BAD_INPUT, "9 rows: expected 1 to 8"),
+        (InferenceRequest("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
+        (InferenceRequest("net", ROW, rows=2), Status.BAD_INPUT, "8 bytes: expected 16"),
+        (InferenceRequest("net", b"", is_image=True), Status.BAD_INPUT, "one image"),
+        (InferenceRequest("net", ROW, 2, is_image=True), Status.BAD_INPUT, "one image"),
+        (InferenceRequest("net", ROW, timeout_s=-1.0), Status.BAD_INPUT, "seconds above 0"),
+        (InferenceRequest("net", ROW, timeout_s=float("nan")), Status.BAD_INPUT, "seconds above 0"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(
-    question: Question, status: Status, reason: str
+    inference: InferenceRequest, status: Status, reason: str
 ) -> None:
     desk = Desk()
-    result = desk.pool.admit(question, desk.now)
+    result = desk.pool.admit(inference, desk.now)
     assert isinstance(result, Result)
     assert (result.status, result.payload) == (status, b"")
     assert reason in result.reason

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
+from dist_net.serving.pool.request_queue import LaneKey, QueuedRequest, RequestQueue
 
 LANE = LaneKey("net", None, False)
 
 
-def request(number: int, rows: int = 1) -> Request:
-    return Request(number, LANE, b"", rows, float(number), 10.0, 1)
+def request(number: int, rows: int = 1) -> QueuedRequest:
+    return QueuedRequest(number, LANE, b"", rows, float(number), 10.0, 1)
 
 
 def test_the_queue_forgets_what_was_taken_out_of_it() -> None:
@@ -20,7 +20,7 @@ def test_the_queue_forgets_what_was_taken_out_of_it() -> None:
     assert not queue.lanes
 
 
-def numbers(requests: list[Request]) -> list[int]:
+def numbers(requests: list[QueuedRequest]) -> list[int]:
     return [one.request_id for one in requests]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.request_queue import Request
+from dist_net.serving.pool.request_queue import QueuedRequest
 from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.serving_messages import BatchDone, RunBatch
@@ -25,7 +25,7 @@ class RunningBatch:
     batch_id: int
     description: ModelDescription
     is_image: bool
-    requests: list[Request]
+    requests: list[QueuedRequest]
     rows: int
     sent_s: float
     expected_s: float
@@ -77,7 +77,7 @@ class RunningBatch:
         """The rows that the network computed; a bad image says nothing of its speed."""
         return sum(request.rows for request, status, _ in self._pairs(done) if status == Status.OK)
 
-    def _pairs(self, done: BatchDone) -> Iterator[tuple[Request, int, bytes | memoryview]]:
+    def _pairs(self, done: BatchDone) -> Iterator[tuple[QueuedRequest, int, bytes | memoryview]]:
         return zip(self.requests, done.statuses, done.payloads, strict=True)
 
 
@@ -130,7 +130,7 @@ class Worker:
         return took_s
 
 
-class Roster:
+class PoolMembership:
     """Every worker, by its node, in the order in which they came. No id is given twice.
 
     A worker is quiet when it was not heard for half the time after which it counts as lost: it may
@@ -151,7 +151,7 @@ class Roster:
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
-    def enlist(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
+    def add(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
         worker = Worker(self._next_worker_id, node, name, host, process_id, now)
         self._next_worker_id += 1
         self._workers[node] = self._by_id[worker.worker_id] = worker

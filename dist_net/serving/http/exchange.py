@@ -1,0 +1,256 @@
+"""One HTTP request on its way to the pool: its body, within limits, its model, and its results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from dist_net.errors import (
+    BadRequestError,
+    ModelNotServedError,
+    PoolUnavailableError,
+    RequestTooLargeError,
+)
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
+from dist_net.spelling import suggestion
+
+Value = TypeVar("Value")
+
+_RETRY_AFTER_S = 1.0
+_STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
+_THREADS = 2
+_QUICK_BYTES = 2**16  # parsed within about a millisecond, whatever the content
+_WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
+_MAX_VERSION = 18
+
+
+class RequestMemory:
+    """Limits the memory of all unanswered requests, and the number of threads that parse them.
+
+    No request may block the event loop, however large: work that grows with a body runs in a
+    thread.
+    """
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.settings = settings
+        self.held_bytes = 0
+        self.parsing = asyncio.Semaphore(_THREADS)
+        # Incomplete bodies, each with the time of its last piece; longest stalled first.
+        self.arriving: dict[HttpExchange, float] = {}
+
+    def drop_stalled(self) -> bool:
+        """Drop the body that has stalled longest; return False if none has stalled."""
+        body, since_s = next(iter(self.arriving.items()), (None, 0.0))
+        if body is None or asyncio.get_running_loop().time() - since_s < _STALLED_S:
+            return False
+        body.give_up()
+        return True
+
+
+class HttpExchange:
+    """One request; the memory of its body is counted until the ``with`` block ends."""
+
+    def __init__(self, memory: RequestMemory, request: Request) -> None:
+        self.headers: dict[bytes, bytes] = dict(request.scope["headers"])
+        self._memory = memory
+        self._receive = request.receive
+        self._size = 0
+        self._is_late = False
+        self._task: asyncio.Task[Any] | None = None  # which receives the body
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def size_header(self, name: bytes) -> int | None:
+        """Return the number of bytes in a header, or None without it. Raise BadRequestError."""
+        value = self.headers.get(name)
+        if value is None:
+            return None
+        if not (value.isdigit() and len(value) < 16):
+            raise BadRequestError(
+                f"{name.decode('latin-1')} is {value[:40].decode('latin-1')!r}; expected a number "
+                f"of bytes"
+            )
+        return int(value)
+
+    async def body(self) -> Payload:
+        """Return the body.
+
+        Raise RequestTooLargeError beyond the limit, PoolUnavailableError when other bodies leave no
+        room for it, BadRequestError for a compressed body or one below the minimum rate, and
+        ClientDisconnect if the client disconnects before it is complete.
+        """
+        encoding = self.headers.get(b"content-encoding", b"identity")
+        if encoding.lower() != b"identity":
+            raise BadRequestError(
+                f"the Content-Encoding is {encoding[:40].decode('latin-1')!r}; expected an "
+                f"uncompressed body",
+                http_code=415,
+            )
+        self._require_size(self.size_header(b"content-length") or 0)
+        self._task = asyncio.current_task()
+        try:
+            return await self._pieces()
+        except asyncio.CancelledError as error:
+            if not self._is_late or self._task is None:
+                raise
+            self._task.uncancel()
+            settings = self._memory.settings
+            raise BadRequestError(
+                f"the body arrives too slowly; expected at least {settings.min_bytes_per_s:,} "
+                f"bytes/s over any {settings.rate_window_s:g} s, and some bytes every second while "
+                f"memory is short",
+                http_code=408,
+            ) from error
+        finally:
+            self._memory.arriving.pop(self, None)
+
+    async def off_loop(self, size: int, function: Callable[[], Value]) -> Value:
+        """Return the result of ``function``, whose time grows with ``size``; in a thread if large.
+
+        A thread helps even if the function holds the interpreter's lock: the loop runs next.
+        """
+        if size <= _QUICK_BYTES:
+            return function()
+        async with self._memory.parsing:
+            return await asyncio.to_thread(function)
+
+    async def infer(self, gateway: Gateway, requests: Sequence[InferenceRequest]) -> list[Result]:
+        """Return the result of each request, once the body has been received.
+
+        The requests are cancelled if the client disconnects or this task is cancelled.
+        """
+        futures = [gateway.infer(request) for request in requests]
+        watch: list[asyncio.Task[None]] = []
+
+        async def cancel_if_disconnected() -> None:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            for future in futures:
+                future.cancel()
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(
+            _WATCH_AFTER_S, lambda: watch.append(loop.create_task(cancel_if_disconnected()))
+        )
+        try:
+            return [await future for future in futures]
+        except asyncio.CancelledError:
+            return [Result(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
+        finally:
+            timer.cancel()
+            for task in watch:
+                task.cancel()
+            for future in futures:
+                future.cancel()
+
+    def give_up(self) -> None:
+        """Stop waiting for the rest of the body."""
+        self._memory.arriving.pop(self, None)
+        self._release()
+        self._is_late = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _release(self) -> None:
+        self._memory.held_bytes -= self._size
+        self._size = 0
+
+    async def _pieces(self) -> Payload:
+        loop, settings = asyncio.get_running_loop(), self._memory.settings
+        window_s = settings.rate_window_s
+        window_bytes = due_bytes = settings.min_bytes_per_s * window_s
+        body = bytearray()
+        # Not `asyncio.timeout`, which would take longer than the rest of this function.
+        timer = loop.call_later(window_s, self.give_up)
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece: bytes = message.get("body", b"")
+                self._require_size(len(body) + len(piece))
+                self._hold(len(body) + len(piece))
+                is_whole = not message.get("more_body", False)
+                if is_whole and not body:
+                    return piece  # without a copy, as for most bodies
+                body += piece
+                if is_whole:
+                    return memoryview(body)
+                self._memory.arriving.pop(self, None)
+                self._memory.arriving[self] = loop.time()
+                if len(body) >= due_bytes:
+                    due_bytes = len(body) + window_bytes
+                    timer.cancel()
+                    timer = loop.call_later(window_s, self.give_up)
+        finally:
+            timer.cancel()
+
+    def _require_size(self, size: int) -> None:
+        limit = min(self._memory.settings.body_bytes, self._memory.settings.queue_bytes)
+        if size > limit:
+            raise RequestTooLargeError(
+                f"the body has {size:,} bytes or more; expected at most {limit:,}"
+            )
+
+    def _hold(self, size: int) -> None:
+        """Count ``size`` bytes for this request from now on; raise PoolUnavailableError."""
+        memory = self._memory
+        memory.held_bytes += size - self._size
+        self._size = size
+        limit = memory.settings.queue_bytes
+        while memory.held_bytes > limit:
+            if not memory.drop_stalled():
+                raise PoolUnavailableError(
+                    f"unanswered requests would hold more than {limit:,} bytes; send fewer or "
+                    f"smaller requests, or retry in {_RETRY_AFTER_S:.0f} s",
+                    _RETRY_AFTER_S,
+                )
+
+
+def served_model(gateway: Gateway, name: str) -> ServedModel:
+    """Return the model of this name. Raise ModelNotServedError."""
+    served = gateway.models().get(name)
+    if served is None:
+        raise ModelNotServedError(f"no model {name[:80]!r}; {suggestion(name, gateway.models())}")
+    return served
+
+
+def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
+    """Return the description of ``version`` of a model, by default the newest.
+
+    Raise ModelNotServedError for an unknown one, PoolUnavailableError while no version is served.
+    """
+    description = gateway.description(name, version) if version is None else None
+    if description is not None:
+        return description
+    served = served_model(gateway, name)
+    if version is None:
+        raise PoolUnavailableError(
+            f"no version of {name} is served: {served.reason or 'it is being loaded'}"
+        )
+    if version not in served.versions:
+        raise ModelNotServedError(
+            f"{name} has no version {version}; expected one of "
+            f"{', '.join(map(str, served.versions)) or 'none'}"
+        )
+    return served.versions[version]
+
+
+def version_number(request: Request) -> int | None:
+    """Return the version in a path, None without one. Raise ModelNotServedError."""
+    text = request.path_params.get("version")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION):
+        raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
+    return int(text)
