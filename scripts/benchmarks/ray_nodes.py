@@ -63,7 +63,14 @@ def main(temporary: str, head_cpus: int) -> None:
     """Carries out orders until there are no more."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": head_cpus, "include_dashboard": False, "temp_dir": temporary}
+    # By default a node exits if its agent takes 30 s to start, as on a machine that is busy.
+    patience = {"agent_register_timeout_ms": 600_000}
+    head = {
+        "num_cpus": head_cpus,
+        "include_dashboard": False,
+        "temp_dir": temporary,
+        "_system_config": patience,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     print(cluster.address, flush=True)
     nodes: dict[str, Any] = {}

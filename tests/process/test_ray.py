@@ -119,7 +119,7 @@ def test_a_run_is_placed_by_cpus_and_shares_memory_on_the_servers_node(
     assert sorted(shares_memory.values()) == ["False", "False", "True"]
     assert "joined worker=" in training.log("worker-0")
     assert too_many.ends() == 2
-    assert "4 workers and a server need 5 CPUs, and this Ray cluster has 4" in too_many.stderr
+    assert re.search("4 workers.* 5 CPUs.* 4", too_many.stderr)
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_workers_follow_nodes_that_come_and_go(
         lambda report: report["workers_lost"] == 2 and report["samples"] > before["samples"]
     )
     print(f"after {time.monotonic() - removed_s:.1f} s {after['samples_per_s']:.0f} samples/s")
-    training.command.says("its node is gone, or Ray's process on it")
+    training.command.says("node is gone")
     training.report(lambda report: len(report["workers"]) == 1)
     training.command.process.send_signal(signal.SIGINT)
     assert training.command.ends() == 130
@@ -156,7 +156,7 @@ def test_another_node_gets_the_workers_of_one_that_is_removed(
     training.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
     node(1)
     nodes.kill(removed)
-    training.command.says("its node is gone, .* it is started again")
+    training.command.says("node is gone.*started again")
     report = training.command.result()
     assert report["samples"] == 1000 * SAMPLES
     assert_exact(training.run, 1000)

@@ -400,9 +400,9 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing-like-this"], "no model 'nothing-like-this'"),
+        (["nothing-like-this"], "'nothing-like-this'"),
         (["x.cfg"], "x.cfg"),
-        ([], "no run with a checkpoint"),
+        ([], "runs/"),
         (["darknet53", "--workers", "0"], "--workers=0"),
         (["darknet53", "--threads", "100000"], "1 to 256 threads"),
         (["darknet53", "--max-batch-size", "0"], "max_batch_size"),
@@ -444,7 +444,7 @@ def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
     pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
     workers = pool.all_workers(1)
     os.kill(workers["worker-0"], signal.SIGKILL)
-    said = pool.command.says(r"child_ended name=worker-0 reason=it ended with code -9 log=(\S+)")
+    said = pool.command.says(r"child_ended name=worker-0 reason=.*code -9 log=(\S+)")
     children = pool.command.children.values()
     pool.command.process.kill()
     pool.command.ends()

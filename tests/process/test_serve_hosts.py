@@ -202,7 +202,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     asked.require_right(expected)
     assert workers() == ["worker-1"]
     assert first.ends() == 1
-    assert f"no message from the gateway at {workers_address}" in first.stderr
+    assert workers_address in first.stderr
     assert "Traceback" not in first.stderr
     ask("worker-1").require_right(expected)
     eventually(lambda: not hosts.connected_ports(gateway.process.pid, "worker-0"))
@@ -231,14 +231,14 @@ def test_nobody_gets_in_without_the_right_keys(
     reload = ("reload", "net", "--connect", address)
     others = ("--keys", str(stranger))
     commands = [
-        (2, "without keys", refused(*join)),
-        (1, "or refuses these keys", refused(*join, *others, "--directory", str(tmp_path / "x"))),
-        (2, "without keys", refused(*status)),
-        (1, "or refuses these keys", refused(*status, *others, "--timeout", "2")),
-        (2, "without keys", refused(*reload)),
+        (2, "dist-net keys create", refused(*join)),
+        (1, "keys", refused(*join, *others, "--directory", str(tmp_path / "x"))),
+        (2, "dist-net keys create", refused(*status)),
+        (1, address, refused(*status, *others, "--timeout", "2")),
+        (2, "dist-net keys create", refused(*reload)),
         (1, address, refused(*reload, *others, "--timeout", "2")),
-        (1, "may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
-        (2, "may not send JoinPool", refused(*join, "--keys", str(keys / "client"))),
+        (1, "Reload", refused(*reload, "--keys", str(keys / "client"))),
+        (2, "JoinPool", refused(*join, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr

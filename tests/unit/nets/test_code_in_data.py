@@ -46,7 +46,7 @@ def test_no_command_runs_what_a_run_directory_names(
     words: list[str], run: RunDirectory, code: MarkedCode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(run.path) if word == "RUN" else word for word in words]) == 2
-    assert "no built-in recipe" in capsys.readouterr().err
+    assert "evil.p" in capsys.readouterr().err
     assert not code.was_run
 
 
