@@ -1,4 +1,4 @@
-"""What tests check of a message: the values that it names, in whatever words."""
+"""Patterns for the values that a message must name, whatever its wording."""
 
 import re
 
