@@ -63,7 +63,7 @@ def main(temporary: str, head_cpus: int) -> None:
     """Carries out orders until there are no more."""
     from ray.cluster_utils import Cluster
 
-    # By default a node exits if its agent takes 30 s to start, as on a machine that is busy.
+    # A node exits if its agents take longer than this to start, as they may on a busy machine.
     patience = {"agent_register_timeout_ms": 600_000}
     head = {
         "num_cpus": head_cpus,
