@@ -23,7 +23,7 @@ from dist_net.photos.joined_images import prepare_folder
 from dist_net.processes.cores import available_cores
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.processes.own_directory import log_directory, temporary_directory
-from dist_net.processes.replacement import RESTARTS
+from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.training.run.training_progress import TrainingProgress

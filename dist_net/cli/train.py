@@ -41,7 +41,7 @@ from dist_net.processes.cluster_options import (
     worker_count,
 )
 from dist_net.processes.listen_options import add_invitation_arguments, opening_of
-from dist_net.processes.replacement import RESTARTS
+from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import FetchProgress, announced, plain_console
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation

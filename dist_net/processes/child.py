@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -38,43 +37,6 @@ class Process(Protocol):
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
-
-
-class ForkedProcess:
-    """A child of this process that another one forked."""
-
-    def __init__(self, process_id: int) -> None:
-        self.pid = process_id
-        self._exit_code: int | None = None
-
-    def poll(self) -> int | None:
-        """The exit code; None while it runs; negative: the signal that ended it."""
-        if self._exit_code is None:
-            process_id, status = os.waitpid(self.pid, os.WNOHANG)
-            if process_id:
-                self._exit_code = os.waitstatus_to_exitcode(status)
-        return self._exit_code
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended; raises TimeoutExpired."""
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
-            time.sleep(POLL_S)
-        return code
-
-    def terminate(self) -> None:
-        """SIGTERM, if it runs."""
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL, if it runs."""
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
 
 
 def output_files(name: str, logs: Path) -> tuple[Path, Path]:

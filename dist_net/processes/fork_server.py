@@ -1,115 +1,172 @@
-"""Start and supervise the fork server from the gateway; `forking` is the fork server's own part."""
+"""Start a pool's processes, some by a fork server; ``forking`` is the fork server's own part."""
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import json
 import logging
+import math
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from dist_net.errors import ProcessFailedError
-from dist_net.processes.child import Child, ForkedProcess, RunningChild, outputs
+from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
 from dist_net.processes.forking import READY_TO_FORK
+from dist_net.processes.roles import LocalProcesses, Role, parent_option
 
 logger = logging.getLogger(__name__)
 
 BORN_WITHIN_S = 5.0  # a fork takes about 10 ms; a fork server that needs longer than this hangs
 RETRY_S = 0.5  # after the system refused a resource, such as a descriptor
+IDLE_POLL_S = 1.0  # SIGCHLD reports the end of a process at once
 MAX_MESSAGE_BYTES = 64
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
-class _Order(NamedTuple):
-    name: str
-    arguments: Sequence[str]
-    born: Callable[[RunningChild], None]
+class ForkingProcesses(LocalProcesses):
+    """A launcher that forks roles without a module from the process of the role ``fork_server``.
 
-
-class ForkServer:
-    """Fork processes from a process that runs ``python -m MODULE``; see `fork_on_orders`.
-
-    Forked processes become children of this process. Call ``start`` on the running event loop, and
-    again after the fork server has ended: the new fork server receives the pending orders.
+    See `fork_on_orders` for ``module``. Forked processes become children of this process. A fork
+    server that is started after another has ended receives the orders that are pending. Linux only.
     """
 
-    def __init__(self, name: str, module: str, logs: Path) -> None:
-        self._name = name
-        self._module = module
-        self._logs = logs
-        self._orders: deque[_Order] = deque()
-        self._is_free = False
+    def __init__(self, module: str, logs: Path) -> None:
+        super().__init__(logs)
+        self.fork_server = Role("fork-server", module, ())
+        self._orders: deque[_ForkedProcess] = deque()
+        self._child: Child | None = None
 
-    def start(self) -> Child:
-        """Start the fork server. Raise ProcessFailedError if this is not Linux."""
-        _adopt_orphans()
-        self._loop = asyncio.get_running_loop()
-        self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.setblocking(False)
-        with remote:
-            self._child = Child(self._name, self._module, (), self._logs, remote)
-        self._loop.add_reader(self._socket, self._receive)
-        return self._child
+    @property
+    def poll_s(self) -> float:
+        return POLL_S if self._orders else IDLE_POLL_S
 
-    def order(
-        self, name: str, arguments: Sequence[str], born: Callable[[RunningChild], None]
-    ) -> None:
-        """Fork a process as soon as possible, then call ``born`` with it."""
-        self._orders.append(_Order(name, arguments, born))
-        self._send_order()
+    def start(self, role: Role) -> RunningChild:
+        """Start a process; a forked one may be born later. Raise ProcessFailedError, OSError."""
+        if role == self.fork_server:
+            return self._start_fork_server()
+        if role.module:
+            return super().start(role)
+        words = [role.name, *parent_option(), *role.words({})]
+        process = _ForkedProcess(self, json.dumps(words).encode(), role.name)
+        self._orders.append(process)
+        self.receive()
+        return RunningChild(role.name, self._logs, process)
 
-    def ended(self) -> None:
-        """Clean up after the process that ``start`` returned has ended."""
-        self._loop.remove_reader(self._socket)
+    def stop_forking(self) -> None:
+        """Kill the fork server; forked processes keep running."""
+        if self._child is None:
+            return
+        child, self._child = self._child, None
+        child.kill()
         self._socket.shutdown(socket.SHUT_RD)  # a process that announces itself from now on ends
-        self._receive()
+        self._read()
         self._socket.close()
-        self._is_free = False
         with suppress(ChildProcessError):  # reap the intermediate processes of unfinished forks
-            while os.waitpid(-self._child.process_id, os.WNOHANG)[0]:
+            while os.waitpid(-child.process_id, os.WNOHANG)[0]:
                 pass
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Note the processes that were born, and send the next order."""
+        if self._child is None:
+            return
+        self._read()  # first: this process itself may have been stopped, not the fork server
+        now = time.monotonic()
+        if self._is_free and self._orders and now >= self._retry_at_s:
+            self._send(self._orders[0])
+        elif now > self._sent_s + BORN_WITHIN_S and self._child.exit_code is None:
+            logger.warning("event=fork_server_killed reason=no fork in %g s", BORN_WITHIN_S)
+            self._child.kill()
+
+    def cancel(self, process: _ForkedProcess) -> None:
+        """Do not fork a process, unless it is born meanwhile."""
+        if process is self._orders[0] and self._child is not None and not self._is_free:
+            self.stop_forking()
+        if process in self._orders:
+            self._orders.remove(process)
+
+    def _start_fork_server(self) -> Child:
+        _adopt_orphans()
+        self.stop_forking()
+        self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self._is_free, self._sent_s, self._retry_at_s = False, math.inf, 0.0
+        name, module = self.fork_server.name, self.fork_server.module
+        with remote:
+            self._child = Child(name, module, (), self._logs, remote)
+        return self._child
+
+    def _read(self) -> None:
         """Read all messages: "ready", and the ids of new processes."""
         with suppress(BlockingIOError, ConnectionResetError):
             while message := self._socket.recv(MAX_MESSAGE_BYTES):
                 if message != READY_TO_FORK:
-                    order = self._orders.popleft()
-                    order.born(RunningChild(order.name, self._logs, ForkedProcess(int(message))))
-                self._is_free = True
-                self._send_order()
-            self._loop.remove_reader(self._socket)  # the fork server is about to end
+                    self._orders.popleft().pid = int(message)
+                self._is_free, self._sent_s = True, math.inf
 
-    def _send_order(self) -> None:
-        if not (self._is_free and self._orders):
-            return
-        order = self._orders[0]
-        words = json.dumps([order.name, *order.arguments]).encode()
+    def _send(self, order: _ForkedProcess) -> None:
         # No descriptor, no worker: libzmq aborts a process that cannot accept a connection.
         try:
             with outputs(order.name, self._logs) as files, suppress(BrokenPipeError):
-                socket.send_fds(self._socket, [words], [file.fileno() for file in files])
+                descriptors = [file.fileno() for file in files]
+                socket.send_fds(self._socket, [order.words], descriptors)
         except OSError as error:  # no free descriptor, or the logs cannot be opened
             logger.warning("event=child_not_started name=%s reason=%s", order.name, error)
-            self._loop.call_later(RETRY_S, self._send_order)
-            return
-        self._is_free = False
-        self._loop.call_later(BORN_WITHIN_S, self._kill_if_silent, order, self._child)
+            self._retry_at_s = time.monotonic() + RETRY_S
+        else:
+            self._is_free, self._sent_s = False, time.monotonic()
 
-    def _kill_if_silent(self, order: _Order, child: Child) -> None:
-        if child.exit_code is not None:
+
+class _ForkedProcess:
+    """A child of this process that the fork server forks; see ``child.Process``.
+
+    ``pid`` is -1 until it is born.
+    """
+
+    def __init__(self, forks: ForkingProcesses, words: bytes, name: str) -> None:
+        self._forks = forks
+        self.words, self.name = words, name
+        self.pid = -1
+        self._exit_code: int | None = None
+
+    def poll(self) -> int | None:
+        if self._exit_code is None and self.pid == -1:
+            self._forks.receive()
+        if self._exit_code is None and self.pid != -1:
+            process_id, status = os.waitpid(self.pid, os.WNOHANG)
+            if process_id:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
+            time.sleep(POLL_S)
+        return code
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is not None:
             return
-        self._receive()  # the gateway itself may have been stopped, rather than the fork server
-        if self._orders and self._orders[0] is order:
-            logger.warning("event=fork_server_killed reason=no fork in %g s", BORN_WITHIN_S)
-            child.kill()
+        if self.pid == -1:
+            self._forks.cancel(self)
+        if self.pid == -1:
+            self._exit_code = -number
+        else:
+            os.kill(self.pid, number)
 
 
 def _adopt_orphans() -> None:

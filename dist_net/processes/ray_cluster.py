@@ -36,7 +36,7 @@ from dist_net.processes.ray_keeper import (
     SharedRun,
     tcp_address,
 )
-from dist_net.processes.roles import Given, Role, Word
+from dist_net.processes.roles import POLL_S, Given, Role, Word
 from dist_net.wire.address import contact_address
 from dist_net.wire.security import OPERATOR, WORKER, PeerKeys, add_keys, create_keys, load_peer_keys
 
@@ -188,6 +188,7 @@ class RayCluster:
 
     server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
     worker_options: Sequence[Word] = ("--connect", Given.SERVER, "--keys", Given.KEYS)
+    poll_s = POLL_S
 
     def __init__(
         self,

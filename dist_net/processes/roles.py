@@ -2,7 +2,7 @@
 
 A role is a process of this project: a parameter server, a worker, a gateway, a model loader, an
 inference worker. Who runs a cluster has a `Launcher` start its roles, watches what that gives,
-starts again what has died (see ``replacement``), and ends them. How a role's process ends says what
+restarts what has died (see ``Supervisor``), and ends them. How a role's process ends says what
 that means:
 
     code 0                      its work is done
@@ -24,6 +24,8 @@ from dist_net.processes.child import Child, RunningChild
 from dist_net.processes.cores import available_cores
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.wire.security import PeerKeys
+
+POLL_S = 0.1
 
 
 class Given(Enum):
@@ -71,8 +73,11 @@ class Launcher(Protocol):
 
     ``server_options`` and ``worker_options`` say to a server where it listens, and to a worker
     where that is. ``key_directory`` has keys that were made for it. No process outlives the
-    context.
+    context. ``poll_s``: how often to look whether a process has ended.
     """
+
+    @property
+    def poll_s(self) -> float: ...
 
     server_options: Sequence[Word]
     worker_options: Sequence[Word]
@@ -118,6 +123,10 @@ class LocalProcesses:
     key_directory: Path | None = None
     keys = None
 
+    @property
+    def poll_s(self) -> float:
+        return POLL_S
+
     def __init__(self, logs: Path, run_directory: Path | None = None) -> None:
         self._logs = logs
         self._run_directory = run_directory
@@ -131,7 +140,7 @@ class LocalProcesses:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def start(self, role: Role) -> Child:
+    def start(self, role: Role) -> RunningChild:
         given = {
             Given.RUN_DIRECTORY: str(self._run_directory),
             Given.SERVER: self.address,

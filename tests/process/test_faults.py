@@ -72,7 +72,7 @@ def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     os.kill(train.children[victim], signal.SIGKILL)
     report = train.result()
 
-    assert re.search(rf"{victim}: .*code -9 .*started again", train.stderr)
+    assert re.search(rf"{victim}: .*code -9 .*restarting", train.stderr)
     assert_exact(run, 80)
     assert report["samples"] == 80 * SAMPLES
     assert report["workers_lost"] >= 1
@@ -110,7 +110,7 @@ def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
     )
     children = train.children
     os.kill(children["server"], signal.SIGKILL)
-    train.says(r"parameter-server: .*code -9 .*started again")
+    train.says(r"parameter-server: .*code -9 .*restarting")
     after = train.report(
         lambda report: (
             report["incarnation"] != before["incarnation"] and len(report["workers"]) == 3
@@ -145,7 +145,7 @@ def test_the_server_is_killed_more_often_than_it_is_started_again(
             )
         )
         os.kill(train.children["server"], signal.SIGKILL)
-        train.says(r"started again")
+        train.says(r"restarting")
 
     assert train.ends() == 1
     last = train.stderr.splitlines()[-1]

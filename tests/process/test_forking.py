@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from dist_net.errors import DistNetError
+from dist_net.errors import ProcessFailedError
 from dist_net.processes import fork_server
 from dist_net.processes.child import RunningChild, end
-from dist_net.processes.fork_server import ForkServer
-from dist_net.processes.pool_children import PoolChildren
+from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.roles import Role
+from dist_net.serving.gateway import pool_processes
+from dist_net.serving.gateway.pool_processes import PoolProcesses
+
+Eventually = Callable[[Callable[[], Any]], Any]
 
 MODULE = """
 import os, signal, socket, sys, time
@@ -23,7 +26,7 @@ from pathlib import Path
 from dist_net.processes.forking import fork_on_orders
 
 def work(arguments):
-    what, gate = arguments
+    _, _, what, gate = arguments
     print("READY", os.getppid(), os.getpgid(0), len(os.listdir("/proc/self/fd")), flush=True)
     print("a word", file=sys.stderr)
     if what == "wait":
@@ -53,50 +56,42 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 class Forks:
-    """A fork server on a loop that runs while one waits for something."""
+    """A fork server, and the processes that were ordered from it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, logs: Path) -> None:
-        self.loop = loop
+    def __init__(self, logs: Path) -> None:
         self.gate = logs / "gate"
-        self.born: list[RunningChild] = []
-        self.server = ForkServer("forker", "forker", logs)
+        self.ordered: list[RunningChild] = []
+        self.launcher = ForkingProcesses("forker", logs)
         self.start()
 
     def start(self) -> None:
-        async def start() -> None:
-            self.child = self.server.start()
-
-        self.loop.run_until_complete(start())
+        self.child = self.launcher.start(self.launcher.fork_server)
 
     def order(self, name: str, what: str) -> None:
-        self.server.order(name, (what, str(self.gate)), self.born.append)
+        role = Role(name, "", (what, str(self.gate)))
+        self.ordered.append(self.launcher.start(role))
 
-    def wait(self, holds: Callable[[], Any]) -> None:
-        async def wait() -> None:
-            async with asyncio.timeout(60):
-                while not holds():
-                    await asyncio.sleep(0.01)
-
-        self.loop.run_until_complete(wait())
-
-    def end(self) -> None:
-        self.child.kill()
-        self.server.ended()
+    @property
+    def born(self) -> list[RunningChild]:
+        self.launcher.receive()
+        return [each for each in self.ordered if each.process_id != -1]
 
 
 @pytest.fixture
-def forks(loop: asyncio.AbstractEventLoop, logs: Path) -> Iterator[Forks]:
-    made = Forks(loop, logs)
+def forks(logs: Path) -> Iterator[Forks]:
+    made = Forks(logs)
     yield made
-    made.end()
-    for each in made.born:
+    made.launcher.stop_forking()
+    for each in made.ordered:
         each.kill()
 
 
-def test_a_forked_process_is_a_child_of_this_one_with_outputs_of_its_own(forks: Forks) -> None:
+def test_a_forked_process_is_a_child_of_this_one_with_outputs_of_its_own(
+    forks: Forks, eventually: Eventually
+) -> None:
     forks.order("one", "return")
     forks.order("two", "raise")
-    forks.wait(lambda: len(forks.born) == 2)
+    eventually(lambda: len(forks.born) == 2)
     one, two = forks.born
     assert one.wait(60)
     assert two.wait(60)
@@ -110,46 +105,50 @@ def test_a_forked_process_is_a_child_of_this_one_with_outputs_of_its_own(forks: 
     assert "as it should" in two.log.read_text()
 
 
-def test_the_death_of_the_fork_server_is_nothing_to_those_who_are_born(forks: Forks) -> None:
+def test_the_death_of_the_fork_server_is_nothing_to_those_who_are_born(
+    forks: Forks, eventually: Eventually
+) -> None:
     forks.order("one", "wait")
-    forks.wait(lambda: forks.born)
-    forks.end()
+    eventually(lambda: forks.born)
+    forks.launcher.stop_forking()
     forks.order("two", "return")
     forks.start()
-    forks.wait(lambda: len(forks.born) == 2)
+    eventually(lambda: len(forks.born) == 2)
     assert forks.born[0].exit_code is None
     forks.gate.touch()
     assert [each.wait(60) and each.exit_code for each in forks.born] == [7, 7]
 
 
-def test_a_process_forked_while_the_fork_server_dies_is_reported(forks: Forks) -> None:
+def test_a_process_forked_while_the_fork_server_dies_is_reported(
+    forks: Forks, eventually: Eventually
+) -> None:
     forks.order("one", "wait")
-    forks.wait(lambda: (forks.gate.parent / "one.out").exists())  # the event loop stops
+    eventually(lambda: forks.launcher.receive() or (forks.gate.parent / "one.out").exists())
     while "READY" not in (forks.gate.parent / "one.out").read_text():
         pass
-    forks.end()
+    assert forks.ordered[0].process_id == -1
+    forks.launcher.stop_forking()
     assert [each.name for each in forks.born] == ["one"]
-    forks.start()
 
 
 def test_an_order_is_repeated_until_its_logs_can_be_opened(
-    forks: Forks, caplog: pytest.LogCaptureFixture
+    forks: Forks, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocked = forks.gate.parent / "one.log"
     blocked.mkdir()
     forks.order("one", "return")
-    forks.wait(lambda: str(blocked) in caplog.text)
+    eventually(lambda: forks.born or str(blocked) in caplog.text)
     assert not forks.born
     blocked.rmdir()
-    forks.wait(lambda: forks.born)
+    eventually(lambda: forks.born)
     assert forks.born[0].wait(60)
     assert blocked.read_text() == "a word\n"
 
 
-def test_a_forked_process_is_ended_like_any_other(forks: Forks) -> None:
+def test_a_forked_process_is_ended_like_any_other(forks: Forks, eventually: Eventually) -> None:
     for name in ("one", "two", "three"):
         forks.order(name, "wait")
-    forks.wait(lambda: len(forks.born) == 3)
+    eventually(lambda: len(forks.born) == 3)
     one, two, three = forks.born
     one.terminate()
     os.kill(two.process_id, signal.SIGSTOP)
@@ -160,28 +159,40 @@ def test_a_forked_process_is_ended_like_any_other(forks: Forks) -> None:
 
 
 def test_a_fork_server_that_forks_nothing_is_killed(
-    forks: Forks, monkeypatch: pytest.MonkeyPatch
+    forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forks.order("one", "return")
-    forks.wait(lambda: forks.born)
+    eventually(lambda: forks.born)
     monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 0.1)
     os.kill(forks.child.process_id, signal.SIGSTOP)
     forks.order("two", "return")
-    forks.wait(lambda: forks.child.exit_code is not None)
+    eventually(lambda: forks.born == forks.ordered or forks.child.exit_code is not None)
+    assert len(forks.born) == 1
     monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 60.0)
-    forks.server.ended()
     forks.start()
-    forks.wait(lambda: len(forks.born) == 2)
+    eventually(lambda: len(forks.born) == 2)
 
 
-def test_children_that_have_ended_are_forked_anew_until_it_is_over(
-    loop: asyncio.AbstractEventLoop, logs: Path
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_an_order_may_be_cancelled_before_its_process_is_born(forks: Forks, is_sent: bool) -> None:
+    os.kill(forks.child.process_id, signal.SIGSTOP)
+    forks.order("one", "wait")
+    forks.order("two", "return")
+    cancelled = forks.ordered[0 if is_sent else 1]
+    cancelled.terminate()
+    assert cancelled.exit_code == -15
+    cancelled.kill()
+
+
+def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
+    loop: asyncio.AbstractEventLoop, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool_processes, "FORK_SERVER", "forker")
     ended: list[int] = []
-    children = PoolChildren([Role("one", "", ("wait", str(logs / "gate")))], "forker", logs)
 
     async def live() -> list[int]:
-        children.start(lambda process_id, *_: ended.append(process_id), lambda _: False)
+        processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], logs)
+        processes.start(lambda process_id, *_: ended.append(process_id))
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -191,35 +202,34 @@ def test_children_that_have_ended_are_forked_anew_until_it_is_over(
                 os.kill(int(ready[2]), signal.SIGKILL)
             while len(ended) < 2:
                 await asyncio.sleep(0.01)
-        children.close(1.0)
+        processes.close(1.0)
         return [int(each) for each in lives]
 
     assert loop.run_until_complete(live()) == ended
     assert not children_of(os.getpid(), "forker")
 
 
-def test_a_child_that_ends_again_and_again_before_the_pool_is_ready_is_given_up(
+def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_up(
     loop: asyncio.AbstractEventLoop, logs: Path
 ) -> None:
     lives: list[int] = []
-    errors: list[DistNetError] = []
-
-    def failed(error: DistNetError) -> bool:
-        errors.append(error)
-        return True
 
     async def live() -> None:
-        children = PoolChildren([Role("one", "no_such_module", ())], "forker", logs)
-        children.start(lambda process_id, *_: lives.append(process_id), failed)
-        async with asyncio.timeout(60):
-            while not errors:
-                await asyncio.sleep(0.01)
-        children.close(1.0)
+        processes = PoolProcesses([Role("one", "no_such_module", ())], logs)
+        processes.start(lambda process_id, *_: lives.append(process_id))
+        try:
+            async with asyncio.timeout(60):
+                while True:
+                    processes.require_startable()
+                    await asyncio.sleep(0.01)
+        finally:
+            processes.close(1.0)
 
-    loop.run_until_complete(live())
+    with pytest.raises(ProcessFailedError) as raised:
+        loop.run_until_complete(live())
     assert len(lives) == 3
-    assert "one has ended 3 times before the pool was ready" in str(errors[0])
-    assert str(logs / "one.log") in str(errors[0])
+    assert "one has ended 3 times" in str(raised.value)
+    assert str(logs / "one.log") in str(raised.value)
 
 
 def words_of(file: Path) -> list[str]:

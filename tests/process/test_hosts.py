@@ -218,7 +218,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
         )
     )
     os.kill(joined.children[f"{socket.gethostname()}-1"], signal.SIGKILL)
-    joined.says(r"worker-1: .*code -9 .*started again")
+    joined.says(r"worker-1: .*code -9 .*restarting")
     server.report(lambda report: len(report["workers"]) == 2 and report["workers_joined"] >= 3)
 
     [identity] = [path.stem for path in (run / "keys" / "tokens").iterdir()]

@@ -156,7 +156,7 @@ def test_another_node_gets_the_workers_of_one_that_is_removed(
     training.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
     node(1)
     nodes.kill(removed)
-    training.command.says("node is gone.*started again")
+    training.command.says("node is gone.*restarting")
     report = training.command.result()
     assert report["samples"] == 1000 * SAMPLES
     assert_exact(training.run, 1000)

@@ -378,7 +378,7 @@ def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually)
     resource.prlimit(process_id, resource.RLIMIT_NOFILE, (3, hard))
     for name in ("worker-0", "model-loader", "fork-server"):
         os.kill(before[name], signal.SIGKILL)
-        pool.command.says(f"event=child_not_started name={name}")
+        pool.command.says(f"child_not_started name={name}|{name} cannot be started")
     resource.prlimit(process_id, resource.RLIMIT_NOFILE, (soft, hard))
     for name in ("worker-0", "model-loader", "fork-server"):
         eventually(lambda name=name: pool.command.children.get(name) not in (None, before[name]))
@@ -444,7 +444,7 @@ def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
     pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
     workers = pool.all_workers(1)
     os.kill(workers["worker-0"], signal.SIGKILL)
-    said = pool.command.says(r"child_ended name=worker-0 reason=.*code -9 log=(\S+)")
+    said = pool.command.says(r"worker-0: .*code -9 \(log: (\S+)\)")
     children = pool.command.children.values()
     pool.command.process.kill()
     pool.command.ends()

@@ -355,4 +355,4 @@ def test_processes_report_that_they_load_a_dataset_until_they_have(
         eventually(lambda said=said: said.read_text().count("LOADING the dataset\n") > 2)
     (tmp_path / "gate").touch()
     assert train.result()["samples"] == 1437
-    assert "started again" not in train.stderr
+    assert "restarting" not in train.stderr

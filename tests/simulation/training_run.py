@@ -15,7 +15,7 @@ from dist_net.errors import (
     WorkerRefusedError,
 )
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
-from dist_net.processes.restart_budget import RestartBudget
+from dist_net.processes.supervisor import RestartBudget
 from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import RunSettings

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
@@ -21,22 +21,19 @@ from dist_net.clock import SystemClock
 from dist_net.command_line import joining_command
 from dist_net.errors import (
     INTERRUPTED,
-    DistNetError,
     MissingExtraError,
     ModelLoadError,
     SettingError,
 )
 from dist_net.printable import printable
-from dist_net.processes.crew import Crew
 from dist_net.processes.entry import READY
 from dist_net.processes.own_directory import log_directory, temporary_directory
-from dist_net.processes.pool_children import PoolChildren
-from dist_net.processes.pool_on_ray import PoolOnRay
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Role, parent_option
+from dist_net.processes.roles import Role
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.token_file import TokenFile
@@ -72,13 +69,14 @@ class StopSignals:
         loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
         loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
 
-    async def requested_or(self, serving: asyncio.Task[object]) -> None:
-        """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
+    async def requested_or(self, *tasks: asyncio.Task[Any]) -> None:
+        """Wait for a signal, or for the end of a task; raise what ended it."""
         requested = asyncio.create_task(self.requested.wait())
-        await asyncio.wait({requested, serving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({requested, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         requested.cancel()
-        if serving.done():
-            serving.result()
+        for task in tasks:
+            if task.done():
+                task.result()
 
     def _handle(self, exit_code: int) -> None:
         if self.requested.is_set():
@@ -111,12 +109,11 @@ async def serve(options: ServingOptions) -> int:
             *(secrets.randbits(32), token.encode(), release()),
         )
         roles = _roles(options, workers.contact_addresses[0], directory, token)
-        forks = "dist_net.serving.worker.inference_fork_server"
-        children: PoolChildren = PoolChildren(roles, forks, logs)
+        processes = PoolProcesses(roles, logs)
         if ray is not None:
             ray.serve_at(*workers.contact_addresses)
-            children = PoolOnRay(roles[:1], forks, logs, _crew(options, ray))
-        gateway = Gateway(pool, workers, children.kill, clock)
+            processes.add_ray(ray, partial(_ray_worker, options), options.workers)
+        gateway = Gateway(pool, workers, processes.kill, clock)
         # Whoever protects one interface does not mean to leave another to everybody on this host.
         may_rule = options.keys is not None or options.token_file is None
         desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
@@ -131,7 +128,7 @@ async def serve(options: ServingOptions) -> int:
             print("\n".join(lines), file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         try:
-            is_drained = await _run(options, gateway, desk, http, children, stop, said)
+            is_drained = await _run(options, gateway, desk, http, processes, stop, said)
         except ModelLoadError as error:
             error.args = (f"{error} (logs: {logs})",)
             raise
@@ -145,33 +142,23 @@ async def _run(
     gateway: Gateway,
     desk: ClientDesk,
     http: HttpServer | None,
-    children: PoolChildren,
+    processes: PoolProcesses,
     stop: StopSignals,
     said_when_ready: str,
 ) -> bool:
-    """Starts the children, serves, and ends them; returns whether all requests were answered."""
-    broken: list[DistNetError] = []
-    is_begun = asyncio.Event()
-
-    def is_fatal(error: DistNetError) -> bool:
-        """An error at the start ends the gateway; a later one may be put right."""
-        if is_begun.is_set():
-            return False
-        broken.append(error)
-        return True
-
+    """Starts the processes, serves, and ends them; returns whether all requests were answered."""
     gateway.start(asyncio.get_running_loop())
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        children.start(gateway.child_ended, is_fatal)
-        await _until_ready(gateway, stop, broken, options.workers)
-        is_begun.set()
+        supervising = processes.start(gateway.child_ended)
+        await _until_ready(gateway, stop, processes, options.workers)
+        processes.is_begun = True
         gc.freeze()  # what is here now stays: collections need not look at it
         if not stop.requested.is_set():
             print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
-        await stop.requested_or(serving)
+        await stop.requested_or(serving, supervising)
         logger.info("draining")
         return await gateway.drain(options.grace_s, stop.is_urgent)
     finally:
@@ -184,7 +171,7 @@ async def _run(
         gateway.retire_workers()
         gateway.close()
         desk.close()
-        children.close(RETIRE_S)
+        processes.close(RETIRE_S)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -197,12 +184,11 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _until_ready(
-    gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int | None
+    gateway: Gateway, stop: StopSignals, processes: PoolProcesses, workers: int | None
 ) -> None:
     """Waits until every model can be answered for; raises if that cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
-        if broken:
-            raise broken[0]
+        processes.require_startable()
         failures = gateway.failures()
         if failures and workers != 0:  # workers of other hosts may come yet
             raise failures[0]
@@ -271,7 +257,7 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
             loader += [f"--{name.replace('_', '-')}", str(value)]
     if options.trust_recipe:
         loader.append("--trust-recipe")
-    worker = (*parent_option(), *connect, *_worker_options(options))
+    worker = (*connect, *_worker_options(options))
     return [
         Role(
             "model-loader",
@@ -280,7 +266,7 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
         ),
         *(
             Role(name, "", (*worker, "--name", name))
-            for name in (f"worker-{i}" for i in range(options.workers or 0))
+            for name in (f"worker-{i}" for i in range(0 if options.ray else options.workers or 0))
         ),
     ]
 
@@ -296,18 +282,11 @@ def _worker_options(options: ServingOptions) -> list[str]:
     return worker
 
 
-def _crew(options: ServingOptions, ray: RayCluster) -> Crew:
-    """The workers on Ray's nodes, which are started again as often as they die."""
-
-    def role(name: str) -> Role:
-        arguments = (*ray.worker_options, *_worker_options(options), "--name", name)
-        module = "dist_net.serving.worker.inference_worker_process"
-        return Role(name, module, arguments, cores=options.threads)
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    return Crew(ray, role, options.workers, math.inf, say)
+def _ray_worker(options: ServingOptions, name: str) -> Role:
+    """A worker on one of Ray's nodes."""
+    arguments = (*RayCluster.worker_options, *_worker_options(options), "--name", name)
+    module = "dist_net.serving.worker.inference_worker_process"
+    return Role(name, module, arguments, cores=options.threads)
 
 
 def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:

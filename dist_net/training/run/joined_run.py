@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import socket
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,8 @@ from dist_net.errors import NoAnswerError, ProtocolError, SettingError
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
-from dist_net.processes.crew import Crew
-from dist_net.processes.replacement import RESTARTS
-from dist_net.processes.roles import LocalProcesses, Role
-from dist_net.processes.supervision import POLL_S
+from dist_net.processes.roles import POLL_S, LocalProcesses, Role
+from dist_net.processes.supervisor import RESTARTS, Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
@@ -77,10 +74,7 @@ class JoinedRun:
         self._directory = directory
         self._settings = settings
         self._display = display
-        self._crew = Crew(
-            *(LocalProcesses(logs), self._role, settings.workers, settings.restarts),
-            display.warned,
-        )
+        self._supervisor = Supervisor(LocalProcesses(logs), settings.restarts, display.warned)
         self._observer: Observer | None = None
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
@@ -95,14 +89,15 @@ class JoinedRun:
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)
-        with ExitStack() as at_the_end:
-            at_the_end.callback(self._end)
-            self._crew.start()
-            while not self._crew.is_over:
-                self._look_after_workers()
+        try:
+            self._supervisor.add_workers(self._role, self._settings.workers)
+            while self._is_training():
                 self._show_progress()
                 time.sleep(POLL_S)
-        if (failure := self._crew.failure) is not None:
+        finally:
+            self._supervisor.end(WORKER_GRACE_S)
+            self._forget_observer()
+        if (failure := self._supervisor.failure) is not None:
             raise failure
 
     def _role(self, name: str) -> Role:
@@ -117,9 +112,12 @@ class JoinedRun:
         module = "dist_net.training.run.training_worker_process"
         return Role(name, module, tuple(arguments))
 
-    def _look_after_workers(self) -> None:
-        """Start workers again that have died; warn of those that will not be."""
-        self._crew.look_after([each for each in self._crew.ended if each.child.exit_code != 0])
+    def _is_training(self) -> bool:
+        """Restart workers that have died; return whether any worker is left."""
+        self._supervisor.poll()
+        ended = self._supervisor.ended_workers
+        self._supervisor.report_ended([each for each in ended if each.child.exit_code != 0])
+        return len(ended) < self._settings.workers
 
     def _show_progress(self) -> None:
         """Asks the server how far the run is; says once that it is silent, and once that not."""
@@ -133,7 +131,7 @@ class JoinedRun:
             self.report = self._observer.status(self._next_record)
         except NoAnswerError as error:
             self._forget_observer()
-            if not (self._is_silent or self._crew.is_over):
+            if self._is_training() and not self._is_silent:
                 self._display.warned(f"{error}; the workers try again")
             self._is_silent = True
             return
@@ -149,15 +147,10 @@ class JoinedRun:
 
     def _wait(self) -> None:
         """While an answer is waited for; raises NoAnswerError when no worker waits any more."""
-        self._look_after_workers()
-        if self._crew.is_over:
+        if not self._is_training():
             raise NoAnswerError("every worker of this host has ended")
 
     def _forget_observer(self) -> None:
         if self._observer is not None:
             self._observer.__exit__()
             self._observer = None
-
-    def _end(self) -> None:
-        self._crew.end(WORKER_GRACE_S)
-        self._forget_observer()

@@ -30,13 +30,11 @@ from dist_net.errors import (
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.child import RunningChild, end
-from dist_net.processes.crew import Crew
+from dist_net.processes.child import RunningChild
 from dist_net.processes.listen_options import Opening
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.replacement import RESTARTS, ReplacedChild
 from dist_net.processes.roles import Given, Launcher, LocalProcesses, Role, Word
-from dist_net.processes.supervision import Supervision
+from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.run.run_warnings import RunWarnings
@@ -161,9 +159,7 @@ class LocalRun:
         self._display = display
         self._launcher = local.launcher(directory)
         self._threads = 1
-        self._crew = Crew(
-            self._launcher, self._worker, local.workers, local.restarts, display.warned
-        )
+        self._supervisor = Supervisor(self._launcher, local.restarts, display.warned)
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
@@ -194,22 +190,26 @@ class LocalRun:
         with self._launcher:
             if self._local.workers:  # else as workers have elsewhere
                 self._threads = self._launcher.cores_each(self._local.workers)
-            server = ReplacedChild(self._start_server, self._local.restarts)
-            with Supervision(self._launcher, server, self._crew, self._display.warned) as watching:
-                self._supervision = watching
+            with self._supervisor.watching():
                 try:
-                    return self._watch_to_the_end(server)
-                except KeyboardInterrupt:
-                    self._end(server)
-                    raise _interruption(server.child, "interrupted") from None
-                except ProcessFailedError:
-                    if server.child.exit_code == 0:
-                        raise _interruption(server.child, "ended from outside") from None
-                    raise
+                    return self._start_and_watch()
                 finally:
-                    self._end(server)
+                    self._end()
 
-    def _watch_to_the_end(self, server: ReplacedChild) -> RunOutcome:
+    def _start_and_watch(self) -> RunOutcome:
+        server = self._supervisor.add(self._server)
+        try:
+            self._supervisor.add_workers(self._worker, self._local.workers)
+            return self._watch_to_the_end(server)
+        except KeyboardInterrupt:
+            self._end()
+            raise _interruption(server.child, "interrupted") from None
+        except ProcessFailedError:
+            if server.child.exit_code == 0:
+                raise _interruption(server.child, "ended from outside") from None
+            raise
+
+    def _watch_to_the_end(self, server: SupervisedProcess) -> RunOutcome:
         """Watches one server after the other; raises ProcessFailedError when the last has ended."""
         while True:
             child = server.child
@@ -221,7 +221,7 @@ class LocalRun:
                     outcome = self._watch(observer, child)
                 self._await_checkpoint(child)
             except ProcessFailedError:
-                if not (child.has_died and self._supervision.is_replaced(child)):
+                if not (child.has_died and self._supervisor.is_replaced(server, child)):
                     raise
             else:
                 return outcome
@@ -229,12 +229,12 @@ class LocalRun:
     def _wait(self, server: RunningChild) -> None:
         """While an answer is waited for; raises ProcessFailedError if the server has ended."""
         server.require_running()
-        self._supervision.require_running()
+        self._supervisor.require_running()
         if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
             self._is_silent = True
             self._display.warned("the parameter server does not answer: is it stopped?")
 
-    def _start_server(self) -> RunningChild:
+    def _server(self) -> Role:
         arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
@@ -244,14 +244,13 @@ class LocalRun:
         if resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
-        role = Role(
+        return Role(
             "parameter-server",
             "dist_net.training.run.parameter_server_process",
             tuple(arguments),
             is_server=True,
             inherited=self._directory.lock_descriptors,
         )
-        return self._launcher.start(role)
 
     def _worker(self, name: str) -> Role:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
@@ -271,7 +270,7 @@ class LocalRun:
         while True:
             self._wait(server)  # it may have been replaced during an evaluation
             # Looked at before the report: workers that leave a stopping server have not failed.
-            ended = self._crew.ended
+            ended = self._supervisor.ended_workers
             report = self._poll(observer)
             if report["state"] == "finished":
                 break
@@ -353,17 +352,18 @@ class LocalRun:
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
-        self._supervision.require_running()
+        self._supervisor.require_running()
         self._display.loads([server])
 
-    def _check_workers(self, ended: Sequence[ReplacedChild], report: dict[str, Any]) -> None:
-        """Warns when no worker is left anywhere; raises ProcessFailedError if none will come."""
-        failure = self._supervision.look_after_workers(ended)
+    def _check_workers(self, ended: Sequence[SupervisedProcess], report: dict[str, Any]) -> None:
+        """Warn if no worker is left anywhere; raise ProcessFailedError if none will come."""
+        self._supervisor.report_ended(ended)
+        failure = self._supervisor.failure
         has_workers = len(report["workers"]) > 0
         if failure is not None and not has_workers:
             raise failure
         if not has_workers:
-            self._display.loads(self._crew.children)
+            self._display.loads(self._supervisor.workers)
         if self._has_workers and not has_workers:
             self._display.warned("no worker is left: the run goes on when one joins")
         self._has_workers = has_workers
@@ -413,12 +413,9 @@ class LocalRun:
         if server.exit_code != 0:
             raise server.failure()
 
-    def _end(self, server: ReplacedChild) -> None:
-        """Ends all that still run; the server has time to write its checkpoint."""
-        self._supervision.stop()
-        server.child.terminate()
-        self._crew.end(WORKER_GRACE_S)
-        end([server.child], checkpoint_grace_s(self._directory.checkpoint))
+    def _end(self) -> None:
+        """End all processes; the server has time to write its checkpoint."""
+        self._supervisor.end(WORKER_GRACE_S, checkpoint_grace_s(self._directory.checkpoint))
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:

@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
-from dist_net.processes.fork_server import ForkServer, _Order
+from dist_net.processes.fork_server import BORN_WITHIN_S, ForkingProcesses
+from dist_net.processes.roles import Role
 
 
 @pytest.mark.parametrize("says", [b"123", None])
 def test_a_fork_server_is_killed_only_if_it_has_sent_no_message(
     says: bytes | None, tmp_path: Path
 ) -> None:
-    born: list[Any] = []
     killed: list[bool] = []
-    forks = ForkServer("forks", "module", tmp_path)
-    child: Any = SimpleNamespace(kill=lambda: killed.append(True), exit_code=None)
-    order = _Order("worker", (), born.append)
+    forks: Any = ForkingProcesses("module", tmp_path)
+    process = forks.start(Role("worker", "", ()))  # waits for a fork server
     forks._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     forks._socket.setblocking(False)
-    forks._orders.append(order)
+    forks._child = SimpleNamespace(kill=lambda: killed.append(True), exit_code=None)
+    forks._is_free, forks._sent_s = False, -BORN_WITHIN_S  # this process was stopped meanwhile
     with forks._socket, its:
         if says is not None:
-            its.send(says)  # while the gateway was stopped, so that its timer came first
-        forks._kill_if_silent(order, child)
-    assert [each.process_id for each in born] == ([123] if says else [])
+            its.send(says)
+        forks.receive()
+    assert process.process_id == (123 if says else -1)
     assert killed == ([] if says else [True])

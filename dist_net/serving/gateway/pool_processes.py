@@ -1,0 +1,127 @@
+"""The processes that the gateway starts: the model loader and the workers, here or on Ray's nodes.
+
+The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
+from dist_net.printable import printable
+from dist_net.processes.child import RunningChild
+from dist_net.processes.fork_server import ForkingProcesses
+from dist_net.processes.ray_cluster import RayCluster
+from dist_net.processes.roles import Role
+from dist_net.processes.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+FORK_SERVER = "dist_net.serving.worker.inference_fork_server"
+MAX_EARLY_ENDS = 3
+"""The pool fails to start if a process ends this often before the pool is ready."""
+
+
+class PoolProcesses:
+    """Keep a process of this host running for each of ``roles``.
+
+    Each is restarted however often it ends. ``is_begun``: the pool has been ready; before that, an
+    end that would be repeated makes ``require_startable`` raise.
+    """
+
+    def __init__(self, roles: Sequence[Role], logs: Path) -> None:
+        self._local = ForkingProcesses(FORK_SERVER, logs)
+        self._roles = [*roles]
+        if not all(each.module for each in roles):
+            self._roles.insert(0, self._local.fork_server)
+        self._here = Supervisor(self._local, math.inf, _notify, self._may_restart)
+        self._supervisors = [self._here]
+        self._start_on_ray: Callable[[], None] = lambda: None
+        self._ends: Counter[str] = Counter()
+        self._failure: DistNetError | None = None
+        self._wake = asyncio.Event()
+        self.is_begun = False
+
+    def add_ray(self, ray: RayCluster, worker: Callable[[str], Role], count: int | None) -> None:
+        """Also keep workers running on Ray's nodes; see ``Supervisor.add_workers``."""
+        on_ray = Supervisor(ray, math.inf, _notify, self._may_restart)
+        self._supervisors.append(on_ray)
+        self._start_on_ray = partial(on_ray.add_workers, worker, count)
+
+    def start(self, ended: Callable[[int, str, str], None]) -> asyncio.Task[None]:
+        """Start the processes; return the task that supervises them on the running event loop.
+
+        ``ended(process_id, host, reason)`` is called when a process has ended. Raises
+        ProcessFailedError.
+        """
+        self._ended = ended
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._wake.set)
+        self._supervising = loop.create_task(self._supervise())
+        for role in self._roles:
+            self._here.add(role)
+        self._start_on_ray()
+        return self._supervising
+
+    def require_startable(self) -> None:
+        """Raise why the pool cannot start, if it cannot."""
+        if self._failure is not None:
+            raise self._failure
+
+    def kill(self, process_id: int, host: str, reason: str) -> None:
+        """Kill a process, even if it hangs or is stopped."""
+        for supervisor in self._supervisors:
+            for child in supervisor.children:
+                if (child.process_id, child.host) != (process_id, host):
+                    continue
+                if child.exit_code is not None:
+                    continue
+                logger.warning("event=child_killed process=%d reason=%s", process_id, reason)
+                if supervisor is self._here:  # without waiting for its end
+                    with suppress(ProcessLookupError):
+                        os.kill(process_id, signal.SIGKILL)
+                else:
+                    child.kill()
+
+    def close(self, grace_s: float) -> None:
+        """End all processes, and kill those that still run after ``grace_s``."""
+        self._supervising.cancel()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        self._local.stop_forking()
+        for supervisor in reversed(self._supervisors):
+            supervisor.end(grace_s)
+
+    async def _supervise(self) -> None:
+        while True:
+            pause_s = min(each.poll() for each in self._supervisors)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause_s)
+            self._wake.clear()
+
+    def _may_restart(self, child: RunningChild) -> bool:
+        self._ended(child.process_id, child.host, child.last_words)
+        self._ends[child.name] += 1
+        if self.is_begun:
+            return True
+        if child.exit_code == BadInputError.exit_code:
+            self._failure = BadInputError(child.last_words)
+        elif self._ends[child.name] >= MAX_EARLY_ENDS:
+            self._failure = ProcessFailedError(
+                f"{child.name} has ended {MAX_EARLY_ENDS} times before the pool was ready; the "
+                f"last reason: {child.last_words} (log: {child.log})"
+            )
+        return self._failure is None
+
+
+def _notify(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
