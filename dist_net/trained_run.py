@@ -212,8 +212,8 @@ def train(
     loaded = load_recipe(str(recipe))
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
-    chosen = RunOptions(loaded.reference, recipe_files=loaded.file_digests, **options)
-    settings = chosen.settings(loaded, dataset)
+    chosen = RunOptions(loaded.reference, **options).on(loaded, dataset)
+    settings = chosen.settings(loaded)
     run = RunDirectory.create(directory, loaded.name, datetime.now())
     display = WatchedTraining(console, settings.samples, callbacks)
     with run.locked(), display:

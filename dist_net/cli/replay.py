@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     loaded, _ = load_trained(directory.path, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
-    settings = RunOptions.from_json(directory.options.read_text()).settings(loaded, dataset)
+    options = RunOptions.from_json(directory.options.read_text()).on(loaded, dataset)
+    settings = options.settings(loaded)
 
     def step_of(threads: int) -> TrainingStep:
         use_threads(threads)

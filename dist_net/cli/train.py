@@ -244,8 +244,8 @@ def _train(
     loading = announced(console, f"loading the dataset of {loaded.name}")
     with FetchProgress(console) as fetching, loading:
         dataset = loaded.recipe.load_dataset(fetching)
-    options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
-    settings = options.settings(loaded, dataset)
+    options = options.on(loaded, dataset)
+    settings = options.settings(loaded)
     local = LocalRunSettings(
         *(workers, opening_of(arguments), arguments.resume, arguments.restarts, arguments.ray),
         arguments.start_timeout,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -96,15 +96,14 @@ class ImageOptions:
         """How training varies the images."""
         return COLOUR if self.colour else Augmentation()
 
-    def of_stage(self, files: Mapping[str, str]) -> RunOptions:
-        """The options of a stage, whose recipe has these files, and its epochs and rate."""
+    def of_stage(self) -> RunOptions:
+        """Return the options of a stage, whose recipe has its epochs and rate."""
         return replace(
             self.run,
             recipe=IMAGES,
             epochs=None,
             learning_rate=None,
             keeps_best=True,
-            recipe_files=files,
         )
 
     def to_json(self) -> str:
@@ -303,8 +302,8 @@ class ImageRun:
         """Writes base and head as one net, unless it is there and was tuned since."""
         weights = joined_weights(whole, found, head.model.layout.views(best.weights))
         loaded = whole.loaded(load_images)
-        options = self._options.of_stage(loaded.file_digests)
-        settings = options.settings(loaded, loaded.recipe.load_dataset())
+        options = self._options.of_stage().on(loaded, loaded.recipe.load_dataset())
+        settings = options.settings(loaded)
         self._directory.begin(options.to_json(), loaded.files, options.tensorboard)
         self._directory.save(self._directory.initial, weights)
         score = best.counters["accuracy"], best.counters["loss"]
@@ -326,8 +325,8 @@ class ImageRun:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(load_images, None if initial is None else lambda: initial)
         dataset = loaded.recipe.load_dataset()
-        options = self._options.of_stage(loaded.file_digests)
-        settings = options.settings(loaded, dataset)
+        options = self._options.of_stage().on(loaded, dataset)
+        settings = options.settings(loaded)
         opening = self._local.opening if recipe.stage == "whole" else Opening()
         local = replace(self._local, opening=opening, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:

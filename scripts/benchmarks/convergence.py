@@ -133,7 +133,7 @@ def _run(case: Case, loaded: LoadedRecipe, dataset: Dataset) -> dict[str, float]
     )
     step = TrainingStep(recipe.model, dataset, case.seed)
     weights = recipe.initial_weights(case.seed)
-    run = RunState(options.settings(loaded, dataset), weights)
+    run = RunState(options.on(loaded, dataset).settings(loaded), weights)
     base, gradient = np.empty_like(weights), np.empty_like(weights)  # plans are bound to them
 
     def compute_gradient(compute: Compute, weights: Vector) -> tuple[float, int, Vector]:

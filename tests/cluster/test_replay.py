@@ -45,9 +45,8 @@ def test_a_run_of_two_workers_is_replayed(
     trained, journal = read_checkpoint(path), read_journal(path.with_suffix(".journal"))
     assert journal.version == report["version"] == trained.version
     dataset = recipe.load_dataset()
-    settings = RunOptions("in-process", seed=3).settings(
-        LoadedRecipe("in-process", "in-process", {}, recipe), dataset
-    )
+    loaded = LoadedRecipe("in-process", "in-process", {}, recipe)
+    settings = RunOptions("in-process", seed=3).on(loaded, dataset).settings(loaded)
     replay = Replay(
         settings,
         journal,

@@ -91,9 +91,10 @@ def run(tmp_path: Path) -> Path:
     """The directory of a run of ``digits`` that has only begun."""
     directory = RunDirectory(tmp_path / "run")
     directory.logs.mkdir(parents=True)
-    loaded, options = load_recipe("digits"), RunOptions("digits")
+    loaded = load_recipe("digits")
+    options = RunOptions("digits").on(loaded, loaded.recipe.load_dataset())
     directory.begin(options.to_json(), {})
-    settings = options.settings(loaded, loaded.recipe.load_dataset())
+    settings = options.settings(loaded)
     begun = RunState(settings, loaded.recipe.initial_weights(0))
     write_checkpoint(directory.checkpoint, begun.checkpoint())
     return directory.path

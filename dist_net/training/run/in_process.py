@@ -129,7 +129,8 @@ class LocalCluster:
     def _start(self, stack: ExitStack) -> None:
         recipe, seed = self._recipe, self._seed
         loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
-        settings = RunOptions(loaded.reference, seed=seed).settings(loaded, self._dataset)
+        options = RunOptions(loaded.reference, seed=seed).on(loaded, self._dataset)
+        settings = options.settings(loaded)
         server_keys = client_keys = None
         if self._keys is not None:
             server_keys, self._worker_keys = (

@@ -263,7 +263,8 @@ def measure_cluster(
     say: Callable[[str], None],
 ) -> ClusterCosts:
     """What all parts of a cluster that trains the recipe cost on this host."""
-    settings = RunOptions(loaded.reference, batch_size=batch_size).settings(loaded, dataset)
+    options = RunOptions(loaded.reference, batch_size=batch_size).on(loaded, dataset)
+    settings = options.settings(loaded)
     optimizer = type(settings.optimizer).__name__.lower()
     step_s = measure_step(loaded, dataset, settings.batch_size, threads)
     shared_memory, tcp = (

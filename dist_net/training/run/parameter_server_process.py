@@ -3,11 +3,12 @@
     python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
 
-Prints ``LOADING WHAT`` on stdout every second at first, ``READY ADDRESS...``, quoted as for a
-shell, when there is a first checkpoint and workers may connect, and ``FAILED REASON`` when it ends
-for a reason of its own. Logs go to stderr.
-The run's options are read from the run directory; ``--threads`` is how many each worker of this
-host computes with, for the journal. When ``--parent`` has ended, the run ends.
+Prints ``LOADING WHAT`` on stdout every second at first, then ``READY ADDRESS...``, quoted for a
+shell, when there is a first checkpoint and workers may connect, or ``FAILED REASON`` when it ends
+for a reason of its own. Logs go to stderr. When ``--parent`` has ended, the run ends.
+
+It reads the run's options from the run directory, with facts about the dataset; it does not read
+the dataset. ``--threads``: how many threads each worker of this host uses, for the journal.
 """
 
 import argparse
@@ -42,12 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until the run is shut down, or the process that started this one is gone."""
-    reports = StartReports("the dataset")
+    reports = StartReports("the recipe")
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory, arguments.trust_recipe)
-    dataset = loaded.recipe.load_dataset()
-    settings = options.settings(loaded, dataset)
+    settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     keys = load_server_keys(arguments.keys) if arguments.keys else None
     reports.loads("the weights")
@@ -70,7 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         loop = ServerLoop(
             *(state, workers, directory.checkpoint, options.checkpoint_every_s, segment, journal),
-            offer=offer_of(loaded, settings.recipe_digest, dataset.class_names, manifest),
+            offer=offer_of(
+                loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
+            ),
             keep_checkpoints=options.keep_checkpoints,
             ownership=ownership,
         )

@@ -30,6 +30,30 @@ from dist_net.training.server.settings import (
 
 
 @dataclass(frozen=True)
+class DatasetFacts:
+    """What a parameter server has to know of a dataset, which it therefore need not read.
+
+    ``digest``: see ``LoadedRecipe.digest``. Raise TypeError for values of other types.
+    """
+
+    samples: int
+    has_classes: bool
+    class_names: tuple[str, ...]
+    digest: str
+
+    def __post_init__(self) -> None:
+        kinds = type(self.samples), type(self.has_classes), type(self.digest)
+        if kinds != (int, bool, str) or not all(type(each) is str for each in self.class_names):
+            raise TypeError(f"data={self!r:.80}: expected a number, a flag, names and a digest")
+
+    @classmethod
+    def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
+        targets = samples_of(dataset.train_targets)
+        has_classes = bool(loaded.recipe.model.classifies(targets.shape, targets.dtype))
+        return cls(len(targets), has_classes, tuple(dataset.class_names), loaded.digest(dataset))
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
 
@@ -37,7 +61,7 @@ class RunOptions:
     ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
     ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``EventFiles``.
     ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
-    has none there.
+    has none there. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """
 
     recipe: str
@@ -59,6 +83,7 @@ class RunOptions:
     patience: int | None = None
     tensorboard: bool = False
     recipe_files: Mapping[str, str] = field(default_factory=dict)
+    data: DatasetFacts | None = None
 
     def __post_init__(self) -> None:
         Consistency.of(self.consistency)
@@ -75,9 +100,18 @@ class RunOptions:
             raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
         sync_interval_s(self.sync)
 
-    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
-        """The run's settings; raises SettingError."""
-        recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
+    def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
+        """Return these options for a run of this recipe on its dataset."""
+        data = DatasetFacts.from_dataset(loaded, dataset)
+        return replace(self, recipe=loaded.reference, recipe_files=loaded.file_digests, data=data)
+
+    def settings(self, loaded: LoadedRecipe) -> RunSettings:
+        """Return the run's settings; reads the dataset only if ``data`` is None.
+
+        Raise SettingError, and what reading a dataset raises.
+        """
+        recipe = loaded.recipe
+        data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset())
         given = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
@@ -89,15 +123,17 @@ class RunOptions:
         chosen: dict[str, Any] = {
             name: getattr(recipe, name) if value is None else value for name, value in given.items()
         }
-        recipe.model.require_batch_size(min(chosen["batch_size"], len(targets)))
+        recipe.model.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(
             recipe=loaded.reference,
-            recipe_digest=loaded.digest(dataset),
-            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
+            recipe_digest=data.digest,
+            recipe_record=RecipeRecord(
+                loaded.file_digests, data.class_names, recipe.fitting
+            ).to_json(),
             layout=recipe.model.layout.shapes,
             momenta=recipe.model.layout.momenta,
-            samples=len(dataset.train_targets),
-            has_classes=recipe.model.classifies(targets.shape, targets.dtype),
+            samples=data.samples,
+            has_classes=data.has_classes,
             progress_timeout_s=self.progress_timeout_s,
             lease_minibatches=self.lease_minibatches,
             seed=self.seed,
@@ -126,8 +162,12 @@ class RunOptions:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
+        """Return the options that ``to_json`` wrote. Raise RunDirectoryError for other text."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
+            values = json.loads(text)
+            if values.get("data") is not None:
+                names = tuple(values["data"].pop("class_names"))
+                values["data"] = DatasetFacts(class_names=names, **values["data"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error

@@ -326,12 +326,13 @@ def test_batch_norm_refuses_a_training_in_which_every_minibatch_has_one_row(
         SingleProcess(recipe, dataset)
     loaded = LoadedRecipe("one", "one", {}, recipe)
     with pytest.raises(ParameterError, match=naming("batch_size", 2)):
-        RunOptions("one").settings(loaded, dataset)
+        RunOptions("one").on(loaded, dataset).settings(loaded)
 
 
 def test_an_epoch_may_end_with_a_minibatch_of_one_row() -> None:
     recipe, dataset = with_batch_norm(3)
-    assert RunOptions("one").settings(LoadedRecipe("one", "one", {}, recipe), dataset).samples == 4
+    loaded = LoadedRecipe("one", "one", {}, recipe)
+    assert RunOptions("one").on(loaded, dataset).settings(loaded).samples == 4
     training = SingleProcess(recipe, dataset)
     assert next(training.epochs()).epoch == 1
     assert training.updates == 2

@@ -60,7 +60,8 @@ RECIPE = Recipe(
     average_decay=0.99,
 )
 DIGITS = dataset_named("digits")
-SETTINGS = RunOptions("replayed").settings(LoadedRecipe("replayed", "replayed", {}, RECIPE), DIGITS)
+LOADED = LoadedRecipe("replayed", "replayed", {}, RECIPE)
+SETTINGS = RunOptions("replayed").on(LOADED, DIGITS).settings(LOADED)
 
 
 def step_of(threads: int) -> TrainingStep:

@@ -1,10 +1,14 @@
 """A run's options, as its directory keeps them."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.training.run.run_options import RunOptions
 from naming import naming
 
@@ -12,6 +16,34 @@ from naming import naming
 def test_options_are_read_as_they_were_written() -> None:
     options = RunOptions("digits", epochs=3, optimizer="sgd", lease_minibatches=5, seed=7)
     assert RunOptions.from_json(options.to_json()) == options
+
+
+def test_a_server_knows_the_dataset_from_the_options_without_reading_it() -> None:
+    loaded = load_recipe("digits")
+    dataset = loaded.recipe.load_dataset()
+    read = RunOptions.from_json(RunOptions("digits", seed=7).on(loaded, dataset).to_json())
+
+    def refuse(*_: object) -> Dataset:
+        raise AssertionError("the dataset was read")
+
+    blind = replace(loaded, recipe=replace(loaded.recipe, dataset=refuse))
+    settings = read.settings(blind)
+    assert settings == RunOptions("digits", seed=7).settings(loaded)  # of an earlier release's run
+    assert settings.samples == len(dataset.train_targets)
+    assert settings.recipe_digest == loaded.digest(dataset)
+    assert settings.recipe_record["class_names"] == dataset.class_names
+
+
+@pytest.mark.parametrize(
+    "damage", [{"samples": "5"}, {"digest": None}, {"class_names": [1]}, {"more": 1}, {}]
+)
+def test_damaged_facts_about_a_dataset_are_refused(damage: dict[str, Any]) -> None:
+    facts = {"samples": 5, "has_classes": True, "class_names": ["a"], "digest": "d"}
+    assert RunOptions.from_json(json.dumps({"recipe": "digits", "data": facts})).data is not None
+    with pytest.raises(RunDirectoryError, match="not a run's options"):
+        RunOptions.from_json(
+            json.dumps({"recipe": "digits", "data": facts | damage if damage else [5]})
+        )
 
 
 def test_an_option_that_is_missing_has_its_default() -> None:
