@@ -19,7 +19,6 @@ from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
-from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import (
     calibrated_weights,
@@ -34,7 +33,6 @@ from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.spelling import refuse_options
-from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings, summarise
 from dist_net.training.run.run_options import RunOptions
@@ -165,7 +163,7 @@ class WatchedTraining(TrainingProgress):
             self.wants_end = True
 
 
-OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files"}
+OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files", "data"}
 OPTIONS_OF_IMAGES = {each.name for each in fields(ImageOptions)} - {"run"}
 
 
@@ -217,14 +215,7 @@ def train(
     run = RunDirectory.create(directory, loaded.name, datetime.now())
     display = WatchedTraining(console, settings.samples, callbacks)
     with run.locked(), display:
-        recipe_files = {} if loaded.is_built_in else loaded.files
-        run.begin(chosen.to_json(), recipe_files, chosen.tensorboard)
-        if not loaded.is_built_in:
-            trust(chosen.recipe_files)
-        best = None
-        if chosen.keeps_best or chosen.patience is not None:
-            best = BestWeights(run.best, settings, chosen.patience)
-        outcome = LocalRun(run, loaded.recipe, dataset, local, display, best).run()
+        outcome = LocalRun(run, loaded, dataset, chosen, local, display).run()
     return Run(run.path, summarise(loaded.name, run, outcome), display.history)
 
 

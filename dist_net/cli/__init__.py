@@ -41,6 +41,9 @@ COMMANDS = {
 PATIENT_S = 1.0
 """Further interrupts within this time count as the same one and are ignored."""
 
+SHORT_FORMS = {"parameter-server": ("train", {"workers": 0})}
+"""Commands that are another command with other defaults."""
+
 PROCESSES = {
     "worker": "training.run.training_worker_process",
     "serve": "serving.gateway.gateway_process",
@@ -60,8 +63,9 @@ def parse(given: list[str]) -> argparse.Namespace:
             if name in PROCESSES:
                 module = import_module(f"dist_net.{PROCESSES[name]}")
             else:
-                module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
+                module = import_module(f"dist_net.cli.{SHORT_FORMS.get(name, (name,))[0]}")
             module.add_arguments(command)
+            command.set_defaults(**SHORT_FORMS[name][1] if name in SHORT_FORMS else {})
             command.add_argument("--debug", action="store_true", help="show errors with traceback")
             command.set_defaults(module=module)
     return parser.parse_args(given)

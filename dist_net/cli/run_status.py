@@ -84,8 +84,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     )
     yield (
         "staleness",
-        f"{report['staleness_mean']:.2f} on average over the run, {report['staleness_max']:,} at "
-        f"most",
+        f"mean {report['staleness_mean']:.2f}, max {report['staleness_max']:,} updates between "
+        "reading the weights and applying the gradient",
     )
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])

@@ -21,8 +21,9 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(result, style="bold", end="")
     console.print(
         f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
-        f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
-        f"on average over the run and {summary['staleness_max']} at most"
+        f"{summary['samples_per_s']:,.0f} samples/s\n"
+        "staleness (updates between reading the weights and applying the gradient): "
+        f"mean {summary['staleness_mean']:.1f}, max {summary['staleness_max']}"
     )
     received, sent = summary["bytes_received_per_sample"], summary["bytes_sent_per_sample"]
     if received or sent:
@@ -34,16 +35,15 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     )
 
 
-def how_to_go_on(
-    arguments: argparse.Namespace, directory: RunDirectory, workers: int | None
-) -> str:
+def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
     """Return the command that resumes a run that ended early."""
     if not (directory.checkpoint.exists() or directory.folder.exists()):
         return "no checkpoint to resume from"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
+    workers = arguments.workers
     if arguments.command == "train" and workers != DEFAULT_WORKERS:
         words += ["--workers", AUTO if workers is None else workers]
-    if getattr(arguments, "cluster", "local") != "local":
+    if arguments.cluster != "local":
         words += ["--cluster", arguments.cluster]
         words += ["--address", arguments.address] if arguments.address else []
     for address in arguments.listen:

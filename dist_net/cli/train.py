@@ -22,6 +22,7 @@ from dist_net.cli.train_images import (
 from dist_net.command_line import add_trust_argument, joining_command
 from dist_net.data import Dataset
 from dist_net.errors import (
+    AddressError,
     InterruptedRunError,
     MissingExtraError,
     ProcessFailedError,
@@ -31,7 +32,6 @@ from dist_net.errors import (
 from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
-from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_trained
 from dist_net.processes.cluster_options import (
@@ -40,10 +40,9 @@ from dist_net.processes.cluster_options import (
     ray_address,
     worker_count,
 )
-from dist_net.processes.listen_options import add_invitation_arguments, opening_of
+from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import FetchProgress, announced, plain_console
-from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.local_run import (
     KILLED_RUN_ENDS_S,
@@ -63,7 +62,13 @@ DEFAULT_RECIPE = "fashion-mnist"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_arguments(parser)
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"{', '.join(recipe_names())}, a folder of images, or the path of a Python file "
+        f"(default: {DEFAULT_RECIPE})",
+    )
     parser.add_argument(
         "--workers",
         type=worker_count,
@@ -72,18 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: %(default)s; with --cluster ray also auto: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every command that starts a run."""
-    parser.set_defaults(ray=None)  # the address of the Ray cluster, if one is used
-    parser.add_argument(
-        "recipe",
-        metavar="RECIPE",
-        nargs="?",
-        help=f"{', '.join(recipe_names())}, a folder of images, or the path of a Python file "
-        f"(default: {DEFAULT_RECIPE})",
-    )
     _add_learning_arguments(parser)
     _add_kept_arguments(parser)
     parser.add_argument(
@@ -218,24 +211,22 @@ def run(arguments: argparse.Namespace) -> int:
             "--cluster ray cannot be combined with --listen, --keys or --workers=0: Ray places the "
             "workers and distributes the keys"
         )
-    return run_with_workers(arguments, arguments.workers)
-
-
-def run_with_workers(arguments: argparse.Namespace, workers: int | None) -> int:
-    """Train with ``workers`` local workers and those that join from other hosts."""
+    if arguments.command == "parameter-server" and not arguments.listen:
+        raise AddressError(
+            "no address to listen on; pass --listen tcp://HOST:PORT, this host's address"
+        )
     console = plain_console()
     with served_metrics(arguments, console) as publish:
-        return _train(arguments, workers, console, publish)
+        return _train(arguments, console, publish)
 
 
-def _train(
-    arguments: argparse.Namespace, workers: int | None, console: Console, publish: Publish | None
-) -> int:
+def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
+    workers = arguments.workers
     arguments.resume = is_resumed(arguments)
     if is_of_images(arguments):
-        return train_images(arguments, workers, options_given(arguments, workers), publish)
+        return train_images(arguments, options_given(arguments), publish)
     require_no_image_options(arguments)
-    directory, options = prepare(arguments, workers)
+    directory, options = prepare(arguments)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
@@ -246,10 +237,7 @@ def _train(
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.on(loaded, dataset)
     settings = options.settings(loaded)
-    local = LocalRunSettings(
-        *(workers, opening_of(arguments), arguments.resume, arguments.restarts, arguments.ray),
-        arguments.start_timeout,
-    )
+    local = LocalRunSettings.from_arguments(arguments, arguments.resume)
     local.require_listening()
 
     def joining(address: str) -> str:
@@ -267,23 +255,16 @@ def _train(
         if not is_new:
             # Raises if the checkpoint does not fit, before any file of the run is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
-        recipe_files = {} if loaded.is_built_in else loaded.files
-        directory.begin(options.to_json(), recipe_files, options.tensorboard)
-        if not loaded.is_built_in:
-            trust(options.recipe_files)
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
             f"{AUTO if workers is None else workers} workers"
         )
-        best = None
-        if options.keeps_best or options.patience is not None:
-            best = BestWeights(directory.best, settings, options.patience)
-        training = LocalRun(directory, loaded.recipe, dataset, local, display, best)
+        training = LocalRun(directory, loaded, dataset, options, local, display)
         try:
             outcome = training.run()
         except (InterruptedRunError, ProcessFailedError) as error:
-            error.add_note(how_to_go_on(arguments, directory, workers))
+            error.add_note(how_to_go_on(arguments, directory))
             raise
         finally:
             draw(directory, loaded.name, dataset, training.evaluation, console)
@@ -304,11 +285,8 @@ def is_resumed(arguments: argparse.Namespace) -> bool:
     return directory.checkpoint.exists() or directory.folder.exists()
 
 
-def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[str, Any]:
-    """Return the options of a run by their ``RunOptions`` names; None if not given.
-
-    ``workers``: number of workers to start; None if unknown.
-    """
+def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a run by their ``RunOptions`` names; None if not given."""
     mode = arguments.consistency
     return {
         "epochs": arguments.epochs,
@@ -319,7 +297,7 @@ def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[st
         "clip_norm": arguments.clip_norm,
         "average_decay": arguments.average_decay,
         "progress_timeout_s": arguments.progress_timeout,
-        "consistency": None if mode is None else str(Consistency.of(mode, workers or 0)),
+        "consistency": None if mode is None else str(Consistency.of(mode, arguments.workers or 0)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
         "keep_checkpoints": arguments.keep_checkpoints,
@@ -330,11 +308,9 @@ def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[st
     }
 
 
-def prepare(
-    arguments: argparse.Namespace, workers: int | None
-) -> tuple[RunDirectory | None, RunOptions]:
+def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
     """Return the directory of the run to resume (None for a new run) and the run's options."""
-    given = {"recipe": arguments.recipe, **options_given(arguments, workers)}
+    given = {"recipe": arguments.recipe, **options_given(arguments)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
     found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir

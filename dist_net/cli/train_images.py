@@ -20,7 +20,6 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, NONE, default_base
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
-from dist_net.processes.listen_options import opening_of
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
@@ -126,7 +125,6 @@ def _run_asked_for(
 
 def train_images(
     arguments: argparse.Namespace,
-    workers: int | None,
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
@@ -137,15 +135,12 @@ def train_images(
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
-    if workers == 0:
+    if arguments.workers == 0:
         raise SettingError(
             f"{asked} is a folder of images, which needs a worker on this host; run dist-net "
             f"train with --workers of at least 1"
         )
-    local = LocalRunSettings(
-        *(workers, opening_of(arguments), False, arguments.restarts, arguments.ray),
-        arguments.start_timeout,
-    )
+    local = LocalRunSettings.from_arguments(arguments, resume=False)
     local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
@@ -163,10 +158,10 @@ def train_images(
             summary = train_and_report(directory, options, local, console, display)
         except KeyboardInterrupt:
             error = InterruptedRunError("interrupted")
-            error.add_note(how_to_go_on(arguments, directory, workers))
+            error.add_note(how_to_go_on(arguments, directory))
             raise error from None
         except (InterruptedRunError, ProcessFailedError) as error:
-            error.add_note(how_to_go_on(arguments, directory, workers))
+            error.add_note(how_to_go_on(arguments, directory))
             raise
     show_summary(summary, console)
     console.print(f"report: {directory.report}")

@@ -43,7 +43,7 @@ from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.cores import available_cores
-from dist_net.processes.listen_options import Opening
+from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.local_run import LocalRun, LocalRunSettings, RunOutcome
@@ -207,7 +207,7 @@ class ImageRun:
             VALIDATION,
         )
         images = self._prepare(data)
-        if self._local.opening.listen:
+        if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(data).to_json())
         return found, data, images
 
@@ -327,14 +327,12 @@ class ImageRun:
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_stage().on(loaded, dataset)
         settings = options.settings(loaded)
-        opening = self._local.opening if recipe.stage == "whole" else Opening()
-        local = replace(self._local, opening=opening, resume=directory.checkpoint.exists())
+        listening = self._local.listening if recipe.stage == "whole" else ListenOptions()
+        local = replace(self._local, listening=listening, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:
-            directory.begin(options.to_json(), loaded.files, options.tensorboard)
             self._console.print(
                 f"{'head' if recipe.stage == 'head' else 'whole net'}: "
                 f"{settings.parameter_count:,} parameters, {settings.samples:,} images to train "
                 f"on, {settings.epochs} epochs"
             )
-            best = BestWeights(directory.best, settings, options.patience)
-            return LocalRun(directory, loaded.recipe, dataset, local, display, best).run()
+            return LocalRun(directory, loaded, dataset, options, local, display).run()

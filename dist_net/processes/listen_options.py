@@ -1,4 +1,4 @@
-"""How a server is opened to other hosts: its keys, and the line to paste there."""
+"""Listen options: addresses, keys and contact names of a server that other hosts may join."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
 
 
 @dataclass(frozen=True)
-class Opening:
-    """Where a server listens, for whom, and what a person said of it.
+class ListenOptions:
+    """The addresses that a server listens on, and how other hosts join it.
 
-    ``keys``: the directory of its keys; None: they are made if it listens beyond this host.
-    ``contact`` is this host's name or number as others know it, if a person said so. ``lifetime_s``
-    is a token's. Raises AddressError and TokenError for what cannot be.
+    ``keys``: the directory of its keys; None: create keys if it listens beyond this host.
+    ``contact``: the name or IP address of this host for other hosts; None: by interfaces and
+    routes. ``lifetime_s``: of a token. Raise AddressError and TokenError for invalid values.
     """
 
     listen: tuple[str, ...] = ()
@@ -38,18 +38,24 @@ class Opening:
         if self.contact is not None:
             checked_host(self.contact)
 
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> ListenOptions:
+        """Return the options of a command line that starts a run."""
+        listen = tuple(arguments.listen)
+        return cls(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
+
     @property
     def needs_keys(self) -> bool:
-        """Whether keys are to be made: it listens beyond this host, and has none."""
+        """Whether to create keys: the server listens beyond this host and has none."""
         return self.keys is None and not all(
             listen_address(each).stays_on_this_host for each in self.listen
         )
 
     def token(self, keys: Path | None, bound: Sequence[str]) -> JoinToken | None:
-        """The token of a server that listens now; None if it does on Unix sockets alone.
+        """Return a new token of a listening server; None if it listens on Unix sockets only.
 
-        ``keys`` is the directory of its keys, if it has any; ``bound`` are its addresses in the
-        order of ``listen``, with the ports that were chosen.
+        ``keys``: the directory of its keys, if it has any; ``bound``: its addresses in the order of
+        ``listen``, with the chosen ports.
         """
         found: list[str] = []
         for listen, address in zip(self.listen, bound, strict=True):
@@ -64,52 +70,40 @@ class Opening:
         return invite(keys, self.kind, addresses, self.lifetime_s)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
-        """What is said of the token, if there is one; or why it cannot be made.
+        """Return the lines that explain a new token to the user, or why there is none.
 
-        ``directory`` is that of its run, or of its keys; the others are as for ``token``.
+        ``directory``: the directory of the run, or of the keys. See ``token``.
         """
         try:
             token = self.token(keys, bound)
         except KeyFileError as error:
-            return [f"no token is made for other hosts: {error}"]
-        return [] if token is None else invitation_lines(token, directory)
+            return [f"no token for other hosts: {error}"]
+        if token is None:
+            return []
+        if not token.secret:
+            return ["workers of this host may join too:", f"    {pasted(token)}"]
+        revoking = command_line("keys", "revoke", directory, token.identity)
+        return [
+            "to add workers of another host, run there:",
+            f"    {pasted(token)}",
+            f"valid until {until(token)}; to revoke it, run here: {revoking}",
+        ]
 
 
 def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:
-    """Declares what the line to paste says."""
+    """Add the options of the token that other hosts join with."""
     group.add_argument(
         "--contact",
         metavar="HOST",
-        help="this host's name or IP address as others know it (default: by interfaces and routes)",
+        help="the name or IP address of this host for others (default: by interfaces and routes)",
     )
     group.add_argument(
         "--token-lifetime",
         type=float,
         default=TOKEN_LIFETIME_S,
         metavar="SECONDS",
-        help="for how long others may join by the line (default: a day)",
+        help="how long the token is valid (default: a day)",
     )
-
-
-def opening_of(arguments: argparse.Namespace) -> Opening:
-    """How a run is to be opened, as a command line says; raises AddressError and TokenError."""
-    listen = tuple(arguments.listen)
-    return Opening(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
-
-
-def invitation_lines(token: JoinToken, directory: Path | None) -> list[str]:
-    """What is said of a token: a title, the line to paste, and how it ends if it does.
-
-    ``directory`` is that of its run, or of its keys.
-    """
-    if not token.secret:
-        return ["workers of this host may join too:", f"    {pasted(token)}"]
-    revoking = command_line("keys", "revoke", directory, token.identity)
-    return [
-        "workers of other hosts may join, there:",
-        f"    {pasted(token)}",
-        f"until {until(token)}, or until this is typed here: {revoking}",
-    ]
 
 
 def pasted(token: JoinToken) -> str:
@@ -118,5 +112,5 @@ def pasted(token: JoinToken) -> str:
 
 
 def until(token: JoinToken) -> str:
-    """When a token ends, for people."""
+    """Return the time when a token expires, in local time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(token.expires_s))

@@ -203,6 +203,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
             while len(ended) < 2:
                 await asyncio.sleep(0.01)
         processes.close(1.0)
+        await asyncio.sleep(0)  # for the end of its task
         return [int(each) for each in lives]
 
     assert loop.run_until_complete(live()) == ended
@@ -224,6 +225,7 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
                     await asyncio.sleep(0.01)
         finally:
             processes.close(1.0)
+            await asyncio.sleep(0)
 
     with pytest.raises(ProcessFailedError) as raised:
         loop.run_until_complete(live())

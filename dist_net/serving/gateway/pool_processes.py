@@ -66,7 +66,8 @@ class PoolProcesses:
         """
         self._ended = ended
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGCHLD, self._wake.set)
+        # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
+        signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
         self._supervising = loop.create_task(self._supervise())
         for role in self._roles:
             self._here.add(role)
@@ -96,7 +97,7 @@ class PoolProcesses:
     def close(self, grace_s: float) -> None:
         """End all processes, and kill those that still run after ``grace_s``."""
         self._supervising.cancel()
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._local.stop_forking()
         for supervisor in reversed(self._supervisors):
             supervisor.end(grace_s)

@@ -20,7 +20,7 @@ from dist_net.processes.cluster_options import (
     worker_count,
 )
 from dist_net.processes.cores import available_cores
-from dist_net.processes.listen_options import Opening, add_invitation_arguments
+from dist_net.processes.listen_options import ListenOptions, add_invitation_arguments
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.invitation import TOKEN_LIFETIME_S
 from dist_net.wire.token import POOL
@@ -77,10 +77,10 @@ class ServingOptions:
             )
 
     @property
-    def opening(self) -> Opening:
+    def listen_options(self) -> ListenOptions:
         """How the pool is opened to workers of other hosts."""
         listen = (self.listen_workers,) if self.listen_workers else ()
-        return Opening(listen, self.keys, self.contact, self.token_lifetime, POOL)
+        return ListenOptions(listen, self.keys, self.contact, self.token_lifetime, POOL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -97,11 +97,11 @@ async def serve(options: ServingOptions) -> int:
         clients = opened.enter_context(_client_socket(options, keys))
         logs = _log_directory(options, directory, opened)
         ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
-        opening = options.opening
+        listen_options = options.listen_options
         worker_keys = options.keys if ray is None else ray.key_directory
-        if opening.needs_keys:  # they last as long as the pool
+        if listen_options.needs_keys:  # they last as long as the pool
             make_keys(worker_keys := directory / "keys")
-        listen = opening.listen if ray is None else ray.listen
+        listen = listen_options.listen if ray is None else ray.listen
         workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
@@ -123,8 +123,8 @@ async def serve(options: ServingOptions) -> int:
         ):  # before READY, which may wait for them
             joining = joining_command("inference-worker", address=address, keys=worker_keys)
             print(f"workers may join: {joining}", file=sys.stderr, flush=True)
-        if opening.listen:
-            lines = opening.lines(worker_keys, workers.contact_addresses[1:], worker_keys)
+        if listen_options.listen:
+            lines = listen_options.lines(worker_keys, workers.contact_addresses[1:], worker_keys)
             print("\n".join(lines), file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         try:

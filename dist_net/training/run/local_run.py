@@ -10,13 +10,14 @@ and then, and writes the run directory.
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
@@ -28,15 +29,18 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.nets.observer import Observer
-from dist_net.nets.recipes.recipe import Recipe
+from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.nets.recipes.recipe_files import RECIPE_FILE
+from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild
-from dist_net.processes.listen_options import Opening
+from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Given, Launcher, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.run_warnings import RunWarnings
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
@@ -68,7 +72,7 @@ class LocalRunSettings:
     """
 
     workers: int | None
-    opening: Opening = field(default_factory=Opening)
+    listening: ListenOptions = field(default_factory=ListenOptions)
     resume: bool = False
     restarts: int = RESTARTS
     ray_address: str | None = None
@@ -77,6 +81,15 @@ class LocalRunSettings:
     def __post_init__(self) -> None:
         if not self.start_timeout_s > 0:
             raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, resume: bool) -> Self:
+        """Return the settings of a command line."""
+        listening = ListenOptions.from_arguments(arguments)
+        return cls(
+            *(arguments.workers, listening, resume, arguments.restarts, arguments.ray),
+            arguments.start_timeout,
+        )
 
     def launcher(self, directory: RunDirectory) -> Launcher:
         """What starts the processes of the run in ``directory``."""
@@ -89,11 +102,11 @@ class LocalRunSettings:
         """Raises now, before a run is begun, what listening, or too few CPUs, would raise later."""
         if self.ray_address is not None and self.workers:
             RayCluster(self.ray_address, Path()).cores_each(self.workers)
-        opening = self.opening
-        keys = ServerKeys.admitting_no_peer() if opening.needs_keys else None
-        if opening.keys is not None:
-            keys = load_server_keys(opening.keys)
-        ServerSocket(opening.listen, keys).close()
+        listening = self.listening
+        keys = ServerKeys.admitting_no_peer() if listening.needs_keys else None
+        if listening.keys is not None:
+            keys = load_server_keys(listening.keys)
+        ServerSocket(listening.listen, keys).close()
 
 
 @dataclass(frozen=True)
@@ -140,21 +153,23 @@ def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict
 
 
 class LocalRun:
-    """The run in ``directory``, whose options are written there already."""
+    """The run in ``directory``; ``options`` are those of ``RunOptions.on``."""
 
     def __init__(
         self,
         directory: RunDirectory,
-        recipe: Recipe,
+        loaded: LoadedRecipe,
         dataset: Dataset,
+        options: RunOptions,
         local: LocalRunSettings,
         display: TrainingProgress,
-        best: BestWeights | None = None,
     ) -> None:
         self._directory = directory
-        self._best = best
+        self._loaded = loaded
+        self._options = options
+        self._best: BestWeights | None = None
         self._samples = len(dataset.train_targets)
-        self._evaluate = Evaluator(recipe.model, dataset)
+        self._evaluate = Evaluator(loaded.recipe.model, dataset)
         self._local = local
         self._display = display
         self._launcher = local.launcher(directory)
@@ -163,8 +178,8 @@ class LocalRun:
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
-        self._listen = local.opening.listen
-        self._keys = directory.keys if local.opening.needs_keys else local.opening.keys
+        self._listen = local.listening.listen
+        self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
         self._resumes: bool | None = local.resume  # None: if there is a checkpoint by then
         self._was_ready = False
         self._asked_s = math.inf
@@ -179,13 +194,14 @@ class LocalRun:
         self._stop_reason = reason
 
     def run(self) -> RunOutcome:
-        """Trains to the end.
+        """Write the options and the recipe to the run directory, and train to the end.
 
-        Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
-        has ended, or every worker has, and is not started again. The server leaves a checkpoint if
-        it can. No process outlives the call.
+        Raise InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server or
+        every worker has ended and is not restarted. The server leaves a checkpoint if it can. No
+        process outlives the call.
         """
-        if self._local.opening.needs_keys:
+        self._write_directory()
+        if self._local.listening.needs_keys:
             make_keys(self._directory.keys)
         with self._launcher:
             if self._local.workers:  # else as workers have elsewhere
@@ -195,6 +211,16 @@ class LocalRun:
                     return self._start_and_watch()
                 finally:
                     self._end()
+
+    def _write_directory(self) -> None:
+        loaded, options = self._loaded, self._options
+        files = {} if loaded.is_built_in else loaded.files
+        self._directory.begin(options.to_json(), files, options.tensorboard)
+        if RECIPE_FILE in files:
+            trust(options.recipe_files)
+        if options.keeps_best or options.patience is not None:
+            settings = options.settings(loaded)
+            self._best = BestWeights(self._directory.best, settings, options.patience)
 
     def _start_and_watch(self) -> RunOutcome:
         server = self._supervisor.add(self._server)
@@ -310,19 +336,19 @@ class LocalRun:
             self._display.answers(self._launcher.address, self._launcher.key_directory)
         self._was_ready = True
         opened = addresses[len(addresses) - len(self._listen) :]
-        self._listen = tuple(map(with_port_of, self._local.opening.listen, opened))
+        self._listen = tuple(map(with_port_of, self._local.listening.listen, opened))
         self._next_record = 0
         self._has_workers = False
 
     def _open(self, addresses: list[str]) -> None:
         """Says how workers may join: by an address, or from another host by a token."""
-        opening = self._local.opening
-        self._display.started(addresses[:1] if opening.needs_keys else addresses)
+        listening = self._local.listening
+        self._display.started(addresses[:1] if listening.needs_keys else addresses)
         if self._local.workers == 0:
             self._display.warned("--workers 0: the run begins when a worker joins")
-        if opening.listen:
-            where = opening.keys or self._directory.path
-            self._display.opened(opening.lines(self._keys, addresses[1:], where))
+        if listening.listen:
+            where = listening.keys or self._directory.path
+            self._display.opened(listening.lines(self._keys, addresses[1:], where))
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server
