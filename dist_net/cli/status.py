@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from dist_net.cli.parser import number_above_zero
-from dist_net.cli.pool_status import pool_line, pool_view
 from dist_net.cli.run_status import run_line, run_view
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Observer
@@ -128,3 +129,45 @@ def _shown(
             f"cannot show the server's report ({error!r}); expected a parameter server or a "
             f"gateway of this release of dist-net"
         ) from error
+
+
+def pool_view(report: dict[str, Any]) -> RenderableType:
+    """Return a terminal view of the pool's queue, models and workers."""
+    models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
+    for model in report["models"]:
+        times = model["latency_ms"] or {}
+        models.add_row(
+            model["name"],
+            str(model["version"]) if model["is_ready"] else model["reason"] or "not ready",
+            f"{model['requests_per_s']:,.1f}",
+            *("" if times.get(key) is None else f"{times[key]:,.1f}" for key in ("p50", "p99")),
+            f"{model['refused']:,}",
+            f"{model['failed']:,}",
+        )
+    workers = Table("worker", "host", "process", "state", "requests", "last heard")
+    for worker in report["workers"]:
+        workers.add_row(
+            worker["name"],
+            worker["host"],
+            str(worker["process_id"]),
+            worker["state"],
+            f"{worker['requests']:,}",
+            f"{worker['heard_s_ago']:.1f} s ago",
+        )
+    return Group(Text(_pool(report)), models, workers)
+
+
+def pool_line(report: dict[str, Any]) -> str:
+    """Return one log line about the pool and its models."""
+    models = (f"{each['name']} {each['requests_per_s']:,.1f}/s" for each in report["models"])
+    return "; ".join([_pool(report), *models, f"{len(report['workers'])} workers"])
+
+
+def _pool(report: dict[str, Any]) -> str:
+    queue = report["queue"]
+    return (
+        f"{'ready' if report['is_ready'] else 'not ready'}"
+        f"{', draining' if report['is_draining'] else ''}, up for {report['uptime_s']:,.0f} s, "
+        f"{queue['requests']:,} of {queue['request_limit']:,} requests and {queue['bytes']:,} of "
+        f"{queue['byte_limit']:,} bytes in the queue"
+    )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import resource
 import signal
+import stat
 import sys
 import threading
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Self
 
@@ -20,7 +24,6 @@ import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import DistNetError
-from dist_net.processes.bounded_log import BoundedLog
 from dist_net.processes.hidden_tokens import own_words
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ MAX_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 KEPT_BYTES = 1 << 30  # larger than any message
+MAX_LOG_BYTES = 8 << 20
+LINES_BETWEEN_CHECKS = 256  # of the log's size
 
 # Parameters of mallopt(3)
 _M_TRIM_THRESHOLD = -1
@@ -69,6 +74,40 @@ def entry_point(
     finally:
         # Ignore further SIGTERMs: the parent's death may be signalled twice.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
+    """Log to stderr. If that is a file opened for appending, as a child's is, bound its size.
+
+    A file of more than ``max_bytes`` is cut to the newest half of that. Terminals, pipes and files
+    that a shell has opened for writing are left alone.
+    """
+
+    def __init__(self, max_bytes: int = MAX_LOG_BYTES) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
+        self._lines = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        self._lines += 1
+        if self._lines % LINES_BETWEEN_CHECKS == 0:
+            with suppress(OSError):  # a system without /proc
+                self._shorten()
+
+    def _shorten(self) -> None:
+        descriptor = self.stream.fileno()
+        status = os.fstat(descriptor)
+        appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+        if not (stat.S_ISREG(status.st_mode) and appends and status.st_size > self._max_bytes):
+            return
+        self.flush()
+        # By the descriptor: the file may have been renamed.
+        with Path(f"/proc/self/fd/{descriptor}").open("rb") as file:
+            file.seek(-self._max_bytes // 2, os.SEEK_END)
+            newest = file.read().partition(b"\n")[2]
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, newest)
 
 
 class StartReports:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.processes.bounded_log import MAX_BYTES
+from dist_net.processes.entry import MAX_LOG_BYTES
 from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
 from dist_net.wire.serving_messages import Describe, Description, JoinPool, PoolWelcome
@@ -76,7 +76,7 @@ def come_and_go(
         f"MiB and {more_bytes >> 10} KiB more, the largest log {watched.largest_log_bytes()} bytes"
     )
     assert more_bytes < MAX_MORE_BYTES
-    assert watched.largest_log_bytes() < 1.5 * MAX_BYTES
+    assert watched.largest_log_bytes() < 1.5 * MAX_LOG_BYTES
 
 
 @pytest.mark.slow

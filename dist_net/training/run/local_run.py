@@ -41,8 +41,7 @@ from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Superviso
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.run_warnings import RunWarnings
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
@@ -374,7 +373,7 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warnings.look(report | {"metrics_error": self._directory.metrics_error})
+        self._warnings.update(report | {"metrics_error": self._directory.metrics_error})
         return report
 
     def _while_starting(self, server: RunningChild) -> None:

@@ -1,5 +1,6 @@
-"""The progress of a training run on the terminal."""
+"""The progress of a training run on the terminal, and its warnings."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,16 @@ from dist_net.command_line import command_line
 from dist_net.processes.child import RunningChild
 from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, fitting
 from dist_net.training.run.evaluation import Evaluation
+
+WARNINGS = {
+    "checkpoint_error": "checkpoints can be written again",
+    "journal_error": "the journal can be written again",
+    "metrics_error": "metrics can be written again",
+    "staleness_warning": None,
+}
+"""Keys of a report with warnings, and the message when one is over (None: once per run)."""
+
+NUMBERS = re.compile(r"\d+")
 
 
 class TrainingProgress:
@@ -110,3 +121,30 @@ class TrainingProgress:
 
     def _line(self, text: str, style: str = "") -> None:
         self._console.print(text, style=style)
+
+
+class RunWarnings:
+    """Pass each warning in a run's reports to ``notify``: once, until it is over. No I/O."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._open: dict[str, str] = {}
+        self._last: dict[str, str] = {}
+
+    def update(self, report: dict[str, Any]) -> None:
+        """Notify of the changes since the report before."""
+        for kind, when_over in WARNINGS.items():
+            warning = report[kind]
+            before = self._open.pop(kind, None) if when_over else self._last.get(kind)
+            if warning is not None:
+                self._open[kind] = self._last[kind] = warning
+                # Its numbers may change from one report to the next.
+                if before is None or NUMBERS.sub("", warning) != NUMBERS.sub("", before):
+                    self._notify(warning)
+            elif before is not None and when_over is not None:
+                self._notify(when_over)
+
+    @property
+    def last(self) -> list[str]:
+        """The last warning of each kind."""
+        return list(self._last.values())

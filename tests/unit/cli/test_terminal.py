@@ -13,8 +13,8 @@ import pytest
 from rich.table import Table
 
 from benchmarks.__main__ import show
-from dist_net.cli.pool_status import pool_view
 from dist_net.cli.run_status import run_view
+from dist_net.cli.status import pool_view
 from dist_net.cli.train import draw
 from dist_net.data import dataset_named
 from dist_net.nets.run_directory import RunDirectory

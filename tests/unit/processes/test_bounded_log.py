@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from dist_net.processes.bounded_log import BoundedLog
+from dist_net.processes.entry import BoundedLog
 
 MAX_BYTES = 20_000
 LINES = 3000

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from dist_net.training.run.run_warnings import WHEN_OVER, RunWarnings
+from dist_net.training.run.training_progress import WARNINGS, RunWarnings
 
-QUIET: dict[str, Any] = dict.fromkeys(WHEN_OVER)
+QUIET: dict[str, Any] = dict.fromkeys(WARNINGS)
 
 
 def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
     said: list[str] = []
     warnings = RunWarnings(said.append)
     for report in reports:
-        warnings.look(QUIET | report)
+        warnings.update(QUIET | report)
     return said, warnings.last
 
 
