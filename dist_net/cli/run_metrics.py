@@ -1,7 +1,7 @@
 """A run's last report as metrics for Prometheus, over HTTP from a thread of this process.
 
-A counter goes on over restarts of the server, from its checkpoint. Workers are told apart by name:
-as many as a report lists.
+Counters continue after a restart of the server, from its checkpoint. The label of a worker is its
+name; a report limits the number of workers.
 """
 
 from __future__ import annotations

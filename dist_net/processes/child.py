@@ -1,4 +1,4 @@
-"""A process of the cluster that this one started: until it is ready, while it runs, how it ends."""
+"""A started process of the cluster: waiting until it is ready, its output, its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dist_net.processes.hidden_tokens import hide_tokens
 POLL_S = 0.005
 
 hurry = threading.Event()
-"""Set when a second interrupt came from a user who will not wait for processes to end in order."""
+"""Set by a second interrupt: kill processes instead of waiting for them to end."""
 
 
 class Process(Protocol):
@@ -40,21 +40,21 @@ class Process(Protocol):
 
 
 def output_files(name: str, logs: Path) -> tuple[Path, Path]:
-    """The files for a process's stdout, which is read by who started it, and for its log."""
+    """Return the files for a process's stdout, which its parent reads, and for its log."""
     return logs / f"{name}.out", logs / f"{name}.log"
 
 
 @contextlib.contextmanager
 def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """Those files, open; what was printed before is gone, what was logged is kept."""
+    """Open these files; the first is truncated, the log is continued."""
     said, log = output_files(name, logs)
-    logs.mkdir(parents=True, exist_ok=True)  # it may have been removed
+    logs.mkdir(parents=True, exist_ok=True)  # the user may have removed it
     with said.open("w") as output, log.open("a") as errors:
         yield output, errors
 
 
 class RunningChild:
-    """A process whose stdout and stderr are in the files that ``outputs`` gives."""
+    """A process with the output files of ``outputs``."""
 
     def __init__(self, name: str, logs: Path, process: Process) -> None:
         self.name = name
@@ -67,21 +67,21 @@ class RunningChild:
 
     @property
     def host(self) -> str:
-        """The name of the host that it runs on."""
+        """The name of its host."""
         return getattr(self._process, "host", socket.gethostname())
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+        """The exit code; None while it runs; negative: the signal that ended it."""
         return self._process.poll()
 
     def wait_until_ready(
         self, silence_s: float, while_waiting: Callable[[], None] = lambda: None
     ) -> list[str]:
-        """Return the words after READY, once the process has printed that.
+        """Wait until the process has printed READY; return the words after it, unquoted.
 
-        They are quoted for a shell. Raise ProcessFailedError if it ends before, or reports for
-        longer than ``silence_s`` not even that it is loading. ``while_waiting`` is called often.
+        Raise ProcessFailedError if it ends first, or prints nothing for ``silence_s``.
+        ``while_waiting`` is called often.
         """
         reports, heard_s = 0, time.monotonic()
         while True:
@@ -107,17 +107,17 @@ class RunningChild:
 
     @property
     def is_loading(self) -> str:
-        """What the process reports to load, until it is ready; "" at any other time."""
+        """What the process is loading; "" once it is ready, and before its first report."""
         word, _, rest = (self._lines() or [""])[-1].partition(" ")
         return rest if word == LOADING else ""
 
     def require_running(self) -> None:
-        """Raises ProcessFailedError if it has ended."""
+        """Raise ProcessFailedError if it has ended."""
         if self.exit_code is not None:
             raise self.failure()
 
     def failure(self) -> ProcessFailedError:
-        """The error that says why it ended, with its exit code if that is bad input's."""
+        """Return an error with the reason of its end, and with the exit code of bad input."""
         error = ProcessFailedError(f"{self.name}: {self.last_words} (log: {self.log})")
         if self.exit_code == BadInputError.exit_code:
             error.exit_code = BadInputError.exit_code
@@ -125,27 +125,27 @@ class RunningChild:
 
     @property
     def has_died(self) -> bool:
-        """Whether it has ended, neither because its work was done nor for a reason that it gave."""
+        """Whether it has ended without code 0 and without printing a reason."""
         return self.exit_code not in (None, 0) and not self.has_said_why
 
     @property
     def has_said_why(self) -> bool:
-        """Whether it printed why it ended; else it was killed, or ended by a fault in the code."""
+        """Whether it printed the reason of its end; else it was killed, or crashed."""
         return bool(self._reasons())
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has ended because the host that it ran on is gone."""
+        """Whether it has ended with its host."""
         return bool(getattr(self._process, "lost", ""))
 
     @property
     def waits_for_room(self) -> bool:
-        """Whether it has not begun, since there is no room for it in the cluster."""
+        """Whether it waits for a free CPU of the cluster."""
         return getattr(self._process, "waits", False)
 
     @property
     def last_words(self) -> str:
-        """Why it ended, as it printed it, else its exit code."""
+        """The reason that it printed, else its exit code."""
         reasons = self._reasons()
         if reasons:
             return reasons[-1].strip()
@@ -155,17 +155,17 @@ class RunningChild:
         return [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until it has ended; False if it has not in that time."""
+        """Wait until it has ended; return False on a timeout."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return self.exit_code is not None
 
     def terminate(self) -> None:
-        """Sends SIGTERM, if it runs."""
+        """Send SIGTERM if it runs."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """Kills it, and waits until it is gone."""
+        """Kill it, and wait for its end."""
         self._process.kill()
         self._process.wait()
 
@@ -179,11 +179,11 @@ class RunningChild:
 
 
 class Child(RunningChild):
-    """``python -m MODULE ARGUMENTS...``, whose stdout and stderr go to files.
+    """``python -m MODULE ARGUMENTS...``, with its output in files.
 
-    It has a process group of its own, so that an interrupt at the terminal reaches only the
-    parent, which then ends its children in order. ``stdin`` is what it has there, else nothing. It
-    inherits the file descriptors ``inherited``, and no token shows on its command line.
+    Its own process group keeps interrupts of the terminal from it: the parent ends its children in
+    order. ``stdin``: its standard input, by default empty. ``inherited``: file descriptors that it
+    inherits. Tokens are hidden from its command line.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Child(RunningChild):
 
 
 def end(children: Sequence[RunningChild], grace_s: float) -> None:
-    """Waits for the children to end; kills those that run after ``grace_s``, or on an interrupt."""
+    """Wait for the children to end; kill the rest after ``grace_s``, or on a second interrupt."""
     deadline = time.monotonic() + grace_s
     try:
         while any(child.exit_code is None for child in children):

@@ -1,4 +1,7 @@
-"""The options that say where a cluster's processes run, and how many workers there are."""
+"""Command-line options for the place of a cluster's processes and the number of workers.
+
+Shared by ``train``, ``serve`` and ``join``.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,26 @@ from dist_net.errors import SettingError
 from dist_net.processes.ray_connection import ANY, connected
 
 AUTO = "auto"
-MAX_WORKERS = 256  # more are a typing error, and would exhaust the host
+MAX_WORKERS = 256  # a larger number is a typing error, and would exhaust the host
 
 
 def add_cluster_arguments(group: argparse._ActionsContainer) -> None:
-    """Declares where processes run."""
+    """Add ``--cluster`` and ``--address``."""
     group.add_argument(
         "--cluster",
         choices=("local", "ray"),
         default="local",
-        help="where processes run: on this host (default), or where Ray finds room",
+        help="run processes on this host (default) or on the nodes of a Ray cluster",
     )
     group.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help=f"of the Ray cluster (default: {ANY}, the one that this host is a node of)",
+        help=f"of the Ray cluster (default: {ANY}, the cluster of this host)",
     )
 
 
 def worker_count(text: str) -> int | None:
-    """The type of an argument: a whole number, or ``auto``, which is None."""
+    """Argument type: a number from 0, or ``auto``, which is None."""
     if text == AUTO:
         return None
     number = int(text)
@@ -37,10 +40,9 @@ def worker_count(text: str) -> int | None:
 
 
 def ray_address(arguments: argparse.Namespace, workers: int | None) -> str | None:
-    """The address of the Ray cluster to use, once this process is connected to it; None: no Ray.
+    """Connect to the Ray cluster and return its address; None: processes run on this host.
 
-    Raises SettingError for options that ask for something else, MissingExtraError and
-    RayClusterError.
+    Raise SettingError for options that contradict each other, MissingExtraError, RayClusterError.
     """
     if arguments.cluster == "local":
         if arguments.address is not None or workers is None:

@@ -1,4 +1,4 @@
-"""What this process may compute with: cores by its affinity and its cgroups' quotas, and BLAS."""
+"""The cores of this process, by its affinity and its cgroups' quotas, and its BLAS."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dist_net.wire.messages import Equipment
 
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
-MAX_BLAS = 128  # as the codec bounds it
+MAX_BLAS = 128  # characters, the codec's limit
 
 
 def available_cores() -> int:
-    """How many threads can run at once, at least 1; a quota of 1.5 cores counts as one.
+    """Return the number of threads that can run at once, at least 1; a quota is rounded down.
 
-    More threads than that would be stopped together for the rest of each period.
+    The kernel stops all threads that exceed a quota for the rest of each period.
     """
     return max(1, int(min([allowed_cores(), *quotas(OWN_CGROUPS, CGROUPS)])))
 
 
 def cores_beside_server(nodes: Sequence[int], workers: int) -> int:
-    """How many cores each of so many workers can have on nodes with so many cores.
+    """Return the number of cores per worker on nodes with these numbers of cores.
 
-    A server takes one more, wherever it is most in the way. 0: there are too few.
+    One more core, on the node where it costs most, is for the server. 0: too few cores.
     """
     for each in range(sum(nodes), 0, -1):
         places = sum(cores // each for cores in nodes)
@@ -39,14 +39,14 @@ def cores_beside_server(nodes: Sequence[int], workers: int) -> int:
 
 
 def allowed_cores() -> int:
-    """How many cores the system may run this process on, whatever time it has there."""
+    """Return the number of cores in this process's affinity, without regard to quotas."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS has no such list
 
 
 def own_equipment(threads: int) -> Equipment:
-    """What this process computes with, in so many threads; NumPy has to be imported."""
+    """Return the equipment of this process, which computes in ``threads``."""
     return Equipment(
         socket.gethostname(),
         os.cpu_count() or 0,
@@ -58,7 +58,7 @@ def own_equipment(threads: int) -> Equipment:
 
 
 def blas_name() -> str:
-    """The BLAS that this process has loaded, its version and kernels; "" for one unknown."""
+    """Return name, version and kernels of the loaded BLAS; "" if it is unknown."""
     found = {
         f"{each['internal_api']} {each['version']}"
         + (f" ({each['architecture']})" if each.get("architecture") else "")
@@ -69,10 +69,10 @@ def blas_name() -> str:
 
 
 def quotas(own_cgroups: Path, root: Path) -> Iterator[float]:
-    """The quotas that hold for a process, in cores: of its cgroups and of all that they lie in.
+    """Yield the quotas of a process in cores: of its cgroups and of their parents.
 
-    ``own_cgroups`` is as /proc/PID/cgroup (cgroups(7)); ``root`` is where they are mounted. Both
-    versions of cgroups are read. In a container its own cgroup is often the root.
+    ``own_cgroups``: a file like /proc/PID/cgroup (cgroups(7)), of version 1 or 2; ``root``: the
+    mount point. In a container, the process's own cgroup is often the root.
     """
     try:
         lines = own_cgroups.read_text().splitlines()
@@ -94,7 +94,7 @@ def quotas(own_cgroups: Path, root: Path) -> Iterator[float]:
 
 
 def _quota_and_period(directory: Path, is_second: bool) -> tuple[int, int]:
-    """Microseconds in each period of microseconds; raises ValueError where there is no quota."""
+    """Return quota and period in microseconds. Raise ValueError without a quota."""
     if is_second:
         quota, period = (directory / "cpu.max").read_text().split()
     else:

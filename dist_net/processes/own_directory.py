@@ -1,6 +1,6 @@
-"""Directories that belong to a running process, and removing those that killed processes left.
+"""Directories of a running process, and the removal of directories of killed processes.
 
-A process holds a lock on a file in its directory until it ends, in whatever way.
+A process locks a file in its directory; the kernel releases the lock when the process ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 TEMPORARY = "dist-net-"
 MAX_PARENT_BYTES = 80
-"""A Unix socket's path has at most 107 bytes (unix(7)), of which ours need up to 26 more."""
+"""A Unix socket's path has at most 107 bytes (unix(7)); names below the parent take up to 26."""
 
 LOGS = "pool-"
 LOCK = "lock"
@@ -24,7 +24,7 @@ LOGS_KEPT = 10
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A context with a private directory whose path is short enough for a Unix socket in it."""
+    """Create a private directory for the context; its path is short enough for a Unix socket."""
     parent = Path(tempfile.gettempdir())
     if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
         parent = Path("/tmp")
@@ -40,9 +40,9 @@ def temporary_directory() -> Iterator[Path]:
 
 @contextmanager
 def log_directory(parent: Path, prefix: str = LOGS) -> Iterator[Path]:
-    """A new directory in ``parent``, for logs that stay; its name begins with ``prefix``.
+    """Create a directory for logs in ``parent``; its name begins with ``prefix``.
 
-    Of those that no process uses any more, the last ``LOGS_KEPT`` are kept. Raises OSError.
+    Of the directories of ended processes, the last ``LOGS_KEPT`` are kept. Raise OSError.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, prefix, kept=LOGS_KEPT)
@@ -53,7 +53,7 @@ def log_directory(parent: Path, prefix: str = LOGS) -> Iterator[Path]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    # It gets its name once it is locked, so that nobody finds it unlocked.
+    # Renamed once it is locked: no process finds an unlocked file.
     unfinished = directory / f"{LOCK}.new"
     with unfinished.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -67,7 +67,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path, prefix: str, kept: int) -> None:
-    """Removes this user's directories whose process has ended, except the newest ``kept``."""
+    """Remove this user's directories of ended processes, except the newest ``kept``."""
     abandoned = []
     for lock in parent.glob(f"{prefix}*/{LOCK}"):
         # Another process may be removing the same directory. Other users' are left alone.

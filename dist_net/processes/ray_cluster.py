@@ -1,9 +1,8 @@
-"""A cluster on Ray, which places each process where there are cores, and tells of nodes that go.
+"""A cluster on Ray, which places processes on nodes with free CPUs and reports lost nodes.
 
-For each role there is an actor that starts its process and watches it. Arrays travel between the
-processes, encrypted with keys that the actors are given, and not through Ray. Needs the extra
-``ray``, on each node. The actors end with the process of `RayCluster`, however that ends, and the
-roles' processes with them.
+An actor per role starts the role's process and watches it. Arrays do not travel through Ray, but
+between the processes, encrypted with keys that the actors receive. Each node needs the extra
+``ray``. The actors, and with them the processes, end with the process of `RayCluster`.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ logger = logging.getLogger(__name__)
 METHODS_AT_ONCE = 4
 KILLED_WITHIN_S = 3.0
 SOON_PLACED_S = 5.0
-SETTLED_S = 2.0  # after a worker was placed Ray's count of free CPUs is right again
+SETTLED_S = 2.0  # until Ray's count of free CPUs includes a placed worker
 REACHED_WITHIN_S = 1.0
 MARK = "ray"
 LOST = -int(signal.SIGKILL)
 
 
 class RayProcess:
-    """A role's process, on whatever node; its outputs are copied to files here.
+    """A role's process on a node; its output is copied to ``files`` on this host.
 
-    ``listens_at``: the address of a server, which other nodes can reach.
+    ``listens_at``: the address of a server for other nodes.
     """
 
     def __init__(
@@ -63,14 +62,14 @@ class RayProcess:
         self._ray = ray
         self._actor = actor
         self._answer = started
-        self._lock = threading.RLock()  # a run's supervision looks too
+        self._lock = threading.RLock()  # the supervisor polls in another thread
         self._said, self._log = files
         self._listens_at = listens_at
         self._exit_code: int | None = None
         self._asked_s = time.monotonic()
         self.is_placed = False
         self.pid, self.host = -1, ""  # on its host
-        self.lost = ""  # why nothing more is heard of it
+        self.lost = ""  # why there are no more reports
 
     def poll(self) -> int | None:
         self._hear(0.0)
@@ -96,17 +95,17 @@ class RayProcess:
 
     @property
     def waits(self) -> bool:
-        """Whether it has waited for a place for some time."""
+        """Whether it has waited for a free CPU for ``SOON_PLACED_S``."""
         late_s = self._asked_s + SOON_PLACED_S
         return not self.is_placed and self.poll() is None and time.monotonic() > late_s
 
     def drop(self) -> None:
-        """Has Ray end it, and hears no more of it."""
+        """Let Ray end it, without waiting for a report."""
         if self.poll() is None:
             self._end(LOST)
 
     def send(self, number: int) -> None:
-        """Sends a signal, if it runs."""
+        """Send a signal if it runs."""
         self._hear(0.0)
         if self._exit_code is None and self.is_placed:
             self._actor.signal.remote(number)
@@ -114,7 +113,7 @@ class RayProcess:
             self._end(-number)
 
     def _hear(self, timeout_s: float) -> None:
-        """Takes in what the actor has told, if it comes in time."""
+        """Read the actor's report, unless it times out."""
         with self._lock:
             waits = self._exit_code is None
             if waits and self._ray.wait([self._answer], timeout=timeout_s)[0]:
@@ -124,7 +123,7 @@ class RayProcess:
         errors = self._ray.exceptions
         try:
             seen: Seen = self._ray.get(self._answer)
-        except errors.RayTaskError as error:  # in what the actor does
+        except errors.RayTaskError as error:  # raised by the actor
             known = isinstance(error.cause, DistNetError)
             self._say(f"FAILED {error.cause if known else _in_a_line(error)}")
             self._end(error.cause.exit_code if known else 1)
@@ -132,7 +131,7 @@ class RayProcess:
             is_away = isinstance(error, errors.ActorUnavailableError)
             if is_away and self._listens_at and _is_reached(self._listens_at):
                 self._answer = self._actor.watch.remote()
-            elif is_away or _is_lost(error):  # Ray itself takes some 15 s to say that for sure
+            elif is_away or _is_lost(error):  # Ray needs 15 s to be sure
                 self.lost = "its node is gone, or Ray's process on it"
                 self._end(LOST)
             else:
@@ -155,17 +154,17 @@ class RayProcess:
 
     def _end(self, exit_code: int) -> None:
         self._exit_code = exit_code
-        if self.lost or not self._listens_at:  # else another server is started there
+        if self.lost or not self._listens_at:  # a server's actor can start another
             self._ray.kill(self._actor)
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether an actor is gone, and another node may do; else none is prepared for it."""
+    """Return whether an actor is lost with its node; else no node can start it."""
     return "creation task" not in str(error) and "untime" not in type(error).__name__
 
 
 def _is_reached(address: str) -> bool:
-    """Whether somebody listens there; else its host or process is gone, or cannot be reached."""
+    """Return whether a server listens at the address, and its host can be reached."""
     _, _, host, port, _ = contact_address(address)
     with suppress(OSError), socket.create_connection((host, port), REACHED_WITHIN_S):
         return True
@@ -177,13 +176,12 @@ def _in_a_line(error: Exception) -> str:
 
 
 class RayCluster:
-    """A launcher on the Ray cluster at ``address``; outputs are copied to files in ``logs``.
+    """A launcher on the Ray cluster at ``address``; output is copied to files in ``logs``.
 
-    The server of ``run`` is placed on the node of this process if it can be. Where it cannot, and
-    when it is placed elsewhere because its node is gone, the run directory must be on storage that
-    both nodes see. Workers read the recipe there, or else get its files. Without a run the server
-    is this process's own: see ``serve_at``. A server may wait for a free CPU for
-    ``start_timeout_s``.
+    The server of ``run`` is placed on the node of this process if that has a free CPU. On another
+    node it needs a run directory on shared storage. Workers read the recipe from shared storage, or
+    receive its files. Without a run, this process itself is the server: see ``serve_at``. A server
+    waits for a free CPU for ``start_timeout_s`` at most.
     """
 
     server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
@@ -215,12 +213,12 @@ class RayCluster:
         create_keys(self._keys)
         for role in (WORKER, OPERATOR):
             add_keys(self._keys, role)
-        if self._run is not None:  # by which nodes that see its directory know it
+        if self._run is not None:  # nodes that share its directory find the mark
             self._mark = secrets.token_hex()
             mark = self._logs / MARK
             mark.write_text(self._mark)
             self._stack.callback(mark.unlink, missing_ok=True)
-            # Ray prints what it has to say of nodes to stdout, which is for the run's result.
+            # Ray prints messages about nodes to stdout, which is for the run's result.
             said = self._stack.enter_context((self._logs / "ray.log").open("a"))
             self._stack.enter_context(redirect_stdout(said))
         self.keys: PeerKeys = load_peer_keys(self._keys, OPERATOR)
@@ -237,7 +235,7 @@ class RayCluster:
 
     @property
     def listen(self) -> tuple[str]:
-        """Where this process listens, if it is the server, for those on other nodes."""
+        """The address that this process listens on for other nodes, if it is the server."""
         return (tcp_address(str(self._ray.util.get_node_ip_address()), 0),)
 
     @property
@@ -246,16 +244,16 @@ class RayCluster:
         return self._place.near if self._place.node == self._node else self._place.beyond
 
     def serve_at(self, near: str, beyond: str) -> None:
-        """Says where this process itself is the server."""
+        """Set the addresses of this process, which is the server."""
         self._place = ServerPlace(self._node, near, beyond)
 
     def start(self, role: Role) -> RunningChild:
-        """Starts a process; a worker waits for a place, without this waiting for it.
+        """Start a process. A worker may wait for a free CPU after the return.
 
-        Raises ProcessFailedError where the server has no place in time.
+        Raise ProcessFailedError if the server has no free CPU in time.
         """
         with outputs(role.name, self._logs):
-            pass  # they are there, and what was printed before is gone
+            pass  # create and truncate them
         if role.is_server:
             if self._keeper is None or (self._server is not None and self._server.lost):
                 self._place_server(role)
@@ -296,9 +294,9 @@ class RayCluster:
         return [int(node["Resources"].get("CPU", 0)) for node in alive]
 
     def _place_server(self, role: Role) -> None:
-        """Gives the server a keeper, on the node of this process if there is room."""
+        """Create the server's actor, on the node of this process if it has a free CPU."""
         self._end_server()
-        for process in self._workers:  # of a server that was lost: they hold all CPUs
+        for process in self._workers:  # of a lost server: they hold all CPUs
             process.drop()
         near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._node, soft=True, _spill_on_unavailable=True
@@ -349,13 +347,13 @@ class RayCluster:
         return SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
 
     def _server_files(self) -> dict[str, bytes]:
-        """The server's keys and the list of those who may come in."""
+        """Return the server's keys and its list of allowed peers."""
         root = self._keys
         files = [*root.glob("server.*"), *root.glob("*s/*.key")]
         return {f"{KEYS}/{file.relative_to(root)}": file.read_bytes() for file in files}
 
     def _worker_files(self) -> dict[str, bytes]:
-        """A worker's keys, and the run's recipe."""
+        """Return a worker's keys and the run's recipe."""
         files = {f"{KEYS}/{file.name}": file for file in (self._keys / WORKER).iterdir()}
         if self._run is not None:
             names = [self._run.options.name, *self._run.recipe_of_options()[1]]

@@ -11,17 +11,17 @@ from dist_net.errors import MissingExtraError, RayClusterError
 ANY = "auto"
 ANSWERS_WITHIN_S = 5.0
 
-# How a connection of HTTP/2 begins, on both sides (RFC 9113, 3.4); gRPC is on top of that.
+# The first bytes of an HTTP/2 connection in each direction (RFC 9113, 3.4); gRPC uses HTTP/2.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-_TLS_ALERT = b"\x15"  # where Ray is told to use TLS
+_TLS_ALERT = b"\x15"  # of a Ray cluster with TLS
 
 
 def connected(address: str) -> Any:
-    """The module ``ray``, connected to the cluster at ``address``, HOST:PORT or ``auto``.
+    """Connect to the Ray cluster at ``address`` and return the module ``ray``.
 
-    ``auto`` is the one that this host is a node of. Raises MissingExtraError, and RayClusterError
-    where there is none.
+    ``address``: HOST:PORT, or ``auto`` for the cluster of this host. Raise MissingExtraError, and
+    RayClusterError if there is no cluster.
     """
     try:
         import ray
@@ -44,12 +44,12 @@ def connected(address: str) -> Any:
             f"--address HOST:PORT' has joined this host"
         ) from error
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray has one of its own
+        signal.signal(signal.SIGTERM, handler)  # Ray installs another
     return ray
 
 
 def _require_ray(address: str) -> None:
-    """Raises RayClusterError where no gRPC server listens: Ray itself would try for minutes."""
+    """Raise RayClusterError if no gRPC server listens: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     try:
         if "://" in address or not (host and port.isdecimal()):
@@ -59,7 +59,7 @@ def _require_ray(address: str) -> None:
             connection.sendall(_PREFACE + _SETTINGS)
             answer = connection.recv(len(_SETTINGS))
         if answer[3:4] != _SETTINGS[3:4] and answer[:1] != _TLS_ALERT:
-            raise OSError("what listens there is not Ray")
+            raise OSError("the listening process is not Ray")
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RayClusterError(

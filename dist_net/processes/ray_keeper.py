@@ -1,6 +1,6 @@
-"""What an actor of Ray does for a role: it starts the role's process on its node, and watches it.
+"""A Ray actor for one role: it starts the role's process on its node and watches it.
 
-No array passes here: the process talks to others by messages of our own.
+Arrays do not pass through actors: processes exchange them in messages of dist_net.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dist_net.processes.child import RunningChild, outputs
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
 
-POLL_S = 0.01  # growing, while nothing happens, up to
+POLL_S = 0.01  # it grows up to MAX_POLL_S while nothing happens
 MAX_POLL_S = 0.1
 MAX_WATCH_S = 10.0
-MAX_SAID_BYTES = 1 << 20  # in one answer
+MAX_SAID_BYTES = 1 << 20  # of each file in one report
 KEYS = "keys"
 RUN = "run"
 
 
 class SharedRun(NamedTuple):
-    """A run directory, which a node has if it finds this file there with this in it."""
+    """A run directory. A node shares it if its copy of ``file`` has this ``content``."""
 
     path: str
     file: str
@@ -44,7 +44,7 @@ class SharedRun(NamedTuple):
 
 
 class ServerPlace(NamedTuple):
-    """Where the cluster's server is: its node, and its addresses there and for others."""
+    """The node of the cluster's server, and its addresses on that node and for other nodes."""
 
     node: str
     near: str
@@ -52,10 +52,9 @@ class ServerPlace(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a process has printed and logged since the last time, and its exit code once it has
-    ended and all is told.
+    """A report on a process: its new output and, after the last output, its exit code.
 
-    ``is_shortened``: its log was, meanwhile, and ``logged`` is what it begins with now.
+    ``is_shortened``: the log was cut since the last report, and ``logged`` is its whole content.
     """
 
     said: bytes
@@ -67,15 +66,15 @@ class Seen(NamedTuple):
 
 
 def tcp_address(host: str, port: int) -> str:
-    """An address of ours for a host's number."""
+    """Return the TCP address of a port at an IP address."""
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 class RoleKeeper:
-    """Keeps one role on the node ``node`` at the address ``host``.
+    """Run one role on the node ``node``, whose IP address is ``host``.
 
-    ``files``, by path, are put into a private directory there. ``watch`` may run while other
-    methods do.
+    ``files``, by path, are written to a private directory of the node. Other methods may be called
+    while ``watch`` runs.
     """
 
     def __init__(self, node: str, host: str, files: Mapping[str, bytes]) -> None:
@@ -90,18 +89,20 @@ class RoleKeeper:
                 file.write(content)
 
     def place_server(self) -> ServerPlace:
-        """Chooses where a server here listens. Nobody else gets its port: this process holds it,
-        though it does not listen."""
+        """Choose the addresses of a server on this node.
+
+        This process keeps the port bound, without listening, so that no other process gets it.
+        """
         held = self._stack.enter_context(socket.socket(_family(self._host)))
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ZeroMQ sets it too
         held.bind((self._host, 0))
         beyond = tcp_address(self._host, held.getsockname()[1])
         return ServerPlace(self._node, f"ipc://{self._directory}/server", beyond)
 
     def start(self, role: Role, server: ServerPlace, run: SharedRun | None) -> Seen:
-        """Starts the role's process.
+        """Start the role's process.
 
-        Raises RunDirectoryError if it is to write to a run directory that this node does not see.
+        Raise RunDirectoryError for a server whose run directory this node does not share.
         """
         is_seen = run is not None and run.is_seen()
         if role.is_server and run is not None and not is_seen:
@@ -131,7 +132,7 @@ class RoleKeeper:
         return self._seen()
 
     def watch(self) -> Seen:
-        """Waits until there is something new of the process, or a while."""
+        """Wait for output of the process or its end, at most ``MAX_WATCH_S``."""
         deadline, pause_s = time.monotonic() + MAX_WATCH_S, POLL_S
         while True:
             exit_code = self._child.exit_code
@@ -159,7 +160,7 @@ class RoleKeeper:
         return Seen(said, logged, is_shortened, exit_code, self._process.pid, host)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process; SIGKILL to what it has started, too."""
+        """Send a signal to the process; SIGKILL to its whole process group."""
         with suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(self._process.pid, number)
@@ -167,11 +168,11 @@ class RoleKeeper:
                 self._process.send_signal(number)
 
     def close(self) -> None:
-        """Removes the private directory."""
+        """Remove the private directory."""
         self._stack.close()
 
     def _new(self, which: int, file: Path) -> tuple[bytes, bool]:
-        """What is new in a file, and whether it was shortened, so that all there is is new."""
+        """Return the new content of a file, and whether the file was cut, which makes all new."""
         is_shortened = file.stat().st_size < self._offsets[which]
         if is_shortened:
             self._offsets[which] = 0
@@ -183,7 +184,7 @@ class RoleKeeper:
 
 
 class RoleActor(RoleKeeper):
-    """That, as an actor: it asks Ray where it is."""
+    """`RoleKeeper` as a Ray actor; asks Ray for its node."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         import ray
@@ -193,8 +194,7 @@ class RoleActor(RoleKeeper):
 
 
 def _command(role: Role) -> list[str]:
-    """Ray kills an actor's children with it: a server has one more process between, so that it can
-    write what it has."""
+    """Return the command of a role; see ``sheltered`` for a server."""
     if role.is_server:
         return [sys.executable, "-P", sheltered.__file__, role.module]
     return [sys.executable, "-P", "-m", role.module, *parent_option()]

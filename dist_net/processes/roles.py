@@ -1,13 +1,11 @@
-"""The one interface of supervision: what a cluster's processes are, and who starts them.
+"""Roles of a cluster, and the interface of launchers, which start a process for a role.
 
-A role is a process of this project: a parameter server, a worker, a gateway, a model loader, an
-inference worker. Who runs a cluster has a `Launcher` start its roles, watches what that gives,
-restarts what has died (see ``Supervisor``), and ends them. How a role's process ends says what
-that means:
+A role is a process of this project: a parameter server, a worker, a model loader, an inference
+worker. `Supervisor` starts roles through a `Launcher`. Exit codes and output of a process mean:
 
-    code 0                      its work is done
-    it has said why (FAILED)    another start would end the same: bad input, a run that is over
-    anything else               it died: another start may do better
+    code 0                 its work is done
+    FAILED and a reason    another start would end likewise: bad input, a run that is over
+    any other end          it died; another start may succeed
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ POLL_S = 0.1
 
 
 class Given(Enum):
-    """A word of a role's arguments that depends on where it is started."""
+    """An argument of a role that its launcher fills in."""
 
     RUN_DIRECTORY = auto()
-    SERVER = auto()  # the address of the cluster's server: a Unix socket's on the server's host
-    SERVER_BEYOND = auto()  # that for other hosts
+    SERVER = auto()  # the address of the cluster's server: on the server's host, a Unix socket
+    SERVER_BEYOND = auto()  # its address for other hosts
     KEYS = auto()
 
 
@@ -42,13 +40,12 @@ Word = str | Given
 
 @dataclass(frozen=True)
 class Role:
-    """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``, by a name for logs and people.
+    """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``; its name is for logs and messages.
 
-    It ends when its parent, the process that starts it, has ended.
-
-    Without a module it is forked by a pool's fork server. ``cores``: how many it keeps busy.
-    ``is_server``: others connect to it, and it writes what it has when it is ended; of a cluster
-    there is one. ``inherited``: file descriptors that it holds too, if it is this host's.
+    The process ends when its parent, the process that started it, has ended. A role without a
+    module is forked by a pool's fork server. ``cores``: the number of cores that it keeps busy.
+    ``is_server``: the cluster's only server, which writes its state when it is terminated.
+    ``inherited``: file descriptors that a process on this host inherits.
     """
 
     name: str
@@ -59,21 +56,21 @@ class Role:
     inherited: tuple[int, ...] = ()
 
     def words(self, given: Mapping[Given, str]) -> list[str]:
-        """The arguments at a place."""
+        """Return the arguments, with the values for each ``Given``."""
         return [given[word] if isinstance(word, Given) else word for word in self.arguments]
 
 
 def parent_option() -> tuple[str, str]:
-    """Says to a process that this one starts without which one it ends."""
+    """Return the option by which a started process ends with this one."""
     return "--parent", str(os.getpid())
 
 
 class Launcher(Protocol):
-    """A context in which processes are started: on this host, or where there is room in a cluster.
+    """A context that starts processes: on this host, or on a node with free CPUs.
 
-    ``server_options`` and ``worker_options`` say to a server where it listens, and to a worker
-    where that is. ``key_directory`` has keys that were made for it. No process outlives the
-    context. ``poll_s``: how often to look whether a process has ended.
+    ``server_options`` and ``worker_options``: the arguments with the server's addresses.
+    ``key_directory``: keys created for the cluster. ``poll_s``: the interval at which to check for
+    ended processes. No process outlives the context.
     """
 
     @property
@@ -88,35 +85,35 @@ class Launcher(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def start(self, role: Role) -> RunningChild:
-        """Starts a role's process; may return before there is room for it."""
+        """Start a role's process; on Ray, it may wait for a free CPU."""
         ...
 
     @property
     def address(self) -> str:
-        """Where this process reaches the server that was started last."""
+        """The address at which this process reaches the newest server."""
         ...
 
     @property
     def keys(self) -> PeerKeys | None:
-        """Those that this process needs there."""
+        """The keys that this process needs to connect to the server."""
         ...
 
     def cores_each(self, workers: int) -> int:
-        """How many cores each of so many workers gets; raises SettingError if there are too few."""
+        """Return the number of cores per worker. Raise SettingError if there are too few."""
         ...
 
     def room(self) -> int:
-        """How many more workers, of one core each, there is room for now."""
+        """Return the number of workers, of one core each, that could be started now."""
         ...
 
 
 def share_of_cores(workers: int) -> int:
-    """How many cores each of this host's workers gets: less one for the server, at least 1."""
+    """Return the cores per worker of this host, without the server's core; at least 1."""
     return max(1, (available_cores() - 1) // max(1, workers))
 
 
 class LocalProcesses:
-    """A launcher of children of this process, whose outputs go to files in ``logs``."""
+    """A launcher of child processes; their output goes to files in ``logs``."""
 
     server_options: Sequence[Word] = (Given.SERVER,)
     worker_options: Sequence[Word] = ("--connect", Given.SERVER)

@@ -1,10 +1,10 @@
-"""Runs another process, for one that may be killed together with its own children, as Ray's are.
+"""A script between a Ray actor and a server: Ray kills actors together with their children.
 
     python sheltered.py MODULE ARGUMENTS...
 
-The other process is then told to end by the system, in order, when this one is killed: it must look
-after its parent. It gets SIGTERM from this one, and gives this one its exit code. Imports nothing
-of the package, so that it starts at once.
+When this process is killed, the kernel sends SIGTERM to the server, which can end in order. SIGTERM
+is passed on to the server, and the server's exit code is returned. The script imports nothing of
+the package, so that it starts at once.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 
 
 def run(module: str, arguments: list[str]) -> int:
-    """Runs a module to its end; gives its exit code, or ends by the same signal."""
+    """Run a module to its end; return its exit code, or end by the same signal."""
     parent = ("--parent", str(os.getpid()))
     process = subprocess.Popen([sys.executable, "-P", "-m", module, *parent, *arguments])
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())

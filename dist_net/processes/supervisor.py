@@ -161,8 +161,7 @@ class Supervisor:
             return max(0.0, min([self._launcher.poll_s, *due_s]))
 
     def report_ended(self, workers: Sequence[SupervisedProcess]) -> None:
-        """Tell the user of workers that have failed for good, once it is known that the run
-        continues; restart those whose work was done: there is more of it."""
+        """Notify of failed workers, and restart workers that were done: the run continues."""
         with self._lock:
             for worker in workers:
                 if worker.child.exit_code == 0:

@@ -1,4 +1,4 @@
-"""The weights of a run that did best on the test samples, kept beside the last ones."""
+"""The weights of a run with the best test result, kept in addition to the last weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LOWER = 0.99
 
 
 class BestWeights:
-    """Keeps the weights that did best in the file at ``path``, a checkpoint without a run's state.
+    """Keep the best weights in a checkpoint at ``path``, without the state of the run.
 
-    Better is what has the higher accuracy or, where that is equal or None, the lower loss. What an
-    earlier part of the run left there has to be bettered. ``patience`` is how many evaluations in a
-    row may show no progress, which is a higher accuracy or a loss that is 1 % lower; None: any
-    number. Raises what reading a checkpoint does.
+    The best weights have the highest accuracy and, if that is equal or None, the lowest loss. Only
+    weights better than those already stored replace them. ``patience``: the number of evaluations
+    in a row without progress, which is a higher accuracy or a loss that is 1 % lower; None: any.
+    Raise the errors of ``read_checkpoint``.
     """
 
     def __init__(self, path: Path, settings: RunSettings, patience: int | None = None) -> None:
@@ -39,18 +39,18 @@ class BestWeights:
                 )
             self._accuracy, self._loss = accuracy or 0.0, loss
             if found.recipe_record != settings.recipe_record:
-                # The run goes on with other options, and its recipe beside these weights is new.
+                # The run is resumed with other options: the checkpoint must name the new recipe.
                 self._write(accuracy, loss, found.version, found.weights)
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether the run has not got better for as long as it may."""
+        """Whether ``patience`` evaluations in a row have shown no progress."""
         return self._patience is not None and self._without_progress >= self._patience
 
     def take(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> bool:
-        """Writes the weights if they are the best so far; gives whether they are.
+        """Write the weights if they are the best so far; return whether they are.
 
-        Raises CheckpointWriteError.
+        Raise CheckpointWriteError.
         """
         known = 0.0 if accuracy is None else accuracy
         is_progress = known > self._accuracy or loss < LOWER * self._loss

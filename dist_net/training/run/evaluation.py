@@ -1,4 +1,4 @@
-"""How well a model does on samples that it was not trained on."""
+"""Evaluation of a model on samples that it was not trained on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The mean loss over ``samples``, and how each was classified.
+    """The mean loss over ``samples``, and the prediction for each.
 
-    ``labels`` has the class of each sample and ``answers`` what it was taken for, ``(samples,)``
-    intp; both are empty where the targets are no classes.
+    ``labels``: the class of each sample; ``answers``: its predicted class; ``(samples,)`` intp.
+    Both are empty if the targets are no classes.
     """
 
     loss: float
@@ -33,12 +33,12 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of samples that were recognised; None without classes."""
+        """The share of samples with the right class; None without classes."""
         return float(np.mean(self.labels == self.answers)) if self.labels.size else None
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """How many samples of class i were taken for class j, ``(classes, classes)``."""
+        """The number of samples of class i predicted as class j, ``(classes, classes)``."""
         pairs = self.labels * self.classes + self.answers
         counts = np.bincount(pairs, minlength=self.classes**2)
         return counts.reshape(self.classes, self.classes, copy=False)
@@ -57,7 +57,7 @@ class EvaluationBatch(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates a model, as often as wanted, on the test part of a dataset."""
+    """Evaluate a model repeatedly on the test part of a dataset."""
 
     def __init__(self, model: Model, dataset: Dataset) -> None:
         self._model = model
@@ -67,7 +67,7 @@ class Evaluator:
         self._batches: dict[int, EvaluationBatch] = {}
 
     def __call__(self, weights: Vector) -> Evaluation:
-        """How these weights do, which are copied."""
+        """Evaluate a copy of these weights."""
         self._weights[...] = weights
         samples = len(self._targets)
         classifies = self._model.classifies(self._targets.shape, self._targets.dtype)

@@ -50,7 +50,7 @@ StepOf = Callable[[int], MinibatchStep]
 
 
 def _loaded(recipe: Recipe) -> LoadedRecipe:
-    """The recipe under a reference that says that it came from no file."""
+    """Return the recipe with a reference that names no file."""
     return LoadedRecipe("in-process", "in-process", {}, recipe)
 
 
@@ -70,7 +70,7 @@ class InProcessWorker:
             return loop.train()
 
     def stop(self, reason: str = "stopped") -> None:
-        """Makes it leave the run after its current step."""
+        """Leave the run after the current step."""
         self._loop.stop(reason)
 
     @property
@@ -78,18 +78,17 @@ class InProcessWorker:
         return self._ended.done()
 
     def result(self, timeout_s: float = 10.0) -> Ended:
-        """Waits for its end and gives what the server said last; raises what ended it."""
+        """Wait for its end; return the server's last message, or raise the error that ended it."""
         return self._ended.result(timeout_s)
 
 
 class LocalCluster:
     """A context with a parameter server for ``recipe``, and ``workers``, in threads.
 
-    At its end server and workers are stopped, in mid-run if need be, and the run is left in the
-    file ``checkpoint``, with its journal beside it in ``.journal``; ``resume`` goes on from there.
-    None: they are not kept. ``keys`` is a
-    directory with the keys of a server, a worker and a client. Raises BadInputError for what
-    cannot be used.
+    At the end of the context, server and workers are stopped, if need be in mid-run. The run is
+    kept in the file ``checkpoint`` and its journal in the same place with the suffix ``.journal``,
+    from which ``resume`` continues; None: it is not kept. ``keys``: a directory with the keys of a
+    server, a worker and a client. Raise BadInputError.
     """
 
     def __init__(
@@ -165,10 +164,10 @@ class LocalCluster:
         step_of: StepOf | None = None,
         shares_memory: bool = True,
     ) -> InProcessWorker:
-        """Starts one more worker, at any time of the run.
+        """Start another worker, at any time of the run.
 
-        ``recipe`` and ``step_of``, which makes the computing part for the run's seed, stand in
-        for the cluster's own. Without ``shares_memory`` arrays travel as frames.
+        ``recipe`` and ``step_of``, which returns the step for the run's seed, replace those of the
+        cluster. Without ``shares_memory``, arrays travel as frames.
         """
         dataset = self._dataset if recipe is None else recipe.load_dataset()
         recipe = recipe or self._recipe
@@ -188,20 +187,20 @@ class LocalCluster:
         return self._workers[-1]
 
     def report(self) -> dict[str, Any]:
-        """The server's report as it stands; see ``dist-net status --json``."""
+        """Return the server's current report; see ``dist-net status --json``."""
         return self._observer.status()
 
     def snapshot(self) -> Snapshot:
-        """The weights as they stand, with the number of samples that are in them."""
+        """Return the current weights, and the number of samples that they were trained on."""
         return self._observer.snapshot()
 
     def wait(
         self, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 60.0
     ) -> dict[str, Any]:
-        """Waits for a report of which ``until`` is true, or that the run is finished.
+        """Wait until the run is finished or ``until(report)`` is true; return the report.
 
-        Raises what the server raised, ProcessFailedError when the last worker has ended before,
-        and RunOverdueError when it takes longer than ``timeout_s``.
+        Raise the server's error, ProcessFailedError if the last worker ends first, and
+        RunOverdueError after ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -223,7 +222,7 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """Ends workers and server; the checkpoint is on disk. Raises what the server raised."""
+        """End workers and server, which writes a checkpoint. Raise the server's error."""
         for worker in self._workers:
             worker.stop("the cluster is stopped")
         self._server.stop("the cluster is stopped")

@@ -1,7 +1,7 @@
-"""Workers of this host in a run of another one, in the process of ``dist-net join``.
+"""Workers of this host in a run of another host, in the process of ``dist-net join``.
 
-It starts them, watches them, starts again those that die, and shows how far the run is. What they
-need of the run lies in a directory of this process: the recipe, and their keys.
+The process supervises the workers and shows the run's progress. Its directory holds their recipe
+and keys.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ ANSWER_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class JoinedRunSettings:
-    """How many workers join, of how many threads each, and for how long they try again.
+    """The number of workers that join, their threads, and their timeouts.
 
-    Raises SettingError for values out of range.
+    Raise SettingError for values out of range.
     """
 
     workers: int
@@ -82,10 +82,10 @@ class JoinedRun:
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Trains until the run is done.
+        """Train until the run is done.
 
-        Raises ProcessFailedError when no worker is left, which says why the last one ended. No
-        process outlives the call.
+        Raise ProcessFailedError, with the reason of the last worker's end, once no worker is left.
+        No process outlives the call.
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)
@@ -120,7 +120,7 @@ class JoinedRun:
         return len(ended) < self._settings.workers
 
     def _show_progress(self) -> None:
-        """Asks the server how far the run is; says once that it is silent, and once that not."""
+        """Show the server's report; notify the user once when it is silent or answers again."""
         now = time.monotonic()
         if now < self._next_report_s or self._is_refused:
             return
@@ -136,7 +136,7 @@ class JoinedRun:
             self._is_silent = True
             return
         except ProtocolError as error:
-            self._is_refused = True  # the workers are told too, and end
+            self._is_refused = True  # the server refuses the workers too, and they end
             self._display.warned(str(error))
             return
         if self._is_silent:
@@ -146,7 +146,7 @@ class JoinedRun:
         self._display.progressed(self.report)
 
     def _wait(self) -> None:
-        """While an answer is waited for; raises NoAnswerError when no worker waits any more."""
+        """Supervise during a request; raise NoAnswerError if no worker is left."""
         if not self._is_training():
             raise NoAnswerError("every worker of this host has ended")
 

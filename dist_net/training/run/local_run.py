@@ -1,8 +1,7 @@
 """A run, in the process of ``dist-net train``.
 
-It has a parameter server and workers started in processes of their own, on this host or on the
-nodes of a Ray cluster, watches them, has those that die started again, evaluates the weights now
-and then, and writes the run directory.
+It starts a parameter server and workers, on this host or on nodes of a Ray cluster, supervises
+them, evaluates the weights, and writes the run directory.
 
     this process ──starts──▶ parameter server ◀──ipc──  workers of its host
          └─────── observes ────────┘          ◀──tcp──  workers of other hosts
@@ -49,25 +48,25 @@ from dist_net.wire.transport import ServerSocket
 
 START_TIMEOUT_S = 300.0
 REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
-SILENCE_S = 5.0  # then it is said that the server does not answer
-ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # it may be stopped for as long as its workers wait for it
-EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
-EVALUATION_PAUSE_S = 1.0  # between long ones
-WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
+SILENCE_S = 5.0  # until the user is notified that the server does not answer
+ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # for how long the workers tolerate a stopped server
+EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need the cores
+EVALUATION_PAUSE_S = 1.0  # between long evaluations
+WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
-SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
+SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
-"""How long the server of a run whose command was killed may take to write its checkpoint."""
+"""The time for the server to write its checkpoint after its command was killed."""
 
 
 @dataclass(frozen=True)
 class LocalRunSettings:
-    """How many workers run, and how the server is opened to others.
+    """The number of workers, and the addresses that the server listens on for others.
 
-    Each process is started again up to ``restarts`` times if it dies. The server may take any time
-    to start while it reports that it is loading; ``start_timeout_s`` limits its silence. They are
-    processes of this host, or of the Ray cluster at ``ray_address``; there, ``workers`` may be
-    None: as many as there is room for. Raise SettingError for a timeout of 0 or less.
+    Each process is restarted up to ``restarts`` times if it dies. The server may load for any time
+    while it reports that it does; ``start_timeout_s`` limits its silence. Processes run on this
+    host, or on the Ray cluster at ``ray_address``, where ``workers`` may be None: as many as there
+    are free CPUs. Raise SettingError for a timeout of 0 or less.
     """
 
     workers: int | None
@@ -91,14 +90,14 @@ class LocalRunSettings:
         )
 
     def launcher(self, directory: RunDirectory) -> Launcher:
-        """What starts the processes of the run in ``directory``."""
+        """Return the launcher for the run in ``directory``."""
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
         timeout_s = self.start_timeout_s
         return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
 
     def require_listening(self) -> None:
-        """Raises now, before a run is begun, what listening, or too few CPUs, would raise later."""
+        """Raise the errors of the addresses and of too few CPUs before the run starts."""
         if self.ray_address is not None and self.workers:
             RayCluster(self.ray_address, Path()).cores_each(self.workers)
         listening = self.listening
@@ -110,7 +109,7 @@ class LocalRunSettings:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The server's last report, how well the last weights do, and what people were warned of."""
+    """The server's last report, the result of the weights, and the warnings for the user."""
 
     report: dict[str, Any]
     evaluation: Evaluation
@@ -139,7 +138,7 @@ REPORTED = (
 
 
 def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
-    """The JSON object that a run is reported as."""
+    """Return the JSON object that ``dist-net train --json`` prints."""
     return {
         "recipe": recipe,
         "run_dir": str(directory.path),
@@ -152,7 +151,7 @@ def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict
 
 
 class LocalRun:
-    """The run in ``directory``; ``options`` are those of ``RunOptions.on``."""
+    """The run in ``directory``. ``options``: returned by ``RunOptions.on``."""
 
     def __init__(
         self,
@@ -179,7 +178,7 @@ class LocalRun:
         self._evaluate_after_s = 0.0
         self._listen = local.listening.listen
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
-        self._resumes: bool | None = local.resume  # None: if there is a checkpoint by then
+        self._resumes: bool | None = local.resume  # None: if a checkpoint exists
         self._was_ready = False
         self._asked_s = math.inf
         self._is_silent = False
@@ -189,7 +188,7 @@ class LocalRun:
         self._stop_reason = ""
 
     def stop(self, reason: str) -> None:
-        """Ends the run at the next look, as if every epoch were done."""
+        """End the run at the next report, as if every epoch were done."""
         self._stop_reason = reason
 
     def run(self) -> RunOutcome:
@@ -203,7 +202,7 @@ class LocalRun:
         if self._local.listening.needs_keys:
             make_keys(self._directory.keys)
         with self._launcher:
-            if self._local.workers:  # else as workers have elsewhere
+            if self._local.workers:
                 self._threads = self._launcher.cores_each(self._local.workers)
             with self._supervisor.watching():
                 try:
@@ -235,7 +234,7 @@ class LocalRun:
             raise
 
     def _watch_to_the_end(self, server: SupervisedProcess) -> RunOutcome:
-        """Watches one server after the other; raises ProcessFailedError when the last has ended."""
+        """Watch the server and those that replace it. Raise ProcessFailedError after the last."""
         while True:
             child = server.child
             try:
@@ -252,7 +251,7 @@ class LocalRun:
                 return outcome
 
     def _wait(self, server: RunningChild) -> None:
-        """While an answer is waited for; raises ProcessFailedError if the server has ended."""
+        """Check during a request that the server runs; raise ProcessFailedError if not."""
         server.require_running()
         self._supervisor.require_running()
         if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
@@ -268,7 +267,7 @@ class LocalRun:
         self._resumes = None
         if resumes:
             arguments.append("--resume")
-        # It holds the directory's lock too: it may still write there after this process is killed.
+        # It also holds the directory's lock: it may write after this process is killed.
         return Role(
             "parameter-server",
             "dist_net.training.run.parameter_server_process",
@@ -280,7 +279,7 @@ class LocalRun:
     def _worker(self, name: str) -> Role:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
-        # While this process supervises them, workers wait for their server as long as it does.
+        # Supervised workers wait for their server without a limit.
         arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
         module = "dist_net.training.run.training_worker_process"
         return Role(name, module, tuple(arguments), cores=self._threads)
@@ -294,7 +293,7 @@ class LocalRun:
         self._begin_metrics(observer.status())
         while True:
             self._wait(server)  # it may have been replaced during an evaluation
-            # Looked at before the report: workers that leave a stopping server have not failed.
+            # Taken before the report: workers that leave a stopping server have not failed.
             ended = self._supervisor.ended_workers
             report = self._poll(observer)
             if report["state"] == "finished":
@@ -305,9 +304,9 @@ class LocalRun:
             self._check_workers(ended, report)
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
-                self.stop("it has not got better for as long as it may")
+                self.stop("no progress for as many evaluations as --patience allows")
             if self._display.wants_end:
-                self.stop("a callback asked for it")
+                self.stop("a callback returned True")
             if self._stop_reason:
                 return self._stop_early(observer, report, server)
             time.sleep(REPORT_EVERY_S)
@@ -328,7 +327,7 @@ class LocalRun:
         return RunOutcome(report, best, self._warnings.last)
 
     def _ready(self, addresses: list[str]) -> None:
-        """Says where workers may join; a server that takes this one's place listens there too."""
+        """Show the addresses for workers; a server that replaces this one listens on them too."""
         if not self._was_ready:
             self._open(addresses)
         if self._launcher.key_directory is not None:
@@ -340,7 +339,7 @@ class LocalRun:
         self._has_workers = False
 
     def _open(self, addresses: list[str]) -> None:
-        """Says how workers may join: by an address, or from another host by a token."""
+        """Show how workers join: with an address, or with a token from another host."""
         listening = self._local.listening
         self._display.started(addresses[:1] if listening.needs_keys else addresses)
         if self._local.workers == 0:
@@ -350,8 +349,8 @@ class LocalRun:
             self._display.opened(listening.lines(self._keys, addresses[1:], where))
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drops records later than the checkpoint, and those that the server
-        sends again."""
+        """After a resume, drop records later than the checkpoint, and records that the server
+        repeats."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
         kept = [
             record
@@ -420,7 +419,7 @@ class LocalRun:
         return evaluation
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
-        """Whether these weights are the best so far, and were kept."""
+        """Return whether these weights are the best so far, and were written."""
         score = evaluation.accuracy, evaluation.loss
         try:
             return best.take(*score, snapshot.version, snapshot.weights)
@@ -444,7 +443,7 @@ class LocalRun:
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:
-    """How long the last checkpoint may take, which is as large as the one before it."""
+    """Return the time to allow for the last checkpoint, by the size of the one before."""
     try:
         size_bytes = checkpoint.stat().st_size
     except OSError:  # there was none yet
@@ -453,7 +452,7 @@ def checkpoint_grace_s(checkpoint: Path) -> float:
 
 
 def with_port_of(listen: str, contact: str) -> str:
-    """The listen address, with the port that was chosen for it: the contact address's."""
+    """Return the listen address with the chosen port, which the contact address has."""
     if not listen.endswith(":0"):
         return listen
     return f"{listen.removesuffix('0')}{contact.rpartition(':')[2]}"

@@ -1,11 +1,11 @@
-"""A parameter server that weighs what its threads need; see ``dist_net.training.run.measuring``.
+"""A parameter server that measures its threads' time; see ``dist_net.training.run.measuring``.
 
     python -m dist_net.training.run.measured_server DIRECTORY LISTEN_ADDRESS --parameters N
         --optimizer NAME --lease-minibatches N [--keys DIR] [--parent PROCESS_ID]
 
-It is what ships, with one vector in the place of a model's parameters, and without samples. At each
-SIGUSR1 it notes what it has used so far, and at SIGTERM it writes all notes to ``used.json`` in the
-directory.
+It is the parameter server of a run, with one vector as the model's parameters and without samples.
+At each SIGUSR1 it records the CPU time used so far; at SIGTERM it writes the records to
+``used.json`` in the directory.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.security import load_server_keys
 
 SAMPLES = 10**12
-"""More than anybody computes while costs are measured."""
+"""More than can be computed during a measurement."""
 
 NO_CHECKPOINT_S = 1e9
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until SIGTERM; gives the exit code."""
+    """Serve until SIGTERM; return the exit code."""
     reports = StartReports("the weights")
     directory: Path = arguments.directory
     settings = RunSettings(

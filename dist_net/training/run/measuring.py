@@ -1,7 +1,7 @@
-"""What the parts of a cluster cost on this host: a worker's step, and a push with its answer.
+"""Measure the costs of a cluster on this host: a worker's step, and a push with its reply.
 
-The server and the worker that are measured are those that ship, in a process each. They are asked
-for the processor time of their threads, so it counts little what else the machine does.
+Server and worker run in a process each, as in a run. Their threads' CPU time is measured, which
+depends little on other processes of the machine.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ EXCHANGE_SECONDS = 0.4
 MIN_EXCHANGES = 60
 WARM_UP = 30
 LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
-"""Minibatches of a lease, by how many gradients are then in a push."""
+"""Minibatches of a lease, by the number of gradients that a push then contains."""
 
 
 def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
-    """Seconds that a worker with so many threads takes for a minibatch: the median.
+    """Return the median seconds of a worker with ``threads`` for a minibatch.
 
-    The worker is a server's, which updates the weights on another core: they have to come from
-    there, which takes longer than from this core's cache. Raises SettingError for more samples than
-    there are, and for more threads than cores; ProcessFailedError.
+    A server updates the weights on another core during the measurement: reading them takes longer
+    than from the cache of the worker's core. Raise SettingError for more samples than the dataset
+    has, or more threads than cores; ProcessFailedError.
     """
     samples, cores = len(dataset.train_targets), available_cores()
     if batch_size > samples or threads > cores:
@@ -66,7 +66,7 @@ def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, thread
 
 
 class MeasuredExchange(NamedTuple):
-    """Seconds that a push with its answer takes: of the processor for each thread, and in all."""
+    """Seconds of a push with its reply: the CPU time of each thread, and the round trip."""
 
     server_s: float
     server_transport_s: float
@@ -76,7 +76,7 @@ class MeasuredExchange(NamedTuple):
 
 
 class RecipeStep:
-    """A step of a recipe, and how long each took, whatever samples the server asks for."""
+    """A step of a recipe, with its times; it ignores which samples the server leases."""
 
     def __init__(self, step: TrainingStep, batch_size: int, samples: int) -> None:
         self._step = step
@@ -94,10 +94,10 @@ class RecipeStep:
 
 
 class CountedStep:
-    """A step that notes what this process uses from push to push.
+    """A step that measures the CPU time of this process between pushes.
 
-    ``computes`` writes the gradient, whose time does not count; None: zeros. ``noted`` is called
-    when it begins to count, and again at the end.
+    ``computes`` writes the gradient, which is not measured; None: zeros. ``noted`` is called at the
+    beginning and at the end of the measurement.
     """
 
     def __init__(self, computes: RecipeStep | None, noted: Callable[[], None]) -> None:
@@ -151,10 +151,10 @@ def measure_exchange(
     directory: Path,
     computes: RecipeStep | None = None,
 ) -> MeasuredExchange:
-    """What a push of so many gradients costs; ``transport`` is ``tcp``, or else shared memory.
+    """Measure a push of ``gradients``; ``transport``: ``tcp``, or shared memory.
 
-    ``directory`` is an empty one, for the server; ``computes`` makes the gradients. With TCP
-    everything is encrypted, as between hosts. Raises ProcessFailedError.
+    ``directory``: an empty directory for the server; ``computes`` writes the gradients. TCP is
+    encrypted, as between hosts. Raise ProcessFailedError.
     """
     keys = directory / "keys"
     words = ["--parameters", str(parameters), "--optimizer", optimizer]
@@ -204,11 +204,11 @@ def measure_exchange(
 def exchange_cost(
     small: tuple[float, float], large: tuple[float, float], size: int
 ) -> ExchangeCost:
-    """Return the cost by which a thread needs these seconds for a push.
+    """Return a thread's cost of a push from measured seconds.
 
-    ``small`` are those with one parameter, ``large`` with ``size``; each with one gradient, and
-    with ``PIPELINE.grouped``. What is below 0 is noise. Where more gradients need more each, as
-    they do not fit into a cache, those in groups count.
+    ``small``: the seconds with one parameter, ``large``: with ``size`` parameters; each with one
+    gradient, and with ``PIPELINE.grouped``. Negative differences are noise. If gradients in a group
+    take longer each, because they exceed a cache, the group's time counts.
     """
 
     def parts_us(one_s: float, grouped_s: float) -> tuple[float, float]:
@@ -229,7 +229,7 @@ def exchange_cost(
 def measure_transport(
     transport: str, parameters: int, optimizer: str, say: Callable[[str], None] = lambda _: None
 ) -> TransportCosts:
-    """What threads need for pushes of ``parameters`` by this transport: medians of rounds."""
+    """Return the threads' costs of pushes of ``parameters``: medians over rounds."""
     keep_freed_memory()
     cases = [(size, gradients) for size in (1, parameters) for gradients in LEASES]
     measured: dict[tuple[int, int], list[MeasuredExchange]] = {case: [] for case in cases}
@@ -262,7 +262,7 @@ def measure_cluster(
     threads: int,
     say: Callable[[str], None],
 ) -> ClusterCosts:
-    """What all parts of a cluster that trains the recipe cost on this host."""
+    """Measure all costs of a cluster that trains the recipe on this host."""
     options = RunOptions(loaded.reference, batch_size=batch_size).on(loaded, dataset)
     settings = options.settings(loaded)
     optimizer = type(settings.optimizer).__name__.lower()

@@ -1,4 +1,4 @@
-"""A run computed again from its journal, in one process, to the last bit."""
+"""Replay: compute a run again from its journal, in one process, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dist_net.wire.packing import (
 
 
 class ReplayResult(NamedTuple):
-    """Where a replay stopped.
+    """The end of a replay.
 
-    ``matches``: the weights were those of the run at every checkpoint on the way; if not, this is
-    the first at which they were others. ``matched_version`` is the last at which they were; -1: at
-    none.
+    ``matches``: the weights were equal to the run's at every checkpoint; if not, ``version`` is the
+    first checkpoint at which they differ. ``matched_version``: the last at which they were equal;
+    -1: none.
     """
 
     version: int
@@ -45,13 +45,13 @@ class ReplayResult(NamedTuple):
 
 
 class Replay:
-    """The run of ``journal``, from its first weights or from a checkpoint that it goes on from.
+    """Replay the run of ``journal`` from its first weights, or from a checkpoint.
 
-    ``step_of`` makes what computes, with so many threads. The weights of a version are kept for as
-    long as a later gradient was computed from them, which the journal says.
+    ``step_of(threads)`` returns the step that computes gradients. The weights of a version are kept
+    until the last gradient computed from them, by the journal.
 
-    Raises JournalMismatchError for a journal of another run, and where the checkpoint cannot be
-    begun from.
+    Raise JournalMismatchError for a journal of another run, and for a checkpoint that no server was
+    started from.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Replay:
         )
 
     def _look_ahead(self) -> dict[int, int]:
-        """The version that the weights of each are needed for last."""
+        """Return the last version that was computed from the weights of each version."""
         needed_until = {}
         for record in self._journal.records():
             if isinstance(record, Applied) and record.version > self._first:
@@ -98,7 +98,7 @@ class Replay:
         if oldest < self._first:
             raise JournalMismatchError(
                 f"a gradient applied after version {self._first} was computed from version "
-                f"{oldest}, which a checkpoint does not hold; begin from one that a server was "
+                f"{oldest}, which the checkpoint lacks; replay from a checkpoint that a server was "
                 f"started from, or from the first weights"
             )
         return needed_until
@@ -106,10 +106,10 @@ class Replay:
     def run(
         self, to: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> ReplayResult:
-        """Goes to version ``to``, or to the end of the push that it is in; None: to the end.
+        """Replay up to version ``to``, or to the end of the push that contains it; None: all.
 
-        ``progress`` is called with the number of updates that are done, and of those that there
-        are to do. Raises JournalMismatchError for a version that it cannot get to.
+        ``progress`` is called with the numbers of replayed updates and of all updates. Raise
+        JournalMismatchError for a version that the journal does not reach.
         """
         last = self._journal.version if to is None else to
         self._journal.require_version(last)
@@ -132,15 +132,15 @@ class Replay:
 
     @property
     def version(self) -> int:
-        """The version that it has arrived at."""
+        """The version replayed last."""
         return self._run.store.version
 
     def checkpoint(self) -> Checkpoint:
-        """The run as it was at that version; what was leased then counts as to be done."""
+        """Return a checkpoint of the run at that version; leased samples are returned."""
         return self._run.checkpoint()
 
     def _is_as_it_was(self) -> bool:
-        """Whether the weights are those of the run, as far as the journal says."""
+        """Return whether the weights equal the run's; True without a digest in the journal."""
         expected = self._journal.checkpoints.get(self.version)
         if expected is None:
             return True
@@ -150,7 +150,7 @@ class Replay:
         return True
 
     def _start(self, started: Started) -> None:
-        """Goes on as the server did that was started there."""
+        """Resume with the settings of the server that was started at this version."""
         if started.version == self._first or started.version < self.version:
             return
         self._run = RunState.resumed(self._settings_of(started), self._run.checkpoint())
@@ -160,7 +160,7 @@ class Replay:
             self._step = self._step_of(started.threads)
 
     def _apply(self, push: Sequence[Applied]) -> bool:
-        """Applies a push again; False if that gives no finite numbers."""
+        """Apply a push again; return False if the weights are not finite."""
         losses, right = zip(
             *(self._compute(applied, self._gradient(n)) for n, applied in enumerate(push)),
             strict=True,
@@ -186,15 +186,15 @@ class Replay:
         return self._gradients[index]
 
     def _compute(self, applied: Applied, gradient: Vector) -> tuple[float, int]:
-        """Writes the gradient; gives the summed loss and how many were right."""
+        """Write the gradient; return the summed loss and the number of right predictions."""
         if applied.base_version not in self._kept:
             raise JournalDamagedError(
-                f"the gradient that gave version {applied.version} was computed from version "
-                f"{applied.base_version}, says the journal, which no worker ever saw"
+                f"according to the journal, the gradient of version {applied.version} was computed "
+                f"from version {applied.base_version}, which no worker received"
             )
         base_of = applied.base_version, applied.packed
         if base_of != self._base_of:
-            # Copied, so that plans are bound to one vector.
+            # Copied: plans are bound to this vector.
             kept = self._kept[applied.base_version]
             unpack_weights(pack_weights(kept) if applied.packed else kept, out=self._base)
             self._base_of = base_of

@@ -1,4 +1,4 @@
-"""What a run was asked to be, and the settings that follow from that and its recipe."""
+"""The options of a run, and the settings that follow from them, the recipe and the dataset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from dist_net.training.server.settings import (
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a parameter server has to know of a dataset, which it therefore need not read.
+    """The facts about a dataset that a parameter server needs, so that it need not read it.
 
     ``digest``: see ``LoadedRecipe.digest``. Raise TypeError for values of other types.
     """
@@ -55,13 +55,13 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run: its recipe, and what the command line changes of that.
+    """The options of a run: its recipe, and the values that replace the recipe's own.
 
-    Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
+    None stands for the recipe's own value. ``keeps_best``: see ``BestWeights``, which the
     ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
     ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``EventFiles``.
-    ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
-    has none there. ``data``: facts about the dataset, for the parameter server; see ``on``.
+    ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
+    recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """
 
     recipe: str
@@ -108,7 +108,7 @@ class RunOptions:
     def settings(self, loaded: LoadedRecipe) -> RunSettings:
         """Return the run's settings; reads the dataset only if ``data`` is None.
 
-        Raise SettingError, and what reading a dataset raises.
+        Raise SettingError, and the errors of reading a dataset.
         """
         recipe = loaded.recipe
         data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset())
@@ -154,7 +154,7 @@ class RunOptions:
         return replace(chosen, weight_decay=self.weight_decay)
 
     def replaced_by(self, **given: Any) -> Self:
-        """These options with those of ``given`` that are not None."""
+        """Return these options with the values of ``given`` that are not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> str:

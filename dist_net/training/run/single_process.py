@@ -30,10 +30,10 @@ from dist_net.vector import Vector
 
 
 class EpochResult(NamedTuple):
-    """What an epoch gave: means over its samples, each before the update that it led to.
+    """The result of an epoch: means over its samples, each before its update.
 
-    ``epoch`` counts from 1. ``accuracy`` is None where targets are no classes. ``validation``: how
-    the weights at its end do on the samples that were given for that.
+    ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
+    evaluation of the last weights on the validation samples.
     """
 
     epoch: int
@@ -43,7 +43,7 @@ class EpochResult(NamedTuple):
 
 
 Callback = Callable[[EpochResult], object]
-"""Called at the end of an epoch; training ends there if it returns True."""
+"""A function called at the end of each epoch; if it returns True, training ends."""
 
 
 class SingleProcess:
@@ -77,7 +77,7 @@ class SingleProcess:
         return evaluated
 
     def step(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
-        """Trains on one minibatch; gives its summed loss and how many were right."""
+        """Train on a minibatch; return its summed loss and the number of right predictions."""
         self._step.gather(epoch, start, stop)
         result = self._step.run(self.weights, self._gradient)
         recipe = self._recipe
@@ -95,9 +95,9 @@ class SingleProcess:
         return result
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Trains epoch by epoch, one for each step of the iteration.
+        """Train an epoch at each step of the iteration.
 
-        Raises DivergedError when the loss is no longer a finite number.
+        Raise DivergedError when the loss is no longer a finite number.
         """
         for epoch in range(self._recipe.epochs):
             results = [
@@ -132,7 +132,7 @@ def dataset_of(
 ) -> Dataset:
     """Return these samples as a dataset for ``model``, with others to test on if given.
 
-    Raises DatasetError for what is no array, or does not fit together.
+    Raise DatasetError for values other than arrays, and for lengths that differ.
     """
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
     names = tuple(map(str, range(model.classes))) if has_classes else ()
@@ -164,8 +164,8 @@ def fit(
     each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
 
     The weights are left in ``model.weights``, also when training is interrupted; another call
-    begins with a fresh optimizer. Raises DatasetError and RecipeError for what does not fit
-    together, DivergedError when the loss is no longer a finite number.
+    begins with a fresh optimizer. Raise DatasetError and RecipeError if data and model do not fit
+    each other, and DivergedError when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)

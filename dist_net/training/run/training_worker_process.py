@@ -36,35 +36,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         nargs="?",
-        help="as the server's; may be left out unless that is a file",
+        help="the server's recipe; required only if it is a Python file",
     )
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="threads that compute (default: 1)"
+    )
     parser.add_argument(
         "--timeout",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="how long to wait for the server at first (default: 10)",
+        help="wait this long for the first reply of the server (default: 10)",
     )
     parser.add_argument(
         "--rejoin-timeout",
         type=float,
         default=REJOIN_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long to try to join again when the server is silent (default: %(default)g)",
+        help="try to rejoin a silent server for this long (default: %(default)g)",
     )
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
     parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it ends
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains until there is no more to do; gives the exit code.
+    """Train until the run is done; return the exit code.
 
-    Raises InterruptedRunError if the run, or this worker, was ended before that.
+    Raise InterruptedRunError if the run, or this worker, is ended before.
     """
     timeouts = arguments.timeout, arguments.rejoin_timeout
     if not 1 <= arguments.threads <= MAX_THREADS or not all(each > 0 for each in timeouts):
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     with StartReports("the dataset") as reports:
         done = _train(arguments, reports)
     if not done.finished:
-        # Not 0, so that a supervisor starts this worker again for when the run goes on.
+        # Not 0: a service manager must restart this worker, since the run may be resumed.
         raise InterruptedRunError(f"left the run before it was done: {done.reason}")
     logger.info("done reason=%s", done.reason)
     return 0
