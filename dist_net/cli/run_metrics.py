@@ -175,7 +175,7 @@ class RunMetricsServer:
         try:
             asyncio.run(self._server.serve())
         except Exception:
-            logger.exception("event=metrics_ended")  # the run goes on without
+            logger.exception("metrics_ended")  # the run continues without them
 
 
 def _application(collector: Collector, settings: HttpSettings) -> ASGIApp:

@@ -158,7 +158,7 @@ def raise_descriptor_limit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as error:  # macOS has a second limit
-            logger.info("event=descriptor_limit_kept limit=%d reason=%s", soft, error)
+            logger.info("descriptor_limit_kept limit=%d reason=%s", soft, error)
 
 
 def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
@@ -175,7 +175,7 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
         return
     for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
         if library.mallopt(parameter, kept_bytes) != 1:
-            logger.warning("event=mallopt_refused parameter=%d", parameter)
+            logger.warning("mallopt_refused parameter=%d", parameter)
 
 
 def use_threads(count: int) -> None:

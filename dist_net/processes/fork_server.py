@@ -81,7 +81,7 @@ class ForkingProcesses(LocalProcesses):
         if self._is_free and self._orders and now >= self._retry_at_s:
             self._send(self._orders[0])
         elif now > self._sent_s + BORN_WITHIN_S and self._child.exit_code is None:
-            logger.warning("event=fork_server_killed reason=no fork in %g s", BORN_WITHIN_S)
+            logger.warning("fork_server_killed reason=no fork in %g s", BORN_WITHIN_S)
             self._child.kill()
 
     def cancel(self, process: _ForkedProcess) -> None:
@@ -117,7 +117,7 @@ class ForkingProcesses(LocalProcesses):
                 descriptors = [file.fileno() for file in files]
                 socket.send_fds(self._socket, [order.words], descriptors)
         except OSError as error:  # no free descriptor, or the logs cannot be opened
-            logger.warning("event=child_not_started name=%s reason=%s", order.name, error)
+            logger.warning("child_not_started name=%s reason=%s", order.name, error)
             self._retry_at_s = time.monotonic() + RETRY_S
         else:
             self._is_free, self._sent_s = False, time.monotonic()

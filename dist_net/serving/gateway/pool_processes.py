@@ -87,7 +87,7 @@ class PoolProcesses:
                     continue
                 if child.exit_code is not None:
                     continue
-                logger.warning("event=child_killed process=%d reason=%s", process_id, reason)
+                logger.warning("child_killed process=%d reason=%s", process_id, reason)
                 if supervisor is self._here:  # without waiting for its end
                     with suppress(ProcessLookupError):
                         os.kill(process_id, signal.SIGKILL)
