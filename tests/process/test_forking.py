@@ -192,7 +192,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
 
     async def live() -> list[int]:
         processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], logs)
-        processes.start(lambda process_id, *_: ended.append(process_id))
+        supervising = processes.start(lambda process_id, *_: ended.append(process_id))
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -203,7 +203,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
             while len(ended) < 2:
                 await asyncio.sleep(0.01)
         processes.close(1.0)
-        await asyncio.sleep(0)  # for the end of its task
+        await asyncio.wait([supervising])
         return [int(each) for each in lives]
 
     assert loop.run_until_complete(live()) == ended
@@ -217,7 +217,7 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
 
     async def live() -> None:
         processes = PoolProcesses([Role("one", "no_such_module", ())], logs)
-        processes.start(lambda process_id, *_: lives.append(process_id))
+        supervising = processes.start(lambda process_id, *_: lives.append(process_id))
         try:
             async with asyncio.timeout(60):
                 while True:
@@ -225,7 +225,7 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
                     await asyncio.sleep(0.01)
         finally:
             processes.close(1.0)
-            await asyncio.sleep(0)
+            await asyncio.wait([supervising])
 
     with pytest.raises(ProcessFailedError) as raised:
         loop.run_until_complete(live())
