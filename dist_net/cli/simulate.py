@@ -309,6 +309,8 @@ def as_json(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> dict
         "cores": plan.cores,
         "network": str(plan.network),
         "consistency": str(plan.consistency),
+        "bytes_received_per_sample": plan.push_bytes / (plan.steps * plan.batch_size),
+        "bytes_sent_per_sample": plan.answer_bytes / (plan.steps * plan.batch_size),
         "bound_first": part,
         "bound_first_at_workers": workers,
         "predictions": [each._asdict() for each in predictions],

@@ -156,8 +156,8 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         dest="consistency",
         type="local:{}".format,
         metavar="H",
-        help="for slow networks: each worker takes H steps by itself, then sends the difference of "
-        "the weights",
+        help="for slow networks: each worker takes H steps by itself (fewer if it is slower than "
+        "others), then sends the difference of the weights; auto: as many as the network needs",
     )
     parser.add_argument(
         "--progress-timeout",

@@ -203,9 +203,9 @@ class Push(NamedTuple):
 
     The first minibatch begins at sample ``start``; each ends before its element of ``stops``, where
     the next begins. ``base_versions`` are the versions that the gradients were computed from.
-    ``loss_sum`` and ``correct`` are sums over all samples. ``slots`` are the gradients' places in
-    the worker's segment, or in its own memory if ``gradients`` contains them; the worker keeps a
-    slot unchanged until the push is answered.
+    ``loss_sum`` and ``correct`` are sums over all samples; ``computed_s`` is the time of local
+    steps. ``slots`` are the gradients' places in the worker's segment, or in its own memory if
+    ``gradients`` contains them; the worker keeps a slot unchanged until the push is answered.
     """
 
     worker_id: int
@@ -217,6 +217,7 @@ class Push(NamedTuple):
     base_versions: Integers
     loss_sum: Annotated[float, Limits(low=None)]  # a diverging loss is reported, not refused
     correct: int
+    computed_s: float
     slots: Integers
     gradients: Vectors
 
@@ -229,6 +230,7 @@ class Push(NamedTuple):
         return Push(
             *(*self[:5], self.stops + later.stops, self.base_versions + later.base_versions),
             *(self.loss_sum + later.loss_sum, self.correct + later.correct),
+            self.computed_s + later.computed_s,
             *(self.slots + later.slots, self.gradients + later.gradients),
         )
 

@@ -32,21 +32,24 @@ WITH_DROPOUT_AND_BUFFERS = replace(
 )
 
 
+@pytest.mark.parametrize("consistency", ["auto", "local:3"])
 @pytest.mark.parametrize("shares_memory", [True, False])
 @pytest.mark.parametrize("recipe", [PLAIN, WITH_DROPOUT_AND_BUFFERS], ids=["plain", "buffers"])
 def test_a_run_of_two_workers_is_replayed(
-    tmp_path: Path, recipe: Recipe, shares_memory: bool
+    tmp_path: Path, recipe: Recipe, shares_memory: bool, consistency: str
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    with LocalCluster(recipe, path, seed=3) as cluster:
+    with LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster:
         for _ in range(2):
             cluster.start_worker(shares_memory=shares_memory)
         report = cluster.wait()
+    assert (report["bytes_sent_per_sample"] > 0) == (not shares_memory)
     trained, journal = read_checkpoint(path), read_journal(path.with_suffix(".journal"))
     assert journal.version == report["version"] == trained.version
     dataset = recipe.load_dataset()
     loaded = LoadedRecipe("in-process", "in-process", {}, recipe)
-    settings = RunOptions("in-process", seed=3).on(loaded, dataset).settings(loaded)
+    options = RunOptions("in-process", seed=3, consistency=consistency).on(loaded, dataset)
+    settings = options.settings(loaded)
     replay = Replay(
         settings,
         journal,

@@ -125,7 +125,7 @@ def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
     with ClientSocket(address) as client:
         if is_lent:
             client.lend([weights])
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 1.5, 30, (0,), (weights,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 1.5, 30, 0.0, (0,), (weights,)))
         weights[0] = 7  # too late for a copy, and the server is not there yet
         with ServerSocket([address]) as server:
             _, push = server.receive(DEADLINE_S)
@@ -134,7 +134,7 @@ def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
 
 
 def test_arrays_travel_both_ways(server, client):
-    client.send(Push(1, 7, 1, 2, 0, (32, 64), (5, 6), 70.5, 12, (), (WEIGHTS, -WEIGHTS)))
+    client.send(Push(1, 7, 1, 2, 0, (32, 64), (5, 6), 70.5, 12, 0.0, (), (WEIGHTS, -WEIGHTS)))
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS, -WEIGHTS])
     assert server.send(node, Work(1, 3, 0, 64, 96, 6, 2, 2, 0.0, -1, push.gradients[1]))
@@ -143,7 +143,7 @@ def test_arrays_travel_both_ways(server, client):
 
 def test_a_sent_array_may_be_overwritten_at_once(server, client):
     gradient = WEIGHTS.copy()
-    client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 70.5, 12, (), (gradient,)))
+    client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 70.5, 12, 0.0, (), (gradient,)))
     gradient[:] = -1
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS])
@@ -243,7 +243,9 @@ def test_a_frame_over_the_limit_ends_its_connection_only():
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
             large.send(
-                Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),))
+                Push(
+                    1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (np.zeros(2**18 + 1, np.float32),)
+                )
             )
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
@@ -303,7 +305,7 @@ def test_a_stranger_may_send_a_handshake_and_no_more(keys, caplog):
 
 def test_a_peer_with_a_key_may_send_more_than_a_handshake_in_its_first_message(keys, caplog):
     gradient = np.zeros(2**22, np.float32)
-    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,))
+    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (gradient,))
     with ExitStack() as opened:
         server = opened.enter_context(
             ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes)
@@ -366,7 +368,7 @@ def test_nobody_comes_in_whose_connection_is_not_watched_yet(monkeypatch):
 
 def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client):
     for _ in range(60):
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (WEIGHTS,)))
         assert server.receive(DEADLINE_S) is not None
     exchange(server, client)
 
@@ -378,7 +380,7 @@ def test_workers_that_push_large_gradients_all_at_once_are_no_strangers(monkeypa
         connections.Connections, "_check", lambda self: (look(self), looks.append(0))
     )
     gradient = np.zeros(2**20, np.float32)
-    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (0,), (gradient,))
+    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (0,), (gradient,))
     with ExitStack() as opened:
         server = opened.enter_context(ServerSocket([LOOPBACK], max_array_bytes=gradient.nbytes))
         address = server.contact_addresses[0]
@@ -624,7 +626,7 @@ def test_a_frame_may_be_as_long_with_keys_as_without(keys):
         ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
         ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
     ):
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (gradient,)))
         _, push = server.receive(DEADLINE_S)
         np.testing.assert_array_equal(push.gradients, [gradient])
 
@@ -674,7 +676,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("client", StatusRequest(0), True),
         ("client", SnapshotRequest(), True),
         ("client", JOIN, False),
-        ("client", Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)), False),
+        ("client", Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (WEIGHTS,)), False),
         ("client", JoinPool("one", "host", 1), False),
         ("client", Shutdown("now"), False),
         ("client", Reload(1, "model"), False),

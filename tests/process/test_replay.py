@@ -44,12 +44,17 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> 
     with_another_rule.says(r"at version 135; .* is 0\.")
 
 
-def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(start: Start, run: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "local:4"])
+def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
+    start: Start, run: Path, mode: str
+) -> None:
     train = start(
         "train",
         "digits",
         "--epochs",
         "100000",
+        "--consistency",
+        mode,
         "--checkpoint-every",
         "0.2",
         "--sync",

@@ -37,7 +37,7 @@ class RunChecks:
         self._kept = 0
         self._staleness_limit = self._stalest = 0
         # Rounds of different sizes count each sample by different shares.
-        is_counted = str(settings.consistency) not in ("local:3", "local:5:3")
+        is_counted = str(settings.consistency) not in ("local:3", "local:5:3", "local:auto")
         self._counts_samples = isinstance(settings.optimizer, SGD) and is_counted
         self.progress_s = 0.0  # when something was last applied
         self.calm_since_s = math.inf  # when the last fault was over

@@ -116,3 +116,39 @@ def test_nobody_waits_until_one_that_was_left_behind_has_caught_up() -> None:
 def test_a_worker_on_a_slow_link_does_not_stretch_the_run() -> None:
     alone_s = seconds_of_run([STEP_S])
     assert seconds_of_run([STEP_S] * 2, [Link(), Link(1.0)]) < alone_s + STEP_S
+
+
+def samples_per_s(steps_s: list[float], consistency: str) -> float:
+    cluster = cluster_of(steps_s, consistency=Consistency.of(consistency))
+    return RUN_SETTINGS.samples_total / cluster.until_finished()
+
+
+def test_leases_of_local_steps_follow_the_speeds_of_the_workers() -> None:
+    speeds = [STEP_S, STEP_S, 2 * STEP_S, 4 * STEP_S]
+    of_each = sum(RUN_SETTINGS.batch_size / step_s for step_s in speeds)
+    adapted, equal = (samples_per_s(speeds, mode) for mode in ("local:8", "local:8:4"))
+    assert adapted > 0.85 * of_each  # the first leases have the same length
+    assert equal < 0.75 * of_each
+
+
+def auto_cluster(link: Link) -> TimedCluster:
+    cluster = cluster_of([STEP_S] * 2, [link] * 2, consistency=Consistency.of("local:auto"))
+    while cluster.run.store.version < 8:
+        cluster.step()
+    return cluster
+
+
+def test_automatic_leases_compute_ten_times_as_long_as_an_exchange_takes() -> None:
+    cluster = auto_cluster(Link(0.002))
+    lengths = {each.samples // 4 for each in cluster.run.ledger._leases.values()}
+    assert lengths <= {4, 5}  # an exchange takes 4 ms
+    assert cluster.run.report(0, cluster.now)["link_warning"] is None
+
+
+def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() -> None:
+    cluster = auto_cluster(Link(0.05))
+    lengths = {each.samples // 4 for each in cluster.run.ledger._leases.values()}
+    assert lengths <= {6, 7, 8}  # 1,000 minibatches, 70 rounds, two workers
+    warning = cluster.run.report(0, cluster.now)["link_warning"]
+    assert "does not pay off" in warning
+    assert "0.1 s" in warning

@@ -38,7 +38,7 @@ BATCH_SIZE = 3
 CONSISTENCIES = (
     *("auto", "auto", "auto", "async", "async"),
     *("ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4"),
-    *("local:1:4", "local:2:2", "local:4:1", "local:3", "local:5:3"),
+    *("local:1:4", "local:2:2", "local:4:1", "local:3", "local:5:3", "local:auto"),
 )
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0

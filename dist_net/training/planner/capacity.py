@@ -24,7 +24,7 @@ from dist_net.training.planner.shared_resources import (
     SharedLink,
     Then,
 )
-from dist_net.training.server.consistency import AUTO, Consistency
+from dist_net.training.server.consistency import AUTO, AUTOMATIC_STEPS, Consistency
 from dist_net.training.server.members import PIPELINES
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.run_state import RunState
@@ -37,8 +37,10 @@ from dist_net.training.worker.state import (
     WorkerCommand,
     WorkerState,
 )
+from dist_net.vector import Vector
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import Join, Message, Push, Wait, Work
+from dist_net.wire.packing import pack_difference, packed_size
 
 FULL = 0.9
 """A resource this busy is the bottleneck."""
@@ -94,6 +96,10 @@ class ClusterPlan:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise SettingError(f"{name}={getattr(self, name)}: expected at most {most:,}")
+        if self.consistency.local_steps == AUTOMATIC_STEPS:
+            raise SettingError(
+                "consistency='local:auto': lengths follow measured times; expected local:H"
+            )
         if self.beats_share >= 1:
             raise SettingError(
                 f"workers={self.workers}: expected fewer than "
@@ -110,11 +116,29 @@ class ClusterPlan:
         """Share of the server's time spent on heartbeats."""
         return self.workers * 1e-6 * self.costs.server.message_us / RunSettings.heartbeat_interval_s
 
-    def transfer_s(self, vectors: int) -> float:
-        """Return the time of ``vectors`` weights or gradients on the server's network interface."""
+    @property
+    def steps(self) -> int:
+        """Minibatches in a push: 1, or the local steps of a lease."""
+        return self.consistency.local_steps or 1
+
+    @property
+    def push_bytes(self) -> int:
+        """Bytes of a gradient or a difference on the network."""
+        is_packed = self.consistency.local_steps is not None
+        size = packed_size(self.parameters) if is_packed else self.parameters
+        return 0 if self.shares_memory else 4 * size
+
+    @property
+    def answer_bytes(self) -> int:
+        """Bytes of the weights on the network."""
+        element_bytes = 4 if self.consistency.local_steps is None else 2
+        return 0 if self.shares_memory else element_bytes * self.parameters
+
+    def transfer_s(self, size_bytes: int) -> float:
+        """Return the time of so many bytes on the server's network interface."""
         if self.network.bytes_per_s is None:
             return 0.0
-        return 4 * self.parameters * vectors / (GOODPUT * self.network.bytes_per_s)
+        return size_bytes / (GOODPUT * self.network.bytes_per_s)
 
     @property
     def latency_s(self) -> float:
@@ -128,6 +152,11 @@ class ClusterPlan:
             return "update" if vectors_s > others_s else "messages"
         return "messages" if part == "transport" else part
 
+    @property
+    def pushed(self) -> Vector:
+        """What simulated workers push."""
+        return ONE_NUMBER if self.consistency.local_steps is None else pack_difference(ONE_NUMBER)
+
     def first_bound(self) -> tuple[str, float]:
         """Return the resource that saturates first, and at about how many workers.
 
@@ -137,17 +166,19 @@ class ClusterPlan:
         costs, exchange = self.costs, (1, self.parameters)
         server_s = costs.server.exchange_s(*exchange)
         transport_s = costs.server_transport.exchange_s(*exchange)
-        worker_s = self.step_s + costs.worker.exchange_s(*exchange)
+        worker_s = self.steps * self.step_s + costs.worker.exchange_s(*exchange)
         of_worker_s = costs.worker_transport.exchange_s(*exchange)
-        needed_s = {"server": server_s, "transport": transport_s, "network": self.transfer_s(1)}
+        network_s = self.transfer_s(max(self.push_bytes, self.answer_bytes))
+        needed_s = {"server": server_s, "transport": transport_s, "network": network_s}
         if self.shares_memory:
-            threads_s = (self.threads - 1) * self.step_s  # besides the first
+            threads_s = (self.threads - 1) * self.steps * self.step_s  # besides the first
             all_s = worker_s + threads_s + of_worker_s + server_s + transport_s
             needed_s["cores"] = all_s / self.cores
         most = max(needed_s, key=lambda part: needed_s[part])
         if worker_s <= MAX_THAT_RUN_AHEAD * needed_s[most]:
             return self.name_of(most), worker_s / needed_s[most]
-        waits_s = of_worker_s + server_s + transport_s + 2 * (self.transfer_s(1) + self.latency_s)
+        travel_s = self.transfer_s(self.push_bytes + self.answer_bytes) + 2 * self.latency_s
+        waits_s = of_worker_s + server_s + transport_s + travel_s
         return self.name_of(most), (worker_s + waits_s) / needed_s[most]
 
 
@@ -252,7 +283,7 @@ class PlannedWorker:
                 case Compute():
                     spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
                     yield plan.step_s * (1 + spread), plan.threads
-                    pending.extend(state.computed(0.0, 0, ONE_NUMBER, schedule.now_s))
+                    pending.extend(state.computed(0.0, 0, plan.pushed, schedule.now_s))
 
 
 ONE_NUMBER = np.zeros(1, np.float32)
@@ -303,10 +334,12 @@ class PlannedCluster:
 
     def predict(self) -> PredictedCapacity:
         """Train through a warm-up, then measure."""
-        self._let_apply(WARM_UP_ROUNDS * self.plan.workers)
+        plan, ledger = self.plan, self.run.ledger
+        self._let_apply(WARM_UP_ROUNDS * plan.workers * plan.steps)
+        before = ledger.applied_samples
         self.run.metrics = metrics = RunMetrics()
         began_s, busy_s, idle_s = self.schedule.now_s, self._busy_s(), self._idle_s()
-        self._let_apply(max(MIN_GRADIENTS, ROUNDS * self.plan.workers))
+        self._let_apply(max(MIN_GRADIENTS, ROUNDS * plan.workers * plan.steps))
         seconds = self.schedule.now_s - began_s
         busy = {
             name: (until_s - busy_s[name]) / seconds for name, until_s in self._busy_s().items()
@@ -314,7 +347,7 @@ class PlannedCluster:
         idle = (self._idle_s() - idle_s) / seconds / self.plan.workers
         return PredictedCapacity(
             self.plan.workers,
-            metrics.pushes_applied * self.plan.batch_size / seconds,
+            (ledger.applied_samples - before) / seconds,
             metrics.staleness_sum / metrics.pushes_applied,
             metrics.staleness_max,
             idle,
@@ -324,8 +357,8 @@ class PlannedCluster:
 
     def _let_apply(self, gradients: int) -> None:
         """Advance time until ``gradients`` more have been applied."""
-        until = self.run.store.version + gradients
-        while self.run.store.version < until:
+        until = self.run.ledger.applied_samples + gradients * self.plan.batch_size
+        while self.run.ledger.applied_samples < until:
             self.schedule.step()
 
     def _idle_s(self) -> float:
@@ -355,7 +388,7 @@ class PlannedCluster:
         parameters = plan.parameters if gradients else 0
         follow(
             (worker.transport.submit, costs.worker_transport.request_s(gradients, parameters)),
-            (worker.inwards.submit, plan.transfer_s(gradients)),
+            (worker.inwards.submit, plan.transfer_s(gradients * plan.push_bytes)),
             (self.schedule.after, plan.latency_s),
             (self._transport.submit, costs.server_transport.request_s(gradients, parameters)),
             (self._thread.submit, costs.server.exchange_s(gradients, parameters)),
@@ -374,7 +407,7 @@ class PlannedCluster:
         parameters = weights * plan.parameters
         follow(
             (self._transport.submit, costs.server_transport.answer_s(parameters)),
-            (worker.outwards.submit, plan.transfer_s(weights)),
+            (worker.outwards.submit, plan.transfer_s(weights * plan.answer_bytes)),
             (self.schedule.after, plan.latency_s),
             (worker.transport.submit, costs.worker_transport.answer_s(parameters)),
             then=partial(worker.arrives, message),

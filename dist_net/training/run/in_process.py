@@ -27,6 +27,7 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.consistency import AUTO
 from dist_net.training.server.loop import (
     SHARED_READERS,
     ServerLoop,
@@ -100,6 +101,7 @@ class LocalCluster:
         listen: str = LOOPBACK,
         keys: Path | None = None,
         seed: int = 0,
+        consistency: str = str(AUTO),
         resume: bool = False,
     ) -> None:
         self._recipe = recipe
@@ -108,6 +110,7 @@ class LocalCluster:
         self._listen = listen
         self._keys = keys
         self._seed = seed
+        self._consistency = consistency
         self._resume = resume
         self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
@@ -128,8 +131,8 @@ class LocalCluster:
     def _start(self, stack: ExitStack) -> None:
         recipe, seed = self._recipe, self._seed
         loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
-        options = RunOptions(loaded.reference, seed=seed).on(loaded, self._dataset)
-        settings = options.settings(loaded)
+        options = RunOptions(loaded.reference, seed=seed, consistency=self._consistency)
+        settings = options.on(loaded, self._dataset).settings(loaded)
         server_keys = client_keys = None
         if self._keys is not None:
             server_keys, self._worker_keys = (

@@ -12,7 +12,7 @@ from dist_net.wire.packing import unpack_difference
 
 @dataclass(frozen=True)
 class Consistency:
-    """One of ``auto``, ``async``, ``ssp:N``, ``bsp:N``, ``local:H`` and ``local:H:N``.
+    """One of ``auto``, ``async``, ``ssp:N``, ``bsp:N``, ``local:H[:N]`` and ``local:auto``.
 
     async: workers never wait for each other. SSP (stale synchronous parallel, Ho 2013): a worker
     that has completed more than ``max_ahead`` steps more than the slowest waits for it. BSP (bulk
@@ -22,7 +22,9 @@ class Consistency:
     local (DiLoCo, arXiv 2311.08105): a lease is ``local_steps`` minibatches. The worker takes that
     many steps by the run's optimizer, which starts afresh for each lease, and pushes the difference
     of the weights. The differences of ``round_leases`` leases are averaged and applied as one
-    update, with Nesterov momentum. With ``local:H`` a round has a lease for each worker.
+    update, with Nesterov momentum. With ``local:H`` a round has a lease for each worker, of H
+    minibatches for the fastest and fewer for slower ones; with ``local:auto``, H follows the times
+    of steps and exchanges.
 
     auto: async among at most ``FREE_WORKERS`` workers. Beyond, they go in step: as with ``ssp:0``,
     but nobody waits for a worker that is much slower than the others; and the learning rate is
@@ -45,6 +47,8 @@ class Consistency:
             number = str(workers)
         if text == "async":
             return cls()
+        if text == "local:auto":
+            return cls(round_leases=ONE_FOR_EACH_WORKER, local_steps=AUTOMATIC_STEPS)
         if text == "auto":
             return cls(max_ahead=0, is_automatic=True)
         if text == "bsp" and not number:
@@ -64,8 +68,9 @@ class Consistency:
         raise SettingError(
             f"consistency={text!r}: expected auto, async, ssp:N with the number of steps that a "
             f"worker may be ahead of the slowest, bsp:N with the number of minibatches in an "
-            f"update, or local:H or local:H:N with the local steps of a lease and the leases in an "
-            f"update, at most {MOST}; bsp alone is a minibatch for each worker of 'dist-net train'"
+            f"update, or local:H, local:H:N or local:auto with the local steps of a lease and the "
+            f"leases in an update, at most {MOST}; bsp alone is a minibatch for each worker of "
+            f"'dist-net train'"
         )
 
     def __str__(self) -> str:
@@ -75,7 +80,7 @@ class Consistency:
             return f"ssp:{self.max_ahead}"
         if self.local_steps is not None:
             leases = f":{self.round_leases}" if self.round_leases else ""
-            return f"local:{self.local_steps}{leases}"
+            return f"local:{self.local_steps or 'auto'}{leases}"
         return "async" if self.round_leases is None else f"bsp:{self.round_leases}"
 
     @property
@@ -107,7 +112,10 @@ def _number(text: str) -> int | None:
 
 
 MOST = 4096
-ONE_FOR_EACH_WORKER = 0
+ONE_FOR_EACH_WORKER = AUTOMATIC_STEPS = 0
+FIRST_STEPS = 8
+"""Local steps of a worker's first lease, if they are automatic."""
+
 ASYNC = Consistency()
 AUTO = Consistency.of("auto")
 

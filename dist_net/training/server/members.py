@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from dist_net.training.server.consistency import ASYNC, Consistency
+from dist_net.training.server.lease_lengths import LeaseTimes, measured
 from dist_net.training.server.metrics import RecentSpeed
 from dist_net.wire.messages import PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Pipeline
 
@@ -46,7 +47,7 @@ class Member:
     who ``is_left_behind`` because it is slow. Such a step takes ``step_s``, and the one under way
     began at ``step_began_s``. ``starts`` counts the processes of its name that joined, each with an
     identity of its own; ``is_restart``: it is not the first, and joins for the first time.
-    ``staleness_sum`` is of all its ``pushes``.
+    ``staleness_sum`` is of all its ``pushes``; ``lease_times`` are of its local steps.
     """
 
     worker_id: int
@@ -72,6 +73,7 @@ class Member:
     step_s: float = 0.0
     step_began_s: float | None = None
     staleness_sum: int = 0
+    lease_times: LeaseTimes | None = None
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
 
@@ -90,6 +92,13 @@ class Member:
         if self.step_began_s is not None:
             took_s = now - self.step_began_s
             self.step_s += (took_s - self.step_s) / (STEPS_TO_AVERAGE if self.step_s else 1)
+
+    def took_local_steps(self, minibatches: int, computed_s: float, now: float) -> None:
+        """Measure a lease of local steps, of which the worker computed for ``computed_s``."""
+        latest = measured(self.under_way_s(now), computed_s, minibatches)
+        if latest is not None:
+            known = self.lease_times
+            self.lease_times = latest if known is None else known.averaged(latest)
 
     def report(self, now: float) -> dict[str, Any]:
         """Return what a run's report says of this worker; its speed is that of its last work."""

@@ -12,8 +12,15 @@ import numpy as np
 
 from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, JournalDamagedError
 from dist_net.nets.checkpoint import MALFORMED, Checkpoint
-from dist_net.training.server.consistency import ASYNC, ONE_FOR_EACH_WORKER, Round
+from dist_net.training.server.consistency import (
+    ASYNC,
+    AUTOMATIC_STEPS,
+    FIRST_STEPS,
+    ONE_FOR_EACH_WORKER,
+    Round,
+)
 from dist_net.training.server.journal import Applied
+from dist_net.training.server.lease_lengths import longest_round, needed_round, round_of
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import LATE_S, LATE_TIMES, Member, Membership
 from dist_net.training.server.metrics import RunMetrics
@@ -47,6 +54,7 @@ class RunState:
         self.settings = settings
         round_leases = settings.consistency.round_leases
         local_steps = settings.consistency.local_steps
+        first_steps = 1 if local_steps is None else local_steps or FIRST_STEPS
         # Who waits for others, or lets them wait, does not run ahead.
         pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
         self.members = Membership(
@@ -57,7 +65,7 @@ class RunState:
             settings.samples,
             settings.epochs,
             settings.batch_size,
-            settings.lease_minibatches if round_leases is None else local_steps or 1,
+            settings.lease_minibatches if round_leases is None else first_steps,
             pipeline.gradients,
             round_leases,
         )
@@ -326,7 +334,46 @@ class RunState:
         is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
         if is_open and ledger.is_between_rounds:
             ledger.round_leases = len(self.members)
-        return ledger.grant(member.worker_id, self.has_late_leases(now))
+        steps = self._local_steps_of(member) if is_open else None
+        return ledger.grant(member.worker_id, self.has_late_leases(now), steps)
+
+    @property
+    def _minibatches(self) -> int:
+        return self.settings.epochs * math.ceil(self.settings.samples / self.settings.batch_size)
+
+    def _local_steps_of(self, member: Member) -> int | None:
+        """Return the length of the worker's next lease; None: its times are not known yet."""
+        times = [each.lease_times for each in self.members.members if each.lease_times is not None]
+        if member.lease_times is None:
+            return None
+        steps = self.settings.consistency.local_steps
+        seconds = (
+            round_of(times, steps)
+            if steps
+            else min(needed_round(times), longest_round(times, self._minibatches))
+        )
+        return member.lease_times.steps_in(seconds)
+
+    @property
+    def link_warning(self) -> str | None:
+        """The reason why workers on other hosts do not pay off, with automatic local steps."""
+        known = [each for each in self.members.members if each.lease_times is not None]
+        if self.settings.consistency.local_steps != AUTOMATIC_STEPS or not known:
+            return None
+        times = [each.lease_times for each in known if each.lease_times is not None]
+        needed_s, longest_s = needed_round(times), longest_round(times, self._minibatches)
+        if needed_s <= longest_s:
+            return None
+        slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
+        exchange_s, minibatch_s = slowest[0]
+        return (
+            f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
+            f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "
+            f"keep exchanges to a tenth of its time, but more than "
+            f"{slowest[0].steps_in(longest_s):,} cost accuracy, so that a worker on this link "
+            f"does not pay off. It would with exchanges {needed_s / longest_s:.1f} times as fast, "
+            f"or that many times the epochs or the time of a minibatch"
+        )
 
     def learning_rate_of(self, samples: Lease | Range) -> float:
         """Return the learning rate of a lease in a run of rounds.
@@ -368,6 +415,7 @@ class RunState:
             "version": self.store.version,
             **self.metrics.report(applied_samples, first_record),
             "staleness_warning": self.staleness_warning,
+            "link_warning": self.link_warning,
             "resume_warnings": self.resume_warnings,
             "worker_count": len(self.members),
             "workers": self._worker_reports(now),

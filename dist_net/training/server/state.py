@@ -6,6 +6,7 @@ answer is.
 
 import json
 import logging
+import math
 from typing import NamedTuple
 
 from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalLag
@@ -235,6 +236,8 @@ class ParameterServer:
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
         if run.members.go_in_step or run.round is not None:
             member.completes(len(push.stops), now)
+            minibatches = math.ceil((push.stop - push.start) / run.settings.batch_size)
+            member.took_local_steps(minibatches, push.computed_s, now)
         member.speed.computed(push.stop - push.start, now)
         if not run.ledger.is_due(member.worker_id, push.lease_id, push.start, push.stop):
             run.metrics.duplicates_dropped += 1  # most often, a rival was first

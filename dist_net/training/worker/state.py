@@ -164,6 +164,7 @@ class WorkerState:
         self._batch_size = 0
         self._takes_local_steps = False
         self._loss_sum, self._correct = 0.0, 0  # of the local steps of this lease
+        self._steps_began_s = 0.0
         self._work: Work | None = None
         self._next_sample = 0
         self._unpushed: Push | None = None
@@ -329,7 +330,9 @@ class WorkerState:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
         _, start, stop, _, _, slot, local = minibatch
+        computed_s = 0.0
         if local is not None:
+            computed_s = max(0.0, now - self._steps_began_s)
             self._loss_sum += loss_sum
             self._correct += correct
             if not local.is_last:
@@ -337,7 +340,7 @@ class WorkerState:
             start, loss_sum, correct = work.start, self._loss_sum, self._correct
         push = Push(
             *(self._worker_id, self._join.identity, 0, work.lease_id, start, (stop,)),
-            *((work.version,), loss_sum, correct, (slot,)),
+            *((work.version,), loss_sum, correct, computed_s, (slot,)),
             () if gradient is None else (gradient,),
         )
         if self._unpushed is not None:
@@ -459,6 +462,7 @@ class WorkerState:
                 self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
+            self._steps_began_s = now
             self._unpushed = None  # of a lease that ended before its time
         self._work = work
 

@@ -68,6 +68,7 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
         checkpoint_error=ODD,
         journal_error=None,
         staleness_warning=None,
+        link_warning=None,
     )
     plain_console(stderr=False).print(run_view(shown))
     printed = capsys.readouterr().out

@@ -33,7 +33,7 @@ from dist_net.wire.messages import (
 from dist_net.wire.serving_messages import RunBatch
 from naming import naming
 
-PUSH = Push(3, 5, 9, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
+PUSH = Push(3, 5, 9, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, 0.0, (1, 0), ())
 JOIN = Join("w", 7, "d", 6)
 SEGMENT = SegmentAddress(1, 2, b"token")
 WEIGHTS = np.arange(6, dtype=np.float32)

@@ -114,7 +114,7 @@ class Cluster:
             losses += self.step.run(weights, gradient)[0]
             gradients.append(gradient)
         count = len(gradients)
-        what = tuple(edges[1:]), (work.version,) * count, losses, 0, tuple(range(count))
+        what = tuple(edges[1:]), (work.version,) * count, losses, 0, 0.0, tuple(range(count))
         lease = *self.numbered(node), work.lease_id, work.start
         self.ask(node, Push(*lease, *what, tuple(gradients)))
 
@@ -133,7 +133,7 @@ class Cluster:
             losses += local.step(work.learning_rate)[0]
         difference = np.empty_like(base)
         local.difference(out=difference)
-        what = (work.stop,), (work.version,), losses, 0, (0,), (pack_difference(difference),)
+        what = (work.stop,), (work.version,), losses, 0, 0.0, (0,), (pack_difference(difference),)
         self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
 
 

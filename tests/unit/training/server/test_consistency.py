@@ -13,7 +13,7 @@ def test_each_is_read_and_written_by_its_name() -> None:
     assert Consistency.of("ssp:0") == Consistency(max_ahead=0)
     assert Consistency.of("bsp", workers=3) == Consistency.of("bsp:3")
     assert Consistency.of("local:64:3") == Consistency(round_leases=3, local_steps=64)
-    for text in ("auto", "async", "ssp:4", "bsp:16", "local:64", "local:64:2"):
+    for text in ("auto", "async", "ssp:4", "bsp:16", "local:64", "local:64:2", "local:auto"):
         assert str(Consistency.of(text)) == text
 
 

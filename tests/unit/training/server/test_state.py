@@ -118,7 +118,7 @@ class Desk:
         stop = min(work.start + 4, work.stop)
         return Push(
             *(*self.numbered(worker_id), work.lease_id, work.start),
-            *((stop,), (work.version,), 8.0, 3, (), (vector(-1.0),)),
+            *((stop,), (work.version,), 8.0, 3, 0.0, (), (vector(-1.0),)),
         )
 
     def pull(self, node: bytes, worker_id: int) -> Any:
@@ -697,6 +697,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "journal_unwritten_bytes": 0,
         "journal_error": None,
         "staleness_warning": None,
+        "link_warning": None,
         "resume_warnings": [],
     }
     assert worker == {

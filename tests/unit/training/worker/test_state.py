@@ -76,7 +76,7 @@ def joined() -> WorkerState:
 
 def push(request_id: int, start: int, stop: int, version: int, slot: int) -> Push:
     """What is sent of one minibatch."""
-    return Push(3, 1, request_id, 7, start, (stop,), (version,), 0.5, 3, (slot,), ())
+    return Push(3, 1, request_id, 7, start, (stop,), (version,), 0.5, 3, 0.0, (slot,), ())
 
 
 def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
@@ -121,11 +121,13 @@ def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerS
     assert next_pushed(joined, 1.0) == [push(3, 0, 4, 0, 0)]
     assert next_pushed(joined, 1.001) == []
     joined.handle(work(3, 7, 4, 22, version=1), 1.001)
-    assert next_pushed(joined, 1.002) == [Push(3, 1, 4, 7, 4, (8, 12), (0, 1), 1.0, 6, (1, 0), ())]
+    assert next_pushed(joined, 1.002) == [
+        Push(3, 1, 4, 7, 4, (8, 12), (0, 1), 1.0, 6, 0.0, (1, 0), ())
+    ]
     assert next_pushed(joined, 1.003) == []
     # There is no room for another one, or none is left: then none is waited for.
     assert next_pushed(joined, 1.004) == [
-        Push(3, 1, 5, 7, 12, (16, 20), (1, 1), 1.0, 6, (2, 3), ())
+        Push(3, 1, 5, 7, 12, (16, 20), (1, 1), 1.0, 6, 0.0, (2, 3), ())
     ]
     assert not joined.can_compute
     joined.handle(work(4, 7, 12, 22, version=3), 1.004)
@@ -207,7 +209,7 @@ def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -
     joined.handle(work(3, 8, 12, 20, version=1), 1.001)  # the first one was refused
     joined.compute()
     pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, SendToServer)]
-    assert pushes == [SendToServer(Push(3, 1, 4, 8, 12, (16,), (1,), 0.5, 3, (0,), ()))]
+    assert pushes == [SendToServer(Push(3, 1, 4, 8, 12, (16,), (1,), 0.5, 3, 0.0, (0,), ()))]
 
 
 def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
@@ -458,7 +460,7 @@ def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerSt
     joined.handle(work(2, 7, 0, 8), 1.0)
     joined.compute()
     assert joined.heartbeat_answered(UNKNOWN, 1.0, now=1.3) == []
-    push = Push(3, 1, 3, 7, 0, (4,), (0,), 1.0, 1, (0,), ())
+    push = Push(3, 1, 3, 7, 0, (4,), (0,), 1.0, 1, 0.0, (0,), ())
     assert joined.computed(1.0, 1, None, 2.0) == [SendToServer(push), Gather(0, 4, 8)]
 
 
@@ -547,7 +549,7 @@ def test_local_steps_are_pushed_as_one_difference_after_all_of_the_lease() -> No
         assert worker.can_compute
         commands = worker.compute()
         taken.append(next(each for each in commands if isinstance(each, Compute)))
-        commands = worker.computed(1.0, 2, GRADIENT, 0.0)
+        commands = worker.computed(1.0, 2, GRADIENT, 2.5)
     assert [(each.start, each.stop) for each in taken] == [(0, 4), (4, 8), (8, 10)]
     assert [each.local for each in taken] == [
         (0.5, True, False),
@@ -557,5 +559,5 @@ def test_local_steps_are_pushed_as_one_difference_after_all_of_the_lease() -> No
     (sent,) = commands
     assert isinstance(sent, SendToServer)
     assert isinstance(sent.message, Push)
-    assert sent.message[3:] == (7, 0, (10,), (4,), 3.0, 6, (0,), (GRADIENT,))
+    assert sent.message[3:] == (7, 0, (10,), (4,), 3.0, 6, 2.5, (0,), (GRADIENT,))
     assert not worker.can_compute
