@@ -47,6 +47,8 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
         "cores": 4,
         "network": "1gbit:0.1ms",
         "consistency": "async",
+        "bytes_received_per_sample": 400_000 / 32,
+        "bytes_sent_per_sample": 400_000 / 32,
         "bound_first": "network",
     }
     assert "16 workers, the bottleneck is the server's network" in shown
