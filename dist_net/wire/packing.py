@@ -27,31 +27,38 @@ def unpack_weights(packed: Vector, out: Vector) -> None:
     np.copyto(out, packed if packed.size == out.size else packed.view(np.float16)[: out.size])
 
 
-def packed_size(size: int) -> int:
+def packed_size(size: int, buffers: int = 0) -> int:
     """Return the length of a packed difference of ``size`` elements."""
-    return -(-size // BLOCK) + -(-size // 4)
+    trained = size - buffers
+    return -(-trained // BLOCK) + -(-trained // 4) + buffers
 
 
-def pack_difference(difference: Vector) -> Vector:
+def pack_difference(difference: Vector, buffers: int = 0) -> Vector:
     """Return a float32 scale for each ``BLOCK`` elements, and all elements as int8, packed.
 
     Each element is off by half a scale at most, a scale being 1/127 of the largest of its block. A
-    block with an element that is not finite becomes nan.
+    block with an element that is not finite becomes nan. The last ``buffers`` elements stay as they
+    are: moving means and variances differ by orders of magnitude, and a variance must not become
+    negative.
     """
-    size = difference.size
-    scales: Vector = np.maximum.reduceat(np.abs(difference), np.arange(0, size, BLOCK))
+    trained = difference[: difference.size - buffers]
+    scales: Vector = np.maximum.reduceat(np.abs(trained), np.arange(0, trained.size, BLOCK))
     scales /= np.float32(127)
     with np.errstate(all="ignore"):
-        ratios = np.divide(difference, _each(scales, size))
+        ratios = np.divide(trained, _each(scales, trained.size))
         levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
-    return np.concatenate([scales, _packed(levels)])
+    return np.concatenate([scales, _packed(levels), difference[trained.size :]])
 
 
-def unpack_difference(packed: Vector, out: Vector) -> None:
+def unpack_difference(packed: Vector, out: Vector, buffers: int = 0) -> None:
     """Write to ``out`` the difference that ``pack_difference`` made this of, as it was rounded."""
-    scales, levels = np.split(packed, [-(-out.size // BLOCK)])
+    trained = out.size - buffers
+    blocks = -(-trained // BLOCK)
+    scales, levels, exact = np.split(packed, [blocks, packed.size - buffers])
     with np.errstate(all="ignore"):
-        np.multiply(levels.view(np.int8)[: out.size], _each(scales, out.size), out=out)
+        levels_of_each = levels.view(np.int8)[:trained]
+        np.multiply(levels_of_each, _each(scales, trained), out=out[:trained])
+    out[trained:] = exact
 
 
 def _packed(values: np.ndarray) -> Vector:

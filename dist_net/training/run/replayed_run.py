@@ -216,5 +216,6 @@ class Replay:
             loss_sum, correct = loss_sum + of_step[0], correct + of_step[1]
         local.difference(out=difference)
         if applied.packed:
-            unpack_difference(pack_difference(difference), out=difference)
+            buffers = settings.buffer_count
+            unpack_difference(pack_difference(difference, buffers), difference, buffers)
         return loss_sum, correct

@@ -126,10 +126,11 @@ class Round:
     """The gradients, or differences, of a round until all are there; they are copied.
 
     ``origins`` has the worker, the lease, the base version, the learning rate and whether it came
-    packed, by epoch, first sample and stop.
+    packed, by epoch, first sample and stop. The last ``buffers`` elements are not trained.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: int = 0) -> None:
+        self._buffers = buffers
         self.loss_sum = 0.0
         self.correct = 0
         self.origins: dict[tuple[int, int, int], tuple[int, int, int, float, bool]] = {}
@@ -147,7 +148,7 @@ class Round:
         """Return a copy to ``add``, of ``size`` elements; None if it is not finite."""
         copy = self._unused.pop() if self._unused else np.empty(size, np.float32)
         if is_packed:
-            unpack_difference(gradient, out=copy)
+            unpack_difference(gradient, copy, self._buffers)
         else:
             np.copyto(copy, gradient)
         if np.isfinite(copy).all():

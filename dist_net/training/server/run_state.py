@@ -69,7 +69,7 @@ class RunState:
             pipeline.gradients,
             round_leases,
         )
-        self.round = None if round_leases is None else Round()
+        self.round = None if round_leases is None else Round(settings.buffer_count)
         self._round_began_s: float | None = None
         self._last_round_s = 0.0
         self._packed: tuple[int, Vector] | None = None

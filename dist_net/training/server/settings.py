@@ -133,13 +133,18 @@ class RunSettings:
     @property
     def gradient_bytes(self) -> int:
         """The longest frame that a worker has reason to send, which is most often a gradient."""
-        return 4 * max(self.vector_size, packed_size(self.vector_size))
+        return 4 * max(self.vector_size, packed_size(self.vector_size, self.buffer_count))
 
     @property
     def parameter_count(self) -> int:
         """How many elements of the flat vector are trained."""
         trained = self.layout[: len(self.layout) - len(self.momenta)]
         return sum(math.prod(shape) for _, shape in trained)
+
+    @property
+    def buffer_count(self) -> int:
+        """How many elements of the flat vector are not trained."""
+        return self.vector_size - self.parameter_count
 
     @property
     def samples_total(self) -> int:
@@ -185,7 +190,9 @@ class RunSettings:
 
     def fault_of(self, push: Push, is_packed: bool = False) -> str | None:
         """Return what is wrong with a push that no worker of this release sends; None: nothing."""
-        size = packed_size(self.vector_size) if is_packed else self.vector_size
+        size = self.vector_size
+        if is_packed:
+            size = packed_size(size, self.buffer_count)
         shapes = [gradient.shape for gradient in push.gradients]
         if not shapes or shapes != [(size,)] * len(shapes):
             return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"

@@ -27,12 +27,14 @@ class MinibatchStep(Protocol):
 class LocalSteps:
     """The local steps of one lease after the other, by ``rule``, which starts afresh for each.
 
-    ``step`` computes the gradients. Allocates three vectors, and none in the steady state.
+    ``step`` computes the gradients; the last ``buffers`` elements of the weights are not trained.
+    Allocates three vectors, and none in the steady state.
     """
 
     def __init__(self, step: MinibatchStep, rule: UpdateRule) -> None:
         self._step = step
         self._rule = rule
+        self.buffers = rule.size - rule.trained_size
         # Compiled loops need the results apart from the weights.
         self._weights, self._next, self._gradient = np.empty((3, rule.size), np.float32)
         self._base = self._weights

@@ -270,7 +270,8 @@ class WorkerLoop:
         else:
             loss_sum, correct = self._take_local_step(command, command.local, gradient)
             is_sent = command.local.is_last and self._sends_gradient
-            sent = pack_difference(gradient) if is_sent else gradient
+            buffers = 0 if self._local is None else self._local.buffers
+            sent = pack_difference(gradient, buffers) if is_sent else gradient
         kept = sent if self._sends_gradient else None
         return self._state.computed(loss_sum, correct, kept, self._clock.now())
 

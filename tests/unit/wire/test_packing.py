@@ -62,3 +62,14 @@ def test_weights_beyond_the_range_of_float16_stay_as_they_are() -> None:
     restored = np.empty_like(weights)
     unpack_weights(pack_weights(weights), out=restored)
     np.testing.assert_array_equal(restored, weights)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_buffers_are_exact(size: int) -> None:
+    vector = np.random.default_rng(size).normal(size=size + 3).astype(np.float32)
+    vector[-3:] = 1e-9, 1e9, -1e-3
+    packed, restored = pack_difference(vector, buffers=3), np.empty_like(vector)
+    assert packed.size == packed_size(size + 3, buffers=3)
+    unpack_difference(packed, restored, buffers=3)
+    np.testing.assert_array_equal(restored[-3:], vector[-3:])
+    np.testing.assert_allclose(restored[:-3], vector[:-3], atol=0.03)

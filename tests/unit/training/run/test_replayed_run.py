@@ -133,7 +133,15 @@ class Cluster:
             losses += local.step(work.learning_rate)[0]
         difference = np.empty_like(base)
         local.difference(out=difference)
-        what = (work.stop,), (work.version,), losses, 0, 0.0, (0,), (pack_difference(difference),)
+        what = (
+            (work.stop,),
+            (work.version,),
+            losses,
+            0,
+            0.0,
+            (0,),
+            (pack_difference(difference, SETTINGS.buffer_count),),
+        )
         self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
 
 
