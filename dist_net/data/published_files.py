@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from dist_net.data.idx import GZIP_MAGIC
 from dist_net.errors import FetchError, SourceError
 from dist_net.files import replacing
 
 CHUNK_BYTES = 1 << 18
+GZIP_MAGIC = b"\x1f\x8b"
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
-"""A run on disk: a safetensors file, written atomically, and those of some versions before.
+"""Read and write checkpoints: the state of a run in a safetensors file, replaced atomically.
 
-Each parameter and buffer is stored under its own name and shape, so that any program that reads
-safetensors reads the model; an optimizer's state vector is stored as ``optimizer/NAME``.
-Everything else is JSON under the keys of the file's metadata. A digest of all content is stored
-with it and compared at each read.
+Parameters and buffers are stored by name and shape, so that other programs can read the model; an
+optimizer's state vector is stored as ``optimizer/NAME``. Everything else is JSON in the file's
+metadata, which also holds a digest of the content. Files of earlier versions may be kept.
 """
 
 import hashlib
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load
 
 from dist_net.errors import (
     CheckpointDamagedError,
@@ -37,7 +35,7 @@ OPTIMIZER_PREFIX = "optimizer/"
 """Precedes the names of the optimizer's vectors in the file."""
 
 AVERAGE = "weight_average"
-"""The average of the weights among the optimizer's vectors."""
+"""The optimizer's vector that holds the average of the weights."""
 
 FORMAT_VERSION = 2
 FORMAT_KEY = "dist_net_checkpoint"
@@ -48,21 +46,20 @@ METADATA_FIELDS = {
 }
 UNUSABLE = CheckpointMissingError, NotACheckpointError, CheckpointDamagedError
 MALFORMED = ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
-"""What JSON that is not what it should be raises where it is read."""
+"""The errors of reading JSON with unexpected content."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state of a run after ``version`` updates; its arrays are its own.
+    """The state of a run after ``version`` updates; it owns its arrays.
 
-    ``weights`` is the flat float32 vector of all parameters and buffers in ``layout``'s order, and
-    ``optimizer_state`` holds vectors of the length of the parameters alone, the average of the
-    weights among them. ``settings``,
-    ``ledger`` and ``counters`` are JSON objects of the parts that they come from; so is
-    ``recipe_record``, which the server does not need, but readers of the weights do. ``damage``
-    is why a newer one was not read.
+    ``weights`` is the flat float32 vector of all parameters and buffers in the order of ``layout``.
+    The vectors of ``optimizer_state`` cover the parameters only; one may be the average of the
+    weights. ``settings``, ``ledger`` and ``counters`` are JSON objects of the server's components.
+    ``recipe_record`` is for readers of the weights; see ``RecipeRecord``. ``damage`` explains why
+    a newer checkpoint was not read.
     """
 
     recipe: str
@@ -79,11 +76,11 @@ class Checkpoint:
 
     @property
     def evaluated_weights(self) -> Vector:
-        """The weights to evaluate and to use: their average, if the run kept one."""
+        """Return the weights to evaluate and serve: the average, if the run keeps one."""
         return evaluated_weights(self.weights, self.optimizer_state)
 
     def require_layout(self, layout: ArrayShapes) -> None:
-        """Raise ``CheckpointMismatchError`` unless parameters and buffers are these."""
+        """Raise ``CheckpointMismatchError`` unless ``layout`` is the checkpoint's."""
         for own, expected in zip_longest(self.layout, layout):
             if own != expected:
                 raise CheckpointMismatchError(
@@ -94,7 +91,7 @@ class Checkpoint:
 
 
 def evaluated_weights(weights: Vector, state: Mapping[str, Vector]) -> Vector:
-    """``weights``, or a copy with the average in ``state`` in the place of the parameters."""
+    """Return ``weights``, or a copy whose parameters are the average in ``state``."""
     average = state.get(AVERAGE)
     return weights if average is None else np.concatenate([average, weights[average.size :]])
 
@@ -111,12 +108,12 @@ def write_checkpoint(
     previous_version: int | None = None,
     may_replace: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write ``checkpoint``; whenever the machine stops, the file is the old one or the new one.
+    """Replace the file ``path`` atomically, also if the machine stops.
 
-    With ``kept`` above 1, the file that is replaced, which holds ``previous_version``, stays beside
-    the new one as ``NAME-version-VERSION``, and of these the newest ``kept`` - 1.
-    Raise ``CheckpointWriteError``, and what ``may_replace`` raises, which is called when the new
-    file is whole; then the old one is still there.
+    With ``kept`` above 1, the replaced file, which holds ``previous_version``, is kept as
+    ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace``
+    is called before the replacement and may raise to prevent it. Raises ``CheckpointWriteError``;
+    then the old file is unchanged.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
@@ -133,16 +130,16 @@ def write_checkpoint(
     except OSError as error:
         size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointWriteError(
-            f"the checkpoint {path} could not be written: {error.strerror}; expected a directory "
-            f"that is writable and has {size} bytes free; the one before it is unchanged"
+            f"the checkpoint {path} could not be written: {error.strerror}; expected a writable "
+            f"directory with {size} bytes free. The previous checkpoint is unchanged"
         ) from error
     _remove_old(path, checkpoint.version, kept, disk)
 
 
 def _header(metadata: dict[str, str], tensors: dict[str, Vector]) -> bytes:
-    """Return what begins a safetensors file, before the bytes of ``tensors`` in their order.
+    """Return the header of a safetensors file; the bytes of ``tensors`` follow, in their order.
 
-    ``safetensors.numpy.save`` would hold the GIL while it copies all of them twice.
+    ``safetensors.numpy.save`` would hold the GIL while it copies all tensors twice.
     """
     entries: dict[str, Any] = {"__metadata__": metadata}
     begin = 0
@@ -160,7 +157,7 @@ def _bytes_of(tensor: Vector) -> memoryview:
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Vector]) -> str:
-    """Return the SHA-256 of all that a checkpoint holds, in hexadecimal digits."""
+    """Return the SHA-256 of a checkpoint's content, in hexadecimal digits."""
     names = sorted(tensors)
     shapes = [(name, tensors[name].shape) for name in names]
     facts = sorted(item for item in metadata.items() if item[0] != DIGEST_KEY)
@@ -171,17 +168,17 @@ def _digest(metadata: dict[str, str], tensors: dict[str, Vector]) -> str:
 
 
 def _keep(path: Path, version: int, disk: Disk) -> None:
-    """Give the checkpoint at ``path`` a second name, which it keeps when it is replaced."""
+    """Link the checkpoint at ``path`` to a second name, under which it survives replacement."""
     name = path.with_name(f"{path.stem}-version-{version}{path.suffix}")
     try:
-        if not disk.exists(name):  # else it is what this server resumed, and ``path`` is damaged
+        if not disk.exists(name):  # else this server resumed from it because ``path`` is damaged
             disk.link(path, name)
-    except OSError as error:  # there are file systems without links
+    except OSError as error:  # some file systems have no links
         logger.warning("checkpoint_not_kept path=%s error=%s", name, error)
 
 
 def _remove_old(path: Path, version: int, kept: int, disk: Disk) -> None:
-    """Remove kept checkpoints that are too many, or that the run has gone back behind."""
+    """Remove all but the newest kept checkpoints, and those of later versions than the run's."""
     before = 0
     for found_version, name in _kept_checkpoints(path, disk):
         before += found_version < version
@@ -208,12 +205,11 @@ def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what ``write_checkpoint`` wrote: all of it, as it was written.
+    """Return the checkpoint in the file ``path``, verified by its digest.
 
-    If it is damaged or missing, log a warning and read the newest one kept beside it that is not;
-    its ``damage`` says why.
-    Raise ``CheckpointMissingError``, ``NotACheckpointError``, ``CheckpointDamagedError`` or
-    ``CheckpointMismatchError``, each with what was expected.
+    If the file is damaged or missing, log a warning and return the newest usable checkpoint kept
+    beside it, with the reason in ``damage``. Raises ``CheckpointMissingError``,
+    ``NotACheckpointError``, ``CheckpointDamagedError`` or ``CheckpointMismatchError``.
     """
     try:
         return _read(path)
@@ -224,7 +220,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             kept = []
         for version, name in kept:
             with suppress(*UNUSABLE):
-                damage = f"{error}. The checkpoint before it, of version {version:,}, is used"
+                damage = f"{error}. The previous checkpoint, of version {version:,}, is used"
                 checkpoint = replace(_read(name), damage=damage)
                 logger.warning("%s", damage)
                 return checkpoint
@@ -240,31 +236,26 @@ def _read(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise CheckpointMissingError(
-            f"no checkpoint can be read from {path}: {error.strerror or error}; "
+            f"the checkpoint {path} cannot be read: {error.strerror or error}; "
             f"expected a file that a training run wrote"
         ) from error
     except (SafetensorError, *MALFORMED) as error:
-        # A safetensors file begins with the length of its header, 8 bytes, and then the header.
+        # A safetensors file begins with the length of its header, 8 bytes, and the header.
         if beginning[8:] == b"{":
             raise _damaged(path, error) from error
         raise _not_a_checkpoint(path) from error
-    return _checked(path, metadata, tensors)
-
-
-def decode_checkpoint(path: Path, content: bytes) -> Checkpoint:
-    """``read_checkpoint`` of a whole file, whose content is here."""
+    if FORMAT_KEY not in metadata:
+        raise _not_a_checkpoint(path)
     try:
-        tensors = load(content)
-        header_bytes = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
-    except (SafetensorError, *MALFORMED) as error:
+        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
+        return _checkpoint(metadata, tensors)
+    except MALFORMED as error:
         raise _damaged(path, error) from error
-    return _checked(path, metadata, tensors)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointDamagedError:
     return CheckpointDamagedError(
-        f"the checkpoint {path} is cut short or damaged ({error}); "
+        f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
         f"expected the whole file: copy it again or resume from another checkpoint"
     )
 
@@ -275,23 +266,10 @@ def _not_a_checkpoint(path: Path) -> NotACheckpointError:
     )
 
 
-def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
-    if FORMAT_KEY not in metadata:
-        raise _not_a_checkpoint(path)
-    try:
-        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
-        return _checkpoint(metadata, tensors)
-    except MALFORMED as error:
-        raise CheckpointDamagedError(
-            f"the checkpoint {path} lacks a part, or it is damaged ({error!r:.200}); expected "
-            f"what a training run wrote: resume from another checkpoint"
-        ) from error
-
-
 def _require_format(
     path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
 ) -> None:
-    """Raise ``CheckpointMismatchError`` or ``ValueError`` for a file that is not as it was written.
+    """Raise ``CheckpointMismatchError`` for a later format, ``ValueError`` for a wrong digest.
 
     Format 1, of earlier releases, has no digest.
     """
@@ -300,26 +278,26 @@ def _require_format(
     if number > FORMAT_VERSION:
         raise CheckpointMismatchError(
             f"the checkpoint {path} has format {number}; expected at most "
-            f"{FORMAT_VERSION}: a later dist_net wrote it, so upgrade this one"
+            f"{FORMAT_VERSION}: a later release of dist_net wrote it, so upgrade this one"
         )
     if number > 1 and metadata[DIGEST_KEY] != _digest(metadata, tensors):
-        raise ValueError("its digest is not that of its content")
+        raise ValueError("its content does not match its digest")
 
 
 def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
     facts = {name: json.loads(metadata[name]) for name in METADATA_FIELDS}
     for name, kind in METADATA_FIELDS.items():
         if type(facts[name]) is not kind:
-            raise ValueError(f"{name} is {facts[name]!r:.80}, no {kind.__name__}")
+            raise ValueError(f"{name} is {facts[name]!r:.80}, not a {kind.__name__}")
     if not 0 <= facts["version"] < 2**63:
         raise ValueError(f"version is {facts['version']}")
     layout: ArrayShapes = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
     for name, shape in layout:
         if name not in tensors or tensors[name].shape != shape:
-            raise ValueError(f"it does not hold {name} {shape}, as its layout says")
+            raise ValueError(f"{name} {shape} of its layout is missing")
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
-            raise ValueError(f"{name} is no array of finite float32 numbers")
+            raise ValueError(f"{name} is not an array of finite float32 numbers")
     return Checkpoint(
         **facts,
         layout=layout,

@@ -5,8 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+
+from dist_net.files import Disk
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 
 
 class ProcessKilledError(BaseException):
@@ -194,3 +198,11 @@ class AppendedVirtualFile:
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+
+def checkpoint_on(disk: Disk, path: Path) -> Checkpoint:
+    """Return the checkpoint in a file of a virtual disk, by way of a real file."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / path.name
+        file.write_bytes(disk.read(path))
+        return read_checkpoint(file)

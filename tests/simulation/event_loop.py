@@ -10,9 +10,9 @@ from contextvars import Context
 from heapq import heappop, heappush
 from itertools import count
 
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.messages import Message
 from simulation.network import VirtualServerSocket
+from simulation.schedule import TracedSchedule
 
 Event = Callable[..., object]
 
@@ -23,7 +23,7 @@ HANDOVER_S = 0.05  # the longest that what waited for a stopped process needs to
 class ThreadedProcess:
     """Nothing happens in it while it is stopped, nor after it was killed."""
 
-    def __init__(self, schedule: EventSchedule) -> None:
+    def __init__(self, schedule: TracedSchedule) -> None:
         self.schedule = schedule
         self.is_alive = True
         self.stopped_until_s = 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import BadInputError
-from dist_net.nets.checkpoint import Checkpoint, decode_checkpoint
+from dist_net.nets.checkpoint import Checkpoint
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.server.journal import JournalFile, read_journal
@@ -17,7 +17,7 @@ from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Message, Stop, Work
 from simulation.counting import CountingStep, counts
-from simulation.disk import VirtualDisk
+from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.failures import InvariantBrokenError, require
 
 MAX_WAIT_IN_STEP_S = 7.0
@@ -162,7 +162,7 @@ class RunChecks:
 
     def ended_in_order(self) -> None:
         """The server wrote its last checkpoint: what it had acknowledged is in that."""
-        checkpoint = decode_checkpoint(CHECKPOINT, self._disk.read(CHECKPOINT))
+        checkpoint = checkpoint_on(self._disk, CHECKPOINT)
         require(
             checkpoint.version == self._version,
             f"version {self._version} was the last, and the checkpoint has {checkpoint.version}",
@@ -171,7 +171,7 @@ class RunChecks:
     def finished(self) -> None:
         """The server is done: checkpoint and journal are whole, and say the same."""
         settings = self._settings
-        checkpoint = decode_checkpoint(CHECKPOINT, self._disk.read(CHECKPOINT))
+        checkpoint = checkpoint_on(self._disk, CHECKPOINT)
         uncounted = self._counts_samples and (counts(settings, checkpoint.weights) != 1).any()
         if checkpoint.ledger["remaining"] or uncounted:
             raise InvariantBrokenError("samples are missing in the last checkpoint")

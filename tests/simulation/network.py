@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import NoAnswerError
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
@@ -31,6 +30,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from simulation.schedule import TracedSchedule
 
 HEADER_BYTES = 100
 
@@ -138,7 +138,7 @@ def with_arrays(message: Message, of: Callable[[Any], Any]) -> Message:
 class VirtualNetwork:
     """Hosts with their links, servers that listen, and connections to them; all by names."""
 
-    def __init__(self, schedule: EventSchedule, faults: NetworkFaults = NO_FAULTS) -> None:
+    def __init__(self, schedule: TracedSchedule, faults: NetworkFaults = NO_FAULTS) -> None:
         self.schedule = schedule
         self.faults = faults
         self.node_numbers = count(1)
@@ -256,7 +256,7 @@ class Way:
 
     def __init__(
         self,
-        schedule: EventSchedule,
+        schedule: TracedSchedule,
         source: str,
         target: str,
         between: tuple[str, str],

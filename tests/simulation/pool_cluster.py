@@ -19,7 +19,6 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import ENDS
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 from simulation.event_loop import (
     HANDOVER_S,
@@ -37,6 +36,7 @@ from simulation.pool_processes import (
     VirtualModelLoader,
 )
 from simulation.pool_watch import ROW, WatchedPool, number_in
+from simulation.schedule import TracedSchedule
 
 CLIENTS = "desk"  # where clients connect to
 STARTS_S = 0.3  # what a process needs until it speaks
@@ -124,7 +124,7 @@ class PoolCluster:
         spread: float = 0.3,
         drift: float = 0.0,
     ) -> None:
-        self.schedule = EventSchedule(seed, trace_length)
+        self.schedule = TracedSchedule(seed, trace_length)
         self.random = self.schedule.random
         self.network = VirtualNetwork(self.schedule, faults)
         self.names = names

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from dist_net.errors import DistNetError
-from dist_net.nets.checkpoint import decode_checkpoint
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal, opened_run
 from dist_net.training.server.members import SLOWEST_TO_MEAN
 from dist_net.training.server.settings import RunSettings
@@ -22,11 +20,12 @@ from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
-from simulation.disk import ProcessKilledError, VirtualDisk
+from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import InvariantBrokenError
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
 from simulation.memory import VirtualMemory, VirtualSegment
 from simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
+from simulation.schedule import TracedSchedule
 
 SERVER = "server"
 WRITING_S = 0.15
@@ -40,7 +39,7 @@ class VirtualProcess:
     ``ended`` is called with the error that it ended with; None: it was killed, or is done.
     """
 
-    def __init__(self, name: str, host: str, process_id: int, schedule: EventSchedule) -> None:
+    def __init__(self, name: str, host: str, process_id: int, schedule: TracedSchedule) -> None:
         self.name = name
         self.host = host
         self.process_id = process_id
@@ -54,7 +53,7 @@ class VirtualProcess:
         self._missed: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
 
     @property
-    def clock(self) -> EventSchedule:
+    def clock(self) -> TracedSchedule:
         return self.schedule
 
     def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
@@ -325,7 +324,7 @@ class ServerProcess(VirtualProcess):
     def _start(self) -> None:
         disk, checkpoint = self._disk, None
         if disk.exists(CHECKPOINT):
-            checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
+            checkpoint = checkpoint_on(disk, CHECKPOINT)
         run, segment = self._context.enter_context(
             opened_run(
                 self._settings,

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.state import ParameterServer, SendToPeer, ServerCommand
 from dist_net.training.worker.state import Compute
 from dist_net.vector import Vector
 from simulation.network import Link, VirtualNetwork
 from simulation.processes import SERVER, WorkerProcess
+from simulation.schedule import TracedSchedule
 
 TICK_S = 0.1
 
@@ -54,7 +54,7 @@ class TimedCluster:
         self.run = run
         self.server = ParameterServer(run)
         self.compute_gradient = compute_gradient
-        self.network = network or VirtualNetwork(EventSchedule())
+        self.network = network or VirtualNetwork(TracedSchedule())
         self.schedule = self.network.schedule
         self.workers: dict[str, WorkerProcess] = {}
         self._process_ids = count(1)

@@ -16,7 +16,6 @@ from dist_net.errors import (
 )
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
 from dist_net.processes.supervisor import RestartBudget
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
@@ -33,6 +32,7 @@ from simulation.processes import (
     VirtualProcess,
     WorkerProcess,
 )
+from simulation.schedule import TracedSchedule
 
 BATCH_SIZE = 3
 CONSISTENCIES = (
@@ -72,7 +72,7 @@ class TrainingRun:
 
     def __init__(self, seed: int, trace_length: int | None = 40) -> None:
         self.seed = seed
-        self.schedule = EventSchedule(seed, trace_length)
+        self.schedule = TracedSchedule(seed, trace_length)
         random = self.random = self.schedule.random
         consistency = Consistency.of(str(random.choice(CONSISTENCIES)))
         minibatches = 4 * int(random.integers(2, 5))

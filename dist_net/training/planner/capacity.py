@@ -14,10 +14,10 @@ import numpy as np
 
 from dist_net.errors import SettingError
 from dist_net.training.planner.costs import GOODPUT, Network, TransportCosts
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.planner.shared_resources import (
     SLICE_S,
     CoreThread,
+    EventSchedule,
     RunFor,
     SerialQueue,
     SharedCores,

@@ -1,11 +1,11 @@
-"""Resources shared in virtual time: cores, network links and serial queues."""
+"""Virtual time, and the resources shared in it: cores, network links and serial queues."""
 
 import heapq
 from collections import deque
 from collections.abc import Callable
 from itertools import count
 
-from dist_net.training.planner.schedule import EventSchedule
+import numpy as np
 
 SLICE_S = 0.003
 """How long a thread keeps a core while others wait for it; about the time slice of Linux."""
@@ -13,6 +13,30 @@ SLICE_S = 0.003
 Then = Callable[[], None]
 RunFor = Callable[[float, Then], None]
 """Takes a duration in seconds and a callback to call at its end."""
+
+
+class EventSchedule:
+    """The events of a simulation, in order of time.
+
+    Simultaneous events run in the order in which they were scheduled. ``random`` is the only
+    source of randomness, so the same ``seed`` reproduces the simulation.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.now_s = 0.0
+        self.random = np.random.default_rng(seed)
+        self._events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
+        self._order = count()
+
+    def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Schedule ``call(*arguments)`` in ``seconds``."""
+        moment_s = self.now_s + max(seconds, 0.0)
+        heapq.heappush(self._events, (moment_s, next(self._order), call, arguments))
+
+    def step(self) -> None:
+        """Run the next event; raises ``IndexError`` if there is none."""
+        self.now_s, _, call, arguments = heapq.heappop(self._events)
+        call(*arguments)
 
 
 class CoreThread:

@@ -1,6 +1,5 @@
-"""IDX files: what is read, and what is refused with which words."""
+"""IDX files: arrays read from them, and the errors for damaged ones."""
 
-import gzip
 import struct
 
 import numpy as np
@@ -30,15 +29,14 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
-def test_plain_and_compressed_files_give_the_same_read_only_array(written, wrap):
-    array = read_idx(written(wrap(CONTENT)))
+def test_a_file_is_read_as_a_read_only_array(written):
+    array = read_idx(written(CONTENT))
     np.testing.assert_array_equal(array, IMAGES)
     assert array.dtype == np.uint8
     assert not array.flags.writeable
 
 
-def test_a_plain_file_is_mapped_not_copied(written):
+def test_a_file_is_mapped_not_copied(written):
     path = written(CONTENT)
     array = read_idx(path)
     with path.open("r+b") as file:
@@ -51,53 +49,33 @@ def test_a_plain_file_is_mapped_not_copied(written):
     ("code", "dtype"),
     [(0x08, "u1"), (0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")],
 )
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
-def test_every_element_type_is_read(written, code, dtype, wrap):
+def test_every_element_type_is_read(written, code, dtype):
     values = np.array([-3, 0, 100] if dtype != "u1" else [3, 0, 100], dtype)
-    np.testing.assert_array_equal(read_idx(written(wrap(idx_bytes(code, values)))), values)
+    np.testing.assert_array_equal(read_idx(written(idx_bytes(code, values))), values)
 
 
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "values"),
     [
-        (b"", "offset 0.*IDX"),
-        (b"\0\0\x08", "'00 00 08'"),
-        (b"\x89PNG and more", "offset 0.*IDX.*'89 50 4e 47'"),
-        (b"\0\0\x07\x01\0\0\0\x01\0", "offset 0.*IDX"),
-        (b"\0\0\x08\0", "number of dimensions"),
-        (b"\0\0\x08\xc8" + b"\0\0\0\x01" * 200 + b"\0", r"\(1 to 64\)"),
-        (CONTENT[:9], "offset 4.*5 bytes.*12"),
-        (b"\0\0\x08\x02\0\0\0\0\0\0\0\x05", r"\(0, 5\).*0"),
-        (CONTENT[:-1], r"offset 16.*23.*24.*\(2, 3, 4\)"),
-        (
-            CONTENT + b"x",
-            r"offset 16.*25.*24.*\(2, 3, 4\)",
-        ),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "0 bytes"),
+        (b"", ["offset 0"]),
+        (b"\0\0\x08", ["'00 00 08'"]),
+        (b"\x89PNG and more", ["'89 50 4e 47'"]),
+        (b"\0\0\x07\x01\0\0\0\x01\0", ["'00 00 07 01'"]),
+        (b"\0\0\x08\0", ["'00 00 08 00'"]),
+        (b"\0\0\x08\xc8" + b"\0\0\0\x01" * 200 + b"\0", ["1 to 64"]),
+        (CONTENT[:9], ["offset 4", "5 bytes", 12]),
+        (b"\0\0\x08\x02\0\0\0\0\0\0\0\x05", ["(0, 5)"]),
+        (CONTENT[:-1], ["offset 16", 23, 24, "(2, 3, 4)"]),
+        (CONTENT + b"x", ["offset 16", 25, 24, "(2, 3, 4)"]),
+        (b"\0\0\x08\x03" + b"\xff" * 12, ["0 bytes"]),
     ],
 )
-def test_a_corrupt_file_is_refused_with_what_was_found(written, content, words, wrap):
-    path = written(wrap(content))
-    with pytest.raises(DatasetError, match=words) as caught:
+def test_a_corrupt_file_is_refused_with_what_was_found(written, content, values):
+    path = written(content)
+    with pytest.raises(DatasetError, match=naming(path, *values)):
         read_idx(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", [5, 30, -4])
-def test_a_gzip_file_that_was_cut_short_is_refused(written, keep):
-    path = written(gzip.compress(CONTENT)[:keep])
-    with pytest.raises(DatasetError, match=naming(path)):
-        read_idx(path)
-
-
-def test_a_gzip_file_with_a_flipped_bit_is_refused(written):
-    content = bytearray(gzip.compress(CONTENT))
-    content[-6] ^= 1  # in the checksum
-    with pytest.raises(DatasetError, match="CRC"):
-        read_idx(written(bytes(content)))
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="No such file"):
+    with pytest.raises(DatasetError, match=naming(tmp_path / "nothing")):
         read_idx(tmp_path / "nothing")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.messages import Leave, Pull, Snapshot, Wait
 from simulation.network import (
     Link,
@@ -12,6 +11,7 @@ from simulation.network import (
     VirtualNetwork,
     VirtualServerSocket,
 )
+from simulation.schedule import TracedSchedule
 
 
 def pair(network: VirtualNetwork) -> tuple[VirtualClientSocket, VirtualServerSocket]:
@@ -24,7 +24,7 @@ def numbers_received(server: VirtualServerSocket) -> list[int]:
 
 
 def after_sending(faults: NetworkFaults, count: int = 200) -> list[int]:
-    network = VirtualNetwork(EventSchedule(seed=3), faults)
+    network = VirtualNetwork(TracedSchedule(seed=3), faults)
     client, server = pair(network)
     for number in range(count):
         client.send(Pull(number, 0, 1))
@@ -33,7 +33,7 @@ def after_sending(faults: NetworkFaults, count: int = 200) -> list[int]:
 
 
 def test_messages_arrive_in_order_and_answers_come_back() -> None:
-    network = VirtualNetwork(EventSchedule())
+    network = VirtualNetwork(TracedSchedule())
     client, server = pair(network)
     client.send(Pull(1, 0, 1))
     client.send(Leave(1))
@@ -48,7 +48,7 @@ def test_messages_arrive_in_order_and_answers_come_back() -> None:
 
 
 def test_a_message_takes_the_latency_and_the_time_of_its_bytes_over_the_slower_link() -> None:
-    network = VirtualNetwork(EventSchedule())
+    network = VirtualNetwork(TracedSchedule())
     network.set_link("worker", Link(0.05, 1000.0))
     network.set_link("server", Link(0.0, 4000.0))
     client, server = pair(network)
@@ -62,7 +62,7 @@ def test_a_message_takes_the_latency_and_the_time_of_its_bytes_over_the_slower_l
 
 
 def test_an_array_is_copied_as_it_is_sent_and_a_lent_one_is_read_late() -> None:
-    network = VirtualNetwork(EventSchedule())
+    network = VirtualNetwork(TracedSchedule())
     client, server = pair(network)
     own, lent = np.zeros(1, np.float32), np.zeros(1, np.float32)
     server.lend([lent])
@@ -75,7 +75,7 @@ def test_an_array_is_copied_as_it_is_sent_and_a_lent_one_is_read_late() -> None:
 
 
 def test_what_is_sent_over_a_partition_arrives_when_it_ends() -> None:
-    network = VirtualNetwork(EventSchedule())
+    network = VirtualNetwork(TracedSchedule())
     client, server = pair(network)
     network.part(["worker"])
     client.send(Pull(1, 0, 1))
@@ -87,7 +87,7 @@ def test_what_is_sent_over_a_partition_arrives_when_it_ends() -> None:
 
 
 def test_what_is_sent_while_no_server_listens_arrives_when_one_does_from_a_new_node() -> None:
-    network = VirtualNetwork(EventSchedule())
+    network = VirtualNetwork(TracedSchedule())
     client, server = pair(network)
     former = client.node
     server.close()

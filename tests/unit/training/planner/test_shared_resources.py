@@ -4,20 +4,20 @@ from functools import partial
 
 import pytest
 
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.planner.shared_resources import (
     CoreThread,
     SerialQueue,
     SharedCores,
     SharedLink,
 )
+from simulation.schedule import TracedSchedule
 
 
 class Host:
     """Cores, and when what ran on them ended."""
 
     def __init__(self, cores: int, slice_s: float) -> None:
-        self.schedule = EventSchedule()
+        self.schedule = TracedSchedule()
         self.cores = SharedCores(self.schedule, cores, slice_s)
         self.ended: dict[str, float] = {}
 
@@ -85,7 +85,7 @@ def test_cores_that_nobody_needs_speed_nobody_up() -> None:
 
 
 def test_what_is_under_way_shares_a_link() -> None:
-    schedule = EventSchedule()
+    schedule = TracedSchedule()
     link = SharedLink(schedule)
     arrived: dict[str, float] = {}
     for name, moment_s, seconds in (("one", 0.0, 2.0), ("other", 0.0, 2.0), ("short", 2.0, 0.5)):
@@ -97,7 +97,7 @@ def test_what_is_under_way_shares_a_link() -> None:
 
 
 def test_a_queue_does_one_thing_at_a_time_in_turn() -> None:
-    schedule = EventSchedule()
+    schedule = TracedSchedule()
     queue = SerialQueue(schedule, schedule.after)
     ended: list[float] = []
     for seconds in (2.0, 1.0):

@@ -11,15 +11,15 @@ import numpy as np
 
 from dist_net.errors import DistNetError, SegmentError
 from dist_net.files import AppendedFile
-from dist_net.nets.checkpoint import AVERAGE, decode_checkpoint
+from dist_net.nets.checkpoint import AVERAGE
 from dist_net.optim import Momentum
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.journal import Journal, read_journal
 from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
-from simulation.disk import VirtualDisk
+from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.network import VirtualNetwork
+from simulation.schedule import TracedSchedule
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")
@@ -45,7 +45,7 @@ class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
 
 def journal_of_a_run(refuses_for_s: float) -> Journal:
     """That of a run that is stopped, while the disk becomes read-only after its last checkpoint."""
-    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
     run = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
@@ -69,13 +69,13 @@ def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
 
 
 def test_a_server_resumes_on_a_full_disk() -> None:
-    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
     first = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, first, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
         loop = ServerLoop(first, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
-    checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
+    checkpoint = checkpoint_on(disk, CHECKPOINT)
     run = RunState.resumed(SETTINGS, checkpoint)
     disk.failure = errno.EROFS
     with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
@@ -125,7 +125,7 @@ class SlowWriter(Executor):
 
 
 def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
-    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
     with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")

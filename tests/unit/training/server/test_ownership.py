@@ -9,7 +9,6 @@ import pytest
 
 from dist_net.errors import CheckpointWriteError, SupersededError
 from dist_net.nets.checkpoint import write_checkpoint
-from dist_net.training.planner.schedule import EventSchedule
 from dist_net.training.server.journal import Applied
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
@@ -17,6 +16,7 @@ from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from simulation.disk import VirtualDisk
 from simulation.network import VirtualNetwork
+from simulation.schedule import TracedSchedule
 from tests.unit.training.server.test_loop import SlowWriter
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
@@ -28,7 +28,7 @@ def claimed(disk: VirtualDisk, host: str = "one") -> RunOwnership:
     return RunOwnership(OWNER, host, disk)
 
 
-def go_on(turns: Generator[float, Received, None], schedule: EventSchedule) -> None:
+def go_on(turns: Generator[float, Received, None], schedule: TracedSchedule) -> None:
     """Lets the loop go on until it ends."""
     for wait_s in turns:
         schedule.now_s += wait_s
@@ -62,7 +62,7 @@ def test_on_a_disk_that_cannot_be_written_the_run_goes_on_unclaimed() -> None:
 
 @pytest.mark.parametrize("writes", ["a gradient's record", "at a tick", "a checkpoint"])
 def test_the_older_server_ends_before_it_writes(writes: str) -> None:
-    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
     ownership = claimed(disk)
     with opened_journal(JOURNAL, run, disk=disk) as journal:

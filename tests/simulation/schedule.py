@@ -1,27 +1,21 @@
-"""Virtual time: the ordered events and the random numbers of a simulation."""
+"""The schedule of a simulation: its events, its clock, and a trace of what happened."""
 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 
-import numpy as np
+from dist_net.training.planner.shared_resources import EventSchedule
 
 
-class EventSchedule:
-    """The events of a simulation, in order of time; also a ``dist_net.clock.Clock``.
+class TracedSchedule(EventSchedule):
+    """An event schedule that is also a ``dist_net.clock.Clock`` and records a trace.
 
-    Simultaneous events run in the order in which they were scheduled. ``random`` is the only
-    source of randomness, so the same ``seed`` reproduces the simulation. The last
-    ``trace_length`` notes are kept; None: all.
+    The last ``trace_length`` notes are kept; None: all.
     """
 
     def __init__(self, seed: int = 0, trace_length: int | None = 40) -> None:
-        self.now_s = 0.0
+        super().__init__(seed)
         self._notes: deque[tuple[float, str, str, tuple[object, ...]]] = deque(maxlen=trace_length)
-        self.random = np.random.default_rng(seed)
-        self._events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
-        self._order = count()
 
     def now(self) -> float:
         """Return the seconds since the simulation began."""
@@ -31,15 +25,6 @@ class EventSchedule:
         """Schedule ``call(*arguments)`` at ``moment_s``, or now if that has passed."""
         event = max(moment_s, self.now_s), next(self._order), call, arguments
         heapq.heappush(self._events, event)
-
-    def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
-        """Schedule ``call(*arguments)`` in ``seconds``."""
-        self.at(self.now_s + seconds, call, *arguments)
-
-    def step(self) -> None:
-        """Run the next event; raises ``IndexError`` if there is none."""
-        self.now_s, _, call, arguments = heapq.heappop(self._events)
-        call(*arguments)
 
     def run(self, until_s: float) -> None:
         """Run all events up to and including ``until_s``."""
