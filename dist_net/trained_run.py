@@ -22,9 +22,9 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import (
     calibrated_weights,
-    calibration_of,
-    held_out_of,
     load_trained,
+    read_calibration,
+    read_held_out,
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
@@ -84,7 +84,7 @@ class Run:
         """
         loaded, checkpoint = self.trained
         model = loaded.recipe.model
-        model.weights = calibrated_weights(loaded, checkpoint, calibration_of(self.path))
+        model.weights = calibrated_weights(loaded, checkpoint, read_calibration(self.path))
         return model
 
     @property
@@ -106,7 +106,7 @@ class Run:
         """
         loaded, _ = self.trained
         if samples is None:
-            dataset = held_out_of(self.path, loaded) or loaded.recipe.load_dataset(progress)
+            dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
         else:
             dataset = dataset_of(self.model, *samples)
         weights = self.model.weights

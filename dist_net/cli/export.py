@@ -11,7 +11,7 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
 from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import LIVE, MODELS, named_source, source_called
+from dist_net.nets.sources import LIVE, MODELS, model_source, parse_named_source
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_another_file(arguments.model, arguments.weights, file)
     confirm_recipe(arguments.model, arguments.trust_recipe)
     with FetchProgress(console) as progress:
-        source = source_called(
+        source = model_source(
             arguments.model,
             arguments.weights,
             arguments.labels,
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             trust_recipe=arguments.trust_recipe,
         )
         found = source.read()
-    name = named_source(arguments.model).name
+    name = parse_named_source(arguments.model).name
     exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
     written = write_exported(file, format, exported)
     console.print(

@@ -18,7 +18,7 @@ from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipe_confirmation import confirm_code
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import recipe_of_run
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.photos.joined_images import prepare_folder
 from dist_net.processes.cores import available_cores
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
@@ -125,7 +125,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
     """Return the recipe that the server trains; raises ``RecipeError``."""
     with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
-        return OfferedRecipe.of(observer.recipe())
+        return OfferedRecipe.from_offer(observer.recipe())
 
 
 def prepare_recipe(
@@ -140,7 +140,7 @@ def prepare_recipe(
         confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         try:
-            loaded = recipe_of_run(directory, trust_recipe=True)
+            loaded = load_run_recipe(directory, trust_recipe=True)
             return len(loaded.recipe.load_dataset(fetching).train_targets)
         except RecipeError as error:
             if offered.is_code and beside is None:

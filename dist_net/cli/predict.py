@@ -16,11 +16,11 @@ from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
 from dist_net.data.image_folder import IMAGE_SUFFIXES
 from dist_net.errors import DistNetError, ImageFolderError, ModelOptionError
-from dist_net.images.labels import is_unknown, predictions_of
-from dist_net.nets.classifier import ClassifiedImage, classifier_of, outputs_for
+from dist_net.images.labels import is_unknown, top_predictions
+from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
 from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.row_files import is_row_file, read_rows, write_rows
-from dist_net.nets.sources import MODELS, FoundModel, source_called
+from dist_net.nets.sources import MODELS, FoundModel, model_source
 from dist_net.printable import printable
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
-        found = source_called(
+        found = model_source(
             arguments.model,
             arguments.weights,
             arguments.labels,
@@ -89,7 +89,7 @@ def files_in(given: str) -> list[str]:
 
 def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]) -> int:
     """Print the classes of every readable image; return the exit code."""
-    classifier = classifier_of(found, arguments.model, available_cores())
+    classifier = classifier_from(found, arguments.model, available_cores())
     show = show_json if arguments.json else show_bars
     errors = []
     answers = classifier.predict_each(images, arguments.top)
@@ -121,7 +121,7 @@ def show_row(
     """Print the classes of a row, or its outputs as JSON or as a line of CSV."""
     if found.labels:
         show = show_json if arguments.json else show_bars
-        predictions = predictions_of(output, found.labels, arguments.top)
+        predictions = top_predictions(output, found.labels, arguments.top)
         show({"row": place}, predictions, found.unknown_below)
     elif arguments.json:
         print(json.dumps({"row": place, "outputs": output.tolist()}), flush=True)

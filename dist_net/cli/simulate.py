@@ -119,7 +119,7 @@ def _add_cost_arguments(parser: argparse.ArgumentParser) -> None:
 
 def network(text: str) -> Network:
     try:
-        return Network.of(text)
+        return Network.parse(text)
     except SettingError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

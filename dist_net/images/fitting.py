@@ -172,7 +172,7 @@ FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet
 """How an image becomes (height, width, C), by the name in a recipe."""
 
 
-def fitting_called(name: str) -> Callable[[Pixels, int, int], Pixels]:
+def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
     """The fitting of this name; raises SettingError if there is none."""
     if name not in FITTINGS:
         raise SettingError(f"fitting={name!r}: expected one of {', '.join(FITTINGS)}")
@@ -218,7 +218,7 @@ def fit_image(
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
-    return _fitted(image, shape, fitting_called(fitting), max_pixels)
+    return _fitted(image, shape, fitting_named(fitting), max_pixels)
 
 
 def _fitted(
@@ -263,9 +263,9 @@ class ImageInputs:
         _require_image_shape(model.input_shape)
         self._shape = model.input_shape
         is_darknet = model.input_dtype == np.float32
-        self._fit = letterbox if is_darknet else fitting_called(fitting)
+        self._fit = letterbox if is_darknet else fitting_named(fitting)
         self._max_pixels = max_pixels
 
-    def of(self, image: ImageSource) -> NDArray[np.generic]:
+    def fit(self, image: ImageSource) -> NDArray[np.generic]:
         """The image as the model takes it; raises ImageError for one that does not fit."""
         return _fitted(image, self._shape, self._fit, self._max_pixels)

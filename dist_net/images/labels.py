@@ -72,7 +72,7 @@ def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
     return np.argsort(-probabilities, axis=-1, kind="stable")[..., :top]
 
 
-def predictions_of(
+def top_predictions(
     probabilities: NDArray[np.float32], labels: Sequence[str], top: int
 ) -> list[Prediction]:
     """The ``top`` likeliest classes of one row, (classes,).

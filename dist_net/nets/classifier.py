@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dist_net.errors import ImageError, PredictionError, UnknownModelError
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
-from dist_net.images.labels import Prediction, predictions_of, require_labels
+from dist_net.images.labels import Prediction, require_labels, top_predictions
 from dist_net.nets.darknet.configuration import Configuration
 from dist_net.nets.sources import DarknetFiles, FoundModel
 from dist_net.nn import Model
@@ -79,7 +79,7 @@ class Classifier:
 
     def _input(self, image: ImageSource) -> NDArray[np.generic] | ImageError:
         try:
-            return self._inputs.of(image)
+            return self._inputs.fit(image)
         except ImageError as error:
             return error
 
@@ -95,7 +95,7 @@ class Classifier:
                 f"{name_of(image)}: the net's outputs are not finite; expected probabilities; "
                 f"its weights are too large, or of another net"
             )
-        return predictions_of(probabilities, self.labels, top)
+        return top_predictions(probabilities, self.labels, top)
 
 
 def load_classifier(
@@ -118,7 +118,7 @@ def load_classifier(
     )
 
 
-def classifier_of(found: FoundModel, name: str, threads: int = 1) -> Classifier:
+def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
     """Return a classifier with the model that was found under ``name``.
 
     Raises UnknownModelError if its inputs are no images or its outputs no classes.

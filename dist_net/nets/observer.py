@@ -61,7 +61,7 @@ class Observer:
         """The run's report, with the metric records from ``first_record`` on."""
         return self._report(StatusRequest(first_record))
 
-    def of_run(self, name: str) -> Any:
+    def run_value(self, name: str) -> Any:
         """One value of a training run's report; raises ProtocolError where nothing is trained."""
         report = self.status(NO_RECORDS)
         if name not in report:
@@ -114,7 +114,7 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     Raises NoAnswerError, and RecipeError for a recipe that is a file, and so has no name.
     """
     with Observer(address, keys, timeout_s) as observer:
-        reference = str(observer.of_run("recipe"))
+        reference = str(observer.run_value("recipe"))
     if reference == IMAGES:
         raise RecipeError(
             f"the server at {address} trains on a folder of images, which only its own workers "

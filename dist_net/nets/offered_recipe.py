@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 1 << 20
 _PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
 
-def offer_of(
+def recipe_offer(
     loaded: LoadedRecipe,
     recipe_digest: str,
     class_names: tuple[str, ...] = (),
@@ -63,7 +63,7 @@ class OfferedRecipe:
     files: Mapping[str, bytes]
 
     @classmethod
-    def of(cls, offer: RecipeOffer) -> OfferedRecipe:
+    def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
         """Check what a server gave.
 
         Raises RecipeError for what no server of this release gives.

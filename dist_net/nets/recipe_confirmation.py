@@ -9,14 +9,14 @@ from pathlib import Path
 from dist_net.command_line import TRUST
 from dist_net.errors import UntrustedRecipeError
 from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
-from dist_net.nets.trained_model import code_of_run
+from dist_net.nets.trained_model import recipe_code_digests
 from dist_net.printable import printable
 
 
 def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:
     """Have the user confirm the Python files that reading ``model`` would run, if it is a run."""
     path = Path(model)
-    if digests := code_of_run(path):
+    if digests := recipe_code_digests(path):
         directory = path if path.is_dir() else path.parent
         confirm_code(f"the recipe of {path}", directory, digests, is_confirmed)
 

@@ -126,7 +126,7 @@ class RunDirectory:
         """The directory of a run that was started before; raises RunDirectoryError."""
         directory = cls(path)
         if not (directory.options.is_file() or directory.folder.is_file()):
-            hint = run_meant(path) or "expected one that 'dist-net train' left"
+            hint = suggest_runs(path) or "expected one that 'dist-net train' left"
             raise RunDirectoryError(f"{path} is no run directory: no options.json in it; {hint}")
         directory.make()
         return directory
@@ -313,7 +313,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
-def run_meant(path: Path) -> str:
+def suggest_runs(path: Path) -> str:
     """Return a hint at the runs in or beside this path or in the default place, or "".
 
     ``did you mean DIR?``, or else the newest runs with a model.

@@ -49,14 +49,14 @@ from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import is_trusted
-from dist_net.nets.run_directory import RunDirectory, run_meant
+from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import (
     calibrated_weights,
-    calibration_of,
-    held_out_of,
     image_recipe_of,
+    load_run_recipe,
     load_trained,
-    recipe_of_run,
+    read_calibration,
+    read_held_out,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
@@ -251,12 +251,12 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = self._names.of(loaded, record.class_names, has_classes)
-        calibration = calibration_of(self._path)
+        calibration = read_calibration(self._path)
         weights = calibrated_weights(loaded, checkpoint, calibration)
         return replace(
             _found(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,
-            held_out=partial(held_out_of, self._path, loaded),
+            held_out=partial(read_held_out, self._path, loaded),
         )
 
 
@@ -284,7 +284,7 @@ class FollowedRun:
     def version(self) -> int:
         """How many updates the server has applied; raises NoAnswerError."""
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
-            return int(observer.of_run("version"))
+            return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
         """The model with the weights as they stand.
@@ -294,7 +294,7 @@ class FollowedRun:
         gives, and RecipeError if this host has another recipe of that name.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
-            reference = str(observer.of_run("recipe"))
+            reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:
                 self._class_names, self._has_classes = (), True  # as the recipe says
                 self._loaded, self._reference = self._load(reference, observer), reference
@@ -313,7 +313,7 @@ class FollowedRun:
         """Load the recipe: built in, or sent by the server, which cannot name a file to run."""
         if reference in recipe_names():
             return built_in_recipe(reference)
-        offered = OfferedRecipe.of(observer.recipe())
+        offered = OfferedRecipe.from_offer(observer.recipe())
         if offered.is_code and not (self._trust_recipe or is_trusted(offered.file_digests)):
             raise UntrustedRecipeError(
                 f"the server at {self.address} trains the recipe of a file, {reference!r}, "
@@ -324,7 +324,7 @@ class FollowedRun:
         directory.make()
         self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
         offered.keep(directory, reference)  # beside which its data lies, on the server's host
-        return recipe_of_run(directory, trust_recipe=True)
+        return load_run_recipe(directory, trust_recipe=True)
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
@@ -396,7 +396,7 @@ def _found(
     )
 
 
-def source_called(
+def model_source(
     model: str,
     weights: Path | None,
     labels: Path | None,
@@ -433,7 +433,7 @@ def source_called(
     is_live = model.startswith(LIVE) or (is_token(model) and not path.exists())
     if not is_live and not path.exists():
         known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
-        hint = known or run_meant(path) or f"expected {MODELS}"
+        hint = known or suggest_runs(path) or f"expected {MODELS}"
         raise UnknownModelError(f"no model {model!r}; {hint}")
     if weights is not None:
         raise ModelOptionError(
@@ -467,7 +467,7 @@ class NamedSource(NamedTuple):
     labels: Path | None
 
 
-def named_source(text: str) -> NamedSource:
+def parse_named_source(text: str) -> NamedSource:
     """Parse how a command line names one of several models.
 
     Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises

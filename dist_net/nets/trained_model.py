@@ -31,7 +31,7 @@ from dist_net.nets.recipes.recipe import (
     recipe_names,
 )
 from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.run_directory import UNREADABLE, RunDirectory, run_meant
+from dist_net.nets.run_directory import UNREADABLE, RunDirectory, suggest_runs
 from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     """
     file = RunDirectory(path).trained if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
-    if not is_run and (hint := run_meant(path)):
+    if not is_run and (hint := suggest_runs(path)):
         raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
@@ -63,7 +63,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     return loaded, checkpoint
 
 
-def calibration_of(path: Path) -> Calibration | None:
+def read_calibration(path: Path) -> Calibration | None:
     """The calibration in the directory of a run, or of a checkpoint; None if there is none.
 
     Raises RunDirectoryError for a file that is something else.
@@ -94,7 +94,7 @@ def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
     return ImageRecipe.from_json(loaded.files[RECIPE_JSON])
 
 
-def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
+def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
     """The images that a run on a folder keeps to be evaluated by; None if it keeps none.
 
     They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
@@ -117,7 +117,7 @@ def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         ) from error
 
 
-def code_of_run(path: Path) -> Mapping[str, str]:
+def recipe_code_digests(path: Path) -> Mapping[str, str]:
     """Return the digests, by name, of the Python files that loading a run would run.
 
     ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or nothing can be
@@ -134,7 +134,7 @@ def code_of_run(path: Path) -> Mapping[str, str]:
     return {} if reference in (IMAGES, *recipe_names()) else record.files
 
 
-def recipe_of_run(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
+def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
     """Load the recipe of a run that was just started, for its own processes.
 
     Raises RecipeError, and what ``load_recipe_copy`` raises.

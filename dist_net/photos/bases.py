@@ -20,9 +20,9 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
-from dist_net.nets.run_directory import run_meant
-from dist_net.nets.sources import named_source
-from dist_net.nets.trained_model import code_of_run, load_trained
+from dist_net.nets.run_directory import suggest_runs
+from dist_net.nets.sources import parse_named_source
+from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 
@@ -59,7 +59,7 @@ def base_called(name: str, progress: Progress) -> FoundBase:
     if name in PUBLISHED:
         published = PUBLISHED[name]
         return _darknet(published.configuration(), name, fetch_weights(published, progress))
-    source = named_source(name)
+    source = parse_named_source(name)
     path = Path(source.source)
     if path.suffix == ".cfg":
         if source.weights is None:
@@ -67,7 +67,7 @@ def base_called(name: str, progress: Progress) -> FoundBase:
         return _darknet(read_configuration(path), source.name, source.weights)
     if not path.exists():
         known = [lite0.NAME, *PUBLISHED, NONE]
-        hint = did_you_mean(name, known) or run_meant(path) or f"expected {BASES}"
+        hint = did_you_mean(name, known) or suggest_runs(path) or f"expected {BASES}"
         raise UnknownModelError(f"no base {name!r}; {hint}")
     return _run(path, source.name)
 
@@ -81,7 +81,7 @@ def _darknet(configuration: Configuration, name: str, weights: Path) -> FoundBas
 
 
 def _run(path: Path, name: str) -> FoundBase:
-    if code_of_run(path):
+    if recipe_code_digests(path):
         raise ModelOptionError(
             f"{path} was trained by a recipe of its own, which is Python code; expected a base "
             f"that is data: {BASES}"

@@ -35,7 +35,7 @@ def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
             Observer(address, while_waiting=answer) as observer,
             pytest.raises(ProtocolError, match=reason),
         ):
-            observer.of_run("version")
+            observer.run_value("version")
 
 
 def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet() -> None:

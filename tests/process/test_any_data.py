@@ -10,9 +10,9 @@ import pytest
 from dist_net.data import FetchEvent
 from dist_net.errors import UnknownModelError
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.classifier import classifier_of
+from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources import FoundModel, source_called
+from dist_net.nets.sources import FoundModel, model_source
 from dist_net.nn.inference import prepare
 from dist_net.serving.loader.model_loader import described
 from dist_net.serving.pool.requests import Status
@@ -74,14 +74,14 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     assert report["test_accuracy"] is None
     assert report["test_loss"] < 0.05
     assert '"accuracy": null' in (run / "metrics.jsonl").read_text()
-    found = source_called(str(run), None, None, ignore).read()
+    found = model_source(str(run), None, None, ignore).read()
     description, outputs = served(found, tmp_path, np.eye(3, dtype=np.float32))
     plane = np.random.default_rng(0)
     plane.normal(size=(512, 3))
     np.testing.assert_allclose(outputs, plane.normal(size=(3, 2)), atol=0.5)
     assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
     with pytest.raises(UnknownModelError, match=naming("run", "classes")):
-        classifier_of(found, str(run))
+        classifier_from(found, str(run))
 
 
 def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def questions(net: Net) -> Questions:
     files = [image(generator, ("JPEG", "PNG")[index % 2]) for index in range(IMAGES)]
     model, prepared = model_in(net.directory)
     inputs = ImageInputs(model)
-    rows = np.stack([inputs.of(BytesIO(file)) for file in files]).astype(np.float32)
+    rows = np.stack([inputs.fit(BytesIO(file)) for file in files]).astype(np.float32)
     alone = Inference(model, prepared, batch_size=1)
     answers = alone(rows)
     alone.close()

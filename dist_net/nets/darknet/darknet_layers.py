@@ -68,7 +68,7 @@ class Weightless:
     """A layer without arrays in a .weights file."""
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Nothing."""
+        """Return no arrays."""
         return ()
 
 
@@ -111,7 +111,7 @@ class Convolutional:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         size = section.integer("size", 1, 1)
         padding = section.integer("padding", 0)
         return cls(
@@ -131,7 +131,7 @@ class Convolutional:
         return nn.Conv2D(*kernel, activation=self.activation)(x, scope)
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Return the kernel's axes are (filters, channels of a group, rows, columns)."""
+        """Return the arrays; a kernel has axes (filters, channels of a group, rows, columns)."""
         vectors = "beta gamma mean variance" if self.batch_normalize else "bias"
         kernel = (self.filters, input[3] // self.groups, self.size, self.size)
         return *_vectors(vectors, self.filters), Stored("kernel", kernel, (2, 3, 1, 0))
@@ -149,7 +149,7 @@ class Connected:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         output = section.integer("output", 1, 1)
         return cls(output, section.flag("batch_normalize"), activation(section))
 
@@ -164,7 +164,7 @@ class Connected:
         return reshape(y, (x.shape[0], 1, 1, self.output))
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Return the kernel's axes are (outputs, channels, rows, columns)."""
+        """Return the arrays; a kernel has axes (outputs, channels, rows, columns)."""
         _, height, width, channels = input
         kernel = Stored("kernel", (self.output, channels, height, width), (2, 3, 1, 0))
         if not self.batch_normalize:
@@ -182,7 +182,7 @@ class Maxpool(Weightless):
     padding: int
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         stride = section.integer("stride", 1, 1)
         size = section.integer("size", stride, 1)
         return cls(size, stride, section.integer("padding", size - 1))
@@ -213,7 +213,7 @@ class Dropout(Weightless):
     probability: float
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         probability = section.number("probability", 0.5, 0)
         if probability >= 1:
             raise section.error(f"probability={probability}: expected less than 1", "probability")
@@ -231,7 +231,7 @@ class Softmax(Weightless):
     temperature: float
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         temperature = section.number("temperature", 1, 0)
         if temperature == 0:
             raise section.error("temperature=0: expected a number above 0", "temperature")
@@ -262,7 +262,7 @@ class Crop(Weightless):
     spreads: bool
 
     @classmethod
-    def of(cls, section: Section) -> Self:
+    def from_section(cls, section: Section) -> Self:
         height = section.integer("crop_height", 1, 1)
         width = section.integer("crop_width", 1, 1)
         return cls(height, width, not section.flag("noadjust"))
@@ -306,7 +306,7 @@ class Route(Weightless):
     layers: tuple[int, ...]
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def from_section(cls, section: Section, index: int) -> Self:
         values = section.integers("layers")
         return cls(tuple(_absolute(section, "layers", value, index) for value in values))
 
@@ -334,7 +334,7 @@ class Shortcut(Weightless):
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def from_section(cls, section: Section, index: int) -> Self:
         if "from" not in section.options:
             raise section.error("lacks the option from; expected the number of the layer to add")
         return cls(
@@ -381,14 +381,14 @@ def _scale(added: int, length: int) -> tuple[int, int]:
 
 LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
     "avgpool": lambda *_: Avgpool(),
-    "connected": lambda section, _: Connected.of(section),
-    "convolutional": lambda section, _: Convolutional.of(section),
+    "connected": lambda section, _: Connected.from_section(section),
+    "convolutional": lambda section, _: Convolutional.from_section(section),
     "cost": lambda *_: Cost(),
-    "crop": lambda section, _: Crop.of(section),
-    "dropout": lambda section, _: Dropout.of(section),
-    "maxpool": lambda section, _: Maxpool.of(section),
-    "route": Route.of,
-    "shortcut": Shortcut.of,
-    "softmax": lambda section, _: Softmax.of(section),
+    "crop": lambda section, _: Crop.from_section(section),
+    "dropout": lambda section, _: Dropout.from_section(section),
+    "maxpool": lambda section, _: Maxpool.from_section(section),
+    "route": Route.from_section,
+    "shortcut": Shortcut.from_section,
+    "softmax": lambda section, _: Softmax.from_section(section),
 }
 """Creates each kind of layer from its section and its number in the network."""

@@ -15,7 +15,7 @@ from dist_net.autodiff import Expression
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, RecipeError
 from dist_net.images.augmentation import Augmentation
-from dist_net.images.fitting import fitting_called
+from dist_net.images.fitting import fitting_named
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
@@ -290,4 +290,4 @@ class ImageRecipe:
             raise ValueError(f"epochs {self.epochs!r}, batch_size {self.batch_size!r}")
         if not isinstance(self.learning_rate, int | float):
             raise ValueError(f"learning_rate {self.learning_rate!r}")
-        fitting_called(self.base.fitting)
+        fitting_named(self.base.fitting)

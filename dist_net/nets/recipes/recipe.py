@@ -244,7 +244,7 @@ class RecipeRecord:
     fitting: str = ""
 
     @classmethod
-    def of(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
+    def from_recipe(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
         return cls(loaded.file_digests, dataset.class_names, loaded.recipe.fitting)
 
     def to_json(self) -> dict[str, Any]:

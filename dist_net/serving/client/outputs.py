@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import BadRequestError
-from dist_net.images.labels import Prediction, is_unknown, predictions_of
+from dist_net.images.labels import Prediction, is_unknown, top_predictions
 from dist_net.serving.client.connection import GatewayConnection, unexpected
 from dist_net.serving.client.conversation import Exchange
 from dist_net.serving.pool.description import VersionSummary
@@ -37,8 +37,8 @@ class Outputs:
     unknown_below: float = 0.0
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
-        """The ``top`` likeliest classes of a row, likeliest first; see ``predictions_of``."""
-        return predictions_of(np.atleast_2d(self.probabilities)[row], self.labels, top)
+        """The ``top`` likeliest classes of a row, likeliest first; see ``top_predictions``."""
+        return top_predictions(np.atleast_2d(self.probabilities)[row], self.labels, top)
 
     def is_unknown(self, row: int = 0) -> bool:
         """Whether no class of a row is as probable as ``unknown_below``."""

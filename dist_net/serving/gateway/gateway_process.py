@@ -11,7 +11,7 @@ import asyncio
 import sys
 
 from dist_net.nets.recipe_confirmation import confirm_recipe
-from dist_net.nets.sources import named_source
+from dist_net.nets.sources import parse_named_source
 from dist_net.processes.entry import entry_point
 from dist_net.serving.gateway.serving_options import add_arguments, options_from
 from dist_net.serving.gateway.serving_run import event_loop_factory, serve
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until a signal comes; gives the exit code."""
     options = options_from(arguments)
     for source in options.sources:
-        confirm_recipe(named_source(source).source, options.trust_recipe)
+        confirm_recipe(parse_named_source(source).source, options.trust_recipe)
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         return runner.run(serve(options))
 

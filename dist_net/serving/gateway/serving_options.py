@@ -12,7 +12,7 @@ from dist_net.command_line import add_trust_argument
 from dist_net.errors import SettingError
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import MODELS, named_source
+from dist_net.nets.sources import MODELS, parse_named_source
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
     add_cluster_arguments,
@@ -230,7 +230,7 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
         queue_bytes=arguments.queue_mib * MIB,
         default_timeout_s=arguments.timeout,
     )
-    names = tuple(named_source(each).name for each in sources)
+    names = tuple(parse_named_source(each).name for each in sources)
     same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
     rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
     return ServingOptions(sources=sources, names=names, pool=pool, ray=ray, **rest)

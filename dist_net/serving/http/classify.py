@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
-from dist_net.images.labels import is_unknown, predictions_of
+from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
 from dist_net.serving.http.open_inference.codec import MAX_IMAGES
@@ -133,7 +133,7 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
     if result.status != Status.OK:
         return error_content(result.reason, result.retry_after_s)
     probabilities = np.frombuffer(result.payload, "<f4")
-    predictions = predictions_of(probabilities, result.labels, top)
+    predictions = top_predictions(probabilities, result.labels, top)
     answer: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
     if result.unknown_below:
         answer["unknown"] = is_unknown(predictions, result.unknown_below)

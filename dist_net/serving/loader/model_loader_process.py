@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import ModelOptionError
-from dist_net.nets.sources import named_source, source_called
+from dist_net.nets.sources import model_source, parse_named_source
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.loader.model_loader import ModelLoader
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads models until it is stopped, or the process that started it is gone."""
-    named = [named_source(text) for text in arguments.sources]
+    named = [parse_named_source(text) for text in arguments.sources]
     if len({each.name for each in named}) < len(named):
         names = ", ".join(each.name for each in named)
         raise ModelOptionError(f"the models are called {names}; expected a name of its own each")
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
-        name: source_called(
+        name: model_source(
             source,
             weights or arguments.weights,
             labels or arguments.labels,

@@ -203,7 +203,7 @@ class ServedNetwork:
             shape = self.description.input_shape
             return Status.BAD_INPUT, f"a model of inputs {shape} takes no images".encode()
         try:
-            return self._images.of(BytesIO(payload))[np.newaxis]
+            return self._images.fit(BytesIO(payload))[np.newaxis]
         except ImageError as error:
             return Status.BAD_INPUT, str(error).encode()
 

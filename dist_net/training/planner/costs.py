@@ -28,7 +28,7 @@ class Network:
     latency_s: float = 0.0
 
     @classmethod
-    def of(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """Parse ``shared-memory`` or a value such as ``1gbit:0.1ms``; raises ``SettingError``."""
         if text == SHARED_MEMORY:
             return cls()

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.nets.offered_recipe import offer_of
+from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import recipe_of_run
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports = StartReports("the recipe")
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
-    loaded = recipe_of_run(directory, arguments.trust_recipe)
+    loaded = load_run_recipe(directory, arguments.trust_recipe)
     settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     keys = load_server_keys(arguments.keys) if arguments.keys else None
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         loop = ServerLoop(
             *(state, workers, directory.checkpoint, options.checkpoint_every_s, segment, journal),
-            offer=offer_of(
+            offer=recipe_offer(
                 loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
             ),
             keep_checkpoints=options.keep_checkpoints,

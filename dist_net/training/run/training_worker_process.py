@@ -19,7 +19,7 @@ from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import recipe_of_run
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
 from dist_net.training.worker.loop import WorkerLoop
@@ -89,7 +89,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
     if arguments.run_dir is not None:
-        loaded = recipe_of_run(RunDirectory(arguments.run_dir), arguments.trust_recipe)
+        loaded = load_run_recipe(RunDirectory(arguments.run_dir), arguments.trust_recipe)
     elif arguments.recipe is not None:
         loaded = load_recipe(arguments.recipe)
     else:

@@ -8,7 +8,7 @@ import pytest
 
 from dist_net.cli import join
 from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
-from dist_net.nets.offered_recipe import OfferedRecipe, offer_of
+from dist_net.nets.offered_recipe import OfferedRecipe, recipe_offer
 from dist_net.nets.recipes.recipe import load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
@@ -38,7 +38,9 @@ def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -
     parser = argparse.ArgumentParser()
     join.add_arguments(parser)
     arguments = parser.parse_args(["TOKEN", *options])
-    return join.prepare_recipe(OfferedRecipe.of(offer), directory, arguments, plain_console())
+    return join.prepare_recipe(
+        OfferedRecipe.from_offer(offer), directory, arguments, plain_console()
+    )
 
 
 def code(tmp_path: Path) -> RecipeOffer | None:
@@ -46,7 +48,7 @@ def code(tmp_path: Path) -> RecipeOffer | None:
     recipe = tmp_path / "mine.py"
     recipe.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'was run')!r}).touch()\n")
     recipe.write_text(recipe.read_text() + COUNTING.read_text())
-    offer = offer_of(load_recipe(str(recipe)), DIGEST)
+    offer = recipe_offer(load_recipe(str(recipe)), DIGEST)
     (tmp_path / "was run").unlink()
     return offer
 
@@ -98,7 +100,7 @@ def test_nobody_is_asked_about_what_is_built_in(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", None)
-    assert prepare(offer_of(load_recipe("digits"), DIGEST), directory) == 1437
+    assert prepare(recipe_offer(load_recipe("digits"), DIGEST), directory) == 1437
 
 
 def test_what_a_recipe_looks_for_beside_itself_is_found_in_a_folder_that_is_given(
@@ -111,7 +113,7 @@ def test_what_a_recipe_looks_for_beside_itself_is_found_in_a_folder_that_is_give
     recipe = there / "mine.py"
     look = "from pathlib import Path\nPath(__file__).with_name('count').read_text()\n"
     recipe.write_text(look + COUNTING.read_text())
-    offer = offer_of(load_recipe(str(recipe)), DIGEST)
+    offer = recipe_offer(load_recipe(str(recipe)), DIGEST)
     with pytest.raises(RecipeError) as refused:
         prepare(offer, directory, "--trust-recipe")
     assert "--data FOLDER" in "".join(refused.value.__notes__)

@@ -84,7 +84,7 @@ def test_a_net_is_asked_with_what_it_was_trained_on(
     path = tmp_path / "image.png"
     path.write_bytes(png(halves()))
     model = nn.Model(nn.Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(2)), shape)
-    asked = ImageInputs(model, fitting=fitting).of(path)
+    asked = ImageInputs(model, fitting=fitting).fit(path)
     for image in (halves(), path, path.read_bytes(), path.open("rb")):
         trained_on = fit_image(image, shape, fitting)
         assert (trained_on.shape, trained_on.dtype) == (shape, np.uint8)

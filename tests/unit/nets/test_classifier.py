@@ -23,11 +23,11 @@ from dist_net.errors import (
 from dist_net.images.fitting import letterbox, pad
 from dist_net.images.labels import Prediction
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets.classifier import Classifier, classifier_of, load_classifier
+from dist_net.nets.classifier import Classifier, classifier_from, load_classifier
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
-from dist_net.nets.sources import source_called
+from dist_net.nets.sources import model_source
 from dist_net.nn import Model, Scope
 from naming import naming
 
@@ -230,8 +230,8 @@ def test_efficientnet_lite0_knows_a_photograph() -> None:
     dog = Path("/usr/share/darknet/data/dog.jpg")
     if find_spec(lite0.PACKAGE) is None or not dog.exists():
         pytest.skip("the weights, or Debian's package darknet, are not installed")
-    found = source_called(lite0.NAME, None, None, lambda _: None).read()
-    classifier = classifier_of(found, lite0.NAME)
+    found = model_source(lite0.NAME, None, None, lambda _: None).read()
+    classifier = classifier_from(found, lite0.NAME)
     (answer,) = classifier.predict([dog], top=2)
     classifier.close()
     assert isinstance(answer, list)

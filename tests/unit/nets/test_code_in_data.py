@@ -16,8 +16,8 @@ from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
 from dist_net.nets.recipes.recipe import built_in_recipe, own_release
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import source_called
-from dist_net.nets.trained_model import recipe_of_run
+from dist_net.nets.sources import model_source
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.messages import RecipeOffer
 from marked_code import MarkedCode
@@ -51,17 +51,17 @@ def test_no_command_runs_what_a_run_directory_names(
 
 
 def read_by_server(run: RunDirectory, _: str) -> None:
-    source_called(str(run.path), None, None, print).read()
+    model_source(str(run.path), None, None, print).read()
 
 
 def started_by_server(run: RunDirectory, _: str) -> None:
-    recipe_of_run(run)
+    load_run_recipe(run)
 
 
 def joined(run: RunDirectory, evil: str) -> None:
     files = (RECIPE_JSON.encode(), evil.encode())
-    OfferedRecipe.of(RecipeOffer("pets", IMAGES, own_release(), "[]", files)).keep(run)
-    recipe_of_run(run)
+    OfferedRecipe.from_offer(RecipeOffer("pets", IMAGES, own_release(), "[]", files)).keep(run)
+    load_run_recipe(run)
 
 
 def served(_: RunDirectory, evil: str) -> None:
@@ -89,7 +89,7 @@ def test_a_server_that_says_images_and_sends_code_is_not_believed(
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES, "version": 1})
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError):
-        source_called(f"ipc://{tmp_path}/none", None, None, print).read()
+        model_source(f"ipc://{tmp_path}/none", None, None, print).read()
     assert not code.was_run
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import RecipeError
-from dist_net.nets.offered_recipe import MAX_FILE_BYTES, MAX_FILES, OfferedRecipe, offer_of
+from dist_net.nets.offered_recipe import MAX_FILE_BYTES, MAX_FILES, OfferedRecipe, recipe_offer
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import recipe_of_run
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.wire.messages import RecipeOffer
 from naming import naming
 
@@ -25,12 +25,12 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def test_a_built_in_recipe_travels_as_its_name(directory: RunDirectory) -> None:
-    offer = offer_of(load_recipe("digits"), DIGEST)
+    offer = recipe_offer(load_recipe("digits"), DIGEST)
     assert offer == RecipeOffer("digits", "digits", DIGEST, "[]", ())
-    offered = OfferedRecipe.of(offer)
+    offered = OfferedRecipe.from_offer(offer)
     assert not offered.is_code
     offered.keep(directory)
-    assert recipe_of_run(directory).is_built_in
+    assert load_run_recipe(directory).is_built_in
 
 
 def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
@@ -40,13 +40,13 @@ def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
     recipe.write_text(f"import helper\n{COUNTING.read_text()}")
     (tmp_path / "helper.py").write_text("x = 1")
     loaded = load_recipe(str(recipe))
-    offer = offer_of(loaded, DIGEST)
+    offer = recipe_offer(loaded, DIGEST)
     assert offer is not None
     assert str(tmp_path) not in str(offer)
-    offered = OfferedRecipe.of(offer)
+    offered = OfferedRecipe.from_offer(offer)
     assert offered.is_code
     offered.keep(directory, original="/data/mine.py")
-    there = recipe_of_run(directory, trust_recipe=True)
+    there = load_run_recipe(directory, trust_recipe=True)
     dataset = loaded.recipe.load_dataset()
     assert there.digest(dataset) == loaded.digest(dataset)
     assert there.reference == "/data/mine.py"
@@ -57,7 +57,7 @@ def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
 def test_what_is_too_large_is_not_sent() -> None:
     loaded = load_recipe(str(COUNTING))
     for files in ({"a.py": bytes(MAX_FILE_BYTES + 1)}, dict.fromkeys(map(str, range(65)), b"")):
-        assert offer_of(LoadedRecipe("x", "x", files, loaded.recipe), DIGEST) is None
+        assert recipe_offer(LoadedRecipe("x", "x", files, loaded.recipe), DIGEST) is None
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_what_is_too_large_is_not_sent() -> None:
 )
 def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:
     with pytest.raises(RecipeError, match="server"):
-        OfferedRecipe.of(offer)
+        OfferedRecipe.from_offer(offer)
 
 
 def test_a_server_of_another_release_is_named() -> None:
     offer = RecipeOffer("digits", "digits", "release 0.9+abc; recipe x; data y", "[]", ())
     with pytest.raises(RecipeError, match=naming("0.9+abc", "same release")):
-        OfferedRecipe.of(offer)
+        OfferedRecipe.from_offer(offer)

@@ -14,7 +14,7 @@ from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import code_of_run, load_trained
+from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.photos.bases import base_called
 from dist_net.training.run.run_options import RunOptions
 
@@ -43,7 +43,7 @@ def run(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recipe.write_text(recipe.read_text() + COUNTING.read_text())
     loaded = load_recipe(str(recipe))
     layout = loaded.recipe.model.layout
-    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
+    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset()).to_json()
     weights = loaded.recipe.initial_weights(0)
     directory = RunDirectory(tmp_path / "run")
     directory.make()
@@ -121,7 +121,7 @@ def test_a_question_shows_no_control_characters(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"recipe.py\x1b[2J": "0"}
-    monkeypatch.setattr(recipe_confirmation, "code_of_run", lambda _: files)
+    monkeypatch.setattr(recipe_confirmation, "recipe_code_digests", lambda _: files)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(UntrustedRecipeError):
         confirm_recipe(run, is_confirmed=False)
@@ -136,8 +136,8 @@ def test_a_base_that_is_code_is_refused_before_it_is_run(run: Path, marker: Path
 
 
 def test_only_python_recipes_are_confirmed(tmp_path: Path, run: Path) -> None:
-    assert [*code_of_run(run)] == ["recipe.py"]
-    assert code_of_run(run / "checkpoint.safetensors") == code_of_run(run)
+    assert [*recipe_code_digests(run)] == ["recipe.py"]
+    assert recipe_code_digests(run / "checkpoint.safetensors") == recipe_code_digests(run)
     (tmp_path / "text").write_text("no checkpoint")
     for other in (tmp_path, tmp_path / "none", tmp_path / "text"):
-        assert code_of_run(other) == {}
+        assert recipe_code_digests(other) == {}

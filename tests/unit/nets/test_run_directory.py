@@ -11,8 +11,8 @@ import pytest
 
 from dist_net.errors import RunDirectoryError
 from dist_net.nets.recipes.image_recipe import ImageRecipe, no_data, small_base
-from dist_net.nets.run_directory import RunDirectory, run_meant
-from dist_net.nets.trained_model import calibration_of, held_out_of
+from dist_net.nets.run_directory import RunDirectory, suggest_runs
+from dist_net.nets.trained_model import read_calibration, read_held_out
 from naming import naming
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_calibration_is_a_clear_line(directory: RunDirectory, temperat
     told = f'{{"temperature": {temperature}, "threshold": 0.5, "precision": 0.95}}'
     directory.write(directory.calibration, told)
     with pytest.raises(RunDirectoryError, match=naming("calibration.json", "temperature")):
-        calibration_of(directory.path)
+        read_calibration(directory.path)
 
 
 @pytest.mark.parametrize("labels", ["[1e999]", f"[{10**30}]", "[7]", "[0, 1]", "{}", DEEP])
@@ -129,7 +129,7 @@ def test_damaged_held_out_images_are_a_clear_line(directory: RunDirectory, label
     directory.save(directory.held_out, np.zeros((1, *recipe.recipe.input_shape), np.uint8))
     directory.write(directory.held_out.with_suffix(".json"), f'{{"labels": {labels}}}')
     with pytest.raises(RunDirectoryError, match=naming("held_out.npy")):
-        held_out_of(directory.path, recipe)
+        read_held_out(directory.path, recipe)
 
 
 @pytest.mark.parametrize(("given", "hint"), [("flower", "did you mean"), ("zzz", "cars")])
@@ -137,13 +137,15 @@ def test_a_mistyped_run_is_answered_with_the_runs_nearby(
     given: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_meant(Path(given)) == ""
+    assert suggest_runs(Path(given)) == ""
     for age_s, name in enumerate(["cars", "flowers", "runs/flats", "old/boats"]):
         checkpoint = RunDirectory(tmp_path / name).checkpoint
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
         os.utime(checkpoint, (1e9 - age_s, 1e9 - age_s))
-    assert hint in run_meant(Path(given))
-    assert "flowers" in run_meant(Path(given))
-    assert "boats" in run_meant(tmp_path / "old")
-    assert run_meant(tmp_path / "zzz").index("cars") < run_meant(tmp_path / "zzz").index("flowers")
+    assert hint in suggest_runs(Path(given))
+    assert "flowers" in suggest_runs(Path(given))
+    assert "boats" in suggest_runs(tmp_path / "old")
+    assert suggest_runs(tmp_path / "zzz").index("cars") < suggest_runs(tmp_path / "zzz").index(
+        "flowers"
+    )

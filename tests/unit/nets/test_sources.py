@@ -24,12 +24,12 @@ from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets import sources
 from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.nets.classifier import classifier_of
+from dist_net.nets.classifier import classifier_from
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.observer import Observer
-from dist_net.nets.offered_recipe import offer_of
+from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nets.run_directory import RunDirectory
@@ -37,10 +37,10 @@ from dist_net.nets.sources import (
     FollowedRun,
     NamedSource,
     TrainedRun,
-    named_source,
-    source_called,
+    model_source,
+    parse_named_source,
 )
-from dist_net.nets.trained_model import code_of_run
+from dist_net.nets.trained_model import recipe_code_digests
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.loader.model_loader import described
@@ -71,7 +71,7 @@ def progress(_: object) -> None:
 
 
 def called(model, weights=None, labels=None):
-    return source_called(str(model), weights, labels, progress)
+    return model_source(str(model), weights, labels, progress)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
     loaded = load_recipe(reference)
     weights = loaded.recipe.initial_weights(seed)
     layout = loaded.recipe.model.layout.shapes
-    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
+    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset()).to_json()
     checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
     if not loaded.is_built_in:
         directory.begin(RunOptions("mine").to_json(), loaded.files)
@@ -132,9 +132,9 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
 def test_a_source_may_be_given_a_name(text, parts):
     if parts is None:
         with pytest.raises(ModelOptionError, match="NAME="):
-            named_source(text)
+            parse_named_source(text)
     else:
-        assert named_source(text) == NamedSource(*parts)
+        assert parse_named_source(text) == NamedSource(*parts)
 
 
 def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
@@ -150,9 +150,9 @@ def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
 
 
 def test_a_checkpoint_is_called_after_its_run(run):
-    assert named_source(str(run.checkpoint)).name == "run"
+    assert parse_named_source(str(run.checkpoint)).name == "run"
     renamed = run.checkpoint.rename(run.path / "best.safetensors")
-    assert named_source(str(renamed)).name == "best"
+    assert parse_named_source(str(renamed)).name == "best"
 
 
 def test_what_is_nothing_is_refused(net, run):
@@ -258,7 +258,7 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     inputs = fit_image(image, (8, 8), "stretch")[np.newaxis]
     with closing(Inference(found.model, found.prepared)) as session:
         expected = softmax(session(inputs))[0]
-    with closing(classifier_of(found, "run")) as classifier:
+    with closing(classifier_from(found, "run")) as classifier:
         (predictions,) = classifier.predict([image], top=10)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))
@@ -382,12 +382,12 @@ def test_a_downloaded_recipe_is_served_only_when_trusted(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         called(run.path).read()
-    found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
+    found = model_source(str(run.path), None, None, progress, trust_recipe=True).read()
     description = described(found, "m", 1, tmp_path)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         description.architecture.build("m")
     assert description.architecture.build("m", trust_recipe=True).classes == 2
-    trust(code_of_run(run.path))
+    trust(recipe_code_digests(run.path))
     assert called(run.path).read().labels == found.labels
     assert description.architecture.build("m").classes == 2
     run.recipe.write_text("raise SystemExit('it was run')")
@@ -399,7 +399,7 @@ def test_a_server_may_not_name_the_file_that_is_run(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
-    offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
+    offer = recipe_offer(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
     own.write_text("raise SystemExit('it was run')")
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
     weights = np.zeros(64 * 2 + 2, np.float32)
@@ -407,8 +407,8 @@ def test_a_server_may_not_name_the_file_that_is_run(
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     address = "ipc:///nowhere"
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
-        source_called(address, None, None, progress).read()
-    found = source_called(address, None, None, progress, trust_recipe=True).read()
+        model_source(address, None, None, progress).read()
+    found = model_source(address, None, None, progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
 
 
@@ -418,29 +418,29 @@ def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> No
         sources, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
     )
     token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
-    followed = source_called(token.text, None, None, progress)
+    followed = model_source(token.text, None, None, progress)
     assert isinstance(followed, FollowedRun)
     assert followed.address == "ipc://client"
-    assert named_source(token.text).name == "live"
-    assert named_source(f"mine={token.text}").name == "mine"
+    assert parse_named_source(token.text).name == "live"
+    assert parse_named_source(f"mine={token.text}").name == "mine"
     for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
         with pytest.raises(TokenError, match=r"parameter server|damaged"):
-            source_called(wrong, None, None, progress)
+            model_source(wrong, None, None, progress)
 
 
 def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
-    offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
+    offer = recipe_offer(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
     own.unlink()
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
     weights = np.zeros(64 * 2 + 2, np.float32)
     monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
-        source_called("ipc:///nowhere", None, None, progress).read()
-    found = source_called("ipc:///nowhere", None, None, progress, trust_recipe=True).read()
+        model_source("ipc:///nowhere", None, None, progress).read()
+    found = model_source("ipc:///nowhere", None, None, progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
     assert not own.with_name("data").exists()
 

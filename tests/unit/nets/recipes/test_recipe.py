@@ -334,7 +334,7 @@ def test_a_fitting_that_there_is_not_is_refused() -> None:
 
 def test_a_record_is_read_as_it_was_written() -> None:
     loaded = load_recipe("digits")
-    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset())
+    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset())
     assert RecipeRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
     assert (record.class_names, record.fitting) == (tuple("0123456789"), "pad")
 

@@ -194,13 +194,13 @@ def test_several_threads_decode_at_once_and_answers_keep_their_order(served, mon
     images = [image((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
     alone = [bytes(network.answer([each], True).payloads[0]) for each in images]
     assert len(set(alone)) == len(images)
-    two_decode, decode = Barrier(2), ImageInputs.of
+    two_decode, decode = Barrier(2), ImageInputs.fit
 
     def with_another(inputs, source):
         two_decode.wait(60)
         return decode(inputs, source)
 
-    monkeypatch.setattr(ImageInputs, "of", with_another)
+    monkeypatch.setattr(ImageInputs, "fit", with_another)
     together = network.answer(images[:6], True)
     assert [bytes(each) for each in together.payloads] == alone[:6]
 

@@ -24,7 +24,7 @@ from naming import naming
     ],
 )
 def test_a_network_is_a_rate_and_a_latency(text: str, network: Network) -> None:
-    read = Network.of(text)
+    read = Network.parse(text)
     assert (read.bytes_per_s, read.latency_s) == pytest.approx(
         (network.bytes_per_s, network.latency_s)
     )
@@ -36,7 +36,7 @@ def test_a_network_is_a_rate_and_a_latency(text: str, network: Network) -> None:
 )
 def test_no_other_text_is_a_network(text: str) -> None:
     with pytest.raises(SettingError, match=re.escape(f"network={text!r}")):
-        Network.of(text)
+        Network.parse(text)
 
 
 def test_an_exchange_costs_what_was_measured() -> None:
