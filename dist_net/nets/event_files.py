@@ -1,9 +1,8 @@
-"""A run's metrics as TensorBoard reads them: event files, a curve for each number.
+"""A run's metrics for TensorBoard: event files with a curve for each number.
 
-An event file is a TFRecord file: of each record its length (uint64), the length's checksum, the
-content, the content's checksum, little-endian; a checksum is CRC-32C (RFC 3720), masked as the
-TFRecord format says. The content is a message ``Event`` of TensorFlow's event.proto, of which four
-fields are written here.
+An event file is a TFRecord file. A record consists of its length (uint64), the length's checksum,
+the content and the content's checksum, little-endian. A checksum is a CRC-32C (RFC 3720), masked as
+TFRecord defines. The content is an ``Event`` message of TensorFlow's event.proto with four fields.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any
 REVERSED_POLYNOMIAL = 0x82F63B78
 MASK_DELTA = 0xA282EAD8
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
-"""Protocol Buffers' types of fields."""
+"""Wire types of Protocol Buffers."""
 
 
 class EventFiles:
-    """Writes to ``directory``/train and ``directory``/test, from which earlier files are removed.
+    """New files in ``directory``/train and ``directory``/test; earlier files are removed.
 
-    Raises OSError where nothing can be written.
+    Raises OSError if they cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,9 +38,9 @@ class EventFiles:
             file.write_bytes(version)
 
     def appended(self, record: Mapping[str, Any]) -> tuple[Path, bytes]:
-        """What is to be appended, and to which file, for a record of metrics.jsonl.
+        """Return the file and the bytes to append to it for a record of metrics.jsonl.
 
-        Its numbers, at as many steps as it counts samples.
+        TensorBoard's step is the record's number of samples.
         """
         content = _wall_time() + _field(2, VARINT, _varint(record["samples"]))
         summary = b""
@@ -64,7 +63,7 @@ def _field(number: int, kind: int, content: bytes) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have the eighth bit set."""
+    """Encode seven bits per byte, lowest first; all bytes but the last have the eighth bit set."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -84,7 +83,7 @@ def _masked_checksum(content: bytes) -> bytes:
 
 
 def crc32c(content: bytes) -> int:
-    """The CRC-32C of ``content``, the sum that RFC 3720 defines."""
+    """Return the CRC-32C of ``content`` (RFC 3720)."""
     table, checksum = _crc_table(), 0xFFFFFFFF
     for byte in content:
         checksum = checksum >> 8 ^ table[(checksum ^ byte) & 0xFF]

@@ -1,4 +1,4 @@
-"""Files that records are appended to as soon as there is room for them."""
+"""Appending to files despite a full disk; apart from ``run_directory`` as it knows no runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ MAX_UNWRITTEN_BYTES = 2**26
 
 
 class LateFiles:
-    """What cannot be written, as on a full disk, is kept, and written before what comes later.
+    """Files to append to. Content that cannot be written is kept and written first next time.
 
-    ``error`` says why, while something is kept; None: nothing is.
+    ``error`` is the reason while content is kept; otherwise None.
     """
 
     def __init__(self) -> None:
@@ -19,15 +19,15 @@ class LateFiles:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether too much could not be written to be kept any longer."""
+        """Whether the kept content exceeds ``MAX_UNWRITTEN_BYTES``."""
         return sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_BYTES
 
     def append(self, path: Path, content: bytes) -> None:
-        """Adds to what ``write`` is to append to a file."""
+        """Add content for ``write`` to append to a file."""
         self._unwritten.setdefault(path, bytearray()).extend(content)
 
     def write(self) -> None:
-        """Appends all that there is room for."""
+        """Append all content that the disk has room for."""
         self.error = None
         for path, content in list(self._unwritten.items()):
             try:

@@ -1,4 +1,4 @@
-"""Asks a running parameter server, or inference pool, for its state, and a server for weights."""
+"""Request the state of a parameter server or a serving pool, and a server's weights."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket
 
 POLL_S = 0.1
-NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
+NO_RECORDS = 1 << 62  # an index beyond all metric records
 
 Reply = TypeVar("Reply", StatusReport, Snapshot, RecipeOffer)
 
 
 class Observer:
-    """A connection to one server; a call that waits longer than ``timeout_s`` raises NoAnswerError.
+    """A connection to one server. A call raises NoAnswerError after ``timeout_s``.
 
-    ``while_waiting`` is called several times a second meanwhile, and may raise to end the wait. A
-    frame of more than ``max_array_bytes`` is not received.
+    ``while_waiting`` is called several times a second during a call and may raise to end it. Frames
+    of more than ``max_array_bytes`` are not received.
     """
 
     def __init__(
@@ -58,41 +58,41 @@ class Observer:
         self._socket.close()
 
     def status(self, first_record: int = 0) -> dict[str, Any]:
-        """The run's report, with the metric records from ``first_record`` on."""
+        """Return the run's report, with the metric records from ``first_record`` on."""
         return self._report(StatusRequest(first_record))
 
     def run_value(self, name: str) -> Any:
-        """One value of a training run's report; raises ProtocolError where nothing is trained."""
+        """Return a value of a training run's report; raises ProtocolError if none is running."""
         report = self.status(NO_RECORDS)
         if name not in report:
             raise ProtocolError(
-                f"{self._address} trains nothing: its report has no {name!r}; expected the address "
-                f"of a parameter server"
+                f"{self._address} is not training: its report has no {name!r}; expected the "
+                f"address of a parameter server"
             )
         return report[name]
 
     def shut_down(self, reason: str) -> dict[str, Any]:
-        """Ends the run with a checkpoint; gives the last report."""
+        """End the run with a checkpoint and return the last report."""
         return self._report(Shutdown(reason))
 
     def snapshot(self) -> Snapshot:
-        return self._ask(SnapshotRequest(), Snapshot)
+        return self._request(SnapshotRequest(), Snapshot)
 
     def recipe(self) -> RecipeOffer:
-        """What the server trains; its files are not checked yet."""
-        return self._ask(RecipeRequest(), RecipeOffer)
+        """Return the server's recipe; its files are not checked yet."""
+        return self._request(RecipeRequest(), RecipeOffer)
 
     def _report(self, request: Message) -> dict[str, Any]:
-        text = self._ask(request, StatusReport).report
+        text = self._request(request, StatusReport).report
         try:
             report = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"a server's report is no JSON: {text[:80]!r}") from error
+            raise ProtocolError(f"a server's report is not JSON: {text[:80]!r}") from error
         if not isinstance(report, dict):
-            raise ProtocolError(f"a server's report must be an object: {text[:80]!r}")
+            raise ProtocolError(f"a server's report is not a JSON object: {text[:80]!r}")
         return report
 
-    def _ask(self, request: Message, kind: type[Reply]) -> Reply:
+    def _request(self, request: Message, kind: type[Reply]) -> Reply:
         self._socket.send(request)
         deadline = time.monotonic() + self._timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
@@ -109,20 +109,20 @@ class Observer:
 
 
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
-    """The name of the recipe that the server there trains.
+    """Return the name of the built-in recipe that the server at ``address`` trains.
 
-    Raises NoAnswerError, and RecipeError for a recipe that is a file, and so has no name.
+    Raises NoAnswerError, and RecipeError for any other recipe.
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.run_value("recipe"))
     if reference == IMAGES:
         raise RecipeError(
-            f"the server at {address} trains on a folder of images, which only its own workers "
-            f"have prepared; expected more of those: dist-net train FOLDER --workers N"
+            f"the server at {address} trains on a folder of images, prepared for its own workers "
+            f"only; start more of them: dist-net train FOLDER --workers N"
         )
     if reference not in recipe_names():
         raise RecipeError(
-            f"the server at {address} trains the recipe of a file, {reference!r}; expected the "
-            f"path of the same file on this host: dist-net worker PATH --connect {address}"
+            f"the server at {address} trains a recipe file, {reference!r}; pass the path of the "
+            f"same file on this host: dist-net worker PATH --connect {address}"
         )
     return reference

@@ -1,7 +1,7 @@
-"""The recipe of a run as it travels to another host, and as that keeps and runs it.
+"""A run's recipe on its way to another host, which checks, stores and runs it.
 
-A recipe that is built in travels as its name, and one of a folder of images as data. Any other
-is Python code: it is written to a directory, and run only if somebody there trusts it.
+A built-in recipe is sent as its name, and a recipe of a folder of images as data. Any other recipe
+is Python code: the other host writes it to a directory and runs it only if its user trusts it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def recipe_offer(
     class_names: tuple[str, ...] = (),
     manifest: bytes | None = None,
 ) -> RecipeOffer | None:
-    """What a server gives to hosts without its recipe; None if that is too large to be sent.
+    """Return the server's offer to hosts without its recipe; None if it is too large to send.
 
     ``manifest``: see ``ImageManifest``.
     """
@@ -51,7 +51,7 @@ def recipe_offer(
 
 @dataclass(frozen=True)
 class OfferedRecipe:
-    """A recipe that came from another host, checked: its name, classes, and files by name.
+    """A checked recipe from another host: its name, classes, and files by name.
 
     ``reference`` is a built-in recipe's name, or IMAGES; "" for Python code.
     """
@@ -64,20 +64,17 @@ class OfferedRecipe:
 
     @classmethod
     def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
-        """Check what a server gave.
-
-        Raises RecipeError for what no server of this release gives.
-        """
+        """Check a server's offer; raises RecipeError if it is invalid or of another release."""
         theirs = offer.recipe_digest.partition("; ")[0]
         if theirs != own_release():
             raise RecipeError(
-                f"the server has {theirs[:60]} of dist_net, and this host has {own_release()}: "
-                f"install the same release of dist_net, unchanged, on both hosts"
+                f"the server has {theirs[:60]} of dist_net, this host {own_release()}; install the "
+                f"same unmodified release on both hosts"
             )
         if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MAX_FILES:
             raise RecipeError(
-                f"the server's recipe came in {len(offer.payloads)} parts; expected a name and a "
-                f"content for each of at most {MAX_FILES} files"
+                f"the server's recipe has {len(offer.payloads)} parts; expected the name and the "
+                f"content of each of at most {MAX_FILES} files"
             )
         files = {
             bytes(name).decode("utf-8", "replace"): bytes(content)
@@ -86,7 +83,7 @@ class OfferedRecipe:
         if not _has_files_of(offer.reference, files):
             raise RecipeError(
                 f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
-                f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
+                f"{sorted(files)!r:.80}; expected the name of a built-in recipe, or {RECIPE_FILE} "
                 f"and Python files"
             )
         names = _class_names(offer.class_names)
@@ -94,18 +91,18 @@ class OfferedRecipe:
 
     @property
     def is_code(self) -> bool:
-        """Whether it is Python code that came from elsewhere."""
+        """Whether the recipe is Python code of another host."""
         return not self.reference
 
     @property
     def file_name(self) -> str:
-        """The name of a recipe's file, in whatever folder."""
+        """Return a file name for the recipe."""
         return f"{Path(self.name).name or 'recipe'}.py"
 
     def keep(self, directory: RunDirectory, original: str = "") -> None:
-        """Write it as a run's, so that this host's processes find it there.
+        """Write the recipe to a run directory, from which this host's processes load it.
 
-        ``original`` is the file that the code is to take itself for, to find data beside it.
+        ``original`` becomes the code's ``__file__``, so that it finds data beside the original.
         """
         reference = self.reference or original or str(directory.path / self.file_name)
         options = json.dumps({"recipe": reference, "recipe_files": self.file_digests})
@@ -113,7 +110,7 @@ class OfferedRecipe:
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """The SHA-256 of each of its files, in hexadecimal."""
+        """Return the SHA-256 of each file, in hexadecimal."""
         return digests_of(self.files)
 
 
@@ -128,7 +125,7 @@ def _class_names(text: str) -> tuple[str, ...]:
 
 
 def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
-    """Whether these are the files of such a recipe."""
+    """Return whether a recipe of this reference can have these files."""
     if reference in recipe_names():
         return not files
     if reference == IMAGES:

@@ -1,4 +1,4 @@
-"""The question whether Python code that was downloaded may be run, at the terminal of a command."""
+"""Ask the user at the terminal whether downloaded Python code may run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_net.printable import printable
 
 
 def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:
-    """Have the user confirm the Python files that reading ``model`` would run, if it is a run."""
+    """Have the user confirm the Python files that loading ``model`` executes, if it is a run."""
     path = Path(model)
     if digests := recipe_code_digests(path):
         directory = path if path.is_dir() else path.parent
@@ -24,10 +24,10 @@ def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:
 def confirm_code(
     what: str, directory: Path, digests: Mapping[str, str], is_confirmed: bool
 ) -> None:
-    """Have the user confirm Python files, by name with their SHA-256; once, as it is recorded.
+    """Have the user confirm Python files by name and SHA-256, and record the answer.
 
     ``is_confirmed``: --trust-recipe was given. Raises UntrustedRecipeError if the user refuses, or
-    stdin is no terminal.
+    stdin is not a terminal.
     """
     if is_trusted(digests):
         return
@@ -36,11 +36,11 @@ def confirm_code(
         lines = [printable(line) for line in files]
         if sys.stdin is None or not sys.stdin.isatty():
             raise UntrustedRecipeError(
-                f"{what} is Python code that would be run on this host ({'; '.join(lines)}), and "
+                f"{what} is Python code that would run on this host ({'; '.join(lines)}), and "
                 f"stdin is not a terminal; if you trust its author, pass {TRUST}"
             )
         print(f"{what} is Python code:", *lines, sep="\n    ", file=sys.stderr)
         print("Run it on this host? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UntrustedRecipeError(f"{what} is not trusted, so nothing was run")
+            raise UntrustedRecipeError(f"{what} is not trusted; nothing was run")
     trust(digests)

@@ -1,4 +1,4 @@
-"""Inputs of a model and its outputs as files: arrays of rows, in NumPy's .npy or as CSV."""
+"""Files of a model's inputs and outputs: arrays of rows as .npy or CSV."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ROW_SUFFIXES = ".csv", ".npy"
 
 
 def is_row_file(path: str | Path) -> bool:
-    """Return whether the file's name says that it holds rows."""
+    """Return whether the file name has the suffix of a file of rows."""
     return Path(path).suffix.lower() in ROW_SUFFIXES
 
 
 def read_rows(path: Path, model: Model) -> Batch:
     """Return the rows of a file as inputs of ``model``, (N, *input_shape).
 
-    A .npy file holds such an array, of any dtype whose values the model's can hold; it is mapped. A
-    line of CSV is a row in C order; a first line of names is skipped. Raises DatasetError.
+    A .npy file holds such an array, in any dtype whose values fit the model's; it is mapped. A line
+    of CSV is a row in C order; a first line of names is skipped. Raises DatasetError.
     """
     try:
         rows = _read_csv(path) if path.suffix.lower() == ".csv" else _map(path)
@@ -46,8 +46,8 @@ def read_rows(path: Path, model: Model) -> Batch:
     is_same = model.input_dtype.kind == "f" or np.array_equal(inputs.ravel(), rows.ravel())
     if not is_same or not np.isfinite(inputs).all():
         raise DatasetError(
-            f"{path}: numbers that {model.input_dtype} cannot hold; expected those that the model "
-            f"was trained on"
+            f"{path}: numbers that do not fit {model.input_dtype}; expected inputs like those that "
+            f"the model was trained on"
         )
     return inputs
 
@@ -63,10 +63,10 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
     with path.open(encoding="utf-8-sig") as file:
         lines = [line for line in file if line.strip()]
     for given in lines, lines[1:]:
-        with suppress(ValueError):  # the first line may have names
+        with suppress(ValueError):  # the first line may be a header
             if given:
                 return np.loadtxt(given, delimiter=",", ndmin=2)
-    raise ValueError(f"{len(lines)} lines that are no CSV of numbers")
+    raise ValueError(f"{len(lines)} lines are not a CSV of numbers")
 
 
 def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
@@ -78,4 +78,4 @@ def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
             else:
                 np.savetxt(file, rows.reshape(len(rows), -1, copy=False), "%.9g", ",")
     except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; expected a file to write to") from error
+        raise DatasetError(f"{path}: {error.strerror}; expected a writable file") from error

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,43 +31,43 @@ POLL_S = 0.05
 RUNS_NAMED = 5
 KEYS = "keys"
 UNREADABLE = OSError, ValueError, TypeError, RecursionError
-"""What reading JSON raises, and taking it for what it should be."""
+"""The errors of reading JSON and converting its values."""
 
 
 class RunDirectory:
     """The files of one run.
 
-    checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
-    checkpoint-version-N.safetensors    those before it, by version
-    journal                 what was applied, in order; see ``dist_net.training.server.journal``
-    best.safetensors        the weights that did best on the test samples, if they are kept
-    options.json            what the run was asked to be
-    recipe.py               the recipe, if it is not built in, with the files that it imports
+    checkpoint.safetensors  the weights, the optimizer's state, and the samples left to do
+    checkpoint-version-N.safetensors    earlier checkpoints
+    journal                 the applied gradients; see ``dist_net.training.server.journal``
+    best.safetensors        the weights with the best evaluation, if they are kept
+    options.json            the run's options
+    recipe.py               a copy of the recipe, unless built in, and of the files it imports
     recipe.json             the recipe of a folder of images, which is data
-    initial.npy             the weights that training began with, if they were there before
-    metrics.jsonl           a line for each twentieth of an epoch and each evaluation; if epochs are
-                            short, for each 1000th of the run's time at the most
+    initial.npy             the initial weights, unless the layers draw them
+    metrics.jsonl           a line for each twentieth of an epoch and each evaluation; with short
+                            epochs, for each 1000th of the run's time at most
     training.png            loss, accuracy and staleness over epochs
     confusion.png           the confusion matrix
-    tensorboard/            the metrics as TensorBoard reads them, if that is asked for
+    tensorboard/            the metrics for TensorBoard, with --tensorboard
 
-    And of a run on a folder of images:
+    A run on a folder of images also has:
 
-    folder.json             what the run was asked to be
-    pictures.json           the images, and where they are prepared on this host
-    manifest.json           the images for other hosts, if they may join: see ImageManifest
-    skipped.csv             the files that are not used, and why
+    folder.json             the options of the whole run
+    pictures.json           the images, and the location of the prepared images on this host
+    manifest.json           the images for other hosts, if hosts may join: see ImageManifest
+    skipped.csv             the files that are not used, with reasons
     head/                   the run that trained the head on the base's features
     calibration.json        see ``dist_net.nets.calibration``
-    held_out.npy, .json     images that were not trained on, by which it can be evaluated
+    held_out.npy, .json     images to evaluate on, excluded from training
     report.html, .png, .json
 
-    And of every run:
+    Every run has:
 
     keys/                   the keys of a server that listens beyond this host
     logs/                   the output of each process
-    owner                   the parameter server that was started last; see ``RunOwnership``
-    lock                    held by the processes that write here; says which one took it
+    owner                   the parameter server that started last; see ``RunOwnership``
+    lock                    held by the processes that write the directory; names the holder
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,9 +101,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
-        """A new directory: ``path``, or one under ``runs/`` named by recipe and time.
+        """Return a new directory: ``path``, or one under ``runs/`` named by recipe and time.
 
-        Raises RunDirectoryError where there is a run already, or nothing can be written.
+        Raises RunDirectoryError if the path holds a run or is not writable.
         """
         if path is None:
             path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
@@ -113,76 +114,72 @@ class RunDirectory:
         directory = cls(path)
         if any(file.exists() for file in (directory.trained, directory.metrics, directory.folder)):
             if directory._lock.exists():
-                with directory.locked():  # raises if the run is going on
+                with directory.locked():  # raises if the run is still active
                     pass
             raise RunDirectoryError(
-                f"{path} holds a run already; choose another --run-dir, or go on with it: --resume"
+                f"{path} already holds a run; choose another --run-dir, or pass --resume"
             )
         directory.make()
         return directory
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """The directory of a run that was started before; raises RunDirectoryError."""
+        """Return the directory of an earlier run; raises RunDirectoryError if it holds none."""
         directory = cls(path)
         if not (directory.options.is_file() or directory.folder.is_file()):
-            hint = suggest_runs(path) or "expected one that 'dist-net train' left"
-            raise RunDirectoryError(f"{path} is no run directory: no options.json in it; {hint}")
+            hint = suggest_runs(path) or "expected a directory written by 'dist-net train'"
+            raise RunDirectoryError(
+                f"{path} is not a run directory: it has no options.json; {hint}"
+            )
         directory.make()
         return directory
 
     @classmethod
     def newest(cls, has_model: bool = True) -> RunDirectory:
-        """The run under ``runs/`` that was written to last; raises RunDirectoryError.
+        """Return the run under ``runs/`` that was written last; raises RunDirectoryError.
 
-        Without ``has_model`` it may be a run on a folder that has no model yet.
+        With ``has_model``, ignore runs on a folder that have no model yet.
         """
-        written_s: dict[float, RunDirectory] = {}
-        for run in map(cls, DEFAULT_PARENT.glob("*")):
-            for file in (run.trained,) if has_model else (run.trained, run.folder):
-                if file.is_file():
-                    written_s[file.stat().st_mtime] = run
-        if not written_s:
-            raise RunDirectoryError(
-                f"no run with a checkpoint in {DEFAULT_PARENT}/; expected one that "
-                f"'dist-net train' left there, or name its directory"
-            )
-        return written_s[max(written_s)]
+        if runs := _newest_first({DEFAULT_PARENT}, has_model):
+            return runs[0]
+        raise RunDirectoryError(
+            f"no run with a checkpoint in {DEFAULT_PARENT}/; expected a run of 'dist-net train', "
+            f"or pass its directory"
+        )
 
     def make(self) -> None:
-        """Makes the directory, unless it is there; raises RunDirectoryError."""
+        """Create the directory unless it exists; raises RunDirectoryError."""
         with self._translated_errors():
             self._is_made |= not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
 
     def discard(self) -> None:
-        """Remove a run that was refused before it began, unless the directory was there before."""
+        """Remove the directory of a run that never began, unless it existed before."""
         if self._is_made:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def head_run(self) -> RunDirectory:
-        """The directory of the run that trains the head, under the lock of this one."""
+        """Return the directory of the run that trains the head, under this run's lock."""
         run = RunDirectory(self.head)
         run.lock_descriptors = self.lock_descriptors
         return run
 
     @property
     def trained(self) -> Path:
-        """The file of the weights to use: the best, if they are kept, else the last."""
+        """Return the checkpoint to use: the best, if it is kept, else the last."""
         return self.best if self.best.exists() else self.checkpoint
 
     @contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
-        """A context in which nobody else can start a run here.
+        """Hold the directory's lock, so that no other process can start a run in it.
 
-        A child that inherits ``lock_descriptors`` holds the lock too, for as long as it runs.
-        Raises RunDirectoryError, which names the holder, if the lock is not free within
-        ``patience_s``.
+        A child process that inherits ``lock_descriptors`` holds the lock until it exits. Raises
+        RunDirectoryError, which names the holder, if the lock is not free within ``patience_s``.
         """
         with ExitStack() as stack:
             with self._translated_errors():
-                # Without a buffer, which would be written again, and fail again, at the end.
+                # Unbuffered: a buffer would be written again, and fail again, on close.
                 file = stack.enter_context(self._lock.open("a+b", buffering=0))
                 self._take(file, time.monotonic() + patience_s)
             self.lock_descriptors = (file.fileno(),)
@@ -221,7 +218,7 @@ class RunDirectory:
                 file.write_bytes(content)
 
     def recipe_of_options(self) -> tuple[str, dict[str, str]]:
-        """Return the recipe's reference, and the digests of its files, as the options state them.
+        """Return the recipe's reference and its files' digests, from the options.
 
         Raises RunDirectoryError.
         """
@@ -234,15 +231,12 @@ class RunDirectory:
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """A file to write, which takes the place of one of the run's when it is whole.
-
-        Raises RunDirectoryError where it cannot be written.
-        """
+        """Yield a file that replaces ``path`` when it is complete; raises RunDirectoryError."""
         with self._translated_errors(), replacing(path) as partial:
             yield partial
 
     def write(self, path: Path, text: str) -> None:
-        """Writes one of the files as UTF-8; bytes of names that are no text stay legible.
+        """Write a file as UTF-8, with undecodable bytes of names escaped.
 
         Raises RunDirectoryError.
         """
@@ -250,14 +244,14 @@ class RunDirectory:
             file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
     def save(self, path: Path, array: NDArray[Any]) -> None:
-        """Writes an array as one of the run's files; raises RunDirectoryError."""
+        """Write an array as one of the run's files; raises RunDirectoryError."""
         with self.replacing(path) as partial, partial.open("wb") as file:
             np.save(file, array)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Adds records, and those that could not be written before; see ``metrics_error``.
+        """Append records, after any that could not be written before; see ``metrics_error``.
 
-        Raises RunDirectoryError when there are too many of these.
+        Raises RunDirectoryError if too many records cannot be written.
         """
         for record in records:
             self._late_files.append(self.metrics, _line(record))
@@ -265,21 +259,21 @@ class RunDirectory:
                 self._late_files.append(*self._event_files.appended(record))
         self._late_files.write()
         if self._late_files.is_given_up:
-            raise RunDirectoryError(f"too much has to be kept in memory: {self.metrics_error}")
+            raise RunDirectoryError(f"too many metrics are kept in memory: {self.metrics_error}")
 
     @property
     def metrics_error(self) -> str | None:
-        """Why metrics wait in memory to be written; None: none do."""
+        """Return the reason why metrics are kept in memory instead of written, or None."""
         error = self._late_files.error
         if error is None:
             return None
         return (
-            f"{self.metrics} cannot be written: {error.strerror}; expected a directory that is "
-            f"writable, on a disk with room"
+            f"{self.metrics} cannot be written: {error.strerror}; expected a writable directory "
+            f"with free space"
         )
 
     def replace_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes these in the place of all; raises RunDirectoryError, and leaves the old ones."""
+        """Replace all records; if that raises RunDirectoryError, the old ones remain."""
         records = list(records)
         with self.replacing(self.metrics) as file:
             file.write_bytes(b"".join(map(_line, records)))
@@ -289,9 +283,9 @@ class RunDirectory:
             self._late_files.write()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every record; none if there is no file.
+        """Return every record; none if there is no file.
 
-        A last line that was cut short, because its writer was killed, is left out.
+        Skip a last line that is incomplete because its writer was killed.
         """
         if not self.metrics.exists():
             return []
@@ -305,7 +299,7 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(
                 f"cannot write the run directory {self.path}: {error.strerror}; expected a "
-                f"directory that is yours, or that can be made, on a disk with room"
+                f"writable directory with free space"
             ) from error
 
 
@@ -313,17 +307,25 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
-def suggest_runs(path: Path) -> str:
-    """Return a hint at the runs in or beside this path or in the default place, or "".
+def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDirectory]:
+    """Return the runs in these directories, the last written first."""
+    written: list[tuple[float, RunDirectory]] = []
+    for run in (RunDirectory(path) for parent in parents for path in parent.glob("*")):
+        files = [run.trained] if has_model else [run.trained, run.folder]
+        if times := [file.stat().st_mtime for file in files if file.is_file()]:
+            written.append((max(times), run))
+    return [run for _, run in sorted(written, key=itemgetter(0), reverse=True)]
 
-    ``did you mean DIR?``, or else the newest runs with a model.
+
+def suggest_runs(path: Path) -> str:
+    """Return ``did you mean DIR?``, or else name the newest runs with a model, or return "".
+
+    Considers runs in ``path``, beside it and in the default parent.
     """
-    nearby = {path, path.parent, DEFAULT_PARENT}
-    runs = [RunDirectory(each) for parent in nearby for each in parent.glob("*")]
-    written_s = {run.path: run.trained.stat().st_mtime for run in runs if run.trained.is_file()}
-    name = closest(path.name, [run.name for run in written_s])
-    for run in written_s:
+    runs = [run.path for run in _newest_first({path, path.parent, DEFAULT_PARENT})]
+    name = closest(path.name, [run.name for run in runs])
+    for run in runs:
         if run.name == name:
             return f"did you mean {run}?"
-    newest = sorted(written_s, key=written_s.__getitem__, reverse=True)[:RUNS_NAMED]
-    return f"runs nearby, newest first: {', '.join(map(str, newest))}" if newest else ""
+    newest = ", ".join(map(str, runs[:RUNS_NAMED]))
+    return f"runs nearby, newest first: {newest}" if newest else ""

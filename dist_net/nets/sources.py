@@ -1,6 +1,6 @@
-"""Where a model is read from: a published name, a finished run, a .cfg file, or a live run.
+"""The sources of models: a published classifier, a finished run, a .cfg file, or a live run.
 
-A source can be read again and again, and gives the model as it is at that time.
+Each call of a source's ``read`` returns the model as it is then.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ ANSWER_WITHIN_S = 5.0
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model as it was read from its source.
+    """A model that was read from its source.
 
-    ``labels`` is empty if it predicts numbers, not classes. ``recipe`` is the name of the recipe
-    that trained it. ``fitting`` is that of its images. ``key`` changes with the weights. ``file``
-    keeps ``prepared`` under that key; None if no file does yet. ``version`` is the parameter
-    server's, for a model in training. A less probable answer than ``unknown_below`` is unknown.
-    ``held_out``
-    reads the images that its run keeps, and raises RunDirectoryError if they are damaged.
-    ``weights`` gives what ``prepared`` is made of, and may read it again for that.
+    ``labels`` is empty if the model predicts numbers instead of classes. ``recipe`` is the name of
+    the recipe that trained it, and ``fitting`` the method by which images are resized. ``weights``
+    returns the weights and may read them again; ``prepared`` is made from them, and ``key``
+    changes with them. ``file`` stores ``prepared`` under that key, if a file does. ``version`` is
+    the parameter server's, for a model in training. A class less probable than ``unknown_below``
+    is reported as unknown. ``held_out`` returns the images that the run keeps for evaluation, and
+    raises RunDirectoryError if they are damaged.
     """
 
     model: Model
@@ -107,19 +107,16 @@ class FoundModel:
 
     @property
     def takes_images(self) -> bool:
-        """Whether images can be made into its inputs.
-
-        A recipe's net has uint8 for images; what else its inputs are made of is not known here.
-        """
+        """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
         return is_known and takes_images(self.model)
 
 
-class KeptKernels(NamedTuple):
-    """The kernels prepared from a file of weights, and a key that changes with the weights.
+class PreparedFile(NamedTuple):
+    """Kernels prepared from a file of weights, and a key that changes with the weights.
 
-    ``file`` is where they are kept under that key; None if nowhere.
+    ``file`` stores the kernels under that key; None if it cannot be written.
     """
 
     prepared: Prepared
@@ -127,41 +124,36 @@ class KeptKernels(NamedTuple):
     file: Path | None
 
 
-def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
-    """The kernels prepared from the weights in a file; kept beside it for the next time.
+def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> PreparedFile:
+    """Return the kernels prepared from a file of weights, stored as ``WEIGHTS.prepared`` beside it.
 
-    Raises WeightsFileError if the weights cannot be read, or change meanwhile.
+    Raises WeightsFileError if the weights cannot be read, or change during the call.
     """
     try:
         key = key_of(model, weights)
     except OSError as error:
         raise unreadable(weights, error) from error
-    file = prepared_beside(weights)
+    file = weights.with_name(f"{weights.name}.prepared")
     mapped = map_prepared(file, key)
     if mapped is not None:
-        return KeptKernels(mapped, key, file)
+        return PreparedFile(mapped, key, file)
     prepared = prepare(model, read_weights(weights, network))
     if key_of(model, weights) != key:
         raise WeightsFileError(
-            f"{weights}: has changed while it was read; expected a file that is complete: try again"
+            f"{weights}: changed while it was read; expected a complete file: try again"
         )
     try:
         write_prepared(file, prepared, key)
     except PreparedKernelsError as error:
         logger.warning("kernels_not_kept reason=%s", error)
-        return KeptKernels(prepared, key, None)
-    return KeptKernels(prepared, key, file)
-
-
-def prepared_beside(weights: Path) -> Path:
-    """The file for the kernels that were prepared from a file of weights."""
-    return weights.with_name(f"{weights.name}.prepared")
+        return PreparedFile(prepared, key, None)
+    return PreparedFile(prepared, key, file)
 
 
 class DarknetFiles:
-    """A Darknet net: its configuration, the file of its weights, the names of its classes.
+    """A Darknet net: its configuration, its file of weights, and the names of its classes.
 
-    The first two are functions, so that reading again sees what has changed.
+    ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files.
     """
 
     def __init__(
@@ -176,7 +168,7 @@ class DarknetFiles:
         self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
 
     def read(self) -> FoundModel:
-        """The net with the weights that are in the file now; raises what reading raises."""
+        """Return the net with the current weights; raises the errors of reading the files."""
         configuration, weights = self._configuration(), self._weights()
         network, model = self._model_of(configuration)
         labels = self._labels
@@ -195,7 +187,7 @@ class DarknetFiles:
         )
 
     def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
-        """Built once per configuration: weights change more often."""
+        """Return the network, built once per configuration: weights change more often."""
         if self._built is None or self._built[0] != configuration:
             network = DarknetNetwork(configuration)
             model = Model(network, network.input_shape, input_dtype=np.float32)
@@ -204,13 +196,13 @@ class DarknetFiles:
 
 
 class PretrainedNet:
-    """EfficientNet-Lite0, with the published weights; ``labels`` take the place of ImageNet's."""
+    """EfficientNet-Lite0 with the published weights; ``labels`` replace ImageNet's."""
 
     def __init__(self, labels: Path | None) -> None:
         self._labels = labels
 
     def read(self) -> FoundModel:
-        """The net; raises MissingExtraError if its weights are not installed."""
+        """Return the net; raises MissingExtraError if its weights are not installed."""
         model, weights = lite0.model(), lite0.read_weights()
         names = lite0.imagenet_labels()
         if self._labels is not None:
@@ -228,29 +220,30 @@ class PretrainedNet:
 
 
 class TrainedRun:
-    """A run directory, or a checkpoint file; ``labels`` take the place of the recipe's names."""
+    """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
 
     def __init__(
         self, path: Path, labels: Path | None, progress: Progress, trust_recipe: bool = False
     ) -> None:
         self._path = path
+        self._labels = labels
+        self._progress = progress
         self._trust_recipe = trust_recipe
-        self._names = _ClassNames(labels, progress)
 
     def read(self) -> FoundModel:
-        """The model of the checkpoint that is there now.
+        """Return the model of the current checkpoint.
 
-        Raises UnknownModelError if the file is no checkpoint, and what else reading it raises.
+        Raises UnknownModelError if the file is not a checkpoint, and see ``load_trained``.
         """
         try:
             loaded, checkpoint = load_trained(self._path, self._trust_recipe)
         except NotACheckpointError as error:
             if self._path.is_dir():
                 raise
-            raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
+            raise UnknownModelError(f"{self._path} is not a model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
-        names = self._names.of(loaded, record.class_names, has_classes)
+        names = _class_names(loaded, self._labels, record.class_names, has_classes, self._progress)
         calibration = read_calibration(self._path)
         weights = calibrated_weights(loaded, checkpoint, calibration)
         return replace(
@@ -261,7 +254,7 @@ class TrainedRun:
 
 
 class FollowedRun:
-    """A model that is being trained, by the parameter server at an address."""
+    """A model in training, read from the parameter server at ``address``."""
 
     def __init__(
         self,
@@ -274,43 +267,45 @@ class FollowedRun:
         self.address = address
         self._trust_recipe = trust_recipe
         self._keys = keys
-        self._names = _ClassNames(labels, progress)
+        self._labels = labels
+        self._progress = progress
         self._loaded: LoadedRecipe | None = None
-        self._reference = ""  # what the server calls it
+        self._reference = ""  # the server's reference of that recipe
         self._class_names: tuple[str, ...] = ()
         self._has_classes = True
-        self._kept: TemporaryDirectory[str] | None = None  # the recipe, if it came from there
+        self._kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
     def version(self) -> int:
-        """How many updates the server has applied; raises NoAnswerError."""
+        """Return the number of updates that the server has applied; raises NoAnswerError."""
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
-        """The model with the weights as they stand.
+        """Return the model with the server's current weights.
 
-        Raises NoAnswerError; UntrustedRecipeError if the recipe is a file and the user did not
-        allow running what the server names or gives; RecipeError for what no server of this release
-        gives, and RecipeError if this host has another recipe of that name.
+        Raises NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
+        trust; RecipeError for an invalid recipe, or a size other than this host's recipe has.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:
-                self._class_names, self._has_classes = (), True  # as the recipe says
+                self._class_names, self._has_classes = (), True  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
             snapshot = observer.snapshot()
         size = self._loaded.recipe.model.layout.size
         if len(snapshot.weights) != size:
             raise RecipeError(
-                f"the server at {self.address} trains {len(snapshot.weights):,} weights; the "
-                f"recipe {reference} has {size:,} here: expected the same file as the server's"
+                f"the server at {self.address} trains {len(snapshot.weights):,} weights, but this "
+                f"host's recipe {reference} has {size:,}; expected the same recipe on both hosts"
             )
-        names = self._names.of(self._loaded, self._class_names, self._has_classes)
+        names = _class_names(
+            self._loaded, self._labels, self._class_names, self._has_classes, self._progress
+        )
         fitting = self._loaded.recipe.fitting
         return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
-        """Load the recipe: built in, or sent by the server, which cannot name a file to run."""
+        """Load a built-in recipe, or one sent by the server, which cannot choose a file to run."""
         if reference in recipe_names():
             return built_in_recipe(reference)
         offered = OfferedRecipe.from_offer(observer.recipe())
@@ -323,52 +318,43 @@ class FollowedRun:
         directory = RunDirectory(Path(self._kept.name) / "run")
         directory.make()
         self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
-        offered.keep(directory, reference)  # beside which its data lies, on the server's host
+        offered.keep(directory, reference)  # the data is beside the original, if on this host
         return load_run_recipe(directory, trust_recipe=True)
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
-"""What a model can be read from: ``read`` gives it as it is now, or raises a DistNetError."""
+"""Each source's ``read`` returns the current model, or raises a DistNetError."""
 
 
-class _ClassNames:
-    """The names of a recipe's classes: from a file, else from the run, else from the dataset.
+def _class_names(
+    loaded: LoadedRecipe,
+    labels: Path | None,
+    recorded: tuple[str, ...],
+    has_classes: bool,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Return the names of a recipe's classes: from ``labels``, the run's record, or the dataset.
 
-    None if it predicts numbers.
-    A user's own dataset has to be loaded for them, so it is asked last, and once.
+    Without classes there are none. Only runs of early releases record no names; a user's own
+    dataset is loaded to get them.
     """
-
-    def __init__(self, labels: Path | None, progress: Progress) -> None:
-        self._labels = labels
-        self._progress = progress
-        self._made: tuple[dict[str, str], tuple[str, ...]] | None = None
-
-    def of(
-        self, loaded: LoadedRecipe, kept: tuple[str, ...] = (), has_classes: bool = True
-    ) -> tuple[str, ...]:
-        recipe = loaded.recipe
-        if not has_classes:
-            if self._labels is not None:
-                raise ModelOptionError(
-                    f"{self._labels} names classes, and {loaded.name} predicts numbers; expected "
-                    f"no --labels"
-                )
-            return ()
-        if self._labels is not None:
-            return read_labels(self._labels, recipe.model.classes)
-        names = kept
-        if not names:
-            dataset = recipe.dataset
-            names = CLASS_NAMES[dataset] if isinstance(dataset, str) else self._of_dataset(loaded)
-        if names:
-            require_labels(names, recipe.model.classes)
-        return names
-
-    def _of_dataset(self, loaded: LoadedRecipe) -> tuple[str, ...]:
-        if self._made is None or self._made[0] != loaded.file_digests:
-            names = loaded.recipe.load_dataset(self._progress).class_names
-            self._made = loaded.file_digests, names
-        return self._made[1]
+    recipe = loaded.recipe
+    if not has_classes:
+        if labels is not None:
+            raise ModelOptionError(
+                f"{labels} names classes, but {loaded.name} predicts numbers; expected no --labels"
+            )
+        return ()
+    if labels is not None:
+        return read_labels(labels, recipe.model.classes)
+    names = recorded
+    if not names and isinstance(recipe.dataset, str):
+        names = CLASS_NAMES[recipe.dataset]
+    elif not names:
+        names = recipe.load_dataset(progress).class_names
+    if names:
+        require_labels(names, recipe.model.classes)
+    return names
 
 
 def _found(
@@ -404,17 +390,16 @@ def model_source(
     keys: PeerKeys | None = None,
     trust_recipe: bool = False,
 ) -> ModelSource:
-    """The source that ``model`` names; see MODELS. A name comes before a path.
+    """Return the source that ``model`` names; see MODELS. A name takes precedence over a path.
 
-    It may also be the address of a parameter server, spoken to with ``keys``, or a token of one,
-    which lets new keys in. A published
-    classifier's weights are fetched if need be, which ``progress`` shows, unless ``weights`` is
-    their file. The lines of the file ``labels`` replace a model's own class names.
+    ``model`` may also be the address of a parameter server, to connect to with ``keys``, or a join
+    token. A published classifier's weights are downloaded if necessary, reported to ``progress``,
+    unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
     ``trust_recipe``: see ``load_trained``.
 
-    Raises UnknownModelError if there is no such model, ModelOptionError when ``weights`` or
-    ``labels`` are missing or of no use, ConfigurationError for a damaged .cfg file, and for a token
-    what ``join_by_token`` raises.
+    Raises UnknownModelError if there is no such model, ModelOptionError if ``weights`` or
+    ``labels`` are missing or not applicable, ConfigurationError for a damaged .cfg file, and for a
+    token the errors of ``join_by_token``.
     """
     if model in PUBLISHED:
         published = PUBLISHED[model]
@@ -452,8 +437,8 @@ def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelS
     read_configuration(path)
     if weights is None or labels is None:
         raise ModelOptionError(
-            f"{path} says how a net is built, not what it has learnt; expected --weights FILE and "
-            f"--labels FILE too"
+            f"{path} defines an architecture without weights; also pass --weights FILE and "
+            f"--labels FILE"
         )
     return DarknetFiles(lambda: read_configuration(path), lambda: weights, labels)
 
@@ -468,11 +453,10 @@ class NamedSource(NamedTuple):
 
 
 def parse_named_source(text: str) -> NamedSource:
-    """Parse how a command line names one of several models.
+    """Parse a command-line argument that names one of several models.
 
-    Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises
-    ModelOptionError for a name that is no MODEL_NAME, and for ``stats``, which means the statistics
-    of all models in a URL.
+    Without ``NAME=`` the model is named after its source, with "-" for invalid characters. Raises
+    ModelOptionError for an invalid name, and for ``stats``, which a URL reserves for statistics.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:

@@ -1,4 +1,4 @@
-"""What a run has trained: its recipe, its weights as they are used, the images it held out."""
+"""Read a trained run: its recipe, its weights, its calibration and the images it held out."""
 
 from __future__ import annotations
 
@@ -38,35 +38,31 @@ logger = logging.getLogger(__name__)
 
 
 def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
-    """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
+    """Return the recipe and the checkpoint of the run directory or checkpoint file ``path``.
 
-    A recipe is either built in, or Python code in the run directory. That is run only if it has
-    the digests that the checkpoint names, and if the user trusts them: see ``load_recipe_copy``.
-    No other code is run, whatever the checkpoint says.
+    A recipe is built in, or Python code in the run directory. The code runs only if it has the
+    digests in the checkpoint and the user trusts them: see ``load_recipe_copy``. No other code
+    runs, whatever the checkpoint contains.
 
-    Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
+    Raises the errors of reading either, and CheckpointMismatchError if their layouts differ.
     """
     file = RunDirectory(path).trained if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
     if not is_run and (hint := suggest_runs(path)):
-        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
+        raise CheckpointMissingError(f"no run or checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
     loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
     if record.files and loaded.file_digests != record.files:
-        logger.warning(
-            "the recipe %s has changed in this release of dist_net since %s was trained",
-            loaded.name,
-            file,
-        )
+        logger.warning("recipe_changed_since_training name=%s checkpoint=%s", loaded.name, file)
     checkpoint.require_layout(loaded.recipe.model.layout.shapes)
     return loaded, checkpoint
 
 
 def read_calibration(path: Path) -> Calibration | None:
-    """The calibration in the directory of a run, or of a checkpoint; None if there is none.
+    """Return the calibration of a run directory, or of a checkpoint's; None if there is none.
 
-    Raises RunDirectoryError for a file that is something else.
+    Raises RunDirectoryError for an invalid file.
     """
     file = RunDirectory(path if path.is_dir() else path.parent).calibration
     if not file.exists():
@@ -113,15 +109,15 @@ def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         return Dataset(loaded.name, images, labels, images, labels, names)
     except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
         raise RunDirectoryError(
-            f"{file}: {error}; expected the images that training kept: copy the run again"
+            f"{file}: {error}; expected the held-out images of the training: copy the run again"
         ) from error
 
 
 def recipe_code_digests(path: Path) -> Mapping[str, str]:
-    """Return the digests, by name, of the Python files that loading a run would run.
+    """Return the digests, by name, of the Python files that loading a run executes.
 
-    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or nothing can be
-    read: loading the run raises the error.
+    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or if the file is
+    unreadable: loading the run raises the error.
     """
     try:
         file = RunDirectory(path).trained if path.is_dir() else path
@@ -135,9 +131,9 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
 
 
 def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
-    """Load the recipe of a run that was just started, for its own processes.
+    """Load the recipe of a run that was just started, in one of the run's own processes.
 
-    Raises RecipeError, and what ``load_recipe_copy`` raises.
+    Raises RecipeError, and see ``load_recipe_copy``.
     """
     return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
 
@@ -153,18 +149,17 @@ def _recipe(
 
 
 def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
-    """A recipe that is data, with weights that were there before, if it begins with such."""
+    """Load a recipe that is data, with its initial weights if the run has any."""
     path = directory.image_recipe
     try:
         content = path.read_bytes()
     except OSError as error:
         raise RecipeChangedError(
-            f"{path}: {error.strerror}; expected the recipe that was trained: copy the whole "
-            f"directory of the run"
+            f"{path}: {error.strerror}; expected the run's recipe: copy the whole run directory"
         ) from error
     if digests and digests.get(RECIPE_JSON) != sha256(content):
         raise RecipeChangedError(
-            f"{path} has changed since it was trained; expected it as it was then"
+            f"{path} has changed since the training; expected the original file. Restore it"
         )
     recipe = ImageRecipe.from_json(content)
     initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
@@ -173,11 +168,11 @@ def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> Loaded
 
 def _initial_weights(path: Path) -> Vector:
     try:
-        mapped = np.lib.format.open_memmap(path, mode="r")  # as long as its file, whatever it says
+        mapped = np.lib.format.open_memmap(path, mode="r")  # cannot exceed the file's length
         if mapped.ndim != 1 or mapped.dtype != np.float32:
             raise ValueError(f"{mapped.dtype}{[*mapped.shape]}")
     except (OSError, ValueError, OverflowError) as error:
         raise RecipeError(
-            f"{path}: {error}; expected the float32 vector of weights that the run began with"
+            f"{path}: {error}; expected the run's initial weights, a float32 vector"
         ) from error
     return np.array(mapped)
