@@ -1,14 +1,14 @@
-"""The one source of time; tests and simulations substitute it."""
+"""The source of time; tests and simulations replace it."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time to the loops of processes."""
+    """The clock of a process's loop."""
 
     def now(self) -> float:
-        """Seconds on a clock that never goes backwards."""
+        """Return the seconds of a clock that never goes backwards."""
         ...
 
 
@@ -16,5 +16,5 @@ class SystemClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment."""
+        """Return the seconds since an arbitrary moment."""
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""Command lines: an option that several commands take, and commands to be copied into a shell."""
+"""Command lines: an option of several commands, and commands to copy into a shell."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ TRUST = "--trust-recipe"
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares the option of every command that may run a run's own recipe."""
+    """Add the option of every command that may execute a run's own recipe."""
     parser.add_argument(
         TRUST, action="store_true", help="run the Python recipe of a downloaded run without asking"
     )
 
 
 def command_line(*words: object) -> str:
-    """``dist-net WORDS...``, quoted, and with the path to ``dist-net`` where a shell needs it."""
+    """Return ``dist-net WORDS...``, quoted, with the path of ``dist-net`` unless it is on PATH."""
     return f"{_program()} {shlex.join(map(str, words))}"
 
 
 def joining_command(*words: object, address: str, keys: Path | None) -> str:
-    """``dist-net WORDS... --connect ADDRESS``, with the keys that a TCP address then asks for.
+    """Return ``dist-net WORDS... --connect ADDRESS``, with the keys for a TCP address.
 
-    ``keys`` is the server's key directory, which stands for a worker's own on the server's host.
+    ``keys`` is the server's key directory, which a worker on the server's host may use.
     """
     needs_keys = keys is not None and address.startswith("tcp://")
     return command_line(*words, "--connect", address, *(("--keys", keys) if needs_keys else ()))
 
 
 def _program() -> str:
-    """What starts ``dist-net`` in the shell that started this process."""
+    """Return the command that starts ``dist-net`` in the user's shell."""
     script = Path(sys.executable).with_name("dist-net")
     if not script.exists():
         return shlex.join((sys.executable, "-m", "dist_net"))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the disk that they are on."""
+"""Atomic replacement of files, and the file system as an interface."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Protocol
 
 
 class AppendedFile(Protocol):
-    """A file that is open to be appended to. Raises OSError."""
+    """A file opened for appending. Raises OSError."""
 
     def write(self, content: bytes | bytearray) -> int:
-        """Appends as much as there is room for; how many bytes that was."""
+        """Append as much as there is room for, and return the number of bytes."""
         ...
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk."""
+        """Block until the written content is on the disk."""
         ...
 
     def close(self) -> None: ...
 
 
 class Disk(Protocol):
-    """What a run asks of its file system: this host's, or a simulation's. Raises OSError."""
+    """The file system of a run: this host's, or a simulation's. Raises OSError."""
 
     def exists(self, path: Path) -> bool: ...
     def size(self, path: Path) -> int: ...
     def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
-        """Return ``size`` bytes from ``start`` on, or as many as there are; -1: all."""
+        """Return up to ``size`` bytes from ``start`` on; -1: all."""
         ...
 
     def write(self, path: Path, *parts: bytes | memoryview) -> None: ...
@@ -42,15 +42,15 @@ class Disk(Protocol):
     def names(self, directory: Path) -> list[str]: ...
 
     def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
-        """Opens a file, which may be new, to append to its first bytes; removes the others."""
+        """Open or create a file, truncate it to ``kept_bytes``, and append from there."""
         ...
 
     def new_file(self, path: Path) -> AbstractContextManager[object]:
-        """A context with a new file, which others do not take for one that was abandoned."""
+        """Create a file that ``remove_abandoned`` of other processes spares within the context."""
         ...
 
     def remove_abandoned(self, path: Path) -> None:
-        """Removes what processes that are gone left half written for ``path``."""
+        """Remove incomplete files for ``path`` left by processes that have exited."""
         ...
 
 
@@ -69,7 +69,7 @@ class HostDisk:
             return file.read(size)
 
     def write(self, path: Path, *parts: bytes | memoryview) -> None:
-        # In place, not truncated first: a full disk has room for what a file holds already.
+        # In place, not truncated first: a full disk still has room for the file's old size.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
             file.writelines(parts)
             file.truncate()
@@ -99,11 +99,11 @@ class HostDisk:
     def new_file(self, path: Path) -> AbstractContextManager[object]:
         while True:
             file = path.open("wb")
-            with suppress(OSError):  # there are file systems without locks
+            with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_nlink:
                 return file
-            file.close()  # it was removed before it was locked
+            file.close()  # another process removed it before it was locked
 
     def remove_abandoned(self, path: Path) -> None:
         for abandoned in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
@@ -113,7 +113,7 @@ class HostDisk:
 
 
 class AppendedHostFile:
-    """A file of this host that is open to be appended to."""
+    """A file of this host, opened for appending."""
 
     def __init__(self, path: Path, kept_bytes: int) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -138,11 +138,11 @@ HOST_DISK = HostDisk()
 
 @contextmanager
 def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
-    """A context with a file to write, which replaces ``path`` at the end.
+    """Yield a new file that replaces ``path`` atomically at the end of the context.
 
-    If the machine stops, ``path`` is the old file or the new one, whole. If anything is raised,
-    the new file is removed; what a killed process left half written is removed by the next one
-    that writes ``path``. Raises OSError where it cannot be written.
+    If the machine stops, ``path`` is the complete old or new file. After an exception the new file
+    is removed. The incomplete file of a killed process is removed by the next replacement of
+    ``path``. Raises OSError.
     """
     disk.remove_abandoned(path)
     # Several processes may write the same file at once.
@@ -156,4 +156,4 @@ def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
             with suppress(OSError):
                 disk.remove(partial)
             raise
-    disk.sync(path.parent)  # without this a power cut may undo the renaming
+    disk.sync(path.parent)  # otherwise a power cut may undo the renaming

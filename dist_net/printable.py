@@ -1,4 +1,4 @@
-"""Text from elsewhere as a terminal may be given it."""
+"""Make text from other hosts safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def printable(text: str, kept: str = "") -> str:
-    """One line of ``text``, without what a terminal would obey: ``\\x1b`` in place of an escape.
+    """Return ``text`` with unprintable characters escaped: ``\\x1b`` for an escape character.
 
-    The characters in ``kept`` stay as they are.
+    The characters in ``kept`` are not escaped.
     """
     if text.isprintable():
         return text
@@ -20,14 +20,14 @@ def printable(text: str, kept: str = "") -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats log records for a terminal: names and reasons in them may come from other hosts."""
+    """Formats log records for a terminal: their values may come from other hosts."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), kept="\n\t")
 
 
 def printable_report(report: Any) -> Any:
-    """A JSON value with every text in it printable."""
+    """Return a JSON value with every string printable."""
     if isinstance(report, str):
         return printable(report)
     if isinstance(report, list):

@@ -1,4 +1,4 @@
-"""Guesses what a person meant by a name that there is not."""
+"""Suggest a known name for an unknown one."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,28 +11,28 @@ USUAL_NAMES = {
     "validation_data": "validation",
     "validation_split": "validation",
 }
-"""Options of Keras and PyTorch, and what they are called here."""
+"""Options of Keras and PyTorch, and our names for them."""
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like ``word``; None if none is like it."""
+    """Return the known name most similar to ``word``; None if none is similar."""
     return next(iter(get_close_matches(word, list(known), 1)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean NAME?`` with the known name that is closest; nothing if none is close."""
+    """Return ``did you mean NAME?`` with the closest known name; "" if none is close."""
     name = closest(word, known)
     return f"did you mean {name}?" if name else ""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """``did you mean NAME?``, or, if none is close, ``expected one of`` all of them."""
+    """Return ``did you mean NAME?``, or, if none is close, ``expected one of`` all names."""
     names = list(known)
     return did_you_mean(word, names) or f"expected one of {', '.join(names)}"
 
 
 def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UnknownOptionError, which names the option that was meant, if any option is given."""
+    """Raise UnknownOptionError, with a suggestion, if any option is given."""
     names = [*known]
     for name in given:
         usual = USUAL_NAMES.get(name)

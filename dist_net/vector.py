@@ -1,4 +1,4 @@
-"""The type of the flat vectors: a run's weights, its gradients, and views of them."""
+"""The type of flat vectors (weights, gradients), for packages that share no other module."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -49,8 +49,8 @@ def dataset_named(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses that are tried before the published address. Raises
-    ``DatasetError``, ``FetchError`` if no source delivers the dataset, and
-    ``FetchError`` if ``cache_dir`` is not usable.
+    ``DatasetError``, and ``FetchError`` if no source delivers the dataset or ``cache_dir`` is not
+    usable.
     """
     if name == digits_dataset.NAME:
         return digits_dataset.load()

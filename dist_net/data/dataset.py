@@ -11,19 +11,19 @@ from dist_net.data.samples import Samples, Values, chunks_of, samples_of
 from dist_net.errors import DatasetError
 
 EXAMINED_BYTES = 64 << 20
-"""Of samples, to check or to digest them: they may lie on a slow disk."""
+"""The bytes of samples that are checked or digested: they may be on a slow disk."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Inputs and targets, split into a part to train on and a part to test on.
 
-    Inputs are numbers of any shape and dtype, sample by sample. Targets are integers that index
-    ``class_names``, of any dtype, or, without classes, floats to be predicted (regression). Each of
+    Inputs are numbers of any shape and dtype; the first axis counts samples. Targets are integers
+    that index ``class_names``, of any dtype, or, without classes, floats (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
-    borrowed and never written. Of more than 64 MiB of targets, or of floats as inputs, only some
-    are checked here; the loss checks each class that it meets. Raises ``DatasetError`` when they
-    do not fit together, or are not finite.
+    borrowed and never written. Only about 64 MiB of targets and of float inputs are checked, evenly
+    spread; the loss checks every class label that it computes. Raises ``DatasetError`` if the parts
+    do not fit together, or contain numbers that are not finite.
     """
 
     name: str
@@ -50,20 +50,20 @@ class Dataset:
                 )
         for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
             if len(x) != len(y):
-                self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one for each")
+                self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
             self._check(f"{part} target", y, len(self.class_names))
             if x.dtype.kind == "f":
                 self._check(f"{part} input", x)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
+        """Return the shape of one input."""
         return samples_of(self.train_inputs).shape
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the training part: its targets and inputs, in their order.
+        """Return the SHA-256, in hexadecimal, of the training part's targets and inputs.
 
-        Of more than 64 MiB of either only some are taken, evenly spread.
+        About 64 MiB of each are digested, evenly spread.
         """
         digest = hashlib.sha256()
         parts = samples_of(self.train_targets), samples_of(self.train_inputs)
@@ -95,9 +95,7 @@ class Dataset:
                 place = tuple(np.argwhere(~is_good)[0])
                 self._refuse(
                     f"{what} {chunk[place]} at index {indices[place[0]]}",
-                    f"0 to {classes - 1}, as there are {classes} classes"
-                    if classes
-                    else "a finite number",
+                    f"0 to {classes - 1} for {classes} classes" if classes else "a finite number",
                 )
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
@@ -109,11 +107,11 @@ def _described(samples: Samples) -> str:
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the samples, ``(samples,)`` int64.
+    """Return the order in which an epoch visits the samples, ``(samples,)`` int64.
 
-    Leases are ranges of it. It is the same on every host, whatever its release of NumPy: that keeps
-    the raw output of a bit generator for good, but not the result of ``Generator.permutation`` (NEP
-    19). So each sample's index is put under random high bits, and these numbers are sorted.
+    Leases are ranges of this order. It is the same on every host and release of NumPy: NumPy
+    guarantees the raw output of a bit generator, but not that of ``Generator.permutation`` (NEP
+    19). Each index is therefore combined with random high bits, and the results are sorted.
     """
     index_mask = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
     keys: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(

@@ -1,7 +1,7 @@
-"""The 8x8 handwritten digits of UCI, part of the package: no file to fetch, nothing to wait for.
+"""The 8x8 handwritten digits of UCI; a module of its own like every dataset, such as Fashion-MNIST.
 
-``digits.npz`` was made from scikit-learn's copy of them (its licence is in ``digits.licence.txt``),
-once, by::
+``digits.npz`` is part of the package. It was made from scikit-learn's copy (its licence is in
+``digits.licence.txt``) by::
 
     digits = sklearn.datasets.load_digits()
     images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
@@ -26,8 +26,7 @@ CLASS_NAMES = tuple("0123456789")
 def load() -> Dataset:
     """Return 1,437 digits to train on and 360 to test on, each class split in proportion.
 
-    Images are ``(N, 8, 8)`` uint8; the original's 0 to 16 is scaled to 0 to 255, as other
-    datasets have it.
+    Images are ``(N, 8, 8)`` uint8; the original's 0 to 16 is scaled to 0 to 255.
     """
     packaged = resources.files("dist_net.data").joinpath("digits.npz")
     with packaged.open("rb") as file, np.load(file) as arrays:

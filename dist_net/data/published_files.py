@@ -135,9 +135,9 @@ def fetch(
 ) -> None:
     """Make sure that ``directory`` holds all ``files``, verified.
 
-    ``sources`` maps descriptions to sources; each is asked in order for the files still missing.
-    Raises ``FetchError``, with the reason of each source and ``advice``, and
-    ``FetchError`` if the directory is not usable.
+    ``sources`` maps descriptions to sources, which are tried in order for the files still missing.
+    Raises ``FetchError``, with the reason of each source and ``advice``, or if the directory is not
+    usable.
     """
     failures = []
     cached: dict[str, Source] = {f"cache directory {directory}": _find_cached}

@@ -1,4 +1,4 @@
-"""The inputs or the targets of a dataset, read by their indices, wherever they lie."""
+"""The inputs or the targets of a dataset, read by index from memory, files or decoders."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SampleIndices = NDArray[np.int64]
 
 @runtime_checkable
 class Samples(Protocol):
-    """Inputs or targets that need not lie in memory, such as images that are decoded when read.
+    """Inputs or targets that need not be in memory, such as images that are decoded when read.
 
-    ``shape`` and ``dtype`` are those of one sample, in the machine's byte order; ``len`` is how
-    many there are. The content never changes. One process reads, one call at a time.
+    ``shape`` and ``dtype`` describe one sample, in the machine's byte order; ``len`` is the number
+    of samples. The content never changes. One process reads, one call at a time.
     """
 
     @property
@@ -31,7 +31,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the samples at ``indices``, which are from 0 to ``len`` - 1.
+        """Fill ``out`` with the samples at ``indices``, each from 0 to ``len`` - 1.
 
         ``out`` is borrowed, C-contiguous, ``(len(indices), *shape)`` of ``dtype``.
         """
@@ -39,29 +39,29 @@ class Samples(Protocol):
 
 @runtime_checkable
 class AugmentedSamples(Samples, Protocol):
-    """Inputs of which training sees another variant in each epoch.
+    """Inputs with another random variant for training in each epoch.
 
-    ``read`` gives them as they are, for evaluation and for the dataset's digest.
+    ``read`` returns the originals, for evaluation and for the dataset's digest.
     """
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
     ) -> None:
-        """Fills ``out`` as ``read`` does, with each sample's variant of this epoch.
+        """Fill ``out`` as ``read`` does, with each sample's variant of this epoch.
 
-        The variant follows from (``seed``, ``epoch``, the sample's index) alone, so that it is the
-        same whoever computes a minibatch, and whatever else is in that.
+        The variant depends only on ``seed``, ``epoch`` and the sample's index: it is the same on
+        every worker and in every minibatch.
         """
 
 
 @runtime_checkable
 class PrefetchedSamples(Samples, Protocol):
-    """Samples that take a while to read, and may be told before which are next."""
+    """Samples that are slow to read and can be read ahead."""
 
     def prefetch(self, indices: SampleIndices) -> None:
-        """Begins to read the samples at ``indices`` while the caller computes.
+        """Begin to read the samples at ``indices`` while the caller computes.
 
-        They take the place of those that were expected before.
+        Drops samples of an earlier call that were not read.
         """
 
 
@@ -77,23 +77,20 @@ class ArraySamples:
         return len(self._array)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the samples at ``indices``."""
+        """Fill ``out`` with the samples at ``indices``."""
         if self._array.dtype == self.dtype:
-            # The indices are in range, and need not the check that clipping spares.
+            # The indices are in range; "clip" skips NumPy's check of that.
             self._array.take(indices, 0, out, "clip")
         else:
             np.copyto(out, self._array[indices])
 
 
 Values: TypeAlias = NDArray[Any] | Samples
-"""What a dataset is made of: arrays, memory maps, or whatever reads samples."""
+"""The parts of a dataset: arrays, memory maps, or objects that read samples."""
 
 
 def samples_of(values: Values, name: str = "samples") -> Samples:
-    """Return the values as ``Samples``; an array is borrowed.
-
-    Raises DatasetError for what is neither.
-    """
+    """Return the values as ``Samples``; an array is borrowed. Raises DatasetError."""
     if isinstance(values, np.ndarray):
         return ArraySamples(values)
     if not isinstance(values, Samples):
@@ -108,10 +105,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def chunks_of(samples: Samples, max_bytes: int) -> Iterator[tuple[SampleIndices, NDArray[Any]]]:
-    """The samples in their order, with their indices, in chunks of about a MiB.
+    """Yield the samples in order, with their indices, in chunks of about a MiB.
 
-    Of more than ``max_bytes`` only as many are read, evenly spread. A chunk is overwritten by the
-    next.
+    Reads about ``max_bytes`` at most, evenly spread. Each chunk overwrites the one before.
     """
     sample_bytes = max(1, samples.dtype.itemsize * math.prod(samples.shape))
     indices = np.arange(0, len(samples), len(samples) * sample_bytes // max_bytes + 1)

@@ -1,4 +1,4 @@
-"""Images: decoding, fitting them to a net's inputs, and the names of its classes."""
+"""Images: decoding, fitting to a net's inputs, augmentation, and the names of classes."""
 
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox

@@ -1,7 +1,7 @@
-"""Random variants of images, so that a net sees each of them a little different every epoch.
+"""Random variants of images: training sees each image slightly different in every epoch.
 
-All arithmetic is in whole numbers and all random numbers are raw output of a bit generator, which
-NumPy keeps for good (NEP 19): the same seed, epoch and sample give the same bytes on every host.
+All arithmetic uses integers, and all random numbers are raw output of a bit generator, which NumPy
+guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every host.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from dist_net.errors import SettingError
 from dist_net.images.decoding import Pixels
 
-ONE = 256  # factors and positions are in fractions of it
-LUMA = (77, 150, 29)  # of red, green and blue, in fractions of ONE: ITU-R BT.601
-STREAM = 0x617567  # apart from what else is drawn from a run's seed
+ONE = 256  # the unit of factors and positions, which are fixed-point numbers
+LUMA = (77, 150, 29)  # the weights of red, green and blue in units of 1/ONE: ITU-R BT.601
+STREAM = 0x617567  # separates these random numbers from others of a run's seed
 
 AlongAxis = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to an image, and how much of it.
+    """The strength of each random change to an image.
 
-    ``smallest_crop``: the shorter side of the part that is kept and stretched to the whole, at
-    least; each side is drawn by itself, from that to 1. ``flip``: mirrored left to right, or not.
-    ``brightness``, ``contrast``, ``saturation``: 0.2 stands for a factor from 0.8 to 1.2. Raises
+    ``smallest_crop``: the minimum fraction of each side that is kept and stretched to full size;
+    both sides are drawn independently. ``flip``: mirror half of the images left to right.
+    ``brightness``, ``contrast``, ``saturation``: 0.2 means a factor from 0.8 to 1.2. Raises
     SettingError for values out of range.
     """
 
@@ -48,10 +48,10 @@ class Augmentation:
     def apply(
         self, images: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]
     ) -> None:
-        """Changes a minibatch in place, (N, H, W, C) uint8, C is 1 or 3.
+        """Augment a minibatch in place, (N, H, W, C) uint8 with C = 1 or 3.
 
-        ``samples`` are the indices that its images have in the dataset, (N,). An image's variant
-        depends on the seed, the epoch and its index alone, not on the minibatch.
+        ``samples`` are the images' indices in the dataset, (N,). An image's variant depends only on
+        the seed, the epoch and its index, not on the minibatch.
         """
         for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
             self._crop_and_flip(image, draws)
@@ -65,8 +65,7 @@ class Augmentation:
         if self.flip and draws[4] & 1:
             left, right, along_x = left[::-1], right[::-1], along_x[::-1]
         rows = _between(image.take(above, 0), image.take(below, 0), along_y[:, None, None])
-        # Rows are kept flat: with an axis of channels, loops over three numbers take four times as
-        # long.
+        # Rows stay flat: with an axis of three channels, the inner loops take four times as long.
         flat = height, width * channels
         mixed = _between(
             rows.take(left, 1).reshape(flat, copy=False),
@@ -89,9 +88,9 @@ class Augmentation:
 
 
 def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
-    """Eight numbers of 32 bits for each sample.
+    """Yield eight 32-bit numbers for each sample.
 
-    Counter-based (Salmon et al. 2011), so that going to a sample's numbers costs little.
+    The generator is counter-based (Salmon et al. 2011), so that jumping to a sample is cheap.
     """
     bits = np.random.Philox(np.random.SeedSequence((seed, STREAM)))
     state = bits.state
@@ -102,8 +101,10 @@ def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]
 
 
 def _window(size: int, least: int, drawn_side: int, drawn_place: int) -> tuple[AlongAxis, ...]:
-    """For each new pixel along an axis: the two old ones it lies between, and how far past the
-    first, in fractions of ONE; for a random part of the axis, ``least`` of it or more."""
+    """Return the two source pixels of each new pixel along an axis, and its offset from the first.
+
+    The source is a random part of the axis, at least ``least``; offsets are in units of 1/ONE.
+    """
     side = least + (drawn_side * (ONE - least + 1) >> 32)
     place = drawn_place * ((ONE - side) * size + 1) >> 32
     centres = place + (2 * np.arange(size) + 1) * side // 2 - ONE // 2
@@ -115,7 +116,7 @@ def _window(size: int, least: int, drawn_side: int, drawn_place: int) -> tuple[A
 def _between(
     first: NDArray[np.uint8], second: NDArray[np.uint8], along: AlongAxis
 ) -> NDArray[np.uint8]:
-    """Interpolated; no sum leaves 16 bits."""
+    """Interpolate linearly; no sum exceeds 16 bits."""
     mixed = first * (ONE - along)
     mixed += second * along
     mixed += np.uint16(ONE // 2)
@@ -124,13 +125,13 @@ def _between(
 
 
 def _factor(most: float, drawn: int) -> int:
-    """From 1 - ``most`` to 1 + ``most``, in fractions of ONE."""
+    """Return a factor from 1 - ``most`` to 1 + ``most``, in units of 1/ONE."""
     span = round(most * ONE)
     return ONE - span + (drawn * (2 * span + 1) >> 32)
 
 
 def _luma(image: Pixels) -> NDArray[np.uint16]:
-    """The brightness of each pixel, (H, W); no sum leaves 16 bits."""
+    """Return the brightness of each pixel, (H, W); no sum exceeds 16 bits."""
     if image.shape[2] == 1:
         return image[:, :, 0].astype(np.uint16)
     weighted = [image[:, :, channel] * np.uint16(weight) for channel, weight in enumerate(LUMA)]

@@ -1,13 +1,13 @@
-"""Files of images as arrays of pixels.
+"""Decode image files to arrays of pixels.
 
-Pillow decodes them, by libjpeg-turbo as Debian's build of the reference program does: all seven
-photographs of its package come out with the same bytes. The original's own decoder, stb_image,
-differs there by up to 3 of 255 in a pixel, and by 0.007 to 0.17 on average; after letterboxing to
-256x256, by up to 2.9, and by 0.005 to 0.13.
+Pillow decodes with libjpeg-turbo, like Debian's build of Darknet: all seven photographs of that
+package decode to the same bytes. Darknet's own decoder, stb_image, differs from it by up to 3 of
+255 per pixel, and by 0.007 to 0.17 on average; after letterboxing to 256x256, by up to 2.9, and by
+0.005 to 0.13.
 
-An image is decoded as a viewer shows it: turned by its EXIF orientation, with white behind
-transparent parts, and the first frame of an animation. (The original does not turn images, and
-drops the alpha channel.) Colour profiles are ignored, as in the original.
+An image is decoded as a viewer displays it: turned by its EXIF orientation, on a white background,
+and the first frame of an animation. (Darknet does not turn images, and drops the alpha channel.)
+Colour profiles are ignored, as in Darknet.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_PIXELS = 1 << 26
 Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
 """
 
-# Pillow knows more, but some of those start programs (EPS), others have no signature (TGA), and
+# Pillow reads more formats, but some start programs (EPS), others have no signature (TGA), and
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
@@ -55,14 +55,15 @@ GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 MAX_READS = 1 << 17
-"""How often a decoder may read from a file: 100 times as often as for any image in common use."""
+"""The maximum number of reads from a file: 100 times as many as any common image needs."""
 
 MAX_SCANS = 64
-"""Of a JPEG at the limit of pixels, five times as many as usual; a smaller one may have more."""
+"""Scans of a JPEG with the maximum number of pixels, five times the usual; smaller ones may have
+proportionally more."""
 MAX_PROFILES = 16
-"""Colour profiles in a PNG, of which one makes sense; each is decompressed to up to 1 MiB."""
+"""Colour profiles in a PNG; one is usual, and each is decompressed to up to 1 MiB."""
 MAX_STRIPS = 1 << 16
-"""Of a TIFF; Pillow needs 10 us and 300 bytes for each."""
+"""Strips of a TIFF; Pillow needs 10 us and 300 bytes for each."""
 PIECE_BYTES = 1 << 20
 
 
@@ -71,9 +72,9 @@ def load_image(
 ) -> Pixels:
     """Return the image in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
-    Errors call it ``name``, by default its path. Raises ImageError, in one line, for a file
-    that cannot be read, is no image of a known format, is damaged or cut short, has no pixels, or
-    has more than ``max_pixels``, which is checked before they are decoded.
+    Errors name it ``name``, by default its path. Raises ImageError, in one line, for a file that is
+    unreadable, not in one of ``FORMATS``, damaged, cut short or empty, or that has more than
+    ``max_pixels``, which is checked before decoding.
     """
     if name is None:
         name = name_of(source)
@@ -86,7 +87,7 @@ def load_image(
             return _decoded(file, name, max_pixels)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise _error(name, f"{reason}; expected the file of an image") from error
+        raise _error(name, f"{reason}; expected an image file") from error
 
 
 def name_of(source: ImageSource) -> str:
@@ -95,15 +96,15 @@ def name_of(source: ImageSource) -> str:
 
 
 def _error(name: str, what: str) -> ImageError:
-    """An error of one line, whatever a file's name or a decoder's message contains."""
+    """Return an error of one line, even if the name or the decoder's message has several."""
     return ImageError(" ".join(f"{name}: {what}".split()))
 
 
 class _LimitedReads(io.IOBase):
-    """A file that refuses to be read in too many small pieces.
+    """A file that may be read at most ``MAX_READS`` times.
 
-    Pillow looks for a JPEG's markers byte by byte, and goes through empty chunks of a PNG one by
-    one: without a limit, 30 MiB of either keep it busy for half a minute.
+    Pillow searches a JPEG for markers byte by byte, and reads empty chunks of a PNG one by one:
+    without a limit, 30 MiB of either keep it busy for half a minute.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -134,8 +135,8 @@ class _LimitedReads(io.IOBase):
 
 
 def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
-    if not file.seekable():  # decoders go back and forth
-        raise _error(name, "a pipe; expected a file, which can be read from its beginning again")
+    if not file.seekable():
+        raise _error(name, "a pipe; expected a file, because decoders seek")
     if not file.read(1):
         raise _error(name, "an empty file, 0 bytes; expected an image")
     limited = cast(BinaryIO, _LimitedReads(file, name))
@@ -156,7 +157,7 @@ def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
         ) from error
     except UnidentifiedImageError as error:
         raise _error(name, f"not an image; expected one of {', '.join(FORMATS)}") from error
-    except Exception as error:  # whatever a decoder may raise on a damaged file
+    except Exception as error:  # a decoder may raise anything for a damaged file
         raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
 
 
@@ -164,8 +165,8 @@ def _require_modest_header(file: BinaryIO, name: str) -> None:
     """Refuse files that keep Pillow busy for minutes before it knows an image's size."""
     file.seek(0)
     magic = file.read(4)
-    if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take time in proportion to their square
-        raise _error(name, "a PPM file of text; expected a binary one")
+    if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take quadratic time
+        raise _error(name, "a text PPM file; expected a binary PPM file")
     if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MAX_PROFILES:
         raise _error(name, f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
     if magic[:2] in (b"II", b"MM") and (strips := _tiff_strips(file)) > MAX_STRIPS:
@@ -174,7 +175,7 @@ def _require_modest_header(file: BinaryIO, name: str) -> None:
 
 
 def _require_few_scans(file: BinaryIO, pixels: int, name: str, max_pixels: int) -> None:
-    """Refuse a JPEG of too many scans: an empty one takes as long as another to decode."""
+    """Refuse a JPEG with too many scans: even an empty scan takes the full time to decode."""
     here = file.tell()
     scans, most = _count(file, b"\xff\xda"), max(MAX_SCANS * max_pixels // pixels, MAX_SCANS)
     file.seek(here)
@@ -226,7 +227,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _of_bytes(image: Image.Image, name: str) -> Image.Image:
-    """Return the image in 8 bits a channel: the upper 8 of 16, as in the reference program."""
+    """Return the image with 8 bits per channel: the upper 8 of 16, as Darknet does."""
     if image.mode not in GREY_OF_16_BITS and image.mode != "F":
         return image
     values = np.asarray(image)

@@ -17,21 +17,21 @@ Indices = NDArray[np.intp]
 
 
 def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
-    """The whole image in the middle of grey, (height, width, C) float32 from 0 to 1.
+    """Return the whole image, centred on grey: (height, width, C) float32 from 0 to 1.
 
-    It is resized, its proportions kept, until it touches two sides; the rest is 0.5. This is what
-    the reference program's ``classifier predict`` does, to the last bit of its bilinear resizing;
-    see ``resize``. Raises ImageError for an image so narrow that no pixel of it would be left.
+    The image keeps its proportions and touches two sides; the rest is 0.5. The result equals that
+    of Darknet's ``classifier predict`` bit for bit; see ``resize``. Raises ImageError for an image
+    so narrow that it would shrink to nothing.
     """
     down, across, channels = pixels.shape
-    # As in C: the ratios are float32, and whole numbers are divided and rounded down.
+    # As in C: the ratios are float32, and integer division rounds down.
     if np.float32(width) / np.float32(across) < np.float32(height) / np.float32(down):
         new_width, new_height = width, down * width // across
     else:
         new_width, new_height = across * height // down, height
     if new_width < 1 or new_height < 1:
         raise ImageError(
-            f"an image of {across}x{down} pixels has no pixel left when it is made to fit into "
+            f"an image of {across}x{down} pixels has no pixels left when resized to fit into "
             f"{width}x{height}; crop it first"
         )
     boxed = np.full((height, width, channels), 0.5, np.float32)
@@ -41,19 +41,19 @@ def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
 
 
 def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
-    """The image as (height, width, C) float32 from 0 to 1, resized as the reference does it.
+    """Return the image as (height, width, C) float32 from 0 to 1, resized as Darknet does.
 
-    Bilinear, first along x and then along y, with the corners aligned: output i samples at
-    i (W - 1) / (w - 1). There is no antialiasing, so most of a large image is never read. Two
-    quirks are kept, so that answers agree: the last column is a plain copy; and the last row takes
-    nothing from below it, so that it comes out almost black where (h - 1) ((H - 1) / (h - 1)) is
-    rounded below H - 1, as at one size in thirty.
+    The filter is bilinear, first along x and then along y, with aligned corners: output i samples
+    at i (W - 1) / (w - 1). Without antialiasing, most of a large image is never read. Two quirks
+    are reproduced, so that predictions agree: the last column is a plain copy; and the last row
+    adds nothing from the row below, which makes it almost black if (h - 1) ((H - 1) / (h - 1))
+    rounds below H - 1, as it does at one size in thirty.
     """
     left, right, along_x = _samples(pixels.shape[1], width)
     above, below, along_y = _samples(len(pixels), height)
     # The last column lies on the last pixel, whatever the rounding.
     left[-1], along_x[-1] = pixels.shape[1] - 1, 0
-    # Rows are kept flat: with an axis of channels, loops over three numbers take twice the time.
+    # Rows stay flat: with an axis of three channels, the inner loops take twice as long.
     channels = pixels.shape[2]
     rows, of_row = np.unique(np.concatenate([above, below]), return_inverse=True)
     needed = pixels.take(rows, 0).reshape(len(rows), -1, copy=False)
@@ -69,11 +69,11 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
-    """For each new pixel: the two old ones that it lies between, and how far it is past the first.
+    """Return the two source pixels of each new pixel, and its offset from the first.
 
-    In float32, to round as the reference does.
+    Computed in float32, to round as Darknet does.
     """
-    # For a single pixel the reference divides by 0, and then reads rows that are not there.
+    # For a single pixel, Darknet divides by 0 and then reads out of bounds.
     scale = np.float32(size - 1) / np.float32(max(new_size - 1, 1))
     at = np.arange(new_size, dtype=np.float32) * scale
     first = at.astype(np.intp)
@@ -81,13 +81,13 @@ def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.flo
 
 
 def _columns(rows: Pixels, columns: Indices, channels: int) -> NDArray[np.float32]:
-    """These columns of (H, W channels), from 0 to 1."""
+    """Return columns of (H, W * channels), scaled to 0 to 1."""
     numbers = columns[:, np.newaxis] * channels + np.arange(channels)
     return np.divide(rows.take(numbers.ravel(), 1), np.float32(255), dtype=np.float32)
 
 
 def pad(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The whole image, its proportions kept, in the middle of black."""
+    """Return the whole image with its proportions, centred on black."""
     down, across, channels = pixels.shape
     scale = min(width / across, height / down)
     new_height, new_width = max(round(down * scale), 1), max(round(across * scale), 1)
@@ -99,16 +99,16 @@ def pad(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def crop(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The largest part in the middle of the image that has the proportions asked for."""
+    """Return the largest centre crop with the requested proportions, resized."""
     down, across, _ = pixels.shape
     scale = max(width / across, height / down)
     return stretch(_middle(pixels, round(height / scale), round(width / scale)), height, width)
 
 
 def imagenet(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The middle seven eighths of what ``crop`` keeps, as nets for ImageNet are evaluated.
+    """Return the middle seven eighths of ``crop``'s part, the usual crop for ImageNet's nets.
 
-    Resized by Pillow's bicubic filter, which antialiases.
+    Pillow's bicubic filter, with antialiasing, resizes it.
     """
     down, across, _ = pixels.shape
     if across * height > down * width:
@@ -120,7 +120,7 @@ def imagenet(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
-    """So many rows and columns of the image, at least one and at most all."""
+    """Return the central rows and columns of the image, at least one and at most all."""
     down, across, _ = pixels.shape
     height, width = min(max(height, 1), down), min(max(width, 1), across)
     top, left = (down - height) // 2, (across - width) // 2
@@ -128,10 +128,9 @@ def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def stretch(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The whole image, stretched to the size.
+    """Return the whole image, stretched to the size by Pillow's bilinear filter.
 
-    Each new pixel is made of all that it covers (Pillow's bilinear filter, which antialiases); a
-    image that already has the size stays as it is.
+    The filter antialiases. An image of that size is unchanged.
     """
     return _resized(pixels, height, width, Image.Resampling.BILINEAR)
 
@@ -143,37 +142,37 @@ def _resized(pixels: Pixels, height: int, width: int, by: Image.Resampling) -> P
 
 
 def exact(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The image as it is; raises ImageError if it has another size."""
+    """Return the image unchanged; raises ImageError if it has another size."""
     down, across, _ = pixels.shape
     if (down, across) != (height, width):
         raise ImageError(
-            f"an image of {across}x{down} pixels for a net of {width}x{height}, whose recipe does "
-            f"not say how images are made to fit; expected {width}x{height} pixels, or a recipe "
-            f"with the fitting that its training images had: {', '.join(FITTINGS)}"
+            f"an image of {across}x{down} pixels for a net of {width}x{height}, whose recipe "
+            f"resizes no images; expected {width}x{height} pixels, or a recipe with the fitting "
+            f"of its training images: {', '.join(FITTINGS)}"
         )
     return pixels
 
 
 def unfitted(pixels: NDArray[np.uint8], fitting: str) -> NDArray[np.uint8]:
-    """An image that ``fitting`` makes into these pixels, (H, H) or (H, H, C).
+    """Return an image that ``fitting`` converts to these pixels, (H, H) or (H, H, C).
 
-    ``imagenet`` cuts off an edge, which mirrors the image here. Others keep an image that
-    already fits.
+    For ``imagenet``, which cuts off an edge, the image is extended by mirroring. Other fittings
+    keep an image that already fits.
     """
     if fitting != "imagenet":
         return pixels
     side = len(pixels)
-    edge = -(-8 * side // 7) - side  # of both sides; see what ``imagenet`` keeps
+    edge = -(-8 * side // 7) - side  # of both sides; the part that ``imagenet`` removes
     edges = [(edge // 2, edge - edge // 2)] * 2 + [(0, 0)] * (pixels.ndim - 2)
     return np.pad(pixels, edges, "symmetric")
 
 
 FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet)}
-"""How an image becomes (height, width, C), by the name in a recipe."""
+"""The functions that resize an image to (height, width, C), by their names in a recipe."""
 
 
 def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
-    """The fitting of this name; raises SettingError if there is none."""
+    """Return the fitting ``name``; raises SettingError if there is none."""
     if name not in FITTINGS:
         raise SettingError(f"fitting={name!r}: expected one of {', '.join(FITTINGS)}")
     return FITTINGS[name]
@@ -191,7 +190,7 @@ def _is_image_shape(shape: tuple[int, ...]) -> bool:
 def _require_image_shape(shape: tuple[int, ...]) -> None:
     if not _is_image_shape(shape):
         raise ShapeError(
-            f"a net whose inputs are of shape {shape} takes no images; expected (H, W), "
+            f"a net whose inputs have shape {shape} takes no images; expected (H, W), "
             f"(H, W, 1) or (H, W, 3)"
         )
 
@@ -202,19 +201,20 @@ def fit_image(
     fitting: str,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """An image as a recipe's net takes it: uint8 of ``shape``, which is a recipe's input_shape.
+    """Return an image as the input of a recipe's net: uint8 of ``shape``, the recipe's input_shape.
 
-    ``predict`` and ``serve`` do the same with the recipe's ``fitting``; use this to make a dataset
-    of images like theirs. ``image``: a file's path or bytes, the open file, or pixels,
-    (H, W) or (H, W, C) uint8. For a shape of (H, W) or (H, W, 1) it becomes grey. ``fitting``:
+    ``predict`` and ``serve`` do the same with the recipe's ``fitting``; use this function to create
+    a dataset with identical preprocessing. ``image`` is a file's path or bytes, an open file, or
+    pixels, (H, W) or (H, W, C) uint8. It becomes grey for a shape of (H, W) or (H, W, 1).
+    ``fitting``:
 
-    - ``"pad"``: the whole image, its proportions kept, in the middle of black
+    - ``"pad"``: the whole image with its proportions, centred on black
     - ``"crop"``: the middle of the image
     - ``"stretch"``: the whole image, stretched to the size
-    - ``"exact"``: no image is resized; one of another size is refused
-    - ``"imagenet"``: seven eighths of the middle, as nets for ImageNet take it
+    - ``"exact"``: never resize; an image of another size is refused
+    - ``"imagenet"``: seven eighths of the middle, the usual crop for ImageNet's nets
 
-    Raises ImageError for an image that cannot be read or does not fit, ShapeError for a shape that
+    Raises ImageError for an image that is unreadable or does not fit, ShapeError for a shape that
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
@@ -238,7 +238,7 @@ def _fitted(
 
 
 def _pixels(image: ImageSource | NDArray[np.uint8], max_pixels: int) -> Pixels:
-    """The image in colour, (H, W, 3)."""
+    """Return the image in colour, (H, W, 3)."""
     if not isinstance(image, np.ndarray):
         return load_image(image, max_pixels=max_pixels)
     shape = image.shape
@@ -253,10 +253,10 @@ def _pixels(image: ImageSource | NDArray[np.uint8], max_pixels: int) -> Pixels:
 
 
 class ImageInputs:
-    """Makes images into inputs of a model.
+    """Converts images to inputs of a model.
 
-    Models with float32 inputs get them as Darknet's nets do, by ``letterbox``; those with uint8, as
-    recipes do, by ``fit_image``. Raises ShapeError for a model that takes no images.
+    Inputs in float32 are made by ``letterbox``, for Darknet's nets; inputs in uint8 by
+    ``fit_image``, for recipes. Raises ShapeError if the model's inputs cannot be images.
     """
 
     def __init__(self, model: Model, max_pixels: int = MAX_PIXELS, fitting: str = "pad") -> None:
@@ -267,5 +267,5 @@ class ImageInputs:
         self._max_pixels = max_pixels
 
     def fit(self, image: ImageSource) -> NDArray[np.generic]:
-        """The image as the model takes it; raises ImageError for one that does not fit."""
+        """Return the image as the model's input; raises ImageError if it does not fit."""
         return _fitted(image, self._shape, self._fit, self._max_pixels)

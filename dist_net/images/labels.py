@@ -13,46 +13,46 @@ from dist_net.errors import LabelsError
 
 
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    """The names in a text file, one on each line, for a net of this many classes.
+    """Return the names in a text file, one per line, for a net of ``classes`` classes.
 
-    Empty lines at the end do not count. Raises LabelsError for a file that cannot be read, is not
+    Empty lines at the end are ignored. Raises LabelsError for a file that is unreadable, not
     UTF-8, has an empty line, or has another number of names.
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except OSError as error:
         raise LabelsError(
-            f"labels {path}: {error.strerror}; expected a text file of a name a line"
+            f"labels {path}: {error.strerror}; expected a text file with one name per line"
         ) from error
     except UnicodeDecodeError as error:
         raise LabelsError(
-            f"labels {path}: byte {error.start} is not UTF-8; expected a text file of a name a line"
+            f"labels {path}: byte {error.start} is not UTF-8; expected one name per line"
         ) from error
     names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if "" in names:
         raise LabelsError(
-            f"labels {path}: line {names.index('') + 1} is empty; expected a name in each line"
+            f"labels {path}: line {names.index('') + 1} is empty; expected one name per line"
         )
     if len(names) != classes:
-        shorten = f"; the first ones: head -n {classes} {path}" if len(names) > classes else ""
+        shorten = f". To keep the first: head -n {classes} {path}" if len(names) > classes else ""
         raise LabelsError(
             f"labels {path}: {len(names):,} names for a net of {classes:,} classes; expected one "
-            f"for each{shorten}"
+            f"per class{shorten}"
         )
     return names
 
 
 def require_labels(labels: Sequence[str], classes: int) -> None:
-    """Raises LabelsError unless there is one label for each class."""
+    """Raise LabelsError unless there is one label per class."""
     if len(labels) != classes:
         raise LabelsError(
-            f"{len(labels):,} labels for a net of {classes:,} classes; expected one for each"
+            f"{len(labels):,} labels for a net of {classes:,} classes; expected one per class"
         )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class that an image may show, and how probable that is."""
+    """A class and its probability."""
 
     index: int
     label: str
@@ -60,12 +60,12 @@ class Prediction:
 
 
 def is_unknown(predictions: Sequence[Prediction], unknown_below: float) -> bool:
-    """Whether the likeliest class, which comes first, is less probable than can be relied on."""
+    """Return whether the likeliest class, the first, is less probable than ``unknown_below``."""
     return not predictions[0].probability >= unknown_below  # true of NaN too
 
 
 def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
-    """The indices of the ``top`` classes, likeliest first; of equal ones, the lower index first.
+    """Return the indices of the ``top`` classes, likeliest first, then by index.
 
     ``probabilities`` is (..., classes).
     """
@@ -75,7 +75,7 @@ def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
 def top_predictions(
     probabilities: NDArray[np.float32], labels: Sequence[str], top: int
 ) -> list[Prediction]:
-    """The ``top`` likeliest classes of one row, (classes,).
+    """Return the ``top`` likeliest classes of one row, (classes,).
 
     A class without a label is named by its index.
     """

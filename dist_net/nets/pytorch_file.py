@@ -1,10 +1,10 @@
-"""Tensors in a file of PyTorch's old format, read without PyTorch and without running a pickle.
+"""Read tensors from a file in PyTorch's old format, without PyTorch and without running a pickle.
 
-The file is five pickles, one after the other: magic number, protocol, system, the tensors by name,
-and the keys of the storages; then for each storage a count of 8 bytes, and its elements. A pickle
-is a program, whose instructions may call any function. Here only those are carried out that make
-plain data, and of the names that they may call, the four that tensors are described with: nothing
-is imported or called. All of it happens after the file's checksum was compared.
+The file consists of five pickles: magic number, protocol, system, the tensors by name, and the keys
+of the storages. Each storage follows as a count of 8 bytes and its elements. A pickle is a program
+that can call any function. This module interprets only the instructions that create plain data, and
+accepts only four names, which describe tensors: it imports and calls nothing. It verifies the
+file's checksum first.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
 
 
 class _Name(NamedTuple):
-    """A function or class that a pickle names; it is not looked up."""
+    """A function or class named in a pickle; it is never imported."""
 
     name: str
 
 
 class _Storage(NamedTuple):
-    """Elements in the file, that tensors show."""
+    """The elements of a tensor in the file."""
 
     dtype: np.dtype[Any]
     key: str
@@ -47,7 +47,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A storage and how it is seen."""
+    """A view of a storage."""
 
     storage: _Storage
     shape: tuple[int, ...]
@@ -55,10 +55,10 @@ class _Tensor(NamedTuple):
 
 
 def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
-    """The tensors of a file by name: read-only, in the memory that the file was read into.
+    """Return the tensors of a file by name: read-only views of the file's content in memory.
 
-    Raises WeightsFileError unless the file has this size and checksum; and if what it holds is
-    no such tensors, each with a storage of its own.
+    Raises WeightsFileError unless the file has this size and checksum and holds tensors that share
+    no storage.
     """
     content = _published(path, size_bytes, sha256)
     try:
@@ -80,8 +80,8 @@ def _published(path: Path, size_bytes: int, sha256: str) -> bytes:
         ) from error
     if len(content) != size_bytes or hashlib.sha256(content).hexdigest() != sha256:
         raise WeightsFileError(
-            f"{path}: is not the file that was published; expected {size_bytes:,} bytes with the "
-            f"SHA-256 {sha256}: install the package that brings it again"
+            f"{path}: is not the published file; expected {size_bytes:,} bytes with the SHA-256 "
+            f"{sha256}: reinstall the package that contains it"
         )
     return content
 
@@ -90,10 +90,10 @@ def _tensors(content: bytes) -> dict[str, Array]:
     stream = BytesIO(content)
     magic, protocol, system, state, keys = (_plain_data(stream) for _ in range(5))
     if (magic, protocol, system["little_endian"]) != (MAGIC, PROTOCOL, True):
-        raise ValueError("does not begin as such a file of little-endian numbers does")
+        raise ValueError("does not begin with the header of a little-endian file")
     declared = {tensor.storage.key: tensor.storage for tensor in state.values()}
     if sorted(keys) != sorted(declared) or len(declared) != len(state):
-        raise ValueError("its tensors and its storages are not as many, or have other keys")
+        raise ValueError("its tensors and its storages differ in number or keys")
     storages: dict[str, Array] = {}
     place = stream.tell()
     for key in keys:
@@ -108,7 +108,7 @@ def _tensors(content: bytes) -> dict[str, Array]:
 
 
 def _shaped(tensor: _Tensor, elements: Array) -> Array:
-    """The tensor, which has as many elements as its storage, and lies in it with any strides."""
+    """Return the tensor: a view of its whole storage, with any strides."""
     shape, strides = tensor.shape, tensor.strides
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) != len(elements) or not 0 <= last < max(len(elements), 1):
@@ -118,9 +118,10 @@ def _shaped(tensor: _Tensor, elements: Array) -> Array:
 
 
 def _plain_data(stream: BytesIO) -> Any:
-    """What the pickle that begins here describes: numbers, texts, lists, dicts and tensors.
+    """Return the value of the pickle that begins at the stream's position.
 
-    Raises ValueError for an instruction or a name that such files do without.
+    It contains numbers, texts, lists, dicts and tensors. Raises ValueError for other instructions
+    and names.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -128,7 +129,7 @@ def _plain_data(stream: BytesIO) -> Any:
 
     def popped(count: int) -> Any:
         if not 0 <= count <= len(stack) - (marks[-1] if marks else 0):
-            raise ValueError("a pickle takes more than it has made")
+            raise ValueError("a pickle pops more values than it pushed")
         taken = stack[len(stack) - count :]
         del stack[len(stack) - count :]
         return taken
@@ -173,16 +174,16 @@ def _plain_data(stream: BytesIO) -> Any:
             case "REDUCE":
                 stack.append(_made_by(*popped(2)))
             case "BUILD":
-                popped(1)  # what PyTorch notes of its version
+                popped(1)  # PyTorch's version
             case name:
                 raise ValueError(f"a pickle has the instruction {name}")
     raise ValueError("a pickle has no end")
 
 
 def _texts(keys: list[Any]) -> list[str]:
-    """Keys of a dict: a nest of tuples could take for ever to hash."""
+    """Check that a dict's keys are strings: nested tuples could take very long to hash."""
     if any(type(key) is not str for key in keys):
-        raise ValueError("a dict has keys that are no texts")
+        raise ValueError("a dict has keys that are not strings")
     return keys
 
 
@@ -200,7 +201,7 @@ def _storage(told: Any) -> _Storage:
 
 
 def _made_by(function: Any, arguments: Any) -> Any:
-    """What a call of one of the names would make."""
+    """Return the result of calling one of the four names."""
     match function, arguments:
         case _Name(name=name), () if name == ORDERED_DICT:
             return {}
@@ -208,10 +209,10 @@ def _made_by(function: Any, arguments: Any) -> Any:
             name == REBUILD_TENSOR
         ):
             return _Tensor(storage, _lengths(shape), _lengths(strides))
-    raise ValueError("a pickle calls what makes no tensor and no empty dict")
+    raise ValueError("a pickle calls a function that creates neither a tensor nor an empty dict")
 
 
 def _lengths(numbers: Any) -> tuple[int, ...]:
     if type(numbers) is not tuple or any(type(each) is not int or each < 0 for each in numbers):
-        raise ValueError("a tensor's shape or strides are no integers from 0 up")
+        raise ValueError("a tensor's shape or strides are not integers of at least 0")
     return numbers

@@ -118,7 +118,7 @@ class Section:
             ) from None
 
     def error(self, problem: str, option: str | None = None) -> ConfigurationError:
-        """Return an error about this section or about one of its options."""
+        """Return an error about this section or an option of it."""
         line = self.line if option is None else self.lines.get(option, self.line)
         return ConfigurationError(f"{self.source}:{line}: [{self.kind}] {problem}")
 

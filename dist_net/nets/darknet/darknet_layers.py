@@ -254,7 +254,7 @@ class Softmax(Weightless):
 class Crop(Weightless):
     """``[crop]``: the centre of an image; ``spreads`` maps 0..1 to -1..1.
 
-    In training, the Darknet program crops and mirrors at random; here the data must do that.
+    In training, the Darknet program crops and mirrors at random; with us, the dataset must do that.
     """
 
     height: int

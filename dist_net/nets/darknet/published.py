@@ -308,8 +308,7 @@ def fetch_weights(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses to download from before the authors' site. Raises
-    ``FetchError`` if no source delivers the file, ``FetchError`` if the directory is not
-    usable.
+    ``FetchError`` if no source delivers the file or the directory is not usable.
     """
     directory = (cache_dir or default_cache_dir()) / "darknet"
     file = classifier.weights_file()

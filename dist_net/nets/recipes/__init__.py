@@ -1,1 +1,1 @@
-"""Recipes: what to train, and how; the built-in ones and those of a user's file."""
+"""Recipes: a network, its dataset and its training; built in or from a user's file."""

@@ -59,19 +59,19 @@ BUILT_IN = Path(__file__).parent / "built_in"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network, the data that it is trained on, and how it is trained.
+    """A network, its dataset, and the settings of training.
 
-    ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
+    ``dataset`` is the name of a dataset, or a function that returns a dataset with inputs of
     ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
-    "adam", with default settings. For classes, the last layer has one output for each; else the
-    outputs are what the loss takes with the targets. ``fitting`` is the method by which images
+    "adam", with default settings. For classes, the last layer has one output per class; otherwise
+    the outputs must suit the loss and the targets. ``fitting`` is the method by which images
     are resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. ``initial`` returns the first weights, if the layers do
-    not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
-    ``average_decay`` the weights that are evaluated and used are an average, see
-    ``WeightAverage``. Raises RecipeError and SettingError for settings out of range, and
-    what the network raises when its layers do not fit together.
+    function, which does its own resizing. ``initial`` returns the initial weights, unless the
+    layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
+    ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
+    ``WeightAverage``. Raises RecipeError and SettingError for settings out of range, and the
+    network's error if its layers do not fit together.
     """
 
     network: Layer
@@ -123,7 +123,7 @@ class Recipe:
         return Model(self.network, self.input_shape, self.loss, self.input_dtype)
 
     def initial_weights(self, seed: int) -> Vector:
-        """The initial parameters and buffers; the same for the same seed."""
+        """Return the initial parameters and buffers; the same for the same seed."""
         if self.initial is not None:
             return self.initial()
         return self.model.layout.initial(np.random.default_rng(seed))
@@ -135,7 +135,7 @@ class Recipe:
         return start_rule(chosen, layout.shapes, layout.momenta, clip_norm)
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
-        """Loads the dataset, fetched if need be; raises RecipeError if it does not fit the net."""
+        """Load the dataset, fetching it if missing; raises RecipeError if the net cannot use it."""
         if isinstance(self.dataset, str):
             dataset = dataset_named(self.dataset, progress=progress)
         else:
@@ -149,15 +149,15 @@ class Recipe:
         if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
             raise RecipeError(
                 f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
-                f"{inputs.dtype}; the model's are of input_shape={model.input_shape} and "
-                f"input_dtype={model.input_dtype}; expected the same. For floats use "
-                f"input_dtype=np.float32 and inputs.astype(np.float32), for pixels uint8 for both"
+                f"{inputs.dtype}; expected the model's input_shape={model.input_shape} and "
+                f"input_dtype={model.input_dtype}. For floats use input_dtype=np.float32 and "
+                f"inputs.astype(np.float32), for pixels uint8 for both"
             )
         classes = len(dataset.class_names)
         if classes and targets.shape == () and model.output_shape != (classes,):
             raise RecipeError(
-                f"dataset {dataset.name!r} has {classes} classes, the network has outputs of shape "
-                f"{model.output_shape}; expected one for each class"
+                f"dataset {dataset.name!r} has {classes} classes, but the network's outputs have "
+                f"shape {model.output_shape}; expected one output per class"
             )
         try:
             model.require_targets(targets.shape, targets.dtype)
@@ -174,7 +174,7 @@ def _made_by(function: Callable[[], Dataset]) -> Dataset:
     except DistNetError as error:
         error.args = (f"{error}{_at_place(error)}",)
         raise
-    except Exception as error:  # whatever a user's function may raise
+    except Exception as error:  # a user's function may raise anything
         raise RecipeError(
             f"the recipe's dataset function failed with {type(error).__name__}: {error}"
             f"{_at_place(error)}"
@@ -195,9 +195,9 @@ def _at_place(error: Exception) -> str:
 class LoadedRecipe:
     """A recipe with its ``reference``: a built-in name or an absolute path.
 
-    ``files``, by name, are its own, RECIPE_FILE, and the files of its folder that it has imported.
-    ``path`` is the file that was run: the original, or a run directory's copy. ``portable`` are the
-    files without what is of one host alone; None: nothing in them is.
+    ``files`` maps names to contents: RECIPE_FILE, and the files of its folder that it imported.
+    ``path`` is the executed file: the original, or a run directory's copy. ``portable`` are the
+    files without values specific to this host; None: they contain none.
     """
 
     reference: str
@@ -209,16 +209,16 @@ class LoadedRecipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is part of dist_net, and not a user's file."""
+        """Whether the recipe is part of dist_net."""
         return self.reference in recipe_names()
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """The SHA-256 of each of its files, in hexadecimal."""
+        """Return the SHA-256 of each file, in hexadecimal."""
         return digests_of(self.files)
 
     def digest(self, dataset: Dataset) -> str:
-        """``release X; recipe Y; data Z``, which must agree on hosts that train together.
+        """Return ``release X; recipe Y; data Z``, which must agree on hosts that train together.
 
         X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
         parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``.
@@ -235,8 +235,8 @@ class LoadedRecipe:
 class RecipeRecord:
     """A checkpoint's record of its recipe, besides the reference.
 
-    ``files`` are the digests of its files (see ``LoadedRecipe.file_digests``), ``class_names`` the
-    dataset's. Each may be missing.
+    ``files`` are the digests of the recipe's files, ``class_names`` the dataset's. Early releases
+    recorded neither.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -254,7 +254,9 @@ class RecipeRecord:
     def from_json(cls, values: object) -> Self:
         """Return the record that ``to_json`` wrote. Raise RecipeError for other values."""
         if not isinstance(values, dict):
-            raise RecipeError(f"a run's record of its recipe is {values!r:.80}; expected an object")
+            raise RecipeError(
+                f"a run's record of its recipe is {values!r:.80}; expected a JSON object"
+            )
         files, names = values.get("files", {}), values.get("class_names", [])
         fitting = values.get("fitting", "")
         if not (
@@ -271,7 +273,7 @@ class RecipeRecord:
 
 
 def own_release() -> str:
-    """How the digest of a recipe begins on a host with this release of dist_net."""
+    """Return the beginning of a recipe's digest: this host's release of dist_net."""
     return f"release {release()}"
 
 
@@ -280,9 +282,9 @@ def recipe_names() -> list[str]:
 
 
 def built_in_recipe(name: str) -> LoadedRecipe:
-    """Load a built-in recipe by its name, which may come from a file or a peer: never by a path.
+    """Load a built-in recipe by name. The name may come from a file or a peer: paths are refused.
 
-    Raises RecipeError for anything but one of ``recipe_names``.
+    Raises RecipeError for a name not in ``recipe_names``.
     """
     if name not in recipe_names():
         raise RecipeError(
@@ -298,8 +300,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
     ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
     or ``load_recipe_copy``.
 
-    Raises RecipeError if neither exists, or if the file fails to run or
-    defines no recipe.
+    Raises RecipeError if neither exists, or if the file fails or defines no recipe.
     """
     names = recipe_names()
     if reference in names:
@@ -307,8 +308,8 @@ def load_recipe(reference: str) -> LoadedRecipe:
     path = Path(reference)
     if path.suffix != ".py" or not path.is_file():
         expected = (
-            f"expected one of {', '.join(names)}, or the path of a Python file or of a folder of "
-            f"images that exists"
+            f"expected one of {', '.join(names)}, or the path of an existing Python file or folder "
+            f"of images"
         )
         hint = did_you_mean(reference, names) or expected
         raise RecipeError(f"no recipe {reference!r}; {hint}")
@@ -321,12 +322,11 @@ def load_recipe_copy(
 ) -> LoadedRecipe:
     """Run the recipe in the file ``path``, a copy of ``reference``.
 
-    Only this file and files of its folder are run, and only with the ``digests`` that
-    ``file_digests`` returned for the originals. Its ``__file__`` is the original's, so that it
-    finds its data.
+    Only this file and files of its folder run, and only if they have the ``digests`` of the
+    originals. ``__file__`` is the original's path, so that the recipe finds its data.
 
-    Raises UntrustedRecipeError unless ``trust_recipe``, or the user's record has all digests;
-    RecipeChangedError if a file is missing or has changed; and RecipeError if it fails.
+    Raises UntrustedRecipeError unless ``trust_recipe`` or the user trusts all digests;
+    RecipeChangedError if a file is missing or has changed; RecipeError if the recipe fails.
     """
     if not (trust_recipe or is_trusted(digests)):
         has_digest = RECIPE_FILE in digests
@@ -352,7 +352,7 @@ def _run(reference: str, name: str, path: Path, files: RecipeFiles) -> LoadedRec
         raise
     except DistNetError as error:
         raise RecipeError(f"recipe {place_in_recipe(error) or path}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         place = place_in_recipe(error) or path
         raise RecipeError(f"recipe {place}: {type(error).__name__}: {error}") from error
     return LoadedRecipe(reference, name, files.contents, recipe, path)

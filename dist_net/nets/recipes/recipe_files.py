@@ -1,7 +1,7 @@
-"""Runs a recipe's Python files from bytes that were checked, with imports from its own folder.
+"""Run a recipe's Python files from verified bytes, with imports from its own folder.
 
-Python's own import would read a file again after the check, or run cached bytecode instead, and
-two recipes that each import a ``net.py`` would get the same one.
+Python's import would read a file again after the check, or run cached bytecode, and two recipes
+that each import a ``net.py`` would share one module.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 from dist_net.errors import RecipeChangedError, RecipeError
 
 RECIPE_FILE = "recipe.py"
-"""The name of a recipe's own file in a run directory; files that it imports keep their names."""
+"""The name of the recipe in a run directory; files that it imports keep their names."""
 
 MODULE_PREFIX = "dist_net_recipe_"
 
 Read = Callable[[Path], bytes | None]
-"""The content of a file that may be run; None if there is none."""
+"""Returns the content of a file that may run; None if it does not exist."""
 
 
 class RecipeFiles:
-    """A recipe's file at ``path``, and the modules of its folder that it imports, run once each.
+    """A recipe's file and the modules that it imports from its folder, each run once.
 
-    ``original`` is the file that this one is a copy of: it becomes ``__file__``, so that data
-    beside it are found. ``contents`` has each file that was run, by name; lazy imports add to it.
+    ``path`` is a copy of ``original``, which becomes ``__file__``, so that the recipe finds data
+    beside it. ``contents`` maps the names of executed files to contents; lazy imports add to it.
     """
 
     def __init__(self, path: Path, original: Path, read: Read) -> None:
@@ -44,7 +44,7 @@ class RecipeFiles:
         self._builtins = {**vars(builtins), "__import__": self._import, "print": _print}
 
     def run(self) -> dict[str, Any]:
-        """Runs the recipe's file and returns its variables; raises what that raises."""
+        """Run the recipe's file and return its variables; raises the file's errors."""
         source = self._read(self._path)
         if source is None:
             raise RecipeError("no such file")
@@ -67,8 +67,8 @@ class RecipeFiles:
             if source is not None:
                 if path.name == RECIPE_FILE:
                     raise RecipeError(
-                        f"{self._original.name} imports {path}, but a run directory keeps the "
-                        f"recipe itself as {RECIPE_FILE}; rename the imported file"
+                        f"{self._original.name} imports {path}, but {RECIPE_FILE} is the recipe's "
+                        f"own name in a run directory; rename the imported file"
                     )
                 original = self._original.with_name(path.name)
                 return self._run(name, path.name, path, original, source)
@@ -99,7 +99,7 @@ class _CheckedSource(SourceLoader):
         self._source = source
 
     def get_filename(self, fullname: str) -> str:
-        """The file that tracebacks name."""
+        """Return the file that tracebacks name."""
         return str(self._path)
 
     def get_data(self, path: str | bytes) -> bytes:
@@ -117,7 +117,7 @@ def read_any(path: Path) -> bytes | None:
 
 
 def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
-    """Return a function that reads ``recipe``, and files of its folder, if they have these digests.
+    """Return a function that reads ``recipe`` and files of its folder with these digests.
 
     Without digests it reads every file. It raises RecipeChangedError if a file is missing or has
     changed.
@@ -131,8 +131,7 @@ def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
         if content is None or (digests and digests.get(name) != sha256(content)):
             found = "is missing" if content is None else "has changed"
             raise RecipeChangedError(
-                f"the recipe's file {path} {found}; expected the file that the model was trained "
-                f"with. Restore it"
+                f"the recipe's file {path} {found}; expected the file used in training. Restore it"
             )
         return content
 
@@ -149,7 +148,7 @@ def sha256(content: bytes) -> str:
 
 
 def place_in_recipe(error: BaseException) -> str:
-    """``FILE:LINE`` of a recipe's file where an error was raised; "" if in none."""
+    """Return ``FILE:LINE`` of the recipe's file that raised an error; "" if none did."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     places = [

@@ -1,8 +1,8 @@
 """The record of the recipes that this user trusts: a line for each file, with its SHA-256.
 
-A recipe in a run directory is Python code. It runs without a question if training on this host has
-written it, or the user has confirmed it before. The record is a file in the user's data directory;
-a line that the user deletes from it is confirmed again.
+A recipe in a run directory is Python code. It runs without confirmation if training on this host
+wrote it, or if the user confirmed it before. The record is a file in the user's data directory; if
+the user deletes a line, the recipe must be confirmed again.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_a_bad_image_does_not_keep_the_others_from_their_answers(tmp_path: Path)
         for position in (0, 2, 5, 6):
             assert isinstance(labels[position], ImageError)
         assert "none.png: No such file" in str(labels[2])
-        assert str(labels[5]).startswith("image: an image of 10000x1 pixels has no pixel left")
+        assert str(labels[5]).startswith("image: an image of 10000x1 pixels has no pixels left")
 
 
 def test_only_bad_images_are_as_many_errors() -> None:

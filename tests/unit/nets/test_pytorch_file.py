@@ -155,13 +155,13 @@ HOSTILE = {
         file_of(begun(op.text("os"), op.text("system"), b"\x93")),
         "STACK_GLOBAL",
     ),
-    "a call of what is no function": (file_of(begun(FLOATS, b")R")), "calls what makes no"),
+    "a call of what is no function": (file_of(begun(FLOATS, b")R")), "creates neither"),
     "a dict made of something": (
         file_of(begun(op.name("collections", "OrderedDict"), b"(Nt", b"R")),
-        "calls what makes no",
+        "creates neither",
     ),
-    "a dict with a tuple for a key": (file_of(begun(b"}", b")", b"N", b"s")), "keys that are no"),
-    "an empty stack": (file_of(begun(b"R")), "takes more than it has made"),
+    "a dict with a tuple for a key": (file_of(begun(b"}", b")", b"N", b"s")), "keys that are not"),
+    "an empty stack": (file_of(begun(b"R")), "pops more"),
     "no mark": (file_of(begun(b"t")), None),
     "what was never kept": (file_of(begun(b"h\x09")), None),
     "no tensors": (file_of(begun(op.integer(3))), None),
@@ -172,13 +172,13 @@ HOSTILE = {
         file_of(system=SYSTEM | {"little_endian": False}),
         "does not begin as",
     ),
-    "a key too many": (file_of(keys=("3", "7", "8")), "have other keys"),
-    "a key too few": (file_of(keys=("3",)), "have other keys"),
-    "a key twice": (file_of(keys=("3", "7", "7")), "have other keys"),
+    "a key too many": (file_of(keys=("3", "7", "8")), "differ in number"),
+    "a key too few": (file_of(keys=("3",)), "differ in number"),
+    "a key twice": (file_of(keys=("3", "7", "7")), "differ in number"),
     "keys that are no texts": (file_of(keys=(3, 7)), None),
     "one storage for two tensors": (
         file_of(state(weight=WEIGHT, other=WEIGHT, count=COUNT)),
-        "are not as many",
+        "differ in number",
     ),
     "a count of another length": (
         file_of(storages=elements([9], "<i8") + elements(range(6), length=5)),
@@ -204,7 +204,7 @@ HOSTILE = {
     ),
     "strides before the storage": (
         file_of(state(weight=tensor("7", (2, 3), (-1, 2), 6), count=COUNT)),
-        "no integers from 0 up",
+        "not integers",
     ),
     "a shape that repeats a storage": (
         file_of(state(weight=tensor("7", (2**20, 2**20), (0, 0), 6), count=COUNT)),
@@ -216,7 +216,7 @@ HOSTILE = {
     ),
     "an offset": (
         file_of(state(weight=tensor("7", (2, 3), (1, 2), 6, offset=1), count=COUNT)),
-        "calls what makes no",
+        "creates neither",
     ),
 }
 

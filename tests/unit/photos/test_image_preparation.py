@@ -102,8 +102,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "bomb.png": (bomb, "Image size (900000000 pixels) exceeds limit"),
     "large.png": (too_large, "200x100 pixels are 20,000; expected at most 10,000"),
     "empty.gif": (Path.touch, "an empty file, 0 bytes; expected an image"),
-    "absent.jpg": (absent, "No such file or directory; expected the file of an image"),
-    "folder.jpg": (Path.mkdir, "Is a directory; expected the file of an image"),
+    "absent.jpg": (absent, "No such file or directory; expected an image file"),
+    "folder.jpg": (Path.mkdir, "Is a directory; expected an image file"),
 }
 
 

@@ -1,1 +1,1 @@
-"""The built-in recipes: files of the form that a user's own recipe has."""
+"""The built-in recipes, in the form of a user's recipe file."""

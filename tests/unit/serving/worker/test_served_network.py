@@ -183,7 +183,7 @@ def test_a_bad_image_fails_alone(served, threads):
     bad = Status.BAD_INPUT
     assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
     assert b"an empty file" in answers.payloads[0]
-    assert b"no pixel left" in answers.payloads[3]
+    assert b"no pixels left" in answers.payloads[3]
     assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
     assert list(strict.answer([large, image()], True).statuses) == [bad, Status.OK]
     assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
