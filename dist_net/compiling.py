@@ -48,7 +48,7 @@ def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
             with _own_cache(Path(function.__code__.co_filename), signature):
                 return cast(Loop, numba.njit(signature, cache=True, **options)(function))
         except Exception as error:  # the cache cannot be written, or is damaged
-            # An error in the function itself is raised again here.
+            # An error in the function itself is raised again.
             logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
             return cast(Loop, numba.njit(signature, **options)(function))
 

@@ -1,7 +1,7 @@
 """Every exception of the project, one leaf per cause; imports nothing.
 
-A message says what happened, with the value, what was expected, and what to do. A command ends
-with the ``exit_code``: 2 for bad usage or bad input, 1 when the work itself failed.
+A message states the problem, the value, the expected value and the remedy. A command exits with
+``exit_code``: 2 for bad usage or bad input, 1 if the work itself failed.
 """
 
 INTERRUPTED = 130
@@ -36,7 +36,7 @@ class IndexRangeError(BadInputError):
 
 
 class GraphError(BadInputError):
-    """An expression graph was asked for something that it does not contain."""
+    """An expression graph does not contain the requested expression."""
 
 
 class GradientError(DistNetError):
@@ -55,7 +55,7 @@ class RecipeError(BadInputError):
 
 
 class RecipeChangedError(BadInputError):
-    """The Python files in a run's directory are not those that its model was trained with."""
+    """The Python files in a run directory differ from the files used in training."""
 
 
 class UntrustedRecipeError(BadInputError):
@@ -90,7 +90,7 @@ class TokenError(BadInputError):
 
 
 class NoAnswerError(DistNetError):
-    """Nobody answered at an address in time."""
+    """No answer arrived from an address in time."""
 
 
 class SegmentError(DistNetError):
@@ -120,7 +120,7 @@ class FetchError(DistNetError):
 
 
 class FileWriteError(DistNetError):
-    """A file that the user named could not be written; an earlier file there is unchanged."""
+    """A file that the user named could not be written; an earlier file is unchanged."""
 
 
 class SourceError(DistNetError):
@@ -158,7 +158,7 @@ class PredictionError(DistNetError):
 
 
 class UnknownModelError(BadInputError):
-    """There is no such model."""
+    """No model has this name or path."""
 
 
 class ModelOptionError(BadInputError):
@@ -184,11 +184,11 @@ class SettingError(BadInputError):
 
 
 class CheckpointMissingError(BadInputError):
-    """There is no file where a checkpoint was expected, or it cannot be opened."""
+    """A checkpoint's file does not exist or cannot be opened."""
 
 
 class NotACheckpointError(BadInputError):
-    """A file was given as a checkpoint and is something else."""
+    """A file that was passed as a checkpoint is another kind of file."""
 
 
 class CheckpointDamagedError(BadInputError):
@@ -200,7 +200,7 @@ class CheckpointMismatchError(BadInputError):
 
 
 class CheckpointWriteError(DistNetError):
-    """A checkpoint could not be written; the one before it is still there."""
+    """A checkpoint could not be written; the previous checkpoint is unchanged."""
 
 
 class JournalDamagedError(BadInputError):
@@ -220,11 +220,11 @@ class SupersededError(DistNetError):
 
 
 class ReplayError(DistNetError):
-    """A run that is computed again does not arrive at the weights that it had."""
+    """A replay does not reproduce the run's weights."""
 
 
 class JoinRefusedError(BadInputError):
-    """The server does not let this process join."""
+    """The server refuses to admit this process."""
 
 
 class WorkerRefusedError(DistNetError):
@@ -232,11 +232,11 @@ class WorkerRefusedError(DistNetError):
 
 
 class CostsDamagedError(BadInputError):
-    """A file does not hold what the parts of a cluster cost."""
+    """A file does not contain the measured costs of a cluster."""
 
 
 class ServerLostError(DistNetError):
-    """The parameter server does not answer any more."""
+    """The parameter server no longer answers."""
 
 
 # Requests to the inference pool
@@ -260,7 +260,7 @@ class ModelNotServedError(BadInputError):
 class PoolUnavailableError(DistNetError):
     """The pool cannot answer now: it is full, too slow, draining, or has no worker.
 
-    ``retry_after_s``: when to ask again; 0: unknown.
+    ``retry_after_s``: when to retry; 0 if unknown.
     """
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
@@ -269,7 +269,7 @@ class PoolUnavailableError(DistNetError):
 
 
 class RequestExpiredError(DistNetError):
-    """The pool is there, but did not answer a request in time."""
+    """The pool did not answer a request in time."""
 
 
 class RequestFailedError(DistNetError):
@@ -277,7 +277,7 @@ class RequestFailedError(DistNetError):
 
 
 class RequestCancelledError(DistNetError):
-    """The result of a cancelled request was asked for."""
+    """The caller waited for the result of a cancelled request."""
 
 
 class ReloadError(DistNetError):
@@ -300,7 +300,7 @@ class ProcessFailedError(DistNetError):
 
 
 class RayClusterError(BadInputError):
-    """There is no Ray cluster at an address, or this host is not a node of it."""
+    """No Ray cluster runs at an address, or this host is not a node of it."""
 
 
 class RunOverdueError(DistNetError):

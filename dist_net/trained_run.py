@@ -48,11 +48,11 @@ from dist_net.training.server.consistency import Consistency
 
 
 class Run:
-    """A trained model: ``path`` is its run directory, which the commands of ``dist-net`` take too.
+    """A trained model. ``path`` is its run directory, which the commands of ``dist-net`` accept.
 
-    ``report`` has the keys of ``dist-net train --json``. ``history`` has a result for each
-    evaluation, which short epochs share: its loss and accuracy are means of the training since the
-    one before, its ``validation`` is on the test samples. Both are empty in a run that was loaded.
+    ``report`` has the keys of ``dist-net train --json``. ``history`` has a result per evaluation,
+    which several short epochs share: its loss and accuracy are means of the training since the
+    previous evaluation, its ``validation`` is on the test samples. A loaded run has neither.
     """
 
     def __init__(
@@ -73,15 +73,12 @@ class Run:
 
     @cached_property
     def trained(self) -> tuple[LoadedRecipe, Checkpoint]:
-        """The recipe and the checkpoint, read once; raises what ``load`` raises."""
+        """Return the recipe and the checkpoint, read once; raises the errors of ``load``."""
         return load_trained(self.path, self._trust_recipe)
 
     @cached_property
     def model(self) -> Model:
-        """The trained model, with the weights that the run is evaluated by.
-
-        Those of a calibrated run include its temperature.
-        """
+        """Return the trained model with its evaluated weights, calibrated if the run is."""
         loaded, checkpoint = self.trained
         model = loaded.recipe.model
         model.weights = calibrated_weights(loaded, checkpoint, read_calibration(self.path))
@@ -89,11 +86,11 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class; empty for a model that predicts numbers."""
+        """Return the name of each class; empty for a model that predicts numbers."""
         return RecipeRecord.from_json(self.trained[1].recipe_record).class_names
 
     def predict(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape); see ``Model``."""
+        """Return the outputs, (N, *output_shape), of inputs, (N, *input_shape); see ``Model``."""
         return self.model.predict(inputs)
 
     def evaluate(
@@ -101,8 +98,8 @@ class Run:
     ) -> Evaluation:
         """Return the model's loss and accuracy on ``samples``, a pair of inputs and targets.
 
-        By default these are the samples that the run was evaluated on, fetched if need be, which
-        ``progress`` shows.
+        The default is the run's own test samples, downloaded if necessary and reported to
+        ``progress``.
         """
         loaded, _ = self.trained
         if samples is None:
@@ -117,13 +114,13 @@ class Run:
 def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
     """Return the trained model in a run directory, or in a checkpoint file.
 
-    A run's own ``recipe.py`` is Python code: it is executed only if it is trusted, as by the
-    commands of ``dist-net``; ``trust_recipe`` is their ``--trust-recipe``. Raises BadInputError if
-    there is no such run, if its files are damaged, or if its recipe is not trusted.
+    A run's own ``recipe.py`` is Python code, which runs only if the user trusts it, for example by
+    ``trust_recipe``, the ``--trust-recipe`` of the commands. Raises BadInputError if the run does
+    not exist, is damaged, or its recipe is not trusted.
     """
     run = Run(path, trust_recipe=trust_recipe)
     try:
-        run.model  # noqa: B018 - raises here what reading raises
+        run.model  # noqa: B018 - raises the errors of reading
     except UntrustedRecipeError as error:
         error.add_note(f"in Python: dist_net.load({str(path)!r}, trust_recipe=True)")
         raise
@@ -131,7 +128,7 @@ def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
 
 
 class WatchedTraining(TrainingProgress):
-    """Shows a run, makes its history, and calls the callbacks, which may end it."""
+    """Shows a run, records its history, and calls the callbacks, which may end the run."""
 
     def __init__(
         self, console: Console, samples_per_epoch: int, callbacks: Sequence[Callback]
@@ -142,12 +139,12 @@ class WatchedTraining(TrainingProgress):
         self.history: list[EpochResult] = []
 
     def progressed(self, report: dict[str, Any]) -> None:
-        """Moves the live line, and keeps what the next evaluation is put beside."""
+        """Update the live line, and keep the training records until the next evaluation."""
         super().progressed(report)
         self._records += report["records"]
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
-        """Says how the weights do on the test samples, and calls the callbacks."""
+        """Show the evaluation of the weights, and call the callbacks."""
         super().evaluated(samples, evaluation)
         records, self._records = self._records, []
         losses = [each["loss"] for each in records] or [float("nan")]
@@ -177,22 +174,22 @@ def train(
     start_timeout_s: float = START_TIMEOUT_S,
     **options: Any,
 ) -> Run:
-    """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
+    """Train a recipe in a cluster of processes on this host, as ``dist-net train`` does.
 
-    ``recipe`` is the name of a built-in one, the path of a Python file, or a folder of images.
-    ``options`` are those of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
-    ``learning_rate`` and ``seed``, and for a folder those of ``ImageOptions`` too.
-    ``callbacks`` are called after each evaluation; the run ends where one returns True.
-    Progress is shown on stderr, unless ``quiet``. The server may take any time to load while it
-    reports that it does; ``start_timeout_s`` limits its silence.
+    ``recipe`` is the name of a built-in recipe, the path of a Python file, or a folder of images.
+    ``options`` are the fields of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
+    ``learning_rate`` and ``seed``, and for a folder also of ``ImageOptions``.
+    ``callbacks`` are called after each evaluation; the run ends when one returns True.
+    Progress is shown on stderr, unless ``quiet``. The server may load for any time while it reports
+    progress; ``start_timeout_s`` limits its silence.
 
-    Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
-    checkpoint, and ProcessFailedError when the server or every worker has failed.
+    Raises BadInputError for unusable input, InterruptedRunError on Ctrl+C, which leaves a
+    checkpoint, and ProcessFailedError if the server or every worker has failed.
     """
     if not isinstance(recipe, str | Path):
         raise RecipeError(
             f"a {type(recipe).__name__} cannot be sent to other processes; expected the name of a "
-            f"recipe, or the path of its file: LocalCluster trains a Recipe in threads"
+            f"recipe or the path of its file. LocalCluster trains a Recipe in threads"
         )
     console = plain_console(quiet=quiet)
     is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
@@ -203,7 +200,7 @@ def train(
         raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
-    if "consistency" in options:  # bsp alone is a minibatch for each worker
+    if "consistency" in options:  # "bsp" without a number is one minibatch per worker
         options["consistency"] = str(Consistency.of(options["consistency"], workers))
     if is_folder:
         return _train_images(Path(recipe), directory, local, callbacks, console, options)

@@ -1,5 +1,5 @@
-"""Whole clusters under a virtual clock, network and disk, from one seed.
+"""Whole clusters on a virtual clock, network and disk, reproducible from a seed.
 
-What runs here is what ships: the state machines and loops of the other rooms. Nothing waits, and
-nothing is read or written outside this process.
+Simulations run the shipped state machines and loops. They never wait, and do no I/O outside this
+process.
 """

@@ -1,8 +1,7 @@
-"""Training runs, or pools, under every fault: ``python -m simulation SEED [SEEDS]``.
+"""Simulate training runs, or pools, under every fault: ``python -m simulation SEED [SEEDS]``.
 
-Simulates so many seeds from SEED on, up to the first that fails: prints which invariant it broke
-and what happened last, and exits with 1. A single one is told in any case. The same seed is the
-same run.
+Runs SEEDS seeds from SEED on, up to the first that fails: prints the broken invariant and the last
+events, and exits with 1. With a single seed, always prints its events. A seed reproduces its run.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""A model whose weights count how often each sample was applied, and show from which weights."""
+"""A model whose weights count how often each sample was applied, and from which weights."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,19 @@ from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
 
 MIXED = 4
-"""Parameters beside those that count: their gradients depend on the weights."""
+"""The number of further parameters, whose gradients depend on the weights."""
 
 PULL = np.float32(0.01)
 
 
 class CountingStep:
-    """A `MinibatchStep` of the worker's loop with one parameter for each sample of each epoch.
+    """A `MinibatchStep` of the worker's loop with one parameter per sample of each epoch.
 
-    The gradient is -1 at the samples of the minibatch. With a learning rate of 1 the weights are
-    therefore how often each was applied. A round averages its gradients, of which each has the same
-    share: then the learning rate is the number of them. With ``weights_are_torn`` the gradient is
-    one that nobody may apply. ``is_broken`` says, each time, whether it is not finite.
+    The gradient is -1 at the samples of the minibatch. With a learning rate of 1, the weights
+    therefore count how often each sample was applied. A round averages its gradients with equal
+    shares: then the learning rate must be the number of gradients. With ``weights_are_torn`` the
+    gradient is invalid and must not be applied. ``is_broken`` decides for each gradient whether it
+    is not finite.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class CountingStep:
         return 1.0, 1
 
     def unbind(self) -> None:
-        """It holds nothing."""
+        """Do nothing: the step holds no resources."""
 
 
 def counts(settings: RunSettings, weights: Vector) -> Vector:
-    """How often each sample of each epoch is in the weights; as int8, differences are rounded."""
+    """Return how often each sample of each epoch was applied; as int8, differences are rounded."""
     counted = weights[: settings.samples_total]
     return np.round(counted, 1) if settings.takes_local_steps else counted

@@ -1,4 +1,4 @@
-"""A disk in memory that loses what was not synced, fills up, and dies in the middle of a write."""
+"""A disk in memory that loses unsynced content, fills up, and is interrupted in writes."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 
 
 class ProcessKilledError(BaseException):
-    """The process that used the disk is gone: nothing of it goes on, not even its cleaning up."""
+    """The process that used the disk was killed; even its cleanup must not run."""
 
 
 REFUSED = {
@@ -22,21 +22,21 @@ REFUSED = {
     errno.EROFS: {"write", "change"},
     errno.EIO: {"sync"},
 }
-"""What a disk does not do, by the error that it gives."""
+"""The kinds of operations that fail with each error."""
 
 ROOM_FOR_ALL, ROOM_FOR_A_PART = 0.15, 0.4
-"""A full disk has room now and then, as others write and remove files too."""
+"""The probabilities that a full disk has room for all or a part of a write."""
 
 
 class StoredFile:
-    """What a file holds for those who read it, and what of that is on the disk itself."""
+    """The content of a file as processes read it, and the part that is durable."""
 
     def __init__(self) -> None:
         self.content = bytearray()
         self.durable = b""
 
     def lose_unsynced(self, random: np.random.Generator) -> None:
-        """Go back to some moment since the last sync; the last bytes may have been torn."""
+        """Return to a random moment since the last sync; the last bytes may be torn."""
         common = _common_bytes(self.content, self.durable)
         if common < len(self.durable) and random.random() < 0.5:
             kept = self.durable  # it was cut since, but that is undone
@@ -48,7 +48,7 @@ class StoredFile:
 
 
 def _common_bytes(one: bytearray, other: bytes) -> int:
-    """How many bytes both begin with."""
+    """Return the length of the common prefix."""
     if one.startswith(other):
         return len(other)
     pairs = zip(one, other, strict=False)
@@ -58,8 +58,8 @@ def _common_bytes(one: bytearray, other: bytes) -> int:
 class VirtualDisk:
     """A `dist_net.files.Disk`.
 
-    ``failure``: what it refuses gives this error, one of ``REFUSED``; None: it refuses nothing.
-    ``kill_after`` so many more operations the process that uses it is killed; None: it is not.
+    Operations fail with the error ``failure``, one of ``REFUSED``, unless it is None. After
+    ``kill_after`` more operations the process that uses the disk is killed; None: never.
     """
 
     def __init__(self, random: np.random.Generator) -> None:
@@ -71,7 +71,7 @@ class VirtualDisk:
         self._renamed: list[dict[Path, StoredFile]] = []
 
     def crash(self) -> None:
-        """Lose, as a host does that fails, some of what was not synced."""
+        """Lose some unsynced content, as a host does when it loses power."""
         moments = [self._durable, *self._renamed]
         self._files = dict(moments[int(self._random.integers(len(moments)))])
         self._sync_names()
@@ -140,9 +140,9 @@ class VirtualDisk:
                 self.remove(name)
 
     def append(self, file: StoredFile, content: bytes | bytearray) -> int:
-        """Write behind what is in the file: all of it, or a part if that is all there is room for.
+        """Append all of the content, or the part that the disk has room for.
 
-        Raises OSError if there is none, and ProcessKilledError behind some of it.
+        Raises OSError if there is no room, and ProcessKilledError after a part.
         """
         room = self._random.random() if self.failure == errno.ENOSPC else 1.0
         try:
@@ -157,7 +157,7 @@ class VirtualDisk:
         return len(written)
 
     def operate(self, kind: str) -> None:
-        """Count an operation, of a kind in ``REFUSED``; raises what is due."""
+        """Count an operation of a kind in ``REFUSED``, and raise the error that is due."""
         if self.kill_after is not None:
             self.kill_after -= 1
             if self.kill_after < 0:
@@ -166,7 +166,7 @@ class VirtualDisk:
             raise OSError(self.failure, os.strerror(self.failure))
 
     def _opened(self, path: Path) -> StoredFile:
-        """Return the file, which may be new."""
+        """Return the file, creating it if necessary."""
         if path not in self._files:
             self._files[path] = StoredFile()
             self._renamed.append(dict(self._files))
@@ -183,7 +183,7 @@ class VirtualDisk:
 
 
 class AppendedVirtualFile:
-    """A file that is open to be appended to."""
+    """A file opened for appending."""
 
     def __init__(self, disk: VirtualDisk, file: StoredFile) -> None:
         self._disk = disk
@@ -197,7 +197,7 @@ class AppendedVirtualFile:
         self._file.durable = bytes(self._file.content)
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
 
 def checkpoint_on(disk: Disk, path: Path) -> Checkpoint:

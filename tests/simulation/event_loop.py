@@ -1,7 +1,7 @@
 """A process in virtual time: its threads, its event loop, and a server's socket in the loop.
 
-What happens to a process: it is stopped by a signal, and goes on; a thread of it computes, or gets
-no core; it is killed.
+A process can be stopped and continued by signals, be killed, and have a thread that computes or
+waits for a core.
 """
 
 from collections import deque
@@ -16,12 +16,12 @@ from simulation.schedule import TracedSchedule
 
 Event = Callable[..., object]
 
-TURN_S = 1e-5  # what an event loop needs for a turn
-HANDOVER_S = 0.05  # the longest that what waited for a stopped process needs to reach its loop
+TURN_S = 1e-5  # the duration of a turn of the event loop
+HANDOVER_S = 0.05  # the maximum delay of messages that arrived while the process was stopped
 
 
 class ThreadedProcess:
-    """Nothing happens in it while it is stopped, nor after it was killed."""
+    """A process; nothing happens in it while it is stopped or after it was killed."""
 
     def __init__(self, schedule: TracedSchedule) -> None:
         self.schedule = schedule
@@ -33,11 +33,11 @@ class ThreadedProcess:
         self.is_alive = False
 
     def stop(self, seconds: float) -> None:
-        """Stop it for so long from now on."""
+        """Stop the process for this many seconds."""
         self.stopped_until_s = max(self.stopped_until_s, self.schedule.now_s + seconds)
 
     def stop_within(self, seconds: float) -> None:
-        """Stop it when one of its threads next reads the clock, in the midst of what it does."""
+        """Stop the process when one of its threads next reads the clock, within a callback."""
         self._stop_within_s = seconds
 
     def clock_is_read(self) -> None:
@@ -57,7 +57,7 @@ class VirtualThread:
 
     @property
     def now_s(self) -> float:
-        """The time here; after a stop in the midst of what happens, it is later than elsewhere."""
+        """Return the thread's time, ahead of the schedule's after a stop within a callback."""
         free_s = max(self._busy_until_s, self.process.stopped_until_s)
         return max(free_s, self._schedule.now_s)
 
@@ -66,14 +66,14 @@ class VirtualThread:
         return self.now_s
 
     def is_busy_for(self, seconds: float) -> None:
-        """Do nothing else for so long, after what is under way."""
+        """Keep the thread busy for this many seconds after its current work."""
         self._busy_until_s = self.now_s + seconds
 
     def gets_no_core_for(self, seconds: float) -> None:
         self._busy_until_s = max(self._busy_until_s, self._schedule.now_s + seconds)
 
     def after(self, seconds: float, event: Event, *arguments: object) -> None:
-        """Have something happen here in so long, or when the thread comes to it."""
+        """Schedule a call on this thread in this many seconds, or when the thread is free."""
         self._schedule.at(self.now_s + seconds, self._happens, event, arguments)
 
     def _happens(self, event: Event, arguments: tuple[object, ...]) -> None:
@@ -94,7 +94,7 @@ class VirtualThread:
 
 
 class VirtualHandle:
-    """What an event loop will call, unless it is cancelled."""
+    """A callback of an event loop that may be cancelled."""
 
     def __init__(self, call: Event, arguments: tuple[object, ...], context: Context | None) -> None:
         self._call = call
@@ -115,7 +115,10 @@ class VirtualHandle:
 
 
 class VirtualEventLoop:
-    """As much of an asyncio event loop as a gateway uses. A turn calls what was ready before it."""
+    """The part of an asyncio event loop that a gateway uses.
+
+    A turn runs the callbacks that were ready before it.
+    """
 
     def __init__(self, thread: VirtualThread) -> None:
         self.thread = thread
@@ -152,7 +155,7 @@ class VirtualEventLoop:
         del self._readers[descriptor]
 
     def set_readable(self, descriptor: int, is_readable: bool) -> None:
-        """Say whether a descriptor can be read; its reader is called each turn while it can."""
+        """Set whether a descriptor is readable; its reader runs each turn while it is."""
         if is_readable:
             self._readable.add(descriptor)
             self._plan(self.thread.now_s)
@@ -183,11 +186,11 @@ class VirtualEventLoop:
 
 
 class PolledSocket:
-    """A server's socket in an event loop, as `dist_net.wire.transport.ServerSocket` is there.
+    """A server's socket in an event loop, like `dist_net.wire.transport.ServerSocket`.
 
-    Its descriptor says once that something has come: whatever is done with the socket uses up the
-    notice, a send too, also of what comes between the beginning of a turn and that send. While the
-    process is stopped, so is its ZeroMQ thread, which then needs a while to hand over what came.
+    Its descriptor reports an arrival once: any use of the socket consumes the report, also a send,
+    and also for messages that arrived between the beginning of the turn and that send. While the
+    process is stopped, so is its ZeroMQ thread, which then needs some time to deliver messages.
     """
 
     _descriptors = count(3)
@@ -218,7 +221,7 @@ class PolledSocket:
 
     def _is_handed_over(self, received: tuple[bytes, Message]) -> None:
         self._waiting.append(received)
-        # Who has not taken what is there gets no further notice.
+        # The descriptor reports only the first of several waiting messages.
         if len(self._waiting) == 1 and self._schedule.now_s >= self._deaf_until_s:
             self._loop.set_readable(self._descriptor, True)
 
@@ -260,5 +263,5 @@ class PolledSocket:
             self._socket.send(node, message)
 
     def answer_failure(self, node: bytes, message: Message) -> None:
-        """In a simulation no message may make its handling fail."""
+        """Fail: in a simulation no message may cause an error."""
         raise

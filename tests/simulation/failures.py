@@ -1,15 +1,15 @@
-"""How a simulation fails."""
+"""The errors of a simulation."""
 
 
 class InvariantBrokenError(AssertionError):
-    """Something that must always hold does not."""
+    """An invariant does not hold."""
 
 
 class SimulationFailedError(Exception):
-    """A simulation broke an invariant: its seed, which one, and the last events."""
+    """A simulation broke an invariant: its seed, the invariant, and the last events."""
 
 
 def require(holds: bool, broken: str) -> None:
-    """Raise InvariantBrokenError unless it holds."""
+    """Raise InvariantBrokenError unless the condition holds."""
     if not holds:
         raise InvariantBrokenError(broken)

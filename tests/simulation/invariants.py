@@ -1,4 +1,4 @@
-"""What has to hold at every event of a simulated run, whatever goes wrong."""
+"""The invariants of a simulated training run, checked at every event."""
 
 import math
 from collections.abc import Collection
@@ -25,7 +25,7 @@ CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 
 
 class RunChecks:
-    """Follows the run of a model that counts, through all the starts of its server."""
+    """Checks the run of a counting model through all starts of its server."""
 
     def __init__(self, settings: RunSettings, disk: VirtualDisk) -> None:
         self._settings = settings
@@ -43,7 +43,7 @@ class RunChecks:
         self.calm_since_s = math.inf  # when the last fault was over
 
     def begin(self, run: RunState, journal: JournalFile, checkpoint: Checkpoint | None) -> None:
-        """A server begins, or goes on from a checkpoint."""
+        """Check a server that begins the run or resumes from a checkpoint."""
         state = {} if checkpoint is None else checkpoint.optimizer_state
         for name, vector in state.items():
             is_same = np.array_equal(run.store.state[name], vector)
@@ -59,7 +59,7 @@ class RunChecks:
         self._check_counts(run)
 
     def turned(self, loop: ServerLoop, now: float) -> None:
-        """The server has done something."""
+        """Check the server's state after each of its steps."""
         run = self.run
         assert run is not None
         self._check_leaks(run, loop)
@@ -78,7 +78,7 @@ class RunChecks:
             self._check_counts(run)
 
     def _check_leaks(self, run: RunState, loop: ServerLoop) -> None:
-        """Nothing is held for workers that are not in the run any more."""
+        """Check that the server holds nothing for workers that have left the run."""
         members = {member.worker_id for member in run.members.members}
         held: dict[str, Collection[int]] = {
             "pins": run.store._pins,
@@ -92,7 +92,7 @@ class RunChecks:
         require(pins == sum(run.store._pinned), "a snapshot is pinned that no worker has pinned")
 
     def _check_lead(self, run: RunState) -> None:
-        """With ``ssp:N`` nobody computes who is more than N steps ahead of another who does."""
+        """Check that with ``ssp:N`` no computing worker is more than N steps ahead of another."""
         consistency = self._settings.consistency
         if consistency.max_ahead is None or consistency.is_automatic:
             return
@@ -107,14 +107,14 @@ class RunChecks:
         require(lead <= consistency.max_ahead, f"a worker is {lead} steps ahead")
 
     def _check_wait(self, run: RunState, loop: ServerLoop, now: float) -> None:
-        """With ``auto`` workers in step do not wait for one that is much slower."""
+        """Check that with ``auto`` workers in step do not wait for a much slower worker."""
         if self._settings.consistency.is_automatic and run.members.go_in_step:
             waited_s = now - max(self.progress_s, self.calm_since_s)
             is_patient = loop._server._waiting and waited_s > MAX_WAIT_IN_STEP_S
             require(not is_patient, f"workers wait for a slow one for {waited_s:.1f} s")
 
     def _check_counts(self, run: RunState) -> None:
-        """Each sample is in the weights at most once, and as many are as the ledger says."""
+        """Check that each sample is applied at most once, as often as the ledger records."""
         # Other optimizers and lower rates count differently; a replay shows what they apply.
         share = self._settings.consistency.most_of_rate(
             len(run.members), self._settings.optimizer.full_rate_staleness
@@ -132,27 +132,27 @@ class RunChecks:
             )
 
     def sent(self, message: Message) -> None:
-        """The server answers: what it has applied by now is acknowledged."""
+        """Note that the server answers, which acknowledges all updates so far."""
         if isinstance(message, Work | Stop) and self.run is not None:
             self._acknowledged = self.run.store.version
 
     @property
     def is_finished(self) -> bool:
-        """Whether the server that began last has applied every sample."""
+        """Return whether the current server has applied every sample."""
         return self.run is not None and self.run.ledger.finished
 
     def seen(self, report: dict[str, Any]) -> None:
-        """Somebody has seen this report of the server's."""
+        """Note a report of the server that a process has read."""
         self._kept = max(self._kept, report["checkpoint_version"] or 0)
 
     def host_failed(self) -> None:
-        """The server's host is about to be gone, and what was not synced."""
+        """Note that the server's host is about to fail, with all unsynced content."""
         self._journal = None
 
     def server_died(self) -> None:
-        """Its process is gone, and its host is not: what it had acknowledged is in the journal."""
+        """Check that the journal has all acknowledged updates after the server's process died."""
         if self._journal is None or self._journal.error is not None:
-            return  # of what the disk refused it says so
+            return  # the journal reports records that the disk refused
         journal = read_journal(JOURNAL, self._disk)
         if journal.version < self._acknowledged:
             raise InvariantBrokenError(
@@ -161,7 +161,7 @@ class RunChecks:
             )
 
     def ended_in_order(self) -> None:
-        """The server wrote its last checkpoint: what it had acknowledged is in that."""
+        """Check that the server's last checkpoint has all acknowledged updates."""
         checkpoint = checkpoint_on(self._disk, CHECKPOINT)
         require(
             checkpoint.version == self._version,
@@ -169,7 +169,7 @@ class RunChecks:
         )
 
     def finished(self) -> None:
-        """The server is done: checkpoint and journal are whole, and say the same."""
+        """Check that checkpoint and journal of a finished run are complete and agree."""
         settings = self._settings
         checkpoint = checkpoint_on(self._disk, CHECKPOINT)
         uncounted = self._counts_samples and (counts(settings, checkpoint.weights) != 1).any()
@@ -185,7 +185,7 @@ class RunChecks:
             raise InvariantBrokenError(f"the journal cannot be replayed: {error}") from error
         fault = journal.fault
         if self._journal is not None and self._journal.error is not None:
-            fault = None  # the server has said that the disk refused its last record
+            fault = None  # the server reported that the disk refused its last record
         if not result.matches or result.version != checkpoint.version or fault is not None:
             raise InvariantBrokenError(
                 f"a replay gives other weights than the run, or ends elsewhere: {result}, "

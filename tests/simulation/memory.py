@@ -1,4 +1,4 @@
-"""Memory that the processes of one virtual host share."""
+"""Memory shared by the processes of one virtual host."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from dist_net.wire.messages import SegmentAddress
 
 
 class VirtualSegment:
-    """A `dist_net.wire.segment.SharedVectors`; those who attach it can only read."""
+    """A `dist_net.wire.segment.SharedVectors`; attached processes can only read it."""
 
     def __init__(self, address: SegmentAddress, vectors: list[Vector], is_own: bool) -> None:
         self.address = address
@@ -29,22 +29,22 @@ class VirtualSegment:
         return view
 
     def release(self, index: int) -> None:
-        """Forget what the vector holds: who still reads it gets what nobody wrote."""
+        """Overwrite the vector with garbage: late readers must notice."""
         self._vectors[index].fill(np.nan)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self._vectors = []
 
 
 class VirtualMemory:
-    """The segments of a host's processes; one is found for as long as its process lives."""
+    """The segments of a host's processes; a segment can be attached while its owner lives."""
 
     def __init__(self) -> None:
         self._vectors: dict[SegmentAddress, list[Vector]] = {}
 
     def share(self, process_id: int, vectors: int, size: int) -> VirtualSegment:
-        """A new segment of a process."""
+        """Create a segment of a process."""
         own = [each for each in self._vectors if each.process_id == process_id]
         token = b"%d of %d" % (len(own), process_id)
         address = SegmentAddress(process_id, len(own), token)
@@ -53,13 +53,13 @@ class VirtualMemory:
         return VirtualSegment(address, rows, is_own=True)
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
-        """Map another process's segment; raises SegmentError if it is gone."""
+        """Attach another process's segment; raises SegmentError if it is gone."""
         found = self._vectors.get(address)
         if found is None or found[0].size != size:
             raise SegmentError(f"there is no segment {address} of vectors of {size} elements")
         return VirtualSegment(address, found, is_own=False)
 
     def process_ended(self, process_id: int) -> None:
-        """Its segments can no longer be found; who has attached one still has it."""
+        """Remove the segments of a process; attached processes keep them."""
         for address in [each for each in self._vectors if each.process_id == process_id]:
             del self._vectors[address]

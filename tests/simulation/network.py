@@ -1,8 +1,8 @@
-"""A network in virtual time: links, connections, and what goes wrong with them.
+"""A network in virtual time: links, connections, and their faults.
 
-A connection behaves as one of ZeroMQ's: it is made in the background, keeps the order of what it
-carries, and is made again after a loss, as another node of the server's. What is sent while it is
-down waits.
+A connection behaves like ZeroMQ's: it is established in the background, keeps the order of its
+messages, and reconnects after a loss as a new node of the server's. Messages sent while it is down
+wait.
 """
 
 import math
@@ -41,15 +41,15 @@ TOLD_OF: dict[type, tuple[str, ...]] = {
     Refuse: ("reason",),
     Stop: ("reason",),
 }
-"""What a trace tells of a message."""
+"""The fields of messages that the trace shows."""
 
 UNTOLD = (Alive, Heartbeat, StatusReport, StatusRequest)
-"""There are too many of them in a trace."""
+"""Messages that the trace omits: there are too many."""
 
 
 @dataclass(frozen=True)
 class Brief:
-    """A message as a trace tells of it."""
+    """Return a message as the trace shows it."""
 
     message: Message
 
@@ -61,7 +61,7 @@ class Brief:
 
 @dataclass(frozen=True)
 class Link:
-    """A host's way to the others: seconds for a message, one way, and its speed each way."""
+    """A host's link: the latency of a message in seconds, one way, and the rate each way."""
 
     latency_s: float = 5e-5
     bytes_per_s: float = math.inf
@@ -69,11 +69,11 @@ class Link:
 
 @dataclass(frozen=True)
 class NetworkFaults:
-    """What goes wrong at random; all but the last are shares of the messages.
+    """Random faults; all but the last are shares of the messages.
 
-    ``delayed`` ones and those behind them come up to ``delay_s`` later; ``overtaken`` ones too, but
-    not those behind them. ``lost`` ones never arrive, ``doubled`` ones do so twice, the second time
-    later. With a ``vanishing`` one its connection is gone, and what was on its way.
+    A ``delayed`` message and all behind it arrive up to ``delay_s`` later; an ``overtaken`` message
+    alone arrives later. A ``lost`` message never arrives, a ``doubled`` message arrives twice, the
+    second time later. A ``vanishing`` message ends its connection and loses all in transit.
     """
 
     delayed: float = 0.0
@@ -84,7 +84,7 @@ class NetworkFaults:
     delay_s: float = 0.0
 
     def draw(self, random: np.random.Generator) -> str | None:
-        """Which of them befalls a message; None: it arrives as it should."""
+        """Return the fault of a message, drawn at random; None: it arrives."""
         chance = random.random()
         for fault, share in self._shares:
             chance -= share
@@ -102,19 +102,19 @@ NO_FAULTS = NetworkFaults()
 
 @dataclass
 class Direction:
-    """One way of a host's link: when what was put on it will have left."""
+    """One direction of a host's link: the time when all queued bytes will have left."""
 
     link: Link
     free_s: float = 0.0
 
     def occupy(self, from_s: float, size_bytes: int) -> float:
-        """Put so many bytes on it, behind what is there; when the last of them is through."""
+        """Queue this many bytes, and return the time when the last of them will have left."""
         self.free_s = max(self.free_s, from_s) + size_bytes / self.link.bytes_per_s
         return self.free_s
 
 
 def size_in_bytes(message: Message) -> int:
-    """About what a message takes on the wire."""
+    """Return the approximate size of a message on the wire."""
     size = HEADER_BYTES
     for value in message:
         for each in value if isinstance(value, tuple) else (value,):
@@ -124,7 +124,7 @@ def size_in_bytes(message: Message) -> int:
 
 
 def with_arrays(message: Message, of: Callable[[Any], Any]) -> Message:
-    """The message with ``of(array)`` in the place of each of its arrays."""
+    """Return the message with ``of(array)`` in place of each array."""
     match message:
         case Work(weights=weights) if weights is not None:
             return message._replace(weights=of(weights))
@@ -136,7 +136,7 @@ def with_arrays(message: Message, of: Callable[[Any], Any]) -> Message:
 
 
 class VirtualNetwork:
-    """Hosts with their links, servers that listen, and connections to them; all by names."""
+    """Hosts with their links, listening servers, and connections to them; all by name."""
 
     def __init__(self, schedule: TracedSchedule, faults: NetworkFaults = NO_FAULTS) -> None:
         self.schedule = schedule
@@ -149,11 +149,11 @@ class VirtualNetwork:
         self._clients: list[VirtualClientSocket] = []
 
     def set_link(self, host: str, link: Link) -> None:
-        """Give a host another link than the default one."""
+        """Give a host another link than the default."""
         self._links[host] = Direction(link), Direction(link)
 
     def part(self, hosts: Iterable[str]) -> None:
-        """Part these hosts from all others; what is sent meanwhile waits for ``join``."""
+        """Partition these hosts from all others; messages between them wait for ``join``."""
         self._apart = frozenset(hosts)
 
     def join(self) -> None:
@@ -164,7 +164,7 @@ class VirtualNetwork:
             send()
 
     def listen(self, host: str) -> "VirtualServerSocket":
-        """The socket of a server on this host; clients that wait for it are connected."""
+        """Return the socket of a server on this host, and connect the clients that wait for it."""
         server = self._servers[host] = VirtualServerSocket(self, host)
         for client in self._clients:
             if client.server_host == host:
@@ -172,9 +172,9 @@ class VirtualNetwork:
         return server
 
     def connect(self, host: str, server_host: str, owner: str = "") -> "VirtualClientSocket":
-        """A client's socket; it is connected as soon as a server listens there.
+        """Return a client's socket; it connects as soon as a server listens.
 
-        ``owner`` is what a trace calls it by; the host, if nothing else is said.
+        ``owner`` is its name in the trace, by default the host.
         """
         client = VirtualClientSocket(self, host, server_host, owner or host)
         self._clients.append(client)
@@ -182,7 +182,7 @@ class VirtualNetwork:
         return client
 
     def lateness_of_rest_s(self) -> float | None:
-        """How much later arrives what is on its way when its connection is lost; None: never."""
+        """Return the delay of messages in transit when their connection fails; None: lost."""
         random = self.schedule.random
         if self.faults is NO_FAULTS or random.random() < 0.5:
             return None
@@ -192,7 +192,7 @@ class VirtualNetwork:
         return self._servers.get(host)
 
     def closed(self, socket: "VirtualServerSocket | VirtualClientSocket") -> None:
-        """Forget a socket; a server's connections are gone with it."""
+        """Remove a socket; a server's connections are lost with it."""
         if isinstance(socket, VirtualClientSocket):
             self._clients.remove(socket)
         elif self._servers.get(socket.host) is socket:
@@ -202,7 +202,7 @@ class VirtualNetwork:
                     client.vanish()
 
     def transmit(self, way: "Way", message: Message, client: "VirtualClientSocket") -> None:
-        """Carry a message over one way of a client's connection, through all that may go wrong."""
+        """Carry a message over one direction of a client's connection, with all faults."""
         source, target = way.source, way.target
         if (source in self._apart) != (target in self._apart):
             self._held.append(lambda: self.transmit(way, message, client))
@@ -232,7 +232,7 @@ class VirtualNetwork:
                 way.deliver(arrives_s, message)
 
     def _arrival_s(self, source: str, target: str, message: Message) -> float:
-        """When the last byte of a message that is sent now arrives, behind those before it."""
+        """Return when the last byte of a message sent now arrives, after the messages before it."""
         outwards, inwards = self._links_of(source)[0], self._links_of(target)[1]
         latency_s = outwards.link.latency_s + inwards.link.latency_s
         if outwards.link.bytes_per_s == inwards.link.bytes_per_s == math.inf:
@@ -249,9 +249,9 @@ class VirtualNetwork:
 
 
 class Way:
-    """One way of a connection: what is on it arrives in order, while the connection lasts.
+    """One direction of a connection: messages arrive in order while the connection lasts.
 
-    ``source`` and ``target`` are hosts; ``between`` whom it goes is for a trace.
+    ``source`` and ``target`` are hosts; ``between`` names the two ends in the trace.
     """
 
     def __init__(
@@ -272,12 +272,12 @@ class Way:
         self._travelling: dict[int, Message] = {}
 
     def deliver(self, moment_s: float, message: Message) -> None:
-        """Have a message arrive then, or right behind the one before it."""
+        """Let a message arrive at this time, or right after the message before it."""
         self._last_s = max(self._last_s, moment_s)
         self.deliver_apart(self._last_s, message)
 
     def deliver_apart(self, moment_s: float, message: Message) -> None:
-        """Have a message arrive then, before or behind others."""
+        """Let a message arrive at this time, regardless of others."""
         number = next(self._numbers)
         self._travelling[number] = message
         self._schedule.at(moment_s, self._arrive, number)
@@ -287,11 +287,11 @@ class Way:
             self._receive(with_arrays(message, np.copy))
 
     def lose(self) -> None:
-        """Lose what is on its way."""
+        """Drop the messages in transit."""
         self._travelling.clear()
 
     def keep(self, late_s: float = 0.0) -> None:
-        """Have what is on its way arrive as it is now, so much later, though its way is gone."""
+        """Deliver the messages in transit as they are now, later and without the connection."""
         travelling, self._travelling = self._travelling, {}
         for message in travelling.values():
             kept = with_arrays(message, np.copy)
@@ -299,9 +299,9 @@ class Way:
 
 
 class LendingSocket:
-    """What both ends have in common. ``on_arrival`` is called when a message has arrived.
+    """The common part of both ends. ``on_arrival`` is called when a message has arrived.
 
-    Arrays are copied as they are sent; those that are lent, as late as they may be.
+    Arrays are copied when they are sent; lent arrays as late as possible.
     """
 
     def __init__(self, network: VirtualNetwork) -> None:
@@ -310,7 +310,7 @@ class LendingSocket:
         self._lent: dict[int, Vector] = {}
 
     def lend(self, vectors: Iterable[Vector]) -> None:
-        """Send these from where they lie from now on."""
+        """Send these arrays without a copy from now on."""
         self._lent |= {id(vector): vector for vector in vectors}
 
     def _sent(self, message: Message) -> Message:
@@ -320,7 +320,7 @@ class LendingSocket:
 
 
 class VirtualServerSocket(LendingSocket):
-    """A server's end, as `dist_net.wire.transport.ServerSocket`, but nothing here waits."""
+    """A server's end, like `dist_net.wire.transport.ServerSocket`, but it never waits."""
 
     def __init__(self, network: VirtualNetwork, host: str) -> None:
         super().__init__(network)
@@ -330,13 +330,13 @@ class VirtualServerSocket(LendingSocket):
         self._clients: dict[bytes, VirtualClientSocket] = {}
 
     def __len__(self) -> int:
-        """How many messages have arrived."""
+        """Return the number of messages that have arrived."""
         return len(self._arrived)
 
     def receive(self, timeout_s: float = 0.0) -> tuple[bytes, Message] | None:
-        """The next message that has arrived, and the node that sent it.
+        """Return the next message that has arrived, and the node that sent it.
 
-        Messages of different nodes come in any order, if the network has faults.
+        With faults, messages of different nodes arrive in any order.
         """
         if len(self._arrived) > 1 and self.network.faults is not NO_FAULTS:
             first_of_node: dict[bytes, int] = {}
@@ -350,7 +350,7 @@ class VirtualServerSocket(LendingSocket):
         return self._arrived.popleft() if self._arrived else None
 
     def has_peer(self, node: bytes) -> bool:
-        """Whether the connection is there by which the node was known."""
+        """Return whether the node is still connected."""
         return node in self._clients
 
     def send(self, node: bytes, message: Message) -> None:
@@ -364,7 +364,7 @@ class VirtualServerSocket(LendingSocket):
         return True
 
     def answer_failure(self, node: bytes, message: Message) -> None:
-        """In a simulation no message may fail: raises what is being handled."""
+        """Raise the error in progress: in a simulation no message may cause an error."""
         raise
 
     def close(self) -> None:
@@ -382,7 +382,7 @@ class VirtualServerSocket(LendingSocket):
 
 
 class VirtualClientSocket(LendingSocket):
-    """A client's end, as `dist_net.wire.transport.ClientSocket`, but nothing here waits."""
+    """A client's end, like `dist_net.wire.transport.ClientSocket`, but it never waits."""
 
     def __init__(self, network: VirtualNetwork, host: str, server_host: str, owner: str) -> None:
         super().__init__(network)
@@ -395,16 +395,16 @@ class VirtualClientSocket(LendingSocket):
         self._connection: tuple[bytes, VirtualServerSocket, Way, Way] | None = None
 
     def __len__(self) -> int:
-        """How many messages have arrived."""
+        """Return the number of messages that have arrived."""
         return len(self._arrived)
 
     @property
     def node(self) -> bytes | None:
-        """What the server knows this connection by; None: there is none."""
+        """Return the server's name of this connection; None while it is down."""
         return None if self._connection is None else self._connection[0]
 
     def connect(self) -> None:
-        """Connect, if a server listens, and send what has waited."""
+        """Connect, if a server listens, and send the waiting messages."""
         server = self.network.server_at(self.server_host)
         if server is None:
             return
@@ -422,13 +422,13 @@ class VirtualClientSocket(LendingSocket):
             self.send(self._unsent.popleft())
 
     def vanish(self) -> None:
-        """Lose the connection and what is on its way; it is made anew if a server listens."""
+        """Lose the connection and the messages in transit; reconnect if a server listens."""
         self._disconnect()
         if not self.is_closed:
             self.connect()
 
     def send(self, message: Message) -> None:
-        """Send a message, as soon as there is a connection."""
+        """Send a message as soon as the connection is up."""
         if self._connection is None:
             self._unsent.append(self._sent(message))
             return
@@ -436,21 +436,21 @@ class VirtualClientSocket(LendingSocket):
         self.network.transmit(there, self._sent(message), self)
 
     def answer(self, message: Message) -> None:
-        """Carry an answer of the server's."""
+        """Carry an answer of the server."""
         assert self._connection is not None
         _, _, _, back = self._connection
         self.network.transmit(back, message, self)
 
     def receive(self, timeout_s: float = 0.0) -> Message | None:
-        """The next message that has arrived."""
+        """Return the next message that has arrived."""
         return self._arrived.popleft() if self._arrived else None
 
     def abandon(self) -> None:
-        """Close at once; what is on its way may still arrive."""
+        """Close at once; messages in transit may still arrive."""
         self._close(lingers=False)
 
     def close(self) -> None:
-        """Close; what is on its way arrives."""
+        """Close; messages in transit arrive."""
         self._close(lingers=True)
 
     def _close(self, lingers: bool) -> None:
@@ -468,7 +468,7 @@ class VirtualClientSocket(LendingSocket):
             self._connection = None
             server.disconnected(node)
             back.lose()
-            # What has left this host may still get there, at any time.
+            # Messages that left this host may still arrive at any time.
             if lingers:
                 there.keep()
             elif (late_s := self.network.lateness_of_rest_s()) is not None:

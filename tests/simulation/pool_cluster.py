@@ -38,8 +38,8 @@ from simulation.pool_processes import (
 from simulation.pool_watch import ROW, WatchedPool, number_in
 from simulation.schedule import TracedSchedule
 
-CLIENTS = "desk"  # where clients connect to
-STARTS_S = 0.3  # what a process needs until it speaks
+CLIENTS = "desk"  # the address of clients
+STARTS_S = 0.3  # from a process's start to its first message
 DRIFT_S = 11.0
 DIGITS = RecipeArchitecture("digits", "digits", ())
 NO_KEY = "0" * 64  # of arrays: nothing is mapped
@@ -85,7 +85,7 @@ class VirtualClient:
         self._take_replies()
 
     def _poll(self) -> None:
-        """As `GatewayConnection`, which looks so often whether a request is overdue."""
+        """Check for overdue requests as often as `GatewayConnection` does."""
         for message in self._conversation.nothing_came(self._thread.now()):
             self.socket.send(message)
         self._take_replies()
@@ -104,10 +104,10 @@ class VirtualClient:
 
 
 class PoolCluster:
-    """A pool of the models ``names``, whose gateway has ``children`` for workers; and its clients.
+    """A pool of the models ``names``, whose gateway has ``children`` as workers, and its clients.
 
-    A batch of ``rows`` takes ``base_s + row_s * rows``, give or take a share of ``spread``; and of
-    ``drift``, up and down within seconds, as on a machine that others use too.
+    A batch of ``rows`` takes ``base_s + row_s * rows``, varied at random by a share of ``spread``,
+    and slowly, within seconds, by a share of ``drift``, as on a machine with other load.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class PoolCluster:
     # The processes around the gateway.
 
     def add_worker(self, is_child: bool) -> VirtualInferenceWorker:
-        """A process more that answers; one that is no child is on a host of its own."""
+        """Start another worker; unless it is a child of the gateway, it has its own host."""
         process_id = next(self._process_ids)
         worker = self.workers[process_id] = VirtualInferenceWorker(
             f"worker {process_id}",
@@ -211,7 +211,7 @@ class PoolCluster:
         if worker is not None:
             quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
             settings = self.settings
-            # What it was sent, or sent, may have been lost with its connection.
+            # Messages from and to the worker may have been lost with its connection.
             max_s = max(settings.max_batch_s, settings.max_load_s)
             is_sound = quiet_s > max_s + settings.heartbeat_timeout_s
             require(not is_sound, f"{worker.name} is given up, and nothing ails it")
@@ -225,7 +225,7 @@ class PoolCluster:
         )
 
     def kill_loader(self) -> None:
-        """The model loader is killed, and another one started."""
+        """Kill the model loader and start another."""
         if not self.loader.process.is_alive:
             return
         self.schedule.note("loader", "is killed")
@@ -254,7 +254,7 @@ class PoolCluster:
         is_poison: bool = False,
         cancelled_after_s: float | None = None,
     ) -> None:
-        """Somebody in the gateway's process asks, as an HTTP server does."""
+        """Submit a request in the gateway's process, as the HTTP server does."""
         self.thread.after(
             0.0, self._ask, model, timeout_s, rows, names_version, is_poison, cancelled_after_s
         )
@@ -282,7 +282,7 @@ class PoolCluster:
     def request(
         self, model: str, timeout_s: float, rows: int = 1, names_version: bool = False
     ) -> InferenceRequest:
-        """A request that fits the model as it is now, with a number of its own."""
+        """Return a request with a unique number that fits the current model."""
         number, version = next(self._numbers), None
         described = self.gateway.description(model)
         versions = list(self.gateway.models()[model].versions) if names_version else []
@@ -294,11 +294,11 @@ class PoolCluster:
         return InferenceRequest(model, payload * rows, rows, False, version, timeout_s)
 
     def in_gateway(self, call: Callable[[], object]) -> None:
-        """Have something done in the gateway's process."""
+        """Call a function in the gateway's process."""
         self.thread.after(0.0, call)
 
     def gateway_stands_still(self, seconds: float, how: str) -> None:
-        """It gets no core, or "is stopped", or "is stopped within a turn"."""
+        """Let the gateway's process get no core, be stopped, or be stopped within a turn."""
         self.schedule.note(WORKERS, "%s for %.2f s", how, seconds)
         self.stood_still_s += seconds + HANDOVER_S
         if how == "is stopped":
@@ -308,10 +308,10 @@ class PoolCluster:
         else:
             self.thread.gets_no_core_for(seconds)
 
-    # What must hold in the end.
+    # Checks at the end.
 
     def require_rest(self) -> None:
-        """Everything is answered, and nothing is left of what there was."""
+        """Check that every request is answered and that nothing is left over."""
         now = self.schedule.now_s
         waiting = self.pool.open_requests + sum(each.open_requests for each in self.clients)
         require(not waiting, f"{waiting} requests were never answered")

@@ -1,4 +1,4 @@
-"""Inference pools to which everything happens that may, drawn from a seed."""
+"""Inference pools with every fault, drawn from a seed."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from simulation.network import NO_FAULTS, NetworkFaults
 from simulation.pool_cluster import PoolCluster
 from simulation.pool_processes import VirtualInferenceWorker
 
-TROUBLE_S = 3.0  # for so long something goes wrong
-REST_S = 8.0  # after so long without that, all has to be well
+TROUBLE_S = 3.0  # the time with faults
+REST_S = 8.0  # the pool must have recovered after this time without faults
 SETTINGS = PoolSettings(
     max_batch_size=4, queue_requests=80, queue_bytes=600, max_batch_s=1.0, max_load_s=2.0
 )
@@ -24,9 +24,9 @@ NETWORK = NetworkFaults(delayed=0.02, delay_s=0.05)
 
 
 class TroubledPool:
-    """A pool of two or three workers; what can happen to it is of a few kinds, other ones by seed.
+    """A pool of two or three workers with a few kinds of faults, which depend on the seed.
 
-    ``happened`` counts what did.
+    ``happened`` counts the faults.
     """
 
     def __init__(self, seed: int, trace_length: int | None = 40) -> None:
@@ -40,7 +40,7 @@ class TroubledPool:
         self._random = self.cluster.random
 
     def run(self) -> None:
-        """Let everything happen, and see that all is well; raises SimulationFailedError."""
+        """Run with all faults and check the end; raises SimulationFailedError."""
         try:
             self._run()
         except Exception as error:
@@ -59,14 +59,14 @@ class TroubledPool:
         cluster.schedule.run(TROUBLE_S)
         self._heal()
         cluster.schedule.run(TROUBLE_S + MAX_STOP_S)
-        for name in cluster.names:  # what was unloaded is wanted again
+        for name in cluster.names:  # reload unloaded models
             self._reload(name)
         cluster.schedule.run(TROUBLE_S + REST_S)
         self._require_prompt_answers()
         cluster.require_rest()
 
     def _require_prompt_answers(self) -> None:
-        """By now every model answers whoever asks, at once: more than a turn takes in, too."""
+        """Check that every model answers at once, even more requests than one turn admits."""
         cluster = self.cluster
         already = self._answered()
         for model in cluster.names:
@@ -87,7 +87,7 @@ class TroubledPool:
         return self.cluster.answers["OK"] + clients
 
     def _every(self, pause_s: float, event: "Trouble") -> None:
-        """Let it happen again and again, after so long each time on average."""
+        """Repeat a fault at random intervals with this mean."""
         cluster = self.cluster
 
         def happens() -> None:
@@ -113,7 +113,7 @@ class TroubledPool:
         return self.cluster.names[self._random.integers(len(self.cluster.names))]
 
     def _seconds(self, least: float, most: float) -> float:
-        """So many, short ones as likely as long ones."""
+        """Return a random number of seconds, short ones as likely as long ones."""
         return float(least * (most / least) ** self._random.random())
 
     # What is asked.
@@ -150,7 +150,7 @@ class TroubledPool:
         self.cluster.schedule.note(name, "is to be unloaded")
         self.cluster.in_gateway(lambda: self.cluster.gateway.unload(name))
 
-    # What happens to workers, loader and network.
+    # Faults of workers, loader and network.
 
     def kill_worker(self) -> None:
         if (worker := self._worker()) is not None:

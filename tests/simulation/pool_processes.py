@@ -1,7 +1,7 @@
-"""The processes around a gateway in virtual time: inference workers, and the model loader.
+"""The processes around a gateway in virtual time: inference workers and the model loader.
 
-A worker is the shipped one: `InferenceWorker` with its `LoadedModels`. Only its network, whose
-outputs say which version computed them for which request, and its threads are in virtual time.
+A worker is the shipped one: `InferenceWorker` with its `LoadedModels`. Only its network and its
+threads are simulated; the network's outputs identify the version and the request.
 """
 
 from collections import deque
@@ -35,7 +35,7 @@ LINGER_S = 0.01  # for the last message of a process that leaves
 
 
 class NumberedNetwork:
-    """In the place of a `ServedNetwork`: outputs of the version and the request's number."""
+    """Replaces a `ServedNetwork`: outputs the version and the request's number."""
 
     def __init__(self, description: ModelDescription) -> None:
         self.description = description
@@ -55,7 +55,7 @@ class NumberedNetwork:
 
 
 class VirtualExecutor(Executor):
-    """One call at a time, each after as many seconds as ``seconds()`` says."""
+    """An executor of one call at a time; each call takes ``seconds()``."""
 
     def __init__(self, thread: VirtualThread, seconds: Callable[[], float]) -> None:
         self._thread = thread
@@ -82,7 +82,7 @@ class VirtualExecutor(Executor):
 
 
 class VirtualHeartbeatSender:
-    """As `dist_net.wire.heartbeat.HeartbeatSender`: a thread with a connection of its own."""
+    """Like `dist_net.wire.heartbeat.HeartbeatSender`: a thread with its own connection."""
 
     def __init__(
         self, thread: VirtualThread, socket: VirtualClientSocket, told: PoolWelcome
@@ -113,12 +113,12 @@ class VirtualHeartbeatSender:
 
 
 class VirtualInferenceWorker:
-    """The process of an inference worker; a child of the gateway's, or on a host of its own.
+    """The process of an inference worker: a child of the gateway, or on its own host.
 
-    ``batch_s(rows)`` and ``load_s()`` say how long things take, ``is_deadly(numbers)`` whether a
-    batch of these requests ends the process, ``why_not_loaded(worker, description)`` why a version
-    cannot be loaded; ``ended`` is called when the process has ended, with the reason.
-    ``disturbed_s``: when something last happened to it by which it may seem to be lost.
+    ``batch_s(rows)`` and ``load_s()`` return durations, ``is_deadly(numbers)`` whether a batch of
+    these requests kills the process, and ``why_not_loaded(worker, description)`` why a version
+    cannot be loaded. ``ended`` is called with the reason when the process has ended.
+    ``disturbed_s`` is the time of the last fault that may make the worker seem lost.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class VirtualInferenceWorker:
     # Its loop.
 
     def _go_on(self) -> None:
-        """As `InferenceWorker.serve`, until it has to wait or to compute."""
+        """Do as `InferenceWorker.serve` does, up to the next wait or computation."""
         try:
             while not self.worker.leaves:
                 wait_s = self.worker.tick()
@@ -253,7 +253,7 @@ class VirtualInferenceWorker:
         self._ended(self, reason)
 
     def is_disturbed(self, seconds: float) -> None:
-        """Something happens to it now, and for so long, by which it may seem to be lost."""
+        """Note a fault of this duration that may make the worker seem lost."""
         self.disturbed_s = max(self.disturbed_s, self.process.schedule.now_s + seconds)
 
     def stop(self, seconds: float) -> None:
@@ -262,14 +262,14 @@ class VirtualInferenceWorker:
         self.is_disturbed(seconds)
 
     def lose_connection(self) -> None:
-        """Its connection ends, with what is on its way, and is made anew."""
+        """Lose the connection and the messages in transit, and reconnect."""
         self._note("loses its connection")
         self._socket.vanish()
         self.is_disturbed(0.0)
 
 
 class VirtualModelLoader:
-    """The process of the model loader. ``read(model, version)`` gives what it has read."""
+    """The process of the model loader. ``read(model, version)`` returns the model that it reads."""
 
     def __init__(
         self,

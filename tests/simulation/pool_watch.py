@@ -1,4 +1,4 @@
-"""What must hold of an inference pool at every event, checked between it and its gateway."""
+"""The invariants of an inference pool, checked at every event between the pool and its gateway."""
 
 import struct
 from collections import defaultdict
@@ -28,17 +28,17 @@ LATE_S = (
     0.15  # after its deadline a request may still be open: a gateway's turns may be 0.1 s apart
 )
 MAX_VERSIONS = 4
-"""Of a model: the one that is served, the one that replaces it, and those that requests name."""
+"""Versions of a model: the served version, its replacement, and versions named in requests."""
 
 
 def number_in(payload: Payload) -> int:
-    """The number of the request that this is the payload of."""
+    """Return the number of the request with this payload."""
     return int.from_bytes(payload[:4], "little")
 
 
 @dataclass(frozen=True)
 class _Admitted:
-    """A request that has no end yet. No version before ``oldest`` may answer it."""
+    """A pending request. No version before ``oldest`` may answer it."""
 
     request: InferenceRequest
     deadline_s: float
@@ -46,10 +46,10 @@ class _Admitted:
 
 
 class WatchedPool:
-    """A pool whose gateway takes it for the pool itself.
+    """A pool in place of the gateway's own, which it checks.
 
-    ``stood_still_s`` says how long the gateway did so far; ``evicted`` is told of each worker that
-    is given up.
+    ``stood_still_s`` returns how long the gateway has been stopped in total; ``evicted`` is called
+    with each worker that the pool gives up.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class WatchedPool:
         return len(self._open) + len(self._reloads)
 
     def holds(self) -> dict[int, set[tuple[str, int]]]:
-        """The versions that the pool believes each worker to have, by its process."""
+        """Return the versions that the pool believes each worker to have, by process."""
         return {
             worker.process_id: {(model, one) for model, all in worker.holds.items() for one in all}
             for worker in self._pool._workers

@@ -1,4 +1,4 @@
-"""The processes of a training cluster: the loops that ship, on virtual hosts."""
+"""The processes of a training cluster: the shipped loops on virtual hosts."""
 
 import math
 from collections import deque
@@ -30,13 +30,13 @@ from simulation.schedule import TracedSchedule
 SERVER = "server"
 WRITING_S = 0.15
 SHARED_READERS = 4
-"""So few that now and then one has to do without."""
+"""Few, so that sometimes a worker gets none."""
 
 
 class VirtualProcess:
-    """A process that may be stopped for a while, as by SIGSTOP, and killed.
+    """A process that may be killed, or be stopped for a while as by SIGSTOP.
 
-    ``ended`` is called with the error that it ended with; None: it was killed, or is done.
+    ``ended`` is called with the error that ended the process; None: it was killed, or has finished.
     """
 
     def __init__(self, name: str, host: str, process_id: int, schedule: TracedSchedule) -> None:
@@ -57,11 +57,11 @@ class VirtualProcess:
         return self.schedule
 
     def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
-        """Have this process do something then, if it lives, and once it is not stopped."""
+        """Call a function at this time, if the process lives, and once it is not stopped."""
         self.schedule.after(seconds, self.do, call, *arguments)
 
     def do(self, call: Callable[..., object], *arguments: object) -> None:
-        """Do something now, or once this process is not stopped."""
+        """Call a function now, or once the process is not stopped."""
         if not self.is_alive:
             return
         if self.schedule.now_s < self._stopped_until_s or self._missed:
@@ -78,7 +78,7 @@ class VirtualProcess:
             self.end(error)
 
     def stop(self, seconds: float) -> None:
-        """Do nothing for a while."""
+        """Stop the process for a while."""
         self.schedule.note(self.name, "is stopped for %.2f s", seconds)
         self._stopped_until_s = self.schedule.now_s + seconds
         self.schedule.after(seconds, self._go_on)
@@ -89,7 +89,7 @@ class VirtualProcess:
             self._do(call, *arguments)
 
     def kill(self) -> None:
-        """End at once, wherever it is."""
+        """Kill the process at once."""
         if self.is_alive:
             self.was_killed = True
             self.schedule.note(self.name, "is killed")
@@ -97,7 +97,7 @@ class VirtualProcess:
             self.ended(None)
 
     def end(self, error: DistNetError | None) -> None:
-        """End of its own accord."""
+        """End the process by itself."""
         self.schedule.note(self.name, "ends: %s", error or "it is done")
         self._release()
         self.ended(error)
@@ -107,7 +107,7 @@ class VirtualProcess:
 
 
 class VirtualHeartbeats:
-    """Heartbeats of a worker, as `dist_net.wire.heartbeat.HeartbeatSender` sends them."""
+    """Heartbeats of a worker, sent like those of `dist_net.wire.heartbeat.HeartbeatSender`."""
 
     def __init__(
         self,
@@ -142,16 +142,16 @@ class VirtualHeartbeats:
 
 
 class SimulatedStep(MinibatchStep, Protocol):
-    """A step that is told whether the weights changed while it computed from them."""
+    """A step that is notified if the weights change during its computation."""
 
     weights_are_torn: bool
 
 
 class WorkerProcess(VirtualProcess):
-    """A worker; it is the `dist_net.training.worker.loop.Environment` of its loop.
+    """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
-    ``memory`` is that of the server's host; None: it is on a host of its own. ``seconds_of_step``
-    says how long a step takes, each time.
+    ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
+    returns the duration of each step.
     """
 
     def __init__(
@@ -188,17 +188,17 @@ class WorkerProcess(VirtualProcess):
         self._turns = self.loop.turns()
 
     def start(self) -> None:
-        """Let it begin."""
+        """Start the process."""
         self.schedule.note(self.name, "starts")
         self.do(self._resume, None)
 
     def leave(self) -> None:
-        """Have it leave the run as soon as its loop comes round, as by SIGTERM."""
+        """Make the worker leave the run at its loop's next turn, as SIGTERM does."""
         self.leaves = True
         self.loop.stop("it is to leave")
 
     def lose_connection(self) -> None:
-        """Lose a connection, and make it anew."""
+        """Lose a connection, and reconnect."""
         open_ones = [each for each in self._sockets if not each.is_closed]
         self.random.choice(open_ones).vanish()
 
@@ -232,7 +232,7 @@ class WorkerProcess(VirtualProcess):
         return self._segment
 
     def _resume(self, message: Message | None) -> None:
-        """Let the loop go on to its next wait."""
+        """Run the loop up to its next wait."""
         self._is_waiting = False
         try:
             while True:
@@ -283,7 +283,7 @@ class WorkerProcess(VirtualProcess):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server is started with; it needs ``service_s`` for a message.
+    """The options of a server; it needs ``service_s`` per message.
 
     ``slowest_to_mean``: see ``PoolMembership``.
     """
@@ -295,7 +295,7 @@ class ServerOptions:
 
 
 class ServerProcess(VirtualProcess):
-    """A server that begins the run, or goes on with what is on its host's disk."""
+    """A server that begins the run, or resumes from its host's disk."""
 
     def __init__(
         self,
@@ -353,13 +353,13 @@ class ServerProcess(VirtualProcess):
         self._resume(None)
 
     def terminate(self) -> None:
-        """Have it write a checkpoint and end as soon as its loop comes round, as by SIGTERM."""
+        """Make the server write a checkpoint and end at its loop's next turn, as SIGTERM does."""
         if self.loop is not None:
             self.schedule.note(self.name, "is terminated")
             self.loop.stop("it is to end")
 
     def _resume(self, received: Received) -> None:
-        """Let the loop go on to its next wait."""
+        """Run the loop up to its next wait."""
         assert self.loop is not None
         self._is_waiting = False
         try:

@@ -1,4 +1,4 @@
-"""The schedule of a simulation: its events, its clock, and a trace of what happened."""
+"""The schedule of a simulation: its events, its clock, and a trace."""
 
 import heapq
 from collections import deque

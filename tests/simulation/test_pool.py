@@ -1,4 +1,4 @@
-"""Whole inference pools in virtual time: whatever happens to them, and ten times too much to do."""
+"""Whole inference pools in virtual time: under every fault, and under ten times their capacity."""
 
 import re
 from collections import Counter
@@ -61,7 +61,7 @@ def test_what_is_broken_is_said_with_the_seed_and_what_led_there(
 
 
 class Visitors:
-    """Who asks a cluster's model in the gateway's process; when, and how it ended."""
+    """A caller of a cluster's model in the gateway's process; when it called, and the results."""
 
     def __init__(self, cluster: PoolCluster) -> None:
         self.cluster = cluster
@@ -87,7 +87,7 @@ class Visitors:
         future.add_done_callback(ended)
 
     def ask_again_and_again(self, timeout_s: float, pause_s: float, until_s: float) -> None:
-        """After so long each time on average."""
+        """Return random times with this mean interval."""
         schedule = self.cluster.schedule
 
         def again() -> None:

@@ -1,4 +1,4 @@
-"""Workers of different speeds, on a virtual clock: what a slow one costs."""
+"""Workers of different speeds, on a virtual clock: the cost of a slow worker."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ RUN_SETTINGS = RunSettings(
 
 
 def counted(compute: Compute, _: Vector) -> tuple[float, int, Vector]:
-    """-1 at each sample of the minibatch, so that the weights count how often each was applied."""
+    """Return -1 at each sample of the minibatch, so that the weights count applications."""
     gradient = np.zeros((EPOCHS, SAMPLES), np.float32)
     gradient[compute.epoch, compute.start : compute.stop] = -1
     return 1.0, 1, gradient.ravel()

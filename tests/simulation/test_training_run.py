@@ -1,4 +1,4 @@
-"""Training runs under every fault at once: of 500 seeds none fails, and one that does says why."""
+"""Training runs under every fault at once: 500 seeds pass, and a failing seed names its cause."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ SEEDS, AT_A_TIME = 500, 50
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """There is a lot to log, which would take a third of the time."""
+    """Disable logging, which would take a third of the time."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

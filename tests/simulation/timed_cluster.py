@@ -18,7 +18,7 @@ ComputeGradient = Callable[[Compute, Vector], tuple[float, int, Vector]]
 
 
 class TimedStep:
-    """What ``compute_gradient`` computes, as a step of a worker's loop."""
+    """A step of a worker's loop that calls ``compute_gradient``."""
 
     def __init__(self, compute_gradient: ComputeGradient) -> None:
         self.weights_are_torn = False
@@ -34,13 +34,13 @@ class TimedStep:
         return loss_sum, correct
 
     def unbind(self) -> None:
-        """It holds nothing."""
+        """Do nothing: the step holds no resources."""
 
 
 class TimedCluster:
-    """A run's server and its workers, one for each of ``steps_s``, without faults.
+    """A run's server and one worker per entry of ``steps_s``, without faults.
 
-    ``links`` are theirs; the server's own is the default one, unless ``network`` has another.
+    ``links`` are the workers' links; the server has the default link, or its link in ``network``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TimedCluster:
         self.schedule.after(TICK_S, self._tick)
 
     def add_worker(self, name: str, step_s: float, link: Link | None = None) -> WorkerProcess:
-        """A worker, on a host of its own, that needs ``step_s`` for a gradient."""
+        """Add a worker on its own host, which needs ``step_s`` for a gradient."""
         self.network.set_link(name, link or Link())
         worker = self.workers[name] = WorkerProcess(
             *(name, next(self._process_ids), self.network, None, self.run.settings),
@@ -79,14 +79,14 @@ class TimedCluster:
         return self.schedule.now_s
 
     def until_finished(self, at_most_s: float = 1e6) -> float:
-        """Let time pass until every sample is applied; the seconds that it took."""
+        """Advance time until every sample is applied, and return the time."""
         while not self.run.ledger.finished and self.now < at_most_s:
             self.step()
         assert self.run.ledger.finished, self.server.state
         return self.now
 
     def step(self) -> None:
-        """Let the next thing happen."""
+        """Run the next event."""
         self.schedule.step()
 
     def kill(self, worker: WorkerProcess) -> None:

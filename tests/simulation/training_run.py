@@ -48,7 +48,7 @@ MAX_STALL_S = 30.0
 SUPERVISION_POLL_S = 0.1
 REMOTE_SHARE = 0.5
 BROKEN_GRADIENTS = 0.05
-"""The share of gradients that are not finite, in every fourth run while there are faults."""
+"""The share of gradients that are not finite, during the faults of every fourth run."""
 
 FAULTS: dict[str, float] = {
     "kill_worker": 4.0,
@@ -64,7 +64,7 @@ FAULTS: dict[str, float] = {
     "leave": 8.0,
     "break_connection": 4.0,
 }
-"""What happens to a run, and how many seconds apart on average."""
+"""The faults of a run, with the mean interval of each in seconds."""
 
 
 class TrainingRun:
@@ -128,7 +128,7 @@ class TrainingRun:
         )
 
     def run(self) -> None:
-        """Let it come to its end; raises SimulationFailedError."""
+        """Run to the end; raises SimulationFailedError."""
         try:
             while not self._is_done:
                 begun_s = max(self.faults_until_s, self.checks.progress_s)
@@ -164,7 +164,7 @@ class TrainingRun:
             self.schedule.after(self._pause_s(server), self._start_server)
 
     def _join(self) -> None:
-        """A worker joins, on the server's host or on one of its own."""
+        """Start a worker, on the server's host or on its own host."""
         name = f"worker-{len(self.workers) + 1}"
         is_remote = self.random.random() < REMOTE_SHARE
         if is_remote:
@@ -174,7 +174,7 @@ class TrainingRun:
         self._start_worker(name, None if is_remote else self.memory, self._speed())
 
     def _speed(self) -> Callable[[], float]:
-        """How long one worker's steps take: some are slow, and each of them is now and then."""
+        """Return a function for a worker's step times: some workers are slow, all are sometimes."""
         random = self.random
         usual_s = float(random.choice([0.001, 0.02, 0.1, 0.4]))
 
@@ -205,11 +205,11 @@ class TrainingRun:
         worker.start()
 
     def _is_broken(self) -> bool:
-        """Whether a gradient is not finite; then it is computed again."""
+        """Return whether a gradient is not finite; then it is computed again."""
         return self._breaks_gradients and self.random.random() < BROKEN_GRADIENTS
 
     def _pause_s(self, ended: VirtualProcess) -> float:
-        """How long until it starts again: by its supervisor if it was killed, else by a user."""
+        """Return the seconds until a restart: by the supervisor after a kill, else by a user."""
         if not ended.was_killed:
             return float(self.random.uniform(0.1, 1.5))
         pause_s = self._budgets[ended.name].pause_s(self.schedule.now_s - ended.started_s)
@@ -245,7 +245,7 @@ class TrainingRun:
             worker.stop(self._seconds())
 
     def _seconds(self) -> float:
-        """How long something lasts: mostly short, rarely long."""
+        """Return a random duration: mostly short, rarely long."""
         return float(min(self.random.lognormal(-0.5, 1.3), 15.0))
 
     def _kill_server(self) -> None:
@@ -262,7 +262,7 @@ class TrainingRun:
         self.server.terminate()
 
     def _fail_host(self) -> None:
-        """The server's host loses power: its processes are gone, and what was not on the disk."""
+        """Cut the power of the server's host: its processes and unsynced content are lost."""
         self.schedule.note("host", "fails")
         self.checks.host_failed()
         for process in (self.server, *self.workers.values()):
@@ -299,7 +299,7 @@ class TrainingRun:
             worker.lose_connection()
 
     def _observe(self) -> None:
-        """Look at the run from time to time, and end it when it is done, as its starter does."""
+        """Check the run from time to time, and end it when it is done, as its starter does."""
         self._next_record = 0
         observer = self._observer = self.network.connect(SERVER, SERVER, "observer")
         observer.on_arrival = self._observed
