@@ -201,7 +201,7 @@ def _residual(
     block: Callable[[int, int], Sections],
     blocks: tuple[int, ...],
     pool_first: bool,
-    width: int = 64,
+    width: int,
 ) -> Sections:
     """Stages of residual blocks; every stage doubles the width and halves the size."""
     yield _conv(64, 7, 2)
@@ -250,6 +250,19 @@ DEPTH_50 = (3, 4, 6, 3)
 DEPTH_101 = (3, 4, 23, 3)
 DEPTH_152 = (3, 8, 36, 3)
 
+
+def _residual_net(
+    name: str,
+    title: str,
+    block: Callable[[int, int], Sections],
+    blocks: tuple[int, ...],
+    pool_first: bool = True,
+    width: int = 64,
+) -> PublishedClassifier:
+    layers = partial(_residual, block, blocks, pool_first, width)
+    return PublishedClassifier(name, title, 256, layers)
+
+
 PUBLISHED = {
     each.name: each
     for each in (
@@ -259,36 +272,14 @@ PUBLISHED = {
         PublishedClassifier("extraction", "Extraction", 224, extraction),
         PublishedClassifier("darknet19", "Darknet19", 256, darknet19),
         PublishedClassifier("darknet19_448", "Darknet19 448x448", 448, darknet19),
-        PublishedClassifier(
-            "resnet18", "ResNet 18", 256, partial(_residual, _basic, (2, 2, 2, 2), True)
-        ),
-        PublishedClassifier(
-            "resnet34", "ResNet 34", 256, partial(_residual, _basic, DEPTH_50, True)
-        ),
-        PublishedClassifier(
-            "resnet50", "ResNet 50", 256, partial(_residual, _bottleneck, DEPTH_50, True)
-        ),
-        PublishedClassifier(
-            "resnet101", "ResNet 101", 256, partial(_residual, _bottleneck, DEPTH_101, False)
-        ),
-        PublishedClassifier(
-            "resnet152", "ResNet 152", 256, partial(_residual, _bottleneck, DEPTH_152, False)
-        ),
-        PublishedClassifier(
-            "resnext50", "ResNeXt 50", 256, partial(_residual, _wide_grouped, DEPTH_50, True, 128)
-        ),
-        PublishedClassifier(
-            "resnext101-32x4d",
-            "ResNeXt 101 (32x4d)",
-            256,
-            partial(_residual, _thin_grouped, DEPTH_101, True),
-        ),
-        PublishedClassifier(
-            "resnext152-32x4d",
-            "ResNeXt 152 (32x4d)",
-            256,
-            partial(_residual, _thin_grouped, DEPTH_152, True),
-        ),
+        _residual_net("resnet18", "ResNet 18", _basic, (2, 2, 2, 2)),
+        _residual_net("resnet34", "ResNet 34", _basic, DEPTH_50),
+        _residual_net("resnet50", "ResNet 50", _bottleneck, DEPTH_50),
+        _residual_net("resnet101", "ResNet 101", _bottleneck, DEPTH_101, False),
+        _residual_net("resnet152", "ResNet 152", _bottleneck, DEPTH_152, False),
+        _residual_net("resnext50", "ResNeXt 50", _wide_grouped, DEPTH_50, True, 128),
+        _residual_net("resnext101-32x4d", "ResNeXt 101 (32x4d)", _thin_grouped, DEPTH_101),
+        _residual_net("resnext152-32x4d", "ResNeXt 152 (32x4d)", _thin_grouped, DEPTH_152),
         PublishedClassifier("densenet201", "DenseNet 201", 256, densenet201),
         PublishedClassifier("darknet53", "Darknet53", 256, darknet53, (LATE_HEADER_BYTES,)),
         PublishedClassifier(
