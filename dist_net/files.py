@@ -15,7 +15,7 @@ class AppendedFile(Protocol):
     """A file opened for appending. Raises OSError."""
 
     def write(self, content: bytes | bytearray) -> int:
-        """Append as much as there is room for, and return the number of bytes."""
+        """Append as much as fits on the disk, and return the number of bytes."""
         ...
 
     def sync(self) -> None:
@@ -42,7 +42,7 @@ class Disk(Protocol):
     def names(self, directory: Path) -> list[str]: ...
 
     def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
-        """Open or create a file, truncate it to ``kept_bytes``, and append from there."""
+        """Open or create a file, truncate it to ``kept_bytes``, and append to it."""
         ...
 
     def new_file(self, path: Path) -> AbstractContextManager[object]:
