@@ -243,10 +243,6 @@ class RecipeRecord:
     class_names: tuple[str, ...] = ()
     fitting: str = ""
 
-    @classmethod
-    def from_recipe(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        return cls(loaded.file_digests, dataset.class_names, loaded.recipe.fitting)
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

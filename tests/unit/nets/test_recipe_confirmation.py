@@ -43,7 +43,8 @@ def run(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recipe.write_text(recipe.read_text() + COUNTING.read_text())
     loaded = load_recipe(str(recipe))
     layout = loaded.recipe.model.layout
-    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset()).to_json()
+    names = loaded.recipe.load_dataset().class_names
+    record = RecipeRecord(loaded.file_digests, names, loaded.recipe.fitting).to_json()
     weights = loaded.recipe.initial_weights(0)
     directory = RunDirectory(tmp_path / "run")
     directory.make()

@@ -99,7 +99,8 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
     loaded = load_recipe(reference)
     weights = loaded.recipe.initial_weights(seed)
     layout = loaded.recipe.model.layout.shapes
-    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset()).to_json()
+    names = loaded.recipe.load_dataset().class_names
+    record = RecipeRecord(loaded.file_digests, names, loaded.recipe.fitting).to_json()
     checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
     if not loaded.is_built_in:
         directory.begin(RunOptions("mine").to_json(), loaded.files)

@@ -334,7 +334,8 @@ def test_a_fitting_that_there_is_not_is_refused() -> None:
 
 def test_a_record_is_read_as_it_was_written() -> None:
     loaded = load_recipe("digits")
-    record = RecipeRecord.from_recipe(loaded, loaded.recipe.load_dataset())
+    names = loaded.recipe.load_dataset().class_names
+    record = RecipeRecord(loaded.file_digests, names, loaded.recipe.fitting)
     assert RecipeRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
     assert (record.class_names, record.fitting) == (tuple("0123456789"), "pad")
 
