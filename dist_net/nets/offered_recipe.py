@@ -69,7 +69,7 @@ class OfferedRecipe:
         if theirs != own_release():
             raise RecipeError(
                 f"the server has {theirs[:60]} of dist_net, this host {own_release()}; install the "
-                f"same unmodified release on both hosts"
+                f"same release, unmodified, on both hosts"
             )
         if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MAX_FILES:
             raise RecipeError(
