@@ -14,9 +14,9 @@ from naming import naming
 @pytest.mark.parametrize(
     ("report", "reason"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[]", "must be an object"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "not a JSON object"),
         ("{}", "its report has no 'version'"),
     ],
 )

@@ -176,7 +176,7 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
         "or refuses these keys": (1, worker(counting, "--keys", str(stranger))),
         "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
         "may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
-        "expected the path of the same file on this host": (2, worker("--keys", str(keys))),
+        "pass the path of the same file on this host": (2, worker("--keys", str(keys))),
     }
     status = start("status", address, "--keys", str(keys), "--json", prefix=hosts.on("worker-1"))
     for reason, (code, command) in refused.items():

@@ -276,7 +276,7 @@ def test_a_jpeg_whose_scans_take_out_of_proportion_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
 def test_a_ppm_file_of_text_is_refused(kind: str) -> None:
-    refused(f"{kind} 1 1 255\n".encode() + b"#\n" * 1000 + b"1 1 1\n", "file of text")
+    refused(f"{kind} 1 1 255\n".encode() + b"#\n" * 1000 + b"1 1 1\n", "text PPM")
 
 
 def test_a_png_with_many_colour_profiles_is_refused() -> None:
