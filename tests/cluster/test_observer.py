@@ -55,7 +55,7 @@ def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet()
 def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Observer, "of_run", lambda *_: IMAGES)
+    monkeypatch.setattr(Observer, "run_value", lambda *_: IMAGES)
     with pytest.raises(
         RecipeError, match=naming("tcp://127.0.0.1:1", "dist-net train FOLDER --workers N")
     ):
