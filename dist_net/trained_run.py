@@ -25,6 +25,7 @@ from dist_net.nets.trained_model import (
     load_trained,
     read_calibration,
     read_held_out,
+    read_out_of_fold,
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
@@ -99,9 +100,12 @@ class Run:
         """Return the model's loss and accuracy on ``samples``, a pair of inputs and targets.
 
         The default is the run's own test samples, downloaded if necessary and reported to
-        ``progress``.
+        ``progress``. A run on a folder without test/ returns its figures out of fold.
         """
         loaded, _ = self.trained
+        if samples is None and (judged := read_out_of_fold(self.path)) is not None:
+            labels, answers, loss = judged
+            return Evaluation(loss, len(labels), self.model.classes, labels, answers)
         if samples is None:
             dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
         else:

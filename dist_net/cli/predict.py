@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
-from dist_net.data.image_folder import IMAGE_SUFFIXES
+from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
 from dist_net.errors import DistNetError, ImageFolderError, ModelOptionError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
@@ -80,7 +80,7 @@ def files_in(given: str) -> list[str]:
     if not Path(given).is_dir():
         return [given]
     inside = Path(given).rglob("[!.]*")
-    images = [str(each) for each in inside if each.suffix.casefold() in IMAGE_SUFFIXES]
+    images = [str(each) for each in inside if has_image_suffix(str(each))]
     if not images:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ImageFolderError(f"no images in {given}; expected files ending in {endings}")

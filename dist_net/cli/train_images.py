@@ -54,6 +54,24 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="augmented variants per image to compute features of",
     )
+    group.add_argument(
+        "--no-flip",
+        dest="flip",
+        action="store_false",
+        default=None,
+        help="do not mirror images in training; for classes that are mirror images of each other",
+    )
+    group.add_argument(
+        "--group-by",
+        metavar="PATTERN",
+        help="regular expression; images whose paths it matches alike, such as bursts of one "
+        "scene, are never split between training and evaluation",
+    )
+    group.add_argument(
+        "--fitting",
+        choices=("pad", "crop", "imagenet"),
+        help="how images are made to fit the net (default: as the base was trained)",
+    )
     group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(
         "--precision",
@@ -82,6 +100,9 @@ def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "colour": arguments.colour,
         "precision": arguments.precision,
         "cache_bytes": arguments.cache_bytes,
+        "flip": arguments.flip,
+        "group_by": arguments.group_by,
+        "fitting": arguments.fitting,
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -97,7 +118,8 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = image_options_given(arguments).keys() - {"folder"}
     if given:
-        option = "--" + min(given).replace("labels_csv", "labels").replace("_", "-")
+        names = {"labels_csv": "labels", "flip": "no-flip"}
+        option = "--" + names.get(min(given), min(given)).replace("_", "-")
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
@@ -111,12 +133,17 @@ def _run_asked_for(
     arguments: argparse.Namespace, given_run: Mapping[str, Any]
 ) -> tuple[RunDirectory, ImageOptions]:
     """Return the directory of the resumed or new run, and its options."""
-    if given_run["keeps_best"] is False:
-        raise SettingError("keep=last: a run on a folder of images always keeps the best weights")
     given = image_options_given(arguments)
     if arguments.resume:
         directory = _resumed(arguments)
         before = ImageOptions.read(directory.folder)
+        for name in ("folder", "base", "fitting"):
+            if name in given and given[name] != getattr(before, name):
+                raise SettingError(
+                    f"{name}={given[name]}: the run in {directory.path} has "
+                    f"{getattr(before, name)}; expected the same with --resume: start a new run "
+                    f"with another --run-dir"
+                )
         return directory, replace(before, run=before.run.replaced_by(**given_run), **given)
     run = RunOptions(IMAGES).replaced_by(**given_run)
     options = ImageOptions(**{"base": default_base(), "run": run, **given})
@@ -140,6 +167,13 @@ def train_images(
             f"{asked} is a folder of images, which needs a worker on this host; run dist-net "
             f"train with --workers of at least 1"
         )
+    for name in ("keeps_best", "patience"):
+        if given_run[name]:
+            raise SettingError(
+                f"{name}={given_run[name]}: the figures of a run on a folder of images are "
+                f"measured on its validation images, which therefore choose no weights; expected "
+                f"neither --keep nor --patience"
+            )
     local = LocalRunSettings.from_arguments(arguments, resume=False)
     local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)

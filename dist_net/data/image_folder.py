@@ -13,7 +13,7 @@ import posixpath
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -27,24 +27,34 @@ from dist_net.data.image_split import (
     without_contradictions,
 )
 from dist_net.errors import ImageFolderError
+from dist_net.images.decoding import iso_formats
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff".split()  # noqa: SIM905
 )
+ISO_SUFFIXES = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}
 KINDS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
-HELD_BACK_FOLDERS = {"val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
+PARTS_BY_NAME = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
 LAYOUTS = "CLASS/*.jpg, or train/CLASS/*.jpg with val/ or test/ beside it"
 VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder's images, by path; the names of their classes, sorted; and what was left out."""
+    """A folder's images, by path; the names of their classes, sorted; and what was left out.
+
+    ``has_validation``: whether its validation images lie in val/; else they were split off.
+    """
 
     root: Path
     images: tuple[LabelledImage, ...]
     class_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
+    has_validation: bool = False
 
     @classmethod
     def read(
@@ -57,7 +67,7 @@ class ImageFolder:
     ) -> ImageFolder:
         """Lists a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
-        With ``labels_csv``, a file of rows ``path,label``, with or without a header, paths are
+        With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, paths are
         relative to the folder, and only they are used. Where no ``val/`` is given, a share of
         ``validation`` is split off, drawn by ``seed``. ``run_directory`` is where the run writes.
         Raises ImageFolderError.
@@ -80,7 +90,8 @@ class ImageFolder:
         class_names = listing.require_classes()
         contents = _contents(root, listing.images)
         images, contradictions = without_contradictions(listing.images, contents)
-        if not any(image.part == VALIDATION for image in images):
+        has_validation = any(image.part == VALIDATION for image in images)
+        if not has_validation:
             # What train/ holds is split like a folder without parts.
             images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
         images = with_validation_split_off(images, contents, validation, seed)
@@ -97,7 +108,47 @@ class ImageFolder:
                 f"on; expected more images"
             )
         left_out = sorted([*listing.left_out, *contradictions])
-        return cls(root, tuple(sorted(images)), class_names, tuple(left_out))
+        return cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
+
+    def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> ImageFolder:
+        """Return the folder with every group of images, (N,), on one side of each split.
+
+        Where validation images were split off, they are again. Images of the same group as one
+        of test/ are of no part any more, and left out. Raises ImageFolderError if then no image
+        of a class, or none at all, is left to train or validate on.
+        """
+        group_of = {each.path: str(group) for each, group in zip(self.images, groups, strict=True)}
+        tested = {group_of[each.path]: each.path for each in self.images if each.part == TEST}
+        images, left_out = [], list(self.left_out)
+        for image in self.images:
+            like = tested.get(group_of[image.path])
+            if like is not None and image.part in (TRAIN, VALIDATION):
+                left_out.append(LeftOut(image.path, f"nearly the same image as {like}, in test/"))
+            part = image.part if like is None or image.part == TEST else "left out"
+            images.append(image._replace(part=part))
+        if not self.has_validation:
+            images = [
+                each._replace(part="") if each.part in (TRAIN, VALIDATION) else each
+                for each in images
+            ]
+            images = with_validation_split_off(images, group_of, validation, seed)
+        found = replace(
+            self,
+            images=tuple(each._replace(part=each.part.replace("left out", "")) for each in images),
+            left_out=tuple(sorted(left_out)),
+        )
+        for name in self.class_names:
+            if not any(each.part == TRAIN and each.class_name == name for each in found.images):
+                raise ImageFolderError(
+                    f"{self.root}: every image of class {name!r} to train on is nearly the same "
+                    f"as one in test/; expected at least one other"
+                )
+        if not found.of_part(VALIDATION):
+            raise ImageFolderError(
+                f"{self.root}: the images of each class are nearly the same, or of one group; "
+                f"expected a class with at least two different images"
+            )
+        return found
 
     def of_part(self, part: str) -> list[int]:
         """The indices of a part's images."""
@@ -132,9 +183,10 @@ class _Listing:
     def add_folders(self) -> None:
         """Adds each class, of each part if there are parts."""
         folders = self._folders_in("")
-        parts = {name: HELD_BACK_FOLDERS.get(name.casefold(), "") for name in folders}
-        parts |= {name: TRAIN for name in folders if name.casefold() == "train"}
-        if TRAIN not in parts.values() or not set(parts.values()) & {VALIDATION, TEST}:
+        parts = {name: PARTS_BY_NAME.get(name.casefold(), "") for name in folders}
+        is_train_alone = [*parts.values()] == [TRAIN]
+        has_parts = TRAIN in parts.values() and {VALIDATION, TEST} & {*parts.values()}
+        if not (is_train_alone or has_parts):
             for name in folders:
                 self._add_class(name, name, "")
             return
@@ -169,7 +221,7 @@ class _Listing:
                     else:
                         visited.add(identity)
                         waiting.append(path)
-                elif posixpath.splitext(path)[1].casefold() in IMAGE_SUFFIXES:
+                elif has_image_suffix(path):
                     self._add(path, class_name, part, found)
                 else:
                     self.left_out.append(LeftOut(path, f"not named like a {KINDS} file"))
@@ -200,9 +252,18 @@ class _Listing:
         self.images.append(LabelledImage(path, class_name, part, found.st_size, found.st_mtime_ns))
 
     def add_labelled(self, labels_csv: Path) -> None:
-        """Adds what a file of rows ``path,label`` names."""
+        """Add the images that a file names, in rows ``path,label`` or ``path,label,part``.
+
+        A third column of anything else than parts is not used.
+        """
         label_of: dict[str, str] = {}
-        for line, given, label in _rows(labels_csv):
+        rows = list(_rows(labels_csv))
+        parts = {row[3]: PARTS_BY_NAME.get(row[3].casefold()) for row in rows if row[3]}
+        if None in parts.values():
+            unused = f"its third column is not used; parts are {', '.join(PARTS_BY_NAME)}"
+            self.left_out.append(LeftOut(str(labels_csv), unused))
+            parts = {}
+        for line, given, label, third in rows:
             at = f"{labels_csv}, line {line}: {given!r}"
             path = posixpath.normpath(given)
             if Path(given).is_absolute():
@@ -225,7 +286,7 @@ class _Listing:
             if not S_ISREG(found.st_mode):
                 raise ImageFolderError(f"{at} is no file; expected an image's path")
             self._class_names.add(label)
-            self._add(path, label, "", found)
+            self._add(path, label, parts.get(third) or "", found)
         self.images = list(dict.fromkeys(self.images))
 
     def require_classes(self) -> tuple[str, ...]:
@@ -269,27 +330,37 @@ class _Listing:
         return f"{path} ({reason}){more}"
 
 
-def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, path and label of each row; the first is a header if its path ends like no image."""
+def has_image_suffix(path: str) -> bool:
+    """Return whether a file is named like an image that can be read here."""
+    suffix = posixpath.splitext(path)[1].casefold()
+    return suffix in IMAGE_SUFFIXES or ISO_SUFFIXES.get(suffix) in (
+        iso_formats() if suffix in ISO_SUFFIXES else ()
+    )
+
+
+def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Yield line, path, label and third field of each row, separated by "," or ";".
+
+    The first row is a header if its path ends like no image.
+    """
     try:
         with labels_csv.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            head = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=";" if ";" in head and "," not in head else ",")
             is_first = True
             for row in reader:
                 if not row:
                     continue
-                if len(row) != 2:
+                if len(row) not in (2, 3):
                     raise ImageFolderError(
-                        f"{labels_csv}, line {reader.line_num}: {len(row)} fields; expected 2: "
-                        f"path,label"
+                        f"{labels_csv}, line {reader.line_num}: {len(row)} fields; expected 2 or "
+                        f"3: path,label or path,label,part"
                     )
-                path, label = (field.strip() for field in row)
-                is_header = is_first and posixpath.splitext(path)[1].casefold() not in (
-                    IMAGE_SUFFIXES
-                )
+                path, label, *rest = (field.strip() for field in row)
+                if not (is_first and not has_image_suffix(path)):
+                    yield reader.line_num, path, label, rest[0] if rest else ""
                 is_first = False
-                if not is_header:
-                    yield reader.line_num, path, label
     except OSError as error:
         raise ImageFolderError(
             f"labels {labels_csv}: {error.strerror}; expected a file of rows path,label"

@@ -32,7 +32,7 @@ from dist_net.data.image_samples import (
     ImagePreprocessing,
     MappedRows,
 )
-from dist_net.data.image_split import PARTS, TRAIN, LeftOut
+from dist_net.data.image_split import TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import FetchError, ImageFolderError
 from dist_net.files import replacing
@@ -107,8 +107,9 @@ class PreparedImages:
         return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
-        """The indices, in the folder's list, of all images that can be used."""
-        return np.sort(np.concatenate([self.rows(part) for part in PARTS]))
+        """The indices, in the folder's list, of all images that can be used, of whatever part."""
+        images = enumerate(self.folder.images)
+        return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
 
     def usable_samples(self) -> MappedRows | DecodedImages:
         """The images of all parts, in the order of ``usable_rows``."""

@@ -13,6 +13,7 @@ Colour profiles are ignored, as in Darknet.
 from __future__ import annotations
 
 import io
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -39,6 +40,8 @@ Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
 # Pillow reads more formats, but some start programs (EPS), others have no signature (TGA), and
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+ISO_FORMATS = ("AVIF", "HEIF")
+"""Formats in ISO media files, where Pillow, or a plugin that is registered, reads them."""
 
 ORIENTATION = 0x0112  # the EXIF tag, and the inverse of each of its values
 UPRIGHT = {
@@ -142,7 +145,7 @@ def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
     limited = cast(BinaryIO, _LimitedReads(file, name))
     try:
         _require_modest_header(file, name)
-        with Image.open(limited, formats=FORMATS) as image:
+        with Image.open(limited, formats=_formats_of(file)) as image:
             _require_size(*image.size, name, max_pixels)
             if image.format in ("JPEG", "MPO"):
                 _require_few_scans(file, image.width * image.height, name, max_pixels)
@@ -159,6 +162,21 @@ def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
         raise _error(name, f"not an image; expected one of {', '.join(FORMATS)}") from error
     except Exception as error:  # a decoder may raise anything for a damaged file
         raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
+
+
+def _formats_of(file: BinaryIO) -> tuple[str, ...]:
+    """Return the formats that a file may have; Pillow loads its rarer plugins only for those."""
+    file.seek(4)
+    is_iso = file.read(4) == b"ftyp"
+    file.seek(0)
+    return iso_formats() if is_iso else FORMATS
+
+
+@cache
+def iso_formats() -> tuple[str, ...]:
+    """Return the formats of ISO_FORMATS that can be read here."""
+    Image.init()
+    return tuple(each for each in ISO_FORMATS if each in Image.OPEN)
 
 
 def _require_modest_header(file: BinaryIO, name: str) -> None:

@@ -45,6 +45,7 @@ class ImageManifest:
         listed = [
             ListedImage(*each[:4], _sha256(data.folder.root / each.path))
             for each in data.folder.images
+            if each.part
         ]
         return cls(tuple(listed), data.folder.class_names, data.preprocessing, data.test_part)
 

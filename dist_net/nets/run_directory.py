@@ -57,7 +57,6 @@ class RunDirectory:
     pictures.json           the images, and the location of the prepared images on this host
     manifest.json           the images for other hosts, if hosts may join: see ImageManifest
     skipped.csv             the files that are not used, with reasons
-    head/                   the run that trained the head on the base's features
     calibration.json        see ``dist_net.nets.calibration``
     held_out.npy, .json     images to evaluate on, excluded from training
     report.html, .png, .json
@@ -84,7 +83,6 @@ class RunDirectory:
         self.images = path / "pictures.json"
         self.manifest = path / "manifest.json"
         self.skipped = path / "skipped.csv"
-        self.head = path / "head"
         self.calibration = path / "calibration.json"
         self.held_out = path / "held_out.npy"
         self.report = path / "report.html"
@@ -157,13 +155,6 @@ class RunDirectory:
         """Remove the directory of a run that never began, unless it existed before."""
         if self._is_made:
             shutil.rmtree(self.path, ignore_errors=True)
-
-    @property
-    def head_run(self) -> RunDirectory:
-        """Return the directory of the run that trains the head, under this run's lock."""
-        run = RunDirectory(self.head)
-        run.lock_descriptors = self.lock_descriptors
-        return run
 
     @property
     def trained(self) -> Path:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dist_net.data import Dataset
@@ -110,6 +111,28 @@ def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
     except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
         raise RunDirectoryError(
             f"{file}: {error}; expected the held-out images of the training: copy the run again"
+        ) from error
+
+
+def read_out_of_fold(path: Path) -> tuple[NDArray[np.intp], NDArray[np.intp], float] | None:
+    """Return labels, answers out of fold, and their loss; None if a run keeps none.
+
+    A head is trained on every image of its folder, so it is judged by heads that were not.
+    """
+    file = RunDirectory(path if path.is_dir() else path.parent).held_out.with_suffix(".json")
+    try:
+        told = json.loads(file.read_text(encoding="utf-8")).get("out_of_fold")
+        if told is None:
+            return None
+        labels, answers = (np.array(told[name], np.intp) for name in ("labels", "answers"))
+        if not (0 < labels.size == answers.size):
+            raise ValueError(f"{answers.size} answers for {labels.size} labels")
+        return labels, answers, float(told["loss"])
+    except FileNotFoundError:
+        return None
+    except (*UNREADABLE, KeyError, AttributeError, OverflowError) as error:
+        raise RunDirectoryError(
+            f"{file}: {error}; expected the answers that training kept: copy the run again"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources import parse_named_source
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
+from dist_net.photos.distance import Distance
+from dist_net.photos.head import HeadWeights
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 
@@ -108,13 +110,29 @@ def _require_images(base: Base) -> None:
         )
 
 
-def joined_weights(recipe: ImageRecipe, base: FoundBase, head: dict[str, Vector]) -> Vector:
-    """The weights of the whole net: the base's, and a ``head``'s by their names."""
+def joined_weights(
+    recipe: ImageRecipe, base: FoundBase, head: HeadWeights, distance: Distance | None = None
+) -> Vector:
+    """Return the weights of the whole net: the base's, and those of a head on its features.
+
+    Without ``distance``, that of every image is 0.
+    """
     layout = recipe.model.layout
-    weights = np.empty(layout.size, np.float32)
+    weights = np.zeros(layout.size, np.float32)
     assert base.weights is not None
     of_base = base.base.model.layout.views(base.weights)
+    of_head: dict[str, Any] = {
+        "kernel": head.kernel,
+        "bias": head.bias,
+        "mean": 0.0,
+        "deviation": 1.0,
+    }
+    if distance is not None:
+        of_head |= {f"distance/{name}": value for name, value in distance._asdict().items()}
     for name, view in layout.views(weights).items():
         room, _, inner = name.partition("/")
-        view[...] = of_base[inner] if room == "base" else head[name]
+        if room == "base":
+            view[...] = of_base[inner]
+        elif inner in of_head:
+            view[...] = of_head[inner]
     return weights

@@ -1,9 +1,9 @@
 """A run on a folder of images, in the process of ``dist-net train``.
 
-    folder ──decoded──▶ images ──base──▶ features ──trained──▶ head
-                            └───────trained─────▶ whole net ◀─────┘
+    folder ──decoded──▶ images ──base──▶ features ──here──▶ head
+                            └───by a cluster────▶ whole net ◀──┘
 
-The run directory ends with the whole net, whatever was trained of it.
+The run directory ends with the whole net, whichever part of it was trained.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_ap
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import TRAIN, VALIDATION
 from dist_net.data.prepared_images import CACHE_BYTES, PreparedImages
+from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
     DistNetError,
@@ -34,26 +37,30 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.images.augmentation import Augmentation
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
+from dist_net.images.fitting import fitting_named
+from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_data import ImageData, load_images
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
+from dist_net.photos.distance import DIRECTIONS
+from dist_net.photos.head import cross_entropies, cross_entropy
+from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.mirrored_classes import mirrored_classes
+from dist_net.photos.near_duplicates import SIDE, groups_of, scene_of_each, thumbnails_of
+from dist_net.photos.photo_statistics import temperature_of
 from dist_net.processes.cores import available_cores
-from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.best_weights import BestWeights
-from dist_net.training.run.local_run import LocalRun, LocalRunSettings, RunOutcome
+from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings, summarise
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
 COLOUR = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-HEAD_EPOCHS = 30
-HEAD_RATE = 0.001
 FINE_TUNING_RATE = 0.0001
 FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
@@ -63,9 +70,10 @@ FROM_SCRATCH_RATE = 0.002
 class ImageOptions:
     """What a run on a folder was asked to be.
 
-    ``fine_tune``: for how many epochs the whole net is trained after its head. ``run``: of each
-    stage; its epochs and learning rate are the head's, or those of a net without a base. Raises
-    SettingError for values out of range.
+    ``fine_tune``: for how many epochs the whole net is trained after its head. ``run``: the options
+    of training a whole net; its epochs and learning rate are those of a net without a base.
+    ``group_by``: a regular expression; images whose paths it matches alike are never split.
+    ``fitting``: in place of the base's. Raises SettingError for values out of range.
     """
 
     folder: str
@@ -78,6 +86,9 @@ class ImageOptions:
     colour: bool = False
     precision: float = 0.95
     cache_bytes: int = CACHE_BYTES
+    group_by: str | None = None
+    flip: bool = True
+    fitting: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
@@ -85,6 +96,9 @@ class ImageOptions:
                 raise SettingError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
+        scene_of_each([], self.group_by)
+        if self.fitting is not None:
+            fitting_named(self.fitting)
         if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
             raise SettingError(
                 f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
@@ -94,16 +108,17 @@ class ImageOptions:
     @property
     def augmentation(self) -> Augmentation:
         """How training varies the images."""
-        return COLOUR if self.colour else Augmentation()
+        return replace(COLOUR if self.colour else Augmentation(), flip=self.flip)
 
-    def of_stage(self) -> RunOptions:
-        """Return the options of a stage, whose recipe has its epochs and rate."""
+    def of_training(self) -> RunOptions:
+        """Return the options of training, whose recipe has its epochs and rate."""
         return replace(
             self.run,
             recipe=IMAGES,
             epochs=None,
             learning_rate=None,
-            keeps_best=True,
+            keeps_best=False,
+            patience=None,
         )
 
     def to_json(self) -> str:
@@ -132,23 +147,26 @@ def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
 
 
 class TrainedImages(NamedTuple):
-    """A run that is done: what was trained last, on which images, to which weights.
+    """A run that is done: its images, its recipe, and the weights to use.
 
-    ``features`` are the base's, if the head alone was trained.
+    ``judged`` are images with the logits of nets that were not trained on them: out of fold if
+    ``folds`` is not None, else those that were split off. ``head`` is None for a whole net.
     """
 
     images: PreparedImages
     recipe: ImageRecipe
     weights: Vector
-    features: NDArray[np.float32] | None
-    outcome: RunOutcome
-    directory: RunDirectory
+    judged: JudgedImages
+    folds: int | None
+    head: HeadTraining | None
+    report: dict[str, Any]
+    tuning: str
 
 
 class ImageRun:
     """The run in ``directory``, which this process has locked.
 
-    ``display`` gives what shows the training of a stage, for its number of samples.
+    ``display`` returns what shows the training of a whole net, for its number of samples.
     """
 
     def __init__(
@@ -166,38 +184,61 @@ class ImageRun:
         self._display = display
 
     def train(self) -> TrainedImages:
-        """Prepares the images and trains; goes on where an earlier run of the directory ended.
+        """Prepare the images and train; resume an earlier run of the directory.
 
         Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise; a new
         directory is removed again if the folder or the base is refused.
         """
+        began_s = time.monotonic()
         try:
-            found, data, images = self._read()
+            found, data, images, groups = self._read()
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self._directory.folder.exists():
                 self._directory.discard()
             raise
         whole = self._whole(found, data, len(images.rows(TRAIN)))
         if found.weights is None:
-            return self._train_whole(images, whole, None)
-        features, head_data = self._features(found, data, images)
-        head = self._head(whole, head_data)
-        trained = self._train_head(images, features, head, found, whole)
-        return self._train_whole(images, whole, trained) if self._options.fine_tune else trained
+            weights, judged, report = self._train_whole(images, whole, None)
+            return TrainedImages(images, whole, weights, judged, None, None, report, "")
+        features = self._features(found, data, images)
+        head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
+        weights = joined_weights(whole, found, head.heads.final, head.distance)
+        self._keep(whole, weights, head.judged)
+        self._console.print(
+            f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
+            f"{head.heads.steps} steps"
+        )
+        report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
+        kept = TrainedImages(images, whole, weights, head.judged, head.folds, head, report, "")
+        if not self._options.fine_tune:
+            return kept
+        initial, logits = head.without(images.rows(VALIDATION))
+        tuned, judged, report = self._train_whole(
+            images, whole, joined_weights(whole, found, initial)
+        )
+        lead = Lead.of(logits, judged)
+        self._console.print(f"fine-tuning: {lead}")
+        if not lead.is_certain:
+            return kept._replace(report=report, tuning=str(lead))
+        self._keep(whole, tuned, judged)
+        return TrainedImages(images, whole, tuned, judged, None, None, report, str(lead))
 
-    def _read(self) -> tuple[FoundBase, ImageData, PreparedImages]:
+    def _read(self) -> tuple[FoundBase, ImageData, PreparedImages, SampleIndices]:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
+        if options.fitting is not None:
+            found = found._replace(base=replace(found.base, fitting=options.fitting))
         folder = ImageFolder.read(
             *(options.folder, options.labels_csv, options.validation, options.run.seed),
             run_directory=directory.path,
         )
-        # What can be known to be wrong is known by now: from here on there is a run to go on with.
+        require_same_data(directory, folder)
+        # What can be known to be wrong is known by now: from here on there is a run to resume.
         directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
-            f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} "
-            f"classes; base {found.base.name}"
+            f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
+            f"base {found.base.name}"
         )
         data = ImageData(
             folder,
@@ -207,9 +248,12 @@ class ImageRun:
             VALIDATION,
         )
         images = self._prepare(data)
+        groups = self._group(data, images)
+        data = replace(data, folder=images.folder)
+        self._directory.write(self._directory.images, data.to_json())
         if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(data).to_json())
-        return found, data, images
+        return found, data, images, groups
 
     def _prepare(self, data: ImageData) -> PreparedImages:
         shown = CountProgress(self._console, "preparing images", "images prepared")
@@ -236,8 +280,31 @@ class ImageRun:
                 f"{data.folder.root}: no image is left to validate on; expected a class with at "
                 f"least two different images"
             )
-        self._directory.write(self._directory.images, data.to_json())
         return images
+
+    def _group(self, data: ImageData, images: PreparedImages) -> SampleIndices:
+        """Return the group of each image of the folder; keep groups on one side of the split."""
+        folder, rows = data.folder, images.usable_rows()
+        file = data.cache.beside("thumbnails")
+        thumbnails = np.zeros((len(folder.images), SIDE * SIDE), np.uint8)
+        thumbnails[rows] = thumbnails_of(images.usable_samples(), file)
+        labels = np.array(folder.labels, np.int64)
+        scenes = scene_of_each([each.path for each in folder.images], self._options.group_by)
+        groups = np.arange(len(labels))
+        groups[rows] = rows[
+            groups_of(thumbnails[rows], labels[rows], [scenes[row] for row in rows.tolist()])
+        ]
+        images.folder = folder.regrouped(
+            groups.tolist(), self._options.validation, self._options.run.seed
+        )
+        for pair in mirrored_classes(thumbnails[rows], labels[rows], groups[rows]):
+            one, other = (folder.class_names[label] for label in pair)
+            self._console.print(
+                f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
+                f"docs/photos.md",
+                style="yellow",
+            )
+        return groups
 
     def _whole(self, found: FoundBase, data: ImageData, count: int) -> ImageRecipe:
         """The recipe of the whole net, as it is trained after its head, or from the beginning."""
@@ -249,7 +316,7 @@ class ImageRun:
             data.folder.root.resolve().name,
             found.base,
             data.folder.class_names,
-            "whole",
+            directions=0 if is_new else DIRECTIONS,
             epochs=asked if is_new else max(1, options.fine_tune),
             batch_size=min(ImageRecipe.batch_size, count),
             learning_rate=(options.run.learning_rate or rate) if is_new else rate,
@@ -257,82 +324,130 @@ class ImageRun:
             data=str(self._directory.images.resolve()),
         )
 
-    def _head(self, whole: ImageRecipe, data: Path) -> ImageRecipe:
-        return replace(
-            whole,
-            stage="head",
-            epochs=self._options.run.epochs or HEAD_EPOCHS,
-            learning_rate=self._options.run.learning_rate or HEAD_RATE,
-            augmentation=None,
-            data=str(data.resolve()),
-        )
-
     def _features(
         self, found: FoundBase, data: ImageData, images: PreparedImages
-    ) -> tuple[NDArray[np.float32], Path]:
-        """The base's features, and the file that tells the head's processes of them."""
+    ) -> NDArray[np.float32]:
+        """The base's features, (views, N, F)."""
         extractor = FeatureExtractor(found, available_cores())
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
-        path = extractor.file(data.cache, views)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
-            features = extractor.compute(images, views, path, shown)
-        head = self._directory.head_run
-        head.make()
-        head.write(head.images, replace(data, features=str(path.absolute())).to_json())
-        return features, head.images
+            return extractor.compute(images, views, extractor.file(data.cache, views), shown)
 
-    def _train_head(
-        self,
-        images: PreparedImages,
-        features: NDArray[np.float32],
-        head: ImageRecipe,
-        found: FoundBase,
-        whole: ImageRecipe,
-    ) -> TrainedImages:
-        directory = self._directory.head_run
-        outcome = self._train(directory, head, head.standardized(features[0][images.rows(TRAIN)]))
-        best = read_checkpoint(directory.best)
-        self._keep_whole(found, whole, head, best)
-        return TrainedImages(images, head, best.weights, features, outcome, directory)
-
-    def _keep_whole(
-        self, found: FoundBase, whole: ImageRecipe, head: ImageRecipe, best: Checkpoint
-    ) -> None:
-        """Writes base and head as one net, unless it is there and was tuned since."""
-        weights = joined_weights(whole, found, head.model.layout.views(best.weights))
-        loaded = whole.loaded(load_images)
-        options = self._options.of_stage().on(loaded, loaded.recipe.load_dataset())
+    def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
+        """Write the weights to use, in place of earlier ones."""
+        loaded = recipe.loaded(load_images)
+        options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
         settings = options.settings(loaded)
         self._directory.begin(options.to_json(), loaded.files, options.tensorboard)
-        self._directory.save(self._directory.initial, weights)
-        score = best.counters["accuracy"], best.counters["loss"]
-        BestWeights(self._directory.best, settings).take(*score, best.version, weights)
+        self._directory.best.unlink(missing_ok=True)
+        accuracy = float((judged.logits.argmax(1) == judged.targets).mean())
+        loss = cross_entropy(judged.logits, judged.targets)
+        BestWeights(self._directory.best, settings).take(accuracy, loss, 0, weights)
 
     def _train_whole(
-        self, images: PreparedImages, recipe: ImageRecipe, head: TrainedImages | None
-    ) -> TrainedImages:
-        initial = None if head is None else np.load(self._directory.initial)
-        outcome = self._train(self._directory, recipe, initial)
-        best = read_checkpoint(self._directory.best)
-        return TrainedImages(images, recipe, best.weights, None, outcome, self._directory)
-
-    def _train(
-        self, directory: RunDirectory, recipe: ImageRecipe, initial: Vector | None
-    ) -> RunOutcome:
-        """Trains a stage; goes on where it ended if it was begun before."""
+        self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
+    ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
+        """Train by a cluster; resume an earlier part. Return the last weights, judged, a report."""
+        directory = self._directory
         if initial is not None:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(load_images, None if initial is None else lambda: initial)
         dataset = loaded.recipe.load_dataset()
-        options = self._options.of_stage().on(loaded, dataset)
+        options = self._options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        listening = self._local.listening if recipe.stage == "whole" else ListenOptions()
-        local = replace(self._local, listening=listening, resume=directory.checkpoint.exists())
+        local = replace(self._local, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:
             self._console.print(
-                f"{'head' if recipe.stage == 'head' else 'whole net'}: "
-                f"{settings.parameter_count:,} parameters, {settings.samples:,} images to train "
-                f"on, {settings.epochs} epochs"
+                f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
+                f"to train on, {settings.epochs} epochs"
             )
-            return LocalRun(directory, loaded, dataset, options, local, display).run()
+            outcome = LocalRun(directory, loaded, dataset, options, local, display).run()
+        weights = read_checkpoint(directory.checkpoint).evaluated_weights
+        judged = judged_by(recipe, weights, images, VALIDATION)
+        return weights, judged, summarise(recipe.name, directory, outcome)
+
+
+@dataclass(frozen=True)
+class Lead:
+    """By how much the loss of a tuned net is lower than its head's, and the standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], tuned: JudgedImages) -> Self:
+        """Compare the head's ``logits`` of the same images; each is calibrated by itself."""
+        losses = [
+            cross_entropies(each / np.float32(temperature_of(each, tuned.targets)), tuned.targets)
+            for each in (logits, tuned.logits)
+        ]
+        differences = losses[0] - losses[1]
+        count = len(differences)
+        error = differences.std(ddof=1) / np.sqrt(count) if count > 1 else math.inf
+        return cls(float(differences.mean()), float(error))
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the tuned net replaces the head."""
+        return self.mean > self.error
+
+    def __str__(self) -> str:
+        verdict = "the tuned net is used" if self.is_certain else "the head is kept"
+        return (
+            f"the loss on images of the validation split is lower by {self.mean:.4f} "
+            f"(standard error {self.error:.4f}): {verdict}"
+        )
+
+
+def _head_report(
+    recipe: ImageRecipe, directory: RunDirectory, head: HeadTraining, seconds: float
+) -> dict[str, Any]:
+    """Return the JSON object of a run without a cluster: an epoch is a step over all images."""
+    samples = head.heads.steps * len(head.rows)
+    names = {
+        "recipe": recipe.name,
+        "run_dir": str(directory.path),
+        "checkpoint": str(directory.best),
+        "test_accuracy": None,
+        "test_loss": None,
+    }
+    return (
+        names
+        | dict.fromkeys(REPORTED, 0)
+        | {
+            "epochs": head.heads.steps,
+            "samples": samples,
+            "seconds": seconds,
+            "samples_per_s": samples / seconds,
+            "warnings": [],
+        }
+    )
+
+
+def require_same_data(directory: RunDirectory, folder: ImageFolder) -> None:
+    """Raise RunDirectoryError if a run to resume was trained on other images.
+
+    Labels may have been corrected, but not once a whole net is being trained on them.
+    """
+    if not directory.images.exists():
+        return
+    before = ImageData.read(directory.images).folder
+    if before.class_names != folder.class_names:
+        raise RunDirectoryError(
+            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run in "
+            f"{directory.path} has {', '.join(before.class_names)}; expected the same classes: "
+            f"start a new run with another --run-dir"
+        )
+    sizes = [{each.size_bytes for each in of.images} for of in (before, folder)]
+    if len(sizes[0] & sizes[1]) < len(sizes[0]) / 2:
+        raise RunDirectoryError(
+            f"{folder.root} holds other images than those that {directory.path} was trained on; "
+            f"expected the same folder: start a new run with another --run-dir"
+        )
+    labelled = [{each[:2] for each in of.images} for of in (before, folder)]
+    if directory.checkpoint.exists() and labelled[0] != labelled[1]:
+        raise RunDirectoryError(
+            f"{folder.root} has changed since {directory.path} began to train the whole net; "
+            f"expected the same files and labels: start a new run with another --run-dir"
+        )

@@ -1,84 +1,131 @@
-"""What the report of a run says, as one JSON object: numbers only, no drawing."""
+"""What the report of a run states, as one JSON object: numbers only, no drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.calibration import Calibration, calibration_error
+from dist_net.nets.calibration import Calibration
 from dist_net.nn.inference import softmax
+from dist_net.photos.head_training import JudgedImages
+from dist_net.photos.photo_statistics import (
+    Interval,
+    calibration_error,
+    lower_bounds,
+    out_of_fold_interval,
+    wilson_interval,
+)
+from dist_net.photos.unknown_classes import LeftOutClass
 
 TINY = np.finfo(np.float32).tiny
 MAX_MISTAKES = 24
 MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
 """A label is doubted when nets that never saw the image give another class more than this."""
-
-
-class JudgedImages(NamedTuple):
-    """Images that a net was not trained on, and its outputs for them.
-
-    ``logits`` is (N, classes) float32, before calibration; ``targets`` (N,) class indices.
-    """
-
-    names: Sequence[str]
-    targets: NDArray[np.integer]
-    logits: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class LeftOutClass:
-    """What becomes of a class that a net was not trained on.
-
-    ``unknown`` is the share of its images that are called unknown, ``known_lost`` that of the
-    other classes' images.
-    """
-
-    name: str
-    unknown: float
-    known_lost: float
+MIN_CALIBRATION_IMAGES = 300
+"""Fewer do not measure a calibration error: most of it would be chance."""
 
 
 def report_content(
     run: Mapping[str, Any],
     class_names: Sequence[str],
     judged: JudgedImages,
+    folds: int | None,
+    tested: JudgedImages | None,
     calibration: Calibration,
-    doubted: JudgedImages | None,
     left_out: Sequence[LeftOutClass],
     curves: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The report of a run, which ``run`` names and describes, as a JSON object.
 
-    ``doubted`` are images with the outputs of nets that were trained without them.
+    ``judged`` are the images that the calibration was chosen on, out of fold if there are
+    ``folds``; ``tested`` those of test/, which then decide the accuracy and the tables.
     """
-    probabilities = softmax(judged.logits / np.float32(calibration.temperature))
-    confusion = confusion_of(judged.targets, probabilities.argmax(1), len(class_names))
-    is_right = probabilities.argmax(1) == judged.targets
-    own = probabilities[np.arange(len(is_right)), judged.targets]
-    is_answered = probabilities.max(1) >= calibration.threshold
+    main = judged if tested is None else tested
+    probabilities = _probabilities(main, calibration)
+    confusion = confusion_of(main.targets, probabilities.argmax(1), len(class_names))
+    kind = "split off" if folds is None else f"out of fold, by {folds} heads"
+    measured = [_figures(judged, calibration, f"not trained on, {kind}", folds)]
+    if tested is not None:
+        measured.append(_figures(tested, calibration, "in test/", None))
     return {
         **run,
-        "accuracy": float(is_right.mean()),
-        "loss": float(-np.log(np.maximum(own, TINY)).mean()),
+        "judged_on": measured[-1]["data"],
+        "accuracy": measured[-1]["accuracy"],
+        "loss": measured[-1]["loss"],
+        "measured": measured,
         "classes": class_table(confusion, class_names),
         "confusion": confusion.tolist(),
         "calibration": {
             **asdict(calibration),
-            "error_before": calibration_error(softmax(judged.logits), judged.targets),
-            "error_after": calibration_error(probabilities, judged.targets),
-            "answered": float(is_answered.mean()),
-            "right_of_answered": float(is_right[is_answered].mean()) if is_answered.any() else None,
+            **_calibration_errors(judged, calibration),
+            "is_proven": _is_proven(judged, calibration),
+            "measured_on": measured[0]["data"],
+            "answered": measured[-1]["answered_share"],
+            "right_of_answered": measured[-1]["right_of_answered"],
         },
         "left_out": [asdict(each) for each in left_out],
-        "mistakes": mistakes(judged, probabilities, class_names),
-        "doubtful": [] if doubted is None else doubtful(doubted, class_names),
+        "mistakes": mistakes(main, probabilities, class_names),
+        "doubtful": [] if folds is None else doubtful(judged, class_names),
         "curves": [*curves],
     }
+
+
+def _probabilities(judged: JudgedImages, calibration: Calibration) -> NDArray[np.float32]:
+    return softmax(judged.logits / np.float32(calibration.temperature))
+
+
+def _figures(
+    judged: JudgedImages, calibration: Calibration, data: str, folds: int | None
+) -> dict[str, Any]:
+    """What these images prove: each share with its numerator and its 95 % interval."""
+    probabilities = _probabilities(judged, calibration)
+    is_right = probabilities.argmax(1) == judged.targets
+    is_answered = probabilities.max(1) >= calibration.threshold
+    own = probabilities[np.arange(len(is_right)), judged.targets]
+
+    def interval(right: int, total: int) -> Interval:
+        if folds is None:
+            return wilson_interval(right, total)
+        return out_of_fold_interval(right, total, folds)
+
+    total, right, answered = len(is_right), int(is_right.sum()), int(is_answered.sum())
+    answered_right = int((is_right & is_answered).sum())
+    return {
+        "data": f"{total:,} images {data}",
+        "images": total,
+        "right": right,
+        "accuracy": right / total,
+        "accuracy_interval": interval(right, total),
+        "loss": float(-np.log(np.maximum(own, TINY)).mean()),
+        "answered": answered,
+        "answered_share": answered / total,
+        "answered_right": answered_right,
+        "right_of_answered": answered_right / answered if answered else None,
+        "right_of_answered_interval": interval(answered_right, answered) if answered else None,
+    }
+
+
+def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[str, float | None]:
+    """Before and after; None for fewer images than measure it."""
+    if len(judged.targets) < MIN_CALIBRATION_IMAGES:
+        return {"error_before": None, "error_after": None}
+    before = calibration_error(softmax(judged.logits), judged.targets)
+    after = calibration_error(_probabilities(judged, calibration), judged.targets)
+    return {"error_before": before, "error_after": after}
+
+
+def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
+    """Whether the images prove that the answers have the precision that was asked for."""
+    probabilities = _probabilities(judged, calibration)
+    is_answered = probabilities.max(1) >= calibration.threshold
+    is_right = (probabilities.argmax(1) == judged.targets) & is_answered
+    answered, right = np.array([is_answered.sum()]), np.array([is_right.sum()])
+    return bool(answered[0] and lower_bounds(right, answered)[0] >= calibration.precision)
 
 
 def confusion_of(

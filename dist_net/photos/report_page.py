@@ -12,6 +12,14 @@ STYLE = Path(__file__).with_name("report.css")
 MAX_CLASSES_COUNTED = 40
 """Of more classes than these the matrix would not be readable; the table has each."""
 
+MIN_IMAGES_FOR_SHARE = 30
+LEFT_OUT = {
+    "unknown": "called unknown",
+    "known_lost": "others called unknown",
+    "by_confidence": "found by probability",
+    "by_distance": "found with distance",
+}
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
 
 
@@ -23,7 +31,7 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         f"<p>{escape(content['description'])}</p>",
         _facts(content),
         _curves(content["curves"]),
-        _classes(content["classes"]),
+        _classes(content),
         _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
         _unknown(content["calibration"], content["left_out"]),
         _images(
@@ -51,20 +59,48 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
 
 
 def _facts(content: Mapping[str, Any]) -> str:
-    counts = content["images"]
-    calibration = content["calibration"]
-    facts = {
-        f"correct, of {counts[content['judged_on']]:,} images": f"{content['accuracy']:.1%}",
-        "answered; the others: unknown": f"{calibration['answered']:.1%}",
-        "correct of those answered": _share(calibration["right_of_answered"]),
-        "trained on": f"{counts['train']:,}",
-    }
-    items = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts.items())
-    return f'<dl class="facts">{items}</dl>'
+    """The figures of each set of images that something was measured on."""
+    rows = (
+        (
+            escape(each["data"]),
+            _proven(each["right"], each["images"], each["accuracy_interval"]),
+            f"{each['answered']:,} of {each['images']:,}",
+            _proven(each["answered_right"], each["answered"], each["right_of_answered_interval"]),
+        )
+        for each in content["measured"]
+    )
+    head = ("measured on", "right answers", "answered; others: unknown", "right of those answered")
+    used = ""
+    if "fold" in content["measured"][0]["data"]:
+        counts = content["images"]
+        used = f"The head is trained on all {counts['train'] + counts['validation']:,} images. "
+    text = (
+        "The interval behind each share holds its true value with a confidence of 95 % (Wilson; "
+        "out of fold, corrected for heads that share images)."
+    )
+    tuning = content["fine_tuning"] and f"<p>Fine-tuning: {escape(content['fine_tuning'])}.</p>"
+    return _table("measured", head, rows) + f"<p>{used}{text}</p>{tuning}"
+
+
+def _proven(right: int, total: int, interval: Sequence[float] | None) -> str:
+    """A share with its interval; "n of m" for few images, of which a share would promise more."""
+    if interval is None:
+        return "-"
+    bounds = f"{interval[0]:.0%} to {interval[1]:.0%}"
+    if total < MIN_IMAGES_FOR_SHARE:
+        return f"{right:,} of {total:,} ({bounds})"
+    return f"{right / total:.1%} ({bounds})"
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def _share_of(value: float | None, total: int) -> str:
+    """A share of ``total`` images; "n of m" for few."""
+    if value is None or total >= MIN_IMAGES_FOR_SHARE:
+        return _share(value)
+    return f"{round(value * total):,} of {total:,}"
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
@@ -116,19 +152,20 @@ def _tick(quantity: str, value: float) -> str:
     return f"{value:.0%}" if quantity == "accuracy" else f"{value:.2g}"
 
 
-def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
+def _classes(content: Mapping[str, Any]) -> str:
+    confusion = content["confusion"]
     rows = (
         (
             escape(each["name"]),
             f"{each['images']:,}",
-            _share(each["precision"]),
-            _share(each["recall"]),
+            _share_of(each["precision"], sum(row[index] for row in confusion)),
+            _share_of(each["recall"], each["images"]),
         )
-        for each in classes
+        for index, each in enumerate(content["classes"])
     )
     return (
         "<h2>Classes</h2><p>Precision: the share of answers that are right. Recall: the "
-        "share of the class that is found.</p>"
+        f"share of the class that is found. Measured on {escape(content['judged_on'])}.</p>"
         + _table("classes", ("class", "images", "precision", "recall"), rows)
     )
 
@@ -169,23 +206,32 @@ def _count(count: int, total: int) -> str:
 
 
 def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any]]) -> str:
+    wanted = f"{calibration['precision']:.0%}"
+    chosen = (
+        f"chosen so that with a confidence of 95 % at least {wanted} of the answers given are right"
+        if calibration["is_proven"]
+        else f"the images are too few to prove that {wanted} of the answers given are right, so "
+        "that only answers are given that are as probable"
+    )
     text = (
         f"Below a probability of {calibration['threshold']:.1%} the answer is <b>unknown</b>: "
-        f"chosen so that {calibration['precision']:.0%} of the answers given are right. The "
-        f"expected calibration error is {calibration['error_after']:.1%}; it was "
-        f"{calibration['error_before']:.1%} before calibration."
+        f"{chosen}. Chosen on {escape(calibration['measured_on'])}."
     )
+    if calibration["error_after"] is not None:
+        text += (
+            f" The expected calibration error is {calibration['error_after']:.1%}; it was "
+            f"{calibration['error_before']:.1%} before calibration."
+        )
     section = f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text}</p>"
     if not left_out:
         return section
-    rows = (
-        (escape(each["name"]), _share(each["unknown"]), _share(each["known_lost"]))
-        for each in left_out
-    )
+    rows = ((escape(each["name"]), *(_share(each[name]) for name in LEFT_OUT)) for each in left_out)
     return (
         section + "<p>What would become of a class that the net has never seen: it was left out, "
-        "and its images were shown to a net trained on the others.</p>"
-        + _table("left-out", ("left out", "called unknown", "others called unknown"), rows)
+        "and its images were shown to a head trained on the others. The last two columns compare, "
+        "at the price of 5 % of the others, the probability alone with the probability lessened "
+        "by the distance to the known classes, which the model uses.</p>"
+        + _table("left-out", ("left out", *LEFT_OUT.values()), rows)
     )
 
 

@@ -18,6 +18,7 @@ from benchmarks import (
     main_job,
     on_ray,
     photos,
+    photos_honesty,
     push_pull,
     recovery,
     serving,
@@ -33,6 +34,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "push-pull": push_pull.measure,
     "darknet53": darknet53.measure,
     "photos": photos.measure,
+    "photos-honesty": photos_honesty.measure,
     "serving": serving.measure,
     "recovery": recovery.measure,
     "join": join.measure,
@@ -41,7 +43,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-SCALED = ("photos", "serving")
+SCALED = ("photos", "photos-honesty", "serving")
 WITH_ARGUMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job.measure,
     "convergence": convergence.measure,
@@ -58,7 +60,7 @@ def main() -> int:
         "--scale",
         type=float,
         default=1.0,
-        help="of photos and serving: how much is measured (default: 1)",
+        help="of photos, photos-honesty and serving: how much is measured (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     main_job.add_arguments(parser)

@@ -50,6 +50,8 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     predicted = start("predict", str(moved), str(image), "--json").result()
     assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
     calibration = json.loads((moved / "calibration.json").read_text())
+    assert report["pushes_applied"] == 0  # no cluster trains a head
+    assert "out of fold" in told["judged_on"] or "split off" in told["judged_on"]
     most = predicted["predictions"][0]["probability"]
     assert predicted["unknown"] is (most < calibration["threshold"])
 
@@ -103,7 +105,9 @@ def test_a_handful_of_images_goes_on_from_wherever_the_command_was_killed(
         (["--base", "efficientnet-lite"], "did you mean efficientnet-lite0"),
         (["--listen", "tcp://127.0.0.1:0"], "--listen .*--fine-tune .*--base none"),
         (["--views", "0"], "views=0: expected at least 1"),
-        (["--keep", "last"], "keep=last: .*best"),
+        (["--keep", "best"], "keeps_best=True.*validation"),
+        (["--patience", "2"], "patience=2.*validation"),
+        (["--group-by", "("], "group_by="),
         (["--validation", "1.5"], "validation=1.5: expected a share between 0 and 1"),
         (["--labels", "none.csv"], "labels .*none.csv: No such file"),
     ],
@@ -135,3 +139,46 @@ def test_options_of_a_folder_are_not_taken_for_a_recipe(start: Start, tmp_path: 
     command = start("train", "digits", "--fine-tune", "2", "--run-dir", str(tmp_path / "run"))
     assert command.ends() == 2
     command.says("--fine-tune is for a folder of images")
+
+
+@pytest.fixture(scope="module")
+def base(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small net, whose features need no weights that are installed apart."""
+    run = tmp_path_factory.mktemp("base") / "run"
+    dist_net.train(photos, base="none", epochs=1, run_dir=run, quiet=True)
+    return run
+
+
+def test_the_same_folder_and_seed_give_the_same_head_and_report(
+    start: Start, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    runs = [tmp_path / name for name in ("once", "again")]
+    for run in runs:
+        start("train", str(photos), "--base", str(base), "--run-dir", str(run), "--json").result()
+    for name in ("calibration.json", "report.json", "report.html", "held_out.json"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    weights = [dist_net.load(run).model.weights for run in runs]
+    assert weights[0].tobytes() == weights[1].tobytes()
+
+
+def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
+    start: Start, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos, folder)
+    start("train", str(folder), "--base", str(base), "--run-dir", str(run), "--json").result()
+    before = json.loads((run / "report.json").read_text())
+    (folder / "circle" / "000.jpg").rename(folder / "square" / "corrected.jpg")
+    start("train", "--resume", "--run-dir", str(run), "--json").result()
+    after = json.loads((run / "report.json").read_text())
+    counts = [[each["images"] for each in report["classes"]] for report in (before, after)]
+    assert counts == [[12, 12, 12], [11, 13, 12]]
+
+    kept = {path: path.read_bytes() for path in run.rglob("*.json")}
+    (folder / "triangle").rename(folder / "pyramid")
+    refused = [[], [str(photos)], [str(folder), "--base", "none"]]
+    for given in refused:
+        command = start("train", *given, "--resume", "--run-dir", str(run))
+        assert command.ends() == 2
+        assert len(command.stderr.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*.json")} == kept

@@ -7,14 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dist_net.data import Dataset
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing, MappedRows
-from dist_net.data.image_split import TRAIN, LabelledImage, LeftOut
-from dist_net.data.prepared_images import ImageCache, PreparedImages
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.image_split import LabelledImage, LeftOut
+from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import RecipeError
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 
@@ -23,8 +20,7 @@ from dist_net.nets.recipes.image_recipe import ImageRecipe
 class ImageData:
     """A folder's images as they were listed, how they are prepared, and in which cache.
 
-    ``test_part`` is what a net is evaluated on while it is trained; ``features`` the file of the
-    base's features, if they are what is trained on.
+    ``test_part`` is what a net is evaluated on while it is trained.
     """
 
     folder: ImageFolder
@@ -32,7 +28,6 @@ class ImageData:
     cache_dir: str
     cache_bytes: int
     test_part: str
-    features: str = ""
 
     @property
     def cache(self) -> ImageCache:
@@ -49,6 +44,7 @@ class ImageData:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             folder, preprocessing = told.pop("folder"), told.pop("preprocessing")
+            told.pop("features", "")  # of earlier releases
             listed = folder["images" if "images" in folder else "pictures"]  # as until 0.1.0
             return cls(
                 folder=ImageFolder(
@@ -79,38 +75,11 @@ def load_images(recipe: ImageRecipe) -> Dataset:
     images = data.cache.find()
     if images is None:
         raise _unknown(recipe)
-    if recipe.stage == "whole":
-        return images.dataset(data.test_part, recipe.augmentation)
-    try:
-        features = np.load(data.features, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise _unknown(recipe) from error
-    return feature_dataset(images, features, data.test_part)
+    return images.dataset(data.test_part, recipe.augmentation)
 
 
 def _unknown(recipe: ImageRecipe) -> RecipeError:
     return RecipeError(
         f"the images that {recipe.name} was trained on are not prepared on this host; expected "
         f"the host that trained it, or train it anew: dist-net train FOLDER"
-    )
-
-
-def feature_dataset(
-    images: PreparedImages, features: NDArray[np.float32], test_part: str
-) -> Dataset:
-    """The features of a folder's images as a dataset; ``features`` is (views, N, F), borrowed.
-
-    All views are trained on, and the first, of the images as they are, is tested.
-    """
-    views, count, width = features.shape
-    rows = features.reshape(views * count, width, copy=False)
-    trained = images.rows(TRAIN)
-    every = np.concatenate([trained + view * count for view in range(views)])
-    return Dataset(
-        name=images.folder.root.name,
-        train_inputs=MappedRows(rows, every),
-        train_targets=np.tile(images.labels(TRAIN), views),
-        test_inputs=MappedRows(rows, images.rows(test_part)),
-        test_targets=images.labels(test_part),
-        class_names=images.folder.class_names,
     )

@@ -9,9 +9,8 @@ from functools import cached_property
 from typing import Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dist_net.autodiff import Expression
+from dist_net.autodiff import Expression, max, maximum, sum
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, RecipeError
 from dist_net.images.augmentation import Augmentation
@@ -48,12 +47,11 @@ FORMAT = 1
 SMALL_SIDE = 64
 
 LARGEST_SIDE = 4096
-MIN_DEVIATION = 1e-3
+MAX_DIRECTIONS = 1024
 WEIGHT_DECAY = 0.01
 
 BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures"]
 BASE_KINDS = get_args(BaseKind)
-Stage = Literal["head", "whole"]
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,14 @@ def _small_network() -> Layer:
 
 @dataclass(frozen=True)
 class Head:
-    """Features, standardized by what they are on average, to logits: (N, F) to (N, classes)."""
+    """Features, shifted and scaled, to logits: (N, F) to (N, classes).
+
+    With ``directions``, the logits of features far from every class are divided by the square of
+    their distance; see ``dist_net.photos.distance``.
+    """
 
     classes: int
+    directions: int = 0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         width = x.shape[1:]
@@ -138,7 +141,20 @@ class Head:
         mean = scope.buffer("mean", width, zeros, momentum=0.0)
         deviation = scope.buffer("deviation", width, ones, momentum=0.0)
         dense = Dense(self.classes, kernel_initializer=zeros)
-        return dense((x - mean) / deviation, scope)
+        logits = dense((x - mean) / deviation, scope)
+        return logits / self._temper(x, scope.child("distance")) if self.directions else logits
+
+    def _temper(self, x: Expression, scope: Scope) -> Expression:
+        def known(name: str, *shape: int) -> Expression:
+            return scope.buffer(name, shape, zeros, momentum=0.0)
+
+        (width,) = x.shape[1:]
+        within = x @ known("directions", width, self.directions)
+        scores = x @ known("kernel", width, self.classes) + known("bias", self.classes)
+        squares = known("scale", 1) * sum(x * x, 1, keepdims=True)
+        squares -= sum(within * within, 1, keepdims=True)
+        distance = maximum(squares - max(scores, 1, keepdims=True), 1)
+        return distance * distance
 
 
 @dataclass(frozen=True)
@@ -147,20 +163,11 @@ class ImageNet:
 
     base: Base
     classes: int
+    directions: int = 0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         features = self.base.feature_layers(x, scope.child("base"))
-        return Head(self.classes)(features, scope.child("head"))
-
-
-@dataclass(frozen=True)
-class HeadNet:
-    """A head on features that were computed before, with the names that it has in the whole net."""
-
-    classes: int
-
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return Head(self.classes)(x, scope.child("head"))
+        return Head(self.classes, self.directions)(features, scope.child("head"))
 
 
 def no_data(recipe: ImageRecipe) -> Dataset:
@@ -170,16 +177,16 @@ def no_data(recipe: ImageRecipe) -> Dataset:
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """A net for the classes of a folder of images, and how one stage of it is trained.
+    """A net for the classes of a folder of images, and how it is trained on the whole.
 
-    ``stage`` is "head", on features of the base, or "whole", on images, which ``augmentation``
-    varies. ``data`` is the file that says where on this host the prepared images are.
+    ``directions`` are those of its head's distance, 0 without. ``augmentation`` varies the images.
+    ``data`` is the file that says where on this host the prepared images are.
     """
 
     name: str
     base: Base
     class_names: tuple[str, ...]
-    stage: Stage = "whole"
+    directions: int = 0
     epochs: int = 30
     batch_size: int = 32
     learning_rate: float = 0.001
@@ -188,20 +195,18 @@ class ImageRecipe:
 
     @cached_property
     def network(self) -> Layer:
-        """What this stage trains."""
-        classes = len(self.class_names)
-        return HeadNet(classes) if self.stage == "head" else ImageNet(self.base, classes)
+        """The whole net."""
+        return ImageNet(self.base, len(self.class_names), self.directions)
 
     def loaded(
         self, load_data: Callable[[Self], Dataset], initial: Callable[[], Vector] | None = None
     ) -> LoadedRecipe:
-        """The recipe of this stage, as a run has it; ``initial`` gives its first weights."""
-        is_head = self.stage == "head"
+        """The recipe as a run has it; ``initial`` gives its first weights."""
         recipe = Recipe(
             network=self.network,
             dataset=lambda: load_data(self),
-            input_shape=self.base.features.output_shape if is_head else self.base.input_shape,
-            input_dtype=np.float32 if is_head else np.uint8,
+            input_shape=self.base.input_shape,
+            input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
             learning_rate=self.learning_rate,
             schedule=Cosine(),
@@ -217,20 +222,12 @@ class ImageRecipe:
 
     @cached_property
     def model(self) -> Model:
-        """The net of this stage, as a model."""
+        """The whole net, as a model."""
         return self.loaded(no_data).recipe.model
 
     def as_net(self) -> Self:
         """The whole net, and nothing of how it was trained."""
-        return replace(self, stage="whole", augmentation=None, data="")
-
-    def standardized(self, features: NDArray[np.float32]) -> Vector:
-        """A head's first weights, for features, (N, F), that are like these."""
-        weights = self.model.layout.initial(np.random.default_rng(0))
-        views = self.model.layout.views(weights)
-        views["head/mean"][...] = features.mean(0)
-        views["head/deviation"][...] = np.maximum(features.std(0), MIN_DEVIATION)
-        return weights
+        return replace(self, augmentation=None, data="")
 
     def tempered(self, weights: Vector, temperature: float) -> Vector:
         """A copy of weights whose logits are divided by a temperature."""
@@ -253,6 +250,8 @@ class ImageRecipe:
                 raise ValueError("another format")
             base = values.pop("base")
             base["input_shape"] = tuple(base["input_shape"])
+            if values.pop("stage", "whole") != "whole":  # earlier releases trained heads apart
+                raise ValueError("a head without its base")
             names = tuple(values.pop("class_names"))
             augmentation = values.pop("augmentation")
             recipe = cls(
@@ -276,8 +275,10 @@ class ImageRecipe:
         texts = (self.name, self.data, self.base.name, self.base.text, *self.class_names)
         if not all(isinstance(each, str) for each in texts) or len(self.class_names) < 2:
             raise ValueError("names that are no texts, or fewer than two classes")
-        if self.stage not in ("head", "whole") or self.base.kind not in BASE_KINDS:
-            raise ValueError(f"stage {self.stage!r} of base {self.base.kind!r}")
+        if self.base.kind not in BASE_KINDS:
+            raise ValueError(f"a base of kind {self.base.kind!r}")
+        if not (isinstance(self.directions, int) and 0 <= self.directions <= MAX_DIRECTIONS):
+            raise ValueError(f"{self.directions!r} directions")
         if self.base.kind == "recipe" and self.base.text not in recipe_names():
             raise ValueError(f"a base that is no built-in recipe: {self.base.text!r:.80}")
         if len(self.base.input_shape) not in (2, 3) or not all(

@@ -76,10 +76,9 @@ def test_a_run_on_a_folder_is_gone_on_with_before_anything_is_trained(
     assert RunDirectory.newest().path == trained.path
 
 
-def test_the_run_that_trains_a_head_is_under_the_lock_of_the_whole(directory: RunDirectory) -> None:
+def test_a_child_can_inherit_the_lock(directory: RunDirectory) -> None:
     with directory.locked():
         assert directory.lock_descriptors
-        assert directory.head_run.lock_descriptors == directory.lock_descriptors
 
 
 def test_a_file_of_a_run_is_the_old_one_until_the_new_one_is_whole(

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from dist_net.nets.calibration import Calibration
-from dist_net.photos.report_content import JudgedImages, LeftOutClass, report_content
+from dist_net.photos.head_training import JudgedImages
+from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import report_page
+from dist_net.photos.unknown_classes import LeftOutClass
 from dist_net.training.run.plots import new_figure
 
 NAMES = ("cat", "<b>dog</b>", "fish & chips")
@@ -18,7 +20,7 @@ RUN = {
     "name": "pets",
     "description": "3 classes",
     "images": {"train": 10, "validation": 5, "test": 0},
-    "judged_on": "validation",
+    "fine_tuning": "",
     "skipped": 1,
 }
 CURVES = [
@@ -28,7 +30,7 @@ CURVES = [
 ]
 
 
-def judged() -> JudgedImages:
+def judged(times: int = 1) -> JudgedImages:
     """Five images, of which the second is a confident mistake and the fourth an unsure one."""
     probabilities = np.array(
         [
@@ -39,18 +41,21 @@ def judged() -> JudgedImages:
             [0.1, 0.1, 0.8],
         ]
     )
-    files = [f"{index}.jpg" for index in range(5)]
-    return JudgedImages(files, np.array([0, 0, 1, 1, 2]), np.log(probabilities).astype("f4"))
+    files = [f"{index}.jpg" for index in range(5)] * times
+    logits = np.log(np.tile(probabilities, (times, 1))).astype("f4")
+    return JudgedImages(files, np.tile([0, 0, 1, 1, 2], times), logits)
 
 
 def content(**changes):
     given = {
+        "judged": judged(),
+        "folds": 5,
+        "tested": None,
         "calibration": Calibration(1.0, 0.7, 0.75),
-        "doubted": judged(),
-        "left_out": [LeftOutClass("cat", 0.5, 0.1)],
+        "left_out": [LeftOutClass("cat", 0.5, 0.1, 0.2, 0.6)],
         "curves": CURVES,
     } | changes
-    return report_content(RUN, NAMES, judged(), **given)
+    return report_content(RUN, NAMES, **given)
 
 
 def test_accuracy_matrix_and_classes_are_counted():
@@ -88,6 +93,43 @@ def test_nothing_is_right_of_no_answer():
     assert calibration["right_of_answered"] is None
 
 
+def test_each_figure_states_its_images_and_its_interval():
+    (figures,) = content()["measured"]
+    assert (figures["right"], figures["images"]) == (3, 5)
+    assert (figures["answered_right"], figures["answered"]) == (3, 4)
+    low, high = figures["accuracy_interval"]
+    assert low < 3 / 5 < high
+    assert "5 images" in figures["data"]
+    assert "5 heads" in figures["data"]
+
+
+def test_images_of_test_are_reported_beside_those_that_calibrated():
+    found = content(tested=judged(2))
+    assert [each["images"] for each in found["measured"]] == [5, 10]
+    assert found["judged_on"] == found["measured"][1]["data"]
+    assert found["calibration"]["measured_on"] == found["measured"][0]["data"]
+    assert sum(map(sum, found["confusion"])) == 10
+
+
+def test_a_calibration_error_needs_300_images():
+    assert content(judged=judged(59))["calibration"]["error_after"] is None
+    assert content(judged=judged(60))["calibration"]["error_after"] > 0
+    assert "calibration error" not in report_page(content(), {})
+    assert "calibration error" in report_page(content(judged=judged(60)), {})
+
+
+def test_few_images_are_counted_and_many_are_a_share():
+    few, many = (Seen(report_page(content(judged=judged(times)), {})).text for times in (1, 6))
+    assert "3 of 5 (" in few
+    assert "60.0% (" not in few
+    assert "60.0% (" in many
+
+
+def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
+    assert not content()["calibration"]["is_proven"]
+    assert content(calibration=Calibration(1.0, 0.5, 0.2))["calibration"]["is_proven"]
+
+
 class Seen(HTMLParser):
     """The tags, addresses and texts of a page."""
 
@@ -122,7 +164,7 @@ def test_the_page_stands_alone_and_shows_names_as_they_are():
 
 def test_what_there_is_not_is_not_spoken_of():
     full = Seen(report_page(content(), {})).text
-    bare = Seen(report_page(content(doubted=None, left_out=[], curves=[]), {})).text
+    bare = Seen(report_page(content(folds=None, left_out=[], curves=[]), {})).text
     for title in ("Doubtful labels", "never seen", "Learning"):
         assert title in full
         assert title not in bare

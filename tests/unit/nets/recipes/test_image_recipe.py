@@ -12,6 +12,8 @@ from dist_net.images.augmentation import Augmentation
 from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, no_data, small_base
 from dist_net.nn import Predictor
 from dist_net.photos.bases import FoundBase, joined_weights
+from dist_net.photos.distance import DIRECTIONS, distance_of, tempered_by
+from dist_net.photos.head import HeadWeights
 
 NET = """
 [net]
@@ -34,10 +36,10 @@ activation=linear
 """
 BASE = Base("darknet", "tiny", (8, 8, 3), "crop", NET)
 WHOLE = ImageRecipe("photos", BASE, ("cat", "dog"), augmentation=Augmentation(flip=False))
-HEAD = ImageRecipe("photos", BASE, ("cat", "dog"), "head")
+FAR = replace(WHOLE, directions=3)
 
 
-@pytest.mark.parametrize("recipe", [WHOLE, HEAD, ImageRecipe("p", small_base(), ("a", "b"))])
+@pytest.mark.parametrize("recipe", [WHOLE, FAR, ImageRecipe("p", small_base(), ("a", "b"))])
 def test_a_recipe_is_the_same_after_it_was_a_file(recipe):
     text = recipe.to_json()
     assert ImageRecipe.from_json(text) == recipe
@@ -70,21 +72,25 @@ def test_head_and_base_together_are_the_whole_net():
     of_features = np.concatenate([by_name[name].ravel() for name, _ in BASE.features.layout.shapes])
     features = Predictor(BASE.features, of_features)(images)
 
-    head = HEAD.standardized(features)
-    views = HEAD.model.layout.views(head)
-    views["head/kernel"][...] = generator.normal(size=views["head/kernel"].shape)
-    whole = joined_weights(WHOLE, base, views)
-    expected = Predictor(HEAD.model, head)(features)
-    np.testing.assert_allclose(Predictor(WHOLE.model, whole)(images), expected, rtol=1e-4)
+    head = HeadWeights(*(generator.normal(size=shape).astype("f4") for shape in ((4, 2), 2)))
+    whole = joined_weights(WHOLE, base, head)
+    np.testing.assert_allclose(Predictor(WHOLE.model, whole)(images), head(features), rtol=1e-4)
     cooled = Predictor(WHOLE.model, WHOLE.tempered(whole, 2.0))(images)
-    np.testing.assert_allclose(cooled, expected / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(cooled, head(features) / 2, rtol=1e-4, atol=1e-6)
+
+    recipe = replace(WHOLE, directions=DIRECTIONS)
+    distance = distance_of(features[:4], np.array([0, 0, 1, 1]), 2)
+    far = Predictor(recipe.model, joined_weights(recipe, base, head, distance))(images)
+    expected = tempered_by(distance(features), head(features))
+    np.testing.assert_allclose(far, expected, rtol=1e-2, atol=1e-6)
+    near = Predictor(recipe.model, joined_weights(recipe, base, head))(images)
+    np.testing.assert_allclose(near, head(features), rtol=1e-4)
 
 
-def test_features_are_standardized_by_those_that_a_head_is_trained_on():
-    features = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
-    views = HEAD.model.layout.views(HEAD.standardized(features))
-    np.testing.assert_allclose(views["head/mean"], 3, atol=0.3)
-    np.testing.assert_allclose(views["head/deviation"], 2, atol=0.2)
+def test_a_recipe_of_an_earlier_release_is_read():
+    told = json.loads(WHOLE.to_json()) | {"stage": "whole"}
+    del told["directions"]
+    assert ImageRecipe.from_json(json.dumps(told)) == WHOLE
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,8 @@ def test_features_are_standardized_by_those_that_a_head_is_trained_on():
         {"format": 2},
         {"class_names": ["one"]},
         {"class_names": [1, 2]},
-        {"stage": "tail"},
+        {"stage": "head"},
+        {"directions": -1},
         {"more": 1},
         {"base": {"kind": "python", "name": "x", "input_shape": [8, 8, 3], "fitting": "crop"}},
         {"base": {"kind": "small", "name": "x", "input_shape": [1 << 40, 8, 3], "fitting": "crop"}},

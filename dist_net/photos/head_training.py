@@ -1,0 +1,140 @@
+"""The head of a folder's classifier, and the outputs of heads that were not trained on an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.data.image_split import TRAIN, VALIDATION
+from dist_net.data.prepared_images import PreparedImages
+from dist_net.data.samples import SampleIndices
+from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nn.inference import Inference, prepare
+from dist_net.photos.distance import USUAL_SHARE, Distance, distance_of, tempered_by
+from dist_net.photos.head import (
+    FOLDS,
+    PENALTIES,
+    ClassIndices,
+    FeatureRows,
+    HeadWeights,
+    TrainedHeads,
+    fold_of_each,
+    train_heads,
+)
+from dist_net.processes.cores import available_cores
+from dist_net.vector import Vector
+
+BATCH_SIZE = 8
+
+
+class JudgedImages(NamedTuple):
+    """Images that a net was not trained on, and its outputs for them.
+
+    ``logits`` is (N, classes) float32, before calibration; ``targets`` (N,) class indices.
+    """
+
+    names: Sequence[str]
+    targets: NDArray[np.integer]
+    logits: FeatureRows
+
+
+def distances_out_of_fold(
+    features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
+) -> tuple[FeatureRows, Distance]:
+    """Return the distances of rows to the classes of the other folds, and of all rows.
+
+    Both are in units of the usual distance out of fold.
+    """
+    distances = np.zeros(len(labels), np.float32)
+    for fold in np.unique(folds):
+        is_out = folds == fold
+        others = labels[~is_out]
+        present, closed_up = np.unique(others, return_inverse=True)
+        distance = distance_of(features[~is_out], closed_up, len(present))
+        distances[is_out] = distance(features[is_out])
+    usual = max(float(np.quantile(distances, USUAL_SHARE)), 1e-9)
+    return distances / np.float32(usual), distance_of(features, labels, classes).over(usual)
+
+
+class HeadTraining:
+    """The head of all images but those of test/, and its outputs out of fold.
+
+    ``features`` are (views, N, F): every view is trained on, the first is judged. ``labels`` and
+    ``groups`` are (N,); a group shares a fold. ``rows`` are the images in the folder's list.
+    """
+
+    def __init__(
+        self,
+        features: FeatureRows,
+        labels: ClassIndices,
+        groups: SampleIndices,
+        names: Sequence[str],
+        seed: int,
+        rows: SampleIndices,
+    ) -> None:
+        self._views = features.reshape(-1, features.shape[2])
+        self._count = len(features)
+        self._names = names
+        self._classes = int(labels.max()) + 1
+        self.features, self.labels, self.rows = features[0], labels, rows
+        self.folds = min(FOLDS, len(np.unique(groups)))
+        self.fold_of = fold_of_each(labels, groups, self.folds, seed)
+        self.heads = self._train(self.fold_of, PENALTIES)
+        distances, self.distance = distances_out_of_fold(
+            self.features, labels, self._classes, self.fold_of
+        )
+        self._out_of_fold = tempered_by(distances, self.heads.logits)
+
+    @classmethod
+    def from_images(
+        cls, images: PreparedImages, features: FeatureRows, groups: SampleIndices, seed: int
+    ) -> Self:
+        """Train on a folder's images; ``features`` and ``groups`` are of its whole list."""
+        rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
+        labels = np.array(images.folder.labels, np.int64)[rows]
+        names = [images.folder.images[row].path for row in rows.tolist()]
+        views = np.stack([view[rows] for view in features])
+        return cls(views, labels, groups[rows], names, seed, rows)
+
+    def _train(self, folds: ClassIndices, penalties: tuple[float, ...]) -> TrainedHeads:
+        labels, folds = (np.tile(each, self._count) for each in (self.labels, folds))
+        judged = len(self.labels)
+        return train_heads(self._views, labels, self._classes, folds, penalties, judged)
+
+    def __call__(self, features: FeatureRows) -> FeatureRows:
+        """Return the logits of other images, as the trained net does."""
+        return tempered_by(self.distance(features), self.heads.final(features))
+
+    @property
+    def judged(self) -> JudgedImages:
+        """The images, with logits out of fold."""
+        return JudgedImages(self._names, self.labels, self._out_of_fold)
+
+    def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
+        """Return the head that is trained without these rows, and its logits of them."""
+        is_out = np.isin(self.rows, rows)
+        heads = self._train(np.where(is_out, 0, 1), (self.heads.penalty,))
+        return heads.of_folds[0], heads.of_folds[0](self.features[is_out])
+
+
+def judged_by(
+    recipe: ImageRecipe, weights: Vector, images: PreparedImages, part: str
+) -> JudgedImages:
+    """Return the images of a part, with the logits of a whole net."""
+    samples = images.samples(part)
+    model = recipe.model
+    logits = np.empty((len(samples), model.classes), np.float32)
+    batch = np.empty((BATCH_SIZE, *samples.shape), samples.dtype)
+    with closing(
+        Inference(model, prepare(model, weights), available_cores(), BATCH_SIZE)
+    ) as inference:
+        for start in range(0, len(samples), BATCH_SIZE):
+            indices = np.arange(start, min(start + BATCH_SIZE, len(samples)))
+            samples.read(indices, batch[: len(indices)])
+            logits[indices] = inference(batch[: len(indices)])
+    names = [images.folder.images[row].path for row in images.rows(part)]
+    return JudgedImages(names, images.labels(part), logits)

@@ -1,0 +1,119 @@
+"""What outputs on images that a network was not trained on prove: calibration and intervals.
+
+``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.nets.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from dist_net.nn.inference import softmax
+
+Scores = NDArray[np.float32]
+Targets = NDArray[np.integer]
+Counts = NDArray[np.integer]
+
+BINS = 15
+CONFIDENCE = 0.95
+"""Of every interval and bound here."""
+
+
+class Interval(NamedTuple):
+    """The bounds of a share of 1."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(right: float, total: float) -> Interval:
+    """Return the two-sided 95 % interval of a share, observed as ``right`` of ``total``.
+
+    Unlike the normal approximation, Wilson's holds for few observations and for shares near 0 and
+    1 (Wilson 1927). ``(0, 1)`` without observations.
+    """
+    if not total:
+        return Interval(0.0, 1.0)
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    share, count = np.array(right / total), np.array(total)
+    low, high = (float(_wilson(share, count, sign * z)) for sign in (-1, 1))
+    return Interval(max(0.0, low), min(1.0, high))
+
+
+def out_of_fold_interval(right: int, total: int, folds: int) -> Interval:
+    """Return the interval of a share that was measured out of fold.
+
+    The heads of the folds share training images, so their answers are not independent. The
+    variance is corrected by 1 + K / (K - 1) for K folds (Nadeau and Bengio 2003): the interval is
+    Wilson's for fewer observations.
+    """
+    independent = 1 / (1 + folds / (folds - 1))
+    return wilson_interval(independent * right, independent * total)
+
+
+def lower_bounds(right: Counts, total: Counts) -> NDArray[np.float64]:
+    """Return the one-sided 95 % lower bound (Wilson) of each share, (N,)."""
+    return _wilson(right / total, total, -NormalDist().inv_cdf(CONFIDENCE))
+
+
+def _wilson(share: NDArray[np.floating], total: NDArray[Any], z: float) -> NDArray[np.float64]:
+    spread = np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return np.asarray((share + z * z / (2 * total) + z * spread) / (1 + z * z / total))
+
+
+def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration:
+    """Return the calibration by which ``precision`` of the answers given are right."""
+    temperature = temperature_of(logits, targets)
+    probabilities = softmax(logits / np.float32(temperature))
+    return Calibration(temperature, threshold_of(probabilities, targets, precision), precision)
+
+
+def temperature_of(logits: Scores, targets: Targets) -> float:
+    """Return the temperature with the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
+
+    One more sample, of no particular class, keeps it finite if every answer is right (Platt 1999).
+    """
+    rows = np.asarray(logits, np.float64)
+    others = 1 / (len(rows) + 1)
+    wanted = (1 - others) * rows[np.arange(len(rows)), targets] + others * rows.mean(1)
+
+    def slope(inverse: float) -> float:
+        """Of the cross-entropy over 1 / temperature, in which it is convex."""
+        powers = np.exp(inverse * (rows - rows.max(1, keepdims=True)))
+        return float(((powers * rows).sum(1) / powers.sum(1) - wanted).mean())
+
+    low, high = np.log(1 / MAX_TEMPERATURE), np.log(1 / MIN_TEMPERATURE)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(np.exp(middle)) > 0 else (middle, high)
+    return float(np.clip(np.exp(-low), MIN_TEMPERATURE, MAX_TEMPERATURE))
+
+
+def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> float:
+    """Return the lowest probability above which the answers prove ``precision``.
+
+    Proven is what the 95 % lower bound of the share of right answers reaches. If the images are
+    too few for that, the threshold is ``precision`` itself: only answers are given whose own
+    calibrated probability is that high.
+    """
+    confidence = probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")
+    sorted_confidence = confidence[order]
+    right = (probabilities.argmax(1) == targets)[order].cumsum()
+    bounds = lower_bounds(right, np.arange(1, len(order) + 1))
+    is_last_of_equals = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
+    enough = np.flatnonzero((bounds >= precision) & is_last_of_equals)
+    return float(sorted_confidence[enough[-1]]) if len(enough) else precision
+
+
+def calibration_error(probabilities: Scores, targets: Targets) -> float:
+    """Return the expected calibration error: the mean gap of confidence and accuracy in 15 bins."""
+    confidence = probabilities.max(1).astype(np.float64)
+    is_right = probabilities.argmax(1) == targets
+    bins = np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
+    gaps = np.bincount(bins, confidence - is_right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(confidence))

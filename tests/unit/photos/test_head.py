@@ -1,0 +1,89 @@
+"""The head: the minimum of its loss, folds that keep groups together, the same bits each time."""
+
+import numpy as np
+import pytest
+
+from dist_net.photos.head import cross_entropy, fold_of_each, train_heads
+
+
+def drawn(count=90, width=12, classes=3, seed=0, spread=1.5):
+    """Features around a mean for each class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    means = generator.normal(size=(classes, width)) * spread
+    features = means[labels] + generator.normal(size=(count, width))
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("width", [12, 200])
+def test_the_head_minimizes_the_loss_and_the_penalty(width):
+    features, labels = drawn(width=width, spread=0.3)
+    folds = np.arange(len(labels)) // 3 % 5
+    found = train_heads(features, labels, 3, folds, (3.0,))
+    kernel, bias = (each.astype(np.float64) for each in found.final)
+    centred = features - features.mean(0, dtype=np.float64)
+    scale = np.sqrt((centred**2).mean())
+    powers = np.exp(features @ kernel + bias)
+    errors = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]
+    # On scaled features the kernel is scale times as large, and so is its penalty's gradient.
+    gradient = centred.T @ errors / scale + 3.0 * kernel * scale
+    assert np.abs(gradient).max() < 0.05 * np.abs(centred.T @ np.eye(3)[labels] / scale).max()
+    assert np.abs(errors.sum(0)).max() < 0.5
+
+
+def test_each_row_is_judged_by_the_head_that_was_trained_without_its_fold():
+    features, labels = drawn()
+    folds = np.arange(len(labels)) // 3 % 5
+    found = train_heads(features, labels, 3, folds)
+    for fold, head in enumerate(found.of_folds):
+        is_out = folds == fold
+        np.testing.assert_allclose(head(features[is_out]), found.logits[is_out], atol=1e-3)
+    changed = labels.copy()
+    changed[folds == 0] = 2
+    again = train_heads(features, changed, 3, folds, (found.penalty,))
+    once = train_heads(features, labels, 3, folds, (found.penalty,))
+    np.testing.assert_allclose(again.logits[folds == 0], once.logits[folds == 0], atol=0.1)
+
+
+def test_labels_without_a_pattern_choose_a_strong_penalty_and_promise_nothing():
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(60, 40)).astype(np.float32)
+    labels = generator.integers(0, 3, 60)
+    found = train_heads(features, labels, 3, np.arange(60) % 10)
+    assert found.penalty > 10
+    assert cross_entropy(found.logits, labels) == pytest.approx(np.log(3), abs=0.15)
+
+
+def test_the_same_features_give_the_same_bits():
+    features, labels = drawn(width=200)
+    folds = fold_of_each(labels, np.arange(90), 10, seed=3)
+    once, again = (train_heads(features.copy(), labels, 3, folds) for _ in range(2))
+    assert once.final.kernel.tobytes() == again.final.kernel.tobytes()
+    assert once.logits.tobytes() == again.logits.tobytes()
+
+
+def test_it_is_within_a_point_of_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels = drawn(count=1200, width=60, classes=6, spread=0.35)
+    trained, tested = slice(0, 400), slice(400, None)
+    folds = fold_of_each(labels[trained], np.arange(400), 10, seed=0)
+    head = train_heads(features[trained], labels[trained], 6, folds).final
+    accuracy = (head(features[tested]).argmax(1) == labels[tested]).mean()
+    theirs = max(
+        linear_model.LogisticRegression(C=strength, max_iter=2000)
+        .fit(features[trained], labels[trained])
+        .score(features[tested], labels[tested])
+        for strength in (0.001, 0.01, 0.1, 1)
+    )
+    assert accuracy >= theirs - 0.015
+
+
+def test_folds_keep_groups_together_and_classes_even():
+    labels = np.repeat([0, 1, 2], 20)
+    groups = np.arange(60) // 2
+    folds = fold_of_each(labels, groups, 5, seed=0)
+    assert all(len(set(folds[groups == group])) == 1 for group in groups)
+    for label in range(3):
+        assert np.bincount(folds[labels == label], minlength=5).tolist() == [4] * 5
+    assert (folds == fold_of_each(labels, groups, 5, seed=0)).all()
+    assert (folds != fold_of_each(labels, groups, 5, seed=1)).any()

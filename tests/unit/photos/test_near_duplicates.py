@@ -1,0 +1,66 @@
+"""Groups: the same pixels saved again share one, other images do not; scenes by their paths."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net.errors import SettingError
+from dist_net.images.fitting import fit_image
+from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_of
+from drawn_images import draw_shapes
+
+
+def saved(path: Path, quality: int, side: int | None = None) -> np.ndarray:
+    """The image at a path as another file, fitted as for a net."""
+    image = Image.open(path)
+    if side is not None:
+        image = image.resize((side, side * image.height // image.width))
+    file = BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return fit_image(file.getvalue(), (64, 64, 3), "crop")
+
+
+class Rows:
+    """Images in memory, as samples."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+        self.shape, self.dtype = images.shape[1:], images.dtype
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices, out) -> None:
+        out[...] = self._images[indices]
+
+
+def test_what_was_saved_again_shares_a_group_and_other_images_do_not(tmp_path: Path) -> None:
+    root = draw_shapes(tmp_path / "drawn", 30, classes=("square",))
+    paths = sorted((root / "square").iterdir())
+    images = [saved(path, 90) for path in paths]
+    again = [saved(paths[0], 40), saved(paths[1], 80, side=50)]
+    rows = Rows(np.stack([*images, *again]))
+    thumbnails = thumbnails_of(rows, tmp_path / "thumbnails")
+    assert (thumbnails == thumbnails_of(rows, tmp_path / "thumbnails")).all()
+    groups = groups_of(thumbnails, np.zeros(32, int), [""] * 32)
+    assert groups[30] == 0
+    assert groups[31] == 1
+    assert len(set(groups[:30].tolist())) == 30
+    labels = np.array([0] * 30 + [1] * 2)
+    assert groups_of(thumbnails, labels, [""] * 32)[30] == 30
+
+
+def test_images_of_one_scene_share_a_group() -> None:
+    paths = ["cat/s1-a.jpg", "cat/s1-b.jpg", "dog/s2-a.jpg", "dog/x.jpg", "dog/s1-c.jpg"]
+    scenes = scene_of_each(paths, r"(s[0-9]+)-")
+    assert scenes == ["s1", "s1", "s2", "", "s1"]
+    noise = np.random.default_rng(0).integers(0, 256, (5, 256), np.uint8)
+    assert groups_of(noise, np.array([0, 0, 1, 1, 1]), scenes).tolist() == [0, 0, 2, 3, 0]
+
+
+def test_what_is_no_pattern_is_refused() -> None:
+    with pytest.raises(SettingError, match="group_by"):
+        scene_of_each([], "(")
