@@ -1,10 +1,9 @@
-"""A run's journal: what was applied and in which order, so that the run can be computed again.
+"""A run's journal: the applied gradients in order, so that the run can be replayed.
 
-A file of blocks of 64 bytes, little-endian, each of which ends in a CRC-32 of the rest: a header,
-then records of three kinds. ``Applied`` is a gradient that went into the weights; it is written
-before its push is acknowledged. ``Started`` is a server that began or went on there, and
-``Checkpointed`` says what the weights of a version were. Gradients themselves are not in it: they
-follow from the samples, the seed and the weights that they were computed from.
+A file of little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then
+three kinds of records. ``Applied`` is an applied gradient, written before its push is
+acknowledged; ``Started``, the start of a server; ``Checkpointed``, the hash of a version's
+weights. The journal does not contain gradients: samples, seed and weights determine them.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ MAX_UNWRITTEN_BYTES = 2**26  # a million gradients
 CHUNK_BYTES = 2**20  # read at a time
 ALWAYS, NEVER = "always", "never"
 ANOTHER_RUN = (
-    "the journal is of another run: expected one of the same release of dist_net, recipe, training "
-    "data and seed"
+    "the journal is of another run: expected the same release of dist_net, recipe, training data "
+    "and seed"
 )
 UNUSABLE = JournalMismatchError, JournalMismatchError, JournalDamagedError, JournalMismatchError
 _MAGIC = b"dist_net log"
@@ -51,9 +50,9 @@ _CHECKSUM = struct.Struct("<I")
 class Applied(NamedTuple):
     """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
 
-    It is one of ``together`` that were applied in one pass: in turn, of one push, or, if it is
-    ``averaged``, as their mean, which made one version of a round's. With local steps it is a
-    difference, which, if ``packed``, travelled as int8, and its base as float16.
+    ``together`` gradients were applied in one pass: the gradients of one push in turn or, if
+    ``averaged``, the mean of a round's, which made one version. With local steps it is a
+    difference of weights; if ``packed``, it was sent as int8, and its base as float16.
     """
 
     version: int
@@ -70,10 +69,10 @@ class Applied(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A server that went on from ``version``. ``incarnation``, 16 hexadecimal digits, names it.
+    """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
 
-    ``threads`` is how many each worker of its host computes with. The other two are what
-    ``RunSettings`` may change when a run goes on, and the weights depend on.
+    ``threads`` is the thread count of each worker on the server's host. ``clip_norm`` and
+    ``average_decay`` may change when a run is resumed, and they affect the weights.
     """
 
     version: int
@@ -84,7 +83,7 @@ class Started(NamedTuple):
 
 
 class Checkpointed(NamedTuple):
-    """The weights of ``version``, by the SHA-256 of their bytes. It may stand behind later ones."""
+    """The SHA-256 of the weights of ``version``. Records of later versions may precede it."""
 
     version: int
     weights_sha256: bytes
@@ -94,7 +93,7 @@ JournalRecord = Applied | Started | Checkpointed
 
 
 def run_identity(recipe_digest: str, seed: int) -> bytes:
-    """What tells a run's journal from that of another recipe, dataset, release or seed."""
+    """Return the digest of a run's recipe, dataset, release and seed."""
     return hashlib.sha256(f"{recipe_digest}; seed {seed}".encode()).digest()
 
 
@@ -122,7 +121,7 @@ def encode_record(record: JournalRecord) -> bytes:
 
 
 def decode_record(block: bytes) -> JournalRecord:
-    """Return what ``encode_record`` made this of; raises ``JournalDamagedError``."""
+    """Invert ``encode_record``. Raise ``JournalDamagedError`` for a damaged block."""
     content = _checked(block)
     (kind,) = _KIND.unpack(content)
     if kind == 1:
@@ -137,7 +136,7 @@ def decode_record(block: bytes) -> JournalRecord:
         return Started(version, name.hex(), threads, clip_norm, decay)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
-    raise JournalDamagedError(f"it is of kind {kind}, expected 1, 2 or 3")
+    raise JournalDamagedError(f"its kind is {kind}, expected 1, 2 or 3")
 
 
 def _with_checksum(content: bytes) -> bytes:
@@ -149,25 +148,25 @@ def _checked(block: bytes) -> bytes:
         raise JournalDamagedError(f"it is cut short after {len(block)} of {BLOCK_BYTES} bytes")
     content, checksum = block[: -_CHECKSUM.size], block[-_CHECKSUM.size :]
     if _CHECKSUM.pack(zlib.crc32(content)) != checksum:
-        raise JournalDamagedError("its checksum is not that of its content")
+        raise JournalDamagedError("its checksum does not match its content")
     return content
 
 
 class _RecordOrder:
-    """What may stand in a journal behind what was there."""
+    """The order in which a server writes records."""
 
     def __init__(self) -> None:
         self.first_version = self.version = -1
         self._missing = 0
-        self._first: Applied | None = None  # of those that are applied together
+        self._first: Applied | None = None  # of the gradients applied together
 
     @property
     def is_whole(self) -> bool:
-        """Whether it stands between two passes over the weights."""
+        """Whether no record of the last pass over the weights is missing."""
         return self._missing == 0
 
     def take(self, record: JournalRecord) -> None:
-        """Raise ``JournalDamagedError`` for a record that no server writes there."""
+        """Raise ``JournalDamagedError`` for a record that no server writes at this point."""
         if not self._allows(record):
             raise JournalDamagedError(
                 f"{record} cannot follow version {self.version} of a journal that begins at "
@@ -201,10 +200,10 @@ class _RecordOrder:
 
 @dataclass(frozen=True, eq=False)
 class Journal:
-    """A journal up to its end, or up to the first record that is not as it was written.
+    """A journal up to its end, or up to the first damaged record.
 
-    It goes from ``first_version`` to ``version``. ``checkpoints`` has the SHA-256 of the weights
-    by version. ``fault`` says what is wrong with the first record that is not read; None: nothing.
+    It covers ``first_version`` to ``version``. ``checkpoints`` maps versions to the SHA-256 of
+    their weights. ``fault`` describes the first damaged record; None if no record is damaged.
     """
 
     identity: bytes
@@ -220,11 +219,11 @@ class Journal:
             yield decode_record(self.content[offset : offset + BLOCK_BYTES])
 
     def starts(self) -> Iterator[Started]:
-        """Yield the starts of servers."""
+        """Yield the records of server starts."""
         return (record for record in self.records() if isinstance(record, Started))
 
     def pushes(self) -> Iterator[Started | tuple[Applied, ...]]:
-        """Yield every start and, in one, what was applied together."""
+        """Yield every start, and the gradients applied together as one tuple."""
         together: list[Applied] = []
         for record in self.records():
             if isinstance(record, Started):
@@ -241,19 +240,20 @@ class Journal:
             raise JournalMismatchError(ANOTHER_RUN)
 
     def require_version(self, version: int) -> None:
-        """Raise ``JournalMismatchError`` unless the journal goes through ``version``."""
+        """Raise ``JournalMismatchError`` unless the journal covers ``version``."""
         if not self.first_version <= version <= self.version:
-            stopped = "" if self.fault is None else f", where {self.fault}"
+            fault = "" if self.fault is None else f": {self.fault}"
             raise JournalMismatchError(
-                f"version {version} is not in the journal, which goes from version "
-                f"{self.first_version} to {self.version}{stopped}"
+                f"version {version} is not in the journal, which covers versions "
+                f"{self.first_version} to {self.version}{fault}"
             )
 
 
 def decode_journal(content: bytes) -> Journal:
-    """Check a journal from its beginning; see ``Journal`` for one that is damaged further on.
+    """Check a journal from its beginning, up to the first damaged record.
 
-    Raises JournalMismatchError, or JournalDamagedError for one without a header and a first record.
+    Raise ``JournalMismatchError``, or ``JournalDamagedError`` if the header or the first record is
+    missing.
     """
     identity = _identity_in(content[:BLOCK_BYTES])
     order = _RecordOrder()
@@ -275,8 +275,8 @@ def decode_journal(content: bytes) -> Journal:
         fault = f"record {number} is missing: it was applied with the one before"
     if version < 0:
         raise JournalDamagedError(
-            f"the journal holds no record: {fault or 'it is cut short'}; expected at least that "
-            f"of a server's start"
+            f"the journal contains no record: {fault or 'it is cut short'}; expected at least the "
+            f"start of a server"
         )
     return Journal(
         identity, order.first_version, version, checkpoints, content[:whole_bytes], fault
@@ -286,8 +286,8 @@ def decode_journal(content: bytes) -> Journal:
 def _identity_in(block: bytes) -> bytes:
     if not block.startswith(_MAGIC):
         raise JournalMismatchError(
-            f"a file that begins with {block[:12]!r} is no journal; expected one that a training "
-            f"run wrote"
+            f"a file that begins with {block[:12]!r} is no journal; expected the journal of a "
+            f"training run"
         )
     try:
         _, format_version, identity = _HEADER.unpack(_checked(block))
@@ -295,8 +295,8 @@ def _identity_in(block: bytes) -> bytes:
         raise JournalDamagedError(f"the journal's header is damaged: {error}") from error
     if format_version > FORMAT_VERSION:
         raise JournalMismatchError(
-            f"the journal has format {format_version}; expected at most {FORMAT_VERSION}: a later "
-            f"dist_net wrote it, so upgrade this one"
+            f"the journal has format {format_version}; expected at most {FORMAT_VERSION}. A later "
+            f"dist_net wrote it: upgrade dist_net"
         )
     return bytes(identity)
 
@@ -304,7 +304,7 @@ def _identity_in(block: bytes) -> bytes:
 def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
     """Read and check a whole journal.
 
-    Raise ``JournalMismatchError`` and what ``decode_journal`` does.
+    Raise ``JournalMismatchError`` if it is unreadable, and the errors of ``decode_journal``.
     """
     with _errors_of(path):
         return decode_journal(disk.read(path))
@@ -313,8 +313,8 @@ def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
 class JournalTail(NamedTuple):
     """The end of a journal, for a server that resumes a version.
 
-    The first ``kept_bytes`` end with that version. ``samples`` were applied after it, up to
-    ``last_version``.
+    The first ``kept_bytes`` end with that version. Later records, up to ``last_version``, contain
+    ``samples`` samples.
     """
 
     kept_bytes: int
@@ -323,10 +323,9 @@ class JournalTail(NamedTuple):
 
 
 def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
-    """Read a journal's header and, from the end, its records back to ``version``; no others.
+    """Read only a journal's header and, from the end, its records back to ``version``.
 
-    Raise ``JournalMismatchError``, or one of ``UNUSABLE`` for a journal that cannot be continued
-    from that version.
+    Raise one of ``UNUSABLE`` for a journal that cannot be continued from that version.
     """
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
@@ -341,10 +340,10 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
         for offset, block in _blocks_from_the_end(path, kept_bytes, disk):
             try:
                 record = decode_record(block)
-            except JournalDamagedError:  # torn when its host failed: nothing behind it counts
+            except JournalDamagedError:  # torn when its host failed: ignore all records after it
                 kept_bytes, samples, last_version = offset, 0, version
                 continue
-            if isinstance(record, Checkpointed):  # of any version before
+            if isinstance(record, Checkpointed):  # of any earlier version
                 continue
             if record.version == version:
                 return JournalTail(kept_bytes, samples, last_version)
@@ -353,7 +352,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
             kept_bytes, last_version = offset, max(last_version, record.version)
             if isinstance(record, Applied):
                 samples += record.stop - record.start
-        raise JournalMismatchError(f"version {version} is not in the journal, or damaged there")
+        raise JournalMismatchError(f"version {version} is not in the journal, or is damaged")
 
 
 def _blocks_from_the_end(path: Path, size: int, disk: Disk) -> Iterator[tuple[int, bytes]]:
@@ -370,8 +369,8 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JournalMismatchError(
-            f"no journal can be read from {path}: {error.strerror}; expected a file that a "
-            f"training run wrote"
+            f"cannot read the journal {path}: {error.strerror}; expected the journal of a "
+            f"training run"
         ) from error
     except UNUSABLE as error:
         error.args = (f"{path}: {error}",)
@@ -379,9 +378,9 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
-    """Rename a journal to ``journal-1`` or the first such name that is free, and return that.
+    """Rename a journal to the first free name of ``journal-1``, ``journal-2``, …; return it.
 
-    Raise ``JournalWriteError``.
+    Raise ``JournalWriteError`` if it cannot be renamed.
     """
     names = (path.with_name(f"{path.name}-{number}") for number in count(1))
     kept = next(each for each in names if not disk.exists(each))
@@ -390,15 +389,15 @@ def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
     except OSError as error:
         raise JournalWriteError(
             f"the journal {path} cannot be renamed to {kept}: {error.strerror}; expected a "
-            f"directory that is writable"
+            f"writable directory"
         ) from error
     return kept
 
 
 def sync_interval_s(sync: str) -> float | None:
-    """How many seconds apart a journal is synced to the disk: 0 after each record, None never.
+    """Return the interval of journal syncs in seconds: 0 after each record, None for never.
 
-    ``sync`` is "always", "never" or a number of seconds. Raises SettingError.
+    ``sync`` is "always", "never" or a number of seconds. Raise ``SettingError`` for other text.
     """
     if sync in (ALWAYS, NEVER):
         return 0.0 if sync == ALWAYS else None
@@ -414,9 +413,9 @@ def sync_interval_s(sync: str) -> float | None:
 
 
 class JournalLag(NamedTuple):
-    """How far the disk is behind the journal: by so many bytes, of which the oldest is so old.
+    """The bytes of the journal that are not on the disk, and the age of the oldest.
 
-    ``unwritten_bytes`` of them are only in this process's memory: ``error`` says why.
+    ``unwritten_bytes`` of them are only in this process's memory, because of ``error``.
     """
 
     unsynced_bytes: int = 0
@@ -426,11 +425,11 @@ class JournalLag(NamedTuple):
 
 
 class JournalFile:
-    """A journal that is open to be appended to, by the start of a server that it holds last.
+    """A journal opened for appending, by the server that started last.
 
-    What was appended outlives this process, whatever becomes of it; a host that fails may lose
-    what was not synced. What cannot be written, on a full disk, is kept and tried again with the
-    next record; ``error`` says why. Times are seconds on one clock that never goes backwards.
+    Appended records survive the death of this process; if the host fails, unsynced records may be
+    lost. Records that cannot be written, on a full disk, are kept and retried with the next
+    record; ``error`` holds the reason. Times are seconds on one monotonic clock.
     """
 
     def __init__(
@@ -443,10 +442,11 @@ class JournalFile:
         now: float = 0.0,
         disk: Disk = HOST_DISK,
     ) -> None:
-        """Keeps so much of the file, removes the rest, and appends the start.
+        """Truncate the file to ``kept_bytes`` and append the start.
 
-        Where nothing is kept, a new journal begins. Raises JournalWriteError if it cannot be
-        opened, or begun; where a journal goes on, what a full disk refuses is written later.
+        With ``kept_bytes == 0``, begin a new journal. Raise ``JournalWriteError`` if the journal
+        cannot be opened, or a new one cannot be written; on a full disk, a continued journal is
+        written later.
         """
         self.incarnation = started.incarnation
         self.sync_interval_s = sync_interval_s
@@ -469,22 +469,22 @@ class JournalFile:
 
     @property
     def error(self) -> str | None:
-        """Why the last write, or the last sync, failed; None: neither did."""
+        """The reason why the last write or sync failed; None if both succeeded."""
         return self._write_error or self._sync_error
 
     @property
     def is_given_up(self) -> bool:
-        """Whether too much could not be written to be kept any longer."""
+        """Whether more than ``MAX_UNWRITTEN_BYTES`` could not be written."""
         return len(self._unwritten) > MAX_UNWRITTEN_BYTES
 
     def lag(self, now: float) -> JournalLag:
-        """Return how far the disk is behind."""
+        """Return the lag of the disk behind the journal."""
         unsynced_bytes = self._appended_bytes - self._synced_bytes
         unsynced_s = now - self._oldest_unsynced_s if unsynced_bytes else 0.0
         return JournalLag(unsynced_bytes, unsynced_s, len(self._unwritten), self.error)
 
     def append(self, content: bytes = b"", now: float = 0.0) -> None:
-        """Appends encoded records, in one write, behind what could not be written before."""
+        """Append encoded records, after those that could not be written before, in one write."""
         self._unwritten += content
         if content:
             if self._appended_bytes == self._synced_bytes:
@@ -500,15 +500,15 @@ class JournalFile:
         except OSError as error:
             self._write_error = self._why(error)
         if content and self.sync_interval_s == 0:
-            with suppress(JournalWriteError):  # ``error`` says so
+            with suppress(JournalWriteError):  # kept in ``error``
                 self.sync()
 
     def sync(self) -> None:
-        """Returns when all that was appended is on the disk; may be called from another thread.
+        """Return once all appended records are on the disk; may be called from another thread.
 
-        Raises JournalWriteError, also if something could not be written before.
+        Raise ``JournalWriteError``, also if records could not be written before.
         """
-        # In this order: what is appended meanwhile rather counts as not on the disk.
+        # In this order, records appended meanwhile count as unsynced.
         self._appended_since_sync_s = None
         unwritten_bytes = len(self._unwritten)
         written_bytes = self._appended_bytes - unwritten_bytes
@@ -518,7 +518,7 @@ class JournalFile:
             self._sync_error = self._why(error)
             raise JournalWriteError(self._sync_error) from error
         self._sync_error = None
-        self._synced_bytes = max(self._synced_bytes, written_bytes)  # of two syncs at once
+        self._synced_bytes = max(self._synced_bytes, written_bytes)  # two syncs may overlap
         if self._appended_since_sync_s is not None and not unwritten_bytes:
             self._oldest_unsynced_s = self._appended_since_sync_s
         if self._write_error is not None:
@@ -529,6 +529,6 @@ class JournalFile:
 
     def _why(self, error: OSError) -> str:
         return (
-            f"the journal {self._path} cannot be written: {error.strerror}; expected a directory "
-            f"that is writable, on a disk with room"
+            f"the journal {self._path} cannot be written: {error.strerror}; expected a writable "
+            f"directory on a disk with free space"
         )

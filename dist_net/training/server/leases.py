@@ -1,17 +1,17 @@
-"""The ledger of a run's samples: who computes which, and which are in the weights. Pure.
+"""The ledger of a run's samples: which worker computes each, and which are applied. Pure.
 
-A run is ``epochs`` passes over ``samples`` samples, each pass in a shuffled order of its own. A
-*lease* is a contiguous range of one epoch's order, held by one worker and applied from its start
-onwards. Every sample of every epoch is in exactly one place at any time: applied, leased, or in
-the pool of ranges that nobody holds; and it is applied once.
+A run is ``epochs`` passes over ``samples`` samples, each in another shuffled order. A *lease* is a
+contiguous range of one epoch's order, held by one worker and applied from its start. At any time,
+every sample of every epoch is in exactly one place: applied, leased, or in the pool of unleased
+ranges; and it is applied once.
 
-When the pool is empty, idle workers share what the others still hold. Of the longest lease they
-take what its holder cannot have begun. Where nothing of that kind is left, they take a lease a
-second time: both holders compute the same samples, and are *rivals*. The first push counts. It ends
-the lease of the other, whose pushes on their way are dropped.
+When the pool is empty, idle workers share the other workers' leases. They take the part of the
+longest lease that its holder cannot have begun. If no such part is left, they take a lease a
+second time: both holders compute the same samples, as *rivals*. The first push counts; it ends the
+rival's lease, and later pushes for that lease are dropped.
 
-In a run of rounds (BSP, local steps) all of a lease is computed from the weights that the round
-began with, and *collected* until all leases of the round are there. They are applied at once.
+In a run of rounds (BSP, local steps), a lease is computed from the weights at the beginning of the
+round, and *collected* until all leases of the round have arrived. They are applied at once.
 """
 
 from collections import deque
@@ -37,9 +37,9 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A range that a worker holds; ``start`` moves on as its samples are applied.
+    """A range held by a worker; ``start`` advances as samples are applied.
 
-    ``rival`` is the worker that holds the same range by a lease of its own.
+    ``rival`` is the other worker with a lease of the same range.
     """
 
     lease_id: int
@@ -54,13 +54,13 @@ class Lease:
 
 
 class LeaseLedger:
-    """Hands out ranges of samples and takes account of them. A worker holds at most one lease.
+    """Grant ranges of samples to workers and track them. A worker holds at most one lease.
 
-    A lease is ``lease_minibatches * batch_size`` samples, and smaller towards the very end, so
-    that the workers finish together. There is no barrier between epochs: when the rest of an
-    epoch is leased, the next worker gets the first range of the next one. A worker computes at most
-    ``ahead_minibatches`` beyond those that are applied. ``round_leases``: how many are applied at
-    once, in a run of rounds.
+    A lease is ``lease_minibatches * batch_size`` samples, and smaller at the end of the run, so
+    that the workers finish together. Epochs have no barrier: once an epoch is fully leased, the
+    next worker gets the first range of the next epoch. A worker computes at most
+    ``ahead_minibatches`` beyond its applied ones. ``round_leases`` is the number of leases in a
+    round; None for a run without rounds.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class LeaseLedger:
 
     @property
     def is_between_rounds(self) -> bool:
-        """Whether no lease of the next round is granted yet."""
+        """Whether no lease of the next round has been granted."""
         return not self._leases and not self._collected
 
     @property
     def round_is_collected(self) -> bool:
-        """Whether every gradient of a round is there."""
+        """Whether every gradient of the round has arrived."""
         rest_is_leased = self._unleased == 0 or self._round_is_leased
         return bool(self._collected) and rest_is_leased and not self._leases
 
@@ -114,10 +114,11 @@ class LeaseLedger:
     def grant(
         self, worker_id: int, may_share: bool = True, minibatches: int | None = None
     ) -> Lease | None:
-        """Return the worker's lease, a new one if it holds none; None if there is none to have.
+        """Return the worker's lease, or grant a new one; None if nothing can be leased.
 
-        ``may_share``: it may be of samples that another worker holds. ``minibatches``: its length
-        in a run of rounds, unless the epoch ends before; None: ``lease_minibatches``.
+        With ``may_share``, another worker may hold some of its samples. ``minibatches`` is the
+        length of a lease in a run of rounds, up to the end of the epoch (default:
+        ``lease_minibatches``).
         """
         if worker_id in self._leases:
             return self._leases[worker_id]
@@ -141,7 +142,7 @@ class LeaseLedger:
         return lease
 
     def _shared(self, worker_id: int) -> Lease | None:
-        """Give an idle worker a part of what another holds, or all of it a second time."""
+        """Lease to an idle worker a part of the longest lease, or all of it a second time."""
         longest: tuple[int, Lease] | None = None
         for holder, lease in self._leases.items():
             if lease.rival is None and (longest is None or lease.samples > longest[1].samples):
@@ -152,7 +153,7 @@ class LeaseLedger:
         half = lease.samples // (2 * self._batch_size) * self._batch_size
         cut = lease.start + max(half, self._ahead_samples)
         if cut < lease.stop and self.round_leases is None:
-            # Safe without asking the holder: it is told of its new stop before it gets there.
+            # Safe without the holder's consent: it receives the new stop before it gets that far.
             stop, lease.stop = lease.stop, cut
             return self._lease(worker_id, lease.epoch, cut, stop)
         lease.rival = worker_id
@@ -161,8 +162,8 @@ class LeaseLedger:
     def _lease_size(self, minibatches: int | None) -> int:
         if self.round_leases is not None:
             return self._batch_size * (minibatches or self._lease_minibatches)
-        # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share, because
-        # workers differ in speed: what the slowest holds at the end is what the others wait for.
+        # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share because
+        # workers differ in speed: at the end, the others wait for the slowest worker's lease.
         fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))
         return self._batch_size * max(1, min(self._lease_minibatches, fair_share // 2))
 
@@ -185,25 +186,25 @@ class LeaseLedger:
         return taken.epoch
 
     def collected(self, worker_id: int, stop: int) -> Range:
-        """Record that the gradient of these samples, which are returned, is there for the round."""
+        """Record that the round has the gradient of the lease up to ``stop``; return its range."""
         taken = self._taken(worker_id, stop)
         self._collected.append(taken)
         return taken
 
     def round_applied(self) -> None:
-        """Record that what was collected is in the weights."""
+        """Record that the collected gradients are in the weights."""
         self.applied_samples += sum(taken.samples for taken in self._collected)
         self._collected.clear()
 
     def round_dropped(self) -> None:
-        """Return to the pool what was collected and cannot be applied."""
+        """Return the collected samples to the pool: their mean cannot be applied."""
         for taken in sorted(self._collected, reverse=True):
             self._pool.appendleft(taken)
             self._unleased += taken.samples
         self._collected.clear()
 
     def _taken(self, worker_id: int, stop: int) -> Range:
-        """Move the worker's lease on to ``stop``, and end what is done and its rival's."""
+        """Advance the worker's lease to ``stop``, and end its rival's; return the range."""
         lease = self._leases[worker_id]
         taken = Range(lease.epoch, lease.start, stop)
         lease.start = stop
@@ -215,9 +216,9 @@ class LeaseLedger:
         return taken
 
     def applied_again(self, done: Range) -> bool:
-        """Record that samples which nobody holds are in the weights.
+        """Record that unleased samples are in the weights.
 
-        False, and nothing changed, if some of them are there already, or in no epoch of the run.
+        Return False, and change nothing, if some were applied before or are outside the run.
         """
         while self._next_epoch <= done.epoch < self.epochs:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
@@ -235,9 +236,9 @@ class LeaseLedger:
         return False
 
     def release(self, worker_id: int) -> int:
-        """End the worker's lease; how many samples went back to the front of the pool.
+        """End the worker's lease; return the number of samples put back into the pool.
 
-        None if a rival has them too, who keeps them.
+        0 if a rival still holds them.
         """
         lease = self._leases.pop(worker_id, None)
         if lease is None:
@@ -250,7 +251,7 @@ class LeaseLedger:
         return lease.samples
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: leased and collected samples count as not applied."""
+        """Return the state for a checkpoint; leased and collected samples count as not applied."""
         # Rivals hold the same range.
         leased = {Range(lease.epoch, lease.start, lease.stop) for lease in self._leases.values()}
         leased.update(self._collected)
@@ -260,10 +261,10 @@ class LeaseLedger:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from ``to_json``. The samples must be as they were; there may be more epochs.
+        """Continue from ``to_json``. ``samples`` must be unchanged; ``epochs`` may be larger.
 
         Raise ``SettingError`` for too few epochs, ``CheckpointDamagedError`` for ranges that
-        overlap or lie outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for JSON
+        overlap or are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for JSON
         that ``to_json`` does not write.
         """
         remaining = [Range(*left) for left in state["remaining"]]
@@ -272,17 +273,17 @@ class LeaseLedger:
             raise TypeError("not whole numbers")
         if begun > self.epochs:
             raise SettingError(
-                f"epochs={self.epochs}: the checkpoint is of a run that has begun epoch {begun}; "
-                f"expected at least that many"
+                f"epochs={self.epochs}: the checkpoint's run has already begun epoch {begun}; "
+                f"expected epochs >= {begun}"
             )
         previous = Range(0, 0, 0)
         for left in sorted(remaining):
             free_from = previous.stop if left.epoch == previous.epoch else 0
             if left.epoch >= begun or not free_from <= left.start < left.stop <= self.samples:
                 raise CheckpointDamagedError(
-                    f"the checkpoint leaves samples {left.start} to {left.stop} of epoch "
-                    f"{left.epoch} to do; expected ranges that do not overlap, in {begun} epochs "
-                    f"of {self.samples} samples: resume from another checkpoint"
+                    f"the checkpoint lists samples {left.start} to {left.stop} of epoch "
+                    f"{left.epoch} as remaining; expected disjoint ranges in {begun} epochs of "
+                    f"{self.samples} samples. Resume from another checkpoint"
                 )
             previous = left
         left_over = sum(left.stop - left.start for left in remaining)

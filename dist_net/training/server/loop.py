@@ -72,7 +72,7 @@ Received = tuple[bytes, Message] | None
 
 
 class WorkersSocket(Protocol):
-    """A server's way to its workers; see `dist_net.wire.transport.ServerSocket`."""
+    """A server's connection to its workers; see ``dist_net.wire.transport.ServerSocket``."""
 
     def receive(self, timeout_s: float) -> Received: ...
     def send(self, node: bytes, message: Message) -> object: ...
@@ -94,14 +94,14 @@ def opened_run(
     random: Random = _RANDOM,
     shared_readers: int = SHARED_READERS,
 ) -> Iterator[tuple[RunState, SharedVectors | None]]:
-    """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
+    """Yield a new or resumed run, with its weights in shared memory if possible.
 
-    The segment, which ``share`` makes, has room for the snapshots that so many local workers need;
-    memory is mapped as they join, and used as snapshots differ. Where the system grants none, the
-    weights are private, and travel as frames.
+    ``share`` creates a segment with room for the snapshots of ``shared_readers`` local workers;
+    its memory is mapped as workers join. Without shared memory, the weights are private and are
+    sent as frames.
     """
-    # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
-    # of one that is still there from before, and mix up their heartbeats.
+    # Ids count up from a random number. Otherwise a resumed server could assign a new worker the
+    # id of a surviving one, and mix up their heartbeats.
     first_worker_id = 1 + random.getrandbits(48)
     with ExitStack() as at_the_end:
         vectors = settings.pipeline.snapshots * shared_readers + 2
@@ -110,7 +110,7 @@ def opened_run(
             segment = share(vectors, settings.vector_size)
             if segment is not None:
                 at_the_end.callback(segment.close)
-                segment.vector(1)  # a run needs two at least
+                segment.vector(1)  # a run needs at least two
         except SegmentError as error:
             logger.warning("shared_memory_unavailable reason=%s", error)
             segment = None
@@ -129,14 +129,14 @@ def opened_journal(
     disk: Disk = HOST_DISK,
     random: Random = _RANDOM,
 ) -> Iterator[JournalFile]:
-    """A context with the journal of a run that is new, or that goes on from a checkpoint.
+    """Yield the open journal of a new or resumed run, and close it at the end.
 
-    ``threads`` is how many the workers of this host compute with; ``sync``: see
-    ``sync_interval_s``. What was applied after the checkpoint is cut off: its samples are in the
-    pool again. A journal that cannot be continued, such as one of another release of dist_net, is
-    renamed and a new one begins; ``run.resume_warnings`` says so.
+    ``threads`` is the thread count of each worker on this host; ``sync``: see
+    ``sync_interval_s``. Records after the checkpoint are removed: their samples are in the pool
+    again. A journal that cannot be continued, such as one of another release of dist_net, is
+    renamed, and a new one begins; ``run.resume_warnings`` reports both.
 
-    Raises JournalMismatchError for a journal that cannot be read; JournalWriteError.
+    Raise ``JournalWriteError`` if the journal cannot be written.
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
@@ -149,14 +149,14 @@ def opened_journal(
         except UNUSABLE as error:
             kept = put_aside(path, disk)
             run.resume_warnings.append(
-                f"the journal cannot be continued from version {version:,} ({error}): it is kept "
-                f"as {kept}, and a new one begins"
+                f"the journal cannot be continued from version {version:,} ({error}); it was "
+                f"renamed to {kept}, and a new journal begins"
             )
         else:
             if last_version > version:
                 run.resume_warnings.append(
-                    f"{samples:,} samples are done again: they were applied after the checkpoint "
-                    f"that the run goes on from, in versions {version + 1:,} to {last_version:,}"
+                    f"{samples:,} samples are done again: they were applied after the resumed "
+                    f"checkpoint, in versions {version + 1:,} to {last_version:,}"
                 )
             run.metrics.samples_done_again += samples
         for warning in run.resume_warnings:
@@ -169,10 +169,10 @@ def opened_journal(
 
 
 class ServerLoop:
-    """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
+    """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
-    ``socket``, ``segment`` and ``journal`` are borrowed. ``turns`` is the loop, up to each of its
-    waits, and ``serve`` waits. ``attach`` maps a worker's gradients.
+    ``socket``, ``segment`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that
+    yields before each wait; ``serve`` drives it and waits. ``attach`` maps a worker's gradients.
     The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``.
     """
 
@@ -197,10 +197,10 @@ class ServerLoop:
         self._checkpoint_every_s = checkpoint_every_s
         self._keep_checkpoints = keep_checkpoints
         self._ownership = ownership
-        self._next_look_s = 0.0  # at whose the run directory is
+        self._next_claim_check_s = 0.0
         self._journal = journal
         self._next_sync_s = 0.0
-        self._sync: Future[None] | None = None  # the one that is under way
+        self._sync: Future[None] | None = None  # the last one
         self._clock = clock or SystemClock()
         self._disk = disk
         self._attach = attach
@@ -213,16 +213,16 @@ class ServerLoop:
         self._stop_requested: str | None = None
 
     def stop(self, reason: str) -> None:
-        """Ends the run as soon as the loop comes round; may be called by a signal handler."""
+        """End the run in the next turn of the loop; may be called by a signal handler."""
         self._stop_requested = reason
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Return when the run was shut down and its last checkpoint is on disk.
 
-        With ``ownership``, raise SupersededError once another server has the run directory.
-        Call ``ready`` once there is a checkpoint to resume: a new run's first, or the one that
-        this server resumed. Raise CheckpointWriteError or JournalWriteError if the first or the
-        last one could not be written.
+        Call ``ready`` once the first, or the resumed, checkpoint is on disk. With ``ownership``,
+        raise ``SupersededError`` once another server has taken over the run directory. Raise
+        ``CheckpointWriteError`` or ``JournalWriteError`` if the first or last checkpoint could not
+        be written.
         """
         # One thread for checkpoints and one for syncs, so that no checkpoint waits for a sync.
         with ThreadPoolExecutor(2, "writer") as writer, suppress(StopIteration):
@@ -233,10 +233,10 @@ class ServerLoop:
     def turns(
         self, writer: Executor, ready: Callable[[], None] = lambda: None
     ) -> Generator[float, Received, None]:
-        """The loop: yields how long to wait for a message, to be sent what came.
+        """Yield the timeout of each wait in seconds, to be sent the received message or None.
 
-        ``writer`` writes a checkpoint and syncs the journal, at the same time if both are due.
-        Ends and raises as ``serve`` does.
+        ``writer`` writes checkpoints and syncs the journal, in parallel. Return and raise as
+        ``serve`` does.
         """
         self._copy = self._run.checkpoint()
         if self._run.is_resumed:
@@ -279,9 +279,9 @@ class ServerLoop:
             self._take((yield POLL_S))
 
     def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
-        """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up.
+        """Write the last checkpoint; answer meanwhile, so that no worker considers the run lost.
 
-        What the journal lacks is tried again too: first, as no checkpoint may be ahead of it.
+        First retry the journal's unwritten records: no checkpoint may be ahead of the journal.
         """
         last, is_kept = self._run.checkpoint(self._copy), False
         for attempt in range(1, LAST_TRIES + 1):
@@ -301,19 +301,19 @@ class ServerLoop:
 
     @property
     def _journal_error(self) -> str | None:
-        """Why the journal lacks something; None: it does not, or there is none."""
+        """The reason why the journal is incomplete; None if it is complete, or not kept."""
         return None if self._journal is None else self._journal.error
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
-        """Answers until each worker was told to stop, or a moment has passed."""
+        """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
         while self._server.worker_count and self._clock.now() < deadline:
             self._take((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:
-        """Handles what has arrived: a heartbeat may be there of a worker that seems overdue.
+        """Handle queued messages: one may be the heartbeat of a worker that seems overdue.
 
-        Bounded: under a constant load the queue is never empty.
+        At most 1,000: under constant load the queue is never empty.
         """
         for _ in range(1000):
             received = yield 0
@@ -347,7 +347,7 @@ class ServerLoop:
     def _carry_out(
         self, commands: list[ServerCommand], theirs: SharedVectors | None = None
     ) -> None:
-        """Does what the state machine says; ``theirs``: the answered worker's segment."""
+        """Carry out the state machine's commands; ``theirs`` is the answered worker's segment."""
         for command in commands:
             match command:
                 case SendToPeer(node, Snapshot() as snapshot):
@@ -362,16 +362,16 @@ class ServerLoop:
                     self._gradients.pop(worker_id, None)
 
     def _send_snapshot(self, node: bytes, snapshot: Snapshot) -> None:
-        """All who ask at the same version get the same copy of the weights."""
+        """Send a copy of the weights, the same copy for every request at this version."""
         if self._snapshot is None or self._snapshot.version != snapshot.version:
             self._snapshot = snapshot._replace(weights=snapshot.weights.copy())
         if not self._socket.send_one(node, self._snapshot):
-            # Or it was read, and the thread that learns of that has had no core since.
-            reason = "the snapshot asked for before is still on its way: read that first"
+            # Or it was read, and the thread that is notified has not run since.
+            reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
     def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
-        """Prepares to exchange arrays with a worker: in shared memory, or as frames."""
+        """Prepare to exchange arrays with a worker, in shared memory or as frames."""
         if welcome.segment is None:
             self._lends = True
         elif gradients is not None:
@@ -383,37 +383,37 @@ class ServerLoop:
         if self._journal is not None:
             content = b"".join(map(encode_record, records))
             now = self._clock.now()
-            if now >= self._next_look_s:
+            if now >= self._next_claim_check_s:
                 self._require_ownership(now)
             self._journal.append(content, now)
 
     def _require_ownership(self, now: float = 0.0) -> None:
         """Raise SupersededError if another server has taken over the run directory."""
-        self._next_look_s = max(self._next_look_s, now + TICK_S)
+        self._next_claim_check_s = max(self._next_claim_check_s, now + TICK_S)
         if self._ownership is not None:
             self._ownership.require()
 
     def _look_after_journal(self, now: float, writer: Executor) -> None:
-        """Writes what could not be written before, and has the disk keep what was."""
+        """Retry unwritten records, report the lag, and sync the journal if a sync is due."""
         journal = self._journal
         if journal is None:
             return
         self._record()
         lag = journal.lag(now)
         if lag.error != self._server.journal_lag.error:
-            logger.error("journal_written error=%s", lag.error)
+            logger.error("journal_error_changed error=%s", lag.error)
         self._server.journal_lags(lag)
         if journal.is_given_up:
-            self._server.stop(f"too much has to be kept in memory: {journal.error}")
+            self._server.stop(f"too many unwritten journal records in memory: {journal.error}")
         is_syncing = self._sync is not None and not self._sync.done()
         if journal.sync_interval_s and now >= self._next_sync_s and not is_syncing:
             self._next_sync_s = now + journal.sync_interval_s
             self._sync = writer.submit(journal.sync)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
-        """Writes the checkpoint, in the writer's thread, and gives what the journal says of it."""
+        """Write the checkpoint, in the writer's thread, and return its record for the journal."""
         if self._journal is not None:
-            self._journal.sync()  # it is never behind the checkpoint
+            self._journal.sync()  # the journal must never be behind the checkpoint
         write_checkpoint(
             self._checkpoint_path,
             checkpoint,
@@ -426,7 +426,7 @@ class ServerLoop:
         return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
 
     def _take_written(self, written: Future[Checkpointed]) -> bool:
-        """Return whether the checkpoint was written; tell the state machine and the journal."""
+        """Record a finished write, or its failure; return whether the checkpoint was written."""
         if (error := written.exception()) is not None:
             self._server.checkpoint_failed(str(error))
             logger.error("checkpoint_failed error=%s", str(error))
@@ -435,9 +435,9 @@ class ServerLoop:
         return True
 
     def _take_resumed(self, checkpoint: Checkpoint) -> None:
-        """Write no checkpoint, since the disk may be full, but have the disk keep the one there.
+        """Sync the resumed checkpoint's directory. Write nothing: the disk may be full.
 
-        The server before may have been killed between its renaming and its sync.
+        The previous server may have been killed between renaming and syncing the checkpoint.
         """
         checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
         try:
@@ -453,12 +453,12 @@ class ServerLoop:
         self._record(checkpointed)
 
     def _attached(self, join: Join, address: SegmentAddress) -> SharedVectors | None:
-        """The joining worker's gradients in shared memory; None where they cannot be mapped."""
+        """Map the joining worker's gradients; return None if they cannot be mapped."""
         try:
             segment = self._attach(address, join.vector_size)
             for slot in range(min(segment.vectors, PIPELINE.gradients)):
                 segment.vector(slot)  # mapped now, not at a push
             return segment
         except SegmentError as error:
-            logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
+            logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
             return None

@@ -18,11 +18,11 @@ RECORDED = (
     *("samples", "epoch", "version", "loss", "staleness_mean", "samples_per_s", "seconds"),
     "learning_rate",
 )
-"""The numbers of a metric record, which has an accuracy too, or None."""
+"""The numbers in every metric record; the record also has an ``accuracy``, which may be None."""
 
 STALENESS_BUCKETS = 16
 RECENT_S = 10.0
-"""What was this long ago counts 1/e as much for a recent speed as what is now."""
+"""The time constant of a worker's recent speed, an exponential moving average."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Window:
 
 
 class RecentSpeed:
-    """Samples a second of one worker, in the time in which it had work; the newest count most."""
+    """Samples per second of one worker while it has work, averaged over about ``RECENT_S``."""
 
     def __init__(self) -> None:
         self._samples = 0.0
@@ -51,17 +51,17 @@ class RecentSpeed:
         return self._since_s is not None
 
     def has_work(self, now: float) -> None:
-        """Measure from now on, unless it is being measured."""
+        """Start to measure, unless the worker already has work."""
         if self._since_s is None:
             self._since_s = now
 
     def waits(self, now: float) -> None:
-        """Do not count the time until it has work again."""
+        """Stop measuring until the worker has work again."""
         self._advance(now)
         self._since_s = None
 
     def computed(self, samples: int, now: float) -> None:
-        """Count samples whose gradients have come."""
+        """Count samples whose gradients have arrived."""
         self._advance(now)
         self._samples += samples
 
@@ -70,7 +70,7 @@ class RecentSpeed:
         return self._samples / self._seconds if self._seconds else 0.0
 
     def measured_s(self, now: float) -> float:
-        """Return how much time the speed is of, at most ``RECENT_S``."""
+        """Return the time over which the speed was measured, at most ``RECENT_S``."""
         self._advance(now)
         return self._seconds
 
@@ -85,17 +85,16 @@ class RecentSpeed:
 
 @dataclass
 class RunMetrics:
-    """Counters and metric records of a run; after a resume they go on from the checkpoint's.
+    """Counters and metric records of a run; a resumed run continues the checkpoint's counters.
 
-    Only the newest records are kept: an observer asks for them as they are made, and writes them
-    down. ``next_record`` is how many there have been. ``server_starts`` counts this one too. A push
-    of several gradients counts as that many pushes. ``seconds`` runs from the first lease to the
-    last applied push, without the time in which the run was interrupted. ``staleness_buckets[n]``
-    counts the pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last
-    of ``STALENESS_BUCKETS`` also those beyond. ``journal_failures`` counts how often the journal
-    began to lag behind because it could not be written; ``samples_done_again``, how many were
-    applied after the checkpoints that the run went on from. ``bytes_received`` and ``bytes_sent``
-    are of the arrays of workers that do not share memory.
+    Only the newest records are kept, for an observer to fetch. ``next_record`` is the number of
+    records made so far. A push of several gradients counts as several pushes. ``seconds`` runs
+    from the first lease to the last applied push, without interruptions of the run.
+    ``staleness_buckets[n]`` counts pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to
+    7, and so on; the last bucket also counts larger values. ``journal_failures`` counts the times
+    when the journal became unwritable; ``samples_done_again``, the samples applied after the
+    checkpoints from which the run was resumed. ``bytes_received`` and ``bytes_sent`` count the
+    arrays of workers that do not share memory.
     """
 
     server_starts: int = 1
@@ -125,14 +124,14 @@ class RunMetrics:
         self._began_s: float | None = None
 
     def lease_granted(self, now: float) -> None:
-        """Start the run's time, if this is the first lease."""
+        """Start the run's clock at the first lease."""
         if self._began_s is None:
             self._began_s = now - self.seconds
 
     def push_applied(
         self, samples: int, loss_sum: float, correct: int, staleness: Sequence[int], now: float
     ) -> None:
-        """Count a push that is in the weights; ``staleness`` is that of each of its gradients."""
+        """Count an applied push; ``staleness`` has one number per gradient."""
         self.pushes_applied += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max(self.staleness_max, *staleness)
@@ -152,9 +151,9 @@ class RunMetrics:
         window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
-        """Return whether a 20th of an epoch of ``samples`` was completed since the last record.
+        """Return whether ``1 / RECORDS_PER_EPOCH`` of an epoch was completed since the last record.
 
-        False if that was less than ``RECORD_SHARE`` of the run's time ago.
+        False if the last record is more recent than ``RECORD_SHARE`` of the run's time.
         """
         if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
             return False
@@ -171,7 +170,7 @@ class RunMetrics:
         *,
         has_accuracy: bool = True,
     ) -> None:
-        """Append a metric record: means over the pushes since the last one, and begin anew."""
+        """Append a metric record with the means over the pushes since the previous record."""
         window = self.window
         elapsed_s = self.seconds - window.began_s
         self.records.append(
@@ -191,10 +190,9 @@ class RunMetrics:
         self.window = Window(began_s=self.seconds)
 
     def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
-        """Return the counters under the names of a run's report, and the records from one on.
+        """Return the counters by their names in a report, and the records from ``first_record``.
 
-        At most ``RECORDS_PER_REPORT`` of those that are kept; ``next_record`` is where the next
-        report goes on.
+        At most ``RECORDS_PER_REPORT`` records; the next report starts at ``next_record``.
         """
         oldest = self.next_record - len(self.records)
         first = min(max(oldest, first_record), self.next_record)
@@ -224,7 +222,7 @@ class RunMetrics:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: of bounded size, and quickly made."""
+        """Return the state for a checkpoint, of bounded size."""
         state = {each.name: getattr(self, each.name) for each in fields(self)}
         newest = list(self.records)[-RECORDS_IN_CHECKPOINT:]
         buckets = list(self.staleness_buckets)
@@ -236,10 +234,10 @@ class RunMetrics:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
-        """Return those of a server that continues from ``to_json``.
+        """Return the metrics of a server that resumes from ``to_json``.
 
-        Another release may have had counters that this one does not know. Raise ``KeyError``,
-        ``TypeError`` or ``ValueError`` for JSON that ``to_json`` does not write.
+        Counters of another release are ignored. Raise ``KeyError``, ``TypeError`` or ``ValueError``
+        for JSON that ``to_json`` does not write.
         """
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records, window = known.pop("records"), Window(**known.pop("window"))
@@ -257,7 +255,7 @@ class RunMetrics:
 
 
 def _require_numbers(values: Iterable[Any], *kinds: type) -> None:
-    """Raise ``ValueError`` unless all are finite, 0 or above, and of these types."""
+    """Raise ``ValueError`` unless all values are finite, at least 0, and of these types."""
     for value in values:
         if type(value) not in kinds or not 0 <= value < math.inf:
             raise ValueError(f"{value!r:.80} is no counter")

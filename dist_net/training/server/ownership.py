@@ -1,8 +1,8 @@
 """The owner of a run directory: the server that was started last, on any host. One small file.
 
-A lock cannot ensure this: on a network file system, a host that is cut off loses its locks without
-noticing. Therefore each server first writes its claim to a file, and reads that file again before
-it writes to the run directory, but at most ten times a second: see ``ServerLoop``.
+A lock cannot ensure this: on a network file system, a disconnected host loses its locks without
+noticing. Therefore each server writes its claim to a file, and reads the file again before it
+writes to the run directory, but at most ten times a second: see ``ServerLoop``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ NOTICED_WITHIN_S = 0.5
 
 
 class RunOwnership:
-    """The claim of a server on ``host`` to a run directory; ``path`` is the file of the last claim.
+    """Claim a run directory for a server on ``host``, in the file ``path``.
 
-    Before it reads anything there, the server must wait for ``NOTICED_WITHIN_S`` if
-    ``was_elsewhere``: a server of another host, which claimed the directory before, may still run.
-    Where nothing can be written, as on a disk that is full from the beginning, log a warning and
-    check nothing.
+    If ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
+    reading the directory. If the claim cannot be written, such as on a full disk, log a warning
+    and check nothing.
     """
 
     def __init__(self, path: Path, host: str, disk: Disk = HOST_DISK) -> None:
@@ -43,7 +42,7 @@ class RunOwnership:
         self.was_elsewhere = former != "" and not former.endswith(f" on {host}")
 
     def _last_claim(self) -> str:
-        """Return the last claim; nothing if there is none, or it cannot be read."""
+        """Return the last claim; an empty string if it does not exist or is unreadable."""
         try:
             return self._disk.read(self._path, 0, 1000).decode(errors="replace")
         except OSError:
@@ -55,6 +54,6 @@ class RunOwnership:
         if last not in ("", self._own):
             raise SupersededError(
                 f"another parameter server has taken over {self._path.parent} "
-                f"({last.partition(' ')[2]}); this one ends and leaves the run to it. If that is "
-                f"not wanted, stop the other one, then resume the run"
+                f"({last.partition(' ')[2]}), so this one ends. To continue here instead, stop "
+                f"the other server, then resume the run"
             )

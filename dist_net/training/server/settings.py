@@ -1,4 +1,4 @@
-"""What a run is: recipe, samples, optimizer and time limits; validated once, where they enter."""
+"""The settings of a run: recipe, samples, optimizer and time limits; validated once."""
 
 import math
 from collections.abc import Callable
@@ -27,26 +27,26 @@ from dist_net.wire.packing import packed_size
 
 PROGRESS_TIMEOUT_S = 600.0
 LEASE_MINIBATCHES = 64
-"""What a worker is given to do at a time; few have to be done again if it is lost."""
+"""The minibatches of a lease: few, because the lease of a lost worker is computed again."""
 
 REMEDIES = {
     "release": "install the same release of dist_net, unchanged, on both hosts",
     "recipe": "give both hosts the same recipe",
-    "data": "the recipe is the same, but not the training data: give both hosts the same dataset",
+    "data": "the recipes are equal, but the training data differ: copy the dataset as well",
 }
-"""What to do, by the part of ``LoadedRecipe.digest`` that differs."""
+"""The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One run. Raises ``SettingError`` when a value cannot be.
+    """The settings of one run. Raise ``SettingError`` for a value out of range.
 
-    The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
-    ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
-    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
-    lease goes to others; so is one whose step takes longer than ``progress_timeout_s``, and ten
-    times as long as usual, while others wait for it. Without classes there is no accuracy to
-    report.
+    The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages with these momenta.
+    ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied by
+    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and
+    other workers take over its lease; the same holds if others wait for it and its step takes
+    longer than ``progress_timeout_s`` and ten times the usual time. Without ``has_classes``, no
+    accuracy is reported.
     ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``. With local steps,
     workers use ``optimizer``, and the server applies the mean difference by Nesterov momentum with
     ``outer_learning_rate`` and ``outer_momentum`` (the values of DiLoCo).
@@ -106,17 +106,17 @@ class RunSettings:
         )
         self._require(
             "layout",
-            "at least one parameter; names that differ and do not begin with 'optimizer/'",
+            "at least one parameter; unique names that do not begin with 'optimizer/'",
             _is_layout,
         )
-        longest = MAX_ARRAY_BYTES // 4  # or its weights could not be sent
+        longest = MAX_ARRAY_BYTES // 4  # longer weights could not be sent
         if self.vector_size > longest:
             raise SettingError(
                 f"the model has {self.vector_size} parameters: expected at most {longest}"
             )
         self._require(
             "momenta",
-            f"numbers from 0 up to, but not, 1; fewer than the layout's {len(self.layout)} arrays",
+            f"numbers in [0, 1), fewer than the layout's {len(self.layout)} arrays",
             lambda value: len(value) < len(self.layout) and all(0 <= each < 1 for each in value),
         )
 
@@ -132,12 +132,12 @@ class RunSettings:
 
     @property
     def gradient_bytes(self) -> int:
-        """The longest frame that a worker has reason to send, which is most often a gradient."""
+        """The size of the longest frame of a worker: a gradient or a packed difference."""
         return 4 * max(self.vector_size, packed_size(self.vector_size, self.buffer_count))
 
     @property
     def parameter_count(self) -> int:
-        """How many elements of the flat vector are trained."""
+        """The number of trained elements of the flat vector."""
         trained = self.layout[: len(self.layout) - len(self.momenta)]
         return sum(math.prod(shape) for _, shape in trained)
 
@@ -155,22 +155,22 @@ class RunSettings:
         return self.consistency.local_steps is not None
 
     def start_rule(self) -> UpdateRule:
-        """Return the rule by which the server updates the weights."""
+        """Return a new rule by which the server updates the weights."""
         if not self.takes_local_steps:
             return self.start_local_rule()
-        # The momenta apply in each local step: the server takes the mean of the workers' buffers.
+        # The momenta apply in each local step; the server averages the workers' buffers.
         return start_rule(Nesterov(self.outer_momentum), self.layout, (0.0,) * len(self.momenta))
 
     def start_local_rule(self) -> UpdateRule:
-        """Return the rule of a step along the gradient of a minibatch."""
+        """Return a new rule for steps along gradients of minibatches."""
         return start_rule(self.optimizer, self.layout, self.momenta, self.clip_norm)
 
     def learning_rate_after(self, applied_samples: float) -> float:
-        """Return the learning rate when so many samples, of all epochs, are in the weights."""
+        """Return the learning rate after ``applied_samples``, counted over all epochs."""
         return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
 
     def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
-        """Return why a worker with this recipe cannot take part; None: it can."""
+        """Return the reason to refuse a worker with this recipe; None to accept it."""
         pairs = zip_longest(
             recipe_digest.split("; "), self.recipe_digest.split("; "), fillvalue="nothing"
         )
@@ -178,7 +178,7 @@ class RunSettings:
             if theirs != own:
                 part = own.partition(" ")[0]
                 return (
-                    f"the worker has {theirs}, the server, which trains {self.recipe!r}, has "
+                    f"the worker has {theirs}; the server, which trains {self.recipe!r}, has "
                     f"{own}: {REMEDIES.get(part, REMEDIES['recipe'])}"
                 )
         if vector_size != self.vector_size:
@@ -189,7 +189,7 @@ class RunSettings:
         return None
 
     def fault_of(self, push: Push, is_packed: bool = False) -> str | None:
-        """Return what is wrong with a push that no worker of this release sends; None: nothing."""
+        """Return the fault of a push that no worker of this release sends; None if it is valid."""
         size = self.vector_size
         if is_packed:
             size = packed_size(size, self.buffer_count)
@@ -202,13 +202,13 @@ class RunSettings:
         ):
             return (
                 f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
-                f"versions {list(push.base_versions)}: expected one of each, and samples in their "
-                f"order"
+                f"versions {list(push.base_versions)}: expected equal numbers of all three, and "
+                f"ascending samples"
             )
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as a checkpoint keeps them; those that are objects as their text."""
+        """Return the settings for a checkpoint; optimizer, schedule and consistency as text."""
         own_text = ("optimizer", "schedule", "consistency")
         elsewhere = ("recipe", "recipe_digest", "recipe_record", "layout")
         return {
@@ -220,7 +220,7 @@ class RunSettings:
 
 
 def require_seed(seed: int) -> None:
-    """Raise ``SettingError`` unless a message and a checkpoint can hold the seed."""
+    """Raise ``SettingError`` unless the seed fits into messages and checkpoints."""
     if not (_is_whole(seed, 0) and seed < 2**63):
         raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
 

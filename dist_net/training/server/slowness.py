@@ -1,6 +1,6 @@
-"""Which workers are slow beside the others, and what is seen of the cause. Pure; time is passed in.
+"""Slow workers, and the visible causes. Pure; time is passed in.
 
-Only what the data show is named: what workers say of themselves, and when the server hears them.
+A cause is named only if the workers' reported equipment or the timing of their messages shows it.
 """
 
 from bisect import bisect_left
@@ -11,26 +11,25 @@ from typing import NamedTuple
 from dist_net.training.server.members import Member
 
 SLOW_SHARE = 0.6
-"""Of the median of the others' speeds; less is slow."""
+"""A worker is slow below this share of the other workers' median speed."""
 
 MEASURED_S = 3.0
-"""A worker's speed is known after so much time with work."""
+"""A worker's speed is known after it has had work for this time."""
 
 STALLED_S = 5.0
 STALLED_PUSHES = 5
-"""How long a worker may be without progress, at least and in pushes, until that is said."""
+"""A worker is stalled after ``STALLED_PUSHES`` times its time per push, at least ``STALLED_S``."""
 
 SLOW_LINK_S = 0.02
-SLOW_LINK_TIMES = 3
-"""The round trip of a slow link, at least and in medians of the others'.
-
-A busy host answers late too, but seldom by so much."""
+SLOW_LINK_FACTOR = 3
+"""A link is slow above ``SLOW_LINK_FACTOR`` times the others' median round trip, at least
+``SLOW_LINK_S``: a busy host seldom delays messages by more."""
 
 
 class Slowness(NamedTuple):
-    """Of a worker: its speed as a share of the median of the others', if both are known.
+    """A worker's speed as a share of the other workers' median; None if either is unknown.
 
-    ``causes`` are for people; none: it is not slow, or nothing is seen that explains it.
+    ``causes`` are phrases for the user: empty if the worker is not slow, or no cause is visible.
     """
 
     share: float | None
@@ -41,7 +40,7 @@ class Slowness(NamedTuple):
 def slowness_of(
     members: Sequence[Member], now: float, heartbeat_timeout_s: float
 ) -> dict[int, Slowness]:
-    """Return how each worker does beside the others, by its id."""
+    """Compare each worker with the others; return the result by worker id."""
     rates = {
         each.worker_id: each.speed.samples_per_s(now)
         for each in members
@@ -62,7 +61,7 @@ def slowness_of(
 
 
 def medians_of_others(values: Iterable[float]) -> Callable[[float], float | None]:
-    """Return what gives the median of all the values but one of this size; None: there is none."""
+    """Return a function: the median of all values but one equal to its argument, or None."""
     ordered = sorted(values)
     rest = len(ordered) - 1
 
@@ -86,7 +85,7 @@ def _silence(member: Member, now: float, heartbeat_timeout_s: float) -> Iterator
 
 
 class _Causes:
-    """What differs between workers and slows them down."""
+    """The differences between workers that make some of them slow."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         everybody = [each.equipment for each in members]
@@ -105,7 +104,7 @@ class _Causes:
             yield f"{counted(own.threads, 'thread')} with a quota of {own.core_quota:g} cores"
         if 0 < own.cores < own.threads:
             yield f"{counted(own.threads, 'thread')} on {counted(own.cores, 'core')}"
-        elif 0 < own.host_cores < together < self._threads_on.total():  # some are elsewhere
+        elif 0 < own.host_cores < together < self._threads_on.total():  # other hosts take part
             yield (
                 f"{together} threads of this run on the {counted(own.host_cores, 'core')} "
                 f"of {own.host}"
@@ -114,9 +113,9 @@ class _Causes:
         if median_threads and 0 < own.threads < median_threads:
             yield f"{counted(own.threads, 'thread')}, the others {median_threads:g}"
         median_s = self._median_round_trip(member.round_trip_s) or 0.0
-        if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_TIMES * median_s):
+        if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
             yield (
-                f"its messages take {member.round_trip_s * 1e3:.1f} ms there and back, "
+                f"its messages take {member.round_trip_s * 1e3:.1f} ms for a round trip, "
                 f"the others' {median_s * 1e3:.1f}"
             )
         if self._is_usual_blas and own.blas != self._blas:

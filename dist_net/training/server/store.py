@@ -1,4 +1,4 @@
-"""The weights as rotating snapshots, which their readers never see torn. Arrays, no I/O."""
+"""The weights as rotating snapshots, so that no reader sees a half-written one. No I/O."""
 
 import logging
 from collections import deque
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 class Pin(NamedTuple):
-    """A snapshot that a reader computes from: the index of its buffer, and its version."""
+    """A snapshot in use by a reader: the index of its buffer, and its version."""
 
     snapshot: int
     version: int
 
 
 class Buffers(Protocol):
-    """Float32 vectors for a run's weights, by their index; they may lie in shared memory.
+    """Float32 vectors for a run's weights, by index, perhaps in shared memory.
 
-    ``vector`` raises SegmentError where the system grants no more memory. ``release`` gives
-    back that of a vector until it is written again.
+    ``vector`` raises ``SegmentError`` if the system has no more memory. ``release`` frees a
+    vector's memory until it is written again.
     """
 
     @property
@@ -38,7 +38,7 @@ class Buffers(Protocol):
 
 
 class PrivateBuffers:
-    """The two vectors that weights need which nobody reads in place."""
+    """Two private vectors, for weights that are sent to every worker as frames."""
 
     vectors = 2
 
@@ -49,7 +49,7 @@ class PrivateBuffers:
         return np.empty(self._size, np.float32)
 
     def release(self, index: int) -> None:
-        """Keep both: they are always in use."""
+        """Do nothing: both vectors are always in use."""
 
 
 def _read_only(vector: Vector) -> Vector:
@@ -61,12 +61,12 @@ def _read_only(vector: Vector) -> Vector:
 class WeightStore:
     """The run's weights and the rule that updates them; ``version`` counts the updates.
 
-    ``buffers`` are at least two vectors, borrowed for good. An update reads the current one and
-    writes the next version into one that is free: neither current nor pinned by a reader. Used
-    buffers come before new ones, so the memory that is touched grows with the number of readers,
-    not of buffers; when a reader leaves, that of free ones is released. With ``average_decay`` an
-    average of the weights is kept too, see ``WeightAverage``. ``snapshots`` are read-only views of
-    the buffers that were in use so far or may be next, always the same objects.
+    ``buffers`` are at least two vectors, borrowed. An update reads the current vector and writes
+    the next version into a free one: neither current nor pinned by a reader. Used buffers are
+    preferred, so memory grows with the number of readers; when a reader leaves, the memory of
+    free buffers is released. With ``average_decay``, also keep an average of the weights (see
+    ``WeightAverage``). ``snapshots`` are read-only views of the reserved buffers, always the same
+    objects.
     """
 
     def __init__(
@@ -96,31 +96,32 @@ class WeightStore:
         )
 
     def _reserve(self, buffers: int) -> None:
-        """Have so many buffers at hand; raises SegmentError."""
+        """Map the first ``buffers`` vectors. Raise ``SegmentError`` if memory is short."""
         for index in range(len(self._buffers), buffers):
             self._buffers.append(self._source.vector(index))
             self.snapshots.append(_read_only(self._buffers[index]))
 
     @property
     def weights(self) -> Vector:
-        """The current weights, a read-only view that is good until the next update."""
+        """The current weights, a read-only view that is valid until the next update."""
         return _read_only(self._buffers[self._current])
 
     @property
     def state(self) -> dict[str, Vector]:
-        """The vectors, besides the weights, that a checkpoint keeps, by name; borrowed."""
+        """The vectors for a checkpoint besides the weights, by name; borrowed."""
         averages = {} if self._average is None else {AVERAGE: self._average.weights}
         return self.rule.state | averages
 
     @property
     def evaluated_weights(self) -> Vector:
-        """The weights to evaluate and to use: their average, if there is one."""
+        """The weights for evaluation and inference: their average, if one is kept."""
         return evaluated_weights(self.weights, self.state)
 
     def restore(self, version: int, optimizer_state: dict[str, Vector]) -> None:
-        """Count on from ``version``, with the optimizer's vectors as they were then (copied).
+        """Continue from ``version`` with a copy of the optimizer's vectors.
 
-        An average of the weights begins anew if the checkpoint holds none.
+        The average of the weights starts afresh if the checkpoint lacks it. Raise
+        ``CheckpointDamagedError`` for other vectors than this optimizer's.
         """
         own, optimizer_state = self.state, dict(optimizer_state)
         if self._average is None:
@@ -139,8 +140,8 @@ class WeightStore:
         self.version = version
 
     def admit(self, worker_id: int) -> bool:
-        """Add a reader of the buffers; False: there are too few, or too little memory, for it."""
-        # One buffer is current, and one is written next, beside those that readers pin.
+        """Add a reader of the buffers; return False if buffers or memory do not suffice."""
+        # Besides pinned buffers, one is current and one is written next.
         needed = self._pins_per_reader * (len(self._pins) + 1) + 2
         if needed > self._source.vectors:
             return False
@@ -153,7 +154,7 @@ class WeightStore:
         return True
 
     def dismiss(self, worker_id: int) -> None:
-        """Remove a reader, and release the memory of buffers that the others do not need now."""
+        """Remove a reader, and release the memory of buffers that the other readers do not use."""
         for pin in self._pins.pop(worker_id, ()):
             self._unpin(pin)
         for index in self._free[:-1]:
@@ -161,9 +162,9 @@ class WeightStore:
                 self._source.release(index)
 
     def pin(self, worker_id: int) -> Pin:
-        """Return the current snapshot, pinned until the reader says that it is past it.
+        """Pin the current snapshot for a reader and return it.
 
-        A reader has at most ``pins_per_reader`` pins; one more releases the oldest.
+        A reader holds at most ``pins_per_reader`` pins; another pin releases the oldest.
         """
         pins = self._pins[worker_id]
         if not pins or pins[-1].version != self.version:
@@ -174,7 +175,7 @@ class WeightStore:
         return pins[-1]
 
     def unpin_before(self, worker_id: int, version: int) -> None:
-        """Release the reader's snapshots older than ``version``, from which it computes now."""
+        """Release the reader's snapshots older than ``version``, which it has reached."""
         pins = self._pins[worker_id]
         while pins and pins[0].version < version:
             self._unpin(pins.popleft())
@@ -186,8 +187,8 @@ class WeightStore:
     def apply(self, gradients: Sequence[Vector], learning_rates: Sequence[float]) -> bool:
         """Update the weights by each of ``gradients``, in turn; only the last result is visible.
 
-        False, and nothing changed, if the result is not finite. Where the weights hold buffers,
-        such as moving means, a gradient holds what was observed for them.
+        Return False, and change nothing, if the result is not finite. For buffers, such as moving
+        means, the gradient vector contains the observed values.
         """
         current, following = self._current, self._free[-1]
         if not self.rule.update(

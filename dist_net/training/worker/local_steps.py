@@ -1,4 +1,4 @@
-"""Steps that a worker takes by itself, from the server's weights; no I/O."""
+"""Local steps: a worker's own updates from the server's weights; no I/O."""
 
 from typing import Protocol
 
@@ -9,46 +9,46 @@ from dist_net.vector import Vector
 
 
 class MinibatchStep(Protocol):
-    """What computes a minibatch; see ``dist_net.training.worker.step.TrainingStep``."""
+    """A source of gradients; see ``dist_net.training.worker.step.TrainingStep``."""
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Gather the minibatch."""
+        """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
         ...
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Fill ``gradient``; return the summed loss and the number of right answers."""
+        """Fill ``gradient``; return the summed loss and the number of correct predictions."""
         ...
 
     def unbind(self) -> None:
-        """Let go of every vector that it was given."""
+        """Release all borrowed vectors."""
         ...
 
 
 class LocalSteps:
-    """The local steps of one lease after the other, by ``rule``, which starts afresh for each.
+    """The local steps of each lease, by ``rule``, which is reset at the beginning of a lease.
 
     ``step`` computes the gradients; the last ``buffers`` elements of the weights are not trained.
-    Allocates three vectors, and none in the steady state.
+    Allocate three vectors at first, and none afterwards.
     """
 
     def __init__(self, step: MinibatchStep, rule: UpdateRule) -> None:
         self._step = step
         self._rule = rule
         self.buffers = rule.size - rule.trained_size
-        # Compiled loops need the results apart from the weights.
+        # Compiled loops must not write the results into the weights.
         self._weights, self._next, self._gradient = np.empty((3, rule.size), np.float32)
         self._base = self._weights
         self._steps = 0
 
     def begin(self, base: Vector) -> None:
-        """Begin a lease from ``base``, borrowed up to ``difference``."""
+        """Begin a lease from ``base``, which is borrowed until ``difference``."""
         self._base = base
         np.copyto(self._weights, base)
         self._rule.reset()
         self._steps = 0
 
     def step(self, learning_rate: float) -> tuple[float, int]:
-        """Take a step on the gathered minibatch; return its summed loss and number of right."""
+        """Take a step on the gathered minibatch; return its loss and its correct predictions."""
         result = self._step.run(self._weights, self._gradient)
         self._steps += 1
         update = self._weights, [self._gradient], self._next, [learning_rate], self._steps
@@ -57,5 +57,5 @@ class LocalSteps:
         return result
 
     def difference(self, out: Vector) -> None:
-        """Write the weights before minus the weights now, which descends as a gradient does."""
+        """Write the initial minus the current weights, a descent direction like a gradient."""
         np.subtract(self._base, self._weights, out=out)

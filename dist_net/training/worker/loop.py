@@ -1,7 +1,7 @@
 """The training worker's process: a loop that connects its state machine to sockets and memory.
 
-`WorkerLoop.turns` is the loop, up to each of its waits; `WorkerLoop.train` waits. What both find
-around them is a `Environment`: this process's, or a simulation's.
+``WorkerLoop.turns`` is the loop as a generator that yields before each wait; ``WorkerLoop.train``
+drives it and waits. The ``Environment`` is this process's or a simulation's.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
 
-# The server may wait for this worker's core. Between two minibatches it interrupts nothing; without
-# this it waits for the end of a time slice, in which the worker uses up its pipeline.
+# The server may be waiting for this worker's core. Yielding between two minibatches interrupts
+# nothing; otherwise the server waits for the end of a time slice, and the pipeline runs empty.
 let_others_run = getattr(os, "sched_yield", lambda: None)
 
 
 class ServerConnection(Protocol):
-    """A worker's way to its server; see `dist_net.wire.transport.ClientSocket`."""
+    """A worker's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
 
     def send(self, message: Message) -> None: ...
     def lend(self, vectors: Iterable[Vector]) -> None: ...
@@ -68,7 +68,7 @@ class ServerConnection(Protocol):
 
 
 class Heartbeats(Protocol):
-    """Heartbeats that go on by themselves; see `dist_net.wire.heartbeat.HeartbeatSender`."""
+    """A background sender; see ``dist_net.wire.heartbeat.HeartbeatSender``."""
 
     answer: tuple[Message, float] | None
 
@@ -76,7 +76,7 @@ class Heartbeats(Protocol):
 
 
 class Environment(Protocol):
-    """What a worker's loop finds around it: time, chance, a network and shared memory."""
+    """A worker loop's clock, random numbers, network and shared memory."""
 
     @property
     def clock(self) -> Clock: ...
@@ -85,22 +85,22 @@ class Environment(Protocol):
     def connect(self) -> ServerConnection: ...
 
     def open_channel(self) -> ServerConnection | None:
-        """Connect directly to a server that shares this worker's memory; None if impossible."""
+        """Connect directly to a server on this host; return None if impossible."""
         ...
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
-        """New vectors in shared memory; None: the server cannot see any of this worker's."""
+        """Create vectors in shared memory; return None if memory is not shared."""
         ...
 
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
-        """Maps the server's vectors; raises SegmentError."""
+        """Map the server's vectors. Raise ``SegmentError`` if they cannot be mapped."""
         ...
 
 
 class ProcessEnvironment:
-    """Those of a real process, whose server is at ``address``."""
+    """The environment of a real process; its server is at ``address``."""
 
     def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
         self._address = address
@@ -140,13 +140,13 @@ class ProcessEnvironment:
 
 
 class WorkerLoop:
-    """Trains for the server at ``address`` until there is no more to do.
+    """Train for the server at ``address`` until the run is over.
 
-    ``step_of`` makes what computes, for the run's seed. ``recipe_digest`` and ``vector_size`` must
-    be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
-    server on this host. ``join_timeout_s`` is how long the server may take to answer the first
-    message; later its heartbeat timeout holds, and then the worker tries for ``rejoin_timeout_s``
-    to join again. ``equipment`` is what the server's status shows.
+    ``step_of`` returns the ``MinibatchStep`` for the run's seed. ``recipe_digest`` and
+    ``vector_size`` must equal the server's. With ``shares_memory``, weights and gradients stay in
+    shared memory, for a server on this host. The server must answer the first message within
+    ``join_timeout_s``. Later, if it is silent for longer than its heartbeat timeout, the worker
+    tries to rejoin for ``rejoin_timeout_s``. The server's status shows ``equipment``.
     ``rule_of`` returns the rule of local steps for the text of an optimizer and a ``clip_norm``.
     """
 
@@ -191,7 +191,7 @@ class WorkerLoop:
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
-        """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
+        """Leave the run in the next turn of the loop; may be called by a signal handler."""
         self._stop_requested = reason
 
     def __enter__(self) -> Self:
@@ -211,11 +211,11 @@ class WorkerLoop:
             self._own.close()
 
     def train(self) -> Ended:
-        """Returns what the server said last.
+        """Train until the run is over; return its end.
 
-        Raises NoAnswerError when it never answered, ServerLostError when it has said nothing for as
-        long as the worker tries to join again, and
-        JoinRefusedError or WorkerRefusedError when it will not have this worker.
+        Raise ``NoAnswerError`` if the server never answers, ``ServerLostError`` if it stays silent
+        until the rejoin timeout, and ``JoinRefusedError`` or ``WorkerRefusedError`` if it refuses
+        this worker.
         """
         turns, message = self.turns(), None
         try:
@@ -231,9 +231,9 @@ class WorkerLoop:
             return ended
 
     def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
-        """The loop: yields before it waits, to be sent the message or None, and before it computes.
+        """Yield before each wait, to be sent the message or None, and before each computation.
 
-        Gives and raises what ``train`` does.
+        Return and raise as ``train`` does.
         """
         commands = deque(self._state.start(self._clock.now()))
         while True:
@@ -278,9 +278,9 @@ class WorkerLoop:
     def _take_local_step(
         self, command: Compute, local: LocalStep, difference: Vector
     ) -> tuple[float, int]:
-        """Take a step; after the last one, write the difference of the weights."""
+        """Take a local step; after the last one, write the difference of the weights."""
         if self._local is None:
-            raise ProtocolError("the server asks for local steps, which this worker cannot take")
+            raise ProtocolError("the server requests local steps, but this worker has no rule_of")
         if local.is_first:
             self._local.begin(self._weights.of(command))
         result = self._local.step(local.learning_rate)
@@ -319,7 +319,7 @@ class WorkerLoop:
         self._heartbeats = self._around.start_heartbeats(*pulse)
         if self._step is None or welcome.seed != self._seed:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
-        self._step.unbind()  # its vectors may be those of a server that is gone
+        self._step.unbind()  # its vectors may belong to a former server
         self._local = None
         if welcome.optimizer and self._rule_of is not None:
             rule = self._rule_of(welcome.optimizer, welcome.clip_norm or None)
@@ -331,7 +331,7 @@ class WorkerLoop:
 
 
 class ReceivedWeights:
-    """Where a worker reads weights: the server's snapshots, or a vector that frames fill."""
+    """The weights for a worker's steps: the server's snapshots, or a copy of received frames."""
 
     def __init__(self, size: int, attach: Callable[[SegmentAddress, int], SharedVectors]) -> None:
         self._size = size
@@ -340,7 +340,7 @@ class ReceivedWeights:
         self._received = np.empty(0, np.float32)
 
     def attach(self, welcome: Welcome) -> None:
-        """Maps the server's snapshots, if this worker was given them."""
+        """Map the server's snapshots, or allocate a vector for frames."""
         self.detach()
         if welcome.segment is not None:
             self._segment = self._attach(welcome.segment, self._size)
@@ -348,9 +348,9 @@ class ReceivedWeights:
             self._received = np.empty(self._size, np.float32)
 
     def of(self, work: Compute) -> Vector:
-        """Return the weights to compute from; raise SegmentError if they cannot be mapped."""
+        """Return the weights for a computation. Raise ``SegmentError`` if they cannot be mapped."""
         if work.weights is not None:
-            # Copied, so that plans are bound once and not to every frame.
+            # Copied, so that plans are bound to one vector and not to every frame.
             unpack_weights(work.weights, out=self._received)
             return self._received
         if self._segment is None:

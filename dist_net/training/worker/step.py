@@ -1,4 +1,4 @@
-"""One minibatch of work: gathered from the dataset, run forwards and backwards."""
+"""A training step: gather a minibatch from the dataset, run it forwards and backwards."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dist_net.vector import Vector
 
 
 class Minibatch(NamedTuple):
-    """Arrays that minibatches of one size are gathered into."""
+    """The arrays for minibatches of one size."""
 
     inputs: NDArray[Any]
     targets: NDArray[Any]
 
 
 class Binding(NamedTuple):
-    """A plan on a pair of vectors, which it keeps alive: their ids are its key."""
+    """A plan bound to a pair of vectors, kept alive because their ids are the key."""
 
     bound: BoundPlan
     weights: Vector
@@ -34,24 +34,23 @@ class Binding(NamedTuple):
 
 
 class TrainingStep:
-    """Gradients of a model over minibatches of a dataset's shuffled epochs.
+    """Compute gradients of a model over minibatches of a dataset's shuffled epochs.
 
-    Plans and the arrays of minibatches are made once for each size of minibatch, and a plan is
-    bound once to each pair of weights and gradient vector: in the steady state nothing is
-    allocated.
+    A plan and its arrays are made once for each size of minibatch, and a plan is bound once to
+    each pair of weights and gradient vector, so that the steady state allocates nothing.
 
-    The random numbers of a layer such as Dropout depend on ``seed``, ``epoch`` and ``start`` alone:
-    they are the same whoever computes a minibatch, and differ between the minibatches of a run.
+    The random numbers of a layer such as Dropout depend only on ``seed``, ``epoch`` and ``start``:
+    every worker draws the same numbers for a minibatch, and minibatches differ.
 
-    With convolutions in the model, ``threads`` share its operations, and BLAS has one thread.
-    Without, BLAS has the ``threads``: its own wake up sooner, which counts for products that take a
-    fraction of a millisecond.
+    If the model has convolutions, ``threads`` threads share its operations and BLAS has one.
+    Otherwise BLAS uses the threads: its threads wake up sooner, which matters for products that
+    take a fraction of a millisecond.
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
         self._model = model
         pool_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
-        # BLAS shares out whole products only.
+        # BLAS parallelizes whole products only.
         gemm = fastest_gemm() if blas_threads == 1 else Gemm()
         self._pool = ThreadPool(pool_threads, gemm)
         self._blas = ThreadpoolController().select(user_api="blas")
@@ -60,7 +59,7 @@ class TrainingStep:
         self._augmented = self._inputs if isinstance(self._inputs, AugmentedSamples) else None
         self._prefetched = self._inputs if isinstance(self._inputs, PrefetchedSamples) else None
         self._seed = seed
-        # Counter-based (Salmon et al. 2011), so that going to a minibatch's numbers costs little.
+        # Counter-based (Salmon et al. 2011): jumping to a minibatch's numbers is cheap.
         self._bits = np.random.Philox(seed)
         self._bits_state = self._bits.state
         self._generator = np.random.Generator(self._bits)
@@ -73,11 +72,11 @@ class TrainingStep:
 
     @property
     def classifies(self) -> bool:
-        """Whether targets are classes, of which a minibatch counts the right answers."""
+        """Whether targets are classes, so that a minibatch counts correct predictions."""
         return self._model.classifies(self._targets.shape, self._targets.dtype)
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Gathers samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
+        """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
         if epoch != self._epoch:
             self._order = epoch_order(self._seed, epoch, len(self._targets))
             self._epoch = epoch
@@ -90,13 +89,13 @@ class TrainingStep:
         else:
             self._augmented.read_augmented(chosen, minibatch.inputs, self._seed, epoch)
         self._targets.read(chosen, minibatch.targets)
-        if self._prefetched is not None:  # the next minibatch of the lease, most often
+        if self._prefetched is not None:  # usually the lease's next minibatch
             self._prefetched.prefetch(self._order[stop : stop + self._size])
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Writes the mean gradient of the gathered minibatch; gives (summed loss, number right).
+        """Write the mean gradient of the gathered minibatch; return (summed loss, number correct).
 
-        Both vectors are borrowed; a caller uses few different ones, as each pair is bound anew.
+        Both vectors are borrowed until ``unbind``. Use few different pairs: each is bound anew.
         """
         key = (self._size, id(weights), id(gradient))
         binding = self._bound.get(key)
@@ -110,11 +109,11 @@ class TrainingStep:
         return float(loss) * self._size, int(right)
 
     def unbind(self) -> None:
-        """Lets go of the vectors that it was given; plans and data stay."""
+        """Release all borrowed vectors; keep plans and data."""
         self._bound.clear()
 
     def _draw_for_minibatch(self) -> None:
-        """Goes to where the numbers of the gathered minibatch begin; its own are 2**128 blocks."""
+        """Jump to the gathered minibatch's random numbers, a sequence of 2**128 blocks."""
         self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
         self._bits.state = self._bits_state
 

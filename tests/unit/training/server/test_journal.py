@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
         number = offset // BLOCK_BYTES
         journal = decode_journal(bytes(damaged))
         assert journal.fault == (
-            f"record {number} is damaged: its checksum is not that of its content"
+            f"record {number} is damaged: its checksum does not match its content"
         )
         assert tuple(journal.records()) == RECORDS[: 3 if number == 5 else number - 1]
 

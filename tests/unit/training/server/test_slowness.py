@@ -64,7 +64,7 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
         ({"threads": 2, "cores": 1}, "2 threads on 1 core"),
         (
             {"round_trip_s": 0.05},
-            "its messages take 50.0 ms there and back, the others' 0.3",
+            "its messages take 50.0 ms for a round trip, the others' 0.3",
         ),
         ({"blas": "mkl 2024"}, "its BLAS is mkl 2024, the others' openblas 0.3"),
         ({"blas": ""}, "its BLAS is unknown, the others' openblas 0.3"),
