@@ -1,4 +1,4 @@
-"""How far a run's workers may go ahead of each other, and rounds of updates. Pure."""
+"""The consistency of a run: the lead of a worker over others, and rounds of updates. Pure."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -38,9 +38,9 @@ class Consistency:
 
     @classmethod
     def of(cls, text: str, workers: int = 0) -> Self:
-        """Return what ``text`` names; ``bsp`` alone is a minibatch for each of ``workers``.
+        """Parse ``text``; ``bsp`` alone means one minibatch for each of ``workers``.
 
-        Raises ``SettingError`` for anything else.
+        Raise ``SettingError`` for any other text.
         """
         kind, _, number = text.partition(":")
         if text == "bsp" and workers:
@@ -53,8 +53,8 @@ class Consistency:
             return cls(max_ahead=0, is_automatic=True)
         if text == "bsp" and not number:
             raise SettingError(
-                "consistency='bsp': how many workers there will be is not known here; expected "
-                "bsp:N with the number of minibatches in an update, most often one for each worker"
+                "consistency='bsp': the number of workers is unknown; expected bsp:N with the "
+                "number of minibatches in an update, usually one for each worker"
             )
         match kind, [_number(each) for each in number.split(":")]:
             case "ssp", [int(max_ahead)]:
@@ -85,20 +85,20 @@ class Consistency:
 
     @property
     def may_run_ahead(self) -> bool:
-        """Whether there are numbers of workers at which nobody waits for others."""
+        """Whether workers run without waiting, at least in small runs."""
         return self.is_automatic or self == ASYNC
 
     def goes_in_step(self, workers: int) -> bool:
-        """Whether, of so many workers, those that are ahead wait for others."""
+        """Check whether fast workers wait for others in a run with this number of workers."""
         return self.max_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
 
     def most_of_rate(self, workers: int, full_rate_staleness: float) -> float:
         """Return the bound of the learning rate, as a share of its highest value.
 
-        So many workers in step compute from the same weights, so that the staleness of their
-        gradients is half their number on average. What is older than ``full_rate_staleness`` is
-        applied at a rate that falls with it, as in Koloskova et al. 2022 (arXiv 2206.08307); but
-        one for all of them, since a rate of its own would count a slow worker's samples for less.
+        Workers in step compute from the same weights, so the mean staleness of their gradients is
+        half their number. Beyond ``full_rate_staleness`` the rate falls with the staleness, as in
+        Koloskova et al. 2022 (arXiv 2206.08307), but equally for all gradients: with individual
+        rates, a slow worker's samples would count for less.
         """
         if not (self.is_automatic and self.goes_in_step(workers)):
             return 1.0
@@ -106,7 +106,7 @@ class Consistency:
 
 
 def _number(text: str) -> int | None:
-    """Return a whole number up to ``MOST``; None for any other text."""
+    """Parse a whole number up to ``MOST``; return None for any other text."""
     is_short = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST))
     return int(text) if is_short and int(text) <= MOST else None
 
@@ -123,10 +123,10 @@ FREE_WORKERS = 4
 
 
 class Round:
-    """The gradients, or differences, of a round until all are there; they are copied.
+    """Copies of the gradients, or differences, of a round until all have arrived.
 
-    ``origins`` has the worker, the lease, the base version, the learning rate and whether it came
-    packed, by epoch, first sample and stop. The last ``buffers`` elements are not trained.
+    ``origins`` maps epoch, first sample and stop to the worker, the lease, the base version, the
+    learning rate and whether it was packed. The last ``buffers`` elements are not trained.
     """
 
     def __init__(self, buffers: int = 0) -> None:
@@ -145,7 +145,7 @@ class Round:
         return sum(samples for samples, _ in self._held.values())
 
     def copied(self, gradient: Vector, size: int, is_packed: bool) -> Vector | None:
-        """Return a copy to ``add``, of ``size`` elements; None if it is not finite."""
+        """Return a copy of ``size`` elements for ``add``; None if it is not finite."""
         copy = self._unused.pop() if self._unused else np.empty(size, np.float32)
         if is_packed:
             unpack_difference(gradient, copy, self._buffers)
@@ -161,11 +161,11 @@ class Round:
         self._held[epoch, start] = stop - start, gradient
 
     def mean(self, of_differences: bool = False) -> Vector:
-        """Return the mean gradient of all the samples, or the mean of differences.
+        """Return the mean gradient of all samples, or the mean of differences.
 
-        A difference is a sum over its samples, so that in either mean each sample weighs the same.
-        The bits do not depend on the order of arrival. The result is valid until ``clear``, and
-        what is held is overwritten.
+        A difference is a sum over its samples, so both means weigh samples equally. The bits do
+        not depend on the order of arrival. The gradients are overwritten; the result is valid
+        until ``clear``.
         """
         samples = self.samples
         in_order = [self._held[key] for key in sorted(self._held)]

@@ -207,7 +207,7 @@ class ServerLoop:
         incarnation = journal.incarnation if journal else _RANDOM.randbytes(8).hex()
         address = segment.address if segment else None
         self._server = ParameterServer(run, address, incarnation, offer)
-        self._gradients: dict[int, SharedVectors] = {}
+        self._gradients: dict[int, list[Vector]] = {}
         self._lends = False
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
@@ -258,7 +258,7 @@ class ServerLoop:
         next_tick = self._clock.now()
         next_checkpoint = next_tick + self._checkpoint_every_s
         while self._server.stop_reason is None:
-            self._take((yield TICK_S))
+            self._handle((yield TICK_S))
             now = self._clock.now()
             if now < next_tick:
                 continue
@@ -276,7 +276,7 @@ class ServerLoop:
                 self._copy = self._run.checkpoint(self._copy)
                 written = writer.submit(self._write_checkpoint, self._copy)
         while written is not None and not written.done():
-            self._take((yield POLL_S))
+            self._handle((yield POLL_S))
 
     def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
         """Write the last checkpoint; answer meanwhile, so that no worker considers the run lost.
@@ -289,13 +289,13 @@ class ServerLoop:
             if not is_kept:
                 written = writer.submit(self._write_checkpoint, last)
                 while not written.done():
-                    self._take((yield POLL_S))
+                    self._handle((yield POLL_S))
                 is_kept = self._take_written(written)
             if is_kept and self._journal_error is None:
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
             while attempt < LAST_TRIES and self._clock.now() < again_s:
-                self._take((yield POLL_S))
+                self._handle((yield POLL_S))
         written.result()
         logger.error("journal_ends_early error=%s", self._journal_error)
 
@@ -308,7 +308,7 @@ class ServerLoop:
         """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
         while self._server.worker_count and self._clock.now() < deadline:
-            self._take((yield TICK_S))
+            self._handle((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:
         """Handle queued messages: one may be the heartbeat of a worker that seems overdue.
@@ -319,42 +319,40 @@ class ServerLoop:
             received = yield 0
             if received is None:
                 break
-            self._take(received)
+            self._handle(received)
 
-    def _take(self, received: Received) -> None:
+    def _handle(self, received: Received) -> None:
         if received is None:
             return
+        node, message = received
+        gradients = None
         try:
-            self._handle(*received)
+            match message:
+                case Push(worker_id, slots=slots) if slots and worker_id in self._gradients:
+                    shared = self._gradients[worker_id]
+                    if all(0 <= slot < len(shared) for slot in slots):
+                        message = Push(*message[:-1], tuple([shared[slot] for slot in slots]))
+                case Join(segment=SegmentAddress() as address):
+                    gradients = self._attached(message, address)
+                    if gradients is None:
+                        message = message._replace(segment=None)
+            self._carry_out(self._server.handle(node, message, self._clock.now()), gradients)
         except SupersededError:
             raise
         except Exception:
             self._socket.answer_failure(*received)
 
-    def _handle(self, node: bytes, message: Message) -> None:
-        theirs = None
-        match message:
-            case Push(worker_id=worker_id, slots=slots) if slots and worker_id in self._gradients:
-                theirs = self._gradients[worker_id]
-                if max(slots) < theirs.vectors:
-                    message = Push(*message[:-1], tuple(map(theirs.vector, slots)))
-            case Join(segment=SegmentAddress() as address):
-                theirs = self._attached(message, address)
-                if theirs is None:
-                    message = message._replace(segment=None)
-        self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
-
     def _carry_out(
-        self, commands: list[ServerCommand], theirs: SharedVectors | None = None
+        self, commands: list[ServerCommand], gradients: list[Vector] | None = None
     ) -> None:
-        """Carry out the state machine's commands; ``theirs`` is the answered worker's segment."""
+        """Carry out the state machine's commands; ``gradients`` are a joining worker's."""
         for command in commands:
             match command:
                 case SendToPeer(node, Snapshot() as snapshot):
                     self._send_snapshot(node, snapshot)
                 case SendToPeer(node, message):
                     if isinstance(message, Welcome):
-                        self._welcome(message, theirs)
+                        self._welcome(message, gradients)
                     self._socket.send(node, message)
                 case Record(applied):
                     self._record(*applied)
@@ -370,7 +368,7 @@ class ServerLoop:
             reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
-    def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
+    def _welcome(self, welcome: Welcome, gradients: list[Vector] | None) -> None:
         """Prepare to exchange arrays with a worker, in shared memory or as frames."""
         if welcome.segment is None:
             self._lends = True
@@ -452,13 +450,11 @@ class ServerLoop:
         self._server.checkpoint_written(checkpointed.version)
         self._record(checkpointed)
 
-    def _attached(self, join: Join, address: SegmentAddress) -> SharedVectors | None:
+    def _attached(self, join: Join, address: SegmentAddress) -> list[Vector] | None:
         """Map the joining worker's gradients; return None if they cannot be mapped."""
         try:
             segment = self._attach(address, join.vector_size)
-            for slot in range(min(segment.vectors, PIPELINE.gradients)):
-                segment.vector(slot)  # mapped now, not at a push
-            return segment
+            return list(map(segment.vector, range(min(segment.vectors, PIPELINE.gradients))))
         except SegmentError as error:
             logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
             return None

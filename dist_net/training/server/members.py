@@ -1,4 +1,4 @@
-"""The workers of a run, and when each was last heard. Pure; time is passed in."""
+"""The workers of a run and their heartbeats. Pure; time is passed in."""
 
 import math
 from collections import deque
@@ -12,20 +12,20 @@ from dist_net.training.server.metrics import RecentSpeed
 from dist_net.wire.messages import PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Pipeline
 
 MAX_LOOK_S = 0.5
-"""The longest pause between two calls of `expired`, unless the server itself stood still."""
+"""The longest pause between two calls of ``expired`` unless the server was stopped."""
 
 PIPELINES = {2: PIPELINE, 8: Pipeline(2, 1), math.inf: Pipeline(1, 1)}
-"""The longest pipelines that a worker may have, by how many workers there are at most."""
+"""The longest pipeline of a worker by the maximum number of workers."""
 
 SLOWEST_TO_MEAN = 10
-"""How many times as long as the others a worker may take for a step."""
+"""The longest step of a worker as a multiple of the other workers' mean."""
 
 SLOW_TO_MEDIAN = 2
-"""Who needs more times as long for a step is not waited for, where workers may be left behind."""
+"""A worker whose steps take longer than this multiple of the median is left behind (``auto``)."""
 
 LATE_S = 0.2
-LATE_TIMES = 3
-"""How long, at least and in times of what is usual, something may take before it is late."""
+LATE_FACTOR = 3
+"""Late means longer than ``LATE_FACTOR`` times the usual time, and at least ``LATE_S``."""
 
 STEPS_TO_AVERAGE = 4
 
@@ -37,17 +37,16 @@ NAMES_KEPT = 1024
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the connection by which its last request came; ``identity`` is what its `Join` said.
-    ``received_id`` and ``answered_id`` number its last request and the last that was answered.
-    ``progress_s``: when it last asked for work or pushed. ``pins``: snapshots stay as they are
-    until it has moved on to newer ones. ``shared``: it reads them in shared memory. ``refusals``
-    counts the gradients refused in a row.
-    ``told_to_stop``: it knows that the run is over, so if it goes silent it is not lost. ``clock``:
-    how many steps it has completed in step with others; who was idle is not behind for it, nor
-    who ``is_left_behind`` because it is slow. Such a step takes ``step_s``, and the one under way
-    began at ``step_began_s``. ``starts`` counts the processes of its name that joined, each with an
-    identity of its own; ``is_restart``: it is not the first, and joins for the first time.
-    ``staleness_sum`` is of all its ``pushes``; ``lease_times`` are of its local steps.
+    ``node`` is the connection of its last request; ``identity`` was in its ``Join``.
+    ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
+    request. ``progress_s`` is the time of its last pull or push. With ``pins``, the server keeps
+    its snapshots until it has newer ones; with ``shared``, it reads them in shared memory.
+    ``refusals`` counts the gradients refused in a row. A worker that was ``told_to_stop`` and goes
+    silent is not lost. ``clock`` counts its steps completed in step with others; idle workers, and
+    slow ones that are ``is_left_behind``, need not catch up. Its steps take ``step_s``; the
+    current step began at ``step_began_s``. ``starts`` counts the processes of its name that
+    joined; with ``is_restart``, this process was not the first and has just joined.
+    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps.
     """
 
     worker_id: int
@@ -79,15 +78,15 @@ class Member:
 
     @property
     def round_trip_s(self) -> float:
-        """The median of the last heartbeats' times there and back; 0: there was none yet."""
+        """The median round trip of the last heartbeats; 0 before the first."""
         return median(self.round_trips_s) if self.round_trips_s else 0.0
 
     def under_way_s(self, now: float) -> float:
-        """How long its step has taken; 0: it has no work."""
+        """Return the duration of the current step so far; 0 without work."""
         return 0.0 if self.step_began_s is None else now - self.step_began_s
 
     def completes(self, steps: int, now: float) -> None:
-        """Count steps that were taken in step with others."""
+        """Count steps completed in step with others."""
         self.clock += steps
         if self.step_began_s is not None:
             took_s = now - self.step_began_s
@@ -101,7 +100,7 @@ class Member:
             self.lease_times = latest if known is None else known.averaged(latest)
 
     def report(self, now: float) -> dict[str, Any]:
-        """Return what a run's report says of this worker; its speed is that of its last work."""
+        """Return this worker's entry in a run's report; its speed is measured while it has work."""
         return {
             "id": self.worker_id,
             "name": self.name,
@@ -117,10 +116,10 @@ class Member:
 
 
 class Membership:
-    """The workers by id, which counts up from ``first_worker_id``; none is given twice.
+    """The workers by id. Ids count up from ``first_worker_id`` and are never reused.
 
-    A worker is overdue when nothing was heard of it for ``heartbeat_timeout_s``. How long a step
-    takes does not matter: heartbeats come from a thread of their own.
+    A worker is overdue after ``heartbeat_timeout_s`` of silence. The duration of steps does not
+    matter: a separate thread sends heartbeats.
     """
 
     def __init__(
@@ -150,39 +149,39 @@ class Membership:
 
     @property
     def go_in_step(self) -> bool:
-        """Whether those that are ahead wait for others."""
+        """Whether fast workers wait for others."""
         return self._consistency.goes_in_step(len(self._members))
 
     def leave_slow_behind(self, now: float) -> None:
-        """Judge anew for whom the others do not wait; to be called several times a second."""
+        """Update which workers the others do not wait for; call this several times a second."""
         if not (usual_s := self.usual_step_s):
             return
-        late_s = max(LATE_S, LATE_TIMES * usual_s)
+        late_s = max(LATE_S, LATE_FACTOR * usual_s)
         for each in self._members.values():
             is_late = each.under_way_s(now) > late_s
             each.is_left_behind = each.step_s > SLOW_TO_MEDIAN * usual_s or is_late
 
     @property
     def usual_step_s(self) -> float:
-        """The median time of a step; 0: there has been none in step with others."""
+        """The median time of a step; 0 before the first one in step with others."""
         known_s = [each.step_s for each in self._members.values() if each.step_s]
         return median(known_s) if known_s else 0.0
 
     def stalled(self, now: float) -> list[Member]:
-        """Return the workers whose step takes too long for others to wait for it.
+        """Return the workers whose step takes too long for others to wait.
 
-        That is ``SLOWEST_TO_MEAN`` times as long as usual, and at least the progress timeout.
+        Too long means ``SLOWEST_TO_MEAN`` times the usual time, and at least the progress timeout.
         """
         max_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self.usual_step_s)
         return [each for each in self._members.values() if each.under_way_s(now) > max_s]
 
     @property
     def pipeline(self) -> Pipeline:
-        """How far each worker may run ahead of the server; the less, the more workers there are.
+        """The lead of each worker over the server, shorter with more workers.
 
-        More gradients on their way mean fewer and shorter waits, but a greater staleness, to which
-        every worker's gradients add. Four workers that learn with momentum ended 3 % less accurate
-        with two gradients in a push than with one. Who waits for others does not run ahead.
+        More gradients in flight mean fewer and shorter waits, but more staleness. Four workers
+        with momentum ended 3 % less accurate with two gradients in a push than with one. Workers
+        that wait for others do not run ahead.
         """
         if self.go_in_step:
             return Pipeline(1, 1)
@@ -193,10 +192,10 @@ class Membership:
 
     @property
     def staleness_limit(self) -> int:
-        """How stale a gradient may be to be applied still.
+        """The largest staleness of a gradient that is still applied.
 
-        While one worker computes, each of the others may push all that it has computed, and more
-        than once if that one is slow. Beyond the limit, it was not slow but stopped.
+        While a worker computes, the others may push all gradients of their pipelines, and more than
+        once if it is slow. Beyond the limit it was not slow but stopped.
         """
         return int(self.slowest_to_mean * self.pipeline.gradients * len(self._members))
 
@@ -209,7 +208,7 @@ class Membership:
         equipment: Equipment = UNKNOWN_EQUIPMENT,
         request_id: int = 0,
     ) -> Member:
-        """Take a worker in under a new id; ``request_id`` is that of its `Join`."""
+        """Add a worker under a new id; ``request_id`` is the number of its ``Join``."""
         facts = node, name, identity, now, now, now, equipment, *self._started(name, identity)
         member = Member(self._next_worker_id, *facts, request_id, request_id)
         self._members[member.worker_id] = member
@@ -217,7 +216,7 @@ class Membership:
         return member
 
     def _started(self, name: str, identity: int) -> tuple[int, bool]:
-        """Return how many processes of this name joined, and whether this one is a restart."""
+        """Return the number of processes of this name, and whether this one is a restart."""
         last, starts = self._starts.pop(name, (identity, 1))
         is_restart = last != identity
         self._starts[name] = identity, starts + is_restart
@@ -226,7 +225,7 @@ class Membership:
         return starts + is_restart, is_restart
 
     def former(self, node: bytes, identity: int) -> list[Member]:
-        """Return the memberships that a worker has, which joins through this node."""
+        """Return the earlier memberships of a worker that joins again."""
         return [
             member
             for member in self._members.values()
@@ -234,7 +233,7 @@ class Membership:
         ]
 
     def heard(self, worker_id: int, identity: int, now: float) -> Member | None:
-        """Note that the worker was heard, and return it; None: no member has these two numbers."""
+        """Record a sign of life and return the worker; None if the numbers are unknown."""
         member = self._members.get(worker_id)
         if member is None or member.identity != identity:
             return None
@@ -245,17 +244,17 @@ class Membership:
         del self._members[worker_id]
 
     def expired(self, now: float) -> list[Member]:
-        """Return the workers that are overdue; they stay members until they are removed.
+        """Return the overdue workers, which remain members until they are removed.
 
-        To be called several times a second. Time in which the server stood still, and so could not
-        hear anybody, does not count.
+        Call this several times a second. Time in which the server was stopped does not count: it
+        could not receive heartbeats.
         """
         if self._looked_s is not None:
-            stood_still_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
+            stopped_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
             for member in self._members.values():
-                member.heard_s = min(member.heard_s + stood_still_s, now)
+                member.heard_s = min(member.heard_s + stopped_s, now)
                 if member.step_began_s is not None:
-                    member.step_began_s = min(member.step_began_s + stood_still_s, now)
+                    member.step_began_s = min(member.step_began_s + stopped_s, now)
         self._looked_s = now
         return [
             member

@@ -1,7 +1,7 @@
 """The state of a run, and the changes that keep its parts consistent. No I/O.
 
-The parts are the workers (``members``), who computes what (``ledger``), the weights (``store``) and
-the counters (``metrics``).
+The parts are the workers (``members``), their leases (``ledger``), the weights (``store``) and the
+counters (``metrics``).
 """
 
 import math
@@ -22,7 +22,7 @@ from dist_net.training.server.consistency import (
 from dist_net.training.server.journal import Applied
 from dist_net.training.server.lease_lengths import longest_round, needed_round, round_of
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
-from dist_net.training.server.members import LATE_S, LATE_TIMES, Member, Membership
+from dist_net.training.server.members import LATE_FACTOR, LATE_S, Member, Membership
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.slowness import slowness_of
@@ -32,16 +32,16 @@ from dist_net.wire.messages import Pipeline, Push
 from dist_net.wire.packing import pack_weights
 
 STALENESS_WITHOUT_COST = 12.0
-"""On average; see "Many workers" in docs/benchmarks.md."""
+"""Mean staleness; see "Many workers" in docs/benchmarks.md."""
 
 WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
 
 class RunState:
-    """A run from its beginning. ``weights`` are copied into ``buffers``, which are borrowed.
+    """A new run. ``weights`` are copied into ``buffers``, which are borrowed.
 
-    ``buffers``: see ``WeightStore``; None: two private ones. ``first_worker_id`` is larger than
-    any id of a server that this one resumes, whose workers may still be there.
+    ``buffers``: see ``WeightStore``; None for two private vectors. ``first_worker_id`` must be
+    larger than any id of a resumed server, whose workers may still run.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RunState:
         round_leases = settings.consistency.round_leases
         local_steps = settings.consistency.local_steps
         first_steps = 1 if local_steps is None else local_steps or FIRST_STEPS
-        # Who waits for others, or lets them wait, does not run ahead.
+        # Workers that wait for each other must not run ahead.
         pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
         self.members = Membership(
             *(settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency),
@@ -92,19 +92,19 @@ class RunState:
         buffers: Buffers | None = None,
         first_worker_id: int = 1,
     ) -> Self:
-        """Go on where ``checkpoint`` ends, in the same epoch and with the optimizer's state.
+        """Resume a run from ``checkpoint``, in the same epoch and with the optimizer's state.
 
-        Model, samples, seed and optimizer must be those of the checkpoint, and a run of rounds
-        goes on with rounds as large, else ``CheckpointMismatchError``; all else may change, and
-        there may be more epochs. Raise ``CheckpointDamagedError`` for one that no server wrote.
+        Raise ``CheckpointMismatchError`` unless model, samples, seed, optimizer and, for runs of
+        rounds, consistency are the checkpoint's; other settings may change, and ``epochs`` may be
+        larger. Raise ``CheckpointDamagedError`` for a checkpoint that no server wrote.
         """
         checkpoint.require_layout(settings.layout)
         try:
             return cls._resumed(settings, checkpoint, buffers, first_worker_id)
         except MALFORMED as error:
             raise CheckpointDamagedError(
-                f"the checkpoint of recipe {checkpoint.recipe!r} lacks a part, or it is damaged "
-                f"({error!r:.200}); expected what a training run wrote: resume from another one"
+                f"the checkpoint of recipe {checkpoint.recipe!r} is incomplete or damaged "
+                f"({error!r:.200}); expected a checkpoint of a training run: resume from another"
             ) from error
 
     @classmethod
@@ -120,7 +120,8 @@ class RunState:
             if own[name] != checkpoint.settings[name]:
                 raise CheckpointMismatchError(
                     f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
-                    f"is {checkpoint.settings[name]}, expected {own[name]}; resume with the former"
+                    f"is {checkpoint.settings[name]}, expected {own[name]}; resume with "
+                    f"{checkpoint.settings[name]}"
                 )
         former = str(checkpoint.settings.get("consistency", ASYNC))
         if former != own["consistency"] and any(
@@ -128,7 +129,7 @@ class RunState:
         ):
             raise CheckpointMismatchError(
                 f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
-                f"which has other updates; resume with the former"
+                f"whose updates differ; resume with consistency={former}"
             )
         run = cls(settings, checkpoint.weights, buffers, first_worker_id)
         run.is_resumed = True
@@ -139,10 +140,10 @@ class RunState:
         return run
 
     def checkpoint(self, into: Checkpoint | None = None) -> Checkpoint:
-        """Return all that ``resumed`` needs, copied: it may be written while training goes on.
+        """Return a copy of the state for ``resumed``, to be written while training continues.
 
-        The vectors are those of ``into``, if there is one: a checkpoint of this run that is no
-        longer needed. The copy is several times faster than into memory that is new.
+        Reuse the vectors of ``into``, an earlier checkpoint of this run that is no longer needed:
+        copying into new memory takes several times as long.
         """
         state = {} if into is None else into.optimizer_state
         return Checkpoint(
@@ -161,17 +162,17 @@ class RunState:
         )
 
     def staleness(self, push: Push) -> list[int]:
-        """Return the staleness that each gradient of the push has if it is applied now."""
-        # The gradients before it in its push are in the weights by then.
+        """Return the staleness of each gradient of the push if it is applied now."""
+        # A gradient is applied after the earlier gradients of its push.
         return [
             self.store.version + earlier - base_version
             for earlier, base_version in enumerate(push.base_versions)
         ]
 
     def apply(self, member: Member, push: Push, now: float) -> tuple[Applied, ...]:
-        """Apply a push that is due, and return what the journal says of each of its gradients.
+        """Apply a push that is due, and return the journal's record of each gradient.
 
-        Nothing, and nothing changed, if the result is not finite.
+        Return nothing, and change nothing, if the result is not finite.
         """
         ledger, store, metrics = self.ledger, self.store, self.metrics
         starts = (push.start, *push.stops[:-1])
@@ -205,11 +206,11 @@ class RunState:
     def apply_again(
         self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
     ) -> bool:
-        """Apply what the journal says of a pass, with gradients that were computed again.
+        """Apply a pass of the journal with gradients that were computed again.
 
-        For those that were averaged there is one, their mean. False, and nothing changed, if the
-        result is not finite. Raises ``JournalDamagedError`` for samples that are in the weights
-        already. Nobody may hold a lease.
+        Pass the mean as the only gradient of a pass that was averaged. Return False, and change
+        nothing, if the result is not finite. Raise ``JournalDamagedError`` for samples that were
+        applied before. No worker may hold a lease.
         """
         rates = [applied.learning_rate for applied in push[: len(gradients)]]
         is_good = (
@@ -223,9 +224,9 @@ class RunState:
             done = Range(applied.epoch, applied.start, applied.stop)
             if not self.ledger.applied_again(done):
                 raise JournalDamagedError(
-                    f"samples {done.start} to {done.stop} of epoch {done.epoch} are applied a "
-                    f"second time at version {applied.version}, says the journal; expected each "
-                    f"once in each of {self.settings.epochs} epochs"
+                    f"the journal applies samples {done.start} to {done.stop} of epoch "
+                    f"{done.epoch} a second time at version {applied.version}; expected each "
+                    f"sample once in each of {self.settings.epochs} epochs"
                 )
         samples = sum(applied.stop - applied.start for applied in push)
         staleness = [applied.version - 1 - applied.base_version for applied in push]
@@ -246,11 +247,11 @@ class RunState:
             )
 
     def collect(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
-        """Take a push that is due into its round, and apply the round when it is whole.
+        """Add a push that is due to its round, and apply the round once it is complete.
 
-        Return what the journal says of each gradient that was applied. None if a gradient, or what
-        the whole round makes of the weights, is not finite. Then what the round had collected is to
-        be done again.
+        Return the journal's record of each applied gradient. Return None if a gradient, or the
+        result of the round, is not finite; after such a result, the round's samples return to the
+        pool.
         """
         if self.round is None or not math.isfinite(push.loss_sum):
             return None
@@ -274,14 +275,14 @@ class RunState:
         return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
 
     def has_late_leases(self, now: float) -> bool:
-        """Whether idle workers may do what others hold.
+        """Check whether idle workers may share other workers' leases.
 
-        In a round only if those are late: else the next round would have to wait for all of them.
+        In a round, only late leases are shared: the next round waits for all holders.
         """
         if self.round is None:
             return True
         usual_s = max(self._last_round_s, self.members.usual_step_s)
-        late_s = max(LATE_S, LATE_TIMES * usual_s)
+        late_s = max(LATE_S, LATE_FACTOR * usual_s)
         return self._round_began_s is not None and now - self._round_began_s > late_s
 
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
@@ -313,13 +314,13 @@ class RunState:
         """Apply the mean of a round's gradients, or differences; False if it is not finite."""
         if self.settings.takes_local_steps:
             learning_rate = self.settings.outer_learning_rate
-            # The rule takes observed buffers, whose differences travelled.
+            # The rule takes observed buffers, but the workers sent differences.
             buffers = slice(self.store.rule.trained_size, mean.size)
             np.subtract(self.store.weights[buffers], mean[buffers], out=mean[buffers])
         return self.store.apply([mean], [learning_rate])
 
     def packs_for(self, member: Member) -> bool:
-        """Whether vectors travel packed between this worker and the server."""
+        """Whether vectors are packed between this worker and the server."""
         return self.settings.takes_local_steps and not member.shared
 
     def packed_weights(self) -> Vector:
@@ -329,7 +330,7 @@ class RunState:
         return self._packed[1]
 
     def grant(self, member: Member, now: float) -> Lease | None:
-        """Return the worker's lease; None if there is none to have now."""
+        """Return the worker's lease; None if nothing can be leased now."""
         ledger = self.ledger
         is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
         if is_open and ledger.is_between_rounds:
@@ -378,20 +379,20 @@ class RunState:
     def learning_rate_of(self, samples: Lease | Range) -> float:
         """Return the learning rate of a lease in a run of rounds.
 
-        With local steps that is the rate in its middle, since a schedule may begin at 0.
+        With local steps it is the rate in the middle of the lease: a schedule may begin at 0.
         """
         half = samples.samples / 2 if self.settings.takes_local_steps else 0
         return self.settings.learning_rate_after(self.ledger.applied_samples + half)
 
     def remove(self, member: Member) -> None:
-        """Remove a worker; what it has not done goes back to the pool."""
+        """Remove a worker, and return the rest of its lease to the pool."""
         self.ledger.release(member.worker_id)
         self.store.dismiss(member.worker_id)
         self.members.remove(member.worker_id)
 
     @property
     def staleness_warning(self) -> str | None:
-        """What to do about gradients so stale that it costs accuracy; None: they are not."""
+        """A remedy for gradients so stale that accuracy suffers; None if they are not."""
         records = self.metrics.records
         staleness = (records[-1]["staleness_mean"] if records else None) or 0.0
         if staleness <= STALENESS_WITHOUT_COST:
@@ -400,7 +401,7 @@ class RunState:
         if self.settings.consistency.is_automatic:
             remedy = f"more than {self.settings.epochs} epochs"
         return (
-            f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy: "
+            f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy; "
             f"use {remedy}, fewer workers, or a learning rate below "
             f"{self.settings.learning_rate:g}"
         )
@@ -422,7 +423,7 @@ class RunState:
         }
 
     def _worker_reports(self, now: float) -> list[dict[str, Any]]:
-        """Return what is said of each worker; of too many for a message, of the slow ones first."""
+        """Return a report of each worker, up to ``WORKERS_PER_REPORT``, slow workers first."""
         members = self.members.members
         found = slowness_of(members, now, self.settings.heartbeat_timeout_s)
         if len(members) > WORKERS_PER_REPORT:

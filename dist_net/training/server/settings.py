@@ -22,7 +22,7 @@ from dist_net.optim import (
 from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.training.server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import PIPELINE, Pipeline, Push
+from dist_net.wire.messages import PIPELINE, Pipeline
 from dist_net.wire.packing import packed_size
 
 PROGRESS_TIMEOUT_S = 600.0
@@ -32,7 +32,7 @@ LEASE_MINIBATCHES = 64
 REMEDIES = {
     "release": "install the same release of dist_net, unchanged, on both hosts",
     "recipe": "give both hosts the same recipe",
-    "data": "the recipes are equal, but the training data differ: copy the dataset as well",
+    "data": "the recipes are equal, the training data differ: give both hosts the same dataset",
 }
 """The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
 
@@ -185,25 +185,6 @@ class RunSettings:
             return (
                 f"the worker's model has {vector_size} parameters, the server's "
                 f"{self.vector_size}: install the same dist_net on both hosts"
-            )
-        return None
-
-    def fault_of(self, push: Push, is_packed: bool = False) -> str | None:
-        """Return the fault of a push that no worker of this release sends; None if it is valid."""
-        size = self.vector_size
-        if is_packed:
-            size = packed_size(size, self.buffer_count)
-        shapes = [gradient.shape for gradient in push.gradients]
-        if not shapes or shapes != [(size,)] * len(shapes):
-            return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
-        edges = [push.start, *push.stops]
-        if not len(shapes) == len(push.stops) == len(push.base_versions) or edges != sorted(
-            {*edges}
-        ):
-            return (
-                f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
-                f"versions {list(push.base_versions)}: expected equal numbers of all three, and "
-                f"ascending samples"
             )
         return None
 

@@ -1,7 +1,6 @@
-"""The parameter server as a state machine: messages come in, commands come out. No I/O.
+"""The parameter server as a state machine: messages in, commands out. No I/O.
 
-The run's own state is in ``run``. This module decides what a message changes there, and what the
-answer is.
+``RunState`` holds the run's state; this module decides how a message changes it, and the answer.
 """
 
 import json
@@ -34,6 +33,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.packing import packed_size
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +42,20 @@ REFUSALS_IN_A_ROW = 3
 
 
 class SendToPeer(NamedTuple):
-    """Send the message to the node, at once: an array in it is borrowed until the next call."""
+    """Send the message to the node at once: its arrays are borrowed until the next call."""
 
     node: bytes
     message: Message
 
 
 class Forget(NamedTuple):
-    """The worker is gone: release what is held for it, such as its mapped segment."""
+    """The worker is gone: release its resources, such as its mapped segment."""
 
     worker_id: int
 
 
 class Record(NamedTuple):
-    """Write to the journal what was applied, before anything else is done."""
+    """Write the applied gradients to the journal before any later command is carried out."""
 
     applied: tuple[Applied, ...]
 
@@ -64,12 +64,12 @@ ServerCommand = SendToPeer | Forget | Record
 
 
 class ParameterServer:
-    """A run's server. Times are seconds on one clock that never goes backwards.
+    """A run's server. Times are seconds on one monotonic clock.
 
-    ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
-    ``incarnation`` names this start of the server. ``offer`` is what hosts without the recipe get.
-    A worker's requests are taken in by their numbers, each once, and none before the one before it.
-    ``journal_lag`` is how far the disk was behind the journal at the last look.
+    ``segment`` is the shared memory of the run's buffers; without it, every worker receives
+    weights as frames. ``incarnation`` identifies this start of the server. ``offer`` is sent to
+    hosts that request the recipe. Each worker's requests are processed once, in the order of their
+    numbers. ``journal_lag`` is the lag of the disk behind the journal when last checked.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class ParameterServer:
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
-        self._waiting: dict[int, Member] = {}  # workers whose answer waits for other workers
+        self._waiting: dict[int, Member] = {}  # their answers depend on other workers
 
     @property
     def state(self) -> str:
-        """One of waiting (for a first worker), training, finished, stopping."""
+        """The run's state: waiting (for a first worker), training, stopping or finished."""
         if self.run.ledger.finished:
             return "finished"
         if self.stop_reason is not None:
@@ -100,66 +100,65 @@ class ParameterServer:
 
     @property
     def worker_count(self) -> int:
-        """How many workers take part; 0 after the end means that each knows of it."""
+        """The number of workers; 0 after the end of the run once every worker knows of it."""
         return len(self.run.members)
 
     def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
-        """Take in a message of ``node`` and return what to do; a push's gradient is only borrowed.
+        """Process a message from ``node`` and return commands; a push's gradients are borrowed.
 
-        Messages that a server never receives are logged and dropped.
+        Log and drop messages that a server never receives.
         """
-        commands = self._handle(node, message, now)
-        if self._waiting:
-            commands += self._answer_those_who_wait(now)
-        return commands
-
-    def _handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
+        commands: list[ServerCommand] = []
         match message:
             case Push() | Pull():
-                return self._request(node, message, now)
+                commands = self._request(node, message, now)
             case Heartbeat():
-                return [SendToPeer(node, self._heartbeat(message, now))]
+                commands = [SendToPeer(node, self._heartbeat(message, now))]
             case Join():
-                return self._join(node, message, now)
+                commands = self._join(node, message, now)
             case Leave():
-                return self._leave(message, now)
+                commands = self._leave(message, now)
             case StatusRequest():
-                return [SendToPeer(node, self._status(message.first_record, now))]
+                commands = [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
-                return [SendToPeer(node, self._snapshot())]
+                commands = [SendToPeer(node, self._snapshot())]
             case Shutdown():
-                return [SendToPeer(node, self._shut_down(message, now))]
+                commands = [SendToPeer(node, self._shut_down(message, now))]
             case RecipeRequest():
-                none = Refuse("this server has no recipe to give", may_rejoin=False)
-                return [SendToPeer(node, self._offer or none)]
-        logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message).__name__)
-        return []
+                none = Refuse("this server offers no recipe", may_rejoin=False)
+                commands = [SendToPeer(node, self._offer or none)]
+            case _:
+                kind = type(message).__name__
+                logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
+        if self._waiting:
+            commands += self._answer_waiting(now)
+        return commands
 
     def stop(self, reason: str) -> None:
-        """End the run: nothing more is applied, and each worker is told so at its next request."""
+        """End the run: apply nothing more, and answer every request with ``Stop``."""
         if self.stop_reason is None:
             logger.info("stopping reason=%s", reason)
             self.stop_reason = reason
 
     def checkpoint_written(self, version: int) -> None:
-        """Note that the checkpoint on disk is the one of this version."""
+        """Record the version of the checkpoint on disk."""
         self.checkpoint_version, self._checkpoint_error = version, None
 
     def checkpoint_failed(self, error: str) -> None:
-        """Note that no checkpoint could be written; every report says so until one is."""
+        """Record a failed write; reports contain the error until a checkpoint is written."""
         self._checkpoint_error = error
         self.run.metrics.checkpoints_failed += 1
 
     def journal_lags(self, lag: JournalLag) -> None:
-        """Note how far the disk is behind the journal; every report says so, and why."""
+        """Record the lag of the disk behind the journal, for reports."""
         if lag.error is not None and self.journal_lag.error is None:
             self.run.metrics.journal_failures += 1
         self.journal_lag = lag
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Remove the workers that are overdue; to be called several times a second.
+        """Remove overdue workers; call this several times a second.
 
-        Handle the messages that have arrived first: a heartbeat may be among them.
+        Handle all received messages first: one may be a heartbeat.
         """
         expired = self.run.members.expired(now)
         commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
@@ -168,7 +167,7 @@ class ParameterServer:
             commands += [self._lose(each, reason, now) for each in self.run.members.stalled(now)]
         if self.run.settings.consistency.is_automatic:
             self.run.members.leave_slow_behind(now)
-        return commands + self._answer_those_who_wait(now)
+        return commands + self._answer_waiting(now)
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
@@ -179,8 +178,8 @@ class ParameterServer:
         commands: list[ServerCommand] = []
         for former in run.members.former(node, join.identity):
             if former.identity == join.identity and former.received_id >= join.request_id:
-                return []  # it came before
-            # Its pushes that come from now on would be read where the worker writes new ones.
+                return []  # a repeated message
+            # The slots of its earlier pushes may already contain new gradients.
             commands.append(self._lose(former, "it joined again", now))
         facts = join.name, join.identity, now, join.equipment, join.request_id
         member = run.members.join(node, *facts)
@@ -208,7 +207,7 @@ class ParameterServer:
         return [*commands, SendToPeer(node, welcome)]
 
     def _request(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
-        """Take in the worker's next request; nothing if it came before, or the next is missing."""
+        """Process the worker's next request; ignore repeated and premature requests."""
         member = self.run.members.heard(request.worker_id, request.identity, now)
         if member is None:
             self.run.metrics.pushes_rejected += isinstance(request, Push)
@@ -227,12 +226,15 @@ class ParameterServer:
         run = self.run
         if not member.shared:
             run.metrics.bytes_received += sum(gradient.nbytes for gradient in push.gradients)
-        fault = run.settings.fault_of(push, run.packs_for(member))
+        size = run.settings.vector_size
+        if run.packs_for(member):
+            size = packed_size(size, run.settings.buffer_count)
+        fault = _fault_of(push, size)
         if fault is not None:
             run.metrics.pushes_rejected += 1
             return self._dismiss(member, fault, now)
         if member.pins:
-            # Before the update, which then has one buffer more to write into: the last one used.
+            # Before the update, which can then write into the buffer used last.
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
         if run.members.go_in_step or run.round is not None:
             member.completes(len(push.stops), now)
@@ -240,7 +242,7 @@ class ParameterServer:
             member.took_local_steps(minibatches, push.computed_s, now)
         member.speed.computed(push.stop - push.start, now)
         if not run.ledger.is_due(member.worker_id, push.lease_id, push.start, push.stop):
-            run.metrics.duplicates_dropped += 1  # most often, a rival was first
+            run.metrics.duplicates_dropped += 1  # usually, a rival's push was first
         elif (
             self.stop_reason is not None
             or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
@@ -263,7 +265,7 @@ class ParameterServer:
         return self._answer(member, now)
 
     def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
-        """Return its samples to the pool, to be computed again from newer weights."""
+        """Return the push's samples to the pool, to be computed again from newer weights."""
         self.run.metrics.pushes_rejected += 1
         logger.warning(
             "push_too_stale worker=%d name=%s staleness=%d limit=%d",
@@ -284,14 +286,14 @@ class ParameterServer:
             return self._dismiss(
                 member,
                 f"{REFUSALS_IN_A_ROW} gradients in a row that are not finite: the training "
-                f"diverges, try a learning rate below {self.run.settings.learning_rate:g}",
+                f"diverges; use a learning rate below {self.run.settings.learning_rate:g}",
                 now,
             )
         self.run.ledger.release(member.worker_id)
         return self._answer(member, now)
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
-        """Answer all that a worker asked; nothing if the answer waits for other workers."""
+        """Answer the worker's requests; return nothing if the answer depends on other workers."""
         message = self._work(member, now)
         if not isinstance(message, Work):
             member.speed.waits(now)
@@ -302,19 +304,19 @@ class ParameterServer:
         member.answered_id = member.received_id
         return [SendToPeer(member.node, message)]
 
-    def _answer_those_who_wait(self, now: float) -> list[ServerCommand]:
+    def _answer_waiting(self, now: float) -> list[ServerCommand]:
         answers: list[ServerCommand] = []
-        if not self._may_one_go_on():
+        if not self._may_one_continue():
             return answers
         for member in list(self._waiting.values()):
             answer = self._answer(member, now)
             if not answer and self.run.round is not None:
-                break  # those who came later wait for the same
+                break  # later requests wait for the same event
             answers += answer
         return answers
 
-    def _may_one_go_on(self) -> bool:
-        """Whether one of those who wait may have an answer: soon told, however many there are."""
+    def _may_one_continue(self) -> bool:
+        """Check whether a waiting worker may get an answer, without trying each of them."""
         if not self._waiting:
             return False
         if not self.run.members.go_in_step or self.state != "training":
@@ -322,9 +324,9 @@ class ParameterServer:
         return not self._is_too_far_ahead(min(self._waiting.values(), key=lambda each: each.clock))
 
     def _is_too_far_ahead(self, member: Member) -> bool:
-        """Whether the worker has to wait for the slowest of those that have something to do.
+        """Check whether the worker must wait for the slowest worker that has a lease.
 
-        Nobody waits for who was left behind, and nobody has to catch up.
+        Slow workers that were left behind hold up no other worker and need not catch up.
         """
         members, max_ahead = self.run.members, self.run.settings.consistency.max_ahead
         if max_ahead is None or not members.go_in_step:
@@ -341,7 +343,7 @@ class ParameterServer:
         return member.clock - slowest > max_ahead
 
     def _work(self, member: Member, now: float) -> Message | None:
-        """The answer to a worker; None if it has to wait for others."""
+        """Return the answer to a worker; None if it must wait for other workers."""
         run = self.run
         if run.ledger.finished or self.stop_reason is not None:
             member.told_to_stop = True
@@ -438,6 +440,21 @@ class ParameterServer:
     def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
         self.stop(shutdown.reason)
         return self._status(self.run.metrics.next_record, now)
+
+
+def _fault_of(push: Push, size: int) -> str | None:
+    """Return the fault of a push that no worker of this release sends; None if it is valid."""
+    shapes = [gradient.shape for gradient in push.gradients]
+    if not shapes or shapes != [(size,)] * len(shapes):
+        return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
+    edges = [push.start, *push.stops]
+    if not len(shapes) == len(push.stops) == len(push.base_versions) or edges != sorted({*edges}):
+        return (
+            f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
+            f"versions {list(push.base_versions)}: expected equal numbers of all three, and "
+            f"ascending samples"
+        )
+    return None
 
 
 def _unknown(worker_id: int) -> Refuse:

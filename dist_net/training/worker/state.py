@@ -1,19 +1,18 @@
-"""A training worker's cycle as a state machine: events come in, commands come out.
+"""A training worker's cycle as a state machine: events in, commands out. No I/O.
 
     Join ─▶ Welcome ─▶ Pull ─▶ Work ─▶ compute ─▶ Push ─▶ Work ─▶ compute ─▶ ... ─▶ Stop ─▶ Leave
 
-While a push travels and is acknowledged, the worker computes the next minibatch of its lease from
-the newest weights that it has, so it waits neither for the network nor for the server. Gradients
-that follow each other closely go in one push, as many as the server says: that wakes everybody on
-the way less often, and the server applies them in one pass over the weights. The price is a
-greater staleness, by one or two of the worker's own gradients.
+While a push is in flight, the worker computes the next minibatch of its lease from the newest
+weights it has, so it waits neither for the network nor for the server. One push contains as many
+quickly computed gradients as the server permits: this causes fewer wake-ups, and the server applies
+them in one pass over the weights. The price is additional staleness, by one or two of the worker's
+gradients.
 
-Requests are numbered. If the answer to a heartbeat shows that one of them, or the answer to it, was
-lost with a connection, the worker sends it again, or asks anew for work.
+Requests are numbered. If the answer to a heartbeat shows that a request or its answer was lost with
+a connection, the worker repeats the request, or pulls again.
 
-A server that is silent is given time: the worker drops its lease, and asks to join again over one
-fresh connection after the other, until the server, or another start of it, lets it in. No I/O;
-times are seconds on one clock that never goes backwards.
+If the server is silent, the worker drops its lease and tries to join again over fresh connections
+until the server, or a restarted server, admits it. Times are seconds on one monotonic clock.
 """
 
 import logging
@@ -46,27 +45,27 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 MAX_TRAVEL_S = 1.0
-"""For a request and the answer to it, besides the time that arrays travel."""
+"""The time for a request and its answer, without the transfer of arrays."""
 
 FIRST_TRY_S = 1.0
 MAX_TRY_S = 5.0
-"""For the answer to a try to join again; each try waits twice as long as the one before. Until then
-its connection is tried ten times a second: a fresh one helps where TCP waits for longer."""
+"""The time to wait for an answer after rejoining, doubled for each try. ZeroMQ reconnects ten times
+a second meanwhile; a fresh connection helps where TCP waits longer."""
 
 REJOIN_TIMEOUT_S = 300.0
 
 SLOWEST_BYTES_PER_S = 16_000.0
-"""The assumed speed of a network before anything has travelled over it."""
+"""The assumed speed of a network before the first transfer."""
 
-# A server that is busy answers late, and then all its workers would leave it at once: it is given
-# more time than it gives them.
+# A busy server answers late, and all its workers would leave at once. Therefore the worker waits
+# for a multiple of the server's own timeout.
 PATIENCE = 3
 
 QUICK_STEP_S = 0.002
-"""A gradient waits for the next if that will be soon; a message costs some 0.1 ms in all."""
+"""A gradient waits for the next if pushes are at most this far apart: a message costs 0.1 ms."""
 
 MAX_WAIT_S = 0.2
-"""For a message; then the worker looks whether it is to stop."""
+"""The longest wait for a message; then the worker checks whether it should stop."""
 
 
 class SendToServer(NamedTuple):
@@ -76,17 +75,17 @@ class SendToServer(NamedTuple):
 
 
 class Reconnect(NamedTuple):
-    """Drop the connection, with all that is on its way, and connect anew; send no heartbeats."""
+    """Drop the connection with all messages in flight, connect again, and stop the heartbeats."""
 
 
 class Receive(NamedTuple):
-    """Wait so long for a message (0: only look), then call ``WorkerState.received``."""
+    """Wait for a message (0: do not wait), then call ``WorkerState.received``."""
 
     timeout_s: float
 
 
 class Begin(NamedTuple):
-    """The worker is in (again): set up for this welcome, and send heartbeats from now on."""
+    """The worker has joined: prepare for this welcome, and start to send heartbeats."""
 
     welcome: Welcome
 
@@ -100,7 +99,7 @@ class Gather(NamedTuple):
 
 
 class LocalStep(NamedTuple):
-    """A step on weights of the worker's own; the first begins from the server's."""
+    """A step on the worker's copy of the weights; the first copies the server's."""
 
     learning_rate: float
     is_first: bool
@@ -108,10 +107,10 @@ class LocalStep(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Compute the gradient of these samples, gathered last, then call ``WorkerState.computed``.
+    """Compute the gradient of the gathered samples, then call ``WorkerState.computed``.
 
-    The weights are buffer ``snapshot`` of the server's segment; -1: ``weights`` holds them.
-    ``local``: take a step along the gradient; after the last one, compute the difference.
+    The weights are in buffer ``snapshot`` of the server's segment, or in ``weights`` if it is -1.
+    With ``local``, take a step along the gradient; after the last step, compute the difference.
     """
 
     epoch: int
@@ -124,7 +123,7 @@ class Compute(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The worker has no more to do; ``finished`` if every epoch is done."""
+    """The worker leaves the run; ``finished`` if every epoch is done."""
 
     reason: str
     finished: bool
@@ -134,15 +133,15 @@ WorkerCommand = SendToServer | Reconnect | Receive | Begin | Gather | Compute | 
 
 
 class WorkerState:
-    """One worker. ``join`` is what it introduces itself with, each time that it joins.
+    """One worker. It sends ``join`` each time it joins.
 
-    ``address`` is only for messages to people. The worker tries to join for ``join_timeout_s``.
-    Once it is in, the server may be silent for ``PATIENCE`` times the heartbeat timeout; then the
-    worker tries for ``rejoin_timeout_s`` to join again. Time in which it stood still itself, as by
+    ``address`` is only for messages to the user. The worker tries to join for ``join_timeout_s``.
+    Afterwards, if the server is silent for ``PATIENCE`` times the heartbeat timeout, the worker
+    tries to join again for ``rejoin_timeout_s``. Time in which the worker was stopped, as by
     SIGSTOP, does not count.
 
-    Answers come in the order of the requests, whose numbers they repeat. No answer is of a former
-    membership: each has a connection of its own.
+    Answers arrive in the order of the requests and repeat their numbers. Each membership has its
+    connection, so no answer to a former one arrives.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class WorkerState:
         self._answer_timeout_s = 0.0
         self._rejoin_timeout_s = rejoin_timeout_s
         self._was_in = False
-        self._try_s = MAX_TRY_S  # at first: the server may be starting too
+        self._try_s = MAX_TRY_S  # the server may still be starting
         self._left_s = join_timeout_s
         self._worker_id = 0
         self._last_request_id = 0
@@ -175,27 +174,27 @@ class WorkerState:
         self._unanswered: deque[tuple[Join | Pull | Push, float]] = deque()
         self._heard_s = -math.inf
         self._pull_at_s: float | None = None
-        self._weights_bytes = 0  # that travel with an answer
+        self._weights_bytes = 0  # sent with an answer
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
     def wakes_at_s(self) -> float | None:
-        """When ``tick`` next has something to do, if no message comes before; None: never."""
+        """The time for the next ``tick`` if no message arrives before; None for never."""
         return self._overdue_at_s if self._unanswered else self._pull_at_s
 
     @property
     def _overdue_at_s(self) -> float:
-        """When the server, which owes this worker an answer, will have been silent for too long."""
+        """The time at which a missing answer is overdue."""
         return max(self._unanswered[0][1], self._heard_s) + self._answer_timeout_s
 
     def _bytes_of(self, request: Join | Pull | Push) -> int:
-        """The size of the arrays that travel with a request and its answer."""
+        """Return the size of the arrays in a request and its answer."""
         gradients = request.gradients if isinstance(request, Push) else ()
         return self._weights_bytes + sum(gradient.nbytes for gradient in gradients)
 
     @property
     def can_compute(self) -> bool:
-        """Whether ``compute`` has something to do; if so, the worker does not wait for messages."""
+        """Whether ``compute`` may be called; if so, the worker does not wait for messages."""
         work = self._work
         return (
             work is not None
@@ -204,33 +203,33 @@ class WorkerState:
         )
 
     def _taken_slots(self) -> set[int]:
-        """The slots of gradients that, as far as this worker knows, the server has yet to read."""
+        """Return the slots of gradients that the server may still have to read."""
         pushes = [request for request, _ in self._unanswered if isinstance(request, Push)]
         if self._unpushed is not None:
             pushes.append(self._unpushed)
         return {slot for push in pushes for slot in push.slots}
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
-        """What to do when every command is carried out: compute, look for a message, or wait."""
+        """Return the next commands once all are carried out: compute, or receive a message."""
         if not self.can_compute:
             return [Receive(self._patience_s(now))]
         return [Receive(0)] if self._looks_first else self.compute()
 
     def _patience_s(self, now: float) -> float:
-        """How long to wait for a message: until something is due, but never long."""
+        """Return the time to wait for a message, at most ``MAX_WAIT_S``."""
         wakes_at_s = self.wakes_at_s
         if wakes_at_s is None or self.is_overdue(now):
             # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
-            # whole machine. Then it was sent long ago, and needs a moment to get here.
+            # whole machine. Then the answer was sent long ago and is about to be received.
             return MAX_WAIT_S
         return min(max(wakes_at_s - now, 0.0), MAX_WAIT_S)
 
     def received(
         self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
     ) -> list[WorkerCommand]:
-        """Take in what a ``Receive`` gave; None: no message came in time.
+        """Process the result of a ``Receive``; None if no message arrived in time.
 
-        ``heartbeat`` is the newest answer to a heartbeat, and when that was sent.
+        ``heartbeat`` is the newest answer to a heartbeat, and the time of that heartbeat.
         """
         commands: list[WorkerCommand] = []
         if message is not None:
@@ -239,7 +238,7 @@ class WorkerState:
             if heartbeat is not None:
                 commands = self.heartbeat_answered(*heartbeat, now)
             commands = commands or self.tick(now)
-        # Unless this was the answer to the last request, newer weights may be here by now.
+        # Unless this was the answer to the last request, newer weights may have arrived.
         self._looks_first = message is not None and len(self._unanswered) > 1
         return commands
 
@@ -257,9 +256,9 @@ class WorkerState:
         return [self._ask((join or self._join)._replace(request_id=self._next_request_id()), now)]
 
     def handle(self, message: Message, now: float) -> list[WorkerCommand]:
-        """Take in the server's answer.
+        """Process the server's answer.
 
-        Raises ``JoinRefusedError`` or ``WorkerRefusedError`` when the server will not have it.
+        Raise ``JoinRefusedError`` or ``WorkerRefusedError`` if the server refuses this worker.
         """
         if isinstance(message, (Work, Wait, Welcome)) and (
             not self._unanswered or message.request_id < self._unanswered[0][0].request_id
@@ -281,7 +280,7 @@ class WorkerState:
                     self._was_in = True
                     self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
                 self._unanswered.clear()
-                self._gathered = None  # perhaps by another seed
+                self._gathered = None  # the seed may differ
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._takes_local_steps = message.optimizer != ""
@@ -299,12 +298,12 @@ class WorkerState:
         )
 
     def compute(self) -> list[WorkerCommand]:
-        """Compute the next minibatch of the lease; only when ``can_compute``."""
+        """Return the commands for the lease's next minibatch; call only if ``can_compute``."""
         work = self._work
         if work is None:
             raise RuntimeError("compute() was called without a lease")
         ready, minibatch = self._gathered, self._gather(work)
-        taken = self._taken_slots()  # the first free one: so few slots are used
+        taken = self._taken_slots()  # use the first free slot, so that few slots are used
         slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
         _, start, stop = minibatch
         local = None
@@ -320,10 +319,10 @@ class WorkerState:
     def computed(
         self, loss_sum: float, correct: int, gradient: Vector | None, now: float
     ) -> list[WorkerCommand]:
-        """Push the gradient of the last ``Compute``, or hold it back to go with the next one.
+        """Push the gradient of the last ``Compute``, or keep it for one push with the next.
 
-        Of local steps, push the difference after the last one. None: it is in shared memory. The
-        next minibatch of the lease is prepared meanwhile.
+        Push the difference after the last of several local steps. ``gradient`` is None in shared
+        memory. Gather the lease's next minibatch meanwhile.
         """
         work, minibatch = self._work, self._computing
         if work is None or minibatch is None:
@@ -357,10 +356,10 @@ class WorkerState:
         return commands
 
     def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[WorkerCommand]:
-        """Take in the answer to a heartbeat that was sent at ``sent_s``.
+        """Process the answer to a heartbeat that was sent at ``sent_s``.
 
-        The server is alive, though its answer to the last request may take long: arrays as frames
-        are slow on some networks. A server that does not know this worker will not answer that.
+        The server is alive, but its answer to the last request may take long: frames are slow on
+        some networks. A server that does not know this worker refuses the heartbeat.
         """
         self._heard_s = max(self._heard_s, sent_s)
         if self._worker_id and self._unanswered:
@@ -371,10 +370,10 @@ class WorkerState:
         return []
 
     def _look_for_losses(self, alive: Alive, sent_s: float, now: float) -> list[WorkerCommand]:
-        """Send again what the server has not received, and ask anew if its answers were lost."""
+        """Repeat the requests that the server has not received; pull again if answers were lost."""
         last, asked_s = self._unanswered[-1]
         if alive.answered_id < last.request_id <= alive.received_id:
-            # The answer waits for other workers.
+            # The answer depends on other workers.
             self._unanswered[-1] = last, max(asked_s, sent_s)
             return []
         travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
@@ -382,10 +381,10 @@ class WorkerState:
         if sent_s <= asked_s + travel_s:
             return []
         logger.warning(
-            "message_lost server=%s request=%d received=%d answered=%d; asking again",
+            "message_lost server=%s request=%d received=%d answered=%d",
             *(self._address, last.request_id, alive.received_id, alive.answered_id),
         )
-        self._seen_bytes_per_s = max(1.0, self._seen_bytes_per_s / 2)  # or it needs more time
+        self._seen_bytes_per_s = max(1.0, self._seen_bytes_per_s / 2)  # or the network is slower
         lost = [each for each, _ in self._unanswered if each.request_id > alive.received_id]
         if not lost:
             self._drop_lease()
@@ -395,13 +394,13 @@ class WorkerState:
         return [self._ask(each, now) for each in lost]
 
     def is_overdue(self, now: float) -> bool:
-        """Whether an answer is awaited, and the server has been silent for too long."""
+        """Check whether an answer is missing and the server has been silent for too long."""
         return bool(self._unanswered) and now >= self._overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
-        """Do what is due at ``now``: join again, if the server has been silent for too long.
+        """Return the commands due at ``now``: join again after a long silence, or pull.
 
-        Raises ``ServerLostError`` when that was tried for long enough.
+        Raise ``ServerLostError`` after the rejoin timeout.
         """
         if self.is_overdue(now):
             return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
@@ -411,25 +410,25 @@ class WorkerState:
         return []
 
     def rejoin_with_frames(self, reason: str, now: float) -> list[WorkerCommand]:
-        """Join again, this time without shared memory: arrays then travel as frames."""
+        """Join again without shared memory: arrays are then sent as frames."""
         return self._rejoin(reason, now, self._join._replace(segment=None))
 
     def _rejoin(self, reason: str, now: float, join: Join | None = None) -> list[WorkerCommand]:
-        """Try to join, as a new worker, over a fresh connection."""
+        """Try to join as a new worker over a fresh connection."""
         if self._left_s <= 0:
             raise ServerLostError(
                 f"the parameter server at {self._address} is lost: {reason}; it ended, or the "
-                f"network is cut: resume it from its checkpoint, then start this worker again"
+                f"network is down. Resume it from its checkpoint, then start this worker again"
             )
         if self._was_in and self._try_s == FIRST_TRY_S:
             logger.warning(
-                "rejoining server=%s reason=%s; this worker keeps its data and tries for %g s",
+                "rejoining server=%s reason=%s timeout_s=%g",
                 *(self._address, reason, self._left_s),
             )
         return [Reconnect(), *self._try_to_join(now, join)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
-        """Leave the run, because the server says so or on the worker's own account."""
+        """Leave the run, by the server's command or the worker's decision."""
         self._pull_at_s = self._computing = None
         self._drop_lease()
         done = Ended(reason, finished)
@@ -454,7 +453,7 @@ class WorkerState:
         return self._last_request_id
 
     def _take_in(self, work: Work, now: float) -> None:
-        """Go on with these weights, and with this lease if it is another."""
+        """Continue with the weights, and with the lease if it is new."""
         while self._unanswered and self._unanswered[0][0].request_id <= work.request_id:
             request, asked_s = self._unanswered.popleft()
             travelled_bytes = self._bytes_of(request)
@@ -463,7 +462,7 @@ class WorkerState:
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
             self._steps_began_s = now
-            self._unpushed = None  # of a lease that ended before its time
+            self._unpushed = None  # of a lease that ended early
         self._work = work
 
     def _gather(self, work: Work) -> Gather:
