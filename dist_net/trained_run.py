@@ -205,7 +205,7 @@ def train(
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     if "consistency" in options:  # "bsp" without a number is one minibatch per worker
-        options["consistency"] = str(Consistency.of(options["consistency"], workers))
+        options["consistency"] = str(Consistency.parse(options["consistency"], workers))
     if is_folder:
         return _train_images(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))

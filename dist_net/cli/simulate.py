@@ -240,7 +240,7 @@ def plan_of(arguments: argparse.Namespace, costs: ClusterCosts, workers: int) ->
         arguments.threads or costs.threads,
         arguments.cores or available_cores(),
         arguments.workers_per_host,
-        Consistency.of(arguments.consistency, workers),
+        Consistency.parse(arguments.consistency, workers),
     )
 
 

@@ -297,7 +297,9 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "clip_norm": arguments.clip_norm,
         "average_decay": arguments.average_decay,
         "progress_timeout_s": arguments.progress_timeout,
-        "consistency": None if mode is None else str(Consistency.of(mode, arguments.workers or 0)),
+        "consistency": None
+        if mode is None
+        else str(Consistency.parse(mode, arguments.workers or 0)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
         "keep_checkpoints": arguments.keep_checkpoints,

@@ -116,7 +116,7 @@ class RunChecks:
     def _check_counts(self, run: RunState) -> None:
         """Check that each sample is applied at most once, as often as the ledger records."""
         # Other optimizers and lower rates count differently; a replay shows what they apply.
-        share = self._settings.consistency.most_of_rate(
+        share = self._settings.consistency.max_rate_share(
             len(run.members), self._settings.optimizer.full_rate_staleness
         )
         self._counts_samples &= share == 1.0

@@ -35,7 +35,7 @@ def gradient_of_line(compute: Compute, weights: Vector) -> tuple[float, int, Vec
 
 
 def cluster_of(consistency: str, steps_s: Sequence[float]) -> TimedCluster:
-    run_settings = replace(RUN_SETTINGS, consistency=Consistency.of(consistency))
+    run_settings = replace(RUN_SETTINGS, consistency=Consistency.parse(consistency))
     return TimedCluster(RunState(run_settings, np.zeros(5, np.float32)), steps_s, gradient_of_line)
 
 
@@ -171,7 +171,7 @@ def cluster_with_timeout(
 ) -> TimedCluster:
     run_settings = replace(
         RUN_SETTINGS,
-        consistency=Consistency.of(consistency),
+        consistency=Consistency.parse(consistency),
         progress_timeout_s=progress_timeout_s,
     )
     return TimedCluster(RunState(run_settings, np.zeros(5, np.float32)), steps_s, gradient_of_line)

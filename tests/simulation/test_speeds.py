@@ -119,7 +119,7 @@ def test_a_worker_on_a_slow_link_does_not_stretch_the_run() -> None:
 
 
 def samples_per_s(steps_s: list[float], consistency: str) -> float:
-    cluster = cluster_of(steps_s, consistency=Consistency.of(consistency))
+    cluster = cluster_of(steps_s, consistency=Consistency.parse(consistency))
     return RUN_SETTINGS.samples_total / cluster.until_finished()
 
 
@@ -132,7 +132,7 @@ def test_leases_of_local_steps_follow_the_speeds_of_the_workers() -> None:
 
 
 def auto_cluster(link: Link) -> TimedCluster:
-    cluster = cluster_of([STEP_S] * 2, [link] * 2, consistency=Consistency.of("local:auto"))
+    cluster = cluster_of([STEP_S] * 2, [link] * 2, consistency=Consistency.parse("local:auto"))
     while cluster.run.store.version < 8:
         cluster.step()
     return cluster

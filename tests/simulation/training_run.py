@@ -74,7 +74,7 @@ class TrainingRun:
         self.seed = seed
         self.schedule = TracedSchedule(seed, trace_length)
         random = self.random = self.schedule.random
-        consistency = Consistency.of(str(random.choice(CONSISTENCIES)))
+        consistency = Consistency.parse(str(random.choice(CONSISTENCIES)))
         minibatches = 4 * int(random.integers(2, 5))
         samples, epochs = BATCH_SIZE * minibatches, int(random.integers(1, 4))
         optimizer = OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))]

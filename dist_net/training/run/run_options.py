@@ -86,7 +86,7 @@ class RunOptions:
     data: DatasetFacts | None = None
 
     def __post_init__(self) -> None:
-        Consistency.of(self.consistency)
+        Consistency.parse(self.consistency)
         for name in ("epochs", "batch_size", "patience"):
             whole = getattr(self, name)
             if whole is not None and not (isinstance(whole, int) and whole >= 1):
@@ -138,7 +138,7 @@ class RunOptions:
             lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,
-            consistency=Consistency.of(self.consistency),
+            consistency=Consistency.parse(self.consistency),
             **chosen,
         )
 

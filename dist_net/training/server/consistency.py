@@ -27,8 +27,8 @@ class Consistency:
     of steps and exchanges.
 
     auto: async among at most ``FREE_WORKERS`` workers. Beyond, they go in step: as with ``ssp:0``,
-    but nobody waits for a worker that is much slower than the others; and the learning rate is
-    bounded, the lower the more workers there are. See docs/decisions/0016-workers-in-step.md.
+    but much slower workers hold up no other worker, and the learning rate is bounded, more so
+    with more workers. See docs/decisions/0016-workers-in-step.md.
     """
 
     max_ahead: int | None = None
@@ -37,7 +37,7 @@ class Consistency:
     local_steps: int | None = None
 
     @classmethod
-    def of(cls, text: str, workers: int = 0) -> Self:
+    def parse(cls, text: str, workers: int = 0) -> Self:
         """Parse ``text``; ``bsp`` alone means one minibatch for each of ``workers``.
 
         Raise ``SettingError`` for any other text.
@@ -69,8 +69,8 @@ class Consistency:
             f"consistency={text!r}: expected auto, async, ssp:N with the number of steps that a "
             f"worker may be ahead of the slowest, bsp:N with the number of minibatches in an "
             f"update, or local:H, local:H:N or local:auto with the local steps of a lease and the "
-            f"leases in an update, at most {MOST}; bsp alone is a minibatch for each worker of "
-            f"'dist-net train'"
+            f"leases in an update, at most {MAX_NUMBER}; bsp alone is a minibatch for each worker "
+            f"of 'dist-net train'"
         )
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Consistency:
         """Check whether fast workers wait for others in a run with this number of workers."""
         return self.max_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
 
-    def most_of_rate(self, workers: int, full_rate_staleness: float) -> float:
+    def max_rate_share(self, workers: int, full_rate_staleness: float) -> float:
         """Return the bound of the learning rate, as a share of its highest value.
 
         Workers in step compute from the same weights, so the mean staleness of their gradients is
@@ -106,18 +106,18 @@ class Consistency:
 
 
 def _number(text: str) -> int | None:
-    """Parse a whole number up to ``MOST``; return None for any other text."""
-    is_short = text.isascii() and text.isdecimal() and len(text) <= len(str(MOST))
-    return int(text) if is_short and int(text) <= MOST else None
+    """Parse a whole number up to ``MAX_NUMBER``; return None for any other text."""
+    is_short = text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_NUMBER))
+    return int(text) if is_short and int(text) <= MAX_NUMBER else None
 
 
-MOST = 4096
+MAX_NUMBER = 4096
 ONE_FOR_EACH_WORKER = AUTOMATIC_STEPS = 0
 FIRST_STEPS = 8
 """Local steps of a worker's first lease, if they are automatic."""
 
 ASYNC = Consistency()
-AUTO = Consistency.of("auto")
+AUTO = Consistency.parse("auto")
 
 FREE_WORKERS = 4
 

@@ -36,7 +36,7 @@ class LeaseTimes(NamedTuple):
 
 
 def measured(took_s: float, computed_s: float, minibatches: int) -> LeaseTimes | None:
-    """Return the times of a lease that took ``took_s``; None if they cannot be told."""
+    """Return the times of a lease that took ``took_s``; None if they are unknown."""
     computed_s = min(computed_s, took_s)
     if computed_s <= 0:
         return None

@@ -12,7 +12,7 @@ RECORD_SHARE = 1 / 1000
 """Metric records are at least this share of a run's time apart, so that short epochs write few."""
 
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
-RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
+RECORDS_KEPT = 10_000  # in memory, until an observer fetches them
 RECORDS_IN_CHECKPOINT = 1_000
 RECORDED = (
     *("samples", "epoch", "version", "loss", "staleness_mean", "samples_per_s", "seconds"),

@@ -198,7 +198,7 @@ class RunState:
 
     def _learning_rate_after(self, applied_samples: int) -> float:
         settings = self.settings
-        share = settings.consistency.most_of_rate(
+        share = settings.consistency.max_rate_share(
             len(self.members), settings.optimizer.full_rate_staleness
         )
         return min(settings.learning_rate_after(applied_samples), share * settings.learning_rate)

@@ -206,8 +206,8 @@ def require_seed(seed: int) -> None:
         raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+def _is_whole(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and value >= minimum
 
 
 def _is_layout(layout: ArrayShapes) -> bool:

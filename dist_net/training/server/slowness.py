@@ -55,7 +55,7 @@ def slowness_of(
         share = rate / median if rate is not None and median else None
         silence = list(_silence(member, now, heartbeat_timeout_s))
         is_slow = bool(silence) or (share is not None and share < SLOW_SHARE)
-        seen = (*silence, *causes.of(member)) if is_slow else ()
+        seen = (*silence, *causes.seen_at(member)) if is_slow else ()
         found[member.worker_id] = Slowness(share, is_slow, seen)
     return found
 
@@ -97,7 +97,7 @@ class _Causes:
         [(self._blas, count)] = Counter(each.blas for each in everybody).most_common(1) or [("", 0)]
         self._is_usual_blas = 2 * count > len(everybody)
 
-    def of(self, member: Member) -> Iterator[str]:
+    def seen_at(self, member: Member) -> Iterator[str]:
         own = member.equipment
         together = self._threads_on[own.host]
         if 0 < own.core_quota < own.threads:

@@ -265,7 +265,7 @@ class WorkerLoop:
             return []
         gradient = self._gradients[command.slot]
         if command.local is None:
-            loss_sum, correct = self._step.run(self._weights.of(command), gradient)
+            loss_sum, correct = self._step.run(self._weights.read(command), gradient)
             sent = gradient
         else:
             loss_sum, correct = self._take_local_step(command, command.local, gradient)
@@ -282,7 +282,7 @@ class WorkerLoop:
         if self._local is None:
             raise ProtocolError("the server requests local steps, but this worker has no rule_of")
         if local.is_first:
-            self._local.begin(self._weights.of(command))
+            self._local.begin(self._weights.read(command))
         result = self._local.step(local.learning_rate)
         if local.is_last:
             self._local.difference(out=difference)
@@ -347,7 +347,7 @@ class ReceivedWeights:
         else:
             self._received = np.empty(self._size, np.float32)
 
-    def of(self, work: Compute) -> Vector:
+    def read(self, work: Compute) -> Vector:
         """Return the weights for a computation. Raise ``SegmentError`` if they cannot be mapped."""
         if work.weights is not None:
             # Copied, so that plans are bound to one vector and not to every frame.

@@ -162,11 +162,11 @@ def test_so_many_workers_that_heartbeats_fill_the_servers_time_are_refused() -> 
 
 def test_local_steps_wait_for_one_exchange_of_packed_vectors_in_each_lease() -> None:
     network = Network(1e6, latency_s=0.01)
-    plan = replace(PLAN, network=network, consistency=Consistency.of("local:50"))
+    plan = replace(PLAN, network=network, consistency=Consistency.parse("local:50"))
     exchange_s = 3.0157 * plan.parameters / (GOODPUT * 1e6) + 0.02
     predicted = prediction_of(plan)
     lease_s = 50 * STEP_S + exchange_s
     assert predicted.samples_per_s == pytest.approx(50 * BATCH_SIZE / lease_s, rel=0.03)
     assert (plan.push_bytes, plan.answer_bytes) == (4 * packed_size(250_000), 500_000)
     with pytest.raises(SettingError, match="local:H"):
-        replace(plan, consistency=Consistency.of("local:auto"))
+        replace(plan, consistency=Consistency.parse("local:auto"))

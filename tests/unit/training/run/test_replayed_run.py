@@ -201,7 +201,7 @@ def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
 
 
 def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, consistency=Consistency.of("bsp:4"))
+    settings = replace(SETTINGS, consistency=Consistency.parse("bsp:4"))
     run, path = a_run(settings), tmp_path / "journal"
     with opened_journal(path, run) as journal:
         applied = train(run, 60, seed=11)
@@ -216,7 +216,7 @@ def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
 
 
 def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, consistency=Consistency.of("local:3"), epochs=4)
+    settings = replace(SETTINGS, consistency=Consistency.parse("local:3"), epochs=4)
     run, path, random = a_run(settings), tmp_path / "journal", np.random.default_rng(13)
     for _ in range(2):
         with opened_journal(path, run) as journal:

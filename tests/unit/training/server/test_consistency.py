@@ -9,12 +9,12 @@ from naming import naming
 
 
 def test_each_is_read_and_written_by_its_name() -> None:
-    assert Consistency.of("async") == ASYNC
-    assert Consistency.of("ssp:0") == Consistency(max_ahead=0)
-    assert Consistency.of("bsp", workers=3) == Consistency.of("bsp:3")
-    assert Consistency.of("local:64:3") == Consistency(round_leases=3, local_steps=64)
+    assert Consistency.parse("async") == ASYNC
+    assert Consistency.parse("ssp:0") == Consistency(max_ahead=0)
+    assert Consistency.parse("bsp", workers=3) == Consistency.parse("bsp:3")
+    assert Consistency.parse("local:64:3") == Consistency(round_leases=3, local_steps=64)
     for text in ("auto", "async", "ssp:4", "bsp:16", "local:64", "local:64:2", "local:auto"):
-        assert str(Consistency.of(text)) == text
+        assert str(Consistency.parse(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -26,25 +26,25 @@ def test_each_is_read_and_written_by_its_name() -> None:
 )
 def test_what_names_none_is_refused_with_what_does(text: str) -> None:
     with pytest.raises(SettingError, match=naming(repr(text), "auto", "async", "ssp:N", "bsp:N")):
-        Consistency.of(text)
+        Consistency.parse(text)
 
 
 def test_rounds_of_an_unknown_number_of_workers_are_refused_with_what_to_give() -> None:
     with pytest.raises(SettingError, match=naming("consistency='bsp'", "bsp:N")):
-        Consistency.of("bsp")
+        Consistency.parse("bsp")
 
 
 def test_by_default_more_than_four_workers_go_in_step() -> None:
     assert [AUTO.goes_in_step(workers) for workers in (1, 4, 5, 64)] == [False, False, True, True]
-    assert Consistency.of("ssp:4").goes_in_step(2)
+    assert Consistency.parse("ssp:4").goes_in_step(2)
     assert not ASYNC.goes_in_step(64)
 
 
 def test_the_learning_rate_is_bounded_where_staleness_is_large_and_nothing_else_was_asked() -> None:
-    assert [AUTO.most_of_rate(workers, 8.0) for workers in (1, 16, 64)] == [1.0, 1.0, 0.25]
-    assert AUTO.most_of_rate(16, full_rate_staleness=4.0) == 0.5
+    assert [AUTO.max_rate_share(workers, 8.0) for workers in (1, 16, 64)] == [1.0, 1.0, 0.25]
+    assert AUTO.max_rate_share(16, full_rate_staleness=4.0) == 0.5
     for text in ("async", "ssp:0", "bsp:64"):
-        assert Consistency.of(text).most_of_rate(64, 8.0) == 1.0
+        assert Consistency.parse(text).max_rate_share(64, 8.0) == 1.0
 
 
 def test_the_mean_of_a_round_is_over_samples_and_the_same_in_any_order() -> None:

@@ -288,7 +288,7 @@ def test_an_answer_that_was_lost_is_given_to_the_next_request(desk: Desk) -> Non
 
 
 def test_a_heartbeat_tells_a_worker_whose_answer_has_to_wait_that_its_push_is_there() -> None:
-    desk = Desk(RunState(replace(SETTINGS, consistency=Consistency.of("ssp:0")), vector(0.0)))
+    desk = Desk(RunState(replace(SETTINGS, consistency=Consistency.parse("ssp:0")), vector(0.0)))
     desk.join(b"a")
     desk.join(b"b")
     work = desk.pull(b"a", 1)
@@ -520,7 +520,7 @@ def test_snapshots_of_a_worker_that_is_gone_are_written_again(
 
 @pytest.mark.parametrize("max_ahead", [0, 1, 3])
 def test_a_worker_may_be_exactly_as_many_steps_ahead_as_ssp_says(max_ahead: int) -> None:
-    consistency = Consistency.of(f"ssp:{max_ahead}")
+    consistency = Consistency.parse(f"ssp:{max_ahead}")
     desk = Desk(RunState(replace(SETTINGS, epochs=10, consistency=consistency), vector(0.0)))
     desk.join(b"fast")
     desk.join(b"slow")
@@ -1016,7 +1016,7 @@ def test_settings_are_kept_as_json() -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() -> None:
-    run_settings = replace(SETTINGS, consistency=Consistency.of("bsp:2"))
+    run_settings = replace(SETTINGS, consistency=Consistency.parse("bsp:2"))
     desk = Desk(RunState(run_settings, vector(0.0)))
     desk.join(b"good")
     desk.join(b"bad")
@@ -1036,7 +1036,7 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() 
 
 
 def test_a_difference_from_other_weights_never_enters_the_momentum() -> None:
-    run_settings = replace(SETTINGS, consistency=Consistency.of("local:1:1"))
+    run_settings = replace(SETTINGS, consistency=Consistency.parse("local:1:1"))
     desk = Desk(
         RunState(run_settings, vector(0.0), ListedBuffers([vector(np.nan) for _ in range(20)]))
     )
@@ -1052,7 +1052,7 @@ def test_a_difference_from_other_weights_never_enters_the_momentum() -> None:
 
 
 def test_a_round_that_leaves_no_finite_weights_is_done_again_until_workers_are_told_why() -> None:
-    run_settings = replace(SETTINGS, consistency=Consistency.of("bsp:2"), learning_rate=1e38)
+    run_settings = replace(SETTINGS, consistency=Consistency.parse("bsp:2"), learning_rate=1e38)
     desk = Desk(RunState(run_settings, vector(0.0)))
     desk.join(b"a")
     answer = desk.pull(b"a", 1)
@@ -1083,7 +1083,7 @@ def test_a_run_warns_while_staleness_costs_accuracy_and_says_what_to_do() -> Non
 
 def test_a_run_of_rounds_goes_on_with_rounds_as_large() -> None:
     rounds = {
-        text: replace(SETTINGS, consistency=Consistency.of(text)) for text in ("bsp:2", "bsp:3")
+        text: replace(SETTINGS, consistency=Consistency.parse(text)) for text in ("bsp:2", "bsp:3")
     }
     checkpoint = RunState(rounds["bsp:2"], vector(0.0)).checkpoint()
     RunState.resumed(rounds["bsp:2"], checkpoint)
@@ -1091,6 +1091,6 @@ def test_a_run_of_rounds_goes_on_with_rounds_as_large() -> None:
         with pytest.raises(CheckpointMismatchError, match=naming("bsp:2")):
             RunState.resumed(other, checkpoint)
     checkpoint = RunState(SETTINGS, vector(0.0)).checkpoint()
-    RunState.resumed(replace(SETTINGS, consistency=Consistency.of("ssp:4")), checkpoint)
+    RunState.resumed(replace(SETTINGS, consistency=Consistency.parse("ssp:4")), checkpoint)
     with pytest.raises(CheckpointMismatchError, match=naming("consistency=bsp:2", "async")):
         RunState.resumed(rounds["bsp:2"], checkpoint)

@@ -373,7 +373,7 @@ def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
         worker.tick(now + 3.001)
     [said] = [text for text in caplog.messages if text.startswith("rejoining")]
     assert "tcp://server:5555 reason=it has been silent for 4.6 s" in said
-    assert "tries for 20 s" in said
+    assert "timeout_s=20" in said
 
 
 def test_time_in_which_a_worker_stood_still_is_none_of_its_tries(joined: WorkerState) -> None:
