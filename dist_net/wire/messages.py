@@ -225,15 +225,6 @@ class Push(NamedTuple):
     def stop(self) -> int:
         return self.stops[-1]
 
-    def extended(self, later: "Push") -> "Push":
-        """Return a push of both; ``later`` must begin where this push stops."""
-        return Push(
-            *(*self[:5], self.stops + later.stops, self.base_versions + later.base_versions),
-            *(self.loss_sum + later.loss_sum, self.correct + later.correct),
-            self.computed_s + later.computed_s,
-            *(self.slots + later.slots, self.gradients + later.gradients),
-        )
-
 
 class Heartbeat(NamedTuple):
     """The worker's process is alive, even during a long computation.

@@ -337,13 +337,17 @@ class WorkerState:
             if not local.is_last:
                 return [self._gather(work)]
             start, loss_sum, correct = work.start, self._loss_sum, self._correct
-        push = Push(
-            *(self._worker_id, self._join.identity, 0, work.lease_id, start, (stop,)),
-            *((work.version,), loss_sum, correct, computed_s, (slot,)),
-            () if gradient is None else (gradient,),
+        sender = self._worker_id, self._join.identity, 0, work.lease_id
+        push = self._unpushed or Push(*sender, start, (), (), 0.0, 0, 0.0, (), ())
+        push = push._replace(
+            stops=(*push.stops, stop),
+            base_versions=(*push.base_versions, work.version),
+            loss_sum=push.loss_sum + loss_sum,
+            correct=push.correct + correct,
+            computed_s=push.computed_s + computed_s,
+            slots=(*push.slots, slot),
+            gradients=push.gradients if gradient is None else (*push.gradients, gradient),
         )
-        if self._unpushed is not None:
-            push = self._unpushed.extended(push)
         self._unpushed = push
         commands: list[WorkerCommand] = []
         next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
