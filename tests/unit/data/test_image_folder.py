@@ -9,6 +9,7 @@ import pytest
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.errors import ImageFolderError
+from drawn_images import drawn_folder
 from naming import naming
 
 contents = count()
@@ -328,3 +329,53 @@ def test_the_run_is_written_elsewhere(tmp_path: Path, run: str) -> None:
     ImageFolder.read(root, run_directory=tmp_path / "run")
     with pytest.raises(ImageFolderError, match=naming(root, tmp_path / run)):
         ImageFolder.read(root, run_directory=tmp_path / run)
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (("training", "testing"), {"train", "validation", "test"}),
+        (("train",), {"train", "validation"}),
+    ],
+)
+def test_parts_may_have_longer_names_and_train_may_lie_alone(
+    tmp_path: Path, folders: tuple[str, ...], parts: set[str]
+) -> None:
+    names = [f"{part}/{name}/{i}.png" for part in folders for name in "ab" for i in range(4)]
+    folder = drawn_folder(tmp_path / "photos", names)
+    assert folder.class_names == ("a", "b")
+    assert {image.part for image in folder.images} == parts
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_a_third_column_of_labels_names_the_part(tmp_path: Path, separator: str) -> None:
+    names = [f"{i}.png" for i in range(8)]
+    drawn_folder(tmp_path / "photos", [f"x/{name}" for name in names] + ["y/a.png", "y/b.png"])
+    rows = [("path", "label", "split")]
+    rows += [
+        (f"x/{name}", "ab"[i % 2], "test" if i > 5 else "train") for i, name in enumerate(names)
+    ]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(map(separator.join, rows)))
+    folder = ImageFolder.read(tmp_path / "photos", labels)
+    tested = [image.path for image in folder.images if image.part == "test"]
+    assert tested == ["x/6.png", "x/7.png"]
+    labels.write_text("\n".join(separator.join((*row[:2], "wide")) for row in rows[1:]))
+    folder = ImageFolder.read(tmp_path / "photos", labels)
+    assert str(labels) in [each.path for each in folder.left_out]
+
+
+def test_a_group_stays_on_one_side_and_does_not_leak_into_the_test(tmp_path: Path) -> None:
+    names = [f"train/{name}/{i}.png" for name in "ab" for i in range(6)]
+    folder = drawn_folder(tmp_path / "photos", [*names, "test/a/0.png", "test/b/0.png"])
+    paths = [image.path for image in folder.images]
+    groups = list(range(len(paths)))
+    groups[paths.index("train/a/1.png")] = groups[paths.index("test/a/0.png")]
+    for name in ("2", "3"):
+        groups[paths.index(f"train/b/{name}.png")] = 99
+    for seed in range(5):
+        found = folder.regrouped(groups, 0.3, seed)
+        part_of = {image.path: image.part for image in found.images}
+        assert part_of["train/a/1.png"] == ""
+        assert part_of["train/b/2.png"] == part_of["train/b/3.png"]
+        assert "train/a/1.png" in [each.path for each in found.left_out]
