@@ -225,7 +225,16 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
     section = f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text}</p>"
     if not left_out:
         return section
-    rows = ((escape(each["name"]), *(_share(each[name]) for name in LEFT_OUT)) for each in left_out)
+    rows = (
+        (
+            escape(each["name"]),
+            *(
+                _share_of(each[name], each["others" if name == "known_lost" else "images"])
+                for name in LEFT_OUT
+            ),
+        )
+        for each in left_out
+    )
     return (
         section + "<p>What would become of a class that the net has never seen: it was left out, "
         "and its images were shown to a head trained on the others. The last two columns compare, "

@@ -24,13 +24,16 @@ KNOWN_LOST = 0.05
 class LeftOutClass:
     """What becomes of a class that a head was not trained on.
 
-    ``unknown`` is the share of its images that are called unknown, ``known_lost`` that of the
+    ``images`` are its own, ``others`` those of the other classes. ``unknown`` is the share of its
+    images that are called unknown, ``known_lost`` that of the
     other classes' images, out of fold. ``by_confidence`` and ``by_distance`` are the shares of its
     images that would be recognised as unknown at the price of 5 % of the others: by the
     probability alone, and by the probability lessened by the distance, as the model has it.
     """
 
     name: str
+    images: int
+    others: int
     unknown: float
     known_lost: float
     by_confidence: float
@@ -83,4 +86,4 @@ def _judged(
         shares.append(float((shown < np.quantile(certain, KNOWN_LOST)).mean()))
     unknown = float((shown < calibration.threshold).mean())
     lost = float((certain < calibration.threshold).mean())
-    return LeftOutClass(name, unknown, lost, *shares)
+    return LeftOutClass(name, len(shown), len(known), unknown, lost, *shares)

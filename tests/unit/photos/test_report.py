@@ -52,7 +52,7 @@ def content(**changes):
         "folds": 5,
         "tested": None,
         "calibration": Calibration(1.0, 0.7, 0.75),
-        "left_out": [LeftOutClass("cat", 0.5, 0.1, 0.2, 0.6)],
+        "left_out": [LeftOutClass("cat", 10, 40, 0.5, 0.1, 0.2, 0.6)],
         "curves": CURVES,
     } | changes
     return report_content(RUN, NAMES, **given)
@@ -123,6 +123,8 @@ def test_few_images_are_counted_and_many_are_a_share():
     assert "3 of 5 (" in few
     assert "60.0% (" not in few
     assert "60.0% (" in many
+    assert "6 of 10" in few  # of the class that was left out
+    assert "10.0%" in few  # of 40 others
 
 
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
