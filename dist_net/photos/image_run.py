@@ -200,6 +200,13 @@ class ImageRun:
         if found.weights is None:
             weights, judged, report = self._train_whole(images, whole, None)
             return TrainedImages(images, whole, weights, judged, None, None, report, "")
+        for name in ("epochs", "learning_rate"):
+            if getattr(self._options.run, name) is not None:
+                self._console.print(
+                    f"{name} has no effect: a head is trained until it converges, and --fine-tune "
+                    f"EPOCHS trains the whole net at its own rate",
+                    style="yellow",
+                )
         features = self._features(found, data, images)
         head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)

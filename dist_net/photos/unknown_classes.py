@@ -25,10 +25,10 @@ class LeftOutClass:
     """What becomes of a class that a head was not trained on.
 
     ``images`` are its own, ``others`` those of the other classes. ``unknown`` is the share of its
-    images that are called unknown, ``known_lost`` that of the
-    other classes' images, out of fold. ``by_confidence`` and ``by_distance`` are the shares of its
-    images that would be recognised as unknown at the price of 5 % of the others: by the
-    probability alone, and by the probability lessened by the distance, as the model has it.
+    images that are called unknown, ``known_lost`` that of the others, out of fold.
+    ``by_confidence`` and ``by_distance`` are the shares of its images that are recognised as
+    unknown at the price of 5 % of the others: by the probability alone, and by the probability
+    lessened by the distance, as the model has it.
     """
 
     name: str
