@@ -1,4 +1,4 @@
-"""`Client`: asks the inference pool from Python, over ZeroMQ.
+"""`Client`: sends requests to the inference pool from Python, over ZeroMQ.
 
 with Client("tcp://127.0.0.1:5600") as client:
     print(client.classify("darknet53", "dog.jpg"))
@@ -49,7 +49,7 @@ from dist_net.wire.serving_messages import (
 )
 
 ImageInput = str | Path | bytes | NDArray[np.uint8]
-"""Where an image lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
+"""The path of an image, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
 INPUT_DTYPES = {name: np.dtype("<" + code) for name, code in TYPE_CODES.items()}
 
@@ -57,11 +57,10 @@ INPUT_DTYPES = {name: np.dtype("<" + code) for name, code in TYPE_CODES.items()}
 class Client:
     """Connected to a pool's gateway. Belongs to one thread.
 
-    ``address`` is what ``dist-net serve`` prints as ``zmq=``; ``keys`` the directory of the keys
-    that this client was given. A call takes at most ``timeout_s``, unless it is given its own.
-    It connects when it can, and again after a loss; after a restart of the gateway it sends open
-    requests again. Everything happens inside calls: there is no other thread.
-    Raises AddressError, KeyFileError and InsecureAddressError.
+    ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
+    keys. Calls without ``timeout_s`` use the constructor's. The client reconnects after a loss, and
+    sends open requests again after a restart of the gateway. It starts no threads: all work happens
+    inside calls. Raise AddressError, KeyFileError and InsecureAddressError.
     """
 
     def __init__(
@@ -79,13 +78,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancels open requests and closes, after waiting a moment for messages to leave."""
+        """Cancel open requests and close, after a short wait for messages to leave."""
         self._connection.close()
 
     def models(self) -> list[ModelSummary]:
-        """The models that the pool serves now. Raises NoAnswerError, RequestExpiredError."""
+        """Return the served models. Raise NoAnswerError or RequestExpiredError."""
         request = Describe(self._connection.next_id())
-        exchange = self._connection.ask(request, self._timeout_s)
+        exchange = self._connection.send(request, self._timeout_s)
         models = summaries_from_json(self._connection.reply_to(exchange, Description).models)
         self._summaries = {model.name: model for model in models}
         return models
@@ -97,15 +96,15 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Outputs:
-        """The answer of a model to ``inputs``: ``submit`` and ``Pending.result`` in one."""
+        """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``."""
         return self.submit(model, inputs, version, timeout_s).result()
 
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
     ) -> list[Prediction]:
-        """The ``top`` likeliest classes of an image, likeliest first.
+        """Return the ``top`` likeliest classes of an image, likeliest first.
 
-        Raises what ``submit_image`` and ``Pending.result`` do.
+        Raise the errors of ``submit_image`` and ``Pending.result``.
         """
         return self.submit_image(model, image, timeout_s=timeout_s).result().likeliest(top)
 
@@ -116,17 +115,17 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Asks a model, without waiting for its answer (unless very many requests are open).
+        """Send a request to a model; wait only while 256 requests are open.
 
-        ``inputs``: (rows, *input_shape), or one row without that axis; copied, and converted to
-        the version's type if NumPy holds that to be of the same kind. No ``version``: the newest.
-        Raises ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
+        ``inputs``: (rows, *input_shape), or one row without the first axis; copied, and converted
+        to the version's type if NumPy permits ``same_kind``. ``version`` None selects the newest.
+        Raise ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
         array, summary = self._fitting(model, version, inputs)
         payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
         rows = len(array) if array.ndim > len(summary.input_shape) else None
-        return self._ask(model, summary, payload, False, rows, version, timeout_s)
+        return self._submit(model, summary, payload, False, rows, version, timeout_s)
 
     def submit_image(
         self,
@@ -135,35 +134,35 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Asks a model about an image, as ``submit`` does; a worker decodes it and makes it fit.
+        """Send an image to a model like ``submit``; a worker decodes and resizes it.
 
-        Raises ImageError if it cannot be read, RequestTooLargeError, ModelNotServedError,
+        Raise ImageError for an unreadable image, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
         payload = encoded(image)
         summary = self._summary(model, version)
-        return self._ask(model, summary, payload, True, None, version, timeout_s)
+        return self._submit(model, summary, payload, True, None, version, timeout_s)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
-        """Has a model read again from its source; returns the new version once it is served.
+        """Read a model again from its source; return the new version once it is served.
 
-        Raises ReloadError if that fails; then the old version is still served.
+        Raise ReloadError if that fails; then the old version is still served.
         """
         return self._reload(Reload(self._connection.next_id(), model), timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
-        """Has the pool stop serving a model until it is reloaded. Raises ReloadError."""
+        """Stop serving a model until it is reloaded. Raise ReloadError."""
         self._reload(Unload(self._connection.next_id(), model), timeout_s)
 
     def _reload(self, request: Reload | Unload, timeout_s: float | None) -> int:
-        exchange = self._connection.ask(request, self._allowed_s(timeout_s))
+        exchange = self._connection.send(request, self._allowed_s(timeout_s))
         reloaded = self._connection.reply_to(exchange, Reloaded)
         if reloaded.reason:
             raise ReloadError(reloaded.reason)
         self._summaries.pop(request.model, None)
         return int(reloaded.version or 0)
 
-    def _ask(
+    def _submit(
         self,
         model: str,
         summary: VersionSummary,
@@ -176,14 +175,14 @@ class Client:
         if len(payload) > MAX_REQUEST_BYTES:
             raise RequestTooLargeError(
                 f"a request of {len(payload):,} bytes for model {model!r}; expected at most "
-                f"{MAX_REQUEST_BYTES:,}: send fewer rows, or a smaller image"
+                f"{MAX_REQUEST_BYTES:,}. Send fewer rows, or a smaller image"
             )
         allowed_s = self._allowed_s(timeout_s)
         named = "" if version is None else str(version)
         request_id = self._connection.next_id()
         payloads = payload, known(summary)
         request = Ask(request_id, model, named, is_image, allowed_s, payloads)
-        exchange = self._connection.ask(request, allowed_s)
+        exchange = self._connection.send(request, allowed_s)
         return Pending(self._connection, exchange, rows, summary, self._summaries.clear)
 
     def _allowed_s(self, timeout_s: float | None) -> float:
@@ -192,7 +191,7 @@ class Client:
     def _fitting(
         self, model: str, version: int | None, inputs: NDArray[Any]
     ) -> tuple[NDArray[Any], VersionSummary]:
-        """Checks that inputs fit a version, whose summary is asked for again if they do not."""
+        """Return inputs that fit a version; request its summary again if they do not."""
         array, summary = np.asarray(inputs), self._summary(model, version)
         if not _fits(array, summary):
             self._summaries.clear()
@@ -200,34 +199,34 @@ class Client:
         if not _fits(array, summary):
             raise ShapeError(
                 f"inputs of shape {array.shape} for model {model!r}; expected "
-                f"{summary.input_shape}, for one row, or as many of that as there are rows"
+                f"{summary.input_shape} for one row, or (rows, *{summary.input_shape})"
             )
         wanted = INPUT_DTYPES[summary.input_datatype]
         if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
             raise DTypeError(
-                f"inputs of {array.dtype} for model {model!r}; expected {wanted}: convert them, "
-                f"to the range that it was trained on"
+                f"inputs of {array.dtype} for model {model!r}; expected {wanted}. Convert them to "
+                f"the range of the training data"
             )
         return array, summary
 
     def _summary(self, model: str, version: int | None) -> VersionSummary:
-        """What is known of a version, or of the newest; asks the gateway if nothing is."""
-        told = self._summaries.get(model)
-        is_told = told is not None and (version is None or told.of_version(version) is not None)
-        if told is None or not told.classes or not is_told:
+        """Return the summary of a version or the newest, from the gateway if unknown."""
+        known = self._summaries.get(model)
+        is_known = known is not None and (version is None or known.of_version(version) is not None)
+        if known is None or not known.classes or not is_known:
             self.models()
         summary = self._summaries.get(model)
         if summary is None:
             hint = suggestion(model, self._summaries)
-            raise ModelNotServedError(f"no model is called {model!r} there; {hint}")
+            raise ModelNotServedError(f"no model {model!r}; {hint}")
         if not summary.classes:
-            raise PoolUnavailableError(f"model {model!r} cannot be asked now: {summary.reason}")
+            raise PoolUnavailableError(f"model {model!r} is not available: {summary.reason}")
         if version is None:
             return summary
         named = summary.of_version(version)
         if named is None:
             raise ModelNotServedError(
-                f"model {model!r} is not served in version {version}; it is in "
+                f"model {model!r} has no version {version}; expected one of "
                 f"{', '.join(map(str, summary.versions)) or 'none'}"
             )
         return named
@@ -239,7 +238,7 @@ def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:
 
 
 def encoded(image: ImageInput) -> bytes:
-    """The bytes of an image's file, or of a PNG for pixels. Raises ImageError."""
+    """Return the bytes of an image's file, or of a PNG for pixels. Raise ImageError."""
     if isinstance(image, bytes):
         return image
     try:

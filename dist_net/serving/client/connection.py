@@ -31,7 +31,7 @@ from dist_net.wire.serving_messages import Answer, Description, Reloaded
 from dist_net.wire.transport import ClientSocket
 
 MAX_OPEN = 256
-"""How many requests may be open; another one waits until there is room."""
+"""The maximum number of open requests; a further request waits."""
 
 HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
@@ -48,9 +48,9 @@ ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 
 
 class GatewayConnection:
-    """Belongs to one thread. It connects when it can, and again after a loss.
+    """Belongs to one thread. Reconnects after a loss.
 
-    Raises AddressError, and InsecureAddressError for an address beyond loopback without keys.
+    Raise AddressError, and InsecureAddressError for an address beyond loopback without keys.
     """
 
     def __init__(self, address: str, keys: PeerKeys | None) -> None:
@@ -60,7 +60,7 @@ class GatewayConnection:
         self._socket.send(self._conversation.ping(time.monotonic()))
 
     def close(self) -> None:
-        """Cancels open requests and closes, after waiting a moment for messages to leave."""
+        """Cancel open requests and close, after a short wait for messages to leave."""
         try:
             for message in self._conversation.cancel_all():
                 self._socket.send(message)
@@ -72,10 +72,10 @@ class GatewayConnection:
     def next_id(self) -> int:
         return self._conversation.next_id()
 
-    def ask(self, request: ClientRequest, timeout_s: float) -> Exchange:
-        """Sends a request; waits only while ``MAX_OPEN`` others have no reply.
+    def send(self, request: ClientRequest, timeout_s: float) -> Exchange:
+        """Send a request; wait only while ``MAX_OPEN`` others have no reply.
 
-        Raises NoAnswerError when the gateway takes no more messages.
+        Raise NoAnswerError when the queue of messages to the gateway is full.
         """
         while len(self._conversation) >= MAX_OPEN:
             self._receive(POLL_S)
@@ -84,15 +84,15 @@ class GatewayConnection:
         return exchange
 
     def cancel(self, exchange: Exchange) -> None:
-        """Cancels a request, unless it has its reply."""
+        """Cancel a request, unless it has its reply."""
         if exchange.reply is None:
             self._socket.send(self._conversation.cancel(exchange))
 
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
-        """Waits for the reply until the request's deadline.
+        """Wait for the reply until the request's deadline.
 
-        Raises the error that an `Answer` is if it is not OK; RequestExpiredError, or NoAnswerError
-        if the gateway is silent; ProtocolError for a reply of another kind.
+        Raise the error of an `Answer` that is not OK; RequestExpiredError, or NoAnswerError if the
+        gateway is silent; ProtocolError for a reply of another kind.
         """
         while exchange.reply is None:
             self._receive(min(POLL_S, exchange.deadline - time.monotonic()))
@@ -104,7 +104,7 @@ class GatewayConnection:
         return reply
 
     def _receive(self, timeout_s: float) -> None:
-        """Takes in one message, or notes that none came in time."""
+        """Process one message, or note that none arrived in time."""
         message = self._socket.receive(timeout_s)
         now = time.monotonic()
         if message is None:
@@ -132,8 +132,8 @@ class GatewayConnection:
 
 
 def unexpected(reply: GatewayReply) -> ProtocolError:
-    """The error for a reply that does not fit its request."""
+    """Return the error for a reply that does not fit its request."""
     return ProtocolError(
-        f"the gateway gave a reply that does not fit: {str(reply)[:200]}; install the same "
+        f"the gateway's reply does not fit the request: {str(reply)[:200]}; install the same "
         f"release of dist-net on both hosts"
     )

@@ -1,4 +1,4 @@
-"""What a client gets from the pool: an answer, or one that is still to come."""
+"""The outputs of a model, and a request whose outputs are pending."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OUTPUT_DTYPE = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model answered, and which of its versions did.
+    """The outputs of a version of a model.
 
-    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one image, or for one
-    row that was given without that axis. ``queue_s``: from admission to dispatch; ``compute_s``:
-    what the network took for the whole batch. ``unknown_below``: the least probability with which
-    the version knows a class; 0 if it does not say.
+    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one image, or for one row
+    without the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's
+    time for the whole batch. ``unknown_below``: the minimum probability of a known class; 0 without
+    a threshold.
     """
 
     probabilities: NDArray[np.float32]
@@ -37,16 +37,16 @@ class Outputs:
     unknown_below: float = 0.0
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
-        """The ``top`` likeliest classes of a row, likeliest first; see ``top_predictions``."""
+        """Return the ``top`` likeliest classes of a row, likeliest first."""
         return top_predictions(np.atleast_2d(self.probabilities)[row], self.labels, top)
 
     def is_unknown(self, row: int = 0) -> bool:
-        """Whether no class of a row is as probable as ``unknown_below``."""
+        """Return whether no class of a row is as probable as ``unknown_below``."""
         return is_unknown(self.likeliest(1, row), self.unknown_below)
 
 
 class Pending:
-    """A request whose answer can be waited for."""
+    """A request whose result is pending."""
 
     __slots__ = ("_connection", "_exchange", "_is_outdated", "_known", "_rows")
 
@@ -58,8 +58,8 @@ class Pending:
         known: VersionSummary,
         is_outdated: Callable[[], None],
     ) -> None:
-        """``rows``: None for an input without that axis. ``known``: the version that the client
-        knows; ``is_outdated`` is called if the answer shows that the model has changed."""
+        """``rows``: None for an input without that axis. ``known``: the client's summary;
+        ``is_outdated`` is called if the answer shows that the model has changed."""
         self._connection = connection
         self._exchange = exchange
         self._rows = rows
@@ -93,5 +93,5 @@ class Pending:
             raise unexpected(answer) from error
 
     def cancel(self) -> None:
-        """Cancels the request: it does not run if it is still queued. An answer that came stays."""
+        """Cancel the request: it does not run if it is still queued. A received answer stays."""
         self._connection.cancel(self._exchange)

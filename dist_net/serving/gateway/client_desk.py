@@ -1,4 +1,4 @@
-"""The gateway's side for ZeroMQ clients: turns messages into requests, results into answers."""
+"""The gateway's interface for ZeroMQ clients: messages to requests, results to answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dist_net.wire.serving_messages import (
 from dist_net.wire.transport import ServerSocket
 
 VERSION = re.compile("[0-9]{0,18}")
-MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
+MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
 LOOK_S = 1.0
 
 
@@ -56,7 +56,7 @@ class ClientDesk:
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins to listen to clients, on this event loop."""
+        """Start to serve clients on this event loop."""
         self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._receive_soon()
@@ -77,12 +77,12 @@ class ClientDesk:
                     self._handle(node, message)
                 except Exception:
                     self._socket.answer_failure(node, message)
-        finally:  # or what is left would wait for ever
+        finally:  # or the remaining messages would never be read
             if self._socket.has_message():
                 self._receive_soon()
 
     def _receive_soon(self) -> None:
-        """Receives the rest after others' turn. A send may have used up the notice of it."""
+        """Receive the rest in the next turn; a send may have consumed the descriptor's event."""
         if not self._will_receive:
             self._will_receive = True
             self._loop.call_soon(self._receive)
@@ -122,7 +122,7 @@ class ClientDesk:
         return Pong(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
 
     def _look_for_clients(self) -> None:
-        """Drop the requests of clients that are gone; ZeroMQ says so when something is sent."""
+        """Drop the requests of clients that are gone, which ZeroMQ reports on a send."""
         self._timer = self._loop.call_later(LOOK_S, self._look_for_clients)
         for node in dict.fromkeys(node for node, _ in self._futures):
             if not self._socket.send(node, self._pong(node)):
@@ -148,8 +148,8 @@ class ClientDesk:
             datatype, shape = described.input_datatype, described.input_shape
             if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
                 reason = (
-                    f"{ask.model} takes rows of {datatype} {shape} now, and took others when the "
-                    f"client asked what it takes: ask again"
+                    f"the input of {ask.model} is now {datatype} {shape}, unlike when the client "
+                    f"requested its description; request the description again"
                 )
                 self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
                 return
@@ -200,7 +200,7 @@ class ClientDesk:
         )
 
     def _send(self, node: bytes, message: Message) -> None:
-        """Sends, unless the client has gone or takes no more."""
+        """Send a message, unless the client has gone or its queue is full."""
         if not self._is_closed:
             self._socket.send(node, message)
             self._receive_soon()

@@ -1,9 +1,8 @@
 """The gateway: the pool's state machine on an event loop, between clients and workers.
 
-    ask ─▶ Pool.admit ─▶ (turn) Pool.dispatch ─RunBatch─▶ worker ─BatchDone─▶ Pool.receive ─▶ future
+    infer ─▶ Pool.admit ─▶ (turn) Pool.dispatch ─RunBatch─▶ worker ─BatchDone─▶ Pool.receive
 
-What arrives within one turn of the loop is dispatched together, so batches form by themselves under
-load.
+Requests that arrive in one turn of the loop are dispatched together, so batches form under load.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from dist_net.wire.transport import ServerSocket
 
 logger = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
-MESSAGES_BEFORE_A_CHECK = 4096  # of all workers, since the socket takes from each in turn
-IDLE_CHECK_S = 0.1  # how often to look at the workers if nothing else happens
+MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
+MESSAGES_BEFORE_A_CHECK = 4096  # of all workers, since the socket reads from each in turn
+IDLE_CHECK_S = 0.1  # between checks of the workers if nothing else happens
 STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 LARGEST_PIECE = 8 << 20  # of a file of arrays
 
@@ -57,11 +56,10 @@ class ResultFuture(asyncio.Future[Result]):
 
 
 class Gateway:
-    """Asks one pool, whose workers and loader speak to ``socket``. Nothing here blocks.
+    """Runs one pool, whose workers and loader connect to ``socket``. Never blocks.
 
-    It belongs to one event loop: ``start`` is called on it, and ``close`` before the socket's.
-    ``kill(process_id, host, reason)`` ends a worker that the pool has given up, if this host has
-    started it; another takes its place.
+    Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
+    ``kill(process_id, host, reason)`` ends and replaces an evicted worker if this host started it.
     """
 
     def __init__(
@@ -76,14 +74,14 @@ class Gateway:
         self._kill = kill
         self._clock = clock
         self._futures: dict[int, ResultFuture] = {}
-        self.unloads: Counter[str] = Counter()  # how often each model was unloaded
+        self.unloads: Counter[str] = Counter()  # by model
         self._has_turn = False
         self._turn_s = 0.0
-        self._timer_s = math.inf  # when the timer is due; infinite if none is set
+        self._timer_s = math.inf  # the time of the timer; infinite without one
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins, on this event loop."""
+        """Start on this event loop."""
         self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._turn_s = self._clock.now()
@@ -94,18 +92,18 @@ class Gateway:
         self._timer.cancel()
         self._is_closed = True  # callbacks that are still queued must not touch the socket
 
-    # What interfaces ask: HTTP, the desk for ZeroMQ clients, the page.
+    # For interfaces: HTTP and the desk for ZeroMQ clients.
 
     def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
-        """The result, later; at once if it is refused. Cancelling the future cancels it."""
+        """Return the future result; a refusal is set at once. Cancel it to cancel the request."""
         return self._future_of(self._pool.admit(request, self._clock.now()))
 
     def reload(self, model: str) -> asyncio.Future[Result]:
-        """Reads a model again from its source; done when workers answer with it, or it failed."""
+        """Read a model again from its source; done when workers serve it, or it failed."""
         return self._future_of(self._pool.reload(model))
 
     def unload(self, model: str) -> Result:
-        """Serves a model no longer, until it is reloaded; what was admitted is answered."""
+        """Stop serving a model until it is reloaded; admitted requests are answered."""
         self._want_turn()
         result = self._pool.unload(model)
         if result.status == Status.OK:
@@ -114,34 +112,34 @@ class Gateway:
         return result
 
     def models(self) -> Mapping[str, ServedModel]:
-        """Every model that is served, by name, in the order of the command line."""
+        """Return every model by name, in the order of the command line."""
         return self._pool.catalogue.served()
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
-        """What would answer a request for that version, or for the newest; None if nothing."""
+        """Return the description of a version, by default the newest; None if it is not served."""
         return self._pool.catalogue.description(model, version)
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
-        """What a model was asked and how it went, by version."""
+        """Return the statistics of a model's requests, by version."""
         return self._pool.catalogue.models[model].statistics
 
     def status(self) -> dict[str, Any]:
-        """The pool as it is now, for people: workers, queue, models."""
+        """Return the current state of the pool for people: workers, queue, models."""
         return self._pool.status(self._clock.now())
 
     @property
     def is_ready(self) -> bool:
-        """Whether every loaded model can be answered for now; False without one, and draining."""
+        """Whether every model is ready; False without models, and while draining."""
         return self._pool.is_ready(self._clock.now())
 
-    # What the process around it does.
+    # For the process.
 
     def failures(self) -> list[ModelLoadError]:
-        """Why models cannot be answered for: they could not be read, or loaded by any worker."""
+        """Return the errors of models that could not be read, or that no worker could load."""
         return self._pool.failures()
 
     async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
-        """Admits nothing more, and answers what was admitted; False if that takes longer."""
+        """Admit no more requests and answer the admitted ones; return False after the timeout."""
         self._pool.drain()
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
@@ -151,7 +149,7 @@ class Gateway:
         return True
 
     def give_up(self, reason: str) -> None:
-        """Tells everybody who still waits that there will be no answer."""
+        """Fail every pending request."""
         for future in [*self._futures.values()]:
             if not future.done():
                 future.set_result(Result(Status.UNAVAILABLE, reason=reason))
@@ -160,7 +158,7 @@ class Gateway:
         self._execute(self._pool.retire())
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
-        """A child is gone: its requests go to others now, not when its silence is noticed."""
+        """Process the exit of a child at once, without waiting for a timeout."""
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
@@ -178,7 +176,7 @@ class Gateway:
         if self._futures.pop(request_id, None) is not None:
             self._pool.cancel(request_id)
 
-    # The loop's turns.
+    # Turns of the loop.
 
     def _want_turn(self) -> None:
         if not self._has_turn:
@@ -207,7 +205,7 @@ class Gateway:
             self._loop.call_soon(self._receive)
 
     def _timer_fired(self) -> None:
-        self._timer_s = math.inf  # the clock does not tell: uvloop's timers are up to 1 ms early
+        self._timer_s = math.inf  # do not compare the clock: uvloop's timers are up to 1 ms early
         self._want_turn()
 
     def _receive(self) -> None:
@@ -215,7 +213,7 @@ class Gateway:
             return
         try:
             self._hear(MESSAGES_A_TURN)
-        finally:  # or what is left would wait for ever
+        finally:  # or the remaining messages would never be read
             self._want_turn()
 
     def _hear(self, most: int) -> None:
@@ -232,7 +230,7 @@ class Gateway:
         description = self._pool.catalogue.description(request.model, request.version)
         self._socket.send(node, read_piece(description, request))
         if description is not None and not Path(description.arrays_path).exists():
-            # This host's workers ask for a piece, too, once they cannot map the file.
+            # This host's workers also request pieces once they cannot map the file.
             self._pool.catalogue.prepare_again(request.model)
 
     def _execute(self, commands: Iterable[PoolCommand]) -> None:
@@ -244,18 +242,18 @@ class Gateway:
                         future.set_result(result)
                 case SendToNode(node, message):
                     if not self._socket.send(node, message):
-                        reason = "it takes no more messages"
+                        reason = "its queue of messages is full"
                         self._execute(self._pool.lost(node, reason, self._clock.now()))
                         self._want_turn()
                 case EvictWorker(_, process_id, host, reason):
-                    logger.warning("worker_given_up process=%s reason=%s", process_id, reason)
+                    logger.warning("worker_evicted process=%s reason=%s", process_id, reason)
                     self._kill(process_id, host, reason)
 
 
 def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:
-    """A piece of a version's file of arrays, for a worker of another host.
+    """Return a piece of a version's file of arrays, for a worker on another host.
 
-    Shorter at the file's end; without payload if there is no such file.
+    It is shorter at the end of the file, and without payload if the file is missing.
     """
     nothing = ArraysPiece(request.model, request.version, request.offset, 0, ())
     if description is None or not 0 < request.size <= LARGEST_PIECE:

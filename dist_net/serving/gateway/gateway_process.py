@@ -1,9 +1,9 @@
-"""The process of the inference pool's gateway; with the workers and the loader that it starts.
+"""The process of the inference pool's gateway, which starts the workers and the loader.
 
     python -m dist_net.serving.gateway.gateway_process [[NAME=]MODEL...] [--workers N] ...
 
-Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model can be answered for. Logs go to
-stderr, those of its children to files.
+Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model is ready. Logs go to stderr, logs
+of its children to files.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dist_net.serving.gateway.serving_run import event_loop_factory, serve
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until a signal comes; gives the exit code."""
+    """Serve until a signal arrives; return the exit code."""
     options = options_from(arguments)
     for source in options.sources:
         confirm_recipe(parse_named_source(source).source, options.trust_recipe)

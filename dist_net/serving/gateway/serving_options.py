@@ -30,7 +30,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """Which models are served, by what, where, and to whom. Raises SettingError."""
+    """The options of a gateway. Raise SettingError for values out of range."""
 
     sources: tuple[str, ...]
     names: tuple[str, ...]
@@ -68,17 +68,17 @@ class ServingOptions:
         if self.ray is not None and (self.listen_workers or workers == 0):
             raise SettingError(
                 f"--cluster ray, --workers={workers}, --listen-workers={self.listen_workers!r}: "
-                f"expected workers, which Ray places, and no address for others"
+                f"expected workers placed by Ray, and no address for other workers"
             )
         if workers == 0 and not self.listen_workers:
             raise SettingError(
-                "--workers=0 and no --listen-workers: nobody could answer; expected workers of "
-                "this host, or an address for those of others"
+                "--workers=0 without --listen-workers leaves no worker to serve requests; start "
+                "local workers, or set an address for remote workers"
             )
 
     @property
     def listen_options(self) -> ListenOptions:
-        """How the pool is opened to workers of other hosts."""
+        """The listen options for workers on other hosts."""
         listen = (self.listen_workers,) if self.listen_workers else ()
         return ListenOptions(listen, self.keys, self.contact, self.token_lifetime, POOL)
 
@@ -97,15 +97,13 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "models",
         metavar="[NAME=]MODEL",
         nargs="*",
-        help=f"{MODELS}; or the address of a training cluster's parameter server, whose versions "
-        f"are followed (default: the newest run under runs/)",
+        help=f"{MODELS}; or the address of a parameter server, to serve each version of its "
+        f"training run (default: the newest run under runs/)",
     )
-    option("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
-    option("--labels", type=Path, metavar="FILE", help="the name of each class, a line")
+    option("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet")
+    option("--labels", type=Path, metavar="FILE", help="a text file with one class name per line")
     add_trust_argument(parser)
-    option(
-        "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
-    )
+    option("--training-keys", type=Path, metavar="DIR", help="keys for the parameter server")
 
 
 def _add_workers(group: argparse._ArgumentGroup) -> None:
@@ -116,17 +114,17 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
         type=worker_count,
         default=cores,
         metavar="N",
-        help="processes (default: the cores); with --cluster ray also auto, as many as there is "
-        "room for",
+        help="number of processes (default: the cores); with --cluster ray also auto: as many as "
+        "fit",
     )
-    option("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    option("--threads", type=int, default=1, metavar="N", help="threads per worker (default: 1)")
     option(
         "--reproducible",
         dest="is_reproducible",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
-        "slower on processors without AVX-512",
+        help="answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
+        "processors without AVX-512",
     )
     option(
         "--grace",
@@ -134,51 +132,53 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="to finish what was begun, once asked to end (default: 30)",
+        help="time to answer admitted requests after a signal (default: 30)",
     )
     option(
         "--log-dir",
         dest="log_directory",
         type=Path,
         metavar="DIR",
-        help="for the logs of workers and loader; those of the last 10 pools stay "
-        "(default: this user's directory for logs)",
+        help="directory for the logs of workers and loader, of the last 10 pools "
+        "(default: the user's log directory)",
     )
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
-    option("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
+    option("--max-batch-size", type=int, default=8, metavar="N", help="rows per batch (default: 8)")
     option(
         "--batch-timeout-ms",
         type=float,
         default=0.0,
         metavar="MS",
-        help="how long a batch that is not full waits for more, if others wait too (default: 0)",
+        help="time that an incomplete batch waits while other batches are queued (default: 0)",
     )
     option(
         "--queue-limit",
         type=int,
         default=1024,
         metavar="N",
-        help="waiting requests of each model (default: 1024)",
+        help="queued requests per model (default: 1024)",
     )
     option(
         "--queue-mib",
         type=int,
         default=256,
         metavar="MIB",
-        help="memory for requests without an answer; each model has an equal part (default: 256)",
+        help="memory for unanswered requests, divided equally among models (default: 256)",
     )
     option(
         "--max-pixels",
         type=int,
         default=MAX_PIXELS,
         metavar="N",
-        help=f"refuse larger images; decoding takes up to 16 bytes for a pixel (default: "
+        help=f"refuse larger images; decoding takes up to 16 bytes per pixel (default: "
         f"{MAX_PIXELS:,})",
     )
-    option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
+    option(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="per request (default: 10)"
+    )
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
@@ -187,40 +187,40 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
         "--http",
         default="127.0.0.1:8000",
         metavar="HOST:PORT",
-        help="'' for none (default: 127.0.0.1:8000)",
+        help="address of the HTTP server, '' for none (default: 127.0.0.1:8000)",
     )
     option(
         "--listen",
         default="tcp://127.0.0.1:8001",
         metavar="ADDRESS",
-        help="for dist_net.Client (default: tcp://127.0.0.1:8001)",
+        help="address for dist_net.Client (default: tcp://127.0.0.1:8001)",
     )
     option(
         "--listen-workers",
         default="",
         metavar="ADDRESS",
-        help="for workers of other hosts; says what to paste there",
+        help="listen for workers on other hosts, and print the command to run there",
     )
     add_invitation_arguments(group)
     option(
         "--keys",
         type=Path,
         metavar="DIR",
-        help="CURVE keys of this server, for clients and workers beyond this host",
+        help="CURVE keys of this server, for clients and workers on other hosts",
     )
     option(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="tokens that HTTP clients must send, a line each: 'client TOKEN' or 'operator TOKEN'; "
-        "read again when it changes; needed beyond this host, with or without TLS",
+        help="tokens of HTTP clients, one per line: 'client TOKEN' or 'operator TOKEN'; read again "
+        "after a change; required to listen beyond this host, with or without TLS",
     )
     option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
     option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
-    """The checked options. Without a MODEL it is the newest run."""
+    """Return the validated options. The default MODEL is the newest run."""
     ray = ray_address(arguments, arguments.workers)
     sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(

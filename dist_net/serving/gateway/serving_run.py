@@ -1,4 +1,4 @@
-"""The gateway's process: it opens sockets, children and HTTP, and closes them after a signal."""
+"""Run the gateway: open sockets, start children and HTTP, and close them after a signal."""
 
 from __future__ import annotations
 
@@ -48,17 +48,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
-RETIRE_S = 2.0  # for children to leave, before they are ended
-# How many requests of a client may wait in its socket.
-CLIENT_HIGH_WATER_MARK = 1024
+RETIRE_S = 2.0  # for children to leave before they are killed
+CLIENT_HIGH_WATER_MARK = 1024  # requests of a client in its socket
 LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 
 
 class StopSignals:
-    """SIGTERM, as from a service manager, or SIGINT. Made on the running event loop.
+    """SIGTERM, as from a service manager, or SIGINT. Create it on the running event loop.
 
-    ``is_urgent``: a second one came, from somebody who will not wait. ``exit_code``: that of the
-    process if it can shut down in order.
+    A second signal sets ``is_urgent``: do not wait. ``exit_code``: of the process after an orderly
+    shutdown.
     """
 
     def __init__(self) -> None:
@@ -86,9 +85,9 @@ class StopSignals:
 
 
 async def serve(options: ServingOptions) -> int:
-    """Serves until a signal comes and what was admitted is answered; returns the exit code.
+    """Serve until a signal arrives and admitted requests are answered; return the exit code.
 
-    Raises a DistNetError for what keeps it from starting: an address, a key, an unreadable model.
+    Raise a DistNetError if it cannot start, because of an address, a key or an unreadable model.
     """
     stop = StopSignals()
     with ExitStack() as opened:
@@ -175,7 +174,7 @@ async def _run(
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's, which takes half the time, if the extra ``web`` is installed; else asyncio's."""
+    """Return uvloop's factory, which halves the time of a turn, if installed; else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -186,17 +185,17 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 async def _until_ready(
     gateway: Gateway, stop: StopSignals, processes: PoolProcesses, workers: int | None
 ) -> None:
-    """Waits until every model can be answered for; raises if that cannot be."""
+    """Wait until every model is ready; raise if one cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
         processes.require_startable()
         failures = gateway.failures()
-        if failures and workers != 0:  # workers of other hosts may come yet
+        if failures and workers != 0:  # workers on other hosts may still join
             raise failures[0]
         await asyncio.sleep(POLL_S)
 
 
 def _served(gateway: Gateway, http: HttpServer | None) -> str:
-    """What is served, and where the page is."""
+    """Return the message about the served models and the page."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
         for name, model in gateway.models().items()
@@ -217,16 +216,16 @@ def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSo
 def _worker_socket(
     listen: Sequence[str], keys_directory: Path | None, directory: Path
 ) -> ServerSocket:
-    """For workers of this host a Unix socket in a private directory; for others an address."""
+    """Return a socket on a private path for workers on this host, and on ``listen`` for others."""
     keys = load_server_keys(keys_directory) if keys_directory else None
     own = f"ipc://{directory}/pool"
     return ServerSocket([own, *listen], keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
 
 
 def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
-    """Where the children's logs go: the user's log directory, or ``--log-dir``.
+    """Return the directory of the children's logs: the user's log directory, or ``--log-dir``.
 
-    Where there is no such directory, as in a container, they are kept only while the pool runs.
+    Without such a directory, as in a container, logs are kept only while the pool runs.
     """
     parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
     try:
@@ -234,14 +233,14 @@ def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) 
     except OSError as error:
         if options.log_directory is not None:
             raise SettingError(
-                f"--log-dir {parent}: {error.strerror}; expected a directory that can be written"
+                f"--log-dir {parent}: {error.strerror}; expected a writable directory"
             ) from error
         logger.info("logs_not_kept directory=%s reason=%s", parent, error.strerror)
         return directory
 
 
 def _secret_file(directory: Path, token: str) -> Path:
-    """Everybody on this host can read a command line, but only this user this file."""
+    """Write the token to a file of this user; all users of this host can read a command line."""
     path = directory / "loader-token"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token)
@@ -290,7 +289,7 @@ def _ray_worker(options: ServingOptions, name: str) -> Role:
 
 
 def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
-    """The HTTP server, if one is wanted. Raises MissingExtraError if the extra is missing."""
+    """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None
     try:

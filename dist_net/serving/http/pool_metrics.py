@@ -1,4 +1,4 @@
-"""/metrics for Prometheus, read from the pool on each request; nothing is counted here.
+"""/metrics for Prometheus, read from the pool on each request.
 
 Dashboards for Triton expect the names ``nv_inference_*``, in microseconds; ``dist_net_*`` are our
 own, in seconds. Counters have no label for the version: a version may come and go between two

@@ -1,4 +1,4 @@
-"""Images that a run held out, as files to try its model with."""
+"""Sample images that a run held out, as files. Without the I/O of the model loader, for tests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_BYTES = 8 << 20  # of their pixels
 def sample_images(
     held_out: Dataset, labels: Sequence[str], fitting: str
 ) -> list[tuple[str, bytes]]:
-    """The label and the PNG file of some images, uint8, of as many classes as there is room for.
+    """Return the label and the PNG file of some uint8 images, from as many classes as possible.
 
-    ``fitting`` makes each of the files into the image that was held out, to the last bit.
+    ``fitting`` converts each file to the image that was held out, bit for bit.
     """
     images = samples_of(held_out.test_inputs)
     targets = np.empty(len(images), np.int64)
@@ -38,7 +38,7 @@ def sample_images(
 
 
 def first_of_each_class(targets: NDArray[np.int64]) -> NDArray[np.intp]:
-    """All indices: the first of each class, then the second of each, and so on."""
+    """Return all indices: the first of each class, then the second of each, and so on."""
     by_class = np.argsort(targets, kind="stable")
     counts = np.unique(targets, return_counts=True)[1]
     place_in_class = np.concatenate([np.arange(count) for count in counts])

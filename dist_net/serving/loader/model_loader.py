@@ -1,7 +1,7 @@
 """The model loader's loop: reads models from their sources for the gateway and its workers.
 
-Each model is read by a thread of its own, so that a source that hangs, such as a file of a dead
-server, keeps no other model from being read.
+A separate thread reads each model, so a hanging source, such as a file on a dead server, does not
+block the others.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 _DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
 POLL_S = 0.05
-MAX_READ_S = 300.0  # then whoever waits for the model is told
+MAX_READ_S = 300.0  # then a pending reload fails
 FOLLOW_EVERY_S = 1.0
-MAX_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
+MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
 
 
 class ModelReader(Thread):
-    """Reads one model when it is asked to, and follows it if it is being trained.
+    """Reads one model on request, and follows its training run.
 
-    It ends after a request that is None. ``tell`` takes the answers to `PrepareModel` messages, and
-    new versions of a training run, at most one a second. ``directory``: for arrays that have no
+    A request that is None ends it. ``report`` receives the answers to `PrepareModel` messages, and
+    new versions of a training run, at most one per second. ``directory``: for arrays without a
     file.
     """
 
@@ -58,7 +58,7 @@ class ModelReader(Thread):
         model: str,
         source: ModelSource,
         directory: Path,
-        tell: Callable[[ModelPrepared], None],
+        report: Callable[[ModelPrepared], None],
         clock: Clock,
     ) -> None:
         super().__init__(name=f"read-{model}", daemon=True)  # the process ends even if it hangs
@@ -66,11 +66,11 @@ class ModelReader(Thread):
         self._model = model
         self._source = source
         self._directory = directory
-        self._tell = tell
+        self._report = report
         self._clock = clock
         self._followed_version = -1
         self._pause_s = FOLLOW_EVERY_S
-        # The gateway asks for each model first, unless another loader has read it before this one.
+        # The gateway requests each model first, unless a former loader has read it.
         self._follow_at_s = clock.now() + FOLLOW_EVERY_S
 
     def run(self) -> None:
@@ -85,7 +85,7 @@ class ModelReader(Thread):
                 continue
             if version is None:
                 return
-            self._tell(self.prepare(version))
+            self._report(self.prepare(version))
 
     def prepare(self, version: int) -> ModelPrepared:
         """Return the answer to a `PrepareModel`."""
@@ -98,13 +98,13 @@ class ModelReader(Thread):
             return ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
 
     def follow(self) -> None:
-        """Pass on the training run's version, if it is a new one."""
+        """Report the training run's version if it is new."""
         assert isinstance(self._source, FollowedRun)
         begun_s = self._clock.now()
         try:
             with _as_own_errors():
                 if self._source.version() != self._followed_version:
-                    self._tell(self._read(0))
+                    self._report(self._read(0))
             self._pause_s = FOLLOW_EVERY_S
         except DistNetError as error:
             self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
@@ -112,7 +112,7 @@ class ModelReader(Thread):
         self._follow_at_s = begun_s + self._pause_s
 
     def _read(self, version: int) -> ModelPrepared:
-        """Read the model and write its arrays to a file. Raises a DistNetError."""
+        """Read the model and write its arrays to a file. Raise a DistNetError."""
         name, found = self._model, self._source.read()
         if found.version is not None:
             version = self._followed_version = found.version
@@ -123,10 +123,9 @@ class ModelReader(Thread):
 
 
 class ModelLoader:
-    """Reads models when the gateway at ``address`` asks for them, and follows training runs.
+    """Reads models for the gateway at ``address``, and follows training runs.
 
-    ``directory``: for arrays that have no file. ``token`` shows the gateway that this is its
-    loader.
+    ``directory``: for arrays without a file. ``token`` identifies the gateway's own loader.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class ModelLoader:
         self._leave_reason: str | None = None
 
     def stop(self, reason: str) -> None:
-        """Ends at the next turn of the loop; a signal handler may call it."""
+        """End at the next turn of the loop; safe in a signal handler."""
         self._leave_reason = reason
 
     def __enter__(self) -> Self:
@@ -161,10 +160,10 @@ class ModelLoader:
         self._socket.close()
 
     def serve(self) -> str:
-        """Returns why it ended.
+        """Read models until stopped; return the reason.
 
-        Raises JoinRefusedError if the gateway refuses this loader. The gateway may be silent for
-        any time: this process ends with it.
+        Raise JoinRefusedError if the gateway refuses this loader. Silence of the gateway is never a
+        timeout: this process ends with it.
         """
         self._socket.send(JoinAsLoader(os.getpid(), self._token))
         message = None
@@ -180,7 +179,7 @@ class ModelLoader:
         return self._leave_reason
 
     def handle(self, message: Message) -> None:
-        """Do what the gateway asks for."""
+        """Process a message of the gateway."""
         match message:
             case PrepareModel(model, version) if model in self._readers:
                 self._requested[model] = version, self._clock.now()
@@ -196,9 +195,9 @@ class ModelLoader:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
     def answer(self) -> None:
-        """Send what was read, and a failure for each model that is read for too long.
+        """Send the results, and a failure for each model that takes too long.
 
-        Its reader goes on. If it ends, what it read is sent as the answer.
+        Its reader continues. Its result is sent later, as the answer.
         """
         while True:
             try:
@@ -212,14 +211,13 @@ class ModelLoader:
         for model, (version, asked_s) in self._requested.items():
             if now - asked_s > MAX_READ_S:
                 self._requested[model] = version, math.inf
-                reason = f"reading it takes longer than {MAX_READ_S:g} s; it is read on"
+                reason = f"reading it takes longer than {MAX_READ_S:g} s, and continues"
                 self._socket.send(ModelPrepared(model, version, "", reason, version))
 
 
 @contextmanager
 def _as_own_errors() -> Iterator[None]:
-    """Any exception ends this attempt to read a model, but not the loader: a recipe is somebody
-    else's code, and a file or a server may hold anything."""
+    """Convert any exception: a recipe is foreign code, and a file or a server may send anything."""
     try:
         yield
     except DistNetError:
@@ -230,7 +228,7 @@ def _as_own_errors() -> Iterator[None]:
 
 
 def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
-    """The payloads of a `ModelPrepared`; none if the run's images are damaged."""
+    """Return the payloads of a `ModelPrepared`; none if the run's images are damaged."""
     try:
         held_out = found.held_out()
     except RunDirectoryError as error:
@@ -243,10 +241,10 @@ def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
-    """Describes a model for the gateway and its workers, once its arrays are in a file.
+    """Describe a model for the gateway and its workers, once its arrays are in a file.
 
-    They are written to ``directory`` unless they have a file; it keeps the newest few files of each
-    model. Raises PreparedKernelsError if they cannot be written.
+    Arrays without a file are written to ``directory``, which keeps the newest files of each model.
+    Raise PreparedKernelsError if writing fails.
     """
     model = found.model
     file = found.file

@@ -4,11 +4,10 @@
         [--training-keys DIR] [--weights FILE] [--labels FILE] [--token-file FILE]
         [--parent PROCESS_ID] [NAME=]SOURCE...
 
-A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, spoken to
-with the keys in ``--training-keys``; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
-Arrays that lie nowhere else are left in ``--directory``. Prints ``READY`` on stdout when it asks
-the gateway what to read, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to
-stderr.
+A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, to which
+``--training-keys`` give access; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
+Arrays without a file are written to ``--directory``. Prints ``READY`` on stdout when it joins the
+gateway, and ``FAILED REASON`` if it fails. Logs go to stderr.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from dist_net.wire.security import CLIENT, load_peer_keys
 
 logger = logging.getLogger("dist_net.serving.loader.model_loader")
 
-NICENESS = 10  # answers come before new versions
+NICENESS = 10  # answers have priority over new versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads models until it is stopped, or the process that started it is gone."""
+    """Read models until a signal, or until the parent process ends."""
     named = [parse_named_source(text) for text in arguments.sources]
     if len({each.name for each in named}) < len(named):
         names = ", ".join(each.name for each in named)
-        raise ModelOptionError(f"the models are called {names}; expected a name of its own each")
+        raise ModelOptionError(f"the models are named {names}; expected unique names")
     if len(named) > 1 and (arguments.weights or arguments.labels):
         raise ModelOptionError(
-            "--weights or --labels with several models; expected them behind the one that they are "
-            "of: NAME=SOURCE,weights=FILE,labels=FILE"
+            "--weights or --labels with several models; expected the files after the source of "
+            "their model: NAME=SOURCE,weights=FILE,labels=FILE"
         )
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())

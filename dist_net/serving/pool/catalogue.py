@@ -1,4 +1,4 @@
-"""The models of a pool: their versions, what the loader is asked to read, who waits for a reload.
+"""The models of a pool: their versions, the requests to the loader, and pending reloads.
 
 reload ─▶ PrepareModel ─▶ (the loader reads) ─▶ ModelPrepared ─▶ workers load ─▶ EndRequest
 """
@@ -20,14 +20,14 @@ from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareM
 logger = logging.getLogger(__name__)
 
 MAX_CRASHES = 2
-"""How often in a row a model may crash the loader before it is no longer tried again unasked."""
+"""The number of consecutive crashes of the loader after which a model is read only on request."""
 
 
 @dataclass(slots=True, eq=False)
 class _Reload:
-    """Somebody waits for a model to be read, by request ``requested`` to the loader or a later one.
+    """A pending reload, which request ``requested`` to the loader, or a later one, satisfies.
 
-    What then came is ``version``, the ``place``-th of its model.
+    The result is ``version``, the ``place``-th of its model.
     """
 
     request_id: int
@@ -40,13 +40,13 @@ class _Reload:
 class Catalogue:
     """All models by name, and their loader: the peer that knows ``token``.
 
-    The loader names files, which workers may fetch, so nobody else must pass for it. It has at most
-    one request for each model; another one waits until that is answered. If it crashes, the next
-    loader gets what it had not answered; one by one, if any of several models may be the cause.
-    ``unreadable``: by model, why it could not be read the
-    last time, "" if it could; a model is missing until it has been read.
+    The token prevents other peers from naming files, which workers may fetch. The loader has at
+    most one request for each model; a further one waits. If it crashes, the next loader receives
+    the unanswered requests; one by one, if any of several models may be the cause.
+    ``unreadable``: by model, why the last attempt to read it failed, or "" if it succeeded; a model
+    is missing until it has been read.
 
-    After any event `advance` says what to do.
+    After any event call `advance` for the resulting commands.
     """
 
     def __init__(self, names: Sequence[str], token: bytes) -> None:
@@ -56,29 +56,29 @@ class Catalogue:
         self._token = token
         self._loader: bytes | None = None
         self._process_id = 0
-        self._newest = dict.fromkeys(names, 0)  # the last number that was asked for, or came
-        self._requested: dict[str, int] = {}  # what is not answered
-        self._requested_next: dict[str, int] = {}  # what to ask when that is answered
-        self._sent: set[str] = set()  # the models that this loader was asked for
+        self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
+        self._requested: dict[str, int] = {}  # unanswered requests
+        self._requested_next: dict[str, int] = {}  # requests that wait for an unanswered one
+        self._sent: set[str] = set()  # the models that this loader was sent a request for
         self._crashes: dict[str, int] = defaultdict(int)
-        self._suspects: set[str] = set()  # one of them, which were read together, ended a loader
+        self._suspects: set[str] = set()  # read together when a loader crashed
         self._unwanted: set[str] = set()  # unloaded, though its training run may have versions
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
             self._prepare(name)
 
-    # What is served
+    # Served models
 
     def served(self) -> Mapping[str, ServedModel]:
-        """Every model by name, as interfaces see it."""
+        """Return every model by name, as interfaces see it."""
         return {name: model.served() for name, model in self.models.items()}
 
     def wanted(self) -> list[ModelVersions]:
-        """Return the models to serve: all but those that were unloaded last, not reloaded."""
+        """Return the models to serve: all except the unloaded ones."""
         return [model for name, model in self.models.items() if name not in self._unwanted]
 
     def description(self, model: str, version: int | None) -> ModelDescription | None:
-        """What would answer a request for that version, or for the newest; None if nothing."""
+        """Return the description of a version, by default the newest; None if it is not served."""
         found = self.models.get(model)
         if found is None or found.is_unloaded:
             return None
@@ -88,23 +88,23 @@ class Catalogue:
     # Reading models
 
     def reload(self, model: str, request_id: int) -> None:
-        """Have a model read again. The request ends when workers answer with it, or it failed."""
+        """Read a model again. The request ends when workers serve it, or it failed."""
         self._unwanted.discard(model)
         self._reloads[model].append(_Reload(request_id, self._prepare(model)))
 
     def prepare_again(self, model: str) -> None:
-        """Have a model read again whose file of arrays was removed, unless it is being read."""
+        """Read a model again whose file of arrays was removed, unless it is being read."""
         if model not in self._requested and model not in self._unwanted:
             logger.warning("arrays_removed model=%s", model)
             self._prepare(model)
 
     def unload(self, model: str, reason: str) -> None:
-        """Serve a model no longer, until it is reloaded."""
+        """Stop serving a model until it is reloaded."""
         self._unwanted.add(model)
         self.models[model].unload(reason)
 
     def loader_joined(self, node: bytes, message: JoinAsLoader) -> bool:
-        """A peer says that it is the loader; returns whether it is."""
+        """Admit a peer as the loader; return False if its token is wrong."""
         if not hmac.compare_digest(message.token, self._token):
             return False
         logger.info("loader_joined process=%d", message.process_id)
@@ -116,7 +116,7 @@ class Catalogue:
         return node == self._loader
 
     def loader_ended(self, process_id: int, reason: str) -> ModelPrepared | None:
-        """A process has ended. If a model has crashed the loader again, gives the answer for it."""
+        """Process the exit of a process. Return a failure if a model crashed the loader again."""
         if process_id != self._process_id or self._loader is None:
             return None
         if len(self._sent) != 1:
@@ -137,7 +137,7 @@ class Catalogue:
         return ModelPrepared(model, number, "", reason, number)
 
     def prepared(self, message: ModelPrepared) -> None:
-        """The loader has read a version of one of these models, or could not."""
+        """Process the loader's answer: a version, or the reason of a failure."""
         name, reason = message.model, message.reason
         model = self.models[name]
         self._crashes[name] = 0
@@ -153,9 +153,9 @@ class Catalogue:
         if name in self._unwanted:
             logger.info("version_ignored model=%s reason=unloaded", name)
         else:
-            reason = reason or _take_in(model, message)
+            reason = reason or _add_version(model, message)
         for reload in self._reloads[name]:
-            # A version that came unasked, or was read before the reload, is not its version.
+            # A version that arrived unrequested, or was read before the reload, does not count.
             if reload.place is None and reload.requested <= message.requested:
                 reload.place, reload.version = model.came, message.version
                 if reason:
@@ -165,7 +165,7 @@ class Catalogue:
             model.reason = reason
 
     def advance(self) -> list[PoolCommand]:
-        """Ask the loader, and end the reloads whose version is settled."""
+        """Return the requests to the loader, and end the reloads whose version is settled."""
         commands: list[PoolCommand] = []
         if self._loader is not None:
             for name, number in self._requested.items():
@@ -185,9 +185,9 @@ class Catalogue:
         return commands
 
     def failures(self, has_workers: bool) -> list[ModelLoadError]:
-        """Why models cannot be answered for: they could not be read, or no worker could load them.
+        """Return the errors of models that could not be read, or that no worker could load.
 
-        Models that may still come are not among them.
+        Models that may still be loaded are not included.
         """
         failures = []
         for name, reason in self.unreadable.items():
@@ -199,7 +199,7 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str) -> int:
-        """Have the model's next version read; gives its number.
+        """Request the model's next version from the loader; return its number.
 
         A version of a training run has the run's number instead.
         """
@@ -214,8 +214,8 @@ class Catalogue:
         self._sent.clear()
 
 
-def _take_in(model: ModelVersions, message: ModelPrepared) -> str:
-    """Give the model its new version; returns why that is impossible, "" if it is not."""
+def _add_version(model: ModelVersions, message: ModelPrepared) -> str:
+    """Add a new version to the model; return the reason of a failure, or ""."""
     try:
         description = ModelDescription.from_json(message.description)
     except ProtocolError as error:
@@ -233,6 +233,6 @@ def _rolled_out(version: int, served: ServedModel) -> Result:
     newest = served.description.version if served.description else None
     if version == newest or version in served.versions:
         return Result(Status.OK, version=version)
-    if newest is not None and not served.reason:  # a later one took its place
+    if newest is not None and not served.reason:  # a later version replaced it
         return Result(Status.OK, version=newest)
     return Result(Status.FAILED, reason=served.reason)

@@ -1,4 +1,4 @@
-"""What a model is: to the workers that load it, to interfaces, and to clients of the gateway."""
+"""Descriptions of a model: for the workers that load it, for interfaces, and for clients."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ TYPE_CODES = {
     **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
     **{"FP16": "e", "FP32": "f", "FP64": "d"},
 }
-"""The code of an element for struct and for NumPy, by the Open Inference Protocol's name of its
-type; little-endian with ``<`` before it."""
+"""The codes of struct and NumPy by the Open Inference Protocol's name of a type; the prefix ``<``
+makes them little-endian."""
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """One version of a model: all that is needed to ask it, and for a worker to load it.
+    """One version of a model, for the requests to it and for the workers that load it.
 
-    ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
+    ``input_shape`` is the shape of a row; ``labels`` is empty if the classes have no names.
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``fitting``: how images are made to fit. An answer less probable than ``unknown_below`` is
-    unknown. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
-    of them for a row.
+    ``fitting``: the method of resizing images. An answer less probable than ``unknown_below`` is
+    unknown. Without ``has_classes`` the model predicts ``classes`` numbers for a row.
     """
 
     name: str
@@ -61,7 +60,7 @@ class ModelDescription:
 
     @property
     def plan_key(self) -> tuple[object, ...]:
-        """Return what is equal in versions that differ only in their weights."""
+        """A key that is equal for versions that differ only in their weights."""
         inputs = self.input_datatype, self.input_shape, self.classes, self.fitting
         return self.architecture, *inputs
 
@@ -70,18 +69,20 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, text: str) -> ModelDescription:
-        """What ``to_json`` gave. Raises ProtocolError for anything else."""
+        """Parse the result of ``to_json``. Raise ProtocolError."""
         try:
-            told = json.loads(text)
-            shape, labels = tuple(told.pop("input_shape")), tuple(told.pop("labels"))
-            net = architecture_from_json(told.pop("architecture"))
-            description = cls(input_shape=shape, labels=labels, architecture=net, **told)
+            content = json.loads(text)
+            shape, labels = tuple(content.pop("input_shape")), tuple(content.pop("labels"))
+            net = architecture_from_json(content.pop("architecture"))
+            description = cls(input_shape=shape, labels=labels, architecture=net, **content)
             for name, pattern in ("name", MODEL_NAME), ("arrays_key", ARRAYS_KEY):
-                if not (isinstance(told[name], str) and pattern.fullmatch(told[name])):
-                    raise ValueError(f"{name} {told[name]!r:.80}; expected {pattern.pattern}")
+                if not (isinstance(content[name], str) and pattern.fullmatch(content[name])):
+                    raise ValueError(f"{name} {content[name]!r:.80}; expected {pattern.pattern}")
             return description
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
+            raise ProtocolError(
+                f"invalid description of a model: {text[:80]!r} ({error})"
+            ) from error
 
 
 class EncodedImage(NamedTuple):
@@ -93,10 +94,10 @@ class EncodedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as it is served now: its newest version, and by number all that may be asked for.
+    """A served model: the description of its newest version, and of all versions by number.
 
-    ``description`` is None before a version is loaded and after the model is unloaded; ``reason``
-    says why. ``is_ready``: a worker can answer for it now. ``samples``: of its newest version.
+    ``description`` is None before a version is loaded and after the model is unloaded, for
+    ``reason``. ``is_ready``: a worker has loaded it. ``samples``: of its newest version.
     """
 
     name: str
@@ -109,10 +110,10 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class VersionSummary:
-    """What a client needs to know of a version to ask it, and to name the classes it answers.
+    """A version as a client sees it: its inputs and its classes.
 
-    ``input_shape`` is that of one row, ``input_datatype`` its type by the Open Inference Protocol's
-    name. ``labels`` is empty if the classes have no names. An answer less probable than
+    ``input_shape`` is the shape of a row, ``input_datatype`` the Open Inference Protocol's name of
+    its type. ``labels`` is empty if the classes have no names. An answer less probable than
     ``unknown_below`` is unknown.
     """
 
@@ -127,10 +128,10 @@ class VersionSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSummary(VersionSummary):
-    """What a client needs to know of a model: of its newest version, and of ``others``.
+    """A model as a client sees it: its newest version, and ``others``.
 
     While no version is loaded ``version`` and ``classes`` are 0, ``input_datatype`` is "", and
-    ``reason`` says why. ``versions``: the numbers that may be asked for.
+    ``reason`` states the cause. ``versions``: the numbers of the served versions.
     """
 
     name: str
@@ -140,7 +141,7 @@ class ModelSummary(VersionSummary):
     others: tuple[VersionSummary, ...] = ()
 
     def of_version(self, number: int) -> VersionSummary | None:
-        """What is known of a version that may be asked for; None if there is none."""
+        """Return a served version; None if it is not served."""
         known = (each for each in (self, *self.others) if each.version == number)
         return next(known, None) if number in self.versions else None
 
@@ -150,7 +151,7 @@ KNOWN_BYTES = 2 * DIGEST_BYTES
 
 
 def known(summary: VersionSummary) -> bytes:
-    """Digests of input and classes, by which a client tells what it knows of a version."""
+    """Return digests of a version's input and classes, which a client sends with a request."""
     return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_classes(
         summary.labels, summary.unknown_below
     )
@@ -158,18 +159,18 @@ def known(summary: VersionSummary) -> bytes:
 
 @lru_cache
 def digest_of_input(datatype: str, shape: tuple[int, ...]) -> bytes:
-    """Identifies a type and a shape of one row."""
+    """Return the digest of the type and shape of a row."""
     return blake2b(json.dumps([datatype, shape]).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 @lru_cache
 def digest_of_classes(labels: tuple[str, ...], unknown_below: float) -> bytes:
-    """Identifies the names of the classes, and below which probability none of them is meant."""
+    """Return the digest of the names of the classes and the threshold of known classes."""
     return blake2b(json.dumps([labels, unknown_below]).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def summary_of(model: ServedModel) -> ModelSummary:
-    """What a client is told of a model."""
+    """Return the summary of a model for clients."""
     newest = model.description
     others = [one for one in model.versions.values() if newest and one.version != newest.version]
     return ModelSummary(
@@ -177,36 +178,36 @@ def summary_of(model: ServedModel) -> ModelSummary:
         versions=tuple(model.versions),
         is_ready=model.is_ready,
         reason=model.reason,
-        others=tuple(VersionSummary(**_told_of(one)) for one in others),
-        **(_told_of(newest) if newest else {}),
+        others=tuple(VersionSummary(**_summary_of(one)) for one in others),
+        **(_summary_of(newest) if newest else {}),
     )
 
 
-def _told_of(version: ModelDescription) -> dict[str, Any]:
-    """What a client is told of a version."""
+def _summary_of(version: ModelDescription) -> dict[str, Any]:
+    """Return the fields of a VersionSummary."""
     return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 
 def summaries_to_json(models: Iterable[ServedModel]) -> str:
-    """A JSON array for a `Description` message, an object for each model."""
+    """Return a JSON array for a `Description` message, with an object for each model."""
     return json.dumps([asdict(summary_of(model)) for model in models])
 
 
 def summaries_from_json(text: str) -> list[ModelSummary]:
-    """What ``summaries_to_json`` gave. Raises ProtocolError for anything else."""
+    """Parse the result of ``summaries_to_json``. Raise ProtocolError."""
     try:
-        return [_from_json(told) for told in json.loads(text)]
+        return [_from_json(content) for content in json.loads(text)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(
-            f"these are no summaries of models: {text[:80]!r} ({error}); install the same release "
-            f"of dist-net on both hosts"
+            f"invalid summaries of models: {text[:80]!r} ({error}); install the same release of "
+            f"dist-net on both hosts"
         ) from error
 
 
-def _from_json(told: dict[str, Any]) -> ModelSummary:
-    others = tuple(VersionSummary(**_with_tuples(each)) for each in told.pop("others"))
-    return ModelSummary(others=others, **_with_tuples(told))
+def _from_json(content: dict[str, Any]) -> ModelSummary:
+    others = tuple(VersionSummary(**_with_tuples(each)) for each in content.pop("others"))
+    return ModelSummary(others=others, **_with_tuples(content))
 
 
-def _with_tuples(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
+def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}

@@ -1,4 +1,4 @@
-"""The inference workers as the pool knows them: what each has loaded and what it is computing."""
+"""The members of the pool: the inference workers, with their loaded models and running batches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dist_net.wire.serving_messages import BatchDone, RunBatch
 
 FLOAT_BYTES = 4
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
-"""How a worker may say that a request ended."""
+"""The statuses that a worker may report."""
 
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """Requests that a worker computes, in ``expected_s``; that is 0 if nothing was measured."""
+    """Requests that a worker computes, in ``expected_s`` (0: unknown)."""
 
     batch_id: int
     description: ModelDescription
@@ -37,7 +37,7 @@ class RunningBatch:
         return RunBatch(self.batch_id, model, version, self.is_image, payloads)
 
     def fault(self, done: BatchDone) -> str | None:
-        """Why this cannot be an answer to the batch; None if it can."""
+        """Return why this cannot be an answer to the batch, or None if it can."""
         count = len(self.requests)
         if not len(done.statuses) == len(done.payloads) == count:
             return (
@@ -55,7 +55,7 @@ class RunningBatch:
         return None
 
     def results(self, done: BatchDone) -> list[Result]:
-        """How each request ended, in order."""
+        """Return the result of each request, in order."""
         return [
             Result(
                 Status(status),
@@ -74,7 +74,7 @@ class RunningBatch:
         ]
 
     def computed_rows(self, done: BatchDone) -> int:
-        """The rows that the network computed; a bad image says nothing of its speed."""
+        """Return the number of computed rows, without bad images, which take no time."""
         return sum(request.rows for request, status, _ in self._pairs(done) if status == Status.OK)
 
     def _pairs(self, done: BatchDone) -> Iterator[tuple[QueuedRequest, int, bytes | memoryview]]:
@@ -85,10 +85,10 @@ class RunningBatch:
 class Worker:
     """One inference worker. Times are on the pool's clock.
 
-    ``holds``: by model, the versions that it can answer for, newest last. ``loading``: the (model,
-    version) pairs that it was told to load, and when; ``failed``: those that it could not load.
-    ``running``: its batches, the one that it computes first; ``free_s``: when they should be done.
-    ``answered_s``: when it last sent one back. ``batches``, ``requests``: how many it has answered.
+    ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
+    being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
+    its batches in order; ``free_s``: their expected end. ``answered_s``: the time of its
+    last answer. ``batches``, ``requests``: the number answered.
     """
 
     worker_id: int
@@ -108,7 +108,7 @@ class Worker:
 
     @property
     def model(self) -> str | None:
-        """The model that it computes; None: it is idle."""
+        """The model that it computes; None if it is idle."""
         batch = next(iter(self.running.values()), None)
         return None if batch is None else batch.description.name
 
@@ -120,7 +120,7 @@ class Worker:
         self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
 
     def finish(self, batch: RunningBatch, now: float) -> float:
-        """It has sent the batch back; returns how long that took, transport included."""
+        """Remove a finished batch; return its seconds, including transport."""
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)
         self.batches += 1
@@ -131,10 +131,10 @@ class Worker:
 
 
 class PoolMembership:
-    """Every worker, by its node, in the order in which they came. No id is given twice.
+    """Every worker by its node, in the order of joining. Ids are never reused.
 
-    A worker is quiet when it was not heard for half the time after which it counts as lost: it may
-    be stopped, so it is sent nothing then.
+    A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
+    batches.
     """
 
     def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
@@ -158,11 +158,11 @@ class PoolMembership:
         return worker
 
     def at_node(self, node: bytes) -> Worker | None:
-        """The worker there; None if it was given up, or never came."""
+        """Return the worker at a node; None if it was evicted or never joined."""
         return self._workers.get(node)
 
     def with_id(self, worker_id: int) -> Worker | None:
-        """The worker of that id; None if it was given up, or never came."""
+        """Return the worker with an id; None if it was evicted or never joined."""
         return self._by_id.get(worker_id)
 
     def of_process(self, host: str, process_id: int) -> Worker | None:
@@ -180,21 +180,21 @@ class PoolMembership:
         del self._workers[worker.node], self._by_id[worker.worker_id]
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
-        """Whether it may be stopped."""
+        """Return whether a worker may be stopped."""
         return now - worker.heard_s > self._quiet_s
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """This process did nothing for so long and heard nobody, which is no worker's fault.
+        """Ignore the silence while the gateway itself was stopped for ``for_s``.
 
-        What workers sent meanwhile may still be on its way through the socket's own thread. So
-        none counts as lost before each had time to be heard again.
+        Messages of the workers may still be in the socket's own thread, so no worker counts as lost
+        until each has had time to be heard again.
         """
         for worker in self:
             worker.heard_s = min(worker.heard_s + for_s, now)
         self._judges_from_s = now + self._settings.heartbeat_timeout_s
 
     def overdue(self, now: float) -> list[tuple[Worker, str]]:
-        """The workers that are lost, and why. They stay until they are removed."""
+        """Return the lost workers and the reasons. They stay members until they are removed."""
         if now < self._judges_from_s:
             return []
         return [
@@ -204,7 +204,7 @@ class PoolMembership:
         ]
 
     def next_check_s(self, now: float) -> float | None:
-        """When the next worker will be quiet or lost, if nothing is heard until then."""
+        """Return the time at which the next silent worker becomes quiet or lost."""
         moments = [moment for worker in self for moment, _ in self._limits(worker)]
         moments += [worker.heard_s + self._quiet_s for worker in self]
         moments.append(self._judges_from_s)
@@ -214,7 +214,7 @@ class PoolMembership:
         return next((reason for moment, reason in self._limits(worker) if now >= moment), None)
 
     def _limits(self, worker: Worker) -> Iterator[tuple[float, str]]:
-        """Each moment at which the worker would be lost, and why."""
+        """Return each time at which the worker will be lost, and the reason."""
         settings = self._settings
         silent_s = settings.heartbeat_timeout_s
         yield worker.heard_s + silent_s, f"silent for {silent_s:g} s"
@@ -231,7 +231,7 @@ class PoolMembership:
             )
 
     def report(self, now: float) -> list[dict[str, Any]]:
-        """The workers as the pool's status shows them."""
+        """Return the workers for the pool's status."""
         return [
             {
                 "name": worker.name,

@@ -24,11 +24,11 @@ STALE_DEADLINES = 64
 
 
 class Quarantine:
-    """Payloads that a worker was lost with, as digests, by version of a model; and how often each
-    was alone with such a worker since a version last answered it.
+    """Payloads that lost workers computed, as digests by version of a model, with the number of
+    losses that each was alone in since a version last answered it.
 
-    The digest of 32 MiB takes some 30 ms, in which the gateway answers nobody. So it is computed
-    only for a payload that is as long as one of these, and like it in the middle.
+    The digest of 32 MiB takes some 30 ms, in which the gateway is blocked. So it is computed only
+    for payloads with the length and the middle of a quarantined payload.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Quarantine:
             self._losses.popitem(last=False)
 
     def losses(self, model: str, version: int, payload: Payload) -> int | None:
-        """Return how often a worker was lost with it alone; None: never, and never with others."""
+        """Return the number of workers lost with it alone; None if no worker was lost with it."""
         if not self._losses:
             return None
         alike = self._losses.get((model, version, _glimpse(payload)))
         return None if alike is None else alike.get(_digest(payload))
 
     def holds(self, model: str, version: int, payload: Payload) -> bool:
-        """Return whether it is not tried again."""
+        """Return whether it must not run again."""
         return (self.losses(model, version, payload) or 0) >= CRASHES_ALONE
 
     def clear(self, model: str, version: int, payload: Payload) -> None:
@@ -59,10 +59,10 @@ class Quarantine:
 
 
 class OpenRequests:
-    """Requests without an answer: those in their model's queue, and those that workers have.
+    """Requests without an answer, whether queued or running.
 
-    ``unsettled``: models whose versions may be able to move on, because the last request that held
-    them back has ended.
+    ``unsettled``: models whose versions may advance because the last request that blocked them has
+    ended.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class OpenRequests:
         batch_rows: int,
         now: float,
     ) -> int:
-        """Queue a request that was admitted, for a batch of at most ``batch_rows``; gives its id.
+        """Queue an admitted request for a batch of at most ``batch_rows``; return its id.
 
         ``version`` counts it until it is answered.
         """
@@ -120,7 +120,7 @@ class OpenRequests:
         return request.request_id
 
     def cancel(self, request_id: int) -> None:
-        """Take a request out of the queue; if a worker has it, its answer will be dropped."""
+        """Remove a request from the queue; if a worker runs it, its answer will be dropped."""
         request = self._requests.get(request_id)
         if request is None or request.is_unwanted:
             return
@@ -131,26 +131,26 @@ class OpenRequests:
             request.is_unwanted = True
 
     def expire(self, now: float) -> list[EndRequest]:
-        """End all whose time is up. If a worker has one, its answer will be dropped."""
+        """End the expired requests. If a worker runs one, its answer will be dropped."""
         ended = []
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
             request = self._requests[self._deadlines[0][1]]
             allowed_s = deadline_s - request.admitted_s
             if self._queues[request.key.model].remove(request):
-                reason = f"no worker was free within the {allowed_s:.3g} s that were allowed"
+                reason = f"no worker was free within the {allowed_s:.3g} s allowed"
                 waited_s = now - request.admitted_s
                 result = Result(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
                 ended.append(self._fail(request, result, now))
                 self._close(request)
             else:
-                reason = f"a worker took longer than the {allowed_s:.3g} s that were allowed"
+                reason = f"a worker took longer than the {allowed_s:.3g} s allowed"
                 result = Result(Status.EXPIRED, request.counted, reason=reason)
                 ended.append(self._fail(request, result, now))
                 request.is_unwanted = True
         return ended
 
     def next_deadline_s(self) -> float | None:
-        """Return when the next request expires."""
+        """Return the time at which the next request expires."""
         while self._deadlines:
             request = self._requests.get(self._deadlines[0][1])
             if request is not None and not request.is_unwanted:
@@ -159,7 +159,7 @@ class OpenRequests:
         return None
 
     def complete(self, batch: RunningBatch, done: BatchDone, now: float) -> list[EndRequest]:
-        """End the requests of a batch that came back, and count them."""
+        """End the requests of a finished batch, and count them."""
         model, version = batch.description.name, batch.description.version
         statistics = self._models[model].statistics_of(version)
         statistics.ran(batch.rows, done.compute_s, now)
@@ -177,8 +177,8 @@ class OpenRequests:
     def retry(self, worker: Worker, now: float) -> list[EndRequest]:
         """Put the requests of a lost worker back at the head of the queue.
 
-        Those of the batch that it was computing run alone from now on; one that was alone with a
-        lost worker twice ends here.
+        The requests of the batch that it was computing run alone from now on; a request that was
+        alone with two lost workers fails.
         """
         ended = []
         for place, batch in reversed(list(enumerate(worker.running.values()))):
@@ -191,14 +191,14 @@ class OpenRequests:
                 if request.is_unwanted:
                     self._close(request)
                 elif place == 0 and self.quarantine.holds(name, number, request.payload):
-                    ended.append(self._put_aside(request, number, now))
+                    ended.append(self._quarantined(request, number, now))
                 else:
                     self._models[name].statistics_of(request.counted).retried += 1
                     self._queues[name].put_back(request)
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
-        """Bind all that named no version to this one: newer ones take other inputs."""
+        """Bind requests for the newest version to this one: newer versions take other inputs."""
         number = version.description.version
         bound = self._queues[model.name].bind(number)
         for worker in workers:
@@ -209,10 +209,10 @@ class OpenRequests:
                         bound += 1
         version.bound += bound
 
-    def _put_aside(self, request: QueuedRequest, version: int, now: float) -> EndRequest:
+    def _quarantined(self, request: QueuedRequest, version: int, now: float) -> EndRequest:
         name = request.key.model
         logger.error("request_quarantined request=%d model=%s", request.request_id, name)
-        reason = f"this input ended {CRASHES_ALONE} workers, alone with each: it is not tried again"
+        reason = f"this input ended {CRASHES_ALONE} workers that computed it alone"
         self._close(request)
         return self._fail(request, Result(Status.FAILED, version, reason=reason), now)
 
@@ -237,7 +237,7 @@ class OpenRequests:
 
 
 def _glimpse(payload: Payload) -> bytes:
-    """Equal for equal payloads, and soon computed."""
+    """Return a quick digest, equal for equal payloads."""
     size = len(payload)
     middle = payload[size // 2 : size // 2 + GLIMPSE_BYTES]
     return size.to_bytes(8, "little") + blake2b(middle, digest_size=8).digest()

@@ -2,11 +2,11 @@
 
 A request goes this way:
 
-    admit ─▶ Admission ─▶ OpenRequests, RequestQueue          (the gateway's next turn)
-    dispatch ─▶ Dispatcher: a batch and its worker ─▶ RunBatch
+    admit ─▶ Scheduler ─▶ OpenRequests, RequestQueue          (the gateway's next turn)
+    dispatch ─▶ Scheduler: a batch and its worker ─▶ RunBatch
     receive BatchDone ─▶ OpenRequests ─▶ EndRequest
 
-and a version of a model that way: `Catalogue` has it read, `ModelVersions` has workers load it.
+and a version of a model this way: `Catalogue` has it read, `ModelVersions` has workers load it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from itertools import count
 from typing import Any
 
 from dist_net.errors import ModelLoadError
-from dist_net.serving.pool.admission import Admission, no_such_model
 from dist_net.serving.pool.catalogue import Catalogue
-from dist_net.serving.pool.dispatcher import Dispatcher
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.request_queue import RequestQueue
@@ -31,6 +29,7 @@ from dist_net.serving.pool.requests import (
     SendToNode,
     Status,
 )
+from dist_net.serving.pool.scheduler import Scheduler, no_such_model
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
@@ -49,15 +48,15 @@ UNKNOWN_WORKER = Refuse("the gateway has given this worker up", may_rejoin=True)
 
 
 class Pool:
-    """Times are seconds on one clock that never goes backwards; ``now`` is when the pool starts.
+    """Times are seconds on one monotonic clock; the pool starts at ``now``.
 
-    ``first_worker_id`` should change with every start, so that a worker of the previous pool is
-    not taken for one of this. ``loader_token``: see `Catalogue`. ``release``: of dist_net, which
-    workers must have too.
+    ``first_worker_id`` should change with every start, so that workers of the previous pool are
+    unknown to this pool. ``loader_token``: see `Catalogue`. ``release``: the release of dist_net
+    that workers must have.
 
-    `dispatch` must be called after other calls, once for all that happened together: it alone sends
-    batches and requests to the loader. Each request that was let in ends with one `EndRequest`,
-    unless it was cancelled.
+    Call `dispatch` after other calls, once for all simultaneous events: it alone sends batches, and
+    requests to the loader. Each admitted request ends with one `EndRequest`, unless it is
+    cancelled.
     """
 
     def __init__(
@@ -78,15 +77,14 @@ class Pool:
         self._workers = PoolMembership(settings, first_worker_id)
         self._queues = queues = {name: RequestQueue() for name in model_names}
         self._requests = OpenRequests(queues, models, self._request_ids)
-        self._dispatcher = Dispatcher(settings, self._workers, queues, models)
-        self._admission = Admission(settings, models, queues, self._requests, self._dispatcher)
-        self._check_s: float | None = None  # when to look at the workers again
+        self._scheduler = Scheduler(settings, self._workers, queues, models, self._requests)
+        self._check_s: float | None = None  # the time of the next check of the workers
 
-    # What clients ask
+    # Requests from clients
 
     def admit(self, request: InferenceRequest, now: float) -> int | Result:
-        """Admit a request and give it an id; or refuse it."""
-        admitted = self._admission.decide(request, now)
+        """Admit a request and return its id, or return the result that refuses it."""
+        admitted = self._scheduler.decide(request, now)
         model = self._models.get(request.model)
         if isinstance(admitted, Result):
             if model is not None:
@@ -98,11 +96,11 @@ class Pool:
         return self._requests.open(request, version, timeout_s, admitted, now)
 
     def cancel(self, request_id: int) -> None:
-        """Nobody wants the answer any more."""
+        """Cancel a request: its answer is no longer needed."""
         self._requests.cancel(request_id)
 
     def reload(self, model: str) -> int | Result:
-        """Read a model again from its source: a request that ends when workers answer with it."""
+        """Read a model again from its source; the request ends when workers serve it."""
         if model not in self._models:
             return no_such_model(model, self._models)
         request_id = next(self._request_ids)
@@ -110,17 +108,17 @@ class Pool:
         return request_id
 
     def unload(self, model: str) -> Result:
-        """Serve a model no longer, until it is reloaded; what was admitted is answered."""
+        """Stop serving a model until it is reloaded; admitted requests are answered."""
         if model not in self._models:
             return no_such_model(model, self._models)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
         return Result(Status.OK)
 
-    # What workers and the loader say
+    # Messages from workers and the loader
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
-        """Take in a message from the workers' socket."""
+        """Process a message from the workers' socket."""
         match message:
             case BatchDone() | Loaded() if self._workers.at_node(node) is None:
                 return [SendToNode(node, UNKNOWN_WORKER)]
@@ -128,12 +126,12 @@ class Pool:
                 return self.done(node, message, now)
             case Loaded():
                 return self.loaded(node, message, now)
-            case Heartbeat(worker_id, sent_s):  # which comes by a socket of its own
+            case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
                 worker = self._workers.with_id(worker_id)
                 if worker is None:
                     return [SendToNode(node, UNKNOWN_WORKER)]
                 worker.heard_s = now
-                # To where it works, too: if that connection is gone, what was on it is lost.
+                # Also to the worker's own node: the reply reveals whether that connection is lost.
                 return [SendToNode(to, Alive(sent_s)) for to in (node, worker.node)]
             case JoinPool(release=release) if release != self._release:
                 reason = (
@@ -155,7 +153,7 @@ class Pool:
     def join(
         self, node: bytes, name: str, host: str, process_id: int, now: float
     ) -> list[PoolCommand]:
-        """A worker joins; one that is in already is told its id again."""
+        """Admit a worker; send a member its id again."""
         worker = self._at(node, now)
         if worker is None:
             worker = self._workers.add(node, name, host, process_id, now)
@@ -168,7 +166,7 @@ class Pool:
         return [SendToNode(node, welcome), *self._advance_all(now)]
 
     def loaded(self, node: bytes, message: Loaded, now: float) -> list[PoolCommand]:
-        """A worker has loaded a version, or could not."""
+        """Process the result of loading a version."""
         worker = self._at(node, now)
         model = self._models.get(message.model)
         if worker is None or model is None:
@@ -176,7 +174,7 @@ class Pool:
         return [*model.loaded(worker, message.version, message.reason), *self._advance(model, now)]
 
     def done(self, node: bytes, message: BatchDone, now: float) -> list[PoolCommand]:
-        """A worker sends a batch back. One that it does not have, or has no more, is dropped."""
+        """Process a finished batch; ignore a batch that the worker does not have."""
         worker = self._at(node, now)
         batch = worker.running.get(message.batch_id) if worker else None
         if worker is None or batch is None:
@@ -184,11 +182,11 @@ class Pool:
         fault = batch.fault(message)
         if fault is not None:
             return self._evict(worker, f"it answered a batch with {fault}", now)
-        self._dispatcher.returned(worker, batch, message, now)
+        self._scheduler.returned(worker, batch, message, now)
         return [*self._requests.complete(batch, message, now)]
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
-        """A version of a model can be loaded; or ``reason`` says why it cannot."""
+        """Process a version that the loader has prepared, or its reason for failing."""
         model = self._models.get(message.model)
         if model is None:
             return []
@@ -196,12 +194,12 @@ class Pool:
         return self._advance(model, now)
 
     def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
-        """A worker has left, or cannot be reached: its requests go to others."""
+        """Remove a worker that left or is unreachable: its requests are retried by others."""
         worker = self._at(node, now)
         return [] if worker is None else self._lose(worker, reason, now)
 
     def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
-        """A process has ended: if it was a worker, or the loader, nobody waits for its silence."""
+        """Process the exit of a worker or the loader at once, without waiting for a timeout."""
         answer = self.catalogue.loader_ended(process_id, reason)
         commands = [] if answer is None else self.prepared(answer, now)
         worker = self._workers.of_process(host, process_id)
@@ -210,16 +208,16 @@ class Pool:
     # Time
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """The gateway did nothing for so long: no worker's silence counts meanwhile."""
+        """Ignore the workers' silence while the gateway was stopped for ``for_s``."""
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
     def is_check_due(self, now: float) -> bool:
-        """Whether `dispatch` may give workers up now, so that all they sent must be heard first."""
+        """Return whether `dispatch` may evict workers: read their messages before."""
         return self._check_s is not None and now >= self._check_s
 
     def dispatch(self, now: float) -> list[PoolCommand]:
-        """Give up overdue workers, end expired requests, and send batches to free workers."""
+        """Evict overdue workers, end expired requests, and send batches to free workers."""
         commands: list[PoolCommand] = []
         if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
@@ -230,53 +228,53 @@ class Pool:
             name, _ = self._requests.unsettled.popitem()
             commands += self._advance(self._models[name], now)
         commands += self.catalogue.advance()
-        while (next_batch := self._dispatcher.next_batch(now)) is not None:
+        while (next_batch := self._scheduler.next_batch(now)) is not None:
             worker, batch = next_batch
             self._check_by(now + self._settings.max_batch_s)
             commands.append(SendToNode(worker.node, batch.message()))
         return commands
 
     def next_wakeup(self) -> float | None:
-        """When `dispatch` must be called even if nothing happens; the past means now."""
+        """Return the time by which `dispatch` must be called without an event; 0.0: at once."""
         if self._requests.unsettled:
             return 0.0
-        moments = (self._check_s, self._dispatcher.held_until_s, self._requests.next_deadline_s())
+        moments = (self._check_s, self._scheduler.held_until_s, self._requests.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self) -> None:
-        """Admit nothing more; what is in will be answered."""
-        self._admission.is_draining = True
+        """Admit no more requests; admitted requests are answered."""
+        self._scheduler.is_draining = True
 
     def retire(self) -> list[SendToNode]:
         stop = Stop("the gateway stopped this worker", finished=True)
         return [SendToNode(worker.node, stop) for worker in self._workers]
 
-    # How things are now
+    # State
 
     @property
     def is_drained(self) -> bool:
-        """Whether it drains and everything was answered."""
-        return self._admission.is_draining and not len(self._requests)
+        """Whether the pool drains and has answered all requests."""
+        return self._scheduler.is_draining and not len(self._requests)
 
     def is_ready(self, now: float) -> bool:
-        """Return whether there are models to serve, and each of them has a live worker."""
+        """Return whether there are models to serve, and a live worker for every model."""
         wanted = self.catalogue.wanted()
-        can_answer = all(self._dispatcher.can_answer(model, now) for model in wanted)
-        return bool(wanted) and can_answer and not self._admission.is_draining
+        can_answer = all(self._scheduler.can_answer(model, now) for model in wanted)
+        return bool(wanted) and can_answer and not self._scheduler.is_draining
 
     def failures(self) -> list[ModelLoadError]:
-        """Why models cannot be answered for: they could not be read, or no worker could load them.
+        """Return the errors of models that could not be read, or that no worker could load.
 
-        A model that a worker may yet load is not among them.
+        Models that a worker may still load are not included.
         """
         return self.catalogue.failures(has_workers=bool(len(self._workers)))
 
     def status(self, now: float) -> dict[str, Any]:
-        """The pool for people, as plain values for JSON."""
+        """Return the state of the pool for people, as plain values for JSON."""
         settings = self._settings
         return {
             "is_ready": self.is_ready(now),
-            "is_draining": self._admission.is_draining,
+            "is_draining": self._scheduler.is_draining,
             "uptime_s": now - self._started_s,
             "workers": self._workers.report(now),
             "queue": {
@@ -289,7 +287,7 @@ class Pool:
         }
 
     def _at(self, node: bytes, now: float) -> Worker | None:
-        """The worker at a node, which was heard just now."""
+        """Return the worker at a node, and record that it was heard."""
         worker = self._workers.at_node(node)
         if worker is not None:
             worker.heard_s = now
@@ -297,13 +295,13 @@ class Pool:
 
     def _evict(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
         if self._workers.of_process(worker.host, worker.process_id) is not worker:
-            # It has joined again by another connection, and is well.
+            # The process joined again by another connection, and is healthy.
             return self._lose(worker, reason, now)
         evict = EvictWorker(worker.node, worker.process_id, worker.host, reason)
         return [evict, *self._failed(worker, reason, now)]
 
     def _failed(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
-        """A worker's process has ended, or should: what it was loading may be why."""
+        """Remove a worker whose process failed, perhaps while it loaded a bad version."""
         for name, version in worker.loading:
             self._models[name].lost_while_loading(version, reason)
         return self._lose(worker, reason, now)
@@ -317,7 +315,7 @@ class Pool:
         return [command for model in self._models.values() for command in self._advance(model, now)]
 
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
-        """Let a model's versions go as far as they can now."""
+        """Advance a model's versions as far as possible."""
         before = model.newest
         model.refresh(self._workers)
         after = model.newest

@@ -1,4 +1,4 @@
-"""The requests of a model that wait, in one lane for each kind of batch."""
+"""The queued requests of a model, in one lane for each kind of batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_net.serving.pool.requests import InferenceRequest, Payload
 
 
 class LaneKey(NamedTuple):
-    """What the requests of a batch have in common; ``version`` None: the newest."""
+    """The properties that all requests of a batch share; ``version`` None: the newest."""
 
     model: str
     version: int | None
@@ -24,25 +24,25 @@ class LaneKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PlannedBatch:
-    """Requests that will run together. Decided at admission, which promises an answer in time.
+    """Requests that will run together. Fixed at admission, which promises an answer in time.
 
-    ``max_rows``: how many it may have; ``rows``: how many it has.
+    It has ``rows`` of at most ``max_rows`` rows.
     """
 
     max_rows: int
     rows: int = 0
 
 
-NO_BATCH = PlannedBatch(0)  # nobody can join it
+NO_BATCH = PlannedBatch(0)  # no request can join it
 
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A question that was admitted. Times are on the pool's clock.
+    """An admitted request. Times are on the pool's clock.
 
     ``key.version``: the version that must answer it. ``counted``: the version whose statistics
-    count it until it runs. ``runs_alone``: a worker was lost with it. ``is_unwanted``: it runs, but
-    it was cancelled or its time is up, so that nobody waits for the answer.
+    count it until it runs. ``runs_alone``: a worker was lost with it. ``is_unwanted``: it was
+    cancelled or expired while it runs, so its answer is dropped.
     """
 
     request_id: int
@@ -61,7 +61,7 @@ class QueuedRequest:
 class Lane:
     """Requests that may share batches, oldest first. Never empty.
 
-    They have ``rows`` rows in ``batches`` batches; ``last`` is the one that others may join.
+    They have ``rows`` rows in ``batches`` batches; further requests may join the ``last``.
     """
 
     key: LaneKey
@@ -72,7 +72,7 @@ class Lane:
 
     @property
     def oldest(self) -> QueuedRequest:
-        """The request that is served first."""
+        """The next request."""
         return next(iter(self.requests.values()))
 
     @property
@@ -81,18 +81,18 @@ class Lane:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing can join the next batch any more."""
+        """Whether no request can join the next batch."""
         first = self.oldest.planned
         return first is not self.last or first.rows >= first.max_rows
 
     def joins(self, rows: int, max_rows: int) -> bool:
-        """Whether a request of ``rows`` fits into the last batch and allows ``max_rows`` there."""
+        """Return whether ``rows`` fit into the last batch, within ``max_rows`` in total."""
         last = self.last
         return 0 < last.rows <= min(last.max_rows, max_rows) - rows
 
 
 class RequestQueue:
-    """``lanes`` has those with requests. No operation walks over all requests."""
+    """The requests in ``lanes``, which are never empty. No operation iterates over all requests."""
 
     def __init__(self) -> None:
         self._queued: dict[int, QueuedRequest] = {}
@@ -102,7 +102,7 @@ class RequestQueue:
         return len(self._queued)
 
     def add(self, request: QueuedRequest, max_rows: int) -> None:
-        """Put it at the end of its lane, in a batch of at most ``max_rows``, or alone."""
+        """Append a request to its lane, in a batch of at most ``max_rows``, or alone."""
         lane = self._lane(request.key)
         if request.runs_alone:
             max_rows = request.rows
@@ -115,7 +115,7 @@ class RequestQueue:
         self._place(request, lane)
 
     def put_back(self, request: QueuedRequest) -> None:
-        """Put it back at the head of its lane, into the batch that it was in."""
+        """Put a request back at the head of its lane, into its former batch."""
         lane = self._lane(request.key)
         if request.runs_alone:
             request.planned = PlannedBatch(request.rows)
@@ -136,7 +136,7 @@ class RequestQueue:
         self._queued[request.request_id] = request
 
     def remove(self, request: QueuedRequest) -> bool:
-        """Take it out; False if it is not in the queue."""
+        """Remove a request; return False if it is not in the queue."""
         if self._queued.pop(request.request_id, None) is None:
             return False
         lane = self.lanes[request.key]
@@ -149,14 +149,14 @@ class RequestQueue:
         return True
 
     def by_age(self) -> list[Lane]:
-        """The lanes, that of the oldest request first."""
+        """Return the lanes in the order of their oldest requests."""
         lanes = list(self.lanes.values())
         if len(lanes) > 1:
             lanes.sort(key=lambda lane: lane.oldest.admitted_s)
         return lanes
 
     def take(self, lane: Lane) -> list[QueuedRequest]:
-        """Take out the lane's next batch."""
+        """Remove and return the lane's next batch."""
         planned = lane.oldest.planned
         batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))
         for request in batch:
@@ -164,7 +164,7 @@ class RequestQueue:
         return batch
 
     def bind(self, version: int) -> int:
-        """Make all requests for the newest version ask for this one; return their number."""
+        """Bind all requests for the newest version to ``version``; return their number."""
         bound = 0
         for lane in [lane for key, lane in self.lanes.items() if key.version is None]:
             for request in list(lane.requests.values()):

@@ -1,4 +1,4 @@
-"""What the pool is asked, how a request ends, and what the pool tells the gateway to do."""
+"""Requests to the pool, their results, and the pool's commands to the gateway."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Payload = bytes | memoryview
 
 
 class Status(IntEnum):
-    """How a request ended; one byte in messages."""
+    """The status of a result; one byte in messages."""
 
     OK = 0
     BAD_INPUT = 1  # the input does not fit the model: HTTP 400
     NOT_FOUND = 2  # no such model or version: 404
-    UNAVAILABLE = 3  # not now: queue full, no time, draining or no worker: 503
-    EXPIRED = 4  # admitted, but its time ran out: 504
-    FAILED = 5  # it crashed the workers that tried it: 500
-    CANCELLED = 6  # the client has gone; nobody reads this
+    UNAVAILABLE = 3  # retry later: queue full, no time, draining or no worker: 503
+    EXPIRED = 4  # admitted, but not answered in time: 504
+    FAILED = 5  # it crashed the workers that computed it: 500
+    CANCELLED = 6  # the client has gone
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """A request as it comes in: ``rows`` inputs for one model.
+    """A request before admission: ``rows`` inputs for one model.
 
-    ``payload``: the bytes of a tensor, (rows, *input_shape), little-endian, of the model's input
-    type; or one encoded image. ``version`` None: the newest. ``timeout_s`` None: the default.
+    ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
+    or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.
     """
 
     model: str
@@ -41,12 +41,12 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a request ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
+    """The result of a request. ``payload``: (rows, classes) little-endian float32, empty unless OK.
 
-    ``labels``: the class names of the version that answered, if it has any; ``unknown_below``: see
-    `ModelDescription`. ``reason``: why it is not OK. ``retry_after_s``: when to try again; 0: at
-    once, or never. ``queue_s``: from admission to dispatch. ``prepare_s``, ``compute_s``: what its
-    batch of ``batch_rows`` rows took to decode and to compute.
+    ``labels``: the class names of the version that answered; ``unknown_below``: see
+    `ModelDescription`. ``reason``: the cause of another status than OK. ``retry_after_s``: the
+    pause before a retry; 0: at once, or never. ``queue_s``: from admission to dispatch.
+    ``prepare_s``, ``compute_s``: the time to decode and to compute its batch of ``batch_rows``.
     """
 
     status: Status
@@ -70,14 +70,14 @@ class SendToNode(NamedTuple):
 
 
 class EndRequest(NamedTuple):
-    """Give the result to whoever asked. Each request ends once, unless it was cancelled."""
+    """Send the result to the caller. Each request ends once, unless it was cancelled."""
 
     request_id: int
     result: Result
 
 
 class EvictWorker(NamedTuple):
-    """The pool has given up on this worker: kill it if it is a child, and start another."""
+    """Kill this lost worker if it is a child, and start another."""
 
     node: bytes
     process_id: int

@@ -1,9 +1,9 @@
-"""How long batches take, as measured, for one model and kind of payload."""
+"""The measured time of batches of one model and kind of payload."""
 
 from __future__ import annotations
 
 NEWEST_WEIGHT = 0.15
-"""Of a measurement, in the moving means: a new level is reached after about ten batches."""
+"""The weight of a measurement in the moving means, which adapt within about ten batches."""
 NO_ROWS_WEIGHT = 0.1
 FIRST_FEW = 3
 FIRST_DEVIATION = 0.2
@@ -14,10 +14,10 @@ FRESH_FOR_S = 5.0
 class ServiceTime:
     """Expected seconds of a batch by its rows; None while nothing was measured.
 
-    A straight line: a fixed cost for the batch, and a cost for each row. So a measurement of one
-    size says something of every size, and no size stays untried for ever because it once seemed
-    too slow. The line is fitted by least squares to recent batches and, with a little weight, to an
-    empty one that takes no time: while all have one size, others are judged in proportion.
+    The model is a straight line: a fixed cost for the batch, and a cost for each row. So every
+    measurement informs all sizes, and a size that once seemed slow is tried again. The line is
+    fitted by least squares to recent batches and, with a small weight, to an empty batch that takes
+    no time: while all batches have one size, the estimate is proportional.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ServiceTime:
             return
         expected_s = self.expected_s(rows)
         if expected_s is None or (self._count < FIRST_FEW and seconds < expected_s / 2):
-            # The first batch builds its plan and touches its memory: it says nothing.
+            # The first batch builds its plan and touches its memory, so its time is discarded.
             self._means = _terms(rows, seconds)
             self._deviation = FIRST_DEVIATION
         else:
@@ -47,26 +47,26 @@ class ServiceTime:
         self._measured_s = now
 
     def expected_s(self, rows: int, batches: int = 1) -> float | None:
-        """The recent mean, for so many rows in so many batches."""
+        """Return the recent mean for ``rows`` in ``batches``."""
         return batches * self._batch_s + rows * self._row_s if self._count else None
 
     def cautious_s(self, rows: int) -> float | None:
-        """A time that few batches exceed: the mean plus four mean deviations."""
+        """Return a time that few batches exceed: the mean plus four mean deviations."""
         expected_s = self.expected_s(rows)
         return None if expected_s is None else expected_s * (1 + 4 * self._deviation)
 
     def is_fresh(self, now: float) -> bool:
-        """Whether a batch was measured in the last few seconds."""
+        """Return whether a batch was measured in the last few seconds."""
         return self._count > 0 and now - self._measured_s < FRESH_FOR_S
 
 
 def _terms(rows: float, seconds: float) -> tuple[float, ...]:
-    """The terms whose means least squares needs."""
+    """Return the terms whose means least squares needs."""
     return rows, seconds, rows * rows, rows * seconds
 
 
 def _line(rows: float, seconds: float, squares: float, products: float) -> tuple[float, float]:
-    """Seconds for a batch and for each of its rows, neither below 0, from the means of `_terms`."""
+    """Return the seconds per batch and per row, not below 0, from the means of `_terms`."""
     count = 1 + NO_ROWS_WEIGHT
     row_s = (count * products - rows * seconds) / (count * squares - rows * rows)
     row_s = min(row_s, products / squares)

@@ -1,4 +1,4 @@
-"""The limits of the inference pool, checked where they enter."""
+"""The limits of the inference pool."""
 
 import math
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from dist_net.errors import SettingError
 
 MIB = 1 << 20
 MAX_TIMEOUT_S = 60.0
-"""A request that names more is given so much, or the default if that is more."""
+"""The maximum timeout of a request, unless the default is longer."""
 
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """Raises ``SettingError`` for a value that makes no sense.
+    """Validated at creation. Raise ``SettingError`` for a value out of range.
 
     A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
     ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each model
-    wait. The payloads of all requests without an answer have at most ``queue_bytes``, of which
-    each model has an equal part. ``default_timeout_s`` is for requests that name no time. A worker
+    are queued. The payloads of all unanswered requests have at most ``queue_bytes``, divided
+    equally among the models. ``default_timeout_s`` applies to requests without a timeout. A worker
     counts as lost if it is silent for ``heartbeat_timeout_s``, or takes longer than
     ``max_batch_s`` for a batch or ``max_load_s`` to load a version.
     """
@@ -33,7 +33,7 @@ class PoolSettings:
     max_load_s: float = 300.0
 
     def allowed_s(self, timeout_s: float | None) -> float:
-        """Return the seconds within which a request that names ``timeout_s`` is answered."""
+        """Return the timeout of a request that specifies ``timeout_s``."""
         return min(timeout_s or self.default_timeout_s, max(self.default_timeout_s, MAX_TIMEOUT_S))
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Counters and times of what a version of a model was asked."""
+"""Counters and times of the requests to a version of a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from math import ceil, log2
 from dist_net.serving.pool.requests import Result, Status
 
 NO_VERSION = -1
-"""The key for what belongs to no version that is served: see ModelStatistics."""
+"""The key of requests that belong to no served version: see ModelStatistics."""
 
 ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
-"""The counters of requests: how they came in, and how they ended."""
+"""The counters of requests: admitted, and by result."""
 
 TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 WINDOW_S = 10
@@ -24,13 +24,13 @@ BINS = 24 * BINS_PER_OCTAVE
 
 @dataclass(slots=True)
 class Timed:
-    """How often something happened, and how many seconds it took in all."""
+    """A number of events, and their seconds in total."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, count: int, seconds: float) -> None:
-        """Count it ``count`` times more; ``seconds`` is the sum."""
+        """Add ``count`` events of ``seconds`` in total."""
         self.count += count
         self.seconds += seconds
 
@@ -45,19 +45,19 @@ class RecentLatencies:
         self._seconds: deque[tuple[int, list[int]]] = deque()
 
     def add(self, latency_s: float, now: float) -> None:
-        """Count an answer that came ``latency_s`` after its request."""
+        """Count an answer with this latency."""
         octaves = log2(latency_s / SHORTEST_S) if latency_s > SHORTEST_S else 0.0
         self._bins(int(now))[min(int(octaves * BINS_PER_OCTAVE), BINS - 1)] += 1
 
     def requests_per_s(self, now: float) -> float:
-        """The mean over the last ten seconds."""
+        """Return the mean over the last ten seconds."""
         self._forget(now)
         return sum(sum(bins) for _, bins in self._seconds) / WINDOW_S
 
     def percentiles_s(self, shares: Iterable[float], now: float) -> tuple[float, ...] | None:
-        """The latencies within which these shares (0.99, say) were answered; None without answers.
+        """Return the percentiles for these shares, such as 0.99; None without answers.
 
-        Each is within 2.2 %.
+        Each is accurate to 2.2 %.
         """
         self._forget(now)
         bins = [sum(counts) for counts in zip(*(bins for _, bins in self._seconds), strict=True)]
@@ -65,7 +65,7 @@ class RecentLatencies:
         return tuple(_quantile(bins, ceil(share * total)) for share in shares) if total else None
 
     def absorb(self, other: RecentLatencies) -> None:
-        """Add the counts of another."""
+        """Add the counts of ``other``."""
         merged = dict(self._seconds)
         for second, bins in other._seconds:
             mine = merged.get(second, [0] * BINS)
@@ -91,7 +91,7 @@ def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
 
 
 def _quantile(bins: list[int], rank: int) -> float:
-    """The middle of the bin that holds the ``rank``-th smallest."""
+    """Return the middle of the bin of the ``rank``-th smallest value."""
     for index, count in enumerate(bins):
         rank -= count
         if rank <= 0 < count:
@@ -101,25 +101,25 @@ def _quantile(bins: list[int], rank: int) -> float:
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """What one version of a model was asked since it was loaded.
+    """The requests to one version of a model since it was loaded.
 
-    ``inference_count``: rows, and ``execution_count``: batches that were answered.
-    ``last_inference_s``: when the last one was, on the pool's clock; None: never.
+    ``inference_count``: the answered rows, and ``execution_count``: the answered batches.
+    ``last_inference_s``: the time of the last answer on the pool's clock; None without answers.
 
-    Of requests that were answered OK, their number and their seconds in all: ``success``, from
-    admission to answer; ``queue``, from admission to dispatch; ``compute_input`` and
-    ``compute_infer``, for their batches' inputs and network; ``compute_output``, for the rest,
-    which is the way to the worker and back. ``fail``: of those that ended otherwise, unless they
-    were cancelled. ``batches``: of batches by their rows, the seconds in the network.
+    The number of requests answered OK and their seconds in total: ``success``, from admission to
+    answer; ``queue``, from admission to dispatch; ``compute_input`` and ``compute_infer``, for
+    their batches' inputs and network; ``compute_output``, for the transport to the worker and back.
+    ``fail``: requests with another result, unless cancelled. ``batches``: the seconds in the
+    network by rows of the batch.
 
     Requests: ``admitted`` = ``answered`` (OK or a bad input) + ``expired`` + ``failed`` +
-    ``cancelled`` + those still in the pool; ``refused`` were never admitted. A request that names
-    no version is counted as admitted for the newest version of that moment, and as ended for the
-    version that answered; so only the sums over a model's versions balance. ``retried``: how often
-    a request was taken from a lost worker and given to another.
+    ``cancelled`` + pending ones; ``refused`` were never admitted. A request that names no version
+    is counted as admitted for the newest version at that time, and as ended for the version that
+    answered; so only the sums over a model's versions balance. ``retried``: the number of times
+    that a request was moved from a lost worker to another.
 
-    Under the key NO_VERSION a model keeps what its dropped versions counted, and what was refused
-    while it had none. So the sum over a model's versions never falls.
+    Under the key NO_VERSION a model keeps the counts of its dropped versions, and of requests
+    refused while it had none. So the sum over a model's versions never falls.
     """
 
     inference_count: int = 0
@@ -148,9 +148,9 @@ class ModelStatistics:
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
     def ended(self, result: Result, latency_s: float, transit_s: float, now: float) -> None:
-        """Count how an admitted request ended, ``latency_s`` after its admission.
+        """Count the result of an admitted request, ``latency_s`` after its admission.
 
-        ``transit_s``: what its batch took on the way to the worker and back.
+        ``transit_s``: the transport time of its batch to the worker and back.
         """
         if result.status is Status.OK:
             self.answered += 1
@@ -170,7 +170,7 @@ class ModelStatistics:
             self.failed += 1
 
     def absorb(self, other: ModelStatistics) -> None:
-        """Add the counts of another."""
+        """Add the counts of ``other``."""
         self.inference_count += other.inference_count
         self.execution_count += other.execution_count
         if other.last_inference_s is not None:

@@ -1,9 +1,9 @@
-"""The versions of one model: which is served, which is loaded next, which is dropped.
+"""The versions of one model: served, loading next, or dropped.
 
-Workers load a new version one after the other, so that the rest go on serving; only workers that
-have no version of the model load it at once. When every worker has it, or could not load it, older
-versions are dropped as soon as no request names them. A version that comes in the meantime waits,
-and is replaced by the next one that comes.
+Workers load a new version one after the other, so that the rest continue to serve; only workers
+without a version of the model load it at once. When every worker has loaded it or failed to, older
+versions are dropped as soon as no request names them. A version that arrives in the meantime waits,
+until a newer one replaces it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from dist_net.wire.serving_messages import Drop, Load
 logger = logging.getLogger(__name__)
 
 MAX_LOST_LOADING = 3
-"""So many workers may be lost while they load a version that none has ever loaded; then no other
-one is told to load it."""
+"""The number of workers that may be lost while they load a version that no worker has ever loaded;
+after that no further worker loads it."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """One version; ``text``: its description as JSON. It was the ``place``-th of its model to come.
+    """One version, the ``place``-th of its model; ``text`` is its description as JSON.
 
-    ``bound``: how many requests in the pool no other version may answer; ``is_closing``: no more of
-    those are admitted; ``is_replaced``: it answers nothing else any more. ``was_loaded``: a worker
-    could load it; ``lost_loading``: how many workers were lost while they loaded it.
+    ``bound``: the number of requests that only this version may answer; ``is_closing``: no further
+    requests may name it; ``is_replaced``: it answers no requests that do not name it.
+    ``was_loaded``: a worker has loaded it; ``lost_loading``: the number of workers lost loading it.
     """
 
     description: ModelDescription
@@ -47,25 +47,24 @@ class Version:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether loading it seems to end every worker."""
+        """Whether loading it probably ends every worker."""
         return not self.was_loaded and self.lost_loading >= MAX_LOST_LOADING
 
     @property
     def takes(self) -> tuple[object, ...]:
-        """What a request is checked for. Versions that take the same may answer for each other."""
+        """The requirements for a request; versions with equal ones may answer for each other."""
         one = self.description
         return one.input_datatype, one.input_shape, one.takes_images, one.has_classes
 
 
 class ModelVersions:
-    """One model. ``versions``: those that workers have or will load, in the order they came.
+    """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
-    ``newest``: the last one that a worker has, or had when none has any now; ``alike``: the
-    versions that may answer a request that names none. ``pending``: requests without an answer,
-    which have ``pending_bytes``.
-    ``reason``: why the model is not served, or why the last version that came is not. ``came``: how
-    many versions have come; ``done``: how many of them, in that order, are settled: every worker
-    has it or could not load it, or a later one took its place.
+    ``newest``: the last version that a worker has, or had if none has any now; ``alike``: the
+    versions that may answer a request without a version. ``pending``: unanswered requests, which
+    have ``pending_bytes``. ``reason``: why the model, or its last version, is not served.
+    ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
+    every worker has loaded it or failed to, or a later version replaced it.
     """
 
     def __init__(self, name: str) -> None:
@@ -83,7 +82,7 @@ class ModelVersions:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request that names no version would be run."""
+        """Whether a worker can run a request that names no version."""
         return bool(self._available) and not self.is_unloaded
 
     @property
@@ -92,19 +91,19 @@ class ModelVersions:
         return NO_VERSION if self.newest is None else self.newest.description.version
 
     def served(self) -> ServedModel:
-        """What interfaces see of it."""
+        """Return the model as interfaces see it."""
         newest = None if self.is_unloaded else self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description, samples = (newest.description, newest.samples) if newest else (None, ())
         return ServedModel(self.name, description, versions, self.is_ready, self.reason, samples)
 
     def may_name(self, number: int) -> bool:
-        """Whether a request may ask for this version."""
+        """Return whether a request may name this version."""
         one = self.versions.get(number)
         return one is not None and number in self._available and not one.is_closing
 
     def version_for(self, worker: Worker, named: int | None) -> int | None:
-        """The version by which the worker would answer: the one named, or its newest that fits."""
+        """Return the version that the worker would use: the named or its newest suitable one."""
         numbers = worker.holds.get(self.name, ())
         if named is not None:
             return named if named in numbers else None
@@ -114,7 +113,7 @@ class ModelVersions:
         return None
 
     def statistics_of(self, number: int) -> ModelStatistics:
-        """The statistics that count a version's requests."""
+        """Return the statistics that count a version's requests."""
         key = number if number in self.versions else NO_VERSION
         found = self.statistics.get(key)
         if found is None:
@@ -122,7 +121,7 @@ class ModelVersions:
         return found
 
     def prepared(self, version: Version) -> None:
-        """A version can be loaded. One that is known already changes nothing."""
+        """Add a version that can be loaded, unless it is known already."""
         self.is_unloaded = False
         if version.description.version not in self.versions:
             self.came += 1
@@ -130,12 +129,12 @@ class ModelVersions:
             self._waiting = version
 
     def unload(self, reason: str) -> None:
-        """Serve it no longer. What was admitted is answered before workers drop the model."""
+        """Stop serving the model. Admitted requests are answered before workers drop it."""
         self.is_unloaded, self._waiting, self.reason = True, None, reason
         self.done = self.came
 
     def loaded(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
-        """A worker has a version now, or could not load it."""
+        """Record that a worker has loaded a version or failed to."""
         worker.loading.pop((self.name, number), None)
         if number not in self.versions:
             return [] if reason else [SendToNode(worker.node, Drop(self.name, number))]
@@ -152,7 +151,7 @@ class ModelVersions:
         return []
 
     def lost_while_loading(self, number: int, reason: str) -> None:
-        """A worker is lost that was told to load a version."""
+        """Record that a worker was lost while it loaded a version."""
         one = self.versions.get(number)
         if one is None:
             return
@@ -165,7 +164,7 @@ class ModelVersions:
             logger.warning("load_given_up model=%s reason=%s", self.name, self.reason)
 
     def refresh(self, workers: PoolMembership) -> None:
-        """Find out what is served, after workers came or went, or what they have has changed."""
+        """Update the served versions after a change of the workers or of their versions."""
         numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
         self._available = frozenset(numbers)
         current = [n for n, one in self.versions.items() if n in numbers and not one.is_replaced]
@@ -177,7 +176,7 @@ class ModelVersions:
         )
 
     def advance(self, workers: PoolMembership, now: float) -> list[SendToNode]:
-        """Load and drop what can be loaded and dropped now."""
+        """Return the commands to load and drop versions."""
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
         commands = []
@@ -200,7 +199,7 @@ class ModelVersions:
         return commands
 
     def report(self, now: float) -> dict[str, Any]:
-        """For status: requests of all versions since the start, times of the last ten seconds."""
+        """Return the status: requests since the start, and times of the last ten seconds."""
         counted = total(self.statistics.values())
         served = self.served()
         description = served.description
@@ -227,7 +226,7 @@ class ModelVersions:
         return next(reversed(self.versions), None)
 
     def _is_settled(self, workers: PoolMembership) -> bool:
-        """Whether every worker has the newest version, or could not load it."""
+        """Return whether every worker has loaded the newest version or failed to."""
         target = self._target
         return target is None or all(
             (worker.has(self.name, target) or self._cannot_load(worker, target))
@@ -253,7 +252,7 @@ class ModelVersions:
         return commands
 
     def _wanted(self, worker: Worker) -> list[int]:
-        """What the worker must load: the newest, and what requests name and no worker has."""
+        """Return the versions that the worker must load: the newest, and missing named ones."""
         return [
             number
             for number, one in self.versions.items()
@@ -267,7 +266,7 @@ class ModelVersions:
         return (self.name, number) in worker.failed or self.versions[number].is_given_up
 
     def _drop_old(self, workers: PoolMembership) -> list[SendToNode]:
-        """Drop what the newest version replaces; or the newest, if no worker could load it."""
+        """Drop the versions that the newest replaces; or the newest, if no worker could load it."""
         commands = []
         target = self._target
         if target is None:
@@ -275,7 +274,7 @@ class ModelVersions:
         others = self.versions.keys() - {target}
         is_given_up = self.versions[target].is_given_up and len(others) > 0
         if target not in self._available and (self._available & others or is_given_up):
-            # Now that it comes before the others, it will be dropped in their place.
+            # Once it is before the others, it is dropped in their place.
             self.versions = {target: self.versions.pop(target), **self.versions}
             target = next(reversed(self.versions))
             self.versions[target].is_replaced = False
@@ -285,7 +284,7 @@ class ModelVersions:
             holders = [worker for worker in workers if worker.has(self.name, number)]
             done = [worker for worker in holders if worker.has(self.name, target)]
             one.is_closing = len(done) == len(holders)
-            # A worker that comes later may load it for requests that name it.
+            # A worker that joins later may load it for requests that name it.
             one.is_replaced |= one.is_closing
             if one.bound:
                 continue
@@ -295,9 +294,10 @@ class ModelVersions:
         return commands
 
     def _forget_unloaded(self, workers: PoolMembership) -> None:
-        """Forget what nobody has and nobody waits for: versions come also while no worker is here.
+        """Forget versions that no worker has and no request names; keep the newest.
 
-        Requests that name no version may still be bound to the newest.
+        Versions also arrive while there is no worker. Requests without a version may still be bound
+        to the newest.
         """
         for number, one in list(self.versions.items()):
             if number not in self._available and not one.bound and one is not self.newest:

@@ -4,8 +4,8 @@
         [--connect ADDRESS] [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N]
         [--max-pixels N] [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
 
-Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
-a reason of its own. Logs go to stderr.
+Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
+stderr.
 """
 
 import argparse
@@ -29,11 +29,8 @@ from dist_net.wire.token import POOL
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
-# Loading runs Python beside the loop, which has to wait so long for the interpreter; 5 ms by
-# default.
-SWITCH_INTERVAL_S = 0.0005
-# A batch's rows are smaller; the pixels of a huge image must not stay for ever.
-KEPT_BYTES = 8 << 20
+SWITCH_INTERVAL_S = 0.0005  # the loop's wait for the interpreter while a thread loads (5 ms)
+KEPT_BYTES = 8 << 20  # enough for a batch's rows; memory of a huge image's pixels is returned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +77,7 @@ def _gateway(arguments: argparse.Namespace) -> ServerAccess:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answers until the gateway lets this worker go; gives the exit code."""
+    """Serve until the gateway stops this worker; return the exit code."""
     settings = WorkerSettings(
         arguments.directory,
         arguments.threads,

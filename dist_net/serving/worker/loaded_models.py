@@ -1,4 +1,4 @@
-"""The versions that an inference worker has loaded, and those that it loads in a thread."""
+"""The versions that an inference worker has loaded or is loading in a thread."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dist_net.wire.serving_messages import Load, Loaded
 logger = logging.getLogger(__name__)
 
 LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
-"""Loads a version. It gets a loaded one of the same architecture, if there is one, which may be
-closed meanwhile; and calls the last argument now and then to ask whether to go on."""
+"""Loads a version. Its arguments: the description; a loaded version of the same architecture or
+None, which may be closed meanwhile; and a function that returns False once loading must stop."""
 
 _Key = tuple[str, int]
 
@@ -28,8 +28,8 @@ class _Loading(NamedTuple):
 
 
 class LoadedModels:
-    """Belongs to the worker's thread. Only ``load`` runs in another, one version at a time, or as
-    ``executor`` runs it."""
+    """Belongs to the worker's thread. Only ``load`` runs in another, in ``executor`` or else one
+    version at a time."""
 
     def __init__(self, load: LoadNetwork, executor: Executor | None = None) -> None:
         self._load = load
@@ -40,27 +40,27 @@ class LoadedModels:
 
     @property
     def is_loading(self) -> bool:
-        """Whether ``finished`` will have something to report."""
+        """Whether a version is being loaded or unreported."""
         return bool(self._loading)
 
     @property
     def loaded(self) -> set[tuple[str, int]]:
-        """The versions that can answer."""
+        """The loaded versions."""
         return set(self._networks)
 
     def network(self, model: str, version: int) -> ServedNetwork | None:
         return self._networks.get((model, version))
 
     def joined_anew(self) -> None:
-        """The gateway does not know what is loaded here, and asks for what it needs.
+        """Expect the gateway to request versions again after a new join.
 
-        That is there at once; the other versions of a model are dropped when it has one that was
-        asked for.
+        Loaded versions are reported at once. The other versions of a model are dropped once a
+        requested version is loaded.
         """
         self._unclaimed = set(self._networks)
 
     def begin(self, load: Load) -> None:
-        """Begins to load a version, unless it is loaded already. Raises ProtocolError."""
+        """Begin to load a version, unless it is loaded already. Raise ProtocolError."""
         key = load.model, load.version
         description = ModelDescription.from_json(load.description)
         self._unclaimed.discard(key)
@@ -79,12 +79,12 @@ class LoadedModels:
         self._loading[key] = _Loading(future, is_dropped)
 
     def finished(self) -> list[Loaded]:
-        """The versions whose loading has ended since the last call, and how."""
+        """Return the results of loading since the last call."""
         done = [key for key, loading in self._loading.items() if loading.future.done()]
         return [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
 
     def drop(self, model: str, version: int) -> None:
-        """Drops a version, or stops loading it."""
+        """Drop a version, or stop loading it."""
         key = model, version
         self._unclaimed.discard(key)
         loading = self._loading.pop(key, None)
@@ -97,20 +97,20 @@ class LoadedModels:
             network.close()
 
     def close(self) -> None:
-        """Drops everything, and waits for the thread, which is told to stop."""
+        """Drop all versions, and wait for the thread to stop."""
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)
 
     def _alike(self, description: ModelDescription) -> ServedNetwork | None:
-        """The version of the same architecture that was loaded last."""
+        """Return the last loaded version of the same architecture."""
         for network in reversed(self._networks.values()):
             if network.description.plan_key == description.plan_key:
                 return network
         return None
 
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
-        """Keeps a version that was loaded; returns why it could not be, "" if it was."""
+        """Keep a loaded version; return the reason of a failure, or ""."""
         error = future.exception()
         if error is not None:
             is_expected = isinstance(error, DistNetError)

@@ -1,4 +1,4 @@
-"""How an inference worker loads a version: the arrays, maybe from another host, and the plans."""
+"""Load a version in an inference worker: its arrays, perhaps from another host, and its plans."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ ANSWER_WITHIN_S = 10.0
 
 
 class NetworkLoader:
-    """Loads versions, in another thread than the one that answers.
-
-    What is not on this host is fetched from the gateway at ``address``.
-    """
+    """Loads versions in a separate thread, and fetches missing arrays from the gateway."""
 
     def __init__(
         self, address: str, keys: PeerKeys | None, settings: WorkerSettings, clock: Clock
@@ -38,7 +35,7 @@ class NetworkLoader:
         alike: ServedNetwork | None,
         may_go_on: Callable[[], bool],
     ) -> ServedNetwork:
-        """A version's network; raises a DistNetError, or what a recipe raises."""
+        """Return a version's network. Raise a DistNetError or a recipe's exception."""
         prepared = self._mapped(description, may_go_on)
         rebound = alike.rebound(description, prepared) if alike is not None else None
         if rebound is not None:
@@ -46,7 +43,7 @@ class NetworkLoader:
         return ServedNetwork(description, prepared, self._settings, may_go_on, self._clock)
 
     def _mapped(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> Prepared:
-        """The arrays of a version. They are fetched through a socket of their own, as the worker's
+        """Return the arrays of a version. A separate socket fetches them, since the worker's socket
         belongs to the thread that answers."""
         with ExitStack() as opened:
             pieces: ClientSocket | None = None
@@ -63,7 +60,7 @@ class NetworkLoader:
                     raise pieces.no_answer(ANSWER_WITHIN_S)
                 if not isinstance(answer, ArraysPiece):
                     raise ProtocolError(
-                        f"the gateway answered FetchArrays by {answer!r:.80}; expected Arrays"
+                        f"the gateway answered FetchArrays by {answer!r:.80}; expected ArraysPiece"
                     )
                 return answer
 

@@ -1,4 +1,4 @@
-"""Maps a version's file of prepared kernels, after fetching it from another host's gateway."""
+"""Map a version's file of prepared kernels, after fetching it from a gateway on another host."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PIECE_BYTES = 4 << 20
 VERSIONS_KEPT = 3
 
 Fetch = Callable[[FetchArrays], ArraysPiece]
-"""Asks the gateway for a piece; raises a DistNetError if it does not answer."""
+"""Requests a piece from the gateway; raises a DistNetError without an answer."""
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
-    """The arrays of a version, read-only, from a file that all processes of a host share.
+    """Return the arrays of a version, read-only, from a file that all processes of a host share.
 
-    That is the gateway's own file if this process can read it; else a copy in ``directory``, which
-    is fetched unless another worker has done so. Raises ModelLoadError if there is none.
+    The file is the gateway's own if this process can read it; else a copy in ``directory``, which
+    is fetched unless another worker has done so. Raise ModelLoadError.
     """
     prepared = map_prepared(Path(description.arrays_path), description.arrays_key)
     if prepared is not None:
@@ -36,22 +36,22 @@ def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) 
         prepared = map_prepared(path, description.arrays_key)
     if prepared is None:
         raise ModelLoadError(
-            f"the arrays of {description.name} version {description.version} that the gateway "
-            f"sent are of another version; expected those of key {description.arrays_key[:12]}: "
-            f"the file {description.arrays_path} has changed since, reload the model"
+            f"the gateway sent arrays of another version than {description.version} of "
+            f"{description.name}; expected the key {description.arrays_key[:12]}. The file "
+            f"{description.arrays_path} has changed: reload the model"
         )
     return prepared
 
 
 def keep_newest(directory: Path, name: str) -> None:
-    """Removes all but the newest files of a model. A process that has one mapped keeps it."""
+    """Remove all but the newest files of a model. Existing mappings of a file stay valid."""
     files = [path for path in directory.glob("*.prepared") if path.name.rsplit(".", 2)[0] == name]
     for path in sorted(files, key=lambda each: each.stat().st_mtime_ns)[:-VERSIONS_KEPT]:
         path.unlink(missing_ok=True)
 
 
 def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
-    """Fetches the file of arrays to ``path``, where it appears when it is complete."""
+    """Fetch the file of arrays to ``path``, where it appears once it is complete."""
     total = description.arrays_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -61,7 +61,7 @@ def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
             file.flush()
     except OSError as error:
         raise ModelLoadError(
-            f"the arrays of {description.name} cannot be kept in {path.parent}: {error.strerror}; "
+            f"cannot write the arrays of {description.name} to {path.parent}: {error.strerror}; "
             f"expected a directory with {total:,} bytes free"
         ) from error
 
@@ -77,7 +77,7 @@ def _piece(
         raise ModelLoadError(
             f"the gateway sent pieces of {sizes} bytes at {arrays.offset:,} of {arrays.total:,}, "
             f"of {arrays.model} version {arrays.version}; expected one of {size:,} at {offset:,} "
-            f"of {description.arrays_bytes:,}, of {name} version {version}: it may have been "
-            f"dropped meanwhile"
+            f"of {description.arrays_bytes:,}, of {name} version {version}, which may have been "
+            f"dropped"
         )
     return arrays.payloads[0]

@@ -1,4 +1,4 @@
-"""A version of a model in an inference worker: payloads go in, results come out."""
+"""A version of a model in an inference worker: computes the results of payloads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Answers(NamedTuple):
 
 
 def _decoders(threads: int) -> ThreadPoolExecutor | None:
-    """Threads that decode images, started when first needed; None: the caller's does."""
+    """Return threads that decode images, started on demand; None: the caller's thread decodes."""
     return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
 
@@ -77,8 +77,8 @@ class ServedNetwork:
     As many threads decode images as compute: a batch of images 640 pixels wide is ready in half
     the time, for as much memory as that many workers would need.
 
-    ``prepared`` is borrowed. ``may_go_on`` is called now and then while plans are compiled, which
-    takes a second for a large net.
+    ``prepared`` is borrowed. Compiling the plans, which takes a second for a large net, stops once
+    ``may_go_on`` returns False.
 
     Raises ModelLoadError if this host lacks the described net; ShapeError for kernels of another
     model; and the errors of parsing a configuration or running a recipe.
