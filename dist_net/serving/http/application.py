@@ -17,7 +17,7 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.exchange import RequestMemory
 from dist_net.serving.http.guard import Guard
-from dist_net.serving.http.open_inference.infer import infer_routes
+from dist_net.serving.http.open_inference.infer import InferEndpoint
 from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.pages import PAGE, openapi_route, page_routes, pool_route, sample_routes
 from dist_net.serving.http.pool_metrics import PoolCollector, metrics_route
@@ -53,7 +53,7 @@ def application(
     memory = RequestMemory(settings)
     files = page_routes(page)
     routes = [
-        *infer_routes(gateway, memory),
+        *InferEndpoint(gateway, memory).routes(),
         *Classification(gateway, memory).routes(),
         *Models(gateway, memory, settings.max_batch_size, clock or SystemClock()).routes(),
         *sample_routes(gateway),

@@ -36,7 +36,7 @@ def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) 
         prepared = map_prepared(path, description.arrays_key)
     if prepared is None:
         raise ModelLoadError(
-            f"the gateway sent arrays of another version than {description.version} of "
+            f"the gateway sent other arrays than those of version {description.version} of "
             f"{description.name}; expected the key {description.arrays_key[:12]}. The file "
             f"{description.arrays_path} has changed: reload the model"
         )

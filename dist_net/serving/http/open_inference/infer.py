@@ -8,6 +8,7 @@ from functools import partial
 
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import (
@@ -21,14 +22,21 @@ from dist_net.serving.http.replies import JSON_LENGTH, HttpReply, result_reply
 from dist_net.serving.pool.requests import Result, Status
 
 
-def infer_routes(gateway: Gateway, memory: RequestMemory) -> list[Route]:
-    """Return the routes of inference requests, for the newest version or a named one."""
+class InferEndpoint:
+    """The endpoint of inference requests: an ASGI application, cheaper than a function's route."""
 
-    async def infer(request: Request) -> HttpReply:
-        return await _infer(gateway, memory, request)
+    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
+        self._gateway = gateway
+        self._memory = memory
 
-    models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-    return [Route(f"{model}/infer", infer, methods=["POST"]) for model in models]
+    def routes(self) -> list[Route]:
+        """Return the routes to the newest version and to a named one."""
+        models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        return [Route(f"{model}/infer", self, methods=["POST"]) for model in models]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = await _infer(self._gateway, self._memory, Request(scope, receive))
+        await reply(scope, receive, send)
 
 
 async def _infer(gateway: Gateway, memory: RequestMemory, request: Request) -> HttpReply:

@@ -1007,7 +1007,7 @@ def test_a_failed_reload_says_why_and_changes_nothing() -> None:
     desk.take(desk.pool.prepared(ModelPrepared("nought", 2, "", ""), desk.now))
     assert desk.pool.catalogue.served()["net"].reason == "the file is gone"
     desk.take(desk.pool.prepared(ModelPrepared("net", 2, "{", ""), desk.now))
-    assert "describes no model" in desk.pool.catalogue.served()["net"].reason
+    assert "description of a model" in desk.pool.catalogue.served()["net"].reason
     assert not desk.sent(Load, ONE)
     desk.ask()
 

@@ -100,7 +100,7 @@ def test_a_wrong_piece_is_refused_and_leaves_nothing(source, description, tmp_pa
 
 def test_another_versions_content_is_refused(source, description, tmp_path):
     other = replace(description, arrays_key="0" * 64)
-    with pytest.raises(ModelLoadError, match=naming("m.1 version 3", "000000000000")):
+    with pytest.raises(ModelLoadError, match=naming("version 3 of m.1", "000000000000")):
         mapped_arrays(other, tmp_path / "own", Gateway(source))
 
 
