@@ -14,17 +14,23 @@ from dist_net.processes.cluster_options import AUTO
 DEFAULT_WORKERS = 2
 
 
-def show_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print the results of the run and the next command."""
+def show_summary(summary: dict[str, Any], console: Console, result: str = "") -> None:
+    """Print the results of the run and the next command.
+
+    ``result`` replaces the test accuracy, where it was measured on other samples.
+    """
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
-    result = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
-    console.print(result, style="bold", end="")
-    console.print(
-        f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
-        f"{summary['samples_per_s']:,.0f} samples/s\n"
-        "staleness (updates between reading the weights and applying the gradient): "
-        f"mean {summary['staleness_mean']:.1f}, max {summary['staleness_max']}"
-    )
+    measured = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    console.print(result or measured, style="bold", end="")
+    if not summary["pushes_applied"]:  # a head, which this process trained
+        console.print(f" ({summary['seconds']:.1f} s)")
+    else:
+        console.print(
+            f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
+            f"{summary['samples_per_s']:,.0f} samples/s\n"
+            "staleness (updates between reading the weights and applying the gradient): "
+            f"mean {summary['staleness_mean']:.1f}, max {summary['staleness_max']}"
+        )
     received, sent = summary["bytes_received_per_sample"], summary["bytes_sent_per_sample"]
     if received or sent:
         console.print(f"network: {received:,.0f} bytes received and {sent:,.0f} sent per sample")

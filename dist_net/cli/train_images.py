@@ -197,8 +197,19 @@ def train_images(
         except (InterruptedRunError, ProcessFailedError) as error:
             error.add_note(how_to_go_on(arguments, directory))
             raise
-    show_summary(summary, console)
+    content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
+    show_summary(summary, console, _figures(content["measured"][-1]))
     console.print(f"report: {directory.report}")
     if arguments.json:
         print(json.dumps(summary))
     return 0
+
+
+def _figures(measured: Mapping[str, Any]) -> str:
+    """Return the figures of the report on the data measured last: ``test/``, if there is one."""
+    low, high = measured["accuracy_interval"]
+    return (
+        f"{measured['right']} right answers ({low:.1%} to {high:.1%}), "
+        f"{measured['answered_right']} of the {measured['answered']} certain ones; "
+        f"measured on {measured['data']}"
+    )
