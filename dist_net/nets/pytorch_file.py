@@ -118,10 +118,9 @@ def _shaped(tensor: _Tensor, elements: Array) -> Array:
 
 
 def _plain_data(stream: BytesIO) -> Any:
-    """Return the value of the pickle that begins at the stream's position.
+    """Return the numbers, texts, lists, dicts and tensors of the stream's next pickle.
 
-    It contains numbers, texts, lists, dicts and tensors. Raises ValueError for other instructions
-    and names.
+    Raises ValueError for other instructions and names.
     """
     stack: list[Any] = []
     marks: list[int] = []
