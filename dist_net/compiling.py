@@ -1,12 +1,12 @@
-"""Compile loops with numba, and cache the machine code. Needs the extra ``fast``.
+"""Compiling loops with numba, and caching their code. Needs the extra ``fast``.
 
-Each function is compiled for one signature when its module is imported, or read from numba's cache
-on disk. In one cache directory, numba keeps a single index for all signatures of a function, so
-processes that fill it at the same time may read each other's code; and it notices changes only in
-the function's own file. So each signature has its own directory in a directory for each state of
-the sources: this file, and the files in the function's folder. A compiled function must not call
-functions outside that folder. The first function compiled from new sources, as after an upgrade,
-removes the directories of other states.
+A function is compiled for one signature, or read from numba's cache on disk, by the thread that
+asks for it. In that cache, functions made for several constants or signatures share one index, so
+processes that fill it at the same time may get each other's code; and a change is noticed only in
+the function's own file. So there is a cache directory for each signature and each state of the
+sources: this file, and the files in the function's own folder. A compiled function may call only
+functions in that folder. The first one that is compiled in a new state of the sources, as after an
+upgrade, removes the directories of the states before.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ Loop = Callable[..., Any]
 
 
 def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
-    """Compile the decorated function for arguments of exactly these types.
+    """Compiles a function for arguments of exactly these types; without a result, by default.
 
-    ``result`` defaults to none. The code runs without the interpreter's lock, and a division by
-    zero returns inf or nan.
+    The code runs without the interpreter's lock, and division by zero gives inf or nan.
     """
     signature = result(*arguments)
 
@@ -57,15 +56,15 @@ def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
 
 @contextmanager
 def _own_cache(file: Path, signature: Any) -> Iterator[None]:
-    """Make numba store code in the directory for this signature and state of the sources."""
+    """Has numba keep the code of a file apart for each signature and state of the sources."""
     sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
-    current = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
-    if not current.exists():
+    of_state = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
+    if not of_state.exists():
         _announce()
-        for other in {*current.parent.glob("compiled-*")} - {current}:
-            shutil.rmtree(other, ignore_errors=True)
+        for another in {*of_state.parent.glob("compiled-*")} - {of_state}:
+            shutil.rmtree(another, ignore_errors=True)
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(current / _digest(str(signature).encode()))
+    numba.config.CACHE_DIR = str(of_state / _digest(str(signature).encode()))
     try:
         yield
     finally:

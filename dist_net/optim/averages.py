@@ -1,4 +1,4 @@
-"""The moving average of the weights, for the server and for training in one process."""
+"""The exponential moving average of the weights, often more accurate than the final weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dist_net.optim.rule import strips_of
 class WeightAverage:
     """a ← a + (1 - d)(w - a) after each update; a starts as a copy of the initial weights.
 
-    It is often more accurate than the final weights. d = min(``decay``, (1 + t) / (10 + t)) at
-    update t, so that a short run's average is not dominated by its initial weights. Training never
-    reads the average, which depends on the updates alone (Polyak & Juditsky 1992).
+    d = min(``decay``, (1 + t) / (10 + t)) at update t, so that a short run's average is not
+    dominated by its initial weights. Training never reads the average, which depends on the
+    updates alone (Polyak & Juditsky 1992).
     """
 
     def __init__(self, weights: Floats, decay: float) -> None:

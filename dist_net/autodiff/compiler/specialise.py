@@ -8,7 +8,7 @@ outputs ─fuse─▶ convolutions with scale, bias, activation, residual ─pla
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -31,13 +31,7 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import POINTWISE
 from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.autodiff.operations.elementwise import (
-    BinaryUfunc,
-    add,
-    divide,
-    multiply,
-    subtract,
-)
+from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
 from dist_net.autodiff.operations.fused_convolution import (
     FusedConvolution,
     PlannedConvolution,
@@ -49,6 +43,8 @@ from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.selection import Clip
 from dist_net.autodiff.operations.shaping import Reshape, reshape
+
+BinaryFunction = Callable[[Expression, Expression], Expression]
 
 
 class Specialised(NamedTuple):
@@ -154,17 +150,17 @@ class _Fusion:
         match node.operation, node.inputs:
             case elementwise.add, (a, b):
                 return _first(
-                    self._with_vector(a, b, add),
-                    self._with_vector(b, a, add),
+                    self._shifted(a, b, add),
+                    self._shifted(b, a, add),
                     self._with_residual(b, a),
                     self._with_residual(a, b),
                 )
             case elementwise.subtract, (a, b):
-                return self._with_vector(a, b, subtract)
+                return self._shifted(a, b, subtract)
             case elementwise.multiply, (a, b):
-                return _first(self._with_vector(a, b, multiply), self._with_vector(b, a, multiply))
+                return _first(self._scaled(a, b, multiply), self._scaled(b, a, multiply))
             case elementwise.divide, (a, b):
-                return self._with_vector(a, b, divide)
+                return self._scaled(a, b, divide)
             case LeakyRelu(slope=slope), (a,):
                 return self._with_slope(a, slope)
             case Clip(low=low, high=high), (a,):
@@ -182,16 +178,25 @@ class _Fusion:
                 return fused if self._uses[id(node)] == 1 else None
         return None
 
-    def _with_vector(
-        self, node: Expression, vector: Expression, function: BinaryUfunc
+    def _shifted(
+        self, node: Expression, shift: Expression, function: BinaryFunction
     ) -> Expression | None:
-        """Fuse a sum, difference, product or quotient with a fixed value per channel."""
-        match self._linear(node, vector):
+        """Fuse ``function``, add or subtract, with a fixed value per channel."""
+        match self._linear(node, shift):
             case fused, values:
                 x, filters, bias = fused.inputs
-                if function in (multiply, divide):
-                    filters = function(filters, values)
                 return apply(fused.operation, x, filters, function(bias, values))
+        return None
+
+    def _scaled(
+        self, node: Expression, scale: Expression, function: BinaryFunction
+    ) -> Expression | None:
+        """Fuse ``function``, multiply or divide, with a fixed value per channel."""
+        match self._linear(node, scale):
+            case fused, values:
+                x, filters, bias = fused.inputs
+                scaled = function(filters, values), function(bias, values)
+                return apply(fused.operation, x, *scaled)
         return None
 
     def _linear(self, node: Expression, other: Expression) -> tuple[Expression, Expression] | None:

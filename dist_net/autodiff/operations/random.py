@@ -1,4 +1,4 @@
-"""Random numbers, drawn anew at each run: unlike others, these operations are never merged."""
+"""Random numbers that each run of a plan draws from an explicit generator."""
 
 from __future__ import annotations
 

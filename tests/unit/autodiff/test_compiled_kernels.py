@@ -112,6 +112,8 @@ WINOGRAD_CASES = [
     ((3, 8, 12, 16), 24, WHOLE),
     ((2, 8, 4, 13), 9, Blocking(1, 4, 999)),
     ((2, 12, 8, 40), 44, Blocking(1, 4, 11)),  # the last split has 11, the others overlap
+    ((1, 4, 4, 8), 40, Blocking(1, 4, 12)),  # the last split is narrower than a vector
+    ((2, 4, 4, 3), 8, WHOLE),  # and so are the input's channels
 ]
 
 
@@ -131,6 +133,7 @@ IM2ROW_CASES = [
     ((1, 5, 6, 3), 8, {"padding": ((0, 2), (1, 0))}),
     ((1, 2, 2, 3), 8, {"padding": ((4, 4), (4, 4))}),
     ((1, 2, 2, 1), 8, {"padding": ((4, 4), (4, 4))}),
+    ((2, 9, 9, 16), 3, {"stride": 2}),
     ((1, 6, 6, 3), 8, {"padding": ((0, 0), (0, 0)), "size": 6}),
 ]
 
@@ -176,12 +179,12 @@ def test_winograd_gives_the_plain_answers(m, stride, x, filters, blocking, with_
     require_same(fast, plain, problem, blocking, with_residual, threads)
 
 
-@pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999), Blocking(1, 5, 8)])
+@pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999), Blocking(1, 5, 9)])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("x", "filters", "options"), IM2ROW_CASES)
 def test_im2row_gives_the_plain_answers(x, filters, options, with_residual, blocking):
-    if blocking.channels < filters and ("groups" in options or filters % blocking.channels < 8):
-        pytest.skip("groups are not split, and a block has at least one vector of channels")
+    if "groups" in options and blocking.channels < filters:
+        pytest.skip("groups are not split")
     problem = problem_of(x, filters, **options)
     require_same(CompiledIm2Row(), Im2Row(), problem, blocking, with_residual, threads=2)
 
@@ -204,17 +207,15 @@ def test_whatever_is_chosen_gives_the_plain_answers(
     fast = choose(problem, threads, reproducible, compiled=True)
     assert fast.blocking == plain.blocking
     assert fast.algorithm.name == plain.algorithm.name
-    fewest_channels = filters % fast.blocking.channels or fast.blocking.channels
-    if fewest_channels < vectors.LANES:
-        assert type(fast.algorithm) is type(plain.algorithm)
-    else:
-        assert type(fast.algorithm) in (CompiledIm2Row, CompiledWinograd)
+    assert type(fast.algorithm) in (CompiledIm2Row, CompiledWinograd)
     require_same(fast.algorithm, plain.algorithm, problem, fast.blocking, with_residual, threads)
 
 
 def test_other_numbers_than_float32_keep_the_plain_algorithm():
     problem = problem_of((1, 8, 8, 16), 16, dtype=np.float64)
     assert type(choose(problem, 1, compiled=True).algorithm) is Winograd
+    require_same(CompiledWinograd(4), Winograd(4), problem, WHOLE)
+    require_same(CompiledIm2Row(), Im2Row(), problem, WHOLE)
 
 
 @pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])

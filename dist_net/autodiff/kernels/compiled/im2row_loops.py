@@ -1,8 +1,8 @@
 """im2row with the steps before and after its product compiled by numba, in one pass each.
 
-Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, for float32
-and blocks of at least one vector of channels. If the number of channels is not a multiple of a
-vector's length, the last vector overlaps the previous one.
+Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
+for shapes that do not suit vectors. If the number of channels is not a multiple of a vector's
+length, the last vector overlaps the previous one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
@@ -38,6 +39,14 @@ from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 class CompiledIm2Row(Im2Row):
     """``Im2Row`` with one pass that writes the rows and one that computes the epilogue."""
 
+    def calls(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Call]:
+        """Return the calls that compute a block of the output."""
+        if not is_suitable(block, arrays):
+            return Im2Row(self.gemm).calls(problem, block, arrays, scratch)
+        return super().calls(problem, block, arrays, scratch)
+
     def _gather(
         self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
     ) -> Sequence[Call]:
@@ -56,6 +65,14 @@ class CompiledIm2Row(Im2Row):
         images, rows, out_channels = block.size
         shape = images, rows, problem.out[2], out_channels
         return [partial(from_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
+
+
+def is_suitable(block: Block, arrays: Arrays) -> bool:
+    """Return whether a block has a vector of channels and the loops support all arrays."""
+    used = [arrays.x, arrays.bias, arrays.out]
+    used += [] if arrays.residual is None else [arrays.residual]
+    is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
+    return is_plain and block.size[2] >= LANES
 
 
 def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:

@@ -1,7 +1,7 @@
 """Winograd's convolution with its transforms compiled by numba, each in one pass.
 
-Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, for float32
-and blocks of at least 8 channels. Loops take 8 neighbouring channels of a tile at a time; if the
+Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
+for shapes that do not suit vectors. Loops take 8 neighbouring channels of a tile at a time; if the
 number of channels is not a multiple of 8, the last vector overlaps the previous one.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
@@ -18,6 +19,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EpilogueNumbers,
     epilogue_of,
     flat,
+    is_suitable,
     spread_each,
 )
 from dist_net.autodiff.kernels.compiled.tile_transforms import (
@@ -51,6 +53,18 @@ Quadruple = tuple[int, int, int, int]
 class CompiledWinograd(Winograd):
     """``Winograd`` with each transform in one pass; a stride of 2 requires m = 2."""
 
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """Return the bytes of scratch for a block, by this algorithm or the plain one."""
+        return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
+
+    def calls(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Call]:
+        """Return the calls that compute a block of the output."""
+        if problem.x[3] < LANES or not is_suitable(block, arrays):
+            return self._plain.calls(problem, block, arrays, scratch)
+        return super().calls(problem, block, arrays, scratch)
+
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
@@ -72,6 +86,10 @@ class CompiledWinograd(Winograd):
                 from_points, self.a, self.m, *planes, grid, *epilogue_of(problem, block, arrays)
             )
         ]
+
+    @property
+    def _plain(self) -> Winograd:
+        return Winograd(self.m, self.stride, self.gemm)
 
     def _grid(self, problem: Problem, block: Block) -> tuple[int, int, int]:
         """Return the number of images in a block, and of rows and columns of tiles per image."""

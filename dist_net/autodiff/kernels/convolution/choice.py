@@ -99,9 +99,9 @@ def choose(
     """
     gemm = gemm or Gemm()
     if is_depthwise(problem.x, problem.groups, problem.out):
-        blocks = blocking(problem.out, problem.windows)
         plain = Depthwise()
-        return Choice(_compiled(plain, problem, blocks) if compiled else plain, blocks)
+        chosen = _compiled(plain, problem) if compiled else plain
+        return Choice(chosen, blocking(problem.out, problem.windows))
     images, height, width, out_channels = problem.out
     algorithm = _algorithm(problem, gemm)
     step = algorithm.row_step
@@ -117,12 +117,14 @@ def choose(
         channels = -(-out_channels // (threads * channel_step)) * channel_step
     else:
         most = min(most, max(MIN_ROWS, -(-images * per_image // threads)))
-    blocks = Blocking(
-        images=max(1, min(images, most // per_image)),
-        rows=step * max(1, min(height // step, most // per_row)),
-        channels=channels,
+    return Choice(
+        _compiled(algorithm, problem) if compiled else algorithm,
+        Blocking(
+            images=max(1, min(images, most // per_image)),
+            rows=step * max(1, min(height // step, most // per_row)),
+            channels=channels,
+        ),
     )
-    return Choice(_compiled(algorithm, problem, blocks) if compiled else algorithm, blocks)
 
 
 def images_of_a_piece(problem: Problem) -> int:
@@ -157,24 +159,18 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
     return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
 
 
-def _compiled(
-    algorithm: Im2Row | Winograd | Depthwise, problem: Problem, blocks: Blocking
-) -> Algorithm:
-    """Return the compiled version, which was measured to be faster for every supported layer.
-
-    Its vectors need float32, and as many channels in every block.
-    """
+def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
+    """Return the compiled version, which was measured to be faster for every supported layer."""
     # Importing numba, which is optional, takes half a second.
     from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
     from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
     from dist_net.autodiff.kernels.compiled.vectors import LANES
     from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 
-    fewest_channels = problem.out[3] % blocks.channels or blocks.channels
-    if problem.dtype != np.float32 or fewest_channels < LANES:
+    if problem.dtype != np.float32:
         return algorithm
     if isinstance(algorithm, Depthwise):
-        return CompiledDepthwise()
+        return CompiledDepthwise() if problem.out[3] >= LANES else algorithm
     if isinstance(algorithm, Im2Row):
         return CompiledIm2Row(algorithm.gemm)
     return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.gemm)

@@ -23,7 +23,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     take_padded,
 )
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
-from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.kernels.windows import Pair, Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
 MAX_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
@@ -52,13 +52,16 @@ class Depthwise:
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
-        padded, taps, spare, bias = carve(scratch, _shapes(problem, block), problem.dtype)
-        channels = problem.out[3]
-        gather, seen = gathered(problem.windows, arrays.x, block, padded, len(bias))
+        padded, taps, bias, spare = carve(scratch, _shapes(problem, block), problem.dtype)
+        windows, channels = problem.windows, problem.out[3]
+        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
+        corner = top, -windows.padding[1][0]
+        gather = gather_phases(arrays.x[block.images], windows, corner, padded)
         repeat: list[Call] = [
             *repeat_taps(arrays.filters, taps, channels),
             partial(np.copyto, bias.reshape(-1, channels, copy=False), arrays.bias),
         ]
+        seen = in_long_rows(padded, windows, block.size[1], len(bias))
         out = arrays.out[block.index].reshape(spare.shape, copy=False)
         residual = None
         if arrays.residual is not None:
@@ -91,54 +94,32 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
     )
 
 
-def shapes_of_block(windows: Windows, block: Block, result: Shape) -> list[Shape]:
-    """Return the shapes of a block's padded input, repeated taps, and values in long rows.
-
-    They are (N, H, phases, W, C), (kh, kw / phases, phases, values of a long row), and (N, rows,
-    long rows, values). The number of pixels of a long row divides the number of columns.
-    """
-    images, rows, _ = block.size
-    _, _, columns, channels = result
+def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:
+    """Return the shape (N, H, phases, W, C) of the padded map for ``rows`` of a result."""
     (height, width), (down, across) = windows.size, windows.stride
+    return images, (rows - 1) * down + height, across, columns - 1 - (-width // across), channels
+
+
+def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
+    """Return the shape of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
+    (height, width), across = windows.size, windows.stride[1]
+    return height, -(-width // across), across, long_row(columns, channels)
+
+
+def long_row(columns: int, channels: int) -> int:
+    """Return the length of a long row: its number of pixels divides the number of columns."""
     most = max(1, MAX_ROW // channels)
-    pixels = max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
-    taps = -(-width // across)
-    return [
-        (images, (rows - 1) * down + height, across, columns - 1 + taps, channels),
-        (height, taps, across, pixels * channels),
-        (images, rows, columns // pixels, pixels * channels),
-    ]
+    return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
 
 
-def gathered(
-    windows: Windows, x: Array, block: Block, padded: Array, row_length: int
-) -> tuple[Sequence[Call], Array]:
-    """Return the calls that copy a block's input to ``padded``, by phases, and each tap's values.
-
-    The values are a view (N, rows, long rows, kh, kw / phases, phases, values of a long row).
-    """
-    (height, width), (down, across) = windows.size, windows.stride
-    top, left = block.rows.start * down - windows.padding[0][0], -windows.padding[1][0]
+def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Sequence[Call]:
+    """Return the calls that copy the part of ``x`` at ``corner`` to ``padded``, by phases."""
+    across = windows.stride[1]
     calls: list[Call] = []
     for phase in range(across):
-        before, first = divmod(left + phase, across)
-        source = x[block.images, :, first::across]
-        calls += take_padded(source, top, before, padded[:, :, phase])
-    taps = -(-width // across)
-    columns = padded.shape[3] + 1 - taps
-    per_image, per_row, per_phase, per_pixel, per_value = padded.strides
-    seen = as_strided(
-        padded,
-        (
-            *(len(padded), block.size[1], columns * padded.shape[4] // row_length),
-            *(height, taps, across, row_length),
-        ),
-        (
-            *(per_image, down * per_row, row_length * per_value),
-            *(per_row, per_pixel, per_phase, per_value),
-        ),
-    )
-    return calls, seen
+        before, first = divmod(corner[1] + phase, across)
+        calls += take_padded(x[:, :, first::across], corner[0], before, padded[:, :, phase])
+    return calls
 
 
 def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
@@ -154,7 +135,30 @@ def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
     return calls
 
 
+def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) -> Array:
+    """Return a view of each tap's values: (N, rows, long rows, kh, kw / phases, phases, values)."""
+    images, _, _, width, channels = padded.shape
+    taps = taps_shape(windows, 1, channels)
+    columns = width + 1 - taps[1]
+    per_image, per_row, per_phase, per_pixel, per_value = padded.strides
+    return as_strided(
+        padded,
+        (images, rows, columns * channels // row_length, *taps[:3], row_length),
+        (
+            *(per_image, windows.stride[0] * per_row, row_length * per_value),
+            *(per_row, per_pixel, per_phase, per_value),
+        ),
+    )
+
+
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """Return the shapes of a block's scratch: ``shapes_of_block``, and the repeated bias."""
-    shapes = shapes_of_block(problem.windows, block, problem.out)
-    return [*shapes, shapes[1][3:]]
+    """Return the shapes of a block's padded input, repeated taps, bias and spare memory."""
+    images, rows, channels = block.size
+    columns, windows = problem.out[2], problem.windows
+    taps = taps_shape(windows, columns, channels)
+    return [
+        phases_shape(windows, images, rows, columns, channels),
+        taps,
+        taps[3:],
+        (images, rows, columns * channels // taps[3], taps[3]),
+    ]

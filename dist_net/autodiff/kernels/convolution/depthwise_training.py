@@ -14,13 +14,15 @@ from types import ModuleType
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.kernels.convolution.depthwise import (
     SUM_OF_TAPS,
-    gathered,
+    gather_phases,
+    in_long_rows,
+    phases_shape,
     repeat_taps,
-    shapes_of_block,
     sized_blocks,
+    taps_shape,
 )
 from dist_net.autodiff.kernels.convolution.problem import Block
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
@@ -123,14 +125,14 @@ def _correlations(
             for block in blocks
         ]
         return [[[call]] * pool.threads for call in calls]
-    shapes = [shapes_of_block(windows, block, out.shape) for block in blocks]
+    shapes = [_shapes(windows, block, out.shape) for block in blocks]
     pool.reserve(max((scratch_bytes(each, x.dtype) for each in shapes), default=0))
     tasks: list[Task] = []
     for block, each in zip(blocks, shapes, strict=True):
         task: list[Calls] = []
         for thread in range(pool.threads):
             padded, repeated, values = carve(pool.scratch(thread), each, x.dtype)
-            gather, seen = gathered(windows, x, block, padded, repeated.shape[3])
+            gather, seen = _seen(windows, x, block, padded, repeated.shape[3])
             target = _part(out, block)
             task.append(
                 [
@@ -161,12 +163,12 @@ def _gradient_calls(
 
         return by_compiled_kernel
     for block in sized_blocks(cotangent.shape, windows):
-        pool.reserve(scratch_bytes(shapes_of_block(windows, block, cotangent.shape), x.dtype))
+        pool.reserve(scratch_bytes(_shapes(windows, block, cotangent.shape), x.dtype))
 
     def by_numpy(block: Block, total: Array, thread: int) -> Calls:
-        shapes = shapes_of_block(windows, block, cotangent.shape)
+        shapes = _shapes(windows, block, cotangent.shape)
         padded, sums, values = carve(pool.scratch(thread), shapes, x.dtype)
-        gather, seen = gathered(windows, x, block, padded, sums.shape[3])
+        gather, seen = _seen(windows, x, block, padded, sums.shape[3])
         part = _part(cotangent, block)
         calls: list[Call] = [
             *gather,
@@ -186,6 +188,27 @@ def _gradient_calls(
 def _add_sum(by_pixel: Array, total: Array) -> None:
     """Add the sum over pixels of (kh, kw, pixels, C) to (kh, kw, C)."""
     np.add(total, by_pixel.sum(2), total)
+
+
+def _seen(
+    windows: Windows, x: Array, block: Block, padded: Array, row_length: int
+) -> tuple[Calls, Array]:
+    """Return the calls that copy a block's padded input, and its view for the taps."""
+    corner = block.rows.start * windows.stride[0] - windows.padding[0][0], -windows.padding[1][0]
+    gather = gather_phases(x[block.images], windows, corner, padded)
+    return gather, in_long_rows(padded, windows, block.size[1], row_length)
+
+
+def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
+    """Return the shapes of a block's padded input, repeated taps and values in long rows."""
+    images, rows, _ = block.size
+    _, _, columns, channels = result
+    taps = taps_shape(windows, columns, channels)
+    return [
+        phases_shape(windows, images, rows, columns, channels),
+        taps,
+        (images, rows, columns * channels // taps[3], taps[3]),
+    ]
 
 
 def _part(array: Array, block: Block) -> Array:

@@ -38,7 +38,7 @@ def convolve(
         target = by_group(out[strip.images, strip.rows], groups)
         return [partial(np.matmul, rows, matrix, target)]
 
-    tasks = _tasks(patches, patches.strips(), lambda _: [], multiply, pool)
+    tasks = _tasks(patches, patches.strips(), _nothing, multiply, pool)
     return in_order([*before, pool.call(tasks)])
 
 
@@ -197,3 +197,7 @@ def _tasks_of_sum(
         return calls if product is total else [*calls, partial(np.add, total, product, total)]
 
     return _tasks(patches, strips, spare_shapes, multiply, pool)
+
+
+def _nothing(_: Block) -> list[Shape]:
+    return []

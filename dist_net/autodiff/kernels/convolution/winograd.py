@@ -21,13 +21,13 @@ from fractions import Fraction
 from functools import cache, partial
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
-from dist_net.autodiff.kernels.windows import UNPADDED, Windows
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
@@ -98,7 +98,7 @@ class Winograd:
         """Return the input's tiles, transformed: (a², tiles · C + APART)."""
         padded, shared = spare
         (top, _), (left, _) = problem.windows.padding
-        tiles = _by_place(padded, self.m * self.stride, self.a)
+        tiles = _windows(padded, self.m * self.stride, self.a)
         points = points[:, :-APART]
         gathered = shared[: points.size].reshape(tiles.shape, copy=False)
         b, _, _ = transforms(self.m, self.stride)
@@ -114,7 +114,7 @@ class Winograd:
     ) -> Sequence[Call]:
         """Return the block's outputs, from the sums, (a², tiles · O + APART)."""
         _, shared = spare
-        out = _by_place(arrays.out[block.index], self.m, self.m)
+        out = _by_place(arrays.out[block.index], self.m)
         residual = None if arrays.residual is None else arrays.residual[block.index]
         _, _, a = transforms(self.m, self.stride)
         matrix = np.kron(a, a).astype(problem.dtype)
@@ -128,7 +128,7 @@ class Winograd:
             *problem.epilogue.calls(
                 values,
                 None,
-                None if residual is None else _by_place(residual, self.m, self.m),
+                None if residual is None else _by_place(residual, self.m),
                 out,
                 shared[out.size : 2 * out.size].reshape(out.shape, copy=False),
             ),
@@ -153,10 +153,26 @@ class Winograd:
         ]
 
 
-def _by_place(array: Array, step: int, side: int) -> Array:
-    """Return the tiles of a map as a view (side, side, N, rows, columns, C): places first."""
-    tiles = Windows((side, side), (step, step), UNPADDED).over(array)
-    return tiles.transpose(3, 4, 0, 1, 2, 5)
+def _windows(padded: Array, step: int, a: int) -> Array:
+    """Return every tile's elements as a view (a, a, N, rows, columns, C) of the padded map."""
+    n, height, width, channels = padded.shape
+    per_image, per_row, per_column, per_channel = padded.strides
+    return as_strided(
+        padded,
+        (a, a, n, (height - a) // step + 1, (width - a) // step + 1, channels),
+        (per_row, per_column, per_image, step * per_row, step * per_column, per_channel),
+    )
+
+
+def _by_place(out: Array, m: int) -> Array:
+    """Return (N, H, W, O) as (m, m, N, H / m, W / m, O): positions within a tile first."""
+    n, height, width, out_channels = out.shape
+    per_image, per_row, per_column, per_channel = out.strides
+    return as_strided(
+        out,
+        (m, m, n, height // m, width // m, out_channels),
+        (per_row, per_column, per_image, m * per_row, m * per_column, per_channel),
+    )
 
 
 Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
