@@ -168,13 +168,17 @@ class _Problem:
         ahead, bias_ahead = weights, bias
         age = np.ones(shape[1])
         for taken in range(1, MAX_STEPS + 1):
-            errors = (rows @ ahead.reshape(shape[0], -1)).reshape(-1, *shape[1:]) + bias_ahead
+            errors = (rows @ ahead.reshape(shape[0], -1, copy=False)).reshape(
+                -1, *shape[1:], copy=False
+            ) + bias_ahead
             errors -= errors.max(2, keepdims=True)
             np.exp(errors, out=errors)
             errors /= errors.sum(2, keepdims=True)
             errors -= self._wanted
             errors *= self._is_trained
-            gradient = (rows.T @ errors.reshape(len(rows), -1)).reshape(shape) + penalty * ahead
+            gradient = (rows.T @ errors.reshape(len(rows), -1, copy=False)).reshape(
+                shape, copy=False
+            ) + penalty * ahead
             bias_gradient = errors.sum(0)
             new, new_bias = ahead - step * gradient, bias_ahead - bias_step * bias_gradient
             moved, bias_moved = new - weights, new_bias - bias
@@ -185,7 +189,7 @@ class _Problem:
             ahead, bias_ahead = new + momentum * moved, new_bias + momentum * bias_moved
             weights, bias, age = new, new_bias, older
             if taken % CHECK_EVERY == 0:
-                change = rows @ moved.reshape(shape[0], -1)
+                change = rows @ moved.reshape(shape[0], -1, copy=False)
                 if np.abs(change).max() + np.abs(bias_moved).max() < CONVERGED:
                     break
         return weights, bias, taken

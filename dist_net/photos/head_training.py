@@ -76,7 +76,7 @@ class HeadTraining:
         seed: int,
         rows: SampleIndices,
     ) -> None:
-        self._views = features.reshape(-1, features.shape[2])
+        self._views = features.reshape(-1, features.shape[2], copy=False)
         self._count = len(features)
         self._names = names
         self._classes = int(labels.max()) + 1

@@ -34,7 +34,7 @@ def mirrored_classes(
     if len(np.unique(groups)) < FOLDS:
         return []
     folds = fold_of_each(labels, groups, FOLDS, seed=0)
-    grey = thumbnails.reshape(-1, SIDE, SIDE).astype(np.float64)
+    grey = thumbnails.reshape(-1, SIDE, SIDE, copy=False).astype(np.float64)
     heads = train_heads(_edges(grey), labels, int(labels.max()) + 1, folds, (PENALTY,))
     flipped, mirrored = _edges(grey[:, :, ::-1]), np.empty_like(heads.logits)
     for fold, head in enumerate(heads.of_folds):
@@ -57,9 +57,9 @@ def _edges(grey: NDArray[np.float64]) -> FeatureRows:
     """Return the share of edges in each cell of a grid that is fitted to them, (N, cells)."""
     strength = np.hypot(*np.gradient(grey, axis=(1, 2)))
     strength = np.maximum(strength - strength.mean((1, 2), keepdims=True), 0) + 1e-6
-    down, across = np.mgrid[:SIDE, :SIDE].reshape(2, -1)
+    down, across = np.mgrid[:SIDE, :SIDE].reshape(2, -1, copy=False)
     found = np.empty((len(grey), CELLS * CELLS), np.float32)
-    for cells, image in zip(found, strength.reshape(len(grey), -1), strict=True):
+    for cells, image in zip(found, strength.reshape(len(grey), -1, copy=False), strict=True):
         share = image / image.sum()
         y, x = (axis - (share * axis).sum() for axis in (down, across))
         spread = np.sqrt((share * (y * y + x * x)).sum() / 2) + 1e-3
