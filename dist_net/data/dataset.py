@@ -110,8 +110,8 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     """Return the order in which an epoch visits the samples, ``(samples,)`` int64.
 
     Leases are ranges of this order. It is the same on every host and release of NumPy: NumPy
-    guarantees the raw output of a bit generator, but not that of ``Generator.permutation`` (NEP
-    19). Each index is therefore combined with random high bits, and the results are sorted.
+    guarantees the raw output of a bit generator, but not the output of ``Generator.permutation``
+    (NEP 19). Each index is therefore combined with random high bits, and the results are sorted.
     """
     index_mask = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
     keys: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(

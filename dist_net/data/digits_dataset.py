@@ -1,4 +1,4 @@
-"""The 8x8 handwritten digits of UCI; a module of its own like every dataset, such as Fashion-MNIST.
+"""The 8x8 handwritten digits of UCI, a dataset that needs no download.
 
 ``digits.npz`` is part of the package. It was made from scikit-learn's copy (its licence is in
 ``digits.licence.txt``) by::

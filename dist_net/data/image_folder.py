@@ -1,7 +1,7 @@
-"""Folders of labelled images: which files are there, of which class, and of which part.
+"""List the files of a folder of labelled images, with the class and the part of each file.
 
-Of a file only its name, size and time are read, and its content where another has the same size.
-Whether it is an image is seen when it is decoded.
+Reads the name, size and time of every file, and the content only of files of equal size. Does not
+decode: a file that is not an image is detected later, when it is decoded.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ VALIDATION_SHARE = 0.2
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder's images, by path; the names of their classes, sorted; and what was left out.
+    """A folder's images, sorted by path; the sorted class names; and the files left out.
 
-    ``has_validation``: whether its validation images lie in val/; else they were split off.
+    ``has_validation``: the validation images are from ``val/``; otherwise they were split off.
     """
 
     root: Path
@@ -65,12 +65,13 @@ class ImageFolder:
         seed: int = 0,
         run_directory: Path | None = None,
     ) -> ImageFolder:
-        """Lists a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
+        """List a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
-        With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, paths are
-        relative to the folder, and only they are used. Where no ``val/`` is given, a share of
-        ``validation`` is split off, drawn by ``seed``. ``run_directory`` is where the run writes.
-        Raises ImageFolderError.
+        With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, only the listed
+        paths are used; they are relative to the folder. Without validation images, a share of
+        ``validation`` is split off at random, seeded by ``seed``. ``run_directory``, the run's
+        output directory, must not contain the folder or be inside it. Raises
+        ``ImageFolderError``.
         """
         root = Path(path)
         if not root.is_dir():
@@ -92,7 +93,7 @@ class ImageFolder:
         images, contradictions = without_contradictions(listing.images, contents)
         has_validation = any(image.part == VALIDATION for image in images)
         if not has_validation:
-            # What train/ holds is split like a folder without parts.
+            # Split the images of train/ like a folder without parts.
             images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
         images = with_validation_split_off(images, contents, validation, seed)
         trained = {each.class_name for each in images if each.part == TRAIN}
@@ -111,11 +112,12 @@ class ImageFolder:
         return cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
 
     def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> ImageFolder:
-        """Return the folder with every group of images, (N,), on one side of each split.
+        """Return the folder with every group of images on one side of each split.
 
-        Where validation images were split off, they are again. Images of the same group as one
-        of test/ are of no part any more, and left out. Raises ImageFolderError if then no image
-        of a class, or none at all, is left to train or validate on.
+        ``groups`` has the group number of each image, ``(N,)``. Validation images that were split
+        off are split off again. Images that share a group with an image of ``test/`` lose their
+        part and are left out. Raises ``ImageFolderError`` if a class has no training image left,
+        or the folder no validation image.
         """
         group_of = {each.path: str(group) for each, group in zip(self.images, groups, strict=True)}
         tested = {group_of[each.path]: each.path for each in self.images if each.part == TEST}
@@ -151,18 +153,18 @@ class ImageFolder:
         return found
 
     def of_part(self, part: str) -> list[int]:
-        """The indices of a part's images."""
+        """Return the indices of a part's images."""
         return [index for index, each in enumerate(self.images) if each.part == part]
 
     @property
     def labels(self) -> list[int]:
-        """The index of each image's class."""
+        """Return the class index of each image."""
         index_of = {name: index for index, name in enumerate(self.class_names)}
         return [index_of[each.class_name] for each in self.images]
 
 
 def require_apart(root: Path, run_directory: Path) -> None:
-    """Raises ImageFolderError if the images and what is written lie in each other."""
+    """Raise ``ImageFolderError`` if either directory contains the other."""
     images, run = root.resolve(), run_directory.resolve()
     if images.is_relative_to(run) or run.is_relative_to(images):
         raise ImageFolderError(
@@ -172,7 +174,7 @@ def require_apart(root: Path, run_directory: Path) -> None:
 
 
 class _Listing:
-    """The images that were found so far, and what was left out."""
+    """The images found so far, and the files left out."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -181,7 +183,7 @@ class _Listing:
         self._class_names: set[str] = set()
 
     def add_folders(self) -> None:
-        """Adds each class, of each part if there are parts."""
+        """Add the images of every class, in every part if the folder has parts."""
         folders = self._folders_in("")
         parts = {name: PARTS_BY_NAME.get(name.casefold(), "") for name in folders}
         is_train_alone = [*parts.values()] == [TRAIN]
@@ -207,7 +209,7 @@ class _Listing:
         return names
 
     def _add_class(self, folder: str, class_name: str, part: str) -> None:
-        """Adds the images in a folder and those in it; each is read once, so that loops end."""
+        """Add the images of a folder and its subfolders; visit each once, in case links loop."""
         self._class_names.add(class_name)
         top = (self._root / folder).stat()
         visited = {(top.st_dev, top.st_ino)}
@@ -227,7 +229,7 @@ class _Listing:
                     self.left_out.append(LeftOut(path, f"not named like a {KINDS} file"))
 
     def _entries(self, folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
-        """The files and folders in a folder, sorted: name, path from the root, what stat says."""
+        """Yield name, path from the root and ``stat`` of each file and subfolder, sorted."""
         try:
             names = sorted(each.name for each in (self._root / folder).iterdir())
         except OSError as error:
@@ -252,9 +254,9 @@ class _Listing:
         self.images.append(LabelledImage(path, class_name, part, found.st_size, found.st_mtime_ns))
 
     def add_labelled(self, labels_csv: Path) -> None:
-        """Add the images that a file names, in rows ``path,label`` or ``path,label,part``.
+        """Add the images listed in a file of rows ``path,label`` or ``path,label,part``.
 
-        A third column of anything else than parts is not used.
+        Ignores a third column that contains anything but parts. Raises ``ImageFolderError``.
         """
         label_of: dict[str, str] = {}
         rows = list(_rows(labels_csv))
@@ -290,7 +292,7 @@ class _Listing:
         self.images = list(dict.fromkeys(self.images))
 
     def require_classes(self) -> tuple[str, ...]:
-        """The names of the classes; raises ImageFolderError if they cannot be trained."""
+        """Return the class names, sorted; raise ``ImageFolderError`` if training is impossible."""
         if not self.images:
             first = f"; left out: {self._first_left_out()}" if self.left_out else ""
             raise ImageFolderError(
@@ -331,7 +333,7 @@ class _Listing:
 
 
 def has_image_suffix(path: str) -> bool:
-    """Return whether a file is named like an image that can be read here."""
+    """Return whether the file name has the suffix of an image format that this host can decode."""
     suffix = posixpath.splitext(path)[1].casefold()
     return suffix in IMAGE_SUFFIXES or ISO_SUFFIXES.get(suffix) in (
         iso_formats() if suffix in ISO_SUFFIXES else ()
@@ -341,7 +343,8 @@ def has_image_suffix(path: str) -> bool:
 def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
     """Yield line, path, label and third field of each row, separated by "," or ";".
 
-    The first row is a header if its path ends like no image.
+    The first row is a header if its path lacks the suffix of an image. Raises
+    ``ImageFolderError``.
     """
     try:
         with labels_csv.open(encoding="utf-8-sig", newline="") as file:
@@ -372,7 +375,7 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
 
 
 def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
-    """What equal files share: the SHA-256 where sizes are equal, else the path, which is unique."""
+    """Map each path to its content: the SHA-256 if sizes are equal, else the unique path."""
     of_size: dict[int, list[str]] = defaultdict(list)
     for image in images:
         of_size[image.size_bytes].append(image.path)
@@ -384,7 +387,7 @@ def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    """In hexadecimal; nothing for a file that cannot be read, which is seen when it is decoded."""
+    """Return the digest in hexadecimal; empty if unreadable, which decoding reports later."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

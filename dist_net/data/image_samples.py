@@ -1,4 +1,4 @@
-"""Images as the inputs of a dataset: rows of a mapped file, or decoded when they are read."""
+"""Images as the inputs of a dataset: rows of a mapped file, or files decoded on reading."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dist_net.images.fitting import fit_image
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """How the file of an image becomes an input: uint8 of ``shape``, as by ``fit_image``."""
+    """The arguments with which ``fit_image`` turns a file into an input, ``shape`` uint8."""
 
     shape: tuple[int, ...]
     fitting: str
     max_pixels: int = MAX_PIXELS
 
     def input_of(self, path: Path) -> NDArray[np.uint8]:
-        """The image, decoded and fitted; raises ImageError."""
+        """Return the image, decoded and fitted, ``shape`` uint8; raises ``ImageError``."""
         return fit_image(path, self.shape, self.fitting, self.max_pixels)
 
 
 class MappedRows:
-    """Some rows of an array, such as prepared images or their features; it is borrowed."""
+    """Selected rows of a borrowed array, such as prepared images or their features."""
 
     def __init__(self, array: NDArray[Any], rows: SampleIndices) -> None:
         self._array = np.asarray(array)
@@ -44,16 +44,16 @@ class MappedRows:
         return len(self._rows)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the rows at ``indices``."""
-        # The rows are in range, and need not the check that clipping spares.
+        """Fill ``out`` with the rows at ``indices``."""
+        # The rows are in range; "clip" skips NumPy's check of that.
         self._array.take(self._rows[indices], 0, out, "clip")
 
 
 class DecodedImages:
-    """Images that are decoded when they are read, or in the background if that is known before.
+    """Images that are decoded when they are read, or in the background after ``prefetch``.
 
-    They are known to be readable; DatasetError is raised for one that is not any more. The thread
-    in the background ends by ``close``, or with the last reference.
+    All files were readable when they were prepared. ``close``, or dropping the last reference,
+    ends the background thread.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], preprocessing: ImagePreprocessing) -> None:
@@ -62,7 +62,7 @@ class DecodedImages:
         self._preprocessing = preprocessing
         self.shape = preprocessing.shape
         self.dtype: np.dtype[Any] = np.dtype(np.uint8)
-        # One thread: what computes needs the cores, and Pillow's decoders let it run.
+        # One thread: training needs the cores, and runs on while Pillow's decoders release the GIL.
         self._background = ThreadPoolExecutor(1, "decoder")
         self._expected: dict[int, Future[NDArray[np.uint8]]] = {}
 
@@ -70,11 +70,11 @@ class DecodedImages:
         return len(self._paths)
 
     def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Cancel pending decoding and end the background thread."""
         self._background.shutdown(cancel_futures=True)
 
     def prefetch(self, indices: SampleIndices) -> None:
-        """Begins to decode the images that are read next, in place of those expected before."""
+        """Begin to decode the images at ``indices``; cancel the rest of an earlier call."""
         before, self._expected = self._expected, {}
         for index in indices.tolist():
             known = before.pop(index, None)
@@ -83,9 +83,10 @@ class DecodedImages:
             future.cancel()
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the images at ``indices``, those first that nobody began to decode.
+        """Fill ``out`` with the images at ``indices``.
 
-        Raises DatasetError.
+        Decodes in this thread every image that the background thread has not begun. Raises
+        ``DatasetError`` for an image that has become unreadable.
         """
         for place, index in enumerate(indices.tolist()):
             future = self._expected.pop(index, None)
@@ -102,7 +103,7 @@ class DecodedImages:
 
 
 class AugmentedImages:
-    """Images of which training sees another variant in each epoch: ``AugmentedSamples``."""
+    """Images with another random variant for training in each epoch, as ``AugmentedSamples``."""
 
     def __init__(self, images: Samples, augmentation: Augmentation) -> None:
         self._images = images
@@ -115,14 +116,14 @@ class AugmentedImages:
         return len(self._images)
 
     def prefetch(self, indices: SampleIndices) -> None:
-        """Begins to decode the images that are read next, where they are not mapped."""
+        """Begin to decode the images at ``indices``; do nothing if the images are mapped."""
         if isinstance(self._images, PrefetchedSamples):
             self._images.prefetch(indices)
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
     ) -> None:
-        """Fills ``out`` with the variants that the images have in this epoch."""
+        """Fill ``out`` with each image's variant of this epoch."""
         self.read(indices, out)
         with_channels = out.reshape(*out.shape[:3], -1, copy=False)
         self._augmentation.apply(with_channels, seed, epoch, indices.tolist())

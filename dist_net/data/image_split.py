@@ -1,7 +1,7 @@
-"""Which images of a folder are trained on and which are held back; no input or output.
+"""Split the images of a folder into training, validation and test images; no input or output.
 
-An image's content, given as any text that equal files share, decides together with its class: what
-contradicts itself is left out, and equal images never lie on both sides of a split.
+The content of an image is any text that only equal files share. Equal images of different classes
+contradict each other and are left out; equal images of a class are never on both sides of a split.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 
 Contents = Mapping[str, str]
-"""The content of images by their paths."""
+"""Maps the path of each image to its content."""
 
 
 class LabelledImage(NamedTuple):
-    """A file of a folder of images; ``path`` is relative to the folder, with slashes.
+    """An image file; ``path`` is relative to the folder, with slashes.
 
-    ``part`` is one of PARTS, or empty until it is decided.
+    ``part`` is one of ``PARTS``, or empty until the split assigns it.
     """
 
     path: str
@@ -31,7 +31,7 @@ class LabelledImage(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A file that is not used, and why; a row of ``skipped.csv``."""
+    """An unused file and the reason; a row of ``skipped.csv``."""
 
     path: str
     reason: str
@@ -40,12 +40,12 @@ class LeftOut(NamedTuple):
 def without_contradictions(
     images: Sequence[LabelledImage], contents: Contents
 ) -> tuple[list[LabelledImage], list[LeftOut]]:
-    """The images that may be used, and those whose content contradicts that.
+    """Return the usable images, and the images left out because an equal image contradicts them.
 
-    What lies in several classes has no known label, and is left out altogether. What lies in
-    several given parts stays in the one that is held back furthest: test, then validation.
+    Equal images in several classes have no known label: all are left out. Equal images in several
+    parts stay only in the part held back furthest: test, else validation.
     """
-    # Of each content, the first image of every class, and the one that is held back furthest.
+    # For each content: the first image of every class, and the image held back furthest.
     of_class: dict[str, dict[str, LabelledImage]] = defaultdict(dict)
     furthest: dict[str, LabelledImage] = {}
     for image in images:
@@ -75,11 +75,12 @@ def _held_back(image: LabelledImage) -> int:
 def with_validation_split_off(
     images: Sequence[LabelledImage], contents: Contents, share: float, seed: int
 ) -> list[LabelledImage]:
-    """The images in their order, those of no part now of train or, a ``share``, of validation.
+    """Assign images without a part: about ``share`` to validation, the rest to train.
 
-    Each class is split in proportion, and has at least one image on either side if it has two
-    that differ. The choice depends on the seed and the paths alone, on every host; an image that
-    is added to a folder moves few others.
+    Returns the images in the same order. Every class is split in proportion; a class with two
+    different images has at least one on either side. The choice depends only on the paths, the
+    contents and the seed, so it is the same on every host; adding an image to the folder moves few
+    others.
     """
     of_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for path, class_name, part, *_ in images:
@@ -95,12 +96,12 @@ def with_validation_split_off(
 
 
 def _split_off(groups: Iterable[list[str]], share: float, seed: int) -> list[str]:
-    """About a ``share`` of one class's paths; a group of equal images stays together."""
+    """Return about a ``share`` of one class's paths; a group of equal images stays together."""
     shuffled = sorted(groups, key=lambda group: _rank(group[0], seed))
     if len(shuffled) < 2:
         return []
     room = max(1, round(share * sum(map(len, shuffled))))
-    # At least one group, the smallest if none has room, and at least one is left to train on.
+    # Choose at least one group (the smallest if none fits), and leave at least one for training.
     chosen: list[list[str]] = []
     for group in shuffled:
         if len(group) <= room and len(chosen) < len(shuffled) - 1:

@@ -1,9 +1,12 @@
 """The images of a folder, decoded and fitted once, in a file that every process maps.
 
-In the cache lie, named by a digest of the files' names, sizes, times and the preprocessing:
-``KEY.pixels``, a row of uint8 for each image, unless it would be too large; ``KEY.json``, which
-says what was skipped, and is there only when all is done; and ``KEY.lock``, which is locked by the
-process that prepares them, and shared by those that use them.
+``KEY`` is a digest of the files' names, sizes and times, and of the preprocessing. The cache
+directory contains:
+
+- ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
+- ``KEY.json``: the skipped images; written last, when the preparation is complete.
+- ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
+  processes that use them.
 """
 
 from __future__ import annotations
@@ -43,15 +46,15 @@ CACHE_BYTES = 8 << 30
 POLL_S = 0.05
 
 Decode = Callable[[Path | None], Mapping[str, str]]
-"""Writes a row for each image into a file, or only tries them, and gives what was skipped: the
-reasons by path."""
+"""Decode all images, write one row per image to the file unless it is None, and return the reason
+for each skipped image, by path."""
 
 
 class PreparedImages:
-    """The images of a folder that can be used, by the part that they are of.
+    """The usable images of a folder, by part.
 
-    A context, in which the file in the cache stays. Raises ImageFolderError if no image of a
-    class is left to train on.
+    A context manager: until it exits, the file stays in the cache. Raises ``ImageFolderError`` if
+    a class has no usable training image.
     """
 
     def __init__(
@@ -83,36 +86,36 @@ class PreparedImages:
         self.close()
 
     def close(self) -> None:
-        """Lets the file in the cache be removed when room is needed."""
+        """Release the lock, so that the cache may remove the file to free space."""
         self._lock.close()
 
     @property
     def skipped(self) -> list[LeftOut]:
-        """Every file that is not used, because of its name, its content, or its damage."""
+        """Return every unused file, whether for its name, for its content or for damage."""
         damaged = [LeftOut(path, reason) for path, reason in self._skipped.items()]
         return sorted([*self.folder.left_out, *damaged])
 
     def rows(self, part: str) -> SampleIndices:
-        """The indices, in the folder's list, of the images of a part."""
+        """Return the indices of a part's usable images in the folder's list, ``(N,)`` int64."""
         images = self.folder.images
         usable = [row for row in self.folder.of_part(part) if images[row].path not in self._skipped]
         return np.array(usable, np.int64)
 
     def labels(self, part: str) -> NDArray[np.int64]:
-        """The class of each image of a part, (N,)."""
+        """Return the class index of each usable image of a part, ``(N,)`` int64."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
     def samples(self, part: str) -> MappedRows | DecodedImages:
-        """The images of a part."""
+        """Return the usable images of a part."""
         return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
-        """The indices, in the folder's list, of all images that can be used, of whatever part."""
+        """Return the indices of all usable images in the folder's list, whatever their part."""
         images = enumerate(self.folder.images)
         return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
 
     def usable_samples(self) -> MappedRows | DecodedImages:
-        """The images of all parts, in the order of ``usable_rows``."""
+        """Return the usable images of all parts, in the order of ``usable_rows``."""
         return self._samples(self.usable_rows())
 
     def _samples(self, rows: SampleIndices) -> MappedRows | DecodedImages:
@@ -122,7 +125,7 @@ class PreparedImages:
         return DecodedImages(self.folder.root, paths, self.preprocessing)
 
     def dataset(self, test_part: str, augmentation: Augmentation | None = None) -> Dataset:
-        """The images to train on, augmented if that is asked for, and those of ``test_part``."""
+        """Return the training images, with ``augmentation`` if given, and ``test_part``."""
         train: Samples = self.samples(TRAIN)
         return Dataset(
             name=self.folder.root.resolve().name,
@@ -135,11 +138,11 @@ class PreparedImages:
 
 
 class ImageCache:
-    """The place in a cache's directory of one folder's images, preprocessed in one way.
+    """The cache entry of one folder's images with one preprocessing.
 
-    ``cache_bytes`` is for all that lies there: beyond it what was not used for longest is removed,
-    unless it is in use, and images that need more by themselves are not kept. Every method raises
-    FetchError where the directory cannot be used.
+    ``cache_bytes`` limits the whole cache directory. To make room, the least recently used entries
+    are removed, except those in use; images that exceed the limit by themselves are not stored.
+    Every method raises ``FetchError`` if the directory is not usable.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class ImageCache:
 
     @cached_property
     def key(self) -> str:
-        """32 hexadecimal digits that change when a file, the preprocessing or its rules change."""
+        """Return 32 hexadecimal digits that depend on the files, the preprocessing and its code."""
         digest = hashlib.sha256(PIL.__version__.encode())
         for module in (decoding, fitting):
             digest.update(inspect.getsource(module).encode())
@@ -168,20 +171,20 @@ class ImageCache:
         return digest.hexdigest()[:32]
 
     def beside(self, kind: str) -> Path:
-        """A file that is kept for as long as the images are."""
+        """Return the path of a file that the cache keeps as long as the images."""
         return self._path(kind)
 
     def find(self) -> PreparedImages | None:
-        """The images, if they are prepared."""
+        """Return the images, or None if they are not prepared."""
         with self._translated():
             lock = self._lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None if lock is None else self._opened(lock)
 
     def prepare(self, decode: Decode, waiting: Callable[[], None]) -> PreparedImages:
-        """The images, decoded now unless they are there already.
+        """Return the images, and decode them first unless they are already prepared.
 
-        ``waiting`` is called before another process is waited for that prepares the same. Raises
-        what ``decode`` raises, and then leaves nothing.
+        Calls ``waiting`` before it blocks on another process that prepares the same images.
+        Propagates an exception of ``decode`` and then stores nothing.
         """
         while True:
             with self._translated():
@@ -202,7 +205,7 @@ class ImageCache:
                 self._fill(decode)
 
     def _fill(self, decode: Decode) -> None:
-        """Has everything decoded; called with the lock."""
+        """Decode all images and write the record; the caller must hold the exclusive lock."""
         with self._translated():
             is_stored = self._bytes <= self._cache_bytes
             if is_stored:
@@ -217,7 +220,7 @@ class ImageCache:
                 partial.write_text(json.dumps(record | {"skipped": dict(skipped)}))
 
     def _opened(self, lock: IO[bytes]) -> PreparedImages | None:
-        """The images, which take over the lock; None, and the lock is released, if not there."""
+        """Return the images, which own the lock; if not prepared, release it and return None."""
         try:
             record = json.loads(self._path("json").read_text())
             skipped = {str(path): str(reason) for path, reason in record["skipped"].items()}
@@ -228,12 +231,12 @@ class ImageCache:
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             lock.close()
             return None
-        with suppress(OSError):  # for who makes room; not possible in others' caches
+        with suppress(OSError):  # the time of last use; fails in another user's cache
             os.utime(self._path("json"))
         return PreparedImages(self._folder, self._preprocessing, pixels, skipped, lock)
 
     def _make_room(self) -> None:
-        """Removes what was not used for longest, and is not in use."""
+        """Remove the least recently used entries, except those in use."""
         keys = {path.name.partition(".")[0] for path in self._directory.iterdir()} - {self.key}
         sizes = {
             key: sum(path.stat().st_size for path in self._files_of(key))
@@ -254,11 +257,11 @@ class ImageCache:
         return max((path.stat().st_mtime for path in self._files_of(key)), default=0.0)
 
     def _files_of(self, key: str) -> Iterator[Path]:
-        """Its files but the lock, which others may be waiting for; the record first."""
+        """Return an entry's files, record before pixels, without the lock: others may await it."""
         return (path for path in sorted(self._directory.glob(f"{key}.*")) if path.suffix != ".lock")
 
     def _allocate(self, path: Path) -> None:
-        """A file with room for all rows, so that a full disk is noticed before the work."""
+        """Create a file with room for all rows, so that a full disk raises before any decoding."""
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, self._bytes)
@@ -266,7 +269,7 @@ class ImageCache:
                 file.truncate(self._bytes)
 
     def _lock(self, operation: int, key: str = "") -> IO[bytes] | None:
-        """The file of a lock, to be closed; None if it is held and not to be waited for."""
+        """Return the locked file, which the caller must close; None if ``LOCK_NB`` fails."""
         self._directory.mkdir(parents=True, exist_ok=True)
         file = (self._directory / f"{key or self.key}.lock").open("ab")
         try:

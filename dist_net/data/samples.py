@@ -107,7 +107,7 @@ CHUNK_BYTES = 1 << 20
 def chunks_of(samples: Samples, max_bytes: int) -> Iterator[tuple[SampleIndices, NDArray[Any]]]:
     """Yield the samples in order, with their indices, in chunks of about a MiB.
 
-    Reads about ``max_bytes`` at most, evenly spread. Each chunk overwrites the one before.
+    Reads about ``max_bytes`` at most, evenly spread. Each chunk overwrites the previous chunk.
     """
     sample_bytes = max(1, samples.dtype.itemsize * math.prod(samples.shape))
     indices = np.arange(0, len(samples), len(samples) * sample_bytes // max_bytes + 1)

@@ -1,4 +1,4 @@
-"""What a folder of images holds, for a host that has, or should have, the same folder."""
+"""The manifest of a folder of images, which another host checks its copy against."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dist_net.nets.recipes.image_data import ImageData
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 _UNREADABLE = "none"
-"""In place of the digest of a file that could not be read, and so is not used."""
+"""Replaces the digest of an unreadable file, which is not used."""
 
 
 class ListedImage(NamedTuple):
-    """An image that a run uses, by its path in the folder, with slashes."""
+    """An image that a run uses; ``path`` is relative to the folder, with slashes."""
 
     path: str
     class_name: str
@@ -32,7 +32,7 @@ class ListedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """The images of a run, their classes, and how they are prepared."""
+    """The images of a run, their classes and their preprocessing."""
 
     images: tuple[ListedImage, ...]
     class_names: tuple[str, ...]
@@ -41,7 +41,7 @@ class ImageManifest:
 
     @classmethod
     def of(cls, data: ImageData) -> Self:
-        """Read every file of a folder, for its digest."""
+        """Return the manifest of ``data``; reads every file of the folder to digest it."""
         listed = [
             ListedImage(*each[:4], _sha256(data.folder.root / each.path))
             for each in data.folder.images
@@ -54,7 +54,7 @@ class ImageManifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """What ``to_json`` wrote; raises RecipeError for anything else."""
+        """Parse the output of ``to_json``; raise ``RecipeError`` for any other text."""
         try:
             told = json.loads(text)
             preprocessing = told["preprocessing"]
@@ -85,9 +85,9 @@ class ImageManifest:
                 raise ValueError(f"{path!r} of {size_bytes!r} bytes")
 
     def found_in(self, root: Path) -> ImageFolder:
-        """The same images in a folder of this host; it may hold others besides.
+        """Return the manifest's images in a folder of this host, which may contain other files.
 
-        Raises DatasetError, which names the first one that differs, and says how many do.
+        Raises ``DatasetError`` with the first image that differs and the number of differences.
         """
         if not root.is_dir():
             raise DatasetError(f"{root} is no folder; expected the run's, with {self}")

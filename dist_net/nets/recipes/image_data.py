@@ -1,4 +1,4 @@
-"""Where the prepared images of a run lie on this host, as its processes are told."""
+"""The file that locates the prepared images of a run on this host, for its processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dist_net.nets.recipes.image_recipe import ImageRecipe
 
 @dataclass(frozen=True)
 class ImageData:
-    """A folder's images as they were listed, how they are prepared, and in which cache.
+    """The listed images of a folder, their preprocessing and their cache.
 
-    ``test_part`` is what a net is evaluated on while it is trained.
+    ``test_part`` is the part on which the network is evaluated during training.
     """
 
     folder: ImageFolder
@@ -31,21 +31,21 @@ class ImageData:
 
     @property
     def cache(self) -> ImageCache:
-        """The place of the prepared images."""
+        """Return the cache entry of the prepared images."""
         return ImageCache(Path(self.cache_dir), self.folder, self.preprocessing, self.cache_bytes)
 
     def to_json(self) -> str:
-        """All of it as a JSON object."""
+        """Return all fields as a JSON object."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What ``to_json`` gave, from a file; raises RecipeError for anything else."""
+        """Read a file written from ``to_json``; raise ``RecipeError`` for any other content."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             folder, preprocessing = told.pop("folder"), told.pop("preprocessing")
-            told.pop("features", "")  # of earlier releases
-            listed = folder["images" if "images" in folder else "pictures"]  # as until 0.1.0
+            told.pop("features", "")  # written by earlier releases
+            listed = folder["images" if "images" in folder else "pictures"]  # the key until 0.1.0
             return cls(
                 folder=ImageFolder(
                     Path(folder["root"]),
@@ -65,9 +65,9 @@ class ImageData:
 
 
 def load_images(recipe: ImageRecipe) -> Dataset:
-    """The dataset of a recipe's stage, from the cache of the host that prepared it.
+    """Return the dataset of ``recipe`` from the image cache of this host.
 
-    Raises RecipeError where that is another host, or the cache was emptied.
+    Raises ``RecipeError`` if another host prepared the images, or the cache was emptied.
     """
     if not recipe.data:
         raise _unknown(recipe)

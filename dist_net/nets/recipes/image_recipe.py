@@ -1,4 +1,4 @@
-"""What is trained on a folder of images, as data: a net is built from it without running code."""
+"""Recipes for training on a folder of images, stored as JSON: loading a recipe runs no code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from dist_net.optim import AdamW, Cosine
 from dist_net.vector import Vector
 
 IMAGES = "pictures"
-"""The reference of every recipe of images: it lies in the run directory alone."""
+"""The reference of every image recipe; its file exists only in the run directory."""
 
 RECIPE_JSON = "recipe.json"
 FORMAT = 1
@@ -56,10 +56,10 @@ BASE_KINDS = get_args(BaseKind)
 
 @dataclass(frozen=True)
 class Base:
-    """The net whose features are classified: how it is built, and what images it takes.
+    """The network that computes the features to classify.
 
-    ``text`` is a Darknet net's configuration, a built-in recipe's name, or the JSON of another
-    recipe of images. Images are ``input_shape`` uint8, fitted by ``fitting``.
+    ``text`` is the configuration of a Darknet network, the name of a built-in recipe, or the JSON
+    of another image recipe. Images are ``input_shape`` uint8, fitted by ``fitting``.
     """
 
     kind: BaseKind
@@ -70,7 +70,7 @@ class Base:
 
     @cached_property
     def network(self) -> Layer:
-        """The whole net, for uint8 images; raises what building it raises."""
+        """Return the whole network, for uint8 images; propagates errors of building it."""
         match self.kind:
             case "small":
                 return _small_network()
@@ -86,14 +86,14 @@ class Base:
 
     @cached_property
     def model(self) -> Model:
-        """The whole net, as a model."""
+        """Return the whole network, as a model."""
         return Model(self.network, self.input_shape)
 
     @cached_property
     def feature_layers(self) -> Layer:
-        """The net up to its features, (N, features).
+        """Return the network up to its features, ``(N, features)``.
 
-        Batch norm stays as it is, but for a net that is trained from the beginning.
+        Batch norm is frozen, except in a network that is trained from scratch.
         """
         if self.kind == "small":
             return self.network
@@ -101,17 +101,17 @@ class Base:
 
     @cached_property
     def features(self) -> Model:
-        """The net up to its features, as a model."""
+        """Return the network up to its features, as a model."""
         return Model(self.feature_layers, self.input_shape)
 
 
 def small_base(side: int = SMALL_SIDE) -> Base:
-    """A small net that is trained from the beginning, on images of ``side`` pixels each way."""
+    """Return a small network to train from scratch, for ``(side, side, 3)`` images."""
     return Base("small", "none", (side, side, 3), "crop")
 
 
 def _small_network() -> Layer:
-    """Four convolutions of 3x3, each with batch norm, and the mean over all places."""
+    """Return four 3x3 convolutions, with batch norm and pooling, and the mean over all pixels."""
     layers = [
         layer
         for filters in (16, 32, 64, 128)
@@ -126,7 +126,7 @@ def _small_network() -> Layer:
 
 @dataclass(frozen=True)
 class Head:
-    """Features, shifted and scaled, to logits: (N, F) to (N, classes).
+    """Shift and scale features, ``(N, F)``, and compute their logits, ``(N, classes)``.
 
     With ``directions``, the logits of features far from every class are divided by the square of
     their distance; see ``dist_net.photos.distance``.
@@ -137,7 +137,7 @@ class Head:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         width = x.shape[1:]
-        # Known before training: nothing is observed, and with no momentum they stay as they are.
+        # Set before training: buffers that are not observed keep their values.
         mean = scope.buffer("mean", width, zeros, momentum=0.0)
         deviation = scope.buffer("deviation", width, ones, momentum=0.0)
         dense = Dense(self.classes, kernel_initializer=zeros)
@@ -159,7 +159,7 @@ class Head:
 
 @dataclass(frozen=True)
 class ImageNet:
-    """A base's features and a head on them: images, uint8, to logits."""
+    """A base and a head: computes logits, ``(N, classes)``, from uint8 images."""
 
     base: Base
     classes: int
@@ -171,16 +171,17 @@ class ImageNet:
 
 
 def no_data(recipe: ImageRecipe) -> Dataset:
-    """Raises RecipeError: for where the net is used only."""
+    """Raise ``RecipeError``: the ``load_data`` of a network that is used, not trained."""
     raise RecipeError(f"the images that {recipe.name} was trained on are not known here")
 
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """A net for the classes of a folder of images, and how it is trained on the whole.
+    """A network for the classes of a folder of images, and the settings of its training.
 
-    ``directions`` are those of its head's distance, 0 without. ``augmentation`` varies the images.
-    ``data`` is the file that says where on this host the prepared images are.
+    ``directions`` is the number of directions in the distance of the head; 0 disables the
+    distance. ``augmentation`` varies the training images. ``data`` is the path of the
+    ``ImageData`` file that locates the prepared images on this host.
     """
 
     name: str
@@ -195,13 +196,13 @@ class ImageRecipe:
 
     @cached_property
     def network(self) -> Layer:
-        """The whole net."""
+        """Return the whole network."""
         return ImageNet(self.base, len(self.class_names), self.directions)
 
     def loaded(
         self, load_data: Callable[[Self], Dataset], initial: Callable[[], Vector] | None = None
     ) -> LoadedRecipe:
-        """The recipe as a run has it; ``initial`` gives its first weights."""
+        """Return the recipe in the form that runs use; ``initial`` returns the initial weights."""
         recipe = Recipe(
             network=self.network,
             dataset=lambda: load_data(self),
@@ -222,15 +223,15 @@ class ImageRecipe:
 
     @cached_property
     def model(self) -> Model:
-        """The whole net, as a model."""
+        """Return the whole network, as a model."""
         return self.loaded(no_data).recipe.model
 
     def as_net(self) -> Self:
-        """The whole net, and nothing of how it was trained."""
+        """Return a copy without augmentation and data, for a network that is not trained."""
         return replace(self, augmentation=None, data="")
 
     def tempered(self, weights: Vector, temperature: float) -> Vector:
-        """A copy of weights whose logits are divided by a temperature."""
+        """Return a copy of ``weights`` that divides the logits by ``temperature``."""
         tempered = weights.copy()
         views = self.model.layout.views(tempered)
         for name in ("head/kernel", "head/bias"):
@@ -238,12 +239,12 @@ class ImageRecipe:
         return tempered
 
     def to_json(self) -> str:
-        """The recipe as a JSON object."""
+        """Return the recipe as a JSON object."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """What ``to_json`` wrote; raises RecipeError for anything else."""
+        """Parse the output of ``to_json``; raise ``RecipeError`` for any other text."""
         try:
             values = json.loads(text)
             if values.pop("format") != FORMAT:
@@ -271,7 +272,7 @@ class ImageRecipe:
         return recipe
 
     def check(self) -> None:
-        """Raises ValueError for values of the wrong kind, as a file that is damaged may have."""
+        """Raise ``ValueError`` for values of the wrong type or range, as in a damaged file."""
         texts = (self.name, self.data, self.base.name, self.base.text, *self.class_names)
         if not all(isinstance(each, str) for each in texts) or len(self.class_names) < 2:
             raise ValueError("names that are no texts, or fewer than two classes")
