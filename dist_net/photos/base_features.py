@@ -1,4 +1,4 @@
-"""The features of a folder's images by a base, computed once and kept beside the images."""
+"""Compute the features of a folder's images with a base, and cache them beside the images."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dist_net.photos.bases import FoundBase
 BATCH_SIZE = 8
 
 Show = Callable[[int, int], None]
-"""Called with how many features are computed, and of how many."""
+"""Called with the number of computed features and their total."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """How many variants of each image features are computed of: the first is as it is."""
+    """The variants of each image to compute features of; the first is the unchanged image."""
 
     count: int = 1
     seed: int = 0
@@ -38,7 +38,7 @@ class Views:
 
 
 class FeatureExtractor:
-    """Computes a base's features of images, by ``threads`` threads of this process."""
+    """Compute a base's features of images, with ``threads`` threads of this process."""
 
     def __init__(self, found: FoundBase, threads: int) -> None:
         self._base = found.base
@@ -51,7 +51,7 @@ class FeatureExtractor:
         self._threads = threads
 
     def file(self, cache: ImageCache, views: Views) -> Path:
-        """Where the features of these images are kept."""
+        """Return the cache file of the features of these images."""
         of = asdict(views) if views.count > 1 else {}
         key = hashlib.sha256(f"{self.key} {json.dumps(of)}".encode()).hexdigest()
         return cache.beside(f"{key[:32]}.features")
@@ -59,10 +59,10 @@ class FeatureExtractor:
     def compute(
         self, images: PreparedImages, views: Views, path: Path, show: Show
     ) -> NDArray[np.float32]:
-        """The features, (views, N, F), mapped from ``path``; computed unless they are there.
+        """Return the features, (views, N, F) float32, mapped from ``path``.
 
-        N counts the images of the folder's list, whether they can be used or not. Raises
-        FetchError where the file cannot be written.
+        Compute them first if ``path`` does not exist. N counts every image of the folder's list,
+        usable or not. Raises FetchError if the file cannot be written.
         """
         shape = (views.count, len(images.folder.images), self._model.classes)
         try:

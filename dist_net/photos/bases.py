@@ -1,4 +1,4 @@
-"""Trained nets whose features are classified anew: found by name, with their weights."""
+"""Find the base of a run, a trained net that provides the features, and read its weights."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ BASES = (
 
 
 class FoundBase(NamedTuple):
-    """A base, and its weights in the layout of ``base.model``; None: still to be trained."""
+    """A base, and its weights in the layout of ``base.model``; None for an untrained base."""
 
     base: Base
     weights: Vector | None
 
 
 def default_base() -> str:
-    """EfficientNet-Lite0 where its weights are installed, else none."""
+    """Return EfficientNet-Lite0 if its weights are installed, else ``NONE``."""
     return lite0.NAME if find_spec(lite0.PACKAGE) else NONE
 
 
 def base_called(name: str, progress: Progress) -> FoundBase:
-    """The base of this name; see BASES. Weights are fetched if need be, which ``progress`` shows.
+    """Return the base with this name; ``BASES`` lists the names.
 
-    Raises UnknownModelError if there is none, ModelOptionError for what can be no base, and what
-    reading a net raises.
+    Published weights are downloaded if they are not cached; ``progress`` shows the download.
+    Raises UnknownModelError for an unknown name, ModelOptionError for a net that cannot serve as
+    a base, and every error of reading a net.
     """
     if name == NONE:
         return FoundBase(small_base(), None)
@@ -102,7 +103,7 @@ def _run(path: Path, name: str) -> FoundBase:
 
 
 def _require_images(base: Base) -> None:
-    base.features  # noqa: B018 - raises here if it has none
+    base.features  # noqa: B018 - raises if the base has no features
     if base.input_shape[2:] not in ((), (1,), (3,)):
         raise ModelOptionError(
             f"the base {base.name} takes inputs of {base.input_shape}; expected images, "
@@ -113,9 +114,9 @@ def _require_images(base: Base) -> None:
 def joined_weights(
     recipe: ImageRecipe, base: FoundBase, head: HeadWeights, distance: Distance | None = None
 ) -> Vector:
-    """Return the weights of the whole net: the base's, and those of a head on its features.
+    """Return the weights of the whole net: the base's weights and the head's weights.
 
-    Without ``distance``, that of every image is 0.
+    Without ``distance``, every image has the distance 0.
     """
     layout = recipe.model.layout
     weights = np.zeros(layout.size, np.float32)

@@ -1,4 +1,4 @@
-"""How far features lie from every class: the Mahalanobis distance, which tells unknown images.
+"""The Mahalanobis distance of features to the nearest class, which detects unknown images.
 
 The covariance within classes is shrunk towards a multiple of the identity, so
 that it can be inverted for fewer images than features.
@@ -17,9 +17,9 @@ from dist_net.photos.head import ClassIndices, FeatureRows
 DIRECTIONS = 32
 SHRINKAGE = 0.5
 MAX_ROWS = 512
-"""Rows that the covariance is estimated from, evenly spread."""
+"""The maximum number of rows, evenly spread, from which the covariance is estimated."""
 USUAL_SHARE = 0.9
-"""Distances up to this quantile, of images out of fold, leave the logits as they are."""
+"""Distances up to this quantile of the images out of fold do not change the logits."""
 
 
 class Distance(NamedTuple):
@@ -41,7 +41,7 @@ class Distance(NamedTuple):
         return np.asarray(whole - within - nearest)
 
     def over(self, usual: float) -> Distance:
-        """Return the distance in units of a ``usual`` one."""
+        """Return the distance divided by the ``usual`` distance."""
         root = np.float32(np.sqrt(usual))
         unit = np.float32(usual)
         return Distance(
@@ -50,7 +50,7 @@ class Distance(NamedTuple):
 
 
 def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Distance:
-    """Return the distance to the classes of (N, F) features; each class must have a row."""
+    """Return the distance fitted to the classes of (N, F) features; every class must have a row."""
     means = np.stack([features[labels == label].mean(0) for label in range(classes)])
     means = means.astype(np.float64)
     step = -(-len(features) // MAX_ROWS)
@@ -74,5 +74,5 @@ def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Di
 
 
 def tempered_by(distances: NDArray[np.float32], logits: NDArray[np.float32]) -> FeatureRows:
-    """Return logits (N, classes) that are less certain for images far from every class."""
+    """Return ``(N, classes)`` logits, less certain for images far from every class."""
     return np.asarray(logits / np.square(np.maximum(distances, 1))[:, None], np.float32)

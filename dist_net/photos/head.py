@@ -1,7 +1,7 @@
 """The head of a classifier: multinomial logistic regression on the features of a frozen network.
 
-The loss is convex and minimized to convergence in this process, in float32 on one thread: the same
-features give the same head, to the bit. One pass over the features trains the head on all images
+The loss is convex and minimized to convergence in this process, in float32 on one thread: equal
+features produce bitwise equal heads. One pass over the features trains the head on all images
 and, for each fold, the head that is judged on the images of that fold.
 """
 
@@ -20,7 +20,7 @@ ClassIndices = NDArray[np.integer]
 
 FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
-"""L2 penalties of the summed loss, 1 / C in scikit-learn; the least calibrated loss chooses."""
+"""L2 penalties of the summed loss, 1 / C in scikit-learn; the lowest calibrated loss wins."""
 WORSE = 1.05
 """Weaker penalties are not tried once the loss exceeds the least loss by this factor."""
 MAX_STEPS = 300
@@ -42,7 +42,7 @@ class HeadWeights(NamedTuple):
 class TrainedHeads(NamedTuple):
     """The head of all rows, and the heads of the folds with their logits out of fold.
 
-    ``logits`` is (N, classes): each row by the head that was trained without its fold.
+    ``logits`` is (N, classes): the head trained without a row's fold computes that row.
     """
 
     final: HeadWeights
@@ -55,7 +55,7 @@ class TrainedHeads(NamedTuple):
 def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
     """Return the fold of each image, (N,): classes are spread evenly, a group shares one fold.
 
-    ``groups`` are the group of each image, (N,), of any numbers.
+    ``groups`` is the group of each image, (N,); group numbers need not be consecutive.
     """
     generator = np.random.default_rng(seed)
     names, group_of = np.unique(groups, return_inverse=True)
@@ -79,10 +79,10 @@ def train_heads(
     penalties: tuple[float, ...] = PENALTIES,
     judged: int | None = None,
 ) -> TrainedHeads:
-    """Train the head on (N, F) features, and one more for each fold without its rows.
+    """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
 
-    The penalty with the least loss out of fold, after calibration, is chosen; it is measured on
-    the first ``judged`` rows: the others are variants of the same images.
+    Use the penalty with the lowest loss out of fold, after calibration. The loss is measured on
+    the first ``judged`` rows; the other rows are variants of the same images.
     """
     with threadpool_limits(1, "blas"):
         problem = _Problem(features, labels, classes, folds)
@@ -114,7 +114,7 @@ def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> NDArray[np.flo
 
 
 def calibrated_loss(logits: FeatureRows, labels: ClassIndices) -> float:
-    """Return the mean cross-entropy at the best temperature, which a strong penalty needs."""
+    """Return the mean cross-entropy at the best temperature, to compare penalties fairly."""
     return cross_entropy(logits / np.float32(temperature_of(logits, labels)), labels)
 
 
@@ -161,7 +161,7 @@ class _Problem:
     def solve(
         self, penalty: float, weights: FeatureRows, bias: FeatureRows
     ) -> tuple[FeatureRows, FeatureRows, int]:
-        """Minimize by Nesterov's method, restarted where it overshoots (arXiv 1204.3982)."""
+        """Minimize by Nesterov's method, restarted after an overshoot (arXiv 1204.3982)."""
         rows, shape = self._rows, weights.shape
         step = (1 / (0.5 * self._variances + penalty)).astype(np.float32)[:, None, None]
         bias_step = 2 / self._is_trained.sum(0)
@@ -202,7 +202,7 @@ class _Problem:
         return logits
 
     def heads(self, weights: FeatureRows, bias: FeatureRows) -> list[HeadWeights]:
-        """Return the heads for features as they were given; the head of all rows is last."""
+        """Return the heads for the original, unscaled features; the head of all rows is last."""
         found = []
         for model in range(self._count + 1):
             kernel = self._basis @ weights[:, model] / self._scale

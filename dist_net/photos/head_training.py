@@ -1,4 +1,4 @@
-"""The head of a folder's classifier, and the outputs of heads that were not trained on an image."""
+"""Train the head of a folder's classifier, and compute its logits out of fold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH_SIZE = 8
 
 
 class JudgedImages(NamedTuple):
-    """Images that a net was not trained on, and its outputs for them.
+    """Images on which a net was not trained, and the net's logits for them.
 
     ``logits`` is (N, classes) float32, before calibration; ``targets`` (N,) class indices.
     """
@@ -45,9 +45,10 @@ class JudgedImages(NamedTuple):
 def distances_out_of_fold(
     features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
 ) -> tuple[FeatureRows, Distance]:
-    """Return the distances of rows to the classes of the other folds, and of all rows.
+    """Return the distances of the rows out of fold, (N,), and the distance fitted to all rows.
 
-    Both are in units of the usual distance out of fold.
+    Out of fold, a row is compared with the classes of the other folds. Both results are in units
+    of the usual distance out of fold.
     """
     distances = np.zeros(len(labels), np.float32)
     for fold in np.unique(folds):
@@ -61,10 +62,11 @@ def distances_out_of_fold(
 
 
 class HeadTraining:
-    """The head of all images but those of test/, and its outputs out of fold.
+    """The head of all images except test/, and its logits out of fold.
 
-    ``features`` are (views, N, F): every view is trained on, the first is judged. ``labels`` and
-    ``groups`` are (N,); a group shares a fold. ``rows`` are the images in the folder's list.
+    ``features`` is (views, N, F): the head trains on every view and is judged on the first view.
+    ``labels`` and ``groups`` are (N,); a group shares a fold. ``rows`` are the indices of the
+    images in the folder's list.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class HeadTraining:
     def from_images(
         cls, images: PreparedImages, features: FeatureRows, groups: SampleIndices, seed: int
     ) -> Self:
-        """Train on a folder's images; ``features`` and ``groups`` are of its whole list."""
+        """Train on a folder's images; ``features`` and ``groups`` cover the folder's whole list."""
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
         labels = np.array(images.folder.labels, np.int64)[rows]
         names = [images.folder.images[row].path for row in rows.tolist()]
@@ -106,16 +108,16 @@ class HeadTraining:
         return train_heads(self._views, labels, self._classes, folds, penalties, judged)
 
     def __call__(self, features: FeatureRows) -> FeatureRows:
-        """Return the logits of other images, as the trained net does."""
+        """Return the logits of new images, computed as the trained net computes them."""
         return tempered_by(self.distance(features), self.heads.final(features))
 
     @property
     def judged(self) -> JudgedImages:
-        """The images, with logits out of fold."""
+        """Return the images, with logits out of fold."""
         return JudgedImages(self._names, self.labels, self._out_of_fold)
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
-        """Return the head that is trained without these rows, and its logits of them."""
+        """Train a head without these rows; return the head and its logits of these rows."""
         is_out = np.isin(self.rows, rows)
         heads = self._train(np.where(is_out, 0, 1), (self.heads.penalty,))
         return heads.of_folds[0], heads.of_folds[0](self.features[is_out])
@@ -124,7 +126,7 @@ class HeadTraining:
 def judged_by(
     recipe: ImageRecipe, weights: Vector, images: PreparedImages, part: str
 ) -> JudgedImages:
-    """Return the images of a part, with the logits of a whole net."""
+    """Compute a whole net's logits of the images of a part."""
     samples = images.samples(part)
     model = recipe.model
     logits = np.empty((len(samples), model.classes), np.float32)

@@ -35,7 +35,7 @@ from dist_net.processes.entry import keep_freed_memory, terminate_after, use_thr
 CHUNK_SIZE = 16
 MAX_S_PER_IMAGE = 30.0
 START_WITHIN_S = 60.0
-KEPT_BYTES = 64 << 20  # enough for most images; the memory of a huge one is returned
+KEPT_BYTES = 64 << 20  # enough for most images; the memory of a huge image is returned
 MAX_SKIPPED = 0.1
 NAMED = 3
 
@@ -157,7 +157,7 @@ class _Decoding:
         self._show = show
 
     def run(self, chunks: deque[ImageChunk], workers: int) -> None:
-        """Decode every chunk; when this returns or raises, the processes have ended."""
+        """Decode every chunk; the processes have ended when this method returns or raises."""
         self._show(0, self._total)
         while chunks:
             lost, _ = self._decode(chunks, workers)
@@ -174,7 +174,7 @@ class _Decoding:
     def _decode(
         self, chunks: deque[ImageChunk], workers: int
     ) -> tuple[list[ImageChunk], int | None]:
-        """Decode chunks until none is left or a process dies.
+        """Decode chunks until the queue is empty or a process dies.
 
         Return the chunks that were lost, and the exit code of the last process.
         """
@@ -243,12 +243,12 @@ def _as_worker_needs() -> Iterator[None]:
 
 
 def _start_worker(log: Path, parent: int) -> None:
-    """Set up a process of the pool, which ends when its parent does."""
+    """Set up a process of the pool; the process ends when its parent ends."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:  # also for what decoders print
+    with log.open("ab") as file:  # also for the output of decoders
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.setpgid(0, 0)  # it is not suspended with the parent, so that no image exceeds its time
+    os.setpgid(0, 0)  # not suspended with the parent, so that no image exceeds its time limit
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     terminate_after(parent)
     use_threads(1)

@@ -1,4 +1,4 @@
-"""What a run on a folder leaves besides its weights: calibration, held-out images, the report."""
+"""Write a folder run's results besides the weights: calibration, held-out images, report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ THUMBNAIL_SIDE = 160
 def finish(
     directory: RunDirectory, options: ImageOptions, trained: TrainedImages, console: Console
 ) -> dict[str, Any]:
-    """Calibrate, and write held-out images and the report; return what the report states."""
+    """Calibrate, write held-out images and the report, and return the report's JSON object."""
     images, recipe, judged = trained.images, trained.recipe, trained.judged
     calibration = calibrate(judged.logits, judged.targets, options.precision)
     directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
@@ -62,9 +62,9 @@ def train_and_report(
     console: Console,
     display: Callable[[int], TrainingProgress],
 ) -> dict[str, Any]:
-    """Train as ``ImageRun`` does, report, and return the JSON object of the run.
+    """Train with ``ImageRun``, write the report, and return the JSON object of the run.
 
-    The directory is locked by this process.
+    This process must hold the lock of the directory.
     """
     trained = ImageRun(directory, options, local, console, display).train()
     with trained.images:
@@ -96,9 +96,10 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
 def _keep_held_out(
     directory: RunDirectory, trained: TrainedImages, tested: JudgedImages | None, loss: float
 ) -> None:
-    """Keep images to try the model with, or as many as there is room for, evenly spread.
+    """Write held-out images for trying the model, evenly spread, at most ``HELD_OUT_BYTES``.
 
-    A head is trained on those that were split off: the answers out of fold are kept with them.
+    A head is also trained on the validation split: without test/, its answers out of fold are
+    written too.
     """
     images = trained.images
     part = VALIDATION if tested is None else TEST
@@ -131,7 +132,7 @@ def _curves(directory: RunDirectory, trained: TrainedImages) -> list[dict[str, A
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:
-    """PNG files of the images that a report shows, by their names."""
+    """Return the PNG files of the images that a report shows, by image name."""
     shown = {each["image"] for each in (*content["mistakes"], *content["doubtful"])}
     samples = images.usable_samples()
     pixels = np.empty((1, *samples.shape), np.uint8)

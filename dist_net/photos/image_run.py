@@ -1,9 +1,9 @@
 """A run on a folder of images, in the process of ``dist-net train``.
 
-    folder ──decoded──▶ images ──base──▶ features ──here──▶ head
-                            └───by a cluster────▶ whole net ◀──┘
+    folder ──decoded──▶ images ──base──▶ features ──this process──▶ head
+                            └─────────cluster────────▶ whole net ◀───┘
 
-The run directory ends with the whole net, whichever part of it was trained.
+The run directory finally holds the whole net, even if only the head was trained.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ FROM_SCRATCH_RATE = 0.002
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What a run on a folder was asked to be.
+    """The options of a run on a folder.
 
-    ``fine_tune``: for how many epochs the whole net is trained after its head. ``run``: the options
-    of training a whole net; its epochs and learning rate are those of a net without a base.
-    ``group_by``: a regular expression; images whose paths it matches alike are never split.
-    ``fitting``: in place of the base's. Raises SettingError for values out of range.
+    ``fine_tune``: the number of epochs to train the whole net after its head. ``run``: the options
+    of training a whole net; its epochs and learning rate apply only without a base.
+    ``group_by``: a regular expression; images with equal matches in their paths are never split.
+    ``fitting``: replaces the base's fitting. Raises SettingError for values out of range.
     """
 
     folder: str
@@ -107,11 +107,11 @@ class ImageOptions:
 
     @property
     def augmentation(self) -> Augmentation:
-        """How training varies the images."""
+        """Return the augmentation of the training images."""
         return replace(COLOUR if self.colour else Augmentation(), flip=self.flip)
 
     def of_training(self) -> RunOptions:
-        """Return the options of training, whose recipe has its epochs and rate."""
+        """Return the options of training; the recipe sets the epochs and the learning rate."""
         return replace(
             self.run,
             recipe=IMAGES,
@@ -126,7 +126,7 @@ class ImageOptions:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What ``to_json`` gave, from a file; raises RunDirectoryError for anything else."""
+        """Read the output of ``to_json`` from a file; raise RunDirectoryError if it is invalid."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             return cls(run=RunOptions(**told.pop("run")), **told)
@@ -137,9 +137,9 @@ class ImageOptions:
 
 
 def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
-    """A new directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
+    """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
 
-    Raises ImageFolderError, and makes nothing, if it would lie among the images.
+    Raises ImageFolderError, and creates nothing, if the path is inside the image folder.
     """
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
@@ -147,10 +147,10 @@ def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
 
 
 class TrainedImages(NamedTuple):
-    """A run that is done: its images, its recipe, and the weights to use.
+    """A finished run: its images, its recipe, and the weights to use.
 
-    ``judged`` are images with the logits of nets that were not trained on them: out of fold if
-    ``folds`` is not None, else those that were split off. ``head`` is None for a whole net.
+    ``judged`` holds images with the logits of nets that were not trained on them: all images out
+    of fold, or the validation split if ``folds`` is None. ``head`` is None for a whole net.
     """
 
     images: PreparedImages
@@ -164,9 +164,9 @@ class TrainedImages(NamedTuple):
 
 
 class ImageRun:
-    """The run in ``directory``, which this process has locked.
+    """The run in ``directory``; this process must hold the lock of the directory.
 
-    ``display`` returns what shows the training of a whole net, for its number of samples.
+    ``display`` takes the number of samples and returns the progress display of a whole net.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ class ImageRun:
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise; a new
-        directory is removed again if the folder or the base is refused.
+        Raises every error of reading the folder and the base, of preparing the images, and of
+        ``LocalRun.run``. A new directory is removed if the folder or the base is invalid.
         """
         began_s = time.monotonic()
         try:
@@ -241,7 +241,7 @@ class ImageRun:
             run_directory=directory.path,
         )
         require_same_data(directory, folder)
-        # What can be known to be wrong is known by now: from here on there is a run to resume.
+        # Written once the base, folder and options are valid: from now on the run can be resumed.
         directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
             f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
@@ -314,7 +314,7 @@ class ImageRun:
         return groups
 
     def _whole(self, found: FoundBase, data: ImageData, count: int) -> ImageRecipe:
-        """The recipe of the whole net, as it is trained after its head, or from the beginning."""
+        """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
         options = self._options
         is_new = found.weights is None
         rate = FROM_SCRATCH_RATE if is_new else FINE_TUNING_RATE
@@ -334,7 +334,7 @@ class ImageRun:
     def _features(
         self, found: FoundBase, data: ImageData, images: PreparedImages
     ) -> NDArray[np.float32]:
-        """The base's features, (views, N, F)."""
+        """Return the base's features, (views, N, F)."""
         extractor = FeatureExtractor(found, available_cores())
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
         shown = CountProgress(self._console, "computing features", "features computed")
@@ -342,7 +342,7 @@ class ImageRun:
             return extractor.compute(images, views, extractor.file(data.cache, views), shown)
 
     def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
-        """Write the weights to use, in place of earlier ones."""
+        """Write the weights to use; replace earlier weights."""
         loaded = recipe.loaded(load_images)
         options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
         settings = options.settings(loaded)
@@ -355,7 +355,7 @@ class ImageRun:
     def _train_whole(
         self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
     ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
-        """Train by a cluster; resume an earlier part. Return the last weights, judged, a report."""
+        """Train with a cluster or resume; return the last weights, the judged images, a report."""
         directory = self._directory
         if initial is not None:
             directory.save(directory.initial, initial)
@@ -377,14 +377,14 @@ class ImageRun:
 
 @dataclass(frozen=True)
 class Lead:
-    """By how much the loss of a tuned net is lower than its head's, and the standard error."""
+    """The loss of a head minus the loss of the tuned net: the mean and its standard error."""
 
     mean: float
     error: float
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], tuned: JudgedImages) -> Self:
-        """Compare the head's ``logits`` of the same images; each is calibrated by itself."""
+        """Compare with the head's ``logits`` of the same images; calibrate the two separately."""
         losses = [
             cross_entropies(each / np.float32(temperature_of(each, tuned.targets)), tuned.targets)
             for each in (logits, tuned.logits)
@@ -396,7 +396,7 @@ class Lead:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the tuned net replaces the head."""
+        """Return whether the tuned net replaces the head."""
         return self.mean > self.error
 
     def __str__(self) -> str:
@@ -410,7 +410,7 @@ class Lead:
 def _head_report(
     recipe: ImageRecipe, directory: RunDirectory, head: HeadTraining, seconds: float
 ) -> dict[str, Any]:
-    """Return the JSON object of a run without a cluster: an epoch is a step over all images."""
+    """Return the JSON object of a run without a cluster; an epoch is a step over all images."""
     samples = head.heads.steps * len(head.rows)
     names = {
         "recipe": recipe.name,
@@ -435,7 +435,7 @@ def _head_report(
 def require_same_data(directory: RunDirectory, folder: ImageFolder) -> None:
     """Raise RunDirectoryError if a run to resume was trained on other images.
 
-    Labels may have been corrected, but not once a whole net is being trained on them.
+    Labels may change until the training of the whole net has written a checkpoint.
     """
     if not directory.images.exists():
         return

@@ -1,4 +1,4 @@
-"""A run of another host on a folder of images: this host prepares its own copy of the folder."""
+"""Join another host's run on a folder of images, with this host's copy of the folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def prepare_folder(
     console: Console,
     opened: ExitStack,
 ) -> int:
-    """Prepares the images, and leaves in ``directory`` what workers need; gives how many train.
+    """Prepare the images, write the workers' files, and return the number of training images.
 
-    They stay in the cache until ``opened`` is closed. Raises DatasetError where the folder is not
-    given, or another one.
+    The files are written to ``directory``. The images stay in the cache until ``opened`` is
+    closed. Raises DatasetError if ``folder`` is None or differs from the server's folder.
     """
     manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:

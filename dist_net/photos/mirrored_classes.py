@@ -1,7 +1,7 @@
 """Classes that are mirror images of each other, such as left and right arrows.
 
-Features of pretrained nets cannot tell: they hardly change when an image is mirrored. The edges of
-the thumbnails can, counted on a grid around their centre.
+Features of pretrained nets hardly change when an image is mirrored, so they cannot separate such
+classes. This module compares the edges of thumbnails, counted on a grid around their centre.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dist_net.photos.near_duplicates import SIDE, Thumbnails
 FOLDS = 3
 PENALTY = 10.0
 MAX_ROWS = 1500
-"""Images, evenly spread, that are looked at."""
+"""The maximum number of images to compare, evenly spread."""
 CELLS, REACH = 8, 2.5
-"""Of the grid: the cells along each axis, and its extent in standard deviations of the edges."""
+"""The grid's cells along each axis, and its reach in standard deviations of the edges."""
 MIRRORED_SHARE = 0.75
 
 
 def mirrored_classes(
     thumbnails: Thumbnails, labels: ClassIndices, groups: ClassIndices
 ) -> list[tuple[int, int]]:
-    """Return each pair of classes whose images, mirrored, look like those of the other.
+    """Return each pair of classes in which the mirrored images of each class look like the other.
 
-    Heads must tell the classes of a pair apart, out of fold, and take three quarters of the
-    mirrored images of either class for the other class.
+    Out of fold, the heads must separate the two classes, and classify three quarters of the
+    mirrored images of either class as the other class.
     """
     step = -(-len(labels) // MAX_ROWS)
     thumbnails, labels, groups = thumbnails[::step], labels[::step], groups[::step]

@@ -20,7 +20,7 @@ from dist_net.files import replacing
 
 SIDE = 16
 MAX_DIFFERENCE = 3.0
-"""Of two thumbnails of one group: the root mean square, in grey levels of 255."""
+"""The largest root mean square difference of two near-duplicates, in grey levels of 255."""
 ROWS_AT_ONCE = 1024
 
 Thumbnails = NDArray[np.uint8]
@@ -53,7 +53,7 @@ def groups_of(
 ) -> SampleIndices:
     """Return the group of each image, (N,): the index of its first image.
 
-    Near-duplicates of one class share a group, and so do images of one scene, unless it is "".
+    Near-duplicates of one class share a group. Images of one scene do too, unless the scene is "".
     """
     first_of = np.arange(len(labels))
 
@@ -86,9 +86,9 @@ def groups_of(
 
 
 def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
-    """Return what ``pattern`` matches in each path, its first group if it has one; "" for nothing.
+    """Return the match of ``pattern`` in each path, or its first group; "" without a match.
 
-    Raises SettingError for what is no regular expression.
+    Raises SettingError if ``pattern`` is not a regular expression.
     """
     if pattern is None:
         return [""] * len(paths)

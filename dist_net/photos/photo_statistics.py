@@ -1,4 +1,4 @@
-"""What outputs on images that a network was not trained on prove: calibration and intervals.
+"""Calibration and confidence intervals, from logits of images outside the training data.
 
 ``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
 """
@@ -20,7 +20,7 @@ Counts = NDArray[np.integer]
 
 BINS = 15
 CONFIDENCE = 0.95
-"""Of every interval and bound here."""
+"""The confidence of every interval and bound in this module."""
 
 
 class Interval(NamedTuple):
@@ -33,8 +33,8 @@ class Interval(NamedTuple):
 def wilson_interval(right: float, total: float) -> Interval:
     """Return the two-sided 95 % interval of a share, observed as ``right`` of ``total``.
 
-    Unlike the normal approximation, Wilson's holds for few observations and for shares near 0 and
-    1 (Wilson 1927). ``(0, 1)`` without observations.
+    Unlike the normal approximation, Wilson's interval is valid for few observations and for shares
+    near 0 and 1 (Wilson 1927). Return ``(0, 1)`` without observations.
     """
     if not total:
         return Interval(0.0, 1.0)
@@ -48,15 +48,15 @@ def out_of_fold_interval(right: int, total: int, folds: int) -> Interval:
     """Return the interval of a share that was measured out of fold.
 
     The heads of the folds share training images, so their answers are not independent. The
-    variance is corrected by 1 + K / (K - 1) for K folds (Nadeau and Bengio 2003): the interval is
-    Wilson's for fewer observations.
+    variance is corrected by 1 + K / (K - 1) for K folds (Nadeau and Bengio 2003): the result is
+    Wilson's interval for fewer observations.
     """
     independent = 1 / (1 + folds / (folds - 1))
     return wilson_interval(independent * right, independent * total)
 
 
 def lower_bounds(right: Counts, total: Counts) -> NDArray[np.float64]:
-    """Return the one-sided 95 % lower bound (Wilson) of each share, (N,)."""
+    """Return the one-sided 95 % lower bound (Wilson) of each share, (N,) float64."""
     return _wilson(right / total, total, -NormalDist().inv_cdf(CONFIDENCE))
 
 
@@ -66,7 +66,7 @@ def _wilson(share: NDArray[np.floating], total: NDArray[Any], z: float) -> NDArr
 
 
 def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration:
-    """Return the calibration by which ``precision`` of the answers given are right."""
+    """Return the temperature and the threshold at which the answers reach ``precision``."""
     temperature = temperature_of(logits, targets)
     probabilities = softmax(logits / np.float32(temperature))
     return Calibration(temperature, threshold_of(probabilities, targets, precision), precision)
@@ -75,14 +75,15 @@ def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration
 def temperature_of(logits: Scores, targets: Targets) -> float:
     """Return the temperature with the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
-    One more sample, of no particular class, keeps it finite if every answer is right (Platt 1999).
+    An extra sample, spread over all classes, keeps the temperature finite if every answer is right
+    (Platt 1999).
     """
     rows = np.asarray(logits, np.float64)
     others = 1 / (len(rows) + 1)
     wanted = (1 - others) * rows[np.arange(len(rows)), targets] + others * rows.mean(1)
 
     def slope(inverse: float) -> float:
-        """Of the cross-entropy over 1 / temperature, in which it is convex."""
+        """Return the derivative of the cross-entropy, which is convex in 1 / temperature."""
         powers = np.exp(inverse * (rows - rows.max(1, keepdims=True)))
         return float(((powers * rows).sum(1) / powers.sum(1) - wanted).mean())
 
@@ -96,9 +97,9 @@ def temperature_of(logits: Scores, targets: Targets) -> float:
 def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> float:
     """Return the lowest probability above which the answers prove ``precision``.
 
-    Proven is what the 95 % lower bound of the share of right answers reaches. If the images are
-    too few for that, the threshold is ``precision`` itself: only answers are given whose own
-    calibrated probability is that high.
+    A precision is proven if the 95 % lower bound of the share of right answers reaches it. If the
+    images are too few to prove ``precision``, return ``precision``: the model then answers only
+    with a calibrated probability of at least ``precision``.
     """
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")

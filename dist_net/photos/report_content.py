@@ -1,4 +1,4 @@
-"""What the report of a run states, as one JSON object: numbers only, no drawing."""
+"""Compute the content of a run's report as a JSON object, without drawing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TINY = np.finfo(np.float32).tiny
 MAX_MISTAKES = 24
 MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
-"""A label is doubted when nets that never saw the image give another class more than this."""
+"""A label is doubtful if out of fold another class leads it by more than this probability."""
 MIN_CALIBRATION_IMAGES = 300
-"""Fewer do not measure a calibration error: most of it would be chance."""
+"""With fewer images the measured calibration error would be mostly chance."""
 
 
 def report_content(
@@ -40,10 +40,10 @@ def report_content(
     left_out: Sequence[LeftOutClass],
     curves: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The report of a run, which ``run`` names and describes, as a JSON object.
+    """Return the report of a run as a JSON object; ``run`` holds its name and description.
 
-    ``judged`` are the images that the calibration was chosen on, out of fold if there are
-    ``folds``; ``tested`` those of test/, which then decide the accuracy and the tables.
+    ``judged`` holds the images of the calibration, out of fold if ``folds`` is not None.
+    ``tested`` holds the images of test/; if not None, the accuracy and the tables use them.
     """
     main = judged if tested is None else tested
     probabilities = _probabilities(main, calibration)
@@ -82,7 +82,7 @@ def _probabilities(judged: JudgedImages, calibration: Calibration) -> NDArray[np
 def _figures(
     judged: JudgedImages, calibration: Calibration, data: str, folds: int | None
 ) -> dict[str, Any]:
-    """What these images prove: each share with its numerator and its 95 % interval."""
+    """Return the shares measured on these images, with numerators and 95 % intervals."""
     probabilities = _probabilities(judged, calibration)
     is_right = probabilities.argmax(1) == judged.targets
     is_answered = probabilities.max(1) >= calibration.threshold
@@ -111,7 +111,7 @@ def _figures(
 
 
 def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[str, float | None]:
-    """Before and after; None for fewer images than measure it."""
+    """Return the errors before and after; None for fewer than ``MIN_CALIBRATION_IMAGES``."""
     if len(judged.targets) < MIN_CALIBRATION_IMAGES:
         return {"error_before": None, "error_after": None}
     before = calibration_error(softmax(judged.logits), judged.targets)
@@ -120,7 +120,7 @@ def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[
 
 
 def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
-    """Whether the images prove that the answers have the precision that was asked for."""
+    """Return whether the images prove that the answers reach the requested precision."""
     probabilities = _probabilities(judged, calibration)
     is_answered = probabilities.max(1) >= calibration.threshold
     is_right = (probabilities.argmax(1) == judged.targets) & is_answered
@@ -131,14 +131,14 @@ def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
 def confusion_of(
     targets: NDArray[np.integer], answers: NDArray[np.integer], classes: int
 ) -> NDArray[np.int64]:
-    """How often each class, the row, was taken for each, the column: (classes, classes)."""
+    """Return the number of answers by true class (row) and answer: (classes, classes)."""
     pairs = targets.astype(np.intp) * classes + answers
     counts = np.bincount(pairs, minlength=classes * classes)
     return counts.reshape(classes, classes, copy=False)
 
 
 def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision and recall of each class; None where no image decides it."""
+    """Return the precision and recall of each class; None for a share without images."""
     right, answered, there = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return [
         {
@@ -154,7 +154,7 @@ def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict
 def mistakes(
     judged: JudgedImages, probabilities: NDArray[np.float32], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The wrong answers, the most confident first."""
+    """Return the wrong answers, the most confident first; at most ``MAX_MISTAKES``."""
     answers = probabilities.argmax(1)
     wrong = np.flatnonzero(answers != judged.targets)
     order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:MAX_MISTAKES]
@@ -165,10 +165,10 @@ def mistakes(
 
 
 def doubtful(judged: JudgedImages, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Images whose label may be wrong, the most doubtful first.
+    """Return the images with doubtful labels, the most doubtful first.
 
-    Those are the ones for which another class is likely, and the label's is not (after Northcutt
-    et al. 2021, arXiv 1911.00068).
+    A label is doubtful if another class is likely and the labelled class is not (after Northcutt
+    et al. 2021, arXiv 1911.00068). Return at most ``MAX_DOUBTFUL`` images.
     """
     probabilities = softmax(judged.logits)
     rows = np.arange(len(probabilities))

@@ -1,4 +1,4 @@
-"""The report as one image, a PNG. Needs the extra ``plots``."""
+"""Draw the report as a PNG image. Requires the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_BARS = 40
 
 
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
-    """Draws a report's ``content`` into a PNG: curves, matrix, classes, the worst mistakes.
+    """Draw a report's ``content`` as a PNG: curves, matrix, classes, the worst mistakes.
 
-    ``thumbnails`` are PNG files of its images, by name. Raises MissingExtraError, and OSError
-    where nothing can be written.
+    ``thumbnails`` maps image names to PNG files. Raises MissingExtraError without the extra, and
+    OSError if ``path`` cannot be written.
     """
     names = [each["name"] for each in content["classes"]]
     figure = new_figure(14, 13)

@@ -1,4 +1,4 @@
-"""The report as a page that stands alone: one HTML file without scripts, in light and dark."""
+"""Render the report as a self-contained HTML file without scripts, in light and dark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 STYLE = Path(__file__).with_name("report.css")
 MAX_CLASSES_COUNTED = 40
-"""Of more classes than these the matrix would not be readable; the table has each."""
+"""With more classes the confusion matrix is omitted as unreadable; the class table remains."""
 
 MIN_IMAGES_FOR_SHARE = 30
 LEFT_OUT = {
@@ -24,7 +24,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
 
 
 def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
-    """The page of a report's ``content``, with PNG files of its images by name."""
+    """Return the HTML page of a report's ``content``; ``thumbnails`` maps names to PNG files."""
     name = escape(content["name"])
     body = [
         f"<h1>{name}</h1>",
@@ -59,7 +59,7 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
 
 
 def _facts(content: Mapping[str, Any]) -> str:
-    """The figures of each set of images that something was measured on."""
+    """Return the table of the figures measured on each set of images."""
     rows = (
         (
             escape(each["data"]),
@@ -83,7 +83,7 @@ def _facts(content: Mapping[str, Any]) -> str:
 
 
 def _proven(right: int, total: int, interval: Sequence[float] | None) -> str:
-    """A share with its interval; "n of m" for few images, of which a share would promise more."""
+    """Return a share with its interval; "n of m" for few images, to avoid false precision."""
     if interval is None:
         return "-"
     bounds = f"{interval[0]:.0%} to {interval[1]:.0%}"
@@ -97,7 +97,7 @@ def _share(value: float | None) -> str:
 
 
 def _share_of(value: float | None, total: int) -> str:
-    """A share of ``total`` images; "n of m" for few."""
+    """Return a share of ``total`` images; "n of m" for few images."""
     if value is None or total >= MIN_IMAGES_FOR_SHARE:
         return _share(value)
     return f"{round(value * total):,} of {total:,}"
@@ -132,7 +132,7 @@ def _chart(records: Sequence[Mapping[str, Any]], quantity: str) -> str:
         ]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         lines.append(f'<polyline class="{kind}" points="{line}"/>')
-        if kind == "test":  # there may be one alone
+        if kind == "test":  # a single point draws no line
             lines += [
                 f'<circle class="test" r="2.5" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in points
             ]

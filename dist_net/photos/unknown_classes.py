@@ -1,4 +1,4 @@
-"""What becomes of a class that a head was never shown: each is left out in turn."""
+"""Measure how heads answer images of an unknown class, by leaving out each class in turn."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dist_net.photos.photo_statistics import calibrate
 
 MAX_LEFT_OUT = 10
 MAX_ROWS = 500
-"""Images, evenly spread, that are enough for these figures."""
+"""The maximum number of images, evenly spread, from which the shares are measured."""
 KNOWN_LOST = 0.05
 
 
 @dataclass(frozen=True)
 class LeftOutClass:
-    """What becomes of a class that a head was not trained on.
+    """The answers of a head to a class on which it was not trained.
 
-    ``images`` are its own, ``others`` those of the other classes. ``unknown`` is the share of its
-    images that are called unknown, ``known_lost`` that of the others, out of fold.
-    ``by_confidence`` and ``by_distance`` are the shares of its images that are recognised as
-    unknown at the price of 5 % of the others: by the probability alone, and by the probability
-    lessened by the distance, as the model has it.
+    ``images`` counts the images of the class, ``others`` the images of the other classes.
+    ``unknown`` is the share of the class that is classified as unknown; ``known_lost`` is the same
+    share of the other classes, out of fold. ``by_confidence`` and ``by_distance`` are the shares
+    of the class recognised as unknown when 5 % of the other images are lost: by the probability
+    alone, and by the probability lowered by the distance, as in the model.
     """
 
     name: str
@@ -43,7 +43,7 @@ class LeftOutClass:
 def left_out_classes(
     head: HeadTraining | None, names: Sequence[str], precision: float
 ) -> list[LeftOutClass]:
-    """Leave out each of the first ten classes; [] without a head, or for two classes."""
+    """Leave out each of the first ten classes; return [] without a head or for two classes."""
     if head is None or len(names) < 3:
         return []
     step = -(-len(head.rows) // MAX_ROWS)
