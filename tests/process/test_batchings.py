@@ -174,7 +174,7 @@ def test_random_batches_give_the_same_bytes_while_workers_die(
                 for number in range(CLIENTS)
             ]
             try:
-                hit = hit_workers(gateway, goes_on, faults, every_s=1.0)
+                hit = hit_workers(gateway, goes_on, faults, every_s=0.25)
             finally:
                 is_over.set()
             for each in askers:
