@@ -146,7 +146,7 @@ def batch_rows(gateway: Gateway) -> Counter[int]:
 @pytest.mark.parametrize(
     ("seed", "batches", "faults"),
     [
-        (0, 300, FAULTS[:1]),  # that a stopped worker is lost takes seconds to be noticed
+        (0, 1000, FAULTS[:1]),  # that a stopped worker is lost takes seconds to be noticed
         *(pytest.param(seed, 2000, FAULTS, marks=pytest.mark.slow) for seed in range(1, 6)),
     ],
 )
@@ -174,7 +174,7 @@ def test_random_batches_give_the_same_bytes_while_workers_die(
                 for number in range(CLIENTS)
             ]
             try:
-                hit = hit_workers(gateway, goes_on, faults, every_s=0.25)
+                hit = hit_workers(gateway, goes_on, faults, every_s=1.0)
             finally:
                 is_over.set()
             for each in askers:
