@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dist_net.data.image_samples import AugmentedImages
 from dist_net.data.prepared_images import ImageCache, PreparedImages
-from dist_net.errors import FetchError
-from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.prepared import key_of_vector
 from dist_net.photos.bases import FoundBase
+from dist_net.photos.cached_arrays import cached_array
 
 BATCH_SIZE = 8
 
@@ -61,21 +59,13 @@ class FeatureExtractor:
     ) -> NDArray[np.float32]:
         """Return the features, (views, N, F) float32, mapped from ``path``.
 
-        Compute them first if ``path`` does not exist. N counts every image of the folder's list,
+        Compute them first unless ``path`` has them. N counts every image of the folder's list,
         usable or not. Raises FetchError if the file cannot be written.
         """
         shape = (views.count, len(images.folder.images), self._model.classes)
-        try:
-            if not path.exists():
-                with replacing(path) as partial:
-                    self._fill(images, views, open_memmap(partial, "w+", np.float32, shape), show)
-            features: NDArray[np.float32] = np.load(path, mmap_mode="r")
-        except OSError as error:
-            raise FetchError(
-                f"{path}: {error.strerror}; expected room for {4 * int(np.prod(shape)):,} bytes "
-                f"of features"
-            ) from error
-        return features
+        return cached_array(
+            path, shape, np.float32, lambda out: self._fill(images, views, out, show)
+        )
 
     def _fill(
         self, images: PreparedImages, views: Views, out: NDArray[np.float32], show: Show

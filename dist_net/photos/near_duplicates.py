@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.data.samples import SampleIndices, Samples
-from dist_net.errors import FetchError, SettingError
-from dist_net.files import replacing
+from dist_net.errors import SettingError
+from dist_net.photos.cached_arrays import cached_array
 
 SIDE = 16
 MAX_DIFFERENCE = 3.0
@@ -31,21 +31,15 @@ def thumbnails_of(samples: Samples, path: Path) -> Thumbnails:
 
     Raises FetchError if the file cannot be written.
     """
-    try:
-        if path.exists():
-            kept: Thumbnails = np.load(path)
-            return kept
+
+    def fill(found: Thumbnails) -> None:
         image = np.empty((1, *samples.shape), np.uint8)
-        found = np.empty((len(samples), SIDE * SIDE), np.uint8)
         for index in range(len(samples)):
             samples.read(np.array([index]), image)
             grey = Image.fromarray(image[0].squeeze()).convert("L")
             found[index] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.save(file, found)
-    except OSError as error:
-        raise FetchError(f"{path}: {error.strerror}; expected room for the thumbnails") from error
-    return found
+
+    return cached_array(path, (len(samples), SIDE * SIDE), np.uint8, fill)
 
 
 def groups_of(
