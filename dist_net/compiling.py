@@ -56,7 +56,7 @@ def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
 
 @contextmanager
 def _own_cache(file: Path, signature: Any) -> Iterator[None]:
-    """Has numba keep the code of a file apart for each signature and state of the sources."""
+    """Let numba keep the code of a file apart for each signature and state of the sources."""
     sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
     of_state = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
     if not of_state.exists():

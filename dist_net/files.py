@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class AppendedFile(Protocol):
-    """A file opened for appending. Raises OSError."""
+    """A file opened for appending. Raise OSError."""
 
     def write(self, content: bytes | bytearray) -> int:
         """Append as much as fits on the disk, and return the number of bytes."""
@@ -26,7 +26,7 @@ class AppendedFile(Protocol):
 
 
 class Disk(Protocol):
-    """The file system of a run: this host's, or a simulation's. Raises OSError."""
+    """The file system of a run: this host's, or a simulation's. Raise OSError."""
 
     def exists(self, path: Path) -> bool: ...
     def size(self, path: Path) -> int: ...
@@ -142,7 +142,7 @@ def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
 
     If the machine stops, ``path`` is the complete old or new file. After an exception the new file
     is removed. The incomplete file of a killed process is removed by the next replacement of
-    ``path``. Raises OSError.
+    ``path``. Raise OSError.
     """
     disk.remove_abandoned(path)
     # Several processes may write the same file at once.

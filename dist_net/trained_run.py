@@ -74,7 +74,7 @@ class Run:
 
     @cached_property
     def trained(self) -> tuple[LoadedRecipe, Checkpoint]:
-        """Return the recipe and the checkpoint, read once; raises the errors of ``load``."""
+        """Return the recipe and the checkpoint, read once; raise the errors of ``load``."""
         return load_trained(self.path, self._trust_recipe)
 
     @cached_property
@@ -119,7 +119,7 @@ def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
     """Return the trained model in a run directory, or in a checkpoint file.
 
     A run's own ``recipe.py`` is Python code, which runs only if the user trusts it, for example by
-    ``trust_recipe``, the ``--trust-recipe`` of the commands. Raises BadInputError if the run does
+    ``trust_recipe``, the ``--trust-recipe`` of the commands. Raise BadInputError if the run does
     not exist, is damaged, or its recipe is not trusted.
     """
     run = Run(path, trust_recipe=trust_recipe)
@@ -187,7 +187,7 @@ def train(
     Progress is shown on stderr, unless ``quiet``. The server may load for any time while it reports
     progress; ``start_timeout_s`` limits its silence.
 
-    Raises BadInputError for unusable input, InterruptedRunError on Ctrl+C, which leaves a
+    Raise BadInputError for unusable input, InterruptedRunError on Ctrl+C, which leaves a
     checkpoint, and ProcessFailedError if the server or every worker has failed.
     """
     if not isinstance(recipe, str | Path):

@@ -32,7 +32,7 @@ def in_order(calls: Sequence[Call]) -> Call:
 def integer(name: str, value: Any, least: int | None = None) -> int:
     """Return ``value`` as an int; it must be a Python or NumPy integer of at least ``least``.
 
-    Raises ``ShapeError`` otherwise.
+    Raise ``ShapeError`` otherwise.
     """
     try:
         number = operator.index(value)
@@ -45,7 +45,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def integers(name: str, values: Any) -> Shape:
-    """Return a shape or axes as a tuple; raises ``ShapeError`` unless all are integers."""
+    """Return a shape or axes as a tuple; raise ``ShapeError`` unless all are integers."""
     try:
         return tuple(operator.index(each) for each in values)
     except TypeError:
@@ -53,7 +53,7 @@ def integers(name: str, values: Any) -> Shape:
 
 
 def positive_axis(name: str, axis: Any, shape: Shape) -> int:
-    """Return ``axis`` of ``shape`` as a non-negative number; raises ``ShapeError``."""
+    """Return ``axis`` of ``shape`` as a non-negative number; raise ``ShapeError``."""
     found = integer(f"{name}: axis", axis)
     if not -len(shape) <= found < len(shape):
         raise ShapeError(

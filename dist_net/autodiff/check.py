@@ -34,7 +34,7 @@ def check_gradients(
     values must not be near kinks such as that of relu at 0. For each array in turn, this compares
     the slopes of a random combination of the results along a random direction; a wrong VJP passes
     with probability 0. The sum of the slopes is itself a function of ``at``, and its slopes are the
-    next order. Raises ``GradientError`` if two slopes differ by more than ``tolerance``, absolute
+    next order. Raise ``GradientError`` if two slopes differ by more than ``tolerance``, absolute
     below 1 and relative above; ``DTypeError`` unless everything is float64.
     """
     inputs = [variable(f"input_{i}", array.shape, array.dtype) for i, array in enumerate(at)]

@@ -43,7 +43,7 @@ class Operation:
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        """Return the shape and dtype of the result; raises ShapeError or DTypeError."""
+        """Return the shape and dtype of the result; raise ShapeError or DTypeError."""
         raise NotImplementedError
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
@@ -169,7 +169,7 @@ BinaryOperator: TypeAlias = "Callable[[Expression, Operand], Expression]"
 
 
 def apply(operation: Operation, *inputs: Expression) -> Expression:
-    """Return the node of ``operation`` on ``inputs``; raises ``ShapeError`` or ``DTypeError``."""
+    """Return the node of ``operation`` on ``inputs``; raise ``ShapeError`` or ``DTypeError``."""
     shape, dtype = operation.result(*inputs)
     return Expression(operation, inputs, shape, dtype)
 
@@ -196,7 +196,7 @@ def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression
 def as_expression(value: Operand, like: Expression) -> Expression:
     """Return ``value``, wrapped in a constant if necessary; a number takes the dtype of ``like``.
 
-    Raises ``DTypeError`` for a number that this dtype cannot hold: 0.5 as an integer, -1 as uint8.
+    Raise ``DTypeError`` for a number that this dtype cannot hold: 0.5 as an integer, -1 as uint8.
     """
     if isinstance(value, Expression):
         return value
@@ -214,7 +214,7 @@ def as_expression(value: Operand, like: Expression) -> Expression:
 
 
 def broadcast_shape(name: str, *inputs: Expression) -> Shape:
-    """Return the common shape of ``inputs`` under NumPy's broadcasting; raises ShapeError."""
+    """Return the common shape of ``inputs`` under NumPy's broadcasting; raise ShapeError."""
     try:
         return np.broadcast_shapes(*(each.shape for each in inputs))
     except ValueError:
@@ -234,7 +234,7 @@ NUMBERS = "fiu"
 def same_dtype(name: str, *inputs: Expression, kinds: str | None = None) -> np.dtype[np.generic]:
     """Return the common dtype of ``inputs``; there is no implicit promotion.
 
-    Raises ``DTypeError`` if the dtypes differ or are not of ``kinds``, ``FLOATS`` or ``NUMBERS``.
+    Raise ``DTypeError`` if the dtypes differ or are not of ``kinds``, ``FLOATS`` or ``NUMBERS``.
     """
     dtype = inputs[0].dtype
     if any(each.dtype != dtype for each in inputs):

@@ -31,7 +31,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
     """Return the gradient of a scalar ``output`` with respect to each of ``variables``.
 
     ``variables`` may be any expressions. The gradient is zero if ``output`` does not depend on the
-    expression. Raises ``ShapeError`` if ``output`` is not a scalar, ``DTypeError`` if it is not a
+    expression. Raise ``ShapeError`` if ``output`` is not a scalar, ``DTypeError`` if it is not a
     float, ``GraphError`` if the graph has a variable of the same name and another shape or dtype,
     ``GradientError`` unless every VJP returns a cotangent of the right shape for each input.
     """

@@ -123,7 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 
 def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
-    """Return the recipe that the server trains; raises ``RecipeError``."""
+    """Return the recipe that the server trains; raise ``RecipeError``."""
     with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
         return OfferedRecipe.from_offer(observer.recipe())
 

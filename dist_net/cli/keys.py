@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Create or revoke keys, print the result and return the exit code.
 
-    Raises ``KeyFileError``.
+    Raise ``KeyFileError``.
     """
     if arguments.action == "create":
         return _create(arguments)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Replay the run, compare the weights and return the exit code.
 
-    Raises ``ReplayError`` if the weights differ from the run's.
+    Raise ``ReplayError`` if the weights differ from the run's.
     """
     console = plain_console()
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)

@@ -1,4 +1,4 @@
-"""A run's last report as metrics for Prometheus, over HTTP from a thread of this process.
+"""Serve a run's last report as Prometheus metrics, over HTTP from a thread of this process.
 
 Counters continue after a restart of the server, from its checkpoint. The label of a worker is its
 name; a report limits the number of workers.
@@ -33,18 +33,18 @@ from dist_net.serving.http.settings import HttpSettings
 logger = logging.getLogger(__name__)
 
 COUNTERS = {
-    "samples": ("samples", "applied, of all epochs"),
-    "training_seconds": ("seconds", "of training, without interruptions"),
-    "server_starts": ("server_starts", "of the parameter server, with this one"),
+    "samples": ("samples", "samples applied, in all epochs"),
+    "training_seconds": ("seconds", "seconds of training, without interruptions"),
+    "server_starts": ("server_starts", "starts of the parameter server, including the current one"),
     "workers_joined": ("workers_joined", "workers that joined"),
-    "workers_lost": ("workers_lost", "workers that were silent for too long, or sent nonsense"),
-    "workers_restarted": ("workers_restarted", "workers that joined under a name of another's"),
-    "samples_done_again": (
-        "samples_done_again",
-        "applied after the run's last checkpoint",
+    "workers_lost": ("workers_lost", "workers lost: silent for too long, or sent invalid messages"),
+    "workers_restarted": (
+        "workers_restarted",
+        "workers that joined under the name of an earlier worker",
     ),
-    "checkpoint_failures": ("checkpoints_failed", "checkpoints that could not be written"),
-    "journal_failures": ("journal_failures", "times that the journal could not be written"),
+    "samples_done_again": ("samples_done_again", "samples repeated after a restart of the server"),
+    "checkpoint_failures": ("checkpoints_failed", "failed writes of checkpoints"),
+    "journal_failures": ("journal_failures", "failed writes of the journal"),
 }
 PUSHES = {
     "applied": "pushes_applied",
@@ -54,28 +54,31 @@ PUSHES = {
 }
 STATES = ("waiting", "training", "finished", "stopping")
 GAUGES = {
-    "samples_wanted": ("samples_total", "to be applied in the whole run"),
-    "weights_version": ("version", "updates that are in the weights"),
-    "training_workers": ("worker_count", "workers that take part now"),
-    "versions_since_checkpoint": ("versions_since_checkpoint", "updates that no checkpoint has"),
-    "journal_lag_records": ("journal_lag_records", "applied and not on the disk yet"),
-    "journal_lag_bytes": ("journal_lag_bytes", "of the journal, not on the disk yet"),
-    "journal_lag_seconds": ("journal_lag_s", "since the oldest of them was applied"),
+    "samples_wanted": ("samples_total", "samples of the whole run"),
+    "weights_version": ("version", "updates applied to the weights"),
+    "training_workers": ("worker_count", "workers in the run"),
+    "versions_since_checkpoint": ("versions_since_checkpoint", "updates since the last checkpoint"),
+    "journal_lag_records": ("journal_lag_records", "journal records not yet on the disk"),
+    "journal_lag_bytes": ("journal_lag_bytes", "journal bytes not yet on the disk"),
+    "journal_lag_seconds": (
+        "journal_lag_s",
+        "age of the oldest journal record not yet on the disk",
+    ),
 }
 FAILING = {"checkpoint": "checkpoint_error", "journal": "journal_error"}
 WORKER_GAUGES = {
-    "samples_per_second": ("samples_per_s", "while it had work, the newest most"),
-    "staleness_updates": ("staleness_mean", "of its gradients, on average"),
-    "round_trip_seconds": ("round_trip_s", "of its heartbeats, the median of the last"),
-    "silence_seconds": ("heard_s_ago", "since it was heard"),
-    "slow": ("is_slow", "whether it is silent, or slow beside the others"),
-    "cores": ("cores", "that it may use"),
-    "threads": ("threads", "that it computes with"),
+    "samples_per_second": ("samples_per_s", "recent speed while the worker had work"),
+    "staleness_updates": ("staleness_mean", "mean staleness of the worker's gradients"),
+    "round_trip_seconds": ("round_trip_s", "median round trip of the last heartbeats"),
+    "silence_seconds": ("heard_s_ago", "seconds since the worker's last message"),
+    "slow": ("is_slow", "1 if the worker is silent, or slower than the others"),
+    "cores": ("cores", "cores available to the worker"),
+    "threads": ("threads", "threads of the worker"),
 }
 
 
 class RunCollector(Collector):
-    """Collects metrics from the report that was published last."""
+    """The metrics of the report that was published last."""
 
     def __init__(self) -> None:
         self._published: tuple[dict[str, Any], float] | None = None
@@ -84,7 +87,7 @@ class RunCollector(Collector):
         self._published = report, time.monotonic()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering does not collect."""
+        """Return nothing, so that registering does not collect."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -92,7 +95,7 @@ class RunCollector(Collector):
             return
         report, published_s = self._published
         age_s = time.monotonic() - published_s
-        yield _gauge("report_age_seconds", "since the server gave these figures", age_s)
+        yield _gauge("report_age_seconds", "seconds since the server's last report", age_s)
         yield from _run_metrics(report)
         yield _staleness(report)
         yield from _worker_metrics(report["workers"])
@@ -107,22 +110,24 @@ def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
         yield CounterMetricFamily(f"dist_net_{name}", text, report[key])
     for name, (key, text) in GAUGES.items():
         yield _gauge(name, text, report[key])
-    pushes = CounterMetricFamily("dist_net_gradients", "by what became of them", labels=("end",))
+    pushes = CounterMetricFamily("dist_net_gradients", "gradients by result", labels=("end",))
     for end, key in PUSHES.items():
         pushes.add_metric((end,), report[key])
     yield pushes
-    state = GaugeMetricFamily("dist_net_run_state", "1 for the one it is in", labels=("state",))
+    state = GaugeMetricFamily("dist_net_run_state", "1 for the current state", labels=("state",))
     for each in STATES:
         state.add_metric((each,), report["state"] == each)
     yield state
-    failing = GaugeMetricFamily("dist_net_failing", "what cannot be written now", labels=("file",))
+    failing = GaugeMetricFamily(
+        "dist_net_failing", "1 if the file cannot be written", labels=("file",)
+    )
     for file, key in FAILING.items():
         failing.add_metric((file,), report[key] is not None)
     yield failing
 
 
 def _staleness(report: dict[str, Any]) -> Metric:
-    """The buckets of a run's report, by their greatest staleness, added up."""
+    """Return the cumulative buckets of a run's report, by their greatest staleness."""
     buckets, total = [], 0
     for digits, count in enumerate(report["staleness_histogram"]):
         total += count
@@ -130,7 +135,7 @@ def _staleness(report: dict[str, Any]) -> Metric:
     buckets.append(("+Inf", total))
     return HistogramMetricFamily(
         "dist_net_staleness_updates",
-        "versions that gradients were behind when they were applied",
+        "staleness of applied gradients",
         buckets=buckets,
         sum_value=report["staleness_mean"] * report["pushes_applied"],
     )
@@ -151,9 +156,9 @@ def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 class RunMetricsServer:
-    """A context in which ``/metrics`` is answered from the reports that are published.
+    """A context manager that serves ``/metrics`` from the published reports.
 
-    Listens from its creation; see ``HttpServer`` for what it raises.
+    Listens from its creation. Raise the errors of ``HttpServer``.
     """
 
     def __init__(self, settings: HttpSettings) -> None:

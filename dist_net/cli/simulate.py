@@ -218,7 +218,7 @@ def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCo
 
 
 def read_costs(path: Path) -> ClusterCosts:
-    """Read saved costs; raises ``CostsDamagedError``."""
+    """Read saved costs; raise ``CostsDamagedError``."""
     try:
         with path.open(encoding="utf-8") as file:
             return ClusterCosts.from_json(file.read(MAX_CHARACTERS))

@@ -86,7 +86,7 @@ def followed(
     """Yield a report every ``every_s`` until the run ends, each with the new metric records.
 
     If the server does not reply, notify the user through ``say`` and retry once over a new
-    connection: the server may have restarted. Raises ``NoAnswerError``.
+    connection: the server may have restarted. Raise ``NoAnswerError``.
     """
     next_record, was_silent = NO_RECORDS, False
     while True:
@@ -108,12 +108,12 @@ def followed(
 
 
 def view(report: dict[str, Any]) -> RenderableType:
-    """Return a terminal view of the report; raises ``ProtocolError`` for a malformed report."""
+    """Return a terminal view of the report; raise ``ProtocolError`` for a malformed report."""
     return _shown(report, run_view, pool_view)
 
 
 def line(report: dict[str, Any]) -> str:
-    """Return the report as one line; raises ``ProtocolError`` for a malformed report."""
+    """Return the report as one line; raise ``ProtocolError`` for a malformed report."""
     return _shown(report, run_line, pool_line)
 
 

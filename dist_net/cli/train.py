@@ -276,7 +276,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
 
 
 def is_resumed(arguments: argparse.Namespace) -> bool:
-    """Return whether to resume a run; raises ``RunDirectoryError`` if ``--run-dir`` is missing."""
+    """Return whether to resume a run; raise ``RunDirectoryError`` if ``--run-dir`` is missing."""
     if arguments.resume != "auto":
         return bool(arguments.resume)
     if arguments.run_dir is None:

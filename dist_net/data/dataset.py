@@ -22,7 +22,7 @@ class Dataset:
     that index ``class_names``, of any dtype, or, without classes, floats (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
     borrowed and never written. Only about 64 MiB of targets and of float inputs are checked, evenly
-    spread; the loss checks every class label that it computes. Raises ``DatasetError`` if the parts
+    spread; the loss checks every class label that it computes. Raise ``DatasetError`` if the parts
     do not fit together, or contain numbers that are not finite.
     """
 

@@ -14,7 +14,7 @@ TIMEOUT_S = 600.0
 def copy_from_directory(
     source: Path, files: Sequence[PublishedFile], directory: Path, _: Progress
 ) -> None:
-    """Store each file from ``source/NAME.gz``; raises ``SourceError``."""
+    """Store each file from ``source/NAME.gz``; raise ``SourceError``."""
     for file in files:
         path = source / f"{file.name}.gz"
         try:

@@ -74,7 +74,7 @@ def _receive(url: str, file: PublishedFile, part: IO[bytes], progress: Progress)
 def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
     """Yield ``(offset, total_bytes, chunk)`` from byte ``start``, or from an earlier one.
 
-    A server without support for ranges sends everything. Raises ``SourceError``.
+    A server without support for ranges sends everything. Raise ``SourceError``.
     """
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:

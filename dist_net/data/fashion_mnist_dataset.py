@@ -79,7 +79,7 @@ def load(cache_dir: Path, progress: Progress, mirrors: Sequence[str] = ()) -> Da
     """Return the dataset, fetched into ``cache_dir/fashion-mnist`` if it is missing.
 
     Images are ``(60000, 28, 28)`` and ``(10000, 28, 28)`` uint8, read-only views of the mapped
-    files. Raises FetchError.
+    files. Raise FetchError.
     """
     directory = cache_dir / NAME
     fetch(NAME, FILES, directory, sources(mirrors), progress, ADVICE)

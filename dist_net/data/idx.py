@@ -32,7 +32,7 @@ def read_idx(path: Path) -> NDArray[Any]:
     """Return the array in the IDX file ``path``, in the file's shape and read-only.
 
     The file is mapped into memory, so that processes that read it share the page cache. Multi-byte
-    elements keep the file's byte order. Raises ``DatasetError`` if the file cannot be read, is not
+    elements keep the file's byte order. Raise ``DatasetError`` if the file cannot be read, is not
     IDX, or is shorter or longer than its header declares.
     """
     try:

@@ -116,7 +116,7 @@ class ImageFolder:
 
         ``groups`` has the group number of each image, ``(N,)``. Validation images that were split
         off are split off again. Images that share a group with an image of ``test/`` lose their
-        part and are left out. Raises ``ImageFolderError`` if a class has no training image left,
+        part and are left out. Raise ``ImageFolderError`` if a class has no training image left,
         or the folder no validation image.
         """
         group_of = {each.path: str(group) for each, group in zip(self.images, groups, strict=True)}
@@ -168,8 +168,8 @@ def require_apart(root: Path, run_directory: Path) -> None:
     images, run = root.resolve(), run_directory.resolve()
     if images.is_relative_to(run) or run.is_relative_to(images):
         raise ImageFolderError(
-            f"the images, {root}, and the run's directory, {run_directory}, lie in each other; "
-            f"expected them apart: give another --run-dir"
+            f"the run's directory {run_directory} and the images {root} contain each other; "
+            f"expected separate directories: pass another --run-dir"
         )
 
 
@@ -256,7 +256,7 @@ class _Listing:
     def add_labelled(self, labels_csv: Path) -> None:
         """Add the images listed in a file of rows ``path,label`` or ``path,label,part``.
 
-        Ignores a third column that contains anything but parts. Raises ``ImageFolderError``.
+        Ignores a third column that contains anything but parts. Raise ``ImageFolderError``.
         """
         label_of: dict[str, str] = {}
         rows = list(_rows(labels_csv))

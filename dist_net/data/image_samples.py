@@ -27,7 +27,7 @@ class ImagePreprocessing:
     max_pixels: int = MAX_PIXELS
 
     def input_of(self, path: Path) -> NDArray[np.uint8]:
-        """Return the image, decoded and fitted, ``shape`` uint8; raises ``ImageError``."""
+        """Return the image, decoded and fitted, ``shape`` uint8; raise ``ImageError``."""
         return fit_image(path, self.shape, self.fitting, self.max_pixels)
 
 

@@ -53,7 +53,7 @@ for each skipped image, by path."""
 class PreparedImages:
     """The usable images of a folder, by part.
 
-    A context manager: until it exits, the file stays in the cache. Raises ``ImageFolderError`` if
+    A context manager: until it exits, the file stays in the cache. Raise ``ImageFolderError`` if
     a class has no usable training image.
     """
 

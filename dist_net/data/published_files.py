@@ -96,7 +96,7 @@ class PublishedFile:
     def store(self, content: IO[bytes], directory: Path) -> None:
         """Write ``content``, plain or gzip, to ``directory`` under this name.
 
-        The file appears when it is complete and verified. Raises ``SourceError`` for other content
+        The file appears when it is complete and verified. Raise ``SourceError`` for other content
         and ``OSError`` if the directory is not writable.
         """
         content.seek(0)
@@ -136,7 +136,7 @@ def fetch(
     """Make sure that ``directory`` holds all ``files``, verified.
 
     ``sources`` maps descriptions to sources, which are tried in order for the files still missing.
-    Raises ``FetchError``, with the reason of each source and ``advice``, or if the directory is not
+    Raise ``FetchError``, with the reason of each source and ``advice``, or if the directory is not
     usable.
     """
     failures = []

@@ -90,7 +90,7 @@ Values: TypeAlias = NDArray[Any] | Samples
 
 
 def samples_of(values: Values, name: str = "samples") -> Samples:
-    """Return the values as ``Samples``; an array is borrowed. Raises DatasetError."""
+    """Return the values as ``Samples``; an array is borrowed. Raise DatasetError."""
     if isinstance(values, np.ndarray):
         return ArraySamples(values)
     if not isinstance(values, Samples):

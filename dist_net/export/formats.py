@@ -43,7 +43,7 @@ FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
 def format_of(file: Path, given: str | None, takes_images: bool) -> str:
     """Return the format of a file: ``given``, or its extension.
 
-    Raises ``ExportError`` for another extension or if the format cannot contain preprocessing,
+    Raise ``ExportError`` for another extension or if the format cannot contain preprocessing,
     ``MissingExtraError`` if the package that writes it is not installed.
     """
     chosen = given or file.suffix.removeprefix(".").lower()
@@ -68,7 +68,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
     """Write the model to ``file`` atomically and return the number of bytes.
 
-    Raises ``ExportError`` if the format cannot express the model, ``FileWriteError`` if the file
+    Raise ``ExportError`` if the format cannot express the model, ``FileWriteError`` if the file
     cannot be written.
     """
     content = FORMATS[format](exported)

@@ -75,7 +75,7 @@ def load_image(
 ) -> Pixels:
     """Return the image in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
-    Errors name it ``name``, by default its path. Raises ImageError, in one line, for a file that is
+    Errors name it ``name``, by default its path. Raise ImageError, in one line, for a file that is
     unreadable, not in one of ``FORMATS``, damaged, cut short or empty, or that has more than
     ``max_pixels``, which is checked before decoding.
     """

@@ -20,7 +20,7 @@ def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     """Return the whole image, centred on grey: (height, width, C) float32 from 0 to 1.
 
     The image keeps its proportions and touches two sides; the rest is 0.5. The result equals that
-    of Darknet's ``classifier predict`` bit for bit; see ``resize``. Raises ImageError for an image
+    of Darknet's ``classifier predict`` bit for bit; see ``resize``. Raise ImageError for an image
     so narrow that it would shrink to nothing.
     """
     down, across, channels = pixels.shape
@@ -142,7 +142,7 @@ def _resized(pixels: Pixels, height: int, width: int, by: Image.Resampling) -> P
 
 
 def exact(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Return the image unchanged; raises ImageError if it has another size."""
+    """Return the image unchanged; raise ImageError if it has another size."""
     down, across, _ = pixels.shape
     if (down, across) != (height, width):
         raise ImageError(
@@ -172,7 +172,7 @@ FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet
 
 
 def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
-    """Return the fitting ``name``; raises SettingError if there is none."""
+    """Return the fitting ``name``; raise SettingError if there is none."""
     if name not in FITTINGS:
         raise SettingError(f"fitting={name!r}: expected one of {', '.join(FITTINGS)}")
     return FITTINGS[name]
@@ -214,7 +214,7 @@ def fit_image(
     - ``"exact"``: never resize; an image of another size is refused
     - ``"imagenet"``: seven eighths of the middle, the usual crop for ImageNet's nets
 
-    Raises ImageError for an image that is unreadable or does not fit, ShapeError for a shape that
+    Raise ImageError for an image that is unreadable or does not fit, ShapeError for a shape that
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
@@ -256,7 +256,7 @@ class ImageInputs:
     """Converts images to inputs of a model.
 
     Inputs in float32 are made by ``letterbox``, for Darknet's nets; inputs in uint8 by
-    ``fit_image``, for recipes. Raises ShapeError if the model's inputs cannot be images.
+    ``fit_image``, for recipes. Raise ShapeError if the model's inputs cannot be images.
     """
 
     def __init__(self, model: Model, max_pixels: int = MAX_PIXELS, fitting: str = "pad") -> None:
@@ -267,5 +267,5 @@ class ImageInputs:
         self._max_pixels = max_pixels
 
     def fit(self, image: ImageSource) -> NDArray[np.generic]:
-        """Return the image as the model's input; raises ImageError if it does not fit."""
+        """Return the image as the model's input; raise ImageError if it does not fit."""
         return _fitted(image, self._shape, self._fit, self._max_pixels)

@@ -15,7 +15,7 @@ from dist_net.errors import LabelsError
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     """Return the names in a text file, one per line, for a net of ``classes`` classes.
 
-    Empty lines at the end are ignored. Raises LabelsError for a file that is unreadable, not
+    Empty lines at the end are ignored. Raise LabelsError for a file that is unreadable, not
     UTF-8, has an empty line, or has another number of names.
     """
     try:

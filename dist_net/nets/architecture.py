@@ -22,7 +22,7 @@ class DarknetArchitecture:
     configuration: str
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
-        """Return the model. Raises ConfigurationError, whose message names ``name``."""
+        """Return the model. Raise ConfigurationError, whose message names ``name``."""
         import numpy as np
 
         from dist_net.nets.darknet import DarknetNetwork, parse_configuration
@@ -39,7 +39,7 @@ class PublishedArchitecture:
     published: str
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
-        """Return the model. Raises ModelLoadError for the name of another release."""
+        """Return the model. Raise ModelLoadError for the name of another release."""
         from dist_net.nets import efficientnet_lite0
 
         if self.published != efficientnet_lite0.NAME:
@@ -57,7 +57,7 @@ class FolderArchitecture:
     recipe: str
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
-        """Return the model. Raises RecipeError for other JSON."""
+        """Return the model. Raise RecipeError for other JSON."""
         from dist_net.nets.recipes.image_recipe import ImageRecipe
 
         return ImageRecipe.from_json(self.recipe).model
@@ -82,7 +82,7 @@ class RecipeArchitecture:
         return cls(path, loaded.reference, tuple(sorted(loaded.file_digests.items())))
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
-        """Return the model. Raises ModelLoadError, and see ``load_recipe_copy``."""
+        """Return the model. Raise ModelLoadError, and see ``load_recipe_copy``."""
         from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
         from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 
@@ -121,7 +121,7 @@ def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
 
 
 def architecture_from_json(values: dict[str, Any]) -> Architecture:
-    """Return the architecture from its JSON object. Raises ValueError, TypeError or KeyError."""
+    """Return the architecture from its JSON object. Raise ValueError, TypeError or KeyError."""
     fields = dict(values)
     kind = _KINDS[fields.pop("kind")]
     if kind is RecipeArchitecture:

@@ -112,7 +112,7 @@ def write_checkpoint(
 
     With ``kept`` above 1, the replaced file, which holds ``previous_version``, is kept as
     ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace``
-    is called before the replacement and may raise to prevent it. Raises ``CheckpointWriteError``;
+    is called before the replacement and may raise to prevent it. Raise ``CheckpointWriteError``;
     then the old file is unchanged.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
@@ -208,7 +208,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint in the file ``path``, verified by its digest.
 
     If the file is damaged or missing, log a warning and return the newest usable checkpoint kept
-    beside it, with the reason in ``damage``. Raises ``CheckpointMissingError``,
+    beside it, with the reason in ``damage``. Raise ``CheckpointMissingError``,
     ``NotACheckpointError``, ``CheckpointDamagedError`` or ``CheckpointMismatchError``.
     """
     try:

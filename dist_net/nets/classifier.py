@@ -30,7 +30,7 @@ class Classifier:
     See ``ImageInputs`` for suitable models. ``has_logits``: the outputs are logits instead of
     probabilities. At most ``batch_size`` images are in memory at a time.
 
-    Raises ShapeError if the model's inputs cannot be images, and LabelsError unless there is one
+    Raise ShapeError if the model's inputs cannot be images, and LabelsError unless there is one
     label per class.
     """
 
@@ -107,7 +107,7 @@ def load_classifier(
     """Return the classifier of a Darknet configuration, with the weights in a file.
 
     ``labels`` are the names of the classes, or their file. The prepared kernels are stored beside
-    the weights, and later calls map them. Raises the errors of building the network, reading the
+    the weights, and later calls map them. Raise the errors of building the network, reading the
     files, and ``Classifier``.
     """
     names = labels if isinstance(labels, Path) else tuple(labels)
@@ -120,7 +120,7 @@ def load_classifier(
 def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
     """Return a classifier with the model ``found``, called ``name`` in errors.
 
-    Raises UnknownModelError if its inputs are not images or its outputs not classes.
+    Raise UnknownModelError if its inputs are not images or its outputs not classes.
     """
     if not (found.labels and found.takes_images):
         what = "predicts numbers, not classes" if not found.labels else "takes no images"

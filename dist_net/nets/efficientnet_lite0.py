@@ -119,7 +119,7 @@ def model() -> Model:
 
 
 def weights_file() -> Path:
-    """Return the file of the published weights; raises MissingExtraError if it is missing."""
+    """Return the file of the published weights; raise MissingExtraError if it is missing."""
     found = find_spec(PACKAGE)  # does not run the package
     if found is None or found.origin is None:
         raise MissingExtraError(
@@ -132,7 +132,7 @@ def weights_file() -> Path:
 def read_weights() -> Vector:
     """Return the published weights in the layout of ``model()``.
 
-    Raises MissingExtraError if they are not installed, and WeightsFileError for an altered file.
+    Raise MissingExtraError if they are not installed, and WeightsFileError for an altered file.
     """
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
     layout = model().layout

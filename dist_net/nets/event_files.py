@@ -24,7 +24,7 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 class EventFiles:
     """New files in ``directory``/train and ``directory``/test; earlier files are removed.
 
-    Raises OSError if they cannot be written.
+    Raise OSError if they cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:

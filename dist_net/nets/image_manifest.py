@@ -74,7 +74,7 @@ class ImageManifest:
 
     def _check(self) -> None:
         if not all(isinstance(each, str) for each in (*self.class_names, self.test_part)):
-            raise ValueError("names that are no texts")
+            raise ValueError("names that are not strings")
         for path, class_name, part, size_bytes, sha256 in self.images:
             place = PurePosixPath(path)
             if place.is_absolute() or ".." in place.parts or "\0" in path:
@@ -87,7 +87,7 @@ class ImageManifest:
     def found_in(self, root: Path) -> ImageFolder:
         """Return the manifest's images in a folder of this host, which may contain other files.
 
-        Raises ``DatasetError`` with the first image that differs and the number of differences.
+        Raise ``DatasetError`` with the first image that differs and the number of differences.
         """
         if not root.is_dir():
             raise DatasetError(f"{root} is no folder; expected the run's, with {self}")

@@ -62,7 +62,7 @@ class Observer:
         return self._report(StatusRequest(first_record))
 
     def run_value(self, name: str) -> Any:
-        """Return a value of a training run's report; raises ProtocolError if none is running."""
+        """Return a value of a training run's report; raise ProtocolError if none is running."""
         report = self.status(NO_RECORDS)
         if name not in report:
             raise ProtocolError(
@@ -111,7 +111,7 @@ class Observer:
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """Return the name of the built-in recipe that the server at ``address`` trains.
 
-    Raises NoAnswerError, and RecipeError for any other recipe.
+    Raise NoAnswerError, and RecipeError for any other recipe.
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.run_value("recipe"))

@@ -64,7 +64,7 @@ class OfferedRecipe:
 
     @classmethod
     def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
-        """Check a server's offer; raises RecipeError if it is invalid or of another release."""
+        """Check a server's offer; raise RecipeError if it is invalid or of another release."""
         theirs = offer.recipe_digest.partition("; ")[0]
         if theirs != own_release():
             raise RecipeError(

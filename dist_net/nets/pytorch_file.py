@@ -57,7 +57,7 @@ class _Tensor(NamedTuple):
 def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
     """Return the tensors of a file by name: read-only views of the file's content in memory.
 
-    Raises WeightsFileError unless the file has this size and checksum and holds tensors that share
+    Raise WeightsFileError unless the file has this size and checksum and holds tensors that share
     no storage.
     """
     content = _published(path, size_bytes, sha256)
@@ -120,7 +120,7 @@ def _shaped(tensor: _Tensor, elements: Array) -> Array:
 def _plain_data(stream: BytesIO) -> Any:
     """Return the numbers, texts, lists, dicts and tensors of the stream's next pickle.
 
-    Raises ValueError for other instructions and names.
+    Raise ValueError for other instructions and names.
     """
     stack: list[Any] = []
     marks: list[int] = []

@@ -26,7 +26,7 @@ def confirm_code(
 ) -> None:
     """Have the user confirm Python files by name and SHA-256, and record the answer.
 
-    ``is_confirmed``: --trust-recipe was given. Raises UntrustedRecipeError if the user refuses, or
+    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses, or
     stdin is not a terminal.
     """
     if is_trusted(digests):

@@ -26,7 +26,7 @@ def read_rows(path: Path, model: Model) -> Batch:
     """Return the rows of a file as inputs of ``model``, (N, *input_shape).
 
     A .npy file holds such an array, in any dtype whose values fit the model's; it is mapped. A line
-    of CSV is a row in C order; a first line of names is skipped. Raises DatasetError.
+    of CSV is a row in C order; a first line of names is skipped. Raise DatasetError.
     """
     try:
         rows = _read_csv(path) if path.suffix.lower() == ".csv" else _map(path)
@@ -70,7 +70,7 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
 
 
 def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
-    """Write (N, ...) rows to a file of either kind; raises DatasetError."""
+    """Write (N, ...) rows to a file of either kind; raise DatasetError."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             if path.suffix.lower() == ".npy":

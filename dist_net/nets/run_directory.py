@@ -101,7 +101,7 @@ class RunDirectory:
     def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
         """Return a new directory: ``path``, or one under ``runs/`` named by recipe and time.
 
-        Raises RunDirectoryError if the path holds a run or is not writable.
+        Raise RunDirectoryError if the path holds a run or is not writable.
         """
         if path is None:
             path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
@@ -122,7 +122,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Return the directory of an earlier run; raises RunDirectoryError if it holds none."""
+        """Return the directory of an earlier run; raise RunDirectoryError if it holds none."""
         directory = cls(path)
         if not (directory.options.is_file() or directory.folder.is_file()):
             hint = suggest_runs(path) or "expected a directory written by 'dist-net train'"
@@ -134,7 +134,7 @@ class RunDirectory:
 
     @classmethod
     def newest(cls, has_model: bool = True) -> RunDirectory:
-        """Return the run under ``runs/`` that was written last; raises RunDirectoryError.
+        """Return the run under ``runs/`` that was written last; raise RunDirectoryError.
 
         With ``has_model``, ignore runs on a folder that have no model yet.
         """
@@ -146,7 +146,7 @@ class RunDirectory:
         )
 
     def make(self) -> None:
-        """Create the directory unless it exists; raises RunDirectoryError."""
+        """Create the directory unless it exists; raise RunDirectoryError."""
         with self._translated_errors():
             self._is_made |= not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class RunDirectory:
     def recipe_of_options(self) -> tuple[str, dict[str, str]]:
         """Return the recipe's reference and its files' digests, from the options.
 
-        Raises RunDirectoryError.
+        Raise RunDirectoryError.
         """
         text = self.options.read_text()
         try:
@@ -222,27 +222,27 @@ class RunDirectory:
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """Yield a file that replaces ``path`` when it is complete; raises RunDirectoryError."""
+        """Yield a file that replaces ``path`` when it is complete; raise RunDirectoryError."""
         with self._translated_errors(), replacing(path) as partial:
             yield partial
 
     def write(self, path: Path, text: str) -> None:
         """Write a file as UTF-8, with undecodable bytes of names escaped.
 
-        Raises RunDirectoryError.
+        Raise RunDirectoryError.
         """
         with self.replacing(path) as file:
             file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
     def save(self, path: Path, array: NDArray[Any]) -> None:
-        """Write an array as one of the run's files; raises RunDirectoryError."""
+        """Write an array as one of the run's files; raise RunDirectoryError."""
         with self.replacing(path) as partial, partial.open("wb") as file:
             np.save(file, array)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append records, after any that could not be written before; see ``metrics_error``.
 
-        Raises RunDirectoryError if too many records cannot be written.
+        Raise RunDirectoryError if too many records cannot be written.
         """
         for record in records:
             self._late_files.append(self.metrics, _line(record))

@@ -127,7 +127,7 @@ class PreparedFile(NamedTuple):
 def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> PreparedFile:
     """Return the kernels prepared from a file of weights, stored as ``WEIGHTS.prepared`` beside it.
 
-    Raises WeightsFileError if the weights cannot be read, or change during the call.
+    Raise WeightsFileError if the weights cannot be read, or change during the call.
     """
     try:
         key = key_of(model, weights)
@@ -168,7 +168,7 @@ class DarknetFiles:
         self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
 
     def read(self) -> FoundModel:
-        """Return the net with the current weights; raises the errors of reading the files."""
+        """Return the net with the current weights; raise the errors of reading the files."""
         configuration, weights = self._configuration(), self._weights()
         network, model = self._model_of(configuration)
         labels = self._labels
@@ -202,7 +202,7 @@ class PretrainedNet:
         self._labels = labels
 
     def read(self) -> FoundModel:
-        """Return the net; raises MissingExtraError if its weights are not installed."""
+        """Return the net; raise MissingExtraError if its weights are not installed."""
         model, weights = lite0.model(), lite0.read_weights()
         names = lite0.imagenet_labels()
         if self._labels is not None:
@@ -233,7 +233,7 @@ class TrainedRun:
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
 
-        Raises UnknownModelError if the file is not a checkpoint, and see ``load_trained``.
+        Raise UnknownModelError if the file is not a checkpoint, and see ``load_trained``.
         """
         try:
             loaded, checkpoint = load_trained(self._path, self._trust_recipe)
@@ -276,14 +276,14 @@ class FollowedRun:
         self._kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
     def version(self) -> int:
-        """Return the number of updates that the server has applied; raises NoAnswerError."""
+        """Return the number of updates that the server has applied; raise NoAnswerError."""
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
         """Return the model with the server's current weights.
 
-        Raises NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
+        Raise NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
         trust; RecipeError for an invalid recipe, or a size other than this host's recipe has.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
@@ -397,7 +397,7 @@ def model_source(
     unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
     ``trust_recipe``: see ``load_trained``.
 
-    Raises UnknownModelError if there is no such model, ModelOptionError if ``weights`` or
+    Raise UnknownModelError if there is no such model, ModelOptionError if ``weights`` or
     ``labels`` are missing or not applicable, ConfigurationError for a damaged .cfg file, and for a
     token the errors of ``join_by_token``.
     """

@@ -45,7 +45,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     digests in the checkpoint and the user trusts them: see ``load_recipe_copy``. No other code
     runs, whatever the checkpoint contains.
 
-    Raises the errors of reading either, and CheckpointMismatchError if their layouts differ.
+    Raise the errors of reading either, and CheckpointMismatchError if their layouts differ.
     """
     file = RunDirectory(path).trained if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
@@ -63,7 +63,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
 def read_calibration(path: Path) -> Calibration | None:
     """Return the calibration of a run directory, or of a checkpoint's; None if there is none.
 
-    Raises RunDirectoryError for an invalid file.
+    Raise RunDirectoryError for an invalid file.
     """
     file = RunDirectory(path if path.is_dir() else path.parent).calibration
     if not file.exists():
@@ -72,7 +72,7 @@ def read_calibration(path: Path) -> Calibration | None:
         return Calibration(**json.loads(file.read_text(encoding="utf-8")))
     except UNREADABLE as error:
         raise RunDirectoryError(
-            f"{file}: {error}; expected what training wrote: temperature, threshold and precision"
+            f"{file}: {error}; expected temperature, threshold and precision, as training wrote"
         ) from error
 
 
@@ -87,14 +87,14 @@ def calibrated_weights(
 
 
 def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
-    """The data that a recipe of images was built from."""
+    """Return the data from which a recipe of images was built."""
     return ImageRecipe.from_json(loaded.files[RECIPE_JSON])
 
 
 def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
-    """The images that a run on a folder keeps to be evaluated by; None if it keeps none.
+    """Return the images that a run on a folder keeps for evaluation; None if it keeps none.
 
-    They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
+    They are both parts of the dataset. Raise RunDirectoryError if they are damaged.
     """
     file = RunDirectory(path if path.is_dir() else path.parent).held_out
     if loaded.reference != IMAGES or not file.exists():
@@ -156,7 +156,7 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
 def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
     """Load the recipe of a run that was just started, in one of the run's own processes.
 
-    Raises RecipeError, and see ``load_recipe_copy``.
+    Raise RecipeError, and see ``load_recipe_copy``.
     """
     return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
 

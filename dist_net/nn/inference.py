@@ -43,7 +43,7 @@ class Inference:
     ``dist_net.autodiff.kernels.gemm``. Dense layers process eight inputs at a time, so one input
     takes as long as eight. Without it, outputs may differ in the last digits between batches, but
     not for the same batch. ``compiled``: use the kernels of the extra ``fast``, whose outputs
-    differ in the last digits; None: use them if installed. Raises ``MissingExtraError`` if
+    differ in the last digits; None: use them if installed. Raise ``MissingExtraError`` if
     ``compiled`` is true and the extra is not installed.
 
     Not thread-safe, except for ``rebound``. ``threads`` is the number of threads of the session.
@@ -84,7 +84,7 @@ class Inference:
         tenth of the time of compiling a small net, and a third for Darknet-53. Only one of the
         sessions computes at a time, so they may belong to different threads, and any of these
         threads may call this method. Close each session. Returns None if all sessions that share
-        the plans are closed. Raises ``ShapeError`` for arrays of another model.
+        the plans are closed. Raise ``ShapeError`` for arrays of another model.
         """
         if not self._plans.join():
             return None
@@ -108,7 +108,7 @@ class Inference:
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        Raises ``ShapeError`` if the inputs have another shape or dtype.
+        Raise ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
@@ -208,7 +208,7 @@ class _Plans:
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
         """Return an input array and the plan bound to it and to ``prepared``.
 
-        Compiles the plan if necessary. Raises ``ShapeError`` for arrays of another model.
+        Compiles the plan if necessary. Raise ``ShapeError`` for arrays of another model.
         """
         with self.turn:
             if batch_size not in self._plans:
@@ -253,7 +253,7 @@ def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
     """Return the ``Gemm`` for which ``prepared`` is laid out: this machine's or another's.
 
-    Raises ``ShapeError`` if none fits.
+    Raise ``ShapeError`` if none fits.
     """
     misfits = []
     for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):

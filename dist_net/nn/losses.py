@@ -45,7 +45,7 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     """Return -log(max(p, 1e-7)) for the label's probability p, as in Keras.
 
     If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
-    needs no such bound. Raises ``DTypeError`` unless labels are integers.
+    needs no such bound. Raise ``DTypeError`` unless labels are integers.
     """
     require_class_indices("cross_entropy_of_probabilities", labels)
     return -log(maximum(gather(probabilities, labels), MIN_PROBABILITY))
@@ -55,7 +55,7 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     """Return the mean squared difference between the outputs and ``labels``.
 
     ``labels`` have the shape of the outputs, or are integers without the last axis and become
-    one-hot. Raises ``ShapeError`` for other shapes.
+    one-hot. Raise ``ShapeError`` for other shapes.
     """
     is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu"
     targets = one_hot(labels, outputs.shape[-1]) if is_class else labels
@@ -71,7 +71,7 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
 def one_hot(labels: Expression, classes: int) -> Expression:
     """Encode ``(N,)`` integers in [0, classes) as ``(N, classes) float32``: 1 at the label, else 0.
 
-    Raises ``DTypeError`` unless labels are integers.
+    Raise ``DTypeError`` unless labels are integers.
     """
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
@@ -102,7 +102,7 @@ LOSSES: dict[str, Loss] = {
 def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expression:
     """Return the mean of ``loss`` over a batch.
 
-    Raises ``ShapeError`` unless it has one value per sample: outputs (N, 1) and targets (N,) would
+    Raise ``ShapeError`` unless it has one value per sample: outputs (N, 1) and targets (N,) would
     broadcast to (N, N), and training on their mean is meaningless.
     """
     losses = loss(outputs, targets)

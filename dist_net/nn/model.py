@@ -86,7 +86,7 @@ class Model:
     def predict(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        They are the inputs of the loss: logits if the loss takes logits. Raises ``ShapeError`` if
+        They are the inputs of the loss: logits if the loss takes logits. Raise ``ShapeError`` if
         the inputs have another shape or dtype, ``ParameterError`` if the model has no weights.
         """
         if self._predictor is None:
@@ -150,7 +150,7 @@ class Model:
         Its outputs are the mean loss, the number of correct predictions (0 if targets are not
         classes), the gradients, and the observations for the buffers, in the order of ``layout``.
         Layers such as Dropout draw from ``generator`` at each run; ``pool`` is as for ``compile``.
-        Raises ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
+        Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
         """
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
@@ -203,7 +203,7 @@ class Predictor:
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        Raises ``ShapeError`` if the inputs have another shape or dtype.
+        Raise ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)

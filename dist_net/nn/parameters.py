@@ -75,7 +75,7 @@ class Scope:
     def parameter(self, name: str, shape: tuple[int, ...], initializer: Initializer) -> Expression:
         """Declare a parameter of the current layer and return its variable.
 
-        Raises ``ParameterError`` if the layer already has one of that name.
+        Raise ``ParameterError`` if the layer already has one of that name.
         """
         full_name = self._new_name(name)
         place = variable(full_name, shape)
@@ -88,7 +88,7 @@ class Scope:
     ) -> Expression:
         """Declare a buffer of the current layer and return its variable.
 
-        It is a moving average of the values passed to ``observe``. Raises ``ParameterError`` if the
+        It is a moving average of the values passed to ``observe``. Raise ``ParameterError`` if the
         layer already has one of that name, or for a momentum outside [0, 1).
         """
         if not 0 <= momentum < 1:
@@ -104,7 +104,7 @@ class Scope:
         """Make ``buffer``, a variable returned by ``buffer()``, the moving average of ``value``.
 
         Each training step computes ``value`` and moves the buffer towards it; a buffer that is not
-        observed keeps its value. Raises ``ParameterError`` if ``buffer`` is not a buffer of this
+        observed keeps its value. Raise ``ParameterError`` if ``buffer`` is not a buffer of this
         scope or was already observed, ``ShapeError`` if ``value`` has another shape or dtype.
         """
         name = buffer.operation.name if isinstance(buffer.operation, Variable) else ""
@@ -149,7 +149,7 @@ class Scope:
     def take_over(self, other: Scope, names: Set[str]) -> None:
         """Copy the declarations and observations of ``other`` with these full names.
 
-        Raises ``ParameterError`` if this scope already declares one of them.
+        Raise ``ParameterError`` if this scope already declares one of them.
         """
         for name in names & (other.parameters.keys() | other.buffers.keys()):
             self._require_new(name)

@@ -42,7 +42,7 @@ DTYPES = {"F32": np.float32, "F64": np.float64}
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
     """Write the arrays atomically; ``key`` identifies their source.
 
-    Raises ``PreparedKernelsError`` if the file cannot be written.
+    Raise ``PreparedKernelsError`` if the file cannot be written.
     """
     checksums = {name: _checksum(name, np.ascontiguousarray(each)) for name, each in arrays.items()}
     try:
@@ -95,7 +95,7 @@ def _checksum(name: str, array: Array) -> int:
 def key_of(model: Model, weights: Path) -> str:
     """Return the key of arrays prepared from the file ``weights``; depends on model, BLAS, content.
 
-    Raises ``OSError`` if the file cannot be read.
+    Raise ``OSError`` if the file cannot be read.
     """
     with weights.open("rb") as file:
         return _key(model, hashlib.file_digest(file, "sha256").digest())

@@ -221,7 +221,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
     """Return the optimizer whose text (``str``) this is: ``own``, or one of ``OPTIMIZERS``.
 
-    Raises ``SettingError``.
+    Raise ``SettingError``.
     """
     if text == str(own):
         return own
@@ -239,7 +239,7 @@ def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
 def optimizer_named(name: str | Optimizer) -> Optimizer:
     """Return the named optimizer with default settings; an ``Optimizer`` is returned as it is.
 
-    Raises ``SettingError``.
+    Raise ``SettingError``.
     """
     if isinstance(name, Optimizer):
         return name

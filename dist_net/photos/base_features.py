@@ -60,7 +60,7 @@ class FeatureExtractor:
         """Return the features, (views, N, F) float32, mapped from ``path``.
 
         Compute them first unless ``path`` has them. N counts every image of the folder's list,
-        usable or not. Raises FetchError if the file cannot be written.
+        usable or not. Raise FetchError if the file cannot be written.
         """
         shape = (views.count, len(images.folder.images), self._model.classes)
         return cached_array(

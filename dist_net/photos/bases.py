@@ -51,7 +51,7 @@ def base_called(name: str, progress: Progress) -> FoundBase:
     """Return the base with this name; ``BASES`` lists the names.
 
     Published weights are downloaded if they are not cached; ``progress`` shows the download.
-    Raises UnknownModelError for an unknown name, ModelOptionError for a net that cannot serve as
+    Raise UnknownModelError for an unknown name, ModelOptionError for a net that cannot serve as
     a base, and every error of reading a net.
     """
     if name == NONE:

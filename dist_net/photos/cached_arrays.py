@@ -20,9 +20,9 @@ def cached_array(
     """Return the array in ``path``, mapped and read-only.
 
     If the file is missing, damaged or holds another array, ``fill`` computes it into its argument
-    first. Raises FetchError if the file cannot be written.
+    first. Raise FetchError if the file cannot be written.
     """
-    # Unlike np.load, `open_memmap` reads no zip file, and maps no more than there is.
+    # Unlike np.load, ``open_memmap`` reads no zip file, and maps no more than there is.
     with suppress(OSError, ValueError, OverflowError):
         kept = open_memmap(path, mode="r")
         if kept.shape == shape and kept.dtype == dtype:

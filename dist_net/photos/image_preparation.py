@@ -65,7 +65,7 @@ class ImageJob:
     def decode(self, chunk: ImageChunk) -> dict[str, str]:
         """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-        An image that takes longer than ``max_s_per_image`` ends this process. Raises FetchError
+        An image that takes longer than ``max_s_per_image`` ends this process. Raise FetchError
         if the disk is full.
         """
         rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
@@ -115,7 +115,7 @@ def prepare_images(
 
     An image that ends its process, or takes longer than ``max_s_per_image``, is skipped.
     ``waiting`` is called if another run is preparing the same images. The processes log to the
-    directory ``logs``. Raises ImageFolderError if too many images cannot be used, FetchError
+    directory ``logs``. Raise ImageFolderError if too many images cannot be used, FetchError
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 

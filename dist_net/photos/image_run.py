@@ -73,7 +73,7 @@ class ImageOptions:
     ``fine_tune``: the number of epochs to train the whole net after its head. ``run``: the options
     of training a whole net; its epochs and learning rate apply only without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
-    ``fitting``: replaces the base's fitting. Raises SettingError for values out of range.
+    ``fitting``: replaces the base's fitting. Raise SettingError for values out of range.
     """
 
     folder: str
@@ -132,14 +132,14 @@ class ImageOptions:
             return cls(run=RunOptions(**told.pop("run")), **told)
         except (*UNREADABLE, KeyError) as error:
             raise RunDirectoryError(
-                f"{path}: {error}; expected what 'dist-net train FOLDER' was asked"
+                f"{path}: {error}; expected the options of 'dist-net train FOLDER'"
             ) from error
 
 
 def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
     """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
 
-    Raises ImageFolderError, and creates nothing, if the path is inside the image folder.
+    Raise ImageFolderError, and creates nothing, if the path is inside the image folder.
     """
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
@@ -186,7 +186,7 @@ class ImageRun:
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Raises every error of reading the folder and the base, of preparing the images, and of
+        Raise every error of reading the folder and the base, of preparing the images, and of
         ``LocalRun.run``. A new directory is removed if the folder or the base is invalid.
         """
         began_s = time.monotonic()

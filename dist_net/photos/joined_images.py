@@ -30,7 +30,7 @@ def prepare_folder(
     """Prepare the images, write the workers' files, and return the number of training images.
 
     The files are written to ``directory``. The images stay in the cache until ``opened`` is
-    closed. Raises DatasetError if ``folder`` is None or differs from the server's folder.
+    closed. Raise DatasetError if ``folder`` is None or differs from the server's folder.
     """
     manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:

@@ -29,7 +29,7 @@ Thumbnails = NDArray[np.uint8]
 def thumbnails_of(samples: Samples, path: Path) -> Thumbnails:
     """Return the thumbnail of each image, (N, 256), kept in ``path``.
 
-    Raises FetchError if the file cannot be written.
+    Raise FetchError if the file cannot be written.
     """
 
     def fill(found: Thumbnails) -> None:
@@ -82,7 +82,7 @@ def groups_of(
 def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
     """Return the match of ``pattern`` in each path, or its first group; "" without a match.
 
-    Raises SettingError if ``pattern`` is not a regular expression.
+    Raise SettingError if ``pattern`` is not a regular expression.
     """
     if pattern is None:
         return [""] * len(paths)

@@ -22,7 +22,7 @@ MAX_BARS = 40
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
     """Draw a report's ``content`` as a PNG: curves, matrix, classes, the worst mistakes.
 
-    ``thumbnails`` maps image names to PNG files. Raises MissingExtraError without the extra, and
+    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError without the extra, and
     OSError if ``path`` cannot be written.
     """
     names = [each["name"] for each in content["classes"]]

@@ -211,7 +211,7 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         f"chosen so that with a confidence of 95 % at least {wanted} of the answers given are right"
         if calibration["is_proven"]
         else f"the images are too few to prove that {wanted} of the answers given are right, so "
-        "that only answers are given that are as probable"
+        "that the model answers only with at least that probability"
     )
     text = (
         f"Below a probability of {calibration['threshold']:.1%} the answer is <b>unknown</b>: "
@@ -236,9 +236,10 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         for each in left_out
     )
     return (
-        section + "<p>What would become of a class that the net has never seen: it was left out, "
+        section
+        + "<p>How the model answers images of an unknown class: each class was left out in turn, "
         "and its images were shown to a head trained on the others. The last two columns compare, "
-        "at the price of 5 % of the others, the probability alone with the probability lessened "
+        "when 5 % of the other images are lost, the probability alone with the probability lowered "
         "by the distance to the known classes, which the model uses.</p>"
         + _table("left-out", ("left out", *LEFT_OUT.values()), rows)
     )

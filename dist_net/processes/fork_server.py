@@ -33,7 +33,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 class ForkingProcesses(LocalProcesses):
     """A launcher that forks roles without a module from the process of the role ``fork_server``.
 
-    See `fork_on_orders` for ``module``. Forked processes become children of this process. A fork
+    See ``fork_on_orders`` for ``module``. Forked processes become children of this process. A fork
     server that is started after another has ended receives the orders that are pending. Linux only.
     """
 

@@ -38,7 +38,7 @@ def add_token_arguments(
 def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
     """Return the token of a command line, of its --token-file, or else of stdin.
 
-    Raises TokenError if the token is missing, damaged, or of another kind.
+    Raise TokenError if the token is missing, damaged, or of another kind.
     """
     text = arguments.token
     if text is None:

@@ -2,7 +2,7 @@
 
 An actor per role starts the role's process and watches it. Arrays do not travel through Ray, but
 between the processes, encrypted with keys that the actors receive. Each node needs the extra
-``ray``. The actors, and with them the processes, end with the process of `RayCluster`.
+``ray``. The actors, and with them the processes, end with the process of ``RayCluster``.
 """
 
 from __future__ import annotations

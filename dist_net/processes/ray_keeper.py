@@ -184,7 +184,7 @@ class RoleKeeper:
 
 
 class RoleActor(RoleKeeper):
-    """`RoleKeeper` as a Ray actor; asks Ray for its node."""
+    """``RoleKeeper`` as a Ray actor; asks Ray for its node."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         import ray

@@ -1,7 +1,7 @@
 """Roles of a cluster, and the interface of launchers, which start a process for a role.
 
 A role is a process of this project: a parameter server, a worker, a model loader, an inference
-worker. `Supervisor` starts roles through a `Launcher`. Exit codes and output of a process mean:
+worker. ``Supervisor`` starts roles through a ``Launcher``. Exit codes and output of a process mean:
 
     code 0                 its work is done
     FAILED and a reason    another start would end likewise: bad input, a run that is over

@@ -6,7 +6,7 @@ ipc://PATH          a Unix socket of this host; on Linux ipc://@NAME creates no 
 
 A server may listen on every interface, and the routes of another host decide which address it can
 reach. A token therefore contains all addresses, likeliest first, and its holder connects to all at
-once: see `dist_net.wire.reaching`.
+once: see ``dist_net.wire.reaching``.
 """
 
 import errno
@@ -74,12 +74,12 @@ class Address(NamedTuple):
 
 
 def listen_address(text: str) -> Address:
-    """Check an address to listen on; raises `AddressError`."""
+    """Check an address to listen on; raise ``AddressError``."""
     return _parse(text, listening=True)
 
 
 def contact_address(text: str) -> Address:
-    """Check an address to connect to; raises `AddressError`."""
+    """Check an address to connect to; raise ``AddressError``."""
     address = _parse(text, listening=False)
     if address.is_tcp and ipaddress.ip_address(_without_scope(address.host)).is_unspecified:
         raise AddressError(
@@ -148,7 +148,7 @@ def reachable_addresses(listen: str, bound: str, host: str | None = None) -> tup
     """Return the addresses for other hosts, ``tcp://HOST:PORT``, likeliest first.
 
     ``listen`` is the server's configured address; ``bound`` has the port that the system chose.
-    ``host`` is a name or IP address to use instead of this host's own. Raises `AddressError`.
+    ``host`` is a name or IP address to use instead of this host's own. Raise ``AddressError``.
     """
     address, port = listen_address(listen), bound.rpartition(":")[2]
     if host is not None:
@@ -160,7 +160,7 @@ def reachable_addresses(listen: str, bound: str, host: str | None = None) -> tup
 
 
 def checked_host(host: str) -> str:
-    """Return a host name or IP address that a token can contain; raises `AddressError`."""
+    """Return a host name or IP address that a token can contain; raise ``AddressError``."""
     inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     with suppress(ValueError):
         return str(ipaddress.ip_address(inner))
@@ -219,7 +219,7 @@ def listen_error(address: Address, number: int) -> ListenError:
 
 
 def require_keys(address: Address, keys: object, action: str) -> None:
-    """Raise `InsecureAddressError` for an address beyond this host without keys."""
+    """Raise ``InsecureAddressError`` for an address beyond this host without keys."""
     if keys is None and not address.stays_on_this_host:
         raise InsecureAddressError(
             f"will not {action} {address.text!r}, which reaches beyond this host, without keys: "
@@ -229,7 +229,7 @@ def require_keys(address: Address, keys: object, action: str) -> None:
 
 
 def refuse_taken_path(address: Address) -> None:
-    """Raise `ListenError` if a Unix socket's path is in use: ZeroMQ would delete the file."""
+    """Raise ``ListenError`` if a Unix socket's path is in use: ZeroMQ would delete the file."""
     path = Path(address.host)
     if not path.exists():
         return
@@ -271,7 +271,7 @@ def silence_cause(address: Address, has_keys: bool, timeout_s: float = 1.0) -> s
 
 
 def _connection(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connected plain socket; raises `OSError` if no process listens."""
+    """Return a connected plain socket; raise ``OSError`` if no process listens."""
     if address.is_tcp:
         return socket.create_connection((address.host, address.port), timeout_s)
     path = f"\0{address.host[1:]}" if address.host.startswith("@") else address.host

@@ -5,7 +5,7 @@ record is a nested array. The last field of some messages is not in the header: 
 little-endian float32 of one length, or each of its payloads is a further frame.
 
 A message is constructed only after all its fields were checked. The checks are derived once, from
-the annotations of the message classes; `dist_net.wire.fields` defines the limits.
+the annotations of the message classes; ``dist_net.wire.fields`` defines the limits.
 """
 
 import re
@@ -36,7 +36,7 @@ Frame = bytes | memoryview
 _DTYPE = np.dtype("<f4")
 _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 
-# `msgpack.packb` would create a Packer and its buffer for each call. A path may not be UTF-8.
+# ``msgpack.packb`` would create a Packer and its buffer for each call. A path may not be UTF-8.
 _pack = msgpack.Packer(unicode_errors="replace").pack
 # A short hostile header must not make msgpack reserve much memory.
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
@@ -170,9 +170,9 @@ def encode(message: Message) -> list[Frame]:
     """Return the frames of ``message``.
 
     Payloads and contiguous arrays are borrowed, not copied. A reason is truncated to its maximum
-    length, and "?" replaces its control characters. Raises `ProtocolError` for arrays that are not
+    length, and "?" replaces its control characters. Raise ``ProtocolError`` for arrays that are not
     1-D float32 of one length, for other texts that are too long, and for a header over
-    `MAX_HEADER_BYTES`.
+    ``MAX_HEADER_BYTES``.
     """
     name = type(message).__name__
     layout = _LAYOUTS[name]
@@ -193,7 +193,7 @@ def encode(message: Message) -> list[Frame]:
 
 
 def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the fields with reasons repaired; raise `ProtocolError` for a text too long."""
+    """Return the fields with reasons repaired; raise ``ProtocolError`` for a text too long."""
     for place, limits in layout.texts:
         value, longest = values[place], limits.max_length
         if limits.mended:
@@ -224,7 +224,7 @@ def _array_frames(message_name: str, arrays: Vector | Vectors | None) -> list[Fr
 def decode(frames: Sequence[Frame]) -> Message:
     """Return the message in ``frames``.
 
-    Arrays and payloads are read-only views of their frames. Raises only `ProtocolError`, for
+    Arrays and payloads are read-only views of their frames. Raise only ``ProtocolError``, for
     anything that is not a message of this protocol version.
     """
     if not frames or len(frames[0]) > MAX_HEADER_BYTES:
@@ -250,7 +250,7 @@ def decode(frames: Sequence[Frame]) -> Message:
 
 
 def _checked(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Check all fields; return them with records converted. Raises `ProtocolError`."""
+    """Check all fields; return them with records converted. Raise ``ProtocolError``."""
     for field, value in zip(layout.fields, values, strict=True):
         types, low, high, is_valid = field.check
         if (
@@ -267,7 +267,7 @@ def _checked(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _layout_of(values: Any) -> _Layout:
-    """Return the layout of a header; raise `ProtocolError` for another version or field count."""
+    """Return the layout of a header; raise ``ProtocolError`` for another version or field count."""
     if type(values) is not tuple or len(values) < 2 or type(values[1]) is not str:
         raise ProtocolError(
             f"the header is {_shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"

@@ -1,7 +1,7 @@
 """The limits of a server's TCP connections: who may connect, how many, and how much each may send.
 
 ZeroMQ itself accepts connections until the process has no free descriptor, and stores the frames of
-a message until the last frame arrives. `Connections` is a thread that closes the connections that
+a message until the last frame arrives. ``Connections`` is a thread that closes the connections that
 exceed a limit. It also checks the key of each new peer, and closes the connections of revoked keys.
 See docs/decisions/0019-limits-for-strangers.md.
 """
@@ -61,7 +61,7 @@ class _Connection:
 
 
 class Connections(threading.Thread):
-    """Limit the connections of ``watched``, a socket that is not bound yet, until `stop`.
+    """Limit the connections of ``watched``, a socket that is not bound yet, until ``stop``.
 
     A connection may send ``max_unread_bytes`` ahead of the messages that the server has received.
     If ``allow_list`` is given, a peer must have one of its keys, and may send
@@ -220,7 +220,7 @@ class Connections(threading.Thread):
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Yield a socket for a descriptor that ZeroMQ owns; raises `OSError` if it is no socket."""
+    """Yield a socket for a descriptor that ZeroMQ owns; raise ``OSError`` if it is no socket."""
     borrowed = socket.socket(fileno=descriptor)
     try:
         yield borrowed

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ROUND_TRIP_S = 3600.0
 POLL_S = 0.1
-"""The longest wait for a reply at a time, so that `HeartbeatSender.stop` takes effect."""
+"""The longest wait for a reply at a time, so that ``HeartbeatSender.stop`` takes effect."""
 
 
 class HeartbeatSender(threading.Thread):

@@ -5,7 +5,7 @@ shell's history is therefore useless once it has expired, and hosts enrolled wit
 In a cluster's key directory::
 
     tokens/ID.key               the token's key and its expiry
-    workers/ID-HOST-NUMBER.key  keys enrolled with it; see `dist_net.wire.security`
+    workers/ID-HOST-NUMBER.key  keys enrolled with it; see ``dist_net.wire.security``
     clients/ID-HOST-NUMBER.key
     addresses.json              the addresses of the server
 """
@@ -61,10 +61,10 @@ def invite(
     lifetime_s: float = TOKEN_LIFETIME_S,
     now_s: float | None = None,
 ) -> JoinToken:
-    """Return a new token of the server with these addresses, and store them for `invite_again`.
+    """Return a new token of the server with these addresses, and store them for ``invite_again``.
 
-    The keys of ``directory`` are created if it is missing. Raises `TokenError` for a lifetime out
-    of range, and `KeyFileError`.
+    The keys of ``directory`` are created if it is missing. Raise ``TokenError`` for a lifetime out
+    of range, and ``KeyFileError``.
     """
     require_lifetime(lifetime_s)
     make_keys(directory)
@@ -83,7 +83,7 @@ def invite(
 
 
 def require_lifetime(lifetime_s: float) -> None:
-    """Raise `TokenError` for a lifetime out of range."""
+    """Raise ``TokenError`` for a lifetime out of range."""
     if not 0 < lifetime_s <= MAX_LIFETIME_S:
         raise TokenError(
             f"the token's lifetime is {lifetime_s:g} s; expected above 0, and at most "
@@ -94,7 +94,7 @@ def require_lifetime(lifetime_s: float) -> None:
 def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinToken:
     """Return another token for the server that last used these keys.
 
-    Raises `KeyFileError` if there is none, and the errors of `invite`.
+    Raise ``KeyFileError`` if there is none, and the errors of ``invite``.
     """
     path = directory / _ADDRESSES
     try:
@@ -182,7 +182,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _checked_key(request: Enroll) -> bytes:
-    """Return the key to enroll; raises `TokenError`."""
+    """Return the key to enroll; raise ``TokenError``."""
     key = request.public_key.encode()
     try:
         is_key = len(z85.decode(key)) == 32
@@ -204,13 +204,13 @@ def _another(directory: Path) -> str:
 def revoke(directory: Path, name: str) -> list[str]:
     """Revoke a key, or a token and every key enrolled with it; return the deleted ``workers/NAME``.
 
-    A running server ends their connections within two seconds. Raises `KeyFileError` if the name is
-    unknown, and, after deleting the rest, for each file that cannot be deleted or read.
+    A running server ends their connections within two seconds. Raise ``KeyFileError`` if the name
+    is unknown, and, after deleting the rest, for each file that cannot be deleted or read.
     """
     deleted: list[str] = []
     faults: list[object] = []
     known: set[str] = set()
-    # Delete the token first: `enroll` checks for it again after writing a key.
+    # Delete the token first: ``enroll`` checks for it again after writing a key.
     for role in (TOKEN, *ROLES):
         try:
             files = key_files(directory, role)

@@ -44,9 +44,9 @@ _NODE = b"channel-"  # ZeroMQ's nodes begin with a zero
 
 
 class LocalChannel:
-    """A worker's end of a channel: a `ServerConnection` for messages without arrays.
+    """A worker's end of a channel: a ``ServerConnection`` for messages without arrays.
 
-    Raises ``OSError`` if no server listens beside the ``ipc`` address.
+    Raise ``OSError`` if no server listens beside the ``ipc`` address.
     """
 
     def __init__(self, address: str) -> None:
@@ -56,7 +56,7 @@ class LocalChannel:
         self._address = address
         self._socket = _new_socket()
         try:
-            self._socket.settimeout(CONNECT_TIMEOUT_S)  # a stopped server accepts nobody
+            self._socket.settimeout(CONNECT_TIMEOUT_S)  # a stopped server accepts no connection
             self._socket.connect(f"{where.host}{_SUFFIX}")
             self._socket.setblocking(False)
         except BaseException:
@@ -66,7 +66,7 @@ class LocalChannel:
         self._poll.register(self._socket, select.POLLIN)
 
     def send(self, message: Message) -> None:
-        """Send without waiting. Raises ``NoAnswerError`` if the server reads no messages.
+        """Send without waiting. Raise ``NoAnswerError`` if the server reads no messages.
 
         If the server is gone the message is discarded, and ``receive`` reports the loss.
         """
@@ -108,7 +108,7 @@ class LocalChannel:
 
 
 class LocalServerSocket(ServerSocket):
-    """A `ServerSocket` with channels beside its ``ipc`` addresses; each channel is a node."""
+    """A ``ServerSocket`` with channels beside its ``ipc`` addresses; each channel is a node."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The messages of a training cluster, one named tuple each; pure data.
 
-`Message` also includes the messages of the inference pool, `dist_net.wire.serving_messages`.
+``Message`` also includes the messages of the inference pool, ``dist_net.wire.serving_messages``.
 
 Fields are plain values, records of plain values, and at most one array, or several arrays of one
 length. An array travels as a frame behind the header. ``None``, or an empty tuple, means that the
@@ -25,10 +25,10 @@ Every request has exactly one reply:
     Enroll          ──────────────▶   Enrolled | Refuse
     RecipeRequest   ──────────────▶   RecipeOffer | Refuse
 
-A worker numbers its `Join`, `Pull` and `Push` requests consecutively. A reply repeats the
+A worker numbers its ``Join``, ``Pull`` and ``Push`` requests consecutively. A reply repeats the
 ``request_id`` and answers all requests up to that number. The server processes each request once
-and in order, and reports its progress in `Alive`. A worker therefore notices at its next heartbeat
-that a request or reply was lost with a connection, and repeats the request.
+and in order, and reports its progress in ``Alive``. A worker therefore notices at its next
+heartbeat that a request or reply was lost with a connection, and repeats the request.
 """
 
 from typing import Annotated, NamedTuple
@@ -110,7 +110,7 @@ class Join(NamedTuple):
     """A worker requests to take part in the run.
 
     ``identity`` is a random secret that the worker keeps: it proves that later messages are from
-    this worker, on any connection, and a new `Join` ends the worker's former membership.
+    this worker, on any connection, and a new ``Join`` ends the worker's former membership.
     ``recipe_digest`` must equal the server's. ``segment`` contains the worker's gradients; None:
     arrays travel as frames.
     """
@@ -170,7 +170,7 @@ class Work(NamedTuple):
     ``epoch``. It pushes up to ``together`` gradients at a time and may have ``depth`` unanswered
     pushes. ``snapshot`` is the index of the weights in the server's segment. The server does not
     overwrite them until this worker pushes a gradient of a later snapshot or has received
-    `Pipeline.snapshots` more. A worker without shared memory receives a copy in ``weights``.
+    ``Pipeline.snapshots`` more. A worker without shared memory receives a copy in ``weights``.
     ``learning_rate`` is that of local steps: with these, the copy is packed, and the worker
     pushes the difference of the weights after all of the lease.
     """
@@ -230,7 +230,7 @@ class Heartbeat(NamedTuple):
     """The worker's process is alive, even during a long computation.
 
     ``sent_s`` is the time on the worker's clock. ``round_trip_s`` is the last round trip, 0 before
-    the first reply. ``identity`` is that of the worker's `Join`; inference workers have none.
+    the first reply. ``identity`` is that of the worker's ``Join``; inference workers have none.
     """
 
     worker_id: int
@@ -317,7 +317,7 @@ class RecipeRequest(NamedTuple):
 class RecipeOffer(NamedTuple):
     """The run's recipe: the ``reference`` of a built-in recipe, or else the recipe's files.
 
-    The payloads are the name of each file, in UTF-8, followed by its content. A worker's `Join`
+    The payloads are the name of each file, in UTF-8, followed by its content. A worker's ``Join``
     must have the same ``recipe_digest``. ``class_names`` is a JSON array.
     """
 

@@ -47,8 +47,8 @@ def join_by_token(
 ) -> ServerAccess:
     """Connect to a token's server, and enroll a new key pair.
 
-    Raises `TokenError` if the server refuses the token or has other keys, `NoAnswerError` if no
-    server replies in time, and `AddressError` if no address resolves.
+    Raise ``TokenError`` if the server refuses the token or has other keys, ``NoAnswerError`` if no
+    server replies in time, and ``AddressError`` if no address resolves.
     """
     if not token.secret:
         return ServerAccess(_first_reached(token, None, timeout_s), None)
@@ -70,7 +70,7 @@ def join_by_token(
 def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str:
     """Return the token's address that replies first; one socket connects to all at once.
 
-    Raises the errors of `join_by_token`.
+    Raise the errors of ``join_by_token``.
     """
     seen = dict.fromkeys(_resolved(token.addresses), 0)  # the events of each address
     with ExitStack() as opened:
@@ -114,7 +114,7 @@ def _cause(address: str, events: int, keys: PeerKeys | None) -> str:
 
 
 def _resolved(addresses: Sequence[str]) -> list[str]:
-    """Return all addresses with their names resolved; raises `AddressError` if none resolves."""
+    """Return all addresses with their names resolved; raise ``AddressError`` if none resolves."""
     found: list[str] = []
     unknown: list[str] = []
     for address in addresses:

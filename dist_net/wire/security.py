@@ -8,14 +8,14 @@ A cluster's key directory, created on the server's host::
       workers/NAME.key      the admitted keys of each role; deleting a file
       clients/NAME.key      revokes the key and ends its connections
       operators/NAME.key
-      tokens/ID.key         see `dist_net.wire.invitation`
+      tokens/ID.key         see ``dist_net.wire.invitation``
       NAME/                 copy this directory, and nothing else, to the peer's host
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
 A *worker* trains, or answers for a pool. A *client* sends requests to a pool and watches a run. An
 *operator* may also end a run, and reload and unload models. The holder of a *token* may only enroll
-its own key. Key files have the format of `zmq.auth`'s certificates.
+its own key. Key files have the format of ``zmq.auth``'s certificates.
 """
 
 import errno
@@ -119,7 +119,7 @@ def has_server_keys(directory: Path) -> bool:
 def create_keys(directory: Path) -> None:
     """Create a cluster's server keys in ``directory``, which admits no peer yet.
 
-    Raises `KeyFileError` if keys exist already or the directory is not writable.
+    Raise ``KeyFileError`` if keys exist already or the directory is not writable.
     """
     public, secret = zmq.curve_keypair()
     _make_directory(directory)  # mkdir(parents=True) sets no mode on parents
@@ -140,7 +140,7 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
     """Create and admit a peer's keys; return the directory to copy to its host.
 
     The name defaults to the role. A running server admits the new peer at once. Raises
-    `KeyFileError`.
+    ``KeyFileError``.
     """
     name = role if name is None else name
     taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
@@ -161,7 +161,7 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
 
 
 def write_peer_keys(directory: Path, keys: PeerKeys, role: str = WORKER) -> None:
-    """Create the directory that `load_peer_keys` reads; raises `KeyFileError`."""
+    """Create the directory that ``load_peer_keys`` reads; raise ``KeyFileError``."""
     write_key(directory / _secret_name(role), keys.public, keys.secret)
     write_key(directory / _SERVER_PUBLIC, keys.server_public)
 
@@ -176,7 +176,7 @@ def _secret_name(role: str) -> str:
 
 
 def load_server_keys(directory: Path) -> ServerKeys:
-    """Read the server's keys from the cluster's key directory; raises `KeyFileError`."""
+    """Read the server's keys from the cluster's key directory; raise ``KeyFileError``."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
     allowed, faults = allowed_keys(directory)
     if faults:
@@ -190,7 +190,7 @@ def load_server_keys(directory: Path) -> ServerKeys:
 
 
 def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
-    """Read the keys of a peer; raises `KeyFileError`.
+    """Read the keys of a peer; raise ``KeyFileError``.
 
     ``directory`` is the peer's own, copied from the server's host; its keys may be of any role,
     because the server checks that. The cluster's key directory selects the keys in it that have
@@ -205,7 +205,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
-    """Require encryption at later binds of the socket; an `AllowList` admits the peers."""
+    """Require encryption at later binds of the socket; an ``AllowList`` admits the peers."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -246,8 +246,8 @@ def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
 class AllowList:
     """The admitted keys of a cluster's key directory, and their roles.
 
-    Each connection and `refresh` read the directory, so that added and deleted files take effect
-    at once. The thread of `dist_net.wire.connections` calls both.
+    Each connection and ``refresh`` read the directory, so that added and deleted files take effect
+    at once. The thread of ``dist_net.wire.connections`` calls both.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -302,7 +302,7 @@ class AllowList:
 
 
 def key_files(directory: Path, role: str) -> list[Path]:
-    """Return the files of the keys of a role; raises `KeyFileError` if they cannot be listed."""
+    """Return the files of the keys of a role; raise ``KeyFileError`` if they cannot be listed."""
     allow_list = allow_list_of(directory, role)
     try:
         return sorted(path for path in allow_list.iterdir() if path.suffix == ".key")
@@ -317,7 +317,7 @@ def key_files(directory: Path, role: str) -> list[Path]:
 def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[KeyFileError]]:
     """Return the roles of each allowed key, and an error for each unreadable file.
 
-    Raises `KeyFileError` if the directory is unreadable, or this process has no free descriptor.
+    Raise ``KeyFileError`` if the directory is unreadable, or this process has no free descriptor.
     """
     allowed: dict[bytes, frozenset[str]] = {}
     faults: list[KeyFileError] = []
@@ -335,7 +335,7 @@ def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[Key
 
 
 def read_public_key(path: Path) -> bytes:
-    """Return the public key (Z85) in a file; raises `KeyFileError`."""
+    """Return the public key (Z85) in a file; raise ``KeyFileError``."""
     return _load(path)[0]
 
 
@@ -385,7 +385,7 @@ def _make_directory(path: Path) -> None:
 def write_key(path: Path, public: bytes, secret: bytes | None = None, **metadata: object) -> None:
     """Create a key file with the certificate's ``metadata``, atomically.
 
-    Raises `KeyFileError`, also if the file exists.
+    Raise ``KeyFileError``, also if the file exists.
     """
     lines = ["metadata", *(f'    {name} = "{value}"' for name, value in metadata.items())]
     lines += ["curve", f'    public-key = "{public.decode()}"']

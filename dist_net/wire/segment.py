@@ -40,7 +40,7 @@ def available() -> bool:
 
 
 class SharedVectors(Protocol):
-    """Vectors in shared memory: a `Segment`, or a simulated segment."""
+    """Vectors in shared memory: a ``Segment``, or a simulated segment."""
 
     @property
     def address(self) -> SegmentAddress: ...
@@ -54,9 +54,9 @@ class SharedVectors(Protocol):
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Use `create` or `attach`. The first access to a vector maps it, with its neighbours up to
+    Use ``create`` or ``attach``. The first access to a vector maps it, with its neighbours up to
     ``MAPPED_BYTES``; the first write allocates its memory. ``opened`` is this process's descriptor
-    of the file, which `close` closes.
+    of the file, which ``close`` closes.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Segment:
     def create(cls, vectors: int, size: int) -> "Segment":
         """Create a segment of zeros, and map its first vector.
 
-        Raises `SegmentError`, as `vector` does, if the system does not grant the memory.
+        Raise ``SegmentError``, as ``vector`` does, if the system does not grant the memory.
         """
         token = secrets.token_bytes(TOKEN_BYTES)
         descriptor = -1
@@ -98,7 +98,7 @@ class Segment:
     def attach(cls, address: SegmentAddress, size: int) -> "Segment":
         """Map another process's segment, as read-only arrays.
 
-        Raises `SegmentError` if the segment does not match the address and the size.
+        Raise ``SegmentError`` if the segment does not match the address and the size.
         """
         path = f"/proc/{address.process_id:d}/fd/{address.descriptor:d}"
         try:
@@ -167,7 +167,7 @@ def _stride(size: int) -> int:
 
 
 def _checked_vectors(path: str, descriptor: int, token: bytes, size: int) -> int:
-    """Return the number of vectors of ``size`` elements in the file; raises `SegmentError`."""
+    """Return the number of vectors of ``size`` elements in the file; raise ``SegmentError``."""
     beginning = os.pread(descriptor, TOKEN_BYTES + _SIZE.size, 0)
     if len(token) != TOKEN_BYTES or beginning[:TOKEN_BYTES] != token:
         raise _attach_error(path, "its token does not match the announced token")

@@ -54,7 +54,7 @@ MAX_REQUEST_BYTES = 32 << 20
 class Ask(NamedTuple):
     """A client requests a prediction; the first payload is an encoded image or a tensor.
 
-    A second payload states which model the client knows (see `known` of the pool): the request is
+    A second payload states which model the client knows (see ``known`` of the pool): the request is
     refused if its input is for another model, and the answer brings the classes up to date.
     ``request_id`` is the client's own. ``version`` "" selects the newest; ``timeout_s`` 0 selects
     the gateway's default. A tensor is little-endian, row-major, and of the model's input type.
@@ -69,7 +69,7 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The result of an `Ask`; ``status`` is a `dist_net.serving.pool.requests.Status`.
+    """The result of an ``Ask``; ``status`` is a ``dist_net.serving.pool.requests.Status``.
 
     With status OK the first payload contains the outputs, ``(rows, classes)`` little-endian
     float32. If the client knows another version, the second contains the labels as a JSON array,
@@ -122,7 +122,7 @@ class Unload(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """The result of a `Reload` or `Unload`; ``reason`` is empty unless it failed."""
+    """The result of a ``Reload`` or ``Unload``; ``reason`` is empty unless it failed."""
 
     request_id: int
     version: str
@@ -143,7 +143,7 @@ class Pong(NamedTuple):
 class JoinPool(NamedTuple):
     """An inference worker requests to join; ``release`` must equal the gateway's.
 
-    ``process_id`` matters only on the gateway's host. See `dist_net.release`.
+    ``process_id`` matters only on the gateway's host. See ``dist_net.release``.
     """
 
     name: Name
@@ -177,8 +177,8 @@ class PrepareModel(NamedTuple):
 class ModelPrepared(NamedTuple):
     """A version of a model can be loaded, or ``reason`` states why it cannot.
 
-    ``description`` is the JSON of a `ModelDescription` of the pool. ``requested`` is the version of
-    the `PrepareModel` that this answers; 0 for a version that the loader found itself in a training
+    ``description`` is the JSON of a ``ModelDescription`` of the pool. ``requested`` is the version
+    of the ``PrepareModel`` that this answers; 0 for a version that the loader found in a training
     run, where ``version`` is the parameter server's. ``is_bad_input``: the model's files or options
     are wrong. The payloads are images to try the model with: the class of each, in UTF-8, followed
     by its PNG file.
@@ -196,7 +196,7 @@ class ModelPrepared(NamedTuple):
 class Load(NamedTuple):
     """The worker must also load this version, and continue to serve meanwhile.
 
-    ``description`` is the JSON of a `ModelDescription`, with a MODEL_NAME and an ARRAYS_KEY.
+    ``description`` is the JSON of a ``ModelDescription``, with a MODEL_NAME and an ARRAYS_KEY.
     """
 
     model: str
@@ -249,7 +249,7 @@ class RunBatch(NamedTuple):
 
 
 class BatchDone(NamedTuple):
-    """The results of a batch, in order; ``statuses`` has one byte, a `Status`, for each request.
+    """The results of a batch, in order; ``statuses`` has one byte, a ``Status``, for each request.
 
     The payload of each is its outputs, ``(rows, classes)`` little-endian float32, or the reason of
     its failure, in UTF-8.

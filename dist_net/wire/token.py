@@ -63,7 +63,7 @@ class JoinToken:
 
     @classmethod
     def parse(cls, text: str) -> JoinToken:
-        """Read a token; raise `TokenError` if it is incomplete, damaged or of another release."""
+        """Read a token; raise ``TokenError`` if it is incomplete, damaged or of another release."""
         found = re.fullmatch(rf"{PREFIX}(\d)([0-9A-Za-z]+)", text)
         if found is None or len(text) > MAX_TOKEN_LENGTH:
             strange = next((each for each in text if each not in _ALPHABET), "")
@@ -103,7 +103,7 @@ class JoinToken:
         return cls(KINDS[code - 1], identity.hex(), expires_s, addresses, *keys)
 
     def require_kind(self, kind: str) -> None:
-        """Raise `TokenError` for a token of another kind of server."""
+        """Raise ``TokenError`` for a token of another kind of server."""
         if self.kind != kind:
             raise TokenError(
                 f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kind]}: "

@@ -1,6 +1,6 @@
-"""Sockets that carry messages: one `ServerSocket`, and a `ClientSocket` at each peer.
+"""Sockets that carry messages: one ``ServerSocket``, and a ``ClientSocket`` at each peer.
 
-Thin shells over ZeroMQ (ROUTER and DEALER), which only `dist_net.wire` imports. Each wait has a
+Thin shells over ZeroMQ (ROUTER and DEALER), which only ``dist_net.wire`` imports. Each wait has a
 deadline. A socket must be used by the thread that created it.
 """
 
@@ -108,7 +108,7 @@ class FramedSocket:
         self.close()
 
     def fileno(self) -> int:
-        """Return a file descriptor that becomes readable when `has_message` may change.
+        """Return a file descriptor that becomes readable when ``has_message`` may change.
 
         For an event loop. It is edge-triggered: after it, and after each send, receive until no
         message is left.
@@ -131,7 +131,7 @@ class FramedSocket:
     def _send_frames(self, *frames: Frame | zmq.Frame) -> None:
         """Queue the frames as one message, copied unless they are lent.
 
-        Raises `zmq.Again` if the queue is full.
+        Raise ``zmq.Again`` if the queue is full.
         """
         sent = [self._lent_frame(frame) for frame in frames] if self._lent else frames
         for frame in sent[:-1]:
@@ -154,8 +154,8 @@ class FramedSocket:
             self._receive_timeout_ms = timeout_ms
 
     def _receive_frames(self) -> list[Frame]:
-        """Return a message's frames; all but the header are borrowed. Raises `zmq.Again`."""
-        # `more` of the frame costs a quarter of RCVMORE of the socket.
+        """Return a message's frames; all but the header are borrowed. Raise ``zmq.Again``."""
+        # ``more`` of the frame costs a quarter of RCVMORE of the socket.
         frame = self._socket.recv(copy=False)
         self._header = frame
         frames: list[Frame] = [frame.bytes]
@@ -179,10 +179,10 @@ class ServerSocket(FramedSocket):
 
     With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
     do. A peer may send frames of ``max_array_bytes``, and ``max_arrays`` of them in a message;
-    `dist_net.wire.connections` disconnects a peer that sends more. At most ``high_water_mark``
+    ``dist_net.wire.connections`` disconnects a peer that sends more. At most ``high_water_mark``
     messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
-    ``listen``, which contain the ports that the system chose. Raises `AddressError`,
-    `InsecureAddressError` for a TCP address beyond loopback without keys, and `ListenError`.
+    ``listen``, which contain the ports that the system chose. Raise ``AddressError``,
+    ``InsecureAddressError`` for a TCP address beyond loopback without keys, and ``ListenError``.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class ServerSocket(FramedSocket):
         """Return the next message and the node that sent it, or None after the timeout.
 
         A message that is not of this protocol, or that the peer's role does not allow, is logged
-        and answered with `Refuse`; then None is returned, too. Arrays are read-only views.
+        and answered with ``Refuse``; then None is returned, too. Arrays are read-only views.
         """
         if self._has_more and self._skip_rest():
             return None
@@ -278,7 +278,7 @@ class ServerSocket(FramedSocket):
         return node, message
 
     def _enroll(self, key: str, request: Enroll) -> Message:
-        """Admit the key of a host with a token; see `dist_net.wire.invitation`."""
+        """Admit the key of a host with a token; see ``dist_net.wire.invitation``."""
         if self._allow_list is None or not key:
             return Refuse("this server uses no keys and serves only its own host", False)
         return enroll(self._allow_list.directory, key.encode(), request, time.time())
@@ -305,7 +305,7 @@ class ServerSocket(FramedSocket):
         """Queue a message without waiting; arrays are copied, unless they are lent.
 
         Return False if the node is gone or its queue is full. If a message cannot be encoded, log
-        the error and send a `Refuse` instead, because the node expects a reply.
+        the error and send a ``Refuse`` instead, because the node expects a reply.
         """
         try:
             frames = encode(message)
@@ -315,7 +315,7 @@ class ServerSocket(FramedSocket):
         return self._queue(node, *frames)
 
     def send_one(self, node: bytes, message: Message) -> bool:
-        """Queue a large message, as `send` does, without a copy: its arrays must not change.
+        """Queue a large message, as ``send`` does, without a copy: its arrays must not change.
 
         Also return False until the node has received the previous large message, so that replies to
         a peer that does not read do not accumulate.
@@ -379,8 +379,8 @@ class ServerSocket(FramedSocket):
 class ClientSocket(FramedSocket):
     """A worker's or an observer's end: connected to one server.
 
-    It connects in the background, and again after a lost connection. Raises `AddressError`, and
-    `InsecureAddressError` for a TCP address beyond loopback without keys.
+    It connects in the background, and again after a lost connection. Raise ``AddressError``, and
+    ``InsecureAddressError`` for a TCP address beyond loopback without keys.
     """
 
     def __init__(
@@ -408,7 +408,7 @@ class ClientSocket(FramedSocket):
     def send(self, message: Message) -> None:
         """Queue a message without waiting; arrays are copied, unless they are lent.
 
-        Raises `NoAnswerError` if the queue is full.
+        Raise ``NoAnswerError`` if the queue is full.
         """
         try:
             self._send_frames(*encode(message))
@@ -422,7 +422,7 @@ class ClientSocket(FramedSocket):
         """Return the next message, or None after the timeout. Arrays in it are read-only views.
 
         If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
-        message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raises `ProtocolError` if the
+        message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``ProtocolError`` if the
         server does not use this protocol.
         """
         began_s = time.monotonic()

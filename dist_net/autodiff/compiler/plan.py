@@ -98,7 +98,7 @@ class Plan:
 
         ``arrays`` maps each variable's name to a C-contiguous array of its shape and dtype, which
         is borrowed and read at each run. ``into[i]`` is the C-contiguous array for output i; None:
-        allocate a new array. Raises ``GraphError`` for a missing variable, a wrong number of output
+        allocate a new array. Raise ``GraphError`` for a missing variable, a wrong number of output
         arrays, and an output array that is read-only or shares memory with another or with
         ``arrays``; ``ShapeError`` for an array of another shape, dtype or layout.
         """
@@ -177,7 +177,7 @@ def compile(
     with equal numbers of threads are bit-identical. ``arena``, borrowed, holds the buffers: plans
     with a common arena share them, so only one of these plans may run at a time.
 
-    Raises ``GraphError`` if two variables share a name but not their shape and dtype.
+    Raise ``GraphError`` if two variables share a name but not their shape and dtype.
     """
     return Plan(outputs, pool or ThreadPool(), arena or Arena())
 

@@ -40,7 +40,7 @@ from dist_net.errors import GraphError
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
     """Return simpler expressions of the same values, with equal nodes merged.
 
-    Raises ``GraphError`` if two variables of one name differ in shape or dtype.
+    Raise ``GraphError`` if two variables of one name differ in shape or dtype.
     """
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}

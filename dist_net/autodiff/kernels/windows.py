@@ -30,7 +30,7 @@ class Windows:
     padding: tuple[Pair, Pair]
 
     def output(self, height: int, width: int) -> Pair:
-        """Return the number of windows down and across; raises ``ShapeError`` if none fits."""
+        """Return the number of windows down and across; raise ``ShapeError`` if none fits."""
         fits = tuple(
             (length + sum(padding) - size) // stride + 1
             for length, size, stride, padding in zip(
@@ -67,7 +67,7 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
 
     ``padding`` is one number for every side, or ((top, bottom), (left, right)). "valid" is 0.
     "same" makes one window for every ``stride`` pixels of the map; if the padding is odd, the
-    bottom or right gets the extra line, as in TensorFlow. Raises ``ShapeError``.
+    bottom or right gets the extra line, as in TensorFlow. Raise ``ShapeError``.
     """
     size, stride = pair("size", size, 1), pair("stride", stride, 1)
     sides: tuple[Pair, Pair]
@@ -103,7 +103,7 @@ def phase_of(size: int, stride: int, offset: int) -> tuple[slice, int]:
 
 
 def pair(name: str, value: int | Pair, least: int) -> Pair:
-    """Return one or two integers as a pair; raises ``ShapeError`` if one is below ``least``."""
+    """Return one or two integers as a pair; raise ``ShapeError`` if one is below ``least``."""
     two = value if isinstance(value, Sequence) else (value, value)
     if len(two) != 2:
         raise ShapeError(f"{name} {value!r}; expected one or two integers")

@@ -116,7 +116,7 @@ def conv2d(
 ) -> Expression:
     """Return the convolution of (N, H, W, C) by (kh, kw, C / groups, O): (N, H', W', O).
 
-    Pads with zeros; ``padding`` is as for ``windows``. Raises ``ShapeError`` if the shapes do not
+    Pads with zeros; ``padding`` is as for ``windows``. Raise ``ShapeError`` if the shapes do not
     match or no window fits, ``DTypeError`` unless both have the same float dtype.
     """
     if x.ndim != 4 or filters.ndim != 4:

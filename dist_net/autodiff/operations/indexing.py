@@ -132,7 +132,7 @@ class ArgMax(Operation):
 def gather(x: Expression, indices: Expression) -> Expression:
     """Return element ``indices[i]`` of each row i: from (N, C) and (N,) integers in [0, C) to (N,).
 
-    Raises ``ShapeError`` or ``DTypeError`` for other inputs. For an index outside [0, C), the plan
+    Raise ``ShapeError`` or ``DTypeError`` for other inputs. For an index outside [0, C), the plan
     raises ``IndexRangeError`` when it runs.
     """
     if x.ndim != 2 or indices.shape != x.shape[:1]:

@@ -123,7 +123,7 @@ def batch_normalize(
     """Return (x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
 
     ``x`` is (..., channels), the others (channels,). The variance is the sum of squared differences
-    divided by the number of rows, not by rows - 1. Raises ``ShapeError``.
+    divided by the number of rows, not by rows - 1. Raise ``ShapeError``.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(

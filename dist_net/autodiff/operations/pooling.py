@@ -266,7 +266,7 @@ def max_pool(
     """Return the largest element of each window: (N, H, W, C) to (N, H', W', C).
 
     ``stride`` defaults to ``size``; ``padding`` is as for ``windows``. If elements of a window tie,
-    the first in row-major order receives the gradient. Raises ``ShapeError`` if the windows do not
+    the first in row-major order receives the gradient. Raise ``ShapeError`` if the windows do not
     fit or one has only padding, ``DTypeError`` unless ``x`` is a float.
     """
     down, across = _sides("max_pool", x, size, stride, padding)

@@ -188,7 +188,7 @@ def expect_condition(name: str, condition: Expression) -> None:
 def clip(x: Expression, low: float, high: float) -> Expression:
     """Limit x to ``low`` and ``high``; nan stays nan.
 
-    The derivative at both bounds is 0. Raises ``ParameterError`` unless low <= high,
+    The derivative at both bounds is 0. Raise ``ParameterError`` unless low <= high,
     ``DTypeError`` unless x is a float.
     """
     if not low <= high:

@@ -83,7 +83,7 @@ def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
 def matrix_transpose(x: Expression) -> Expression:
     """Transpose every matrix of a stack by exchanging the last two axes.
 
-    Raises ``ShapeError`` if ``x`` has fewer than two axes.
+    Raise ``ShapeError`` if ``x`` has fewer than two axes.
     """
     if x.ndim < 2:
         raise ShapeError(f"matrix_transpose: shape {x.shape}; expected at least two axes")

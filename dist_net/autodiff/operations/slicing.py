@@ -69,7 +69,7 @@ class ZerosAround(Operation):
 def getitem(x: Expression, index: BasicIndices) -> Expression:
     """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
 
-    Raises ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
+    Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
     """
     normal = _normal(index, x.shape)
     if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
@@ -80,7 +80,7 @@ def getitem(x: Expression, index: BasicIndices) -> Expression:
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
     """Return zeros of ``shape`` after ``zeros[index] = x``.
 
-    Raises ``ShapeError`` unless ``x`` has the shape of ``zeros[index]``; otherwise as ``getitem``.
+    Raise ``ShapeError`` unless ``x`` has the shape of ``zeros[index]``; otherwise as ``getitem``.
     """
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)

@@ -36,7 +36,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
     """Return the graph from ``input`` to ``logits``, ``probabilities`` or ``outputs``.
 
     Inputs are (N, *input_shape). With ``takes_images``, they are ``images``, (N, H, W, 3) uint8
-    of any size, and a classifier's outputs are probabilities. Raises ``ExportError``.
+    of any size, and a classifier's outputs are probabilities. Raise ``ExportError``.
     """
     found, takes_images = exported.found, exported.takes_images
     graph, model = Graph("input", "images", "logits", "probabilities", "outputs"), found.model
@@ -63,7 +63,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
 def add_network(graph: Graph, model: Model, weights: Vector, inputs: Tensor) -> str:
     """Add the nodes that compute the network from ``inputs``; return the name of its output.
 
-    Raises ``ExportError``, which names the operation, if ONNX cannot express one.
+    Raise ``ExportError``, which names the operation, if ONNX cannot express one.
     """
     first, second = (_built(model, weights, count) for count in COUNTS)
     known = Translation(graph, inputs, COUNTS)

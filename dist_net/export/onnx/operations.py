@@ -41,7 +41,7 @@ BEFORE_THE_FIRST = -(2**63)
 
 
 def converter_of(node: Expression) -> Converter:
-    """Return the function that adds the operators for a node; raises ``ExportError``."""
+    """Return the function that adds the operators for a node; raise ``ExportError``."""
     operation = node.operation
     convert = CONVERTERS.get(operation) or CONVERTERS.get(type(operation))
     if convert is None:

@@ -163,7 +163,7 @@ class Configuration:
 def read_configuration(path: Path) -> Configuration:
     """Return the network that the .cfg file ``path`` describes.
 
-    Raises ``ConfigurationError`` for an unreadable or too large file, and as
+    Raise ``ConfigurationError`` for an unreadable or too large file, and as
     ``parse_configuration`` does.
     """
     try:
@@ -280,14 +280,14 @@ def configuration_text(configuration: Configuration) -> str:
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:
-    """Write ``configuration`` to a .cfg file atomically; raises ``FileWriteError``."""
+    """Write ``configuration`` to a .cfg file atomically; raise ``FileWriteError``."""
     with written(path) as file:
         file.write(configuration_text(configuration).encode())
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes ``path`` when it is complete; raises ``FileWriteError``."""
+    """Yield a file that becomes ``path`` when it is complete; raise ``FileWriteError``."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             yield file

@@ -55,7 +55,7 @@ class DarknetLayer(Protocol):
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         """Return the output for ``x``, the previous output; ``earlier`` holds all outputs so far.
 
-        Raises ``ShapeError`` if the shapes do not fit.
+        Raise ``ShapeError`` if the shapes do not fit.
         """
         ...
 
@@ -73,7 +73,7 @@ class Weightless:
 
 
 def activation(section: Section, default: str = "logistic") -> Activation:
-    """Return the activation that a section names; raises ConfigurationError if it is unknown."""
+    """Return the activation that a section names; raise ConfigurationError if it is unknown."""
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
         raise section.error(

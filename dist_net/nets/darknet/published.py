@@ -63,7 +63,7 @@ class PublishedClassifier:
 
 
 def published(name: str) -> PublishedClassifier:
-    """Return the published classifier ``name``; raises ``UnknownModelError``."""
+    """Return the published classifier ``name``; raise ``UnknownModelError``."""
     if name not in PUBLISHED:
         raise UnknownModelError(
             f"there is no published classifier {name!r}; {suggestion(name, PUBLISHED)}"

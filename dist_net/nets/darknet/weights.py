@@ -37,7 +37,7 @@ axes is twice as fast."""
 def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     """Return the weights of ``network`` in the file ``path``, in a new vector of its layout.
 
-    Kernels are transposed from Darknet's order of axes to ours. Raises ``WeightsFileError`` for an
+    Kernels are transposed from Darknet's order of axes to ours. Raise ``WeightsFileError`` for an
     unreadable file, a length other than the network needs, a number that is not finite, and a
     variance below 0.
     """
@@ -63,7 +63,7 @@ def unreadable(path: Path, error: OSError) -> WeightsFileError:
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
     """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
 
-    ``seen`` is the number of images seen in training. Raises ``FileWriteError`` if the file
+    ``seen`` is the number of images seen in training. Raise ``FileWriteError`` if the file
     cannot be written, ``WeightsFileError`` for a vector that ``read_weights`` would reject.
     """
     with written(path) as file:

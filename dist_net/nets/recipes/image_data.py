@@ -67,7 +67,7 @@ class ImageData:
 def load_images(recipe: ImageRecipe) -> Dataset:
     """Return the dataset of ``recipe`` from the image cache of this host.
 
-    Raises ``RecipeError`` if another host prepared the images, or the cache was emptied.
+    Raise ``RecipeError`` if another host prepared the images, or the cache was emptied.
     """
     if not recipe.data:
         raise _unknown(recipe)

@@ -275,7 +275,7 @@ class ImageRecipe:
         """Raise ``ValueError`` for values of the wrong type or range, as in a damaged file."""
         texts = (self.name, self.data, self.base.name, self.base.text, *self.class_names)
         if not all(isinstance(each, str) for each in texts) or len(self.class_names) < 2:
-            raise ValueError("names that are no texts, or fewer than two classes")
+            raise ValueError("class names that are not strings, or fewer than two classes")
         if self.base.kind not in BASE_KINDS:
             raise ValueError(f"a base of kind {self.base.kind!r}")
         if not (isinstance(self.directions, int) and 0 <= self.directions <= MAX_DIRECTIONS):

@@ -70,7 +70,7 @@ class Recipe:
     function, which does its own resizing. ``initial`` returns the initial weights, unless the
     layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
     ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
-    ``WeightAverage``. Raises RecipeError and SettingError for settings out of range, and the
+    ``WeightAverage``. Raise RecipeError and SettingError for settings out of range, and the
     network's error if its layers do not fit together.
     """
 
@@ -135,7 +135,7 @@ class Recipe:
         return start_rule(chosen, layout.shapes, layout.momenta, clip_norm)
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
-        """Load the dataset, fetching it if missing; raises RecipeError if the net cannot use it."""
+        """Load the dataset, fetching it if missing; raise RecipeError if the net cannot use it."""
         if isinstance(self.dataset, str):
             dataset = dataset_named(self.dataset, progress=progress)
         else:
@@ -280,7 +280,7 @@ def recipe_names() -> list[str]:
 def built_in_recipe(name: str) -> LoadedRecipe:
     """Load a built-in recipe by name. The name may come from a file or a peer: paths are refused.
 
-    Raises RecipeError for a name not in ``recipe_names``.
+    Raise RecipeError for a name not in ``recipe_names``.
     """
     if name not in recipe_names():
         raise RecipeError(
@@ -296,7 +296,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
     ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
     or ``load_recipe_copy``.
 
-    Raises RecipeError if neither exists, or if the file fails or defines no recipe.
+    Raise RecipeError if neither exists, or if the file fails or defines no recipe.
     """
     names = recipe_names()
     if reference in names:
@@ -321,7 +321,7 @@ def load_recipe_copy(
     Only this file and files of its folder run, and only if they have the ``digests`` of the
     originals. ``__file__`` is the original's path, so that the recipe finds its data.
 
-    Raises UntrustedRecipeError unless ``trust_recipe`` or the user trusts all digests;
+    Raise UntrustedRecipeError unless ``trust_recipe`` or the user trusts all digests;
     RecipeChangedError if a file is missing or has changed; RecipeError if the recipe fails.
     """
     if not (trust_recipe or is_trusted(digests)):

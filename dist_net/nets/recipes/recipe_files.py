@@ -44,7 +44,7 @@ class RecipeFiles:
         self._builtins = {**vars(builtins), "__import__": self._import, "print": _print}
 
     def run(self) -> dict[str, Any]:
-        """Run the recipe's file and return its variables; raises the file's errors."""
+        """Run the recipe's file and return its variables; raise the file's errors."""
         source = self._read(self._path)
         if source is None:
             raise RecipeError("no such file")

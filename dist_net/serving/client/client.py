@@ -1,4 +1,4 @@
-"""`Client`: sends requests to the inference pool from Python, over ZeroMQ.
+"""``Client``: sends requests to the inference pool from Python, over ZeroMQ.
 
 with Client("tcp://127.0.0.1:5600") as client:
     print(client.classify("darknet53", "dog.jpg"))

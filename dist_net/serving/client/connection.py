@@ -64,7 +64,7 @@ class GatewayConnection:
         try:
             for message in self._conversation.cancel_all():
                 self._socket.send(message)
-        except NoAnswerError:  # nobody is there
+        except NoAnswerError:  # the gateway is gone
             pass
         finally:
             self._socket.close()
@@ -91,8 +91,8 @@ class GatewayConnection:
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Wait for the reply until the request's deadline.
 
-        Raise the error of an `Answer` that is not OK; RequestExpiredError, or NoAnswerError if the
-        gateway is silent; ProtocolError for a reply of another kind.
+        Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
+        the gateway is silent; ProtocolError for a reply of another kind.
         """
         while exchange.reply is None:
             self._receive(min(POLL_S, exchange.deadline - time.monotonic()))

@@ -67,9 +67,9 @@ class Pending:
         self._is_outdated = is_outdated
 
     def result(self) -> Outputs:
-        """Waits for the answer; may be called again.
+        """Wait for the answer; may be called again.
 
-        Raises BadRequestError, ModelNotServedError, PoolUnavailableError, RequestExpiredError,
+        Raise BadRequestError, ModelNotServedError, PoolUnavailableError, RequestExpiredError,
         RequestFailedError, RequestCancelledError, and NoAnswerError if the gateway is silent.
         """
         try:

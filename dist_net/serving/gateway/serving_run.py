@@ -113,7 +113,7 @@ async def serve(options: ServingOptions) -> int:
             ray.serve_at(*workers.contact_addresses)
             processes.add_ray(ray, partial(_ray_worker, options), options.workers)
         gateway = Gateway(pool, workers, processes.kill, clock)
-        # Whoever protects one interface does not mean to leave another to everybody on this host.
+        # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
         desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
         http = _http(options, gateway)
@@ -145,7 +145,7 @@ async def _run(
     stop: StopSignals,
     said_when_ready: str,
 ) -> bool:
-    """Starts the processes, serves, and ends them; returns whether all requests were answered."""
+    """Start the processes, serve, and end them; return whether all requests were answered."""
     gateway.start(asyncio.get_running_loop())
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())

@@ -170,7 +170,7 @@ class HttpExchange:
         window_s = settings.rate_window_s
         window_bytes = due_bytes = settings.min_bytes_per_s * window_s
         body = bytearray()
-        # Not `asyncio.timeout`, which would take longer than the rest of this function.
+        # Not ``asyncio.timeout``, which would take longer than the rest of this function.
         timer = loop.call_later(window_s, self.give_up)
         try:
             while True:

@@ -35,7 +35,7 @@ _SHOWN_LABELS = 12  # enough to show a visitor the kind of classes
 
 
 def page_routes(directory: Path = PAGE) -> list[Route]:
-    """Return a route for each file of the page, such as `/page.css`; `/` is index.html."""
+    """Return a route for each file of the page, such as ``/page.css``; ``/`` is index.html."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [
         _file_route(f"/{path.relative_to(directory).as_posix()}".replace("/index.html", "/"), path)
@@ -59,7 +59,7 @@ def _file_route(address: str, path: Path) -> Route:
 
 
 def openapi_route() -> Route:
-    """Return the route `/openapi.json`, which describes every path except the page's."""
+    """Return the route ``/openapi.json``, which describes every path except the page's."""
     document = json.loads(_OPENAPI.read_bytes())
     document["info"]["version"] = VERSION
 
@@ -70,7 +70,7 @@ def openapi_route() -> Route:
 
 
 def pool_route(gateway: Gateway) -> Route:
-    """Return the route `/pool`: ``gateway.status``, and the facts of each model for the page."""
+    """Return the route ``/pool``: ``gateway.status``, and the facts of each model for the page."""
 
     def facts(name: str) -> dict[str, Any]:
         served = gateway.models().get(name)

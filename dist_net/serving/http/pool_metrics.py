@@ -29,11 +29,14 @@ from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6
 _DURATIONS = {
-    "nv_inference_request_duration_us": ("success", "answered requests, admission to answer"),
-    "nv_inference_queue_duration_us": ("queue", "answered requests, admission to dispatch"),
+    "nv_inference_request_duration_us": ("success", "answered requests, from admission to answer"),
+    "nv_inference_queue_duration_us": ("queue", "answered requests, from admission to dispatch"),
     "nv_inference_compute_input_duration_us": ("compute_input", "preparing the inputs"),
     "nv_inference_compute_infer_duration_us": ("compute_infer", "computing the network"),
-    "nv_inference_compute_output_duration_us": ("compute_output", "travel to the workers and back"),
+    "nv_inference_compute_output_duration_us": (
+        "compute_output",
+        "transport to the workers and back",
+    ),
 }
 _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 
@@ -41,26 +44,26 @@ Counted = list[tuple[str, ModelStatistics]]
 
 
 def metrics_route(collector: Collector) -> Route:
-    """`/metrics`, in Prometheus's text format."""
+    """Return the route ``/metrics``, in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(collector)
 
     async def metrics(_: Request) -> Response:
-        """Metrics for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(generate_latest(registry), media_type=_CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
 class PoolCollector(Collector):
-    """Collects metrics from the pool, and the refusals of its HTTP server."""
+    """The metrics of the pool, and the refusals of its HTTP server."""
 
     def __init__(self, gateway: Gateway, refusals: Refusals) -> None:
         self._gateway = gateway
         self._refusals = refusals
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering does not collect."""
+        """Return nothing, so that registering does not collect."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -77,9 +80,7 @@ class PoolCollector(Collector):
         for code, count in sorted(self._refusals.counts.items()):
             refused.add_metric((str(code),), count)
         yield refused
-        unloads = CounterMetricFamily(
-            "dist_net_unloads", "times that a model was unloaded", labels=("model",)
-        )
+        unloads = CounterMetricFamily("dist_net_unloads", "unloads of a model", labels=("model",))
         for model, count in sorted(self._gateway.unloads.items()):
             unloads.add_metric((model,), count)
         yield unloads
@@ -107,13 +108,13 @@ def _triton_metrics(counted: Counted) -> Iterator[Metric]:
 
 def _request_metrics(counted: Counted) -> Iterator[Metric]:
     requests = CounterMetricFamily(
-        "dist_net_requests", "requests by how they ended", labels=("model", "end")
+        "dist_net_requests", "requests by result", labels=("model", "end")
     )
     batches = CounterMetricFamily(
-        "dist_net_batches", "batches by their rows", labels=("model", "rows")
+        "dist_net_batches", "batches by number of rows", labels=("model", "rows")
     )
     retries = CounterMetricFamily(
-        "dist_net_retries", "requests taken from lost workers", labels=("model",)
+        "dist_net_retries", "requests moved from lost workers", labels=("model",)
     )
     for model, each in counted:
         retries.add_metric((model,), each.retried)
@@ -131,13 +132,15 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
         return GaugeMetricFamily(f"dist_net_{name}", text, value)
 
     queue = status["queue"]
-    yield gauge("ready", "whether every model can answer", status["is_ready"])
-    yield gauge("draining", "whether the pool stops and admits no requests", status["is_draining"])
-    yield gauge("uptime_seconds", "since the gateway started", status["uptime_s"])
-    yield gauge("queue_requests", "requests that wait", queue["requests"])
-    yield gauge("queue_request_limit", "requests that may wait", queue["request_limit"])
-    yield gauge("queue_bytes", "bytes of requests in the pool", queue["bytes"])
-    yield gauge("queue_byte_limit", "bytes that requests may have", queue["byte_limit"])
+    yield gauge("ready", "1 if every model is ready", status["is_ready"])
+    yield gauge(
+        "draining", "1 while the pool shuts down and admits no requests", status["is_draining"]
+    )
+    yield gauge("uptime_seconds", "seconds since the gateway started", status["uptime_s"])
+    yield gauge("queue_requests", "queued requests", queue["requests"])
+    yield gauge("queue_request_limit", "maximum number of queued requests", queue["request_limit"])
+    yield gauge("queue_bytes", "bytes of unanswered requests", queue["bytes"])
+    yield gauge("queue_byte_limit", "maximum bytes of unanswered requests", queue["byte_limit"])
     workers = GaugeMetricFamily("dist_net_workers", "workers by state", labels=("state",))
     states = [worker["state"] for worker in status["workers"]]
     for state in ("idle", "busy", "loading", "silent"):
@@ -147,11 +150,9 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _model_metrics(models: list[dict[str, Any]]) -> Iterator[Metric]:
-    ready = GaugeMetricFamily(
-        "dist_net_model_ready", "whether some worker can answer", labels=("model",)
-    )
+    ready = GaugeMetricFamily("dist_net_model_ready", "1 if a worker can answer", labels=("model",))
     latency = GaugeMetricFamily(
-        "dist_net_latency_seconds", "of the last ten seconds", labels=("model", "quantile")
+        "dist_net_latency_seconds", "latency of the last ten seconds", labels=("model", "quantile")
     )
     for model in models:
         ready.add_metric((model["name"],), model["is_ready"])

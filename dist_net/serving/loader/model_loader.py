@@ -48,9 +48,9 @@ MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
 class ModelReader(Thread):
     """Reads one model on request, and follows its training run.
 
-    A request that is None ends it. ``report`` receives the answers to `PrepareModel` messages, and
-    new versions of a training run, at most one per second. ``directory``: for arrays without a
-    file.
+    A request that is None ends it. ``report`` receives the answers to ``PrepareModel`` messages,
+    and new versions of a training run, at most one per second. ``directory``: for arrays without
+    a file.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ModelReader(Thread):
             self._report(self.prepare(version))
 
     def prepare(self, version: int) -> ModelPrepared:
-        """Return the answer to a `PrepareModel`."""
+        """Return the answer to a ``PrepareModel``."""
         try:
             with _as_own_errors():
                 return self._read(version)._replace(requested=version)
@@ -228,7 +228,7 @@ def _as_own_errors() -> Iterator[None]:
 
 
 def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
-    """Return the payloads of a `ModelPrepared`; none if the run's images are damaged."""
+    """Return the payloads of a ``ModelPrepared``; none if the run's images are damaged."""
     try:
         held_out = found.held_out()
     except RunDirectoryError as error:

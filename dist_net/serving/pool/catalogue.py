@@ -46,7 +46,7 @@ class Catalogue:
     ``unreadable``: by model, why the last attempt to read it failed, or "" if it succeeded; a model
     is missing until it has been read.
 
-    After any event call `advance` for the resulting commands.
+    After any event call ``advance`` for the resulting commands.
     """
 
     def __init__(self, names: Sequence[str], token: bytes) -> None:

@@ -189,7 +189,7 @@ def _summary_of(version: ModelDescription) -> dict[str, Any]:
 
 
 def summaries_to_json(models: Iterable[ServedModel]) -> str:
-    """Return a JSON array for a `Description` message, with an object for each model."""
+    """Return a JSON array for a ``Description`` message, with an object for each model."""
     return json.dumps([asdict(summary_of(model)) for model in models])
 
 

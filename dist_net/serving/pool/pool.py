@@ -6,7 +6,7 @@ A request goes this way:
     dispatch ─▶ Scheduler: a batch and its worker ─▶ RunBatch
     receive BatchDone ─▶ OpenRequests ─▶ EndRequest
 
-and a version of a model this way: `Catalogue` has it read, `ModelVersions` has workers load it.
+and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` has workers load it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Pool:
     """Times are seconds on one monotonic clock; the pool starts at ``now``.
 
     ``first_worker_id`` should change with every start, so that workers of the previous pool are
-    unknown to this pool. ``loader_token``: see `Catalogue`. ``release``: the release of dist_net
+    unknown to this pool. ``loader_token``: see ``Catalogue``. ``release``: the release of dist_net
     that workers must have.
 
-    Call `dispatch` after other calls, once for all simultaneous events: it alone sends batches, and
-    requests to the loader. Each admitted request ends with one `EndRequest`, unless it is
+    Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
+    and requests to the loader. Each admitted request ends with one ``EndRequest``, unless it is
     cancelled.
     """
 
@@ -213,7 +213,7 @@ class Pool:
         self._check_by(now)
 
     def is_check_due(self, now: float) -> bool:
-        """Return whether `dispatch` may evict workers: read their messages before."""
+        """Return whether ``dispatch`` may evict workers: read their messages before."""
         return self._check_s is not None and now >= self._check_s
 
     def dispatch(self, now: float) -> list[PoolCommand]:
@@ -235,7 +235,7 @@ class Pool:
         return commands
 
     def next_wakeup(self) -> float | None:
-        """Return the time by which `dispatch` must be called without an event; 0.0: at once."""
+        """Return the time by which ``dispatch`` must be called without an event; 0.0: at once."""
         if self._requests.unsettled:
             return 0.0
         moments = (self._check_s, self._scheduler.held_until_s, self._requests.next_deadline_s())

@@ -44,7 +44,7 @@ class Result:
     """The result of a request. ``payload``: (rows, classes) little-endian float32, empty unless OK.
 
     ``labels``: the class names of the version that answered; ``unknown_below``: see
-    `ModelDescription`. ``reason``: the cause of another status than OK. ``retry_after_s``: the
+    ``ModelDescription``. ``reason``: the cause of another status than OK. ``retry_after_s``: the
     pause before a retry; 0: at once, or never. ``queue_s``: from admission to dispatch.
     ``prepare_s``, ``compute_s``: the time to decode and to compute its batch of ``batch_rows``.
     """

@@ -66,7 +66,7 @@ def _terms(rows: float, seconds: float) -> tuple[float, ...]:
 
 
 def _line(rows: float, seconds: float, squares: float, products: float) -> tuple[float, float]:
-    """Return the seconds per batch and per row, not below 0, from the means of `_terms`."""
+    """Return the seconds per batch and per row, not below 0, from the means of ``_terms``."""
     count = 1 + NO_ROWS_WEIGHT
     row_s = (count * products - rows * seconds) / (count * squares - rows * rows)
     row_s = min(row_s, products / squares)

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _gateway(arguments: argparse.Namespace) -> ServerAccess:
-    """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
+    """Return the gateway's address and this worker's keys, from a token or the command line."""
     if arguments.connect is not None:
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
         return ServerAccess(arguments.connect, keys)

@@ -73,8 +73,8 @@ class InferenceWorker:
 
     The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
     own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
-    gateway's exit. ``was_stopped`` is set by `stop`, not by the gateway's `Stop`. Callers use
-    `serve`, or call `tick` and `handle` in the same order.
+    gateway's exit. ``was_stopped`` is set by ``stop``, not by the gateway's ``Stop``. Callers use
+    ``serve``, or call ``tick`` and ``handle`` in the same order.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class InferenceWorker:
     def serve(self) -> str:
         """Serve until stopped; return the reason.
 
-        Raises `NoAnswerError` if the gateway never replies, `ServerLostError` if it stops replying,
-        and `JoinRefusedError` if it refuses this worker.
+        Raise ``NoAnswerError`` if the gateway never replies, ``ServerLostError`` if it stops
+        replying, and ``JoinRefusedError`` if it refuses this worker.
         """
         while self._leave_reason is None:
-            # `tick` joins before a gateway that refuses the keys closes the connection.
+            # ``tick`` joins before a gateway that refuses the keys closes the connection.
             message = self._socket.receive(self.tick())
             if message is not None:
                 self.handle(message)
@@ -123,7 +123,7 @@ class InferenceWorker:
         return self._leave_reason
 
     def leave(self) -> None:
-        """Send `Leave`, if the worker is a member."""
+        """Send ``Leave``, if the worker is a member."""
         if self._welcome is not None:
             self._socket.send(Leave(self._welcome.worker_id))
 
@@ -213,7 +213,7 @@ class InferenceWorker:
         logger.info("joined worker=%d", welcome.worker_id)
 
     def _refused(self, reason: str, may_rejoin: bool) -> None:
-        """Join again, at once if it was a member; raises `JoinRefusedError` if it must not."""
+        """Join again, at once if it was a member; raise ``JoinRefusedError`` if it must not."""
         if not may_rejoin:
             raise JoinRefusedError(
                 f"the gateway at {self._socket.address} refuses this worker: {reason}"

@@ -16,7 +16,7 @@ PIECE_BYTES = 4 << 20
 VERSIONS_KEPT = 3
 
 Fetch = Callable[[FetchArrays], ArraysPiece]
-"""Requests a piece from the gateway; raises a DistNetError without an answer."""
+"""Requests a piece from the gateway; raise a DistNetError without an answer."""
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:

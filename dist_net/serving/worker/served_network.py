@@ -58,7 +58,7 @@ class WorkerSettings:
 
 
 class Answers(NamedTuple):
-    """The results of a batch, in order; see `dist_net.wire.serving_messages.BatchDone`."""
+    """The results of a batch, in order; see ``dist_net.wire.serving_messages.BatchDone``."""
 
     statuses: bytes
     prepare_s: float
@@ -80,7 +80,7 @@ class ServedNetwork:
     ``prepared`` is borrowed. Compiling the plans, which takes a second for a large net, stops once
     ``may_go_on`` returns False.
 
-    Raises ModelLoadError if this host lacks the described net; ShapeError for kernels of another
+    Raise ModelLoadError if this host lacks the described net; ShapeError for kernels of another
     model; and the errors of parsing a configuration or running a recipe.
     """
 
@@ -115,10 +115,10 @@ class ServedNetwork:
             raise
 
     def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
-        """Another version of the same architecture that shares this one's plans.
+        """Return another version of the same architecture that shares this one's plans.
 
         None if the plans are gone; see ``Inference.rebound``. It may be
-        called by any thread. Raises ModelLoadError and ShapeError as for a new one.
+        called by any thread. Raise ModelLoadError and ShapeError as for a new one.
         """
         inference = self._inference.rebound(prepared)
         if inference is None:
@@ -134,13 +134,13 @@ class ServedNetwork:
         return other
 
     def close(self) -> None:
-        """Ends the threads, if no other version uses them."""
+        """End the threads, if no other version uses them."""
         self._inference.close()
         if self._decoders is not None:
             self._decoders.shutdown()
 
     def _require_numbers(self) -> None:
-        """Weights that hold NaN would make every answer NaN."""
+        """Raise ``ModelLoadError`` for weights whose outputs are not finite."""
         nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
         if not np.isfinite(self._inference(nothing)).all():
             raise ModelLoadError(
@@ -150,7 +150,7 @@ class ServedNetwork:
             )
 
     def answer(self, payloads: Sequence[Payload], is_image: bool) -> Answers:
-        """The result of each payload: an image, or a tensor of (rows, *input_shape).
+        """Return the result of each payload: an image, or a tensor of (rows, *input_shape).
 
         A bad one does not affect the others. A tensor of NaN, or of numbers out of the net's range,
         gets the answer that they lead to, as in NumPy.
@@ -194,7 +194,7 @@ class ServedNetwork:
         return results
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Rows | Refusal]:
-        """Each image as a row for the model."""
+        """Return each image as a row for the model."""
         run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
         return list(run(self._image, payloads))
 

@@ -74,7 +74,7 @@ class ClusterPlan:
 
     ``step_s`` is the time of a minibatch when each of a worker's ``threads`` has its own core.
     With shared memory, all processes run on one host. Otherwise the server has its own host and
-    every other host runs ``workers_per_host``. Raises ``SettingError`` for impossible plans.
+    every other host runs ``workers_per_host``. Raise ``SettingError`` for impossible plans.
     """
 
     workers: int

@@ -29,7 +29,7 @@ class Network:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse ``shared-memory`` or a value such as ``1gbit:0.1ms``; raises ``SettingError``."""
+        """Parse ``shared-memory`` or a value such as ``1gbit:0.1ms``; raise ``SettingError``."""
         if text == SHARED_MEMORY:
             return cls()
         number = r"(\d{1,9}(?:\.\d{1,9})?)"
@@ -99,7 +99,7 @@ class TransportCosts:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Self:
-        """Return costs from a ``dataclasses.asdict`` dict; raises ``KeyError``, ``TypeError``."""
+        """Return costs from a ``dataclasses.asdict`` dict; raise ``KeyError``, ``TypeError``."""
         *threads, latency = (each.name for each in fields(cls))
         costs: dict[str, Any] = {name: ExchangeCost(**state[name]) for name in threads}
         return cls(**costs, **{latency: state[latency]})
@@ -122,7 +122,7 @@ class ClusterCosts:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the saved costs; raises ``CostsDamagedError`` if ``text`` is invalid."""
+        """Return the saved costs; raise ``CostsDamagedError`` if ``text`` is invalid."""
         try:
             state = json.loads(text)
             for name in ("shared_memory", "tcp"):

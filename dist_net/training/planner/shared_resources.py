@@ -34,7 +34,7 @@ class EventSchedule:
         heapq.heappush(self._events, (moment_s, next(self._order), call, arguments))
 
     def step(self) -> None:
-        """Run the next event; raises ``IndexError`` if there is none."""
+        """Run the next event; raise ``IndexError`` if there is none."""
         self.now_s, _, call, arguments = heapq.heappop(self._events)
         call(*arguments)
 

@@ -58,8 +58,8 @@ def _loaded(recipe: Recipe) -> LoadedRecipe:
 class InProcessWorker:
     """A worker in a thread.
 
-    Its socket is made in the caller's thread, which raises what is wrong with it, and handed over
-    unused, as ZeroMQ allows.
+    The caller's thread creates its socket, so that the caller gets its errors, and passes it on
+    unused, as ZeroMQ permits.
     """
 
     def __init__(self, loop: WorkerLoop, threads: ThreadPoolExecutor) -> None:
@@ -220,7 +220,7 @@ class LocalCluster:
             if time.monotonic() > deadline:
                 raise RunOverdueError(
                     f"{report['samples']} of {report['samples_total']} samples are done after "
-                    f"{timeout_s:g} s, and {len(report['workers'])} workers are at it"
+                    f"{timeout_s:g} s, and {len(report['workers'])} workers are training"
                 )
             time.sleep(POLL_S)
 

@@ -57,7 +57,7 @@ class JoinedRunSettings:
 
 
 class JoinedRun:
-    """This host's part in the run of a server that has let it in.
+    """This host's part in the run of a server that has admitted it.
 
     ``directory`` holds the recipe, see ``OfferedRecipe.keep``; the processes' logs go to ``logs``.
     """

@@ -112,7 +112,7 @@ class CountedStep:
         self._pushed_s = 0.0
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing to gather."""
+        """Do nothing: there are no samples."""
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         """Write a gradient."""
@@ -136,7 +136,7 @@ class CountedStep:
         return 0.0, 0
 
     def unbind(self) -> None:
-        """Nothing is bound."""
+        """Do nothing: no vector is borrowed."""
 
     def _note(self) -> None:
         self.used.append((time.thread_time() - self._own_s, time.process_time() - self._own_s))

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until the run is shut down, or the process that started this one is gone."""
+    """Serve until the run is shut down, or the process that started this one has ended."""
     reports = StartReports("the recipe")
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())

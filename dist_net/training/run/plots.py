@@ -32,9 +32,9 @@ AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 def plot_training(
     records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str, path: Path
 ) -> None:
-    """Draws loss, accuracy and staleness over epochs into a PNG; ``records`` as in metrics.jsonl.
+    """Draw loss, accuracy and staleness over epochs into a PNG; ``records`` as in metrics.jsonl.
 
-    Raises MissingExtraError, and OSError where nothing can be written.
+    Raise MissingExtraError, and OSError if the file cannot be written.
     """
     figure = new_figure(15, 4.2)
     figure.suptitle(_title(records, samples_per_epoch, recipe), **AS_IT_IS)
@@ -45,7 +45,7 @@ def plot_training(
 
 
 def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
-    """Draws a quantity of TITLES over epochs, in training and on test samples."""
+    """Draw a quantity of TITLES over epochs, in training and on test samples."""
     axes.set_title(TITLES[quantity])
     for kind, style in (("train", "-"), ("test", "o-")):
         chosen = [
@@ -79,7 +79,7 @@ def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe:
 
 
 def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most MAX_POINTS points, sorted by x, each the mean of neighbours; ``(N, 2)``."""
+    """Return at most MAX_POINTS points, sorted by x, each the mean of neighbours; ``(N, 2)``."""
     ordered = points[np.argsort(points[:, 0], kind="stable")]
     parts = np.array_split(ordered, min(MAX_POINTS, len(ordered)))
     return np.array([part.mean(0) for part in parts])
@@ -88,9 +88,9 @@ def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def plot_confusion(
     confusion: NDArray[np.int64], class_names: Sequence[str], recipe: str, path: Path
 ) -> None:
-    """Draws counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C).
+    """Draw counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C).
 
-    Raises what ``plot_training`` does.
+    Raise the errors of ``plot_training``.
     """
     side = 0.6 * min(len(class_names), MAX_CLASSES_NAMED)
     figure = new_figure(2 + side, 1.8 + side)
@@ -101,7 +101,7 @@ def plot_confusion(
 
 
 def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
-    """Draws counts of (true class, predicted class), shaded by their share of the true one's."""
+    """Draw counts of (true class, predicted class), shaded by their share of the true class."""
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -120,7 +120,7 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.f
 
 
 def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: Figure) -> None:
-    """Draws samples per second, staleness and idle time over the number of workers.
+    """Draw samples per second, staleness and idle time over the number of workers.
 
     ``predictions`` are as ``dist-net simulate --json`` has them, and ``figure`` is an empty one.
     """
@@ -141,7 +141,7 @@ def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: 
     staleness.set_title("mean staleness, in versions")
     staleness.plot(workers, values("staleness_mean"), "o-", markersize=3)
     staleness.set_ylim(bottom=0)
-    idle.set_title("share of a worker's time that it waits")
+    idle.set_title("share of time that a worker waits")
     idle.plot(workers, values("idle"), "o-", markersize=3)
     idle.set_ylim(0, 1)
     idle.yaxis.set_major_formatter("{x:.0%}")
@@ -153,7 +153,7 @@ def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: 
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; raises MissingExtraError without matplotlib."""
+    """Return an empty figure, in inches; raise MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -70,7 +70,7 @@ class SingleProcess:
 
     @property
     def evaluated_weights(self) -> Vector:
-        """A copy of the weights to evaluate and to use: their average, if the recipe wants one."""
+        """A copy of the weights to evaluate and to use: their average, if the recipe keeps one."""
         evaluated = self.weights.copy()
         if self._average is not None:
             evaluated[: self._rule.trained_size] = self._average.weights

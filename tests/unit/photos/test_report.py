@@ -167,7 +167,7 @@ def test_the_page_stands_alone_and_shows_names_as_they_are():
 def test_what_there_is_not_is_not_spoken_of():
     full = Seen(report_page(content(), {})).text
     bare = Seen(report_page(content(folds=None, left_out=[], curves=[]), {})).text
-    for title in ("Doubtful labels", "never seen", "Learning"):
+    for title in ("Doubtful labels", "unknown class", "Learning"):
         assert title in full
         assert title not in bare
 

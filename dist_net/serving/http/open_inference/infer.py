@@ -47,7 +47,7 @@ async def _infer(gateway: Gateway, memory: RequestMemory, request: Request) -> H
         parsed_bytes = len(content) if json_bytes is None else json_bytes
         model = None
         # A model may be loaded while a thread parses: the model that answers must be the model
-        # that the request was checked for. `infer` admits the request before its first await.
+        # that the request was checked for. ``infer`` admits the request before its first await.
         while (newest := description_of(gateway, name, version)) is not model:
             model = newest
             read = partial(read_request, content, json_bytes, model, version)

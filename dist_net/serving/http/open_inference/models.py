@@ -118,7 +118,7 @@ class Models:
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """List every model and version; with `{"ready": true}` only the ready ones."""
+        """List every model and version; with ``{"ready": true}`` only the ready ones."""
         only_ready = (await self._content(request)).get("ready") is True
         return Json(list(_index(self._gateway.models().values(), only_ready)))
 
