@@ -280,9 +280,10 @@ class PlannedWorker:
                     pending.extend(state.received(arrived, schedule.now_s))
                     if isinstance(arrived, Wait):
                         schedule.after(arrived.retry_after_s, self._wake)
-                case Compute():
+                case Compute(_, start, stop):
+                    minibatches = -(-(stop - start) // plan.batch_size)
                     spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
-                    yield plan.step_s * (1 + spread), plan.threads
+                    yield minibatches * plan.step_s * (1 + spread), plan.threads
                     pending.extend(state.computed(0.0, 0, plan.pushed, schedule.now_s))
 
 

@@ -20,7 +20,7 @@ from dist_net.training.server.journal import (
 )
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LocalSteps, MinibatchStep
+from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
 from dist_net.vector import Vector
 from dist_net.wire.packing import (
     pack_difference,
@@ -206,16 +206,12 @@ class Replay:
     def _take_local_steps(self, applied: Applied, difference: Vector) -> tuple[float, int]:
         settings, local = self._run.settings, self._local
         if local is None:
-            local = self._local = LocalSteps(self._step, settings.start_local_rule())
-        local.begin(self._base)
-        loss_sum, correct = 0.0, 0
-        for start in range(applied.start, applied.stop, settings.batch_size):
-            stop = min(start + settings.batch_size, applied.stop)
-            self._step.gather(applied.epoch, start, stop)
-            of_step = local.step(applied.learning_rate)
-            loss_sum, correct = loss_sum + of_step[0], correct + of_step[1]
-        local.difference(out=difference)
+            rule = settings.start_local_rule()
+            local = self._local = LocalSteps(self._step, rule, settings.batch_size)
+        samples = applied.epoch, applied.start, applied.stop
+        for _ in local.take(self._base, LeaseSteps(*samples, applied.learning_rate), difference):
+            pass
         if applied.packed:
             buffers = settings.buffer_count
             unpack_difference(pack_difference(difference, buffers), difference, buffers)
-        return loss_sum, correct
+        return local.loss_sum, local.correct

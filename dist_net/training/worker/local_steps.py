@@ -1,6 +1,8 @@
 """Local steps: a worker's own updates from the server's weights; no I/O."""
 
-from typing import Protocol
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,38 +26,76 @@ class MinibatchStep(Protocol):
         ...
 
 
-class LocalSteps:
-    """The local steps of each lease, by ``rule``, which is reset at the beginning of a lease.
+class LeaseSteps(NamedTuple):
+    """The local steps of a lease, on samples ``start`` to ``stop`` of the order of ``epoch``.
 
-    ``step`` computes the gradients; the last ``buffers`` elements of the weights are not trained.
-    Allocate three vectors at first, and none afterwards.
+    The lease has ``parts`` parts. Each begins from the same weights, with a fresh optimizer.
     """
 
-    def __init__(self, step: MinibatchStep, rule: UpdateRule) -> None:
+    epoch: int
+    start: int
+    stop: int
+    learning_rate: float
+    parts: int = 1
+
+    def split(self, batch_size: int) -> list["LeaseSteps"]:
+        """Return the parts, of whole minibatches and as equal as possible, in the samples' order.
+
+        A lease has at least as many minibatches as parts.
+        """
+        minibatches = -(-(self.stop - self.start) // batch_size)
+        ends = [
+            min(self.start + part * minibatches // self.parts * batch_size, self.stop)
+            for part in range(self.parts + 1)
+        ]
+        return [self._replace(start=start, stop=stop, parts=1) for start, stop in pairwise(ends)]
+
+
+class LocalSteps:
+    """The local steps of leases, by ``rule``, which is reset at the beginning of each part.
+
+    ``step`` computes the gradients; the last ``buffers`` elements of the weights are not trained.
+    ``loss_sum`` and ``correct`` are sums over the last lease. Allocate three vectors at first, and
+    none afterwards.
+    """
+
+    def __init__(self, step: MinibatchStep, rule: UpdateRule, batch_size: int) -> None:
         self._step = step
         self._rule = rule
+        self._batch_size = batch_size
         self.buffers = rule.size - rule.trained_size
         # Compiled loops must not write the results into the weights.
         self._weights, self._next, self._gradient = np.empty((3, rule.size), np.float32)
-        self._base = self._weights
-        self._steps = 0
+        self.loss_sum, self.correct = 0.0, 0
 
-    def begin(self, base: Vector) -> None:
-        """Begin a lease from ``base``, which is borrowed until ``difference``."""
-        self._base = base
+    def take(self, base: Vector, lease: LeaseSteps, out: Vector) -> Iterator[None]:
+        """Take the steps of ``lease`` from ``base``; yield before each minibatch.
+
+        Write to ``out`` the mean of its parts' differences: the initial minus the last weights, a
+        descent direction like a gradient.
+        """
+        self.loss_sum, self.correct = 0.0, 0
+        for number, part in enumerate(lease.split(self._batch_size)):
+            yield from self._take_part(base, part)
+            if number:
+                np.subtract(base, self._weights, out=self._gradient)
+                out += self._gradient
+            else:
+                np.subtract(base, self._weights, out=out)
+        if lease.parts > 1:
+            out *= np.float32(1 / lease.parts)
+
+    def _take_part(self, base: Vector, part: LeaseSteps) -> Iterator[None]:
         np.copyto(self._weights, base)
         self._rule.reset()
-        self._steps = 0
-
-    def step(self, learning_rate: float) -> tuple[float, int]:
-        """Take a step on the gathered minibatch; return its loss and its correct predictions."""
-        result = self._step.run(self._weights, self._gradient)
-        self._steps += 1
-        update = self._weights, [self._gradient], self._next, [learning_rate], self._steps
-        self._rule.update(*update)
-        self._weights, self._next = self._next, self._weights
-        return result
-
-    def difference(self, out: Vector) -> None:
-        """Write the initial minus the current weights, a descent direction like a gradient."""
-        np.subtract(self._base, self._weights, out=out)
+        loss_sum = 0.0
+        for steps, start in enumerate(range(part.start, part.stop, self._batch_size), 1):
+            yield
+            self._step.gather(part.epoch, start, min(start + self._batch_size, part.stop))
+            loss, correct = self._step.run(self._weights, self._gradient)
+            update = self._weights, [self._gradient], self._next, [part.learning_rate], steps
+            self._rule.update(*update)
+            self._weights, self._next = self._next, self._weights
+            loss_sum += loss
+            self.correct += correct
+        self.loss_sum += loss_sum

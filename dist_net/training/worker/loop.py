@@ -18,14 +18,13 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
 from dist_net.optim import UpdateRule
-from dist_net.training.worker.local_steps import LocalSteps, MinibatchStep
+from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
     Begin,
     Compute,
     Ended,
     Gather,
-    LocalStep,
     Receive,
     Reconnect,
     SendToServer,
@@ -243,6 +242,8 @@ class WorkerLoop:
                 match command := commands.popleft():
                     case Receive():
                         commands.extend(self._received((yield command)))
+                    case Compute(local=LeaseSteps() as lease):
+                        commands.extend((yield from self._take_local_steps(command, lease)))
                     case Compute():
                         yield command
                         commands.extend(self._compute(command))
@@ -264,29 +265,23 @@ class WorkerLoop:
         if self._step is None:
             return []
         gradient = self._gradients[command.slot]
-        if command.local is None:
-            loss_sum, correct = self._step.run(self._weights.read(command), gradient)
-            sent = gradient
-        else:
-            loss_sum, correct = self._take_local_step(command, command.local, gradient)
-            is_sent = command.local.is_last and self._sends_gradient
-            buffers = 0 if self._local is None else self._local.buffers
-            sent = pack_difference(gradient, buffers) if is_sent else gradient
-        kept = sent if self._sends_gradient else None
-        return self._state.computed(loss_sum, correct, kept, self._clock.now())
+        result = self._step.run(self._weights.read(command), gradient)
+        kept = gradient if self._sends_gradient else None
+        return self._state.computed(*result, kept, self._clock.now())
 
-    def _take_local_step(
-        self, command: Compute, local: LocalStep, difference: Vector
-    ) -> tuple[float, int]:
-        """Take a local step; after the last one, write the difference of the weights."""
-        if self._local is None:
+    def _take_local_steps(
+        self, command: Compute, lease: LeaseSteps
+    ) -> Generator[Compute, None, list[WorkerCommand]]:
+        """Take the local steps of a lease; yield before each, and leave if this is requested."""
+        local, difference = self._local, self._gradients[command.slot]
+        if local is None:
             raise ProtocolError("the server requests local steps, but this worker has no rule_of")
-        if local.is_first:
-            self._local.begin(self._weights.read(command))
-        result = self._local.step(local.learning_rate)
-        if local.is_last:
-            self._local.difference(out=difference)
-        return result
+        for _ in local.take(self._weights.read(command), lease, out=difference):
+            yield command
+            if self._stop_requested is not None:
+                return self._state.leave(self._stop_requested)
+        kept = pack_difference(difference, local.buffers) if self._sends_gradient else None
+        return self._state.computed(local.loss_sum, local.correct, kept, self._clock.now())
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
@@ -323,7 +318,7 @@ class WorkerLoop:
         self._local = None
         if welcome.optimizer and self._rule_of is not None:
             rule = self._rule_of(welcome.optimizer, welcome.clip_norm or None)
-            self._local = LocalSteps(self._step, rule)
+            self._local = LocalSteps(self._step, rule, welcome.batch_size)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
             *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),

@@ -26,6 +26,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
+from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
@@ -98,19 +99,11 @@ class Gather(NamedTuple):
     stop: int
 
 
-class LocalStep(NamedTuple):
-    """A step on the worker's copy of the weights; the first copies the server's."""
-
-    learning_rate: float
-    is_first: bool
-    is_last: bool
-
-
 class Compute(NamedTuple):
     """Compute the gradient of the gathered samples, then call ``WorkerState.computed``.
 
     The weights are in buffer ``snapshot`` of the server's segment, or in ``weights`` if it is -1.
-    With ``local``, take a step along the gradient; after the last step, compute the difference.
+    With ``local``, take these local steps, of all of the lease, and compute the difference.
     """
 
     epoch: int
@@ -119,7 +112,7 @@ class Compute(NamedTuple):
     snapshot: int
     weights: Vector | None
     slot: int
-    local: LocalStep | None = None
+    local: LeaseSteps | None = None
 
 
 class Ended(NamedTuple):
@@ -162,7 +155,6 @@ class WorkerState:
         self._last_request_id = 0
         self._batch_size = 0
         self._takes_local_steps = False
-        self._loss_sum, self._correct = 0.0, 0  # of the local steps of this lease
         self._steps_began_s = 0.0
         self._work: Work | None = None
         self._next_sample = 0
@@ -302,41 +294,33 @@ class WorkerState:
         work = self._work
         if work is None:
             raise RuntimeError("compute() was called without a lease")
-        ready, minibatch = self._gathered, self._gather(work)
         taken = self._taken_slots()  # use the first free slot, so that few slots are used
         slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
-        _, start, stop = minibatch
-        local = None
-        if self._takes_local_steps:
-            local = LocalStep(work.learning_rate, start == work.start, stop == work.stop)
-            if local.is_first:
-                self._loss_sum, self._correct = 0.0, 0
-        self._computing = Compute(*minibatch, work.snapshot, work.weights, slot, local)
-        self._next_sample = minibatch.stop
+        place = work.snapshot, work.weights, slot
         self._looks_first = True
+        if self._takes_local_steps:
+            local = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate)
+            self._computing = Compute(*local[:3], *place, local)
+            self._next_sample = work.stop
+            return [self._computing]
+        ready, minibatch = self._gathered, self._gather(work)
+        self._computing = Compute(*minibatch, *place)
+        self._next_sample = minibatch.stop
         return [self._computing] if ready == minibatch else [minibatch, self._computing]
 
     def computed(
         self, loss_sum: float, correct: int, gradient: Vector | None, now: float
     ) -> list[WorkerCommand]:
-        """Push the gradient of the last ``Compute``, or keep it for one push with the next.
+        """Push the result of the last ``Compute``, or keep it for one push with the next.
 
-        Push the difference after the last of several local steps. ``gradient`` is None in shared
-        memory. Gather the lease's next minibatch meanwhile.
+        ``gradient`` is None in shared memory. Gather the lease's next minibatch meanwhile.
         """
         work, minibatch = self._work, self._computing
         if work is None or minibatch is None:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
         _, start, stop, _, _, slot, local = minibatch
-        computed_s = 0.0
-        if local is not None:
-            computed_s = max(0.0, now - self._steps_began_s)
-            self._loss_sum += loss_sum
-            self._correct += correct
-            if not local.is_last:
-                return [self._gather(work)]
-            start, loss_sum, correct = work.start, self._loss_sum, self._correct
+        computed_s = 0.0 if local is None else max(0.0, now - self._steps_began_s)
         sender = self._worker_id, self._join.identity, 0, work.lease_id
         push = self._unpushed or Push(*sender, start, (), (), 0.0, 0, 0.0, (), ())
         push = push._replace(

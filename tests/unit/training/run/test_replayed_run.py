@@ -33,7 +33,7 @@ from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer, Record, SendToPeer
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
@@ -123,20 +123,18 @@ class Cluster:
         if node not in self.work:
             return
         work, weights = self.work.pop(node)
-        local = LocalSteps(self.step, self.run.settings.start_local_rule())
+        rule = self.run.settings.start_local_rule()
+        local = LocalSteps(self.step, rule, SETTINGS.batch_size)
         base = np.empty(SETTINGS.vector_size, np.float32)
         unpack_weights(weights, out=base)
-        local.begin(base)
-        losses = 0.0
-        for start in range(work.start, work.stop, SETTINGS.batch_size):
-            self.step.gather(work.epoch, start, min(start + SETTINGS.batch_size, work.stop))
-            losses += local.step(work.learning_rate)[0]
         difference = np.empty_like(base)
-        local.difference(out=difference)
+        steps = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate)
+        for _ in local.take(base, steps, difference):
+            pass
         what = (
             (work.stop,),
             (work.version,),
-            losses,
+            local.loss_sum,
             0,
             0.0,
             (0,),

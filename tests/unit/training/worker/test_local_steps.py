@@ -3,7 +3,7 @@
 import numpy as np
 
 from dist_net.optim import Adam
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.vector import Vector
 
 SIZE = 5000  # long enough for compiled loops
@@ -26,13 +26,10 @@ class Bowl:
         """It holds nothing."""
 
 
-def lease(local: LocalSteps, base: Vector) -> Vector:
-    local.begin(base)
-    for start in range(3):
-        local._step.gather(0, start, start + 1)
-        local.step(0.1)
+def lease(local: LocalSteps, base: Vector, stop: int = 3, parts: int = 1) -> Vector:
     difference = np.empty_like(base)
-    local.difference(out=difference)
+    for _ in local.take(base, LeaseSteps(0, 0, stop, 0.1, parts), difference):
+        pass
     return difference
 
 
@@ -41,7 +38,7 @@ def test_each_lease_takes_the_steps_of_a_fresh_optimizer() -> None:
     expected, rule = base.copy(), Adam().start(SIZE)
     for step in range(3):
         rule.update(expected, [expected - np.float32(step)], expected, [0.1], step + 1)
-    local = LocalSteps(Bowl(), Adam().start(SIZE))
+    local = LocalSteps(Bowl(), Adam().start(SIZE), 1)
     kept = base.copy()
     first = lease(local, base)
     np.testing.assert_allclose(first, base - expected, rtol=1e-4, atol=1e-6)

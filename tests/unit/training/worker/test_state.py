@@ -9,6 +9,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
+from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.state import (
     FIRST_TRY_S,
     MAX_TRAVEL_S,
@@ -544,19 +545,10 @@ def test_local_steps_are_pushed_as_one_difference_after_all_of_the_lease() -> No
     worker.handle(WELCOME._replace(optimizer="SGD()"), 0.0)
     lease = work(2, 7, 0, 10, version=4)._replace(depth=1, together=1, learning_rate=0.5)
     worker.handle(lease, 0.0)
-    taken = []
-    for _ in range(3):
-        assert worker.can_compute
-        commands = worker.compute()
-        taken.append(next(each for each in commands if isinstance(each, Compute)))
-        commands = worker.computed(1.0, 2, GRADIENT, 2.5)
-    assert [(each.start, each.stop) for each in taken] == [(0, 4), (4, 8), (8, 10)]
-    assert [each.local for each in taken] == [
-        (0.5, True, False),
-        (0.5, False, False),
-        (0.5, False, True),
-    ]
-    (sent,) = commands
+    (taken,) = worker.compute()
+    assert isinstance(taken, Compute)
+    assert (taken.start, taken.stop, taken.local) == (0, 10, LeaseSteps(0, 0, 10, 0.5))
+    (sent,) = worker.computed(3.0, 6, GRADIENT, 2.5)
     assert isinstance(sent, SendToServer)
     assert isinstance(sent.message, Push)
     assert sent.message[3:] == (7, 0, (10,), (4,), 3.0, 6, 2.5, (0,), (GRADIENT,))
