@@ -77,6 +77,12 @@ PIPELINE = Pipeline()
 """The default of a run; workers allocate memory for this many gradients."""
 
 
+MAX_PARTS = 64
+"""The largest number of parts of a lease: a journal's record has six bits for it."""
+
+Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
+
+
 class SegmentAddress(NamedTuple):
     """The address of a shared-memory segment of a process on the same host.
 
@@ -112,7 +118,8 @@ class Join(NamedTuple):
     ``identity`` is a random secret that the worker keeps: it proves that later messages are from
     this worker, on any connection, and a new ``Join`` ends the worker's former membership.
     ``recipe_digest`` must equal the server's. ``segment`` contains the worker's gradients; None:
-    arrays travel as frames.
+    arrays travel as frames. ``parts`` is the number of processes that take its local steps: the
+    worker stands for all of them, with one exchange for each lease.
     """
 
     name: Name
@@ -122,6 +129,7 @@ class Join(NamedTuple):
     segment: SegmentAddress | None = None
     request_id: int = 0
     equipment: Equipment = UNKNOWN_EQUIPMENT
+    parts: Parts = 1
 
 
 class Welcome(NamedTuple):
@@ -172,7 +180,7 @@ class Work(NamedTuple):
     overwrite them until this worker pushes a gradient of a later snapshot or has received
     ``Pipeline.snapshots`` more. A worker without shared memory receives a copy in ``weights``.
     ``learning_rate`` is that of local steps: with these, the copy is packed, and the worker
-    pushes the difference of the weights after all of the lease.
+    pushes the mean difference of the weights after each of the lease's ``parts``.
     """
 
     request_id: int
@@ -184,6 +192,7 @@ class Work(NamedTuple):
     depth: int
     together: int
     learning_rate: float
+    parts: Parts
     snapshot: IndexOrNone
     weights: Vector | None
 

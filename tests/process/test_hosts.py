@@ -232,3 +232,37 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
         assert "Traceback" not in command.stderr
     server.process.send_signal(signal.SIGINT)
     assert server.ends() == 130
+
+
+def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_killed(
+    start: Start, hosts: Hosts, tmp_path: Path
+) -> None:
+    run, epochs = tmp_path / "run", 200
+    server = start(
+        *("train", "digits", "--workers", "0", "--epochs", str(epochs), "--local-steps", "8"),
+        *("--listen", "tcp://0.0.0.0:0", "--run-dir", str(run), "--json"),
+        prefix=hosts.on("server"),
+    )
+    token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
+    joined = [
+        start("join", token, "--workers", str(count), prefix=hosts.on(f"worker-{host}"))
+        for host, count in enumerate((1, 3))
+    ]
+    report = server.report(
+        lambda report: (
+            len(report["workers"]) == 2 and all(each["pushes"] > 3 for each in report["workers"])
+        )
+    )
+    assert sorted(each["processes"] for each in report["workers"]) == [1, 3]
+    worker = joined[1].children[f"{socket.gethostname()}-0"]
+    parts = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    assert len(parts) == 3
+    os.kill(int(parts[1]), signal.SIGKILL)
+    joined[1].says(r"worker-0: .*restarting")
+    server.report(lambda report: [each["processes"] for each in report["workers"][1:]] == [3])
+
+    result = server.result()
+    assert [each.ends() for each in joined] == [0, 0]
+    assert result["samples"] == epochs * 1437
+    assert result["bytes_sent_per_sample"] > 0
+    assert start("replay", str(run), "--json").result()["matches"]

@@ -151,7 +151,7 @@ class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
     ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
-    returns the duration of each step.
+    returns the duration of each step; ``parts``: see ``WorkerLoop``.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class WorkerProcess(VirtualProcess):
         settings: RunSettings,
         step: SimulatedStep,
         seconds_of_step: Callable[[], float],
+        parts: int = 1,
     ) -> None:
         host = SERVER if memory is not None else name
         super().__init__(name, host, process_id, network.schedule)
@@ -183,6 +184,7 @@ class WorkerProcess(VirtualProcess):
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
             rule_of=lambda *_: settings.start_local_rule(),
+            parts=parts,
             environment=self,
         )
         self._turns = self.loop.turns()

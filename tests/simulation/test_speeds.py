@@ -152,3 +152,46 @@ def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() 
     warning = cluster.run.report(0, cluster.now)["link_warning"]
     assert "does not pay off" in warning
     assert "0.1 s" in warning
+
+
+def one_host(parts: int, consistency: str = "local:8") -> TimedCluster:
+    """Return a run of one host with ``parts`` processes, and of one local worker."""
+    cluster = cluster_of([STEP_S], consistency=Consistency.parse(consistency))
+    cluster.add_worker("host", STEP_S, Link(0.002), parts)
+    return cluster
+
+
+def test_bytes_of_a_round_do_not_depend_on_the_number_of_a_hosts_processes() -> None:
+    bytes_of_round = set()
+    for parts in (1, 2, 4):
+        cluster = one_host(parts)
+        while cluster.run.store.version < 8:
+            cluster.step()
+        metrics = cluster.run.metrics
+        bytes_of_round.add((metrics.bytes_received, metrics.bytes_sent))
+    assert len(bytes_of_round) == 1
+
+
+def test_a_hosts_processes_take_as_many_steps_as_a_worker_at_the_same_time() -> None:
+    cluster = one_host(4)
+    while cluster.run.store.version < 8:
+        cluster.step()
+    samples = {
+        member.name: cluster.run.ledger._leases[member.worker_id].samples
+        for member in cluster.run.members.members
+    }
+    assert samples == {"worker-0": 8 * 4, "host": 4 * 8 * 4}
+    minibatches = RUN_SETTINGS.samples_total / RUN_SETTINGS.batch_size
+    assert cluster.until_finished() < 1.2 * minibatches * STEP_S / 5
+
+
+def test_automatic_lengths_count_a_hosts_processes() -> None:
+    lengths = {}
+    for parts in (1, 4):
+        cluster = one_host(parts, "local:auto")
+        while cluster.run.store.version < 8:
+            cluster.step()
+        host = next(each for each in cluster.run.members.members if each.name == "host")
+        lengths[parts] = cluster.run.ledger._leases[host.worker_id].samples / 4 / parts
+    # 1,000 minibatches of two and of five processes, in 70 rounds; an exchange takes 4 ms
+    assert lengths == {1: 4, 4: 3}

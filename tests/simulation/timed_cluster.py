@@ -64,12 +64,17 @@ class TimedCluster:
             self.add_worker(f"worker-{index}", *times)
         self.schedule.after(TICK_S, self._tick)
 
-    def add_worker(self, name: str, step_s: float, link: Link | None = None) -> WorkerProcess:
-        """Add a worker on its own host, which needs ``step_s`` for a gradient."""
+    def add_worker(
+        self, name: str, step_s: float, link: Link | None = None, parts: int = 1
+    ) -> WorkerProcess:
+        """Add a worker on its own host, which needs ``step_s`` for a gradient.
+
+        With ``parts`` it takes the parts of a lease at the same time.
+        """
         self.network.set_link(name, link or Link())
         worker = self.workers[name] = WorkerProcess(
             *(name, next(self._process_ids), self.network, None, self.run.settings),
-            *(TimedStep(self.compute_gradient), lambda: step_s),
+            *(TimedStep(self.compute_gradient), lambda: step_s / parts, parts),
         )
         worker.start()
         return worker

@@ -190,6 +190,7 @@ class TrainingRun:
         worker = WorkerProcess(
             *(name, next(self._process_ids), self.network, memory, self.settings),
             *(CountingStep(self.settings, self._is_broken), seconds_of_step),
+            parts=1 + int(name[-1]) % 3,
         )
         self.workers[name] = worker
 

@@ -77,7 +77,7 @@ PARTS = {
 PURE_FOLDERS = {
     "dist_net.serving.pool": "",
     "dist_net.training.server": "loop",
-    "dist_net.training.worker": "loop",
+    "dist_net.training.worker": "loop part_processes",
 }
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
 COMPUTING = {

@@ -23,9 +23,12 @@ from dist_net.processes.roles import POLL_S, LocalProcesses, Role
 from dist_net.processes.supervisor import RESTARTS, Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.server.consistency import ASYNC, ONE_FOR_EACH_WORKER, Consistency
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
+from dist_net.wire.messages import MAX_PARTS
 from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import write_peer_keys
+from dist_net.wire.segment import available
 
 REPORT_EVERY_S = 0.5
 ANSWER_TIMEOUT_S = 5.0
@@ -79,6 +82,7 @@ class JoinedRun:
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
         self._is_silent = self._is_refused = False
+        self._count, self._parts = settings.workers, 1
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -90,7 +94,9 @@ class JoinedRun:
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)
         try:
-            self._supervisor.add_workers(self._role, self._settings.workers)
+            self._show_progress()
+            self._share_leases()
+            self._supervisor.add_workers(self._role, self._count)
             while self._is_training():
                 self._show_progress()
                 time.sleep(POLL_S)
@@ -100,11 +106,22 @@ class JoinedRun:
         if (failure := self._supervisor.failure) is not None:
             raise failure
 
+    def _share_leases(self) -> None:
+        """With local steps, let one worker stand for up to ``MAX_PARTS`` of this host.
+
+        It exchanges weights with the server once for all of them.
+        """
+        consistency = Consistency.parse(self.report.get("consistency", str(ASYNC)))
+        if consistency.round_leases == ONE_FOR_EACH_WORKER and available():
+            self._count = math.ceil(self._settings.workers / MAX_PARTS)
+            self._parts = math.ceil(self._settings.workers / self._count)
+
     def _role(self, name: str) -> Role:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
         arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
+        arguments += ["--parts", str(self._parts)]
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
         if self._server.keys is not None:
@@ -117,7 +134,7 @@ class JoinedRun:
         self._supervisor.poll()
         ended = self._supervisor.ended_workers
         self._supervisor.report_ended([each for each in ended if each.child.exit_code != 0])
-        return len(ended) < self._settings.workers
+        return len(ended) < self._count
 
     def _show_progress(self) -> None:
         """Show the server's report; notify the user once when it is silent or answers again."""

@@ -169,7 +169,8 @@ class Replay:
         if push[0].averaged:
             collected = Round()
             for applied, gradient in zip(push, gradients, strict=True):
-                collected.add(applied.epoch, applied.start, applied.stop, gradient)
+                samples = applied.epoch, applied.start, applied.stop
+                collected.add(*samples, gradient, applied.parts)
             gradients = [collected.mean(self._settings.takes_local_steps)]
         if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
             return False
@@ -209,7 +210,8 @@ class Replay:
             rule = settings.start_local_rule()
             local = self._local = LocalSteps(self._step, rule, settings.batch_size)
         samples = applied.epoch, applied.start, applied.stop
-        for _ in local.take(self._base, LeaseSteps(*samples, applied.learning_rate), difference):
+        lease = LeaseSteps(*samples, applied.learning_rate, applied.parts)
+        for _ in local.take(self._base, lease, difference):
             pass
         if applied.packed:
             buffers = settings.buffer_count

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
@@ -22,7 +23,9 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
+from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.step import TrainingStep
 from dist_net.wire.address import contact_address
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try to rejoin a silent server for this long (default: %(default)g)",
     )
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it ends
 
@@ -95,19 +99,34 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     else:
         loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
     model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
-    with WorkerLoop(
-        lambda seed: TrainingStep(model, dataset, seed, arguments.threads),
-        arguments.connect,
-        arguments.name,
-        loaded.digest(dataset),
-        model.layout.size,
-        keys,
-        shares_memory=contact_address(arguments.connect).stays_on_this_host,
-        join_timeout_s=arguments.timeout,
-        rejoin_timeout_s=arguments.rejoin_timeout,
-        equipment=own_equipment(arguments.threads),
-        rule_of=loaded.recipe.local_rule,
-    ) as worker:
+    digest = loaded.digest(dataset)
+
+    def step_of(seed: int) -> TrainingStep:
+        return TrainingStep(model, dataset, seed, arguments.threads)
+
+    def local_of(seed: int, optimizer: str, clip_norm: float, batch_size: int) -> LocalSteps:
+        rule = loaded.recipe.local_rule(optimizer, clip_norm or None)
+        return LocalSteps(step_of(seed), rule, batch_size)
+
+    with ExitStack() as opened:
+        processes = None
+        if arguments.parts > 1:
+            reports.close()  # its thread must not be forked
+            processes = opened.enter_context(
+                PartProcesses(arguments.parts, model.layout.size, local_of)
+            )
+        worker = opened.enter_context(
+            WorkerLoop(
+                *(step_of, arguments.connect, arguments.name, digest, model.layout.size, keys),
+                shares_memory=contact_address(arguments.connect).stays_on_this_host,
+                join_timeout_s=arguments.timeout,
+                rejoin_timeout_s=arguments.rejoin_timeout,
+                equipment=own_equipment(arguments.threads * arguments.parts),
+                rule_of=loaded.recipe.local_rule,
+                parts=arguments.parts,
+                processes=processes,
+            )
+        )
         stop_on_signals(worker.stop, arguments.parent)
         reports.ready()
         return worker.train()

@@ -126,15 +126,16 @@ class Round:
     """Copies of the gradients, or differences, of a round until all have arrived.
 
     ``origins`` maps epoch, first sample and stop to the worker, the lease, the base version, the
-    learning rate and whether it was packed. The last ``buffers`` elements are not trained.
+    learning rate, whether it was packed, and the number of parts. The last ``buffers`` elements
+    are not trained.
     """
 
     def __init__(self, buffers: int = 0) -> None:
         self._buffers = buffers
         self.loss_sum = 0.0
         self.correct = 0
-        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float, bool]] = {}
-        self._held: dict[tuple[int, int], tuple[int, Vector]] = {}
+        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float, bool, int]] = {}
+        self._held: dict[tuple[int, int], tuple[int, int, Vector]] = {}
         self._unused: list[Vector] = []
 
     def __len__(self) -> int:
@@ -142,7 +143,7 @@ class Round:
 
     @property
     def samples(self) -> int:
-        return sum(samples for samples, _ in self._held.values())
+        return sum(samples for samples, _, _ in self._held.values())
 
     def copied(self, gradient: Vector, size: int, is_packed: bool) -> Vector | None:
         """Return a copy of ``size`` elements for ``add``; None if it is not finite."""
@@ -156,28 +157,33 @@ class Round:
         self._unused.append(copy)
         return None
 
-    def add(self, epoch: int, start: int, stop: int, gradient: Vector) -> None:
-        """Hold the mean gradient of samples ``start`` to ``stop`` of an epoch's order."""
-        self._held[epoch, start] = stop - start, gradient
+    def add(self, epoch: int, start: int, stop: int, gradient: Vector, parts: int = 1) -> None:
+        """Hold the mean gradient of samples ``start`` to ``stop`` of an epoch's order.
+
+        Or the mean difference of the ``parts`` of a lease.
+        """
+        self._held[epoch, start] = stop - start, parts, gradient
 
     def mean(self, of_differences: bool = False) -> Vector:
-        """Return the mean gradient of all samples, or the mean of differences.
+        """Return the mean gradient of all samples, or the mean difference of all parts.
 
         A difference is a sum over its samples, so both means weigh samples equally. The bits do
         not depend on the order of arrival. The gradients are overwritten; the result is valid
         until ``clear``.
         """
-        samples = self.samples
+        of = 1 if of_differences else 0  # the parts, or the samples
         in_order = [self._held[key] for key in sorted(self._held)]
-        for own, gradient in in_order:
-            gradient *= np.float32(1 / len(in_order) if of_differences else own / samples)
-        _, mean = in_order[0]
-        for _, gradient in in_order[1:]:
+        total = sum(each[of] for each in in_order)
+        for each in in_order:
+            gradient = each[-1]
+            gradient *= np.float32(each[of] / total)
+        mean, *others = (gradient for *_, gradient in in_order)
+        for gradient in others:
             mean += gradient
         return mean
 
     def clear(self) -> None:
-        self._unused += [gradient for _, gradient in self._held.values()]
+        self._unused += [gradient for *_, gradient in self._held.values()]
         self._held.clear()
         self.origins.clear()
         self.loss_sum, self.correct = 0.0, 0

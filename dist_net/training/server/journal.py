@@ -51,8 +51,8 @@ class Applied(NamedTuple):
     """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
 
     ``together`` gradients were applied in one pass: the gradients of one push in turn or, if
-    ``averaged``, the mean of a round's, which made one version. With local steps it is a
-    difference of weights; if ``packed``, it was sent as int8, and its base as float16.
+    ``averaged``, the mean of a round's, which made one version. With local steps it is the mean
+    difference of weights of ``parts``; if ``packed``, it was sent as int8, its base as float16.
     """
 
     version: int
@@ -66,6 +66,7 @@ class Applied(NamedTuple):
     together: int
     averaged: bool = False
     packed: bool = False
+    parts: int = 1
 
 
 class Started(NamedTuple):
@@ -107,10 +108,11 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):  # a match by pattern takes eight times as long
-        version, worker, lease, *samples, base, rate, together, averaged, packed = record
+        version, worker, lease, *samples, base, rate, together, averaged, packed, parts = record
         epoch, start, stop = samples
         numbers = version, lease, base, worker, rate, start, stop - start, epoch
-        return _with_checksum(_APPLIED.pack(1, averaged + 2 * packed, together, *numbers))
+        bits = averaged + 2 * packed + 4 * (parts - 1)
+        return _with_checksum(_APPLIED.pack(1, bits, together, *numbers))
     if isinstance(record, Started):
         limits = [
             math.nan if each is None else each for each in (record.clip_norm, record.average_decay)
@@ -128,7 +130,7 @@ def decode_record(block: bytes) -> JournalRecord:
         _, bits, together, *numbers = _APPLIED.unpack(content)
         version, lease, base, worker, rate, start, size, epoch = numbers
         samples = start, start + size
-        how = bool(bits & 1), bool(bits & 2)
+        how = bool(bits & 1), bool(bits & 2), 1 + (bits >> 2)
         return Applied(version, worker, lease, epoch, *samples, base, rate, together, *how)
     if kind == 2:
         _, version, name, *limits, threads = _STARTED.unpack(content)

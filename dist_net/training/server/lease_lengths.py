@@ -1,7 +1,7 @@
 """The lengths of leases of local steps, by the measured times of the workers. Pure.
 
 Leases are proportional to speed, so that all workers of a round return at the same time (DyLU,
-arXiv 2401.09135). A lease of H minibatches takes a worker exchange_s + H · minibatch_s.
+arXiv 2401.09135). A lease of H local steps takes a worker exchange_s + H · step_s.
 """
 
 import math
@@ -15,15 +15,19 @@ MIN_ROUNDS = 70
 """Accuracy falls with fewer rounds in a run; see docs/cluster.md."""
 
 AVERAGED_LEASES = 4
-MIN_MINIBATCH_S = 1e-6
+MIN_STEP_S = 1e-6
 """Workers report the time that they computed; a wrong one must not make lengths infinite."""
 
 
 class LeaseTimes(NamedTuple):
-    """A worker's time for a minibatch, and for the exchange of a difference and the weights."""
+    """A worker's time for a local step, and for the exchange of a difference and the weights.
+
+    In a step, each of its ``parts`` processes computes a minibatch.
+    """
 
     exchange_s: float
-    minibatch_s: float
+    step_s: float
+    parts: float = 1
 
     def averaged(self, latest: "LeaseTimes") -> "LeaseTimes":
         """Return the moving average after ``latest``."""
@@ -31,21 +35,24 @@ class LeaseTimes(NamedTuple):
         return LeaseTimes(*(old + (new - old) / AVERAGED_LEASES for old, new in pairs))
 
     def steps_in(self, round_s: float) -> int:
-        """Return the number of minibatches, at least 1, for which a round leaves time."""
-        return max(1, round((round_s - self.exchange_s) / self.minibatch_s))
+        """Return the number of local steps, at least 1, for which a round leaves time."""
+        return max(1, round((round_s - self.exchange_s) / self.step_s))
 
 
-def measured(took_s: float, computed_s: float, minibatches: int) -> LeaseTimes | None:
+def measured(
+    took_s: float, computed_s: float, minibatches: int, parts: int = 1
+) -> LeaseTimes | None:
     """Return the times of a lease that took ``took_s``; None if they are unknown."""
     computed_s = min(computed_s, took_s)
     if computed_s <= 0:
         return None
-    return LeaseTimes(took_s - computed_s, max(computed_s / minibatches, MIN_MINIBATCH_S))
+    steps = max(1.0, minibatches / parts)
+    return LeaseTimes(took_s - computed_s, max(computed_s / steps, MIN_STEP_S), parts)
 
 
 def round_of(times: Sequence[LeaseTimes], steps: int) -> float:
     """Return the seconds of a round in which the fastest of the workers takes ``steps`` steps."""
-    return min(each.exchange_s + steps * each.minibatch_s for each in times)
+    return min(each.exchange_s + steps * each.step_s for each in times)
 
 
 def needed_round(times: Sequence[LeaseTimes]) -> float:
@@ -55,6 +62,6 @@ def needed_round(times: Sequence[LeaseTimes]) -> float:
 
 def longest_round(times: Sequence[LeaseTimes], minibatches: int) -> float:
     """Return the seconds of a round so that a run of ``minibatches`` has ``MIN_ROUNDS``."""
-    exchanges = sum(each.exchange_s / each.minibatch_s for each in times)
-    per_s = math.fsum(1 / each.minibatch_s for each in times)
+    exchanges = sum(each.parts * each.exchange_s / each.step_s for each in times)
+    per_s = math.fsum(each.parts / each.step_s for each in times)
     return (minibatches / MIN_ROUNDS + exchanges) / per_s

@@ -39,7 +39,7 @@ class Range(NamedTuple):
 class Lease:
     """A range held by a worker; ``start`` advances as samples are applied.
 
-    ``rival`` is the other worker with a lease of the same range.
+    ``rival`` is the other worker with a lease of the same range. ``parts``: see ``LeaseSteps``.
     """
 
     lease_id: int
@@ -47,6 +47,7 @@ class Lease:
     start: int
     stop: int
     rival: int | None = None
+    parts: int = 1
 
     @property
     def samples(self) -> int:
@@ -112,13 +113,17 @@ class LeaseLedger:
         return len(leased) + len(self._collected) >= self.round_leases
 
     def grant(
-        self, worker_id: int, may_share: bool = True, minibatches: int | None = None
+        self,
+        worker_id: int,
+        may_share: bool = True,
+        minibatches: int | None = None,
+        parts: int = 1,
     ) -> Lease | None:
         """Return the worker's lease, or grant a new one; None if nothing can be leased.
 
         With ``may_share``, another worker may hold some of its samples. ``minibatches`` is the
-        length of a lease in a run of rounds, up to the end of the epoch (default:
-        ``lease_minibatches``).
+        length of each of a lease's ``parts`` in a run of rounds, up to the end of the epoch
+        (default: ``lease_minibatches``).
         """
         if worker_id in self._leases:
             return self._leases[worker_id]
@@ -128,11 +133,13 @@ class LeaseLedger:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + self._lease_size(minibatches))
+        stop = min(end, start + self._lease_size(minibatches, parts))
         if stop < end:
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
-        return self._lease(worker_id, epoch, start, stop)
+        lease = self._lease(worker_id, epoch, start, stop)
+        lease.parts = min(parts, -(-lease.samples // self._batch_size))
+        return lease
 
     def _lease(
         self, worker_id: int, epoch: int, start: int, stop: int, rival: int | None = None
@@ -157,11 +164,17 @@ class LeaseLedger:
             stop, lease.stop = lease.stop, cut
             return self._lease(worker_id, lease.epoch, cut, stop)
         lease.rival = worker_id
-        return self._lease(worker_id, lease.epoch, lease.start, lease.stop, holder)
+        second = self._lease(worker_id, lease.epoch, lease.start, lease.stop, holder)
+        second.parts = lease.parts
+        return second
 
-    def _lease_size(self, minibatches: int | None) -> int:
+    def parts(self, worker_id: int) -> int:
+        """Return the number of parts of the worker's lease."""
+        return self._leases[worker_id].parts
+
+    def _lease_size(self, minibatches: int | None, parts: int) -> int:
         if self.round_leases is not None:
-            return self._batch_size * (minibatches or self._lease_minibatches)
+            return self._batch_size * (minibatches or self._lease_minibatches) * parts
         # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share because
         # workers differ in speed: at the end, the others wait for the slowest worker's lease.
         fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))

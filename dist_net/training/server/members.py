@@ -46,7 +46,8 @@ class Member:
     slow ones that are ``is_left_behind``, need not catch up. Its steps take ``step_s``; the
     current step began at ``step_began_s``. ``starts`` counts the processes of its name that
     joined; with ``is_restart``, this process was not the first and has just joined.
-    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps.
+    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
+    ``parts`` processes take at the same time.
     """
 
     worker_id: int
@@ -73,6 +74,7 @@ class Member:
     step_began_s: float | None = None
     staleness_sum: int = 0
     lease_times: LeaseTimes | None = None
+    parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
 
@@ -94,7 +96,7 @@ class Member:
 
     def took_local_steps(self, minibatches: int, computed_s: float, now: float) -> None:
         """Measure a lease of local steps, of which the worker computed for ``computed_s``."""
-        latest = measured(self.under_way_s(now), computed_s, minibatches)
+        latest = measured(self.under_way_s(now), computed_s, minibatches, self.parts)
         if latest is not None:
             known = self.lease_times
             self.lease_times = latest if known is None else known.averaged(latest)
@@ -106,6 +108,7 @@ class Member:
             "name": self.name,
             "starts": self.starts,
             **self.equipment._asdict(),
+            "processes": self.parts,
             "pushes": self.pushes,
             "samples_per_s": self.speed.samples_per_s(now),
             "staleness_mean": self.staleness_sum / self.pushes if self.pushes else 0.0,

@@ -265,10 +265,11 @@ class RunState:
         for stop, base_version, gradient in zip(
             push.stops, push.base_versions, gradients, strict=True
         ):
+            parts = self.ledger.parts(member.worker_id)
             taken = self.ledger.collected(member.worker_id, stop)
-            self.round.add(*taken, gradient)
+            self.round.add(*taken, gradient, parts)
             origin = push.worker_id, push.lease_id, base_version, self.learning_rate_of(taken)
-            self.round.origins[taken] = *origin, is_packed
+            self.round.origins[taken] = *origin, is_packed, parts
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
@@ -288,7 +289,7 @@ class RunState:
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
         """Apply the mean of a round's gradients, or differences, as one update."""
         samples, gradients = collected.samples, len(collected)
-        *_, rate, _ = max(collected.origins.items())[1]
+        *_, rate, _, _ = max(collected.origins.items())[1]
         if not self._apply_mean(collected.mean(self.settings.takes_local_steps), rate):
             self.ledger.round_dropped()
             collected.clear()
@@ -301,8 +302,8 @@ class RunState:
         )
         version = self.store.version
         applied = tuple(
-            Applied(version, worker, lease, *samples, base, rate, gradients, True, is_packed)
-            for samples, (worker, lease, base, rate, is_packed) in sorted(collected.origins.items())
+            Applied(version, *of[:2], *samples, *of[2:4], gradients, True, *of[4:])
+            for samples, of in sorted(collected.origins.items())
         )
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
@@ -335,15 +336,15 @@ class RunState:
         is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
         if is_open and ledger.is_between_rounds:
             ledger.round_leases = len(self.members)
-        steps = self._local_steps_of(member) if is_open else None
-        return ledger.grant(member.worker_id, self.has_late_leases(now), steps)
+        length = (self._local_steps_of(member), member.parts) if is_open else ()
+        return ledger.grant(member.worker_id, self.has_late_leases(now), *length)
 
     @property
     def _minibatches(self) -> int:
         return self.settings.epochs * math.ceil(self.settings.samples / self.settings.batch_size)
 
     def _local_steps_of(self, member: Member) -> int | None:
-        """Return the length of the worker's next lease; None: its times are not known yet."""
+        """Return the local steps of the worker's next lease; None: its times are unknown."""
         times = [each.lease_times for each in self.members.members if each.lease_times is not None]
         if member.lease_times is None:
             return None
@@ -366,7 +367,7 @@ class RunState:
         if needed_s <= longest_s:
             return None
         slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
-        exchange_s, minibatch_s = slowest[0]
+        exchange_s, minibatch_s, _ = slowest[0]
         return (
             f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
             f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "

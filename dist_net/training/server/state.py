@@ -183,6 +183,7 @@ class ParameterServer:
             commands.append(self._lose(former, "it joined again", now))
         facts = join.name, join.identity, now, join.equipment, join.request_id
         member = run.members.join(node, *facts)
+        member.parts = join.parts
         run.metrics.workers_restarted += member.is_restart
         member.pins = run.store.admit(member.worker_id)
         may_share = self._segment is not None and join.segment is not None
@@ -378,6 +379,7 @@ class ParameterServer:
             version,
             *run.members.pipeline,
             run.learning_rate_of(lease) if run.settings.takes_local_steps else 0.0,
+            lease.parts,
             snapshot,
             sent,
         )
@@ -421,6 +423,7 @@ class ParameterServer:
             "state": self.state,
             "incarnation": self._incarnation,
             "recipe": self.run.settings.recipe,
+            "consistency": str(self.run.settings.consistency),
             "checkpoint_version": self.checkpoint_version,
             "checkpoint_error": self._checkpoint_error,
             "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),

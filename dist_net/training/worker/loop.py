@@ -19,6 +19,7 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
 from dist_net.optim import UpdateRule
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
+from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -147,6 +148,7 @@ class WorkerLoop:
     ``join_timeout_s``. Later, if it is silent for longer than its heartbeat timeout, the worker
     tries to rejoin for ``rejoin_timeout_s``. The server's status shows ``equipment``.
     ``rule_of`` returns the rule of local steps for the text of an optimizer and a ``clip_norm``.
+    Leases of local steps have ``parts`` parts at the most, which ``processes`` take if given.
     """
 
     def __init__(
@@ -162,6 +164,8 @@ class WorkerLoop:
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
         rule_of: Callable[[str, float | None], UpdateRule] | None = None,
+        parts: int = 1,
+        processes: PartProcesses | None = None,
         environment: Environment | None = None,
     ) -> None:
         around = environment or ProcessEnvironment(address, keys, shares_memory)
@@ -169,6 +173,7 @@ class WorkerLoop:
         self._clock = around.clock
         self._step_of = step_of
         self._rule_of = rule_of
+        self._processes = processes
         self._local: LocalSteps | None = None
         self._step: MinibatchStep | None = None
         self._seed: int | None = None
@@ -186,7 +191,7 @@ class WorkerLoop:
         own_address = self._own.address if self._own else None
         self._identity = around.random.getrandbits(63)
         facts = recipe_digest, vector_size, own_address
-        join = Join(name, self._identity, *facts, equipment=equipment)
+        join = Join(name, self._identity, *facts, equipment=equipment, parts=parts)
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
@@ -276,12 +281,13 @@ class WorkerLoop:
         local, difference = self._local, self._gradients[command.slot]
         if local is None:
             raise ProtocolError("the server requests local steps, but this worker has no rule_of")
-        for _ in local.take(self._weights.read(command), lease, out=difference):
+        steps = self._processes or local
+        for _ in steps.take(self._weights.read(command), lease, out=difference):
             yield command
             if self._stop_requested is not None:
                 return self._state.leave(self._stop_requested)
         kept = pack_difference(difference, local.buffers) if self._sends_gradient else None
-        return self._state.computed(local.loss_sum, local.correct, kept, self._clock.now())
+        return self._state.computed(steps.loss_sum, steps.correct, kept, self._clock.now())
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
@@ -319,6 +325,8 @@ class WorkerLoop:
         if welcome.optimizer and self._rule_of is not None:
             rule = self._rule_of(welcome.optimizer, welcome.clip_norm or None)
             self._local = LocalSteps(self._step, rule, welcome.batch_size)
+        if self._processes is not None:
+            self._processes.begin(welcome)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
             *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),

@@ -299,8 +299,9 @@ class WorkerState:
         place = work.snapshot, work.weights, slot
         self._looks_first = True
         if self._takes_local_steps:
-            local = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate)
-            self._computing = Compute(*local[:3], *place, local)
+            samples = work.epoch, work.start, work.stop
+            local = LeaseSteps(*samples, work.learning_rate, work.parts)
+            self._computing = Compute(*samples, *place, local)
             self._next_sample = work.stop
             return [self._computing]
         ready, minibatch = self._gathered, self._gather(work)

@@ -82,7 +82,8 @@ class Cluster:
         for node in nodes:
             digest, size = SETTINGS.recipe_digest, SETTINGS.vector_size
             facts = digest, size, None, self.requests[node]
-            self.ask(node, Join(node.decode(), node[0], *facts))
+            parts = 3 if node == b"a" else 1  # for local steps
+            self.ask(node, Join(node.decode(), node[0], *facts, parts=parts))
             self.ask(node, Pull(*self.numbered(node)))
 
     def numbered(self, node: bytes) -> tuple[int, int, int]:
@@ -128,7 +129,7 @@ class Cluster:
         base = np.empty(SETTINGS.vector_size, np.float32)
         unpack_weights(weights, out=base)
         difference = np.empty_like(base)
-        steps = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate)
+        steps = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate, work.parts)
         for _ in local.take(base, steps, difference):
             pass
         what = (
@@ -225,7 +226,9 @@ def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None
             journal.append(b"".join(map(encode_record, [*cluster.records, checkpointed(last)])))
         run = RunState.resumed(replace(settings, clip_norm=None), last)
     assert run.store.version > 5
-    assert all(each.packed for each in cluster.records if isinstance(each, Applied))
+    applied = [each for each in cluster.records if isinstance(each, Applied)]
+    assert all(each.packed for each in applied)
+    assert {each.parts for each in applied} >= {1, 3}
     assert np.abs(last.optimizer_state["velocity"]).max() > 0
     assert run.store.rule.trained_size < run.store.weights.size  # there are moving averages
     begin = RECIPE.initial_weights(SETTINGS.seed)

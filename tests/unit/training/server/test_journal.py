@@ -48,7 +48,10 @@ PAIR = (
     Applied(2, 7, 2, 2**32 - 1, 2**40, 2**40 + 32, 1, 0.1, together=2),
     Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
 )
-ROUND = tuple(Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, averaged=True) for n in range(3))
+ROUND = tuple(
+    Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, True, packed=n > 0, parts=1 + 63 * (n > 1))
+    for n in range(3)
+)
 AGAIN = Started(3, "0123456789abcdef", 1, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(3, bytes(32)))
 

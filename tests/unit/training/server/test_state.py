@@ -662,6 +662,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
     [worker] = report.pop("workers")
     assert report == {
         "recipe": "digits",
+        "consistency": "async",
         "state": "finished",
         "incarnation": "b7",
         "server_starts": 1,
@@ -705,6 +706,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "name": "a",
         "starts": 1,
         **UNKNOWN_EQUIPMENT._asdict(),
+        "processes": 1,
         "pushes": 20,
         "samples_per_s": pytest.approx(40.0, rel=0.1),
         "staleness_mean": 0.0,
