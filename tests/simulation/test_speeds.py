@@ -127,7 +127,7 @@ def test_leases_of_local_steps_follow_the_speeds_of_the_workers() -> None:
     speeds = [STEP_S, STEP_S, 2 * STEP_S, 4 * STEP_S]
     of_each = sum(RUN_SETTINGS.batch_size / step_s for step_s in speeds)
     adapted, equal = (samples_per_s(speeds, mode) for mode in ("local:8", "local:8:4"))
-    assert adapted > 0.85 * of_each  # the first leases have the same length
+    assert adapted > 0.95 * of_each
     assert equal < 0.75 * of_each
 
 

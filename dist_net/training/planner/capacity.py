@@ -6,7 +6,7 @@ one element, but every operation takes the time that it costs with vectors of th
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -300,6 +300,9 @@ class PlannedCluster:
     def __init__(self, plan: ClusterPlan, seed: int = 0) -> None:
         self.plan = plan
         self.schedule = EventSchedule(seed)
+        consistency = plan.consistency
+        if consistency.local_steps is not None:  # of equal length: the server's clock stands still
+            consistency = replace(consistency, round_leases=plan.workers)
         never_done = RunSettings(
             recipe="",
             recipe_digest="",
@@ -307,7 +310,7 @@ class PlannedCluster:
             samples=10**15,
             epochs=1,
             batch_size=plan.batch_size,
-            consistency=plan.consistency,
+            consistency=consistency,
         )
         self.run = RunState(never_done, ONE_NUMBER)
         self._server = ParameterServer(self.run)

@@ -88,6 +88,17 @@ class Consistency:
         """Whether workers run without waiting, at least in small runs."""
         return self.is_automatic or self == ASYNC
 
+    @property
+    def first_steps(self) -> int:
+        """The minibatches of a worker's first lease in a run of rounds.
+
+        Few if its length will follow the worker's speed: until then, the others wait for the
+        slowest.
+        """
+        if self.local_steps is None or self.round_leases != ONE_FOR_EACH_WORKER:
+            return self.local_steps or 1
+        return max(1, self.local_steps // FIRST_SHARE) if self.local_steps else FIRST_STEPS
+
     def goes_in_step(self, workers: int) -> bool:
         """Check whether fast workers wait for others in a run with this number of workers."""
         return self.max_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
@@ -113,8 +124,8 @@ def _number(text: str) -> int | None:
 
 MAX_NUMBER = 4096
 ONE_FOR_EACH_WORKER = AUTOMATIC_STEPS = 0
-FIRST_STEPS = 8
-"""Local steps of a worker's first lease, if they are automatic."""
+FIRST_STEPS, FIRST_SHARE = 8, 8
+"""Local steps of a worker's first lease, if they are automatic, and the share of it else."""
 
 ASYNC = Consistency()
 AUTO = Consistency.parse("auto")

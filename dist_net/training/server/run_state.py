@@ -15,7 +15,6 @@ from dist_net.nets.checkpoint import MALFORMED, Checkpoint
 from dist_net.training.server.consistency import (
     ASYNC,
     AUTOMATIC_STEPS,
-    FIRST_STEPS,
     ONE_FOR_EACH_WORKER,
     Round,
 )
@@ -53,8 +52,6 @@ class RunState:
     ) -> None:
         self.settings = settings
         round_leases = settings.consistency.round_leases
-        local_steps = settings.consistency.local_steps
-        first_steps = 1 if local_steps is None else local_steps or FIRST_STEPS
         # Workers that wait for each other must not run ahead.
         pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
         self.members = Membership(
@@ -65,7 +62,9 @@ class RunState:
             settings.samples,
             settings.epochs,
             settings.batch_size,
-            settings.lease_minibatches if round_leases is None else first_steps,
+            settings.lease_minibatches
+            if round_leases is None
+            else settings.consistency.first_steps,
             pipeline.gradients,
             round_leases,
         )
