@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import zmq
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)
@@ -34,7 +35,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Endings that were asked for may still be under way: a worker whose server has just gone, a
 # ZeroMQ context that closes its sockets. Nothing waits unless something is left.
 GRACE_S = 10.0
-SELF = str(os.getpid())
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 PR_SET_CHILD_SUBREAPER = 36
 FAILED = pytest.StashKey[bool]()
@@ -85,6 +85,12 @@ def let_interrupts_through() -> None:
     """A shell's background job ignores SIGINT, and so would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limit_blas_threads() -> None:
+    """Several pytest processes share the cores, so one BLAS thread each is faster."""
+    threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -147,24 +153,19 @@ def threads() -> Leaks:
 
 def processes() -> Leaks:
     """Children that run; one that has ended holds nothing any more."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # there are none, which is quicker to ask than to look for them
-        return {}
-    running = [
-        stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if is_running_child(read(stat))
-    ]
+    listed = " ".join(map(read, Path("/proc/self/task").glob("*/children"))).split()
+    running = [Path("/proc", child) for child in listed if is_running(Path("/proc", child))]
     return {f"process {path.name}": read(path / "cmdline").replace("\0", " ") for path in running}
 
 
-def is_running_child(stat: str) -> bool:
-    """Whether it is of a child, and of none that has ended and is only to be waited for.
+def is_running(process: Path) -> bool:
+    """Whether it has not ended; an ended process only waits for its parent.
 
     One that was started just now has no command line yet, like one that has ended.
     """
-    # After the name, which may hold anything, come the state and the parent.
-    state, parent = [*stat.rpartition(")")[2].split(), "", ""][:2]
-    return parent == SELF and state not in "ZX"
+    # The state follows the name, which may hold anything.
+    state = [*read(process / "stat").rpartition(")")[2].split(), "X"][0]
+    return state not in "ZX"
 
 
 def descriptors() -> Leaks:
