@@ -22,6 +22,7 @@ from benchmarks import (
     push_pull,
     recovery,
     serving,
+    slow_networks,
     training,
 )
 from dist_net.cli.parser import Parser
@@ -38,6 +39,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "serving": serving.measure,
     "recovery": recovery.measure,
     "join": join.measure,
+    "slow-networks": slow_networks.measure,
     "ray": on_ray.measure,
     "capacity": capacity.measure,
 }

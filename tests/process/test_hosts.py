@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,10 +24,12 @@ import numpy as np
 import pytest
 
 from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.training.server.journal import Applied, read_journal
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
+SLOW_LINK = Path(__file__).parents[2] / "scripts/benchmarks/slow_link.py"
 SERVER = "10.77.0.1"
 ESTABLISHED = "01"  # in /proc/net/tcp
 
@@ -265,4 +268,34 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
     assert [each.ends() for each in joined] == [0, 0]
     assert result["samples"] == epochs * 1437
     assert result["bytes_sent_per_sample"] > 0
+    assert start("replay", str(run), "--json").result()["matches"]
+
+
+def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_does_not_pay_off(
+    start: Start, hosts: Hosts, tmp_path: Path
+) -> None:
+    run, proxy, epochs = tmp_path / "run", "10.77.1.3", 50
+    ip("-n", hosts.name("server"), "address", "add", f"{proxy}/24", "dev", "wire1")
+    server = start(
+        *("train", "digits", "--workers", "0", "--epochs", str(epochs), "--local-steps", "auto"),
+        *("--listen", "tcp://10.77.1.1:5555", "--contact", proxy),
+        *("--run-dir", str(run), "--json"),
+        prefix=hosts.on("server"),
+    )
+    token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
+    link = [sys.executable, str(SLOW_LINK), proxy, "5555", "10.77.1.1", "10", "100"]
+    with subprocess.Popen([*hosts.on("server"), *link]) as carrying:
+        try:
+            joined = start("join", token, "--workers", "1", prefix=hosts.on("worker-0"))
+            server.says("does not pay off")
+            result = server.result()
+            assert joined.ends() == 0
+        finally:
+            carrying.terminate()
+    assert result["samples"] == epochs * 1437
+    records = read_journal(run / "journal").records()
+    lengths = [each.stop - each.start for each in records if isinstance(each, Applied)]
+    # 70 rounds of this many minibatches; for a tenth of the time, exchanges need longer leases
+    assert lengths[0] == 8 * 32
+    assert max(lengths) // 32 in {45 * epochs // 70, 45 * epochs // 70 + 1}
     assert start("replay", str(run), "--json").result()["matches"]
