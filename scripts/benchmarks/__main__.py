@@ -24,6 +24,7 @@ from benchmarks import (
     serving,
     slow_networks,
     training,
+    training_duress,
 )
 from dist_net.cli.parser import Parser
 from dist_net.errors import DistNetError
@@ -40,12 +41,13 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "recovery": recovery.measure,
     "join": join.measure,
     "slow-networks": slow_networks.measure,
+    "training-duress": training_duress.measure,
     "ray": on_ray.measure,
     "capacity": capacity.measure,
 }
 
 
-SCALED = ("photos", "photos-honesty", "serving")
+SCALED = ("photos", "photos-honesty", "serving", "training-duress")
 WITH_ARGUMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job.measure,
     "convergence": convergence.measure,
@@ -62,7 +64,7 @@ def main() -> int:
         "--scale",
         type=float,
         default=1.0,
-        help="of photos, photos-honesty and serving: how much is measured (default: 1)",
+        help=f"of {', '.join(SCALED)}: how much is measured (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     main_job.add_arguments(parser)

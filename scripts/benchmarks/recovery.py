@@ -80,12 +80,14 @@ def last_record(run: Path) -> JournalRecord | None:
         return None
 
 
-def wait_until(holds: Callable[[], bool], train: subprocess.Popen[bytes]) -> None:
+def wait_until(
+    holds: Callable[[], bool], train: subprocess.Popen[bytes], patience_s: float = PATIENCE_S
+) -> None:
     """Returns as soon as it holds. Raises BenchmarkError when the run ends or it never does."""
-    deadline = monotonic() + PATIENCE_S
+    deadline = monotonic() + patience_s
     while not holds():
         if train.poll() is not None or monotonic() > deadline:
-            raise BenchmarkError(f"the run did not go on within {PATIENCE_S:g} s")
+            raise BenchmarkError(f"the run did not go on within {patience_s:g} s")
         sleep(POLL_S)
 
 
