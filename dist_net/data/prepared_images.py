@@ -4,6 +4,7 @@
 directory contains:
 
 - ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
+- ``KEY.features``: features of the images; the key is another.
 - ``KEY.json``: the skipped images; written last, when the preparation is complete.
 - ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
   processes that use them.
@@ -170,9 +171,11 @@ class ImageCache:
         digest.update(json.dumps([of.shape, of.fitting, of.max_pixels, files]).encode())
         return digest.hexdigest()[:32]
 
-    def beside(self, kind: str) -> Path:
-        """Return the path of a file that the cache keeps as long as the images."""
-        return self._path(kind)
+    def features(self, *of: object) -> Path:
+        """Return the file of the folder's features, which are computed as ``of`` describes."""
+        described = repr((self._folder.root.resolve(), of))
+        key = hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
+        return self._directory / f"{key}.features"
 
     def find(self) -> PreparedImages | None:
         """Return the images, or None if they are not prepared."""

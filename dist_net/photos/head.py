@@ -17,14 +17,13 @@ from dist_net.photos.photo_statistics import temperature_of
 
 FeatureRows = NDArray[np.float32]
 ClassIndices = NDArray[np.integer]
+Losses = NDArray[np.float64]
 
 FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
-"""L2 penalties of the summed loss, 1 / C in scikit-learn; the lowest calibrated loss wins."""
-WORSE = 1.05
-"""Weaker penalties are not tried once the loss exceeds the least loss by this factor."""
+"""L2 penalties of the summed loss, 1 / C in scikit-learn."""
 MAX_STEPS = 300
-CONVERGED = 0.02
+CONVERGED = 0.05
 """The largest change of a logit in one step."""
 CHECK_EVERY = 5
 
@@ -81,41 +80,55 @@ def train_heads(
 ) -> TrainedHeads:
     """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
 
-    Use the penalty with the lowest loss out of fold, after calibration. The loss is measured on
-    the first ``judged`` rows; the other rows are variants of the same images.
+    Use the weakest penalty whose loss out of fold, after calibration, exceeds the least loss by at
+    most one standard error. The loss punishes confident mistakes most, so by itself it chooses a
+    stronger penalty than the one with the most right answers; within the error both are as good.
+    The loss is measured on the first ``judged`` rows; the other rows are variants of the same
+    images.
     """
     with threadpool_limits(1, "blas"):
         problem = _Problem(features, labels, classes, folds)
         count = judged or len(labels)
-        best = None
+        least = chosen = None
         weights, bias = problem.zeros()
         steps = 0
         for penalty in penalties:
             weights, bias, taken = problem.solve(penalty, weights, bias)
             steps += taken
             logits = problem.out_of_fold(weights, bias)[:count]
-            loss = calibrated_loss(logits, labels[:count])
-            if best is None or loss < best[0]:
-                best = loss, penalty, weights, bias, logits
-            elif loss > WORSE * best[0]:
+            losses = calibrated_losses(logits, labels[:count])
+            if least is None:
+                least = losses
+            excess, error = mean_and_error(losses - least)
+            if excess > error:
                 break
-        assert best is not None
-        _, penalty, weights, bias, logits = best
+            chosen = penalty, weights, bias, logits
+            if excess < 0:
+                least = losses
+        assert chosen is not None
+        penalty, weights, bias, logits = chosen
         *of_folds, final = problem.heads(weights, bias)
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps)
 
 
-def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> NDArray[np.float64]:
+def mean_and_error(values: Losses) -> tuple[float, float]:
+    """Return the mean and its standard error, which is infinite for a single value."""
+    count = len(values)
+    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
+    return float(values.mean()), error
+
+
+def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
     """Return the cross-entropy of each row, (N,)."""
     rows = logits.astype(np.float64)
     rows -= rows.max(1, keepdims=True)
-    losses: NDArray[np.float64] = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), labels]
+    losses: Losses = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), labels]
     return losses
 
 
-def calibrated_loss(logits: FeatureRows, labels: ClassIndices) -> float:
-    """Return the mean cross-entropy at the best temperature, to compare penalties fairly."""
-    return cross_entropy(logits / np.float32(temperature_of(logits, labels)), labels)
+def calibrated_losses(logits: FeatureRows, labels: ClassIndices) -> Losses:
+    """Return the cross-entropy of each row at the best temperature, to compare nets fairly."""
+    return cross_entropies(logits / np.float32(temperature_of(logits, labels)), labels)
 
 
 def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:

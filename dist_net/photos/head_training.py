@@ -95,11 +95,16 @@ class HeadTraining:
     def from_images(
         cls, images: PreparedImages, features: FeatureRows, groups: SampleIndices, seed: int
     ) -> Self:
-        """Train on a folder's images; ``features`` and ``groups`` cover the folder's whole list."""
+        """Train on a folder's images.
+
+        ``features`` is (N, views, F) for the usable images; ``groups`` has the group of every image
+        in the folder's list.
+        """
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
         labels = np.array(images.folder.labels, np.int64)[rows]
         names = [images.folder.images[row].path for row in rows.tolist()]
-        views = np.stack([view[rows] for view in features])
+        is_used = np.isin(images.usable_rows(), rows)
+        views = np.ascontiguousarray(features[is_used].swapaxes(0, 1))
         return cls(views, labels, groups[rows], names, seed, rows)
 
     def _train(self, folds: ClassIndices, penalties: tuple[float, ...]) -> TrainedHeads:

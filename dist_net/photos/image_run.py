@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -46,12 +45,11 @@ from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.photos.distance import DIRECTIONS
-from dist_net.photos.head import cross_entropies, cross_entropy
+from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
 from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.mirrored_classes import mirrored_classes
-from dist_net.photos.near_duplicates import SIDE, groups_of, scene_of_each, thumbnails_of
-from dist_net.photos.photo_statistics import temperature_of
+from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_and_digests
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.best_weights import BestWeights
@@ -191,7 +189,7 @@ class ImageRun:
         """
         began_s = time.monotonic()
         try:
-            found, data, images, groups = self._read()
+            found, data, images, groups, digests = self._read()
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self._directory.folder.exists():
                 self._directory.discard()
@@ -207,7 +205,7 @@ class ImageRun:
                     f"EPOCHS trains the whole net at its own rate",
                     style="yellow",
                 )
-        features = self._features(found, data, images)
+        features = self._features(found, data, images, digests)
         head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self._keep(whole, weights, head.judged)
@@ -223,14 +221,24 @@ class ImageRun:
         tuned, judged, report = self._train_whole(
             images, whole, joined_weights(whole, found, initial)
         )
-        lead = Lead.of(logits, judged)
-        self._console.print(f"fine-tuning: {lead}")
-        if not lead.is_certain:
-            return kept._replace(report=report, tuning=str(lead))
+        of_head, of_tuned = (
+            calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
+        )
+        lead, uncertainty = mean_and_error(of_head - of_tuned)
+        tuning = (
+            f"the loss on images of the validation split is lower by {lead:.4f} (standard error "
+            f"{uncertainty:.4f}): "
+            f"{'the tuned net is used' if lead > uncertainty else 'the head is kept'}"
+        )
+        self._console.print(f"fine-tuning: {tuning}")
+        if lead <= uncertainty:
+            return kept._replace(report=report, tuning=tuning)
         self._keep(whole, tuned, judged)
-        return TrainedImages(images, whole, tuned, judged, None, None, report, str(lead))
+        return TrainedImages(images, whole, tuned, judged, None, None, report, tuning)
 
-    def _read(self) -> tuple[FoundBase, ImageData, PreparedImages, SampleIndices]:
+    def _read(
+        self,
+    ) -> tuple[FoundBase, ImageData, PreparedImages, SampleIndices, list[bytes]]:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
@@ -255,12 +263,12 @@ class ImageRun:
             VALIDATION,
         )
         images = self._prepare(data)
-        groups = self._group(data, images)
+        groups, digests = self._group(data, images)
         data = replace(data, folder=images.folder)
         self._directory.write(self._directory.images, data.to_json())
         if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(data).to_json())
-        return found, data, images, groups
+        return found, data, images, groups, digests
 
     def _prepare(self, data: ImageData) -> PreparedImages:
         shown = CountProgress(self._console, "preparing images", "images prepared")
@@ -289,29 +297,29 @@ class ImageRun:
             )
         return images
 
-    def _group(self, data: ImageData, images: PreparedImages) -> SampleIndices:
-        """Return the group of each image of the folder; keep groups on one side of the split."""
+    def _group(self, data: ImageData, images: PreparedImages) -> tuple[SampleIndices, list[bytes]]:
+        """Keep similar images on one side of the split.
+
+        Return the group of each image of the folder, and the digests of the usable images' pixels.
+        """
         folder, rows = data.folder, images.usable_rows()
-        file = data.cache.beside("thumbnails")
-        thumbnails = np.zeros((len(folder.images), SIDE * SIDE), np.uint8)
-        thumbnails[rows] = thumbnails_of(images.usable_samples(), file)
+        thumbnails, digests = thumbnails_and_digests(images.usable_samples())
         labels = np.array(folder.labels, np.int64)
-        scenes = scene_of_each([each.path for each in folder.images], self._options.group_by)
+        paths = [folder.images[row].path for row in rows.tolist()]
+        scenes = scene_of_each(paths, self._options.group_by)
         groups = np.arange(len(labels))
-        groups[rows] = rows[
-            groups_of(thumbnails[rows], labels[rows], [scenes[row] for row in rows.tolist()])
-        ]
+        groups[rows] = rows[groups_of(thumbnails, labels[rows], scenes)]
         images.folder = folder.regrouped(
             groups.tolist(), self._options.validation, self._options.run.seed
         )
-        for pair in mirrored_classes(thumbnails[rows], labels[rows], groups[rows]):
+        for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
             one, other = (folder.class_names[label] for label in pair)
             self._console.print(
                 f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
                 f"docs/photos.md",
                 style="yellow",
             )
-        return groups
+        return groups, digests
 
     def _whole(self, found: FoundBase, data: ImageData, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
@@ -332,14 +340,14 @@ class ImageRun:
         )
 
     def _features(
-        self, found: FoundBase, data: ImageData, images: PreparedImages
+        self, found: FoundBase, data: ImageData, images: PreparedImages, digests: list[bytes]
     ) -> NDArray[np.float32]:
-        """Return the base's features, (views, N, F)."""
-        extractor = FeatureExtractor(found, available_cores())
+        """Return the base's features of the usable images, (N, views, F)."""
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
+        extractor = FeatureExtractor(found, views, available_cores(), data.cache)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
-            return extractor.compute(images, views, extractor.file(data.cache, views), shown)
+            return extractor.compute(images.usable_samples(), digests, shown)
 
     def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
         """Write the weights to use; replace earlier weights."""
@@ -373,38 +381,6 @@ class ImageRun:
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
         judged = judged_by(recipe, weights, images, VALIDATION)
         return weights, judged, summarise(recipe.name, directory, outcome)
-
-
-@dataclass(frozen=True)
-class Lead:
-    """The loss of a head minus the loss of the tuned net: the mean and its standard error."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, logits: NDArray[np.float32], tuned: JudgedImages) -> Self:
-        """Compare with the head's ``logits`` of the same images; calibrate the two separately."""
-        losses = [
-            cross_entropies(each / np.float32(temperature_of(each, tuned.targets)), tuned.targets)
-            for each in (logits, tuned.logits)
-        ]
-        differences = losses[0] - losses[1]
-        count = len(differences)
-        error = differences.std(ddof=1) / np.sqrt(count) if count > 1 else math.inf
-        return cls(float(differences.mean()), float(error))
-
-    @property
-    def is_certain(self) -> bool:
-        """Return whether the tuned net replaces the head."""
-        return self.mean > self.error
-
-    def __str__(self) -> str:
-        verdict = "the tuned net is used" if self.is_certain else "the head is kept"
-        return (
-            f"the loss on images of the validation split is lower by {self.mean:.4f} "
-            f"(standard error {self.error:.4f}): {verdict}"
-        )
 
 
 def _head_report(

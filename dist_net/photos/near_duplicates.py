@@ -6,9 +6,9 @@ quality or size changes little.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from PIL import Image
 
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import SettingError
-from dist_net.photos.cached_arrays import cached_array
 
 SIDE = 16
 MAX_DIFFERENCE = 3.0
@@ -26,20 +25,16 @@ ROWS_AT_ONCE = 1024
 Thumbnails = NDArray[np.uint8]
 
 
-def thumbnails_of(samples: Samples, path: Path) -> Thumbnails:
-    """Return the thumbnail of each image, (N, 256), kept in ``path``.
-
-    Raise FetchError if the file cannot be written.
-    """
-
-    def fill(found: Thumbnails) -> None:
-        image = np.empty((1, *samples.shape), np.uint8)
-        for index in range(len(samples)):
-            samples.read(np.array([index]), image)
-            grey = Image.fromarray(image[0].squeeze()).convert("L")
-            found[index] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
-
-    return cached_array(path, (len(samples), SIDE * SIDE), np.uint8, fill)
+def thumbnails_and_digests(samples: Samples) -> tuple[Thumbnails, list[bytes]]:
+    """Return the thumbnail of each image, (N, 256), and the SHA-256 of its pixels."""
+    thumbnails, digests = np.empty((len(samples), SIDE * SIDE), np.uint8), []
+    image = np.empty((1, *samples.shape), np.uint8)
+    for index, thumbnail in enumerate(thumbnails):
+        samples.read(np.array([index]), image)
+        grey = Image.fromarray(image[0].squeeze()).convert("L")
+        thumbnail[...] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
+        digests.append(hashlib.sha256(image.data).digest())
+    return thumbnails, digests
 
 
 def groups_of(

@@ -70,7 +70,7 @@ def report_content(
         },
         "left_out": [asdict(each) for each in left_out],
         "mistakes": mistakes(main, probabilities, class_names),
-        "doubtful": [] if folds is None else doubtful(judged, class_names),
+        "doubtful": [] if folds is None else doubtful(judged, calibration, class_names),
         "curves": [*curves],
     }
 
@@ -164,13 +164,15 @@ def mistakes(
     ]
 
 
-def doubtful(judged: JudgedImages, class_names: Sequence[str]) -> list[dict[str, Any]]:
+def doubtful(
+    judged: JudgedImages, calibration: Calibration, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return the images with doubtful labels, the most doubtful first.
 
     A label is doubtful if another class is likely and the labelled class is not (after Northcutt
     et al. 2021, arXiv 1911.00068). Return at most ``MAX_DOUBTFUL`` images.
     """
-    probabilities = softmax(judged.logits)
+    probabilities = _probabilities(judged, calibration)
     rows = np.arange(len(probabilities))
     answers = probabilities.argmax(1)
     own = probabilities[rows, judged.targets]

@@ -169,7 +169,9 @@ def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
     start("train", str(folder), "--base", str(base), "--run-dir", str(run), "--json").result()
     before = json.loads((run / "report.json").read_text())
     (folder / "circle" / "000.jpg").rename(folder / "square" / "corrected.jpg")
-    start("train", "--resume", "--run-dir", str(run), "--json").result()
+    resumed = start("train", "--resume", "--run-dir", str(run), "--json")
+    resumed.result()
+    assert "features computed" not in resumed.stderr  # no pixels are new
     after = json.loads((run / "report.json").read_text())
     counts = [[each["images"] for each in report["classes"]] for report in (before, after)]
     assert counts == [[12, 12, 12], [11, 13, 12]]

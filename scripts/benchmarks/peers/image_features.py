@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from benchmarks.peers.orders import Peer
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.near_duplicates import thumbnails_and_digests
 
 
 def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.float32]]:
@@ -32,10 +34,12 @@ def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.
             place = Path(temporary)
             images = prepare_images(folder, preprocessing, place, cache_dir=place, workers=threads)
             with images:
-                extractor = FeatureExtractor(found, threads)
-                file = place / "features.npy"
-                features = extractor.compute(images, Views(), file, lambda *_: None)
-                return np.array(features[0])
+                extractor = FeatureExtractor(
+                    found, Views(), threads, ImageCache(place, folder, preprocessing)
+                )
+                samples = images.usable_samples()
+                digests = thumbnails_and_digests(samples)[1]
+                return extractor.compute(samples, digests, lambda *_: None)[:, 0]
 
     return run
 

@@ -20,6 +20,7 @@ from dist_net.nets.recipes.image_data import ImageData
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
+from dist_net.photos.near_duplicates import thumbnails_and_digests
 
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0
 """Values of C; the best on the tested images is compared, in favour of scikit-learn."""
@@ -61,19 +62,21 @@ class ImageRuns:
         data = ImageData.read(RunDirectory(self._place / "head").images)
         images = data.cache.find()
         assert images is not None
-        extractor = FeatureExtractor(base_called("efficientnet-lite0", lambda _: None), 1)
+        base = base_called("efficientnet-lite0", lambda _: None)
+        extractor = FeatureExtractor(base, Views(), 1, data.cache)
         with images:
-            views = Views()
-            file = extractor.file(data.cache, views)
-            features = extractor.compute(images, views, file, lambda *_: None)[0]
-            trained = np.concatenate([images.rows(TRAIN), images.rows(VALIDATION)])
-            labels = np.array(images.folder.labels)
-            tested = images.rows(TEST)
+            samples = images.usable_samples()
+            digests = thumbnails_and_digests(samples)[1]
+            features = extractor.compute(samples, digests, lambda *_: None)[:, 0]
+            labels = np.array(images.folder.labels)[images.usable_rows()]
+            is_tested = np.isin(images.usable_rows(), images.rows(TEST))
+            trained = np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)])
+            is_trained = np.isin(images.usable_rows(), trained)
             return max(
                 float(
                     LogisticRegression(C=strength, max_iter=2000)
-                    .fit(features[trained], labels[trained])
-                    .score(features[tested], labels[tested])
+                    .fit(features[is_trained], labels[is_trained])
+                    .score(features[is_tested], labels[is_tested])
                 )
                 for strength in STRENGTHS
             )

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
+from dist_net.data.image_folder import has_image_suffix
 from dist_net.errors import ImageError
 from dist_net.images import decoding
 from dist_net.images.decoding import Pixels, grey, load_image
@@ -51,15 +52,48 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, **chunks:
 # Decoding
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"])
+AVIF = pytest.param(
+    "AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG", AVIF])
 def test_a_image_is_read_in_every_format(kind: str) -> None:
     image = Image.new("RGB", (32, 16), RED)
     image.paste((0, 0, 255), (16, 0, 32, 16))
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
     pixels = load_image(encoded(image, kind, **options))
+    assert has_image_suffix(f"cat/a.{kind}") is (kind != "PPM")
     assert (pixels.shape, pixels.dtype) == ((16, 32, 3), np.uint8)
     assert np.abs(pixels[0, 0].astype(int) - RED).max() <= 3
     assert np.abs(pixels[15, 31].astype(int) - (0, 0, 255)).max() <= 3
+
+
+class HeifImage(ImageFile.ImageFile):
+    """Stands for the image of a plugin that reads HEIC: two raw pixels after 12 bytes."""
+
+    format = "HEIF"
+
+    def _open(self) -> None:
+        self._size, self._mode = (2, 1), "RGB"
+        self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 12, ("RGB", 0, 1))]
+
+
+def test_heic_is_read_if_a_plugin_of_pillow_reads_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.heic"
+    path.write_bytes(b"\0\0\0\x0cftypheic" + bytes([*RED, *BLACK]))
+    for is_registered in (False, True):
+        decoding.iso_formats.cache_clear()
+        if is_registered:
+            monkeypatch.setitem(Image.OPEN, "HEIF", (HeifImage, None))
+            assert load_image(path).tolist() == [[[*RED], [*BLACK]]]
+        else:
+            with pytest.raises(ImageError, match=naming(path)):
+                load_image(path)
+        assert has_image_suffix(path.name) is is_registered
+    decoding.iso_formats.cache_clear()
 
 
 def test_a_path_bytes_and_an_open_file_give_the_same(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dist_net.errors import SettingError
 from dist_net.images.fitting import fit_image
-from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_of
+from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_and_digests
 from drawn_images import draw_shapes
 
 
@@ -43,8 +43,8 @@ def test_what_was_saved_again_shares_a_group_and_other_images_do_not(tmp_path: P
     images = [saved(path, 90) for path in paths]
     again = [saved(paths[0], 40), saved(paths[1], 80, side=50)]
     rows = Rows(np.stack([*images, *again]))
-    thumbnails = thumbnails_of(rows, tmp_path / "thumbnails")
-    assert (thumbnails == thumbnails_of(rows, tmp_path / "thumbnails")).all()
+    thumbnails, digests = thumbnails_and_digests(rows)
+    assert len(set(digests)) == 32
     groups = groups_of(thumbnails, np.zeros(32, int), [""] * 32)
     assert groups[30] == 0
     assert groups[31] == 1
