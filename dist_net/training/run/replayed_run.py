@@ -169,8 +169,7 @@ class Replay:
         if push[0].averaged:
             collected = Round()
             for applied, gradient in zip(push, gradients, strict=True):
-                samples = applied.epoch, applied.start, applied.stop
-                collected.add(*samples, gradient, applied.parts)
+                collected.add(applied, gradient)
             gradients = [collected.mean(self._settings.takes_local_steps)]
         if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
             return False

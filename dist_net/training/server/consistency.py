@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 
 from dist_net.errors import SettingError
+from dist_net.training.server.journal import Applied
 from dist_net.vector import Vector
 from dist_net.wire.packing import unpack_difference
 
@@ -136,25 +137,24 @@ FREE_WORKERS = 4
 class Round:
     """Copies of the gradients, or differences, of a round until all have arrived.
 
-    ``origins`` maps epoch, first sample and stop to the worker, the lease, the base version, the
-    learning rate, whether it was packed, and the number of parts. The last ``buffers`` elements
-    are not trained.
+    The last ``buffers`` elements are not trained.
     """
 
     def __init__(self, buffers: int = 0) -> None:
         self._buffers = buffers
         self.loss_sum = 0.0
         self.correct = 0
-        self.origins: dict[tuple[int, int, int], tuple[int, int, int, float, bool, int]] = {}
-        self._held: dict[tuple[int, int], tuple[int, int, Vector]] = {}
+        self._held: list[tuple[Applied, Vector]] = []
         self._unused: list[Vector] = []
 
-    def __len__(self) -> int:
-        return len(self._held)
+    @property
+    def records(self) -> list[Applied]:
+        """The records of all gradients, in the order of their samples."""
+        return [record for record, _ in self._in_order]
 
     @property
-    def samples(self) -> int:
-        return sum(samples for samples, _, _ in self._held.values())
+    def _in_order(self) -> list[tuple[Applied, Vector]]:
+        return sorted(self._held, key=lambda each: (each[0].epoch, each[0].start))
 
     def copied(self, gradient: Vector, size: int, is_packed: bool) -> Vector | None:
         """Return a copy of ``size`` elements for ``add``; None if it is not finite."""
@@ -168,12 +168,9 @@ class Round:
         self._unused.append(copy)
         return None
 
-    def add(self, epoch: int, start: int, stop: int, gradient: Vector, parts: int = 1) -> None:
-        """Hold the mean gradient of samples ``start`` to ``stop`` of an epoch's order.
-
-        Or the mean difference of the ``parts`` of a lease.
-        """
-        self._held[epoch, start] = stop - start, parts, gradient
+    def add(self, record: Applied, gradient: Vector) -> None:
+        """Hold the mean gradient, or the mean difference, of the samples of ``record``."""
+        self._held.append((record, gradient))
 
     def mean(self, of_differences: bool = False) -> Vector:
         """Return the mean gradient of all samples, or the mean difference of all parts.
@@ -182,19 +179,16 @@ class Round:
         not depend on the order of arrival. The gradients are overwritten; the result is valid
         until ``clear``.
         """
-        of = 1 if of_differences else 0  # the parts, or the samples
-        in_order = [self._held[key] for key in sorted(self._held)]
-        total = sum(each[of] for each in in_order)
-        for each in in_order:
-            gradient = each[-1]
-            gradient *= np.float32(each[of] / total)
-        mean, *others = (gradient for *_, gradient in in_order)
+        gradients = [gradient for _, gradient in self._in_order]
+        shares = [each.parts if of_differences else each.samples for each in self.records]
+        for share, gradient in zip(shares, gradients, strict=True):
+            gradient *= np.float32(share / sum(shares))
+        mean, *others = gradients
         for gradient in others:
             mean += gradient
         return mean
 
     def clear(self) -> None:
-        self._unused += [gradient for *_, gradient in self._held.values()]
+        self._unused += [gradient for _, gradient in self._held]
         self._held.clear()
-        self.origins.clear()
         self.loss_sum, self.correct = 0.0, 0

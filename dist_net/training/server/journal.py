@@ -68,6 +68,10 @@ class Applied(NamedTuple):
     packed: bool = False
     parts: int = 1
 
+    @property
+    def samples(self) -> int:
+        return self.stop - self.start
+
 
 class Started(NamedTuple):
     """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
@@ -353,7 +357,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
                 break
             kept_bytes, last_version = offset, max(last_version, record.version)
             if isinstance(record, Applied):
-                samples += record.stop - record.start
+                samples += record.samples
         raise JournalMismatchError(f"version {version} is not in the journal, or is damaged")
 
 

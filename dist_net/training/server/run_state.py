@@ -227,7 +227,7 @@ class RunState:
                     f"{done.epoch} a second time at version {applied.version}; expected each "
                     f"sample once in each of {self.settings.epochs} epochs"
                 )
-        samples = sum(applied.stop - applied.start for applied in push)
+        samples = sum(applied.samples for applied in push)
         staleness = [applied.version - 1 - applied.base_version for applied in push]
         self.metrics.push_applied(samples, loss_sum, correct, staleness, 0.0)
         self._record_if_due(rates[-1])
@@ -266,9 +266,9 @@ class RunState:
         ):
             parts = self.ledger.parts(member.worker_id)
             taken = self.ledger.collected(member.worker_id, stop)
-            self.round.add(*taken, gradient, parts)
-            origin = push.worker_id, push.lease_id, base_version, self.learning_rate_of(taken)
-            self.round.origins[taken] = *origin, is_packed, parts
+            origin = push.worker_id, push.lease_id, *taken, base_version
+            how = self.learning_rate_of(taken), 1, True, is_packed, parts
+            self.round.add(Applied(0, *origin, *how), gradient)
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
@@ -287,8 +287,8 @@ class RunState:
 
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
         """Apply the mean of a round's gradients, or differences, as one update."""
-        samples, gradients = collected.samples, len(collected)
-        *_, rate, _, _ = max(collected.origins.items())[1]
+        records = collected.records
+        samples, rate = sum(each.samples for each in records), records[-1].learning_rate
         if not self._apply_mean(collected.mean(self.settings.takes_local_steps), rate):
             self.ledger.round_dropped()
             collected.clear()
@@ -296,19 +296,14 @@ class RunState:
         self.ledger.round_applied()
         for member in self.members.members:
             member.refusals = 0
-        self.metrics.push_applied(
-            samples, collected.loss_sum, collected.correct, [0] * gradients, now
-        )
-        version = self.store.version
-        applied = tuple(
-            Applied(version, *of[:2], *samples, *of[2:4], gradients, True, *of[4:])
-            for samples, of in sorted(collected.origins.items())
-        )
+        sums = collected.loss_sum, collected.correct
+        self.metrics.push_applied(samples, *sums, [0] * len(records), now)
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
         self._round_began_s = now
         self._record_if_due(rate)
-        return applied
+        version = self.store.version
+        return tuple(each._replace(version=version, together=len(records)) for each in records)
 
     def _apply_mean(self, mean: Vector, learning_rate: float) -> bool:
         """Apply the mean of a round's gradients, or differences; False if it is not finite."""

@@ -5,6 +5,7 @@ import pytest
 
 from dist_net.errors import SettingError
 from dist_net.training.server.consistency import ASYNC, AUTO, Consistency, Round
+from dist_net.training.server.journal import Applied
 from naming import naming
 
 
@@ -47,25 +48,29 @@ def test_the_learning_rate_is_bounded_where_staleness_is_large_and_nothing_else_
         assert Consistency.parse(text).max_rate_share(64, 8.0) == 1.0
 
 
+def record(epoch: int, start: int, stop: int, parts: int = 1) -> Applied:
+    return Applied(0, 7, 1, epoch, start, stop, 0, 0.1, 1, averaged=True, parts=parts)
+
+
 def test_the_mean_of_a_round_is_over_samples_and_the_same_in_any_order() -> None:
     generator = np.random.default_rng(0)
     gradients = generator.normal(size=(3, 7)).astype(np.float32)
-    parts = [(0, 4, 8), (0, 8, 9), (1, 0, 4)]
+    records = [record(0, 4, 8), record(0, 8, 9), record(1, 0, 4)]
     means = []
     collected = Round()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         for index in order:
-            collected.add(*parts[index], gradients[index].copy())
-        assert (len(collected), collected.samples) == (3, 9)
+            collected.add(records[index], gradients[index].copy())
+        assert collected.records == records
         means.append(collected.mean().copy())
         collected.clear()
-        assert len(collected) == 0
+        assert collected.records == []
     np.testing.assert_allclose(means[0], np.average(gradients, 0, [4, 1, 4]), rtol=1e-5)
     assert len({mean.tobytes() for mean in means}) == 1
 
 
-def test_the_mean_of_differences_is_the_same_for_leases_of_any_length() -> None:
+def test_the_mean_of_differences_is_over_the_parts_of_leases_of_any_length() -> None:
     collected = Round()
-    collected.add(0, 0, 8, np.ones(3, np.float32))
-    collected.add(0, 8, 9, np.zeros(3, np.float32))
-    np.testing.assert_array_equal(collected.mean(of_differences=True), 0.5)
+    collected.add(record(0, 0, 8), np.ones(3, np.float32))
+    collected.add(record(0, 8, 9, parts=3), np.zeros(3, np.float32))
+    np.testing.assert_array_equal(collected.mean(of_differences=True), 0.25)
