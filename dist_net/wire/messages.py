@@ -77,10 +77,11 @@ PIPELINE = Pipeline()
 """The default of a run; workers allocate memory for this many gradients."""
 
 
-MAX_PARTS = 64
-"""The largest number of parts of a lease: a journal's record has six bits for it."""
+MAX_PARTS = 32
+"""The largest number of parts of a lease: a journal's record has five bits for it."""
 
 Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
+PackedBits = Annotated[int, Limits(low=4, high=8)]
 
 
 class SegmentAddress(NamedTuple):
@@ -180,7 +181,8 @@ class Work(NamedTuple):
     overwrite them until this worker pushes a gradient of a later snapshot or has received
     ``Pipeline.snapshots`` more. A worker without shared memory receives a copy in ``weights``.
     ``learning_rate`` is that of local steps: with these, the copy is packed, and the worker
-    pushes the mean difference of the weights after each of the lease's ``parts``.
+    pushes the mean difference of the weights after each of the lease's ``parts``, packed as
+    ``bits`` for each element.
     """
 
     request_id: int
@@ -193,6 +195,7 @@ class Work(NamedTuple):
     together: int
     learning_rate: float
     parts: Parts
+    bits: PackedBits
     snapshot: IndexOrNone
     weights: Vector | None
 

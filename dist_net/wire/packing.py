@@ -1,4 +1,4 @@
-"""Vectors in fewer bytes, between hosts: weights as float16, differences as int8. Pure.
+"""Vectors in fewer bytes, between hosts: weights as float16, differences as int8 or int4. Pure.
 
 A packed vector is bytes in a float32 array, as messages carry them; its elements mean nothing.
 """
@@ -27,37 +27,42 @@ def unpack_weights(packed: Vector, out: Vector) -> None:
     np.copyto(out, packed if packed.size == out.size else packed.view(np.float16)[: out.size])
 
 
-def packed_size(size: int, buffers: int = 0) -> int:
+def packed_size(size: int, buffers: int = 0, bits: int = 8) -> int:
     """Return the length of a packed difference of ``size`` elements."""
     trained = size - buffers
-    return -(-trained // BLOCK) + -(-trained // 4) + buffers
+    return -(-trained // BLOCK) + -(-trained * bits // 32) + buffers
 
 
-def pack_difference(difference: Vector, buffers: int = 0) -> Vector:
-    """Return a float32 scale for each ``BLOCK`` elements, and all elements as int8, packed.
+def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vector:
+    """Return a float32 scale for each ``BLOCK`` elements, and all in ``bits`` (8 or 4), packed.
 
-    Each element is off by half a scale at most, a scale being 1/127 of the largest of its block. A
-    block with an element that is not finite becomes nan. The last ``buffers`` elements stay as they
-    are: moving means and variances differ by orders of magnitude, and a variance must not become
-    negative.
+    Each element is off by half a scale at most, a scale being 1/127 (1/7 for 4 bits) of the largest
+    of its block. A block with an element that is not finite becomes nan. The last ``buffers``
+    elements stay as they are: moving means and variances differ by orders of magnitude, and a
+    variance must not become negative.
     """
     trained = difference[: difference.size - buffers]
     scales: Vector = np.maximum.reduceat(np.abs(trained), np.arange(0, trained.size, BLOCK))
-    scales /= np.float32(127)
+    scales /= np.float32(2 ** (bits - 1) - 1)
     with np.errstate(all="ignore"):
         ratios = np.divide(trained, _each(scales, trained.size))
         levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
+    if bits == 4:
+        pairs = np.append(levels, np.zeros(levels.size % 2, np.int8)).reshape(-1, 2)
+        levels = pairs[:, 0] & 15 | pairs[:, 1] << 4
     return np.concatenate([scales, _packed(levels), difference[trained.size :]])
 
 
-def unpack_difference(packed: Vector, out: Vector, buffers: int = 0) -> None:
+def unpack_difference(packed: Vector, out: Vector, buffers: int = 0, bits: int = 8) -> None:
     """Write to ``out`` the difference that ``pack_difference`` made this of, as it was rounded."""
     trained = out.size - buffers
     blocks = -(-trained // BLOCK)
     scales, levels, exact = np.split(packed, [blocks, packed.size - buffers])
     with np.errstate(all="ignore"):
-        levels_of_each = levels.view(np.int8)[:trained]
-        np.multiply(levels_of_each, _each(scales, trained), out=out[:trained])
+        whole = levels.view(np.int8)
+        if bits == 4:
+            whole = np.stack([whole << 4 >> 4, whole >> 4], axis=1).ravel()
+        np.multiply(whole[:trained], _each(scales, trained), out=out[:trained])
     out[trained:] = exact
 
 

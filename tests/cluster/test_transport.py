@@ -137,7 +137,7 @@ def test_arrays_travel_both_ways(server, client):
     client.send(Push(1, 7, 1, 2, 0, (32, 64), (5, 6), 70.5, 12, 0.0, (), (WEIGHTS, -WEIGHTS)))
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS, -WEIGHTS])
-    assert server.send(node, Work(1, 3, 0, 64, 96, 6, 2, 2, 0.0, 1, -1, push.gradients[1]))
+    assert server.send(node, Work(1, 3, 0, 64, 96, 6, 2, 2, 0.0, 1, 8, -1, push.gradients[1]))
     np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, -WEIGHTS)
 
 
@@ -148,7 +148,7 @@ def test_a_sent_array_may_be_overwritten_at_once(server, client):
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS])
     weights = WEIGHTS.copy()
-    server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, -1, weights))
+    server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, 8, -1, weights))
     weights[:] = -1
     np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
 
@@ -482,7 +482,7 @@ def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
     client.send(Heartbeat(1))
     node, _ = server.receive(DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
-    while server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, -1, WEIGHTS)):
+    while server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, 8, -1, WEIGHTS)):
         assert time.monotonic() < deadline
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dist_net.training.server.consistency import ASYNC, AUTO, Consistency
 from dist_net.training.server.members import LATE_S
@@ -195,3 +196,15 @@ def test_automatic_lengths_count_a_hosts_processes() -> None:
         lengths[parts] = cluster.run.ledger._leases[host.worker_id].samples / 4 / parts
     # 1,000 minibatches of two and of five processes, in 70 rounds; an exchange takes 4 ms
     assert lengths == {1: 4, 4: 3}
+
+
+@pytest.mark.parametrize(("latency_s", "bits"), [(0.001, {8}), (0.02, {4})])
+def test_differences_travel_in_four_bits_where_exchanges_take_more_than_a_tenth_of_the_time(
+    latency_s: float, bits: set[int]
+) -> None:
+    cluster = cluster_of(
+        [STEP_S] * 2, [Link(latency_s)] * 2, consistency=Consistency.parse("local:16")
+    )
+    while cluster.run.store.version < 8:
+        cluster.step()
+    assert {member.packed_bits for member in cluster.run.members.members} == bits

@@ -192,11 +192,11 @@ class Replay:
                 f"according to the journal, the gradient of version {applied.version} was computed "
                 f"from version {applied.base_version}, which no worker received"
             )
-        base_of = applied.base_version, applied.packed
+        base_of = applied.base_version, applied.packed_bits > 0
         if base_of != self._base_of:
             # Copied: plans are bound to this vector.
             kept = self._kept[applied.base_version]
-            unpack_weights(pack_weights(kept) if applied.packed else kept, out=self._base)
+            unpack_weights(pack_weights(kept) if applied.packed_bits else kept, out=self._base)
             self._base_of = base_of
         if not self._settings.takes_local_steps:
             self._step.gather(applied.epoch, applied.start, applied.stop)
@@ -212,7 +212,8 @@ class Replay:
         lease = LeaseSteps(*samples, applied.learning_rate, applied.parts)
         for _ in local.take(self._base, lease, difference):
             pass
-        if applied.packed:
+        if applied.packed_bits:
             buffers = settings.buffer_count
-            unpack_difference(pack_difference(difference, buffers), difference, buffers)
+            how = buffers, applied.packed_bits
+            unpack_difference(pack_difference(difference, *how), difference, *how)
         return local.loss_sum, local.correct

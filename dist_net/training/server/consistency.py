@@ -156,11 +156,11 @@ class Round:
     def _in_order(self) -> list[tuple[Applied, Vector]]:
         return sorted(self._held, key=lambda each: (each[0].epoch, each[0].start))
 
-    def copied(self, gradient: Vector, size: int, is_packed: bool) -> Vector | None:
+    def copied(self, gradient: Vector, size: int, packed_bits: int) -> Vector | None:
         """Return a copy of ``size`` elements for ``add``; None if it is not finite."""
         copy = self._unused.pop() if self._unused else np.empty(size, np.float32)
-        if is_packed:
-            unpack_difference(gradient, copy, self._buffers)
+        if packed_bits:
+            unpack_difference(gradient, copy, self._buffers, packed_bits)
         else:
             np.copyto(copy, gradient)
         if np.isfinite(copy).all():

@@ -52,7 +52,8 @@ class Applied(NamedTuple):
 
     ``together`` gradients were applied in one pass: the gradients of one push in turn or, if
     ``averaged``, the mean of a round's, which made one version. With local steps it is the mean
-    difference of weights of ``parts``; if ``packed``, it was sent as int8, its base as float16.
+    difference of weights of ``parts``, sent as ``packed_bits`` for each element, and its base as
+    float16; 0: in shared memory, as they are.
     """
 
     version: int
@@ -65,7 +66,7 @@ class Applied(NamedTuple):
     learning_rate: float
     together: int
     averaged: bool = False
-    packed: bool = False
+    packed_bits: int = 0
     parts: int = 1
 
     @property
@@ -112,10 +113,12 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):  # a match by pattern takes eight times as long
-        version, worker, lease, *samples, base, rate, together, averaged, packed, parts = record
+        version, worker, lease, *samples, base, rate, together, averaged, packed_bits, parts = (
+            record
+        )
         epoch, start, stop = samples
         numbers = version, lease, base, worker, rate, start, stop - start, epoch
-        bits = averaged + 2 * packed + 4 * (parts - 1)
+        bits = averaged + 2 * (packed_bits > 0) + 4 * (packed_bits == 4) + 8 * (parts - 1)
         return _with_checksum(_APPLIED.pack(1, bits, together, *numbers))
     if isinstance(record, Started):
         limits = [
@@ -134,7 +137,7 @@ def decode_record(block: bytes) -> JournalRecord:
         _, bits, together, *numbers = _APPLIED.unpack(content)
         version, lease, base, worker, rate, start, size, epoch = numbers
         samples = start, start + size
-        how = bool(bits & 1), bool(bits & 2), 1 + (bits >> 2)
+        how = bool(bits & 1), (bits >> 1 & 1) * (4 if bits & 4 else 8), 1 + (bits >> 3)
         return Applied(version, worker, lease, epoch, *samples, base, rate, together, *how)
     if kind == 2:
         _, version, name, *limits, threads = _STARTED.unpack(content)

@@ -38,6 +38,10 @@ class LeaseTimes(NamedTuple):
         """Return the number of local steps, at least 1, for which a round leaves time."""
         return max(1, round((round_s - self.exchange_s) / self.step_s))
 
+    def exchanges_too_long(self, steps: int) -> bool:
+        """Whether the exchange after ``steps`` takes clearly more than its part of the time."""
+        return steps * self.step_s < 0.9 * COMPUTING_TO_EXCHANGE * self.exchange_s
+
 
 def measured(
     took_s: float, computed_s: float, minibatches: int, parts: int = 1

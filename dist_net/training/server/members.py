@@ -47,7 +47,7 @@ class Member:
     current step began at ``step_began_s``. ``starts`` counts the processes of its name that
     joined; with ``is_restart``, this process was not the first and has just joined.
     ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
-    ``parts`` processes take at the same time.
+    ``parts`` processes take at the same time; its differences travel in ``packed_bits``.
     """
 
     worker_id: int
@@ -75,6 +75,7 @@ class Member:
     staleness_sum: int = 0
     lease_times: LeaseTimes | None = None
     parts: int = 1
+    packed_bits: int = 8
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
 

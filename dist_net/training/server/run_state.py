@@ -254,8 +254,8 @@ class RunState:
         """
         if self.round is None or not math.isfinite(push.loss_sum):
             return None
-        size, is_packed = self.settings.vector_size, self.packs_for(member)
-        copies = [self.round.copied(gradient, size, is_packed) for gradient in push.gradients]
+        size, packed_bits = self.settings.vector_size, self.packed_bits(member)
+        copies = [self.round.copied(gradient, size, packed_bits) for gradient in push.gradients]
         gradients = [copy for copy in copies if copy is not None]
         if len(gradients) < len(copies):
             return None
@@ -267,7 +267,7 @@ class RunState:
             parts = self.ledger.parts(member.worker_id)
             taken = self.ledger.collected(member.worker_id, stop)
             origin = push.worker_id, push.lease_id, *taken, base_version
-            how = self.learning_rate_of(taken), 1, True, is_packed, parts
+            how = self.learning_rate_of(taken), 1, True, packed_bits, parts
             self.round.add(Applied(0, *origin, *how), gradient)
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
@@ -314,9 +314,10 @@ class RunState:
             np.subtract(self.store.weights[buffers], mean[buffers], out=mean[buffers])
         return self.store.apply([mean], [learning_rate])
 
-    def packs_for(self, member: Member) -> bool:
-        """Whether vectors are packed between this worker and the server."""
-        return self.settings.takes_local_steps and not member.shared
+    def packed_bits(self, member: Member) -> int:
+        """Return the bits of each element between this worker and the server; 0: not packed."""
+        is_packed = self.settings.takes_local_steps and not member.shared
+        return member.packed_bits if is_packed else 0
 
     def packed_weights(self) -> Vector:
         """Return the current weights packed: the same bytes for every worker."""
@@ -348,7 +349,10 @@ class RunState:
             if steps
             else min(needed_round(times), longest_round(times, self._minibatches))
         )
-        return member.lease_times.steps_in(seconds)
+        length = member.lease_times.steps_in(seconds)
+        if member.lease_times.exchanges_too_long(length):
+            member.packed_bits = 4
+        return length
 
     @property
     def link_warning(self) -> str | None:

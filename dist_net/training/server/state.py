@@ -228,8 +228,8 @@ class ParameterServer:
         if not member.shared:
             run.metrics.bytes_received += sum(gradient.nbytes for gradient in push.gradients)
         size = run.settings.vector_size
-        if run.packs_for(member):
-            size = packed_size(size, run.settings.buffer_count)
+        if bits := run.packed_bits(member):
+            size = packed_size(size, run.settings.buffer_count, bits)
         fault = _fault_of(push, size)
         if fault is not None:
             run.metrics.pushes_rejected += 1
@@ -367,7 +367,7 @@ class ParameterServer:
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights
         sent = None if member.shared else weights
-        if run.packs_for(member):
+        if run.packed_bits(member):
             sent = run.packed_weights()
         run.metrics.bytes_sent += 0 if sent is None else sent.nbytes
         return Work(
@@ -380,6 +380,7 @@ class ParameterServer:
             *run.members.pipeline,
             run.learning_rate_of(lease) if run.settings.takes_local_steps else 0.0,
             lease.parts,
+            member.packed_bits,
             snapshot,
             sent,
         )

@@ -29,7 +29,8 @@ class MinibatchStep(Protocol):
 class LeaseSteps(NamedTuple):
     """The local steps of a lease, on samples ``start`` to ``stop`` of the order of ``epoch``.
 
-    The lease has ``parts`` parts. Each begins from the same weights, with a fresh optimizer.
+    The lease has ``parts`` parts. Each begins from the same weights, with a fresh optimizer. As a
+    frame, an element of the difference has ``bits``.
     """
 
     epoch: int
@@ -37,6 +38,7 @@ class LeaseSteps(NamedTuple):
     stop: int
     learning_rate: float
     parts: int = 1
+    bits: int = 8
 
     def split(self, batch_size: int) -> list["LeaseSteps"]:
         """Return the parts, of whole minibatches and as equal as possible, in the samples' order.

@@ -286,7 +286,9 @@ class WorkerLoop:
             yield command
             if self._stop_requested is not None:
                 return self._state.leave(self._stop_requested)
-        kept = pack_difference(difference, local.buffers) if self._sends_gradient else None
+        kept = None
+        if self._sends_gradient:
+            kept = pack_difference(difference, local.buffers, lease.bits)
         return self._state.computed(steps.loss_sum, steps.correct, kept, self._clock.now())
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:

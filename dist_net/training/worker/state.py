@@ -300,7 +300,7 @@ class WorkerState:
         self._looks_first = True
         if self._takes_local_steps:
             samples = work.epoch, work.start, work.stop
-            local = LeaseSteps(*samples, work.learning_rate, work.parts)
+            local = LeaseSteps(*samples, work.learning_rate, work.parts, work.bits)
             self._computing = Compute(*samples, *place, local)
             self._next_sample = work.stop
             return [self._computing]

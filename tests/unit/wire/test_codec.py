@@ -148,7 +148,7 @@ def test_a_diverging_loss_is_carried(loss):
         JOIN,
         JOIN._replace(segment=SEGMENT),
         Welcome(1, "b7", 32, 0, 0.5, 2.0),
-        Work(9, 1, 0, 0, 32, 0, 2, 2, 0.0, 1, -1, None),
+        Work(9, 1, 0, 0, 32, 0, 2, 2, 0.0, 1, 8, -1, None),
     ],
 )
 def test_arrays_may_be_in_shared_memory_or_in_frames(message):
@@ -335,7 +335,7 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(PROTOCOL_VERSION, "Wait", 1, float("inf"))], ["inf"]),
         ([header(PROTOCOL_VERSION, "Wait", 1, -0.5)], ["-0.5"]),
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(PROTOCOL_VERSION, "Work", *[1] * 10, -2)], ["Work.snapshot", "-2"]),
+        ([header(PROTOCOL_VERSION, "Work", *[1] * 10, 8, -2)], ["Work.snapshot", "-2"]),
         ([header(PROTOCOL_VERSION, "Leave", 1, 1), b"more"], ["2 frames", "expected 1"]),
         ([header(PROTOCOL_VERSION, "StatusReport", b"\xff")], ["StatusReport.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),

@@ -129,7 +129,9 @@ class Cluster:
         base = np.empty(SETTINGS.vector_size, np.float32)
         unpack_weights(weights, out=base)
         difference = np.empty_like(base)
-        steps = LeaseSteps(work.epoch, work.start, work.stop, work.learning_rate, work.parts)
+        steps = LeaseSteps(
+            work.epoch, work.start, work.stop, work.learning_rate, work.parts, work.bits
+        )
         for _ in local.take(base, steps, difference):
             pass
         what = (
@@ -139,7 +141,7 @@ class Cluster:
             0,
             0.0,
             (0,),
-            (pack_difference(difference, SETTINGS.buffer_count),),
+            (pack_difference(difference, SETTINGS.buffer_count, work.bits),),
         )
         self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
 
@@ -220,6 +222,7 @@ def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None
     for _ in range(2):
         with opened_journal(path, run) as journal:
             cluster = Cluster(run)
+            run.members.members[1].packed_bits = 4
             for _ in range(30):
                 cluster.push_difference(b"abc"[(index := random.integers(3)) : index + 1])
             last = run.checkpoint()
@@ -227,7 +230,7 @@ def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None
         run = RunState.resumed(replace(settings, clip_norm=None), last)
     assert run.store.version > 5
     applied = [each for each in cluster.records if isinstance(each, Applied)]
-    assert all(each.packed for each in applied)
+    assert {each.packed_bits for each in applied} == {4, 8}
     assert {each.parts for each in applied} >= {1, 3}
     assert np.abs(last.optimizer_state["velocity"]).max() > 0
     assert run.store.rule.trained_size < run.store.weights.size  # there are moving averages

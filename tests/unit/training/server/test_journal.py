@@ -49,7 +49,7 @@ PAIR = (
     Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
 )
 ROUND = tuple(
-    Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, True, packed=n > 0, parts=1 + 63 * (n > 1))
+    Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, True, (0, 4, 8)[n], (1, 32, 2)[n])
     for n in range(3)
 )
 AGAIN = Started(3, "0123456789abcdef", 1, 0.5, 0.999)

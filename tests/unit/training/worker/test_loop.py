@@ -123,7 +123,7 @@ def test_memory_of_a_server_that_is_gone_is_released_when_the_worker_is_in_again
 
     next(turns)
     assert isinstance(answered(WELCOME), Pull)
-    assert isinstance(answered(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 0, None)), Push)
+    assert isinstance(answered(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, 0, None)), Push)
     assert len(step.bound) == 1
     join = answered(Refuse("another server", may_rejoin=True))
     assert isinstance(join, Join)
@@ -155,7 +155,7 @@ def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(map
     next(turns)
     turns.send(WELCOME)
     if mapped:
-        command = turns.send(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 0, None))
+        command = turns.send(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, 0, None))
         while isinstance(command, Compute):
             command = turns.send(None)
     join = around.sent[-1]
@@ -166,7 +166,7 @@ def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(map
     pull = around.sent[-1]
     assert isinstance(pull, Pull)
     weights = np.ones(SIZE, np.float32)
-    command = turns.send(Work(pull.request_id, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, -1, weights))
+    command = turns.send(Work(pull.request_id, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, -1, weights))
     while isinstance(command, Compute):
         command = turns.send(None)
     assert isinstance(around.sent[-1], Push)

@@ -51,7 +51,7 @@ UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 def work(
     request_id: int, lease_id: int, start: int, stop: int, version: int = 0, together: int = 2
 ) -> Work:
-    return Work(request_id, lease_id, 0, start, stop, version, 2, together, 0.0, 1, 2, None)
+    return Work(request_id, lease_id, 0, start, stop, version, 2, together, 0.0, 1, 8, 2, None)
 
 
 def join(request_id: int) -> SendToServer:
