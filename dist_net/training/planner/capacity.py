@@ -122,6 +122,16 @@ class ClusterPlan:
         return self.consistency.local_steps or 1
 
     @property
+    def processes(self) -> int:
+        """The workers of a host that exchange together: with local steps, all of them."""
+        is_local = self.consistency.local_steps is not None
+        return self.workers_per_host if is_local and not self.shares_memory else 1
+
+    @property
+    def samples_in_push(self) -> int:
+        return self.steps * self.batch_size * self.processes
+
+    @property
     def push_bytes(self) -> int:
         """Bytes of a gradient or a difference on the network."""
         is_packed = self.consistency.local_steps is not None
@@ -176,10 +186,10 @@ class ClusterPlan:
             needed_s["cores"] = all_s / self.cores
         most = max(needed_s, key=lambda part: needed_s[part])
         if worker_s <= MAX_THAT_RUN_AHEAD * needed_s[most]:
-            return self.name_of(most), worker_s / needed_s[most]
+            return self.name_of(most), self.processes * worker_s / needed_s[most]
         travel_s = self.transfer_s(self.push_bytes + self.answer_bytes) + 2 * self.latency_s
         waits_s = of_worker_s + server_s + transport_s + travel_s
-        return self.name_of(most), (worker_s + waits_s) / needed_s[most]
+        return self.name_of(most), self.processes * (worker_s + waits_s) / needed_s[most]
 
 
 class PredictedCapacity(NamedTuple):
@@ -210,7 +220,8 @@ class PlannedWorker:
         self._idle_s = 0.0
         self._cluster = cluster
         self._schedule = cluster.schedule
-        self._threads = [CoreThread(cores) for _ in range(cluster.plan.threads)]
+        threads = cluster.plan.threads * cluster.plan.processes
+        self._threads = [CoreThread(cores) for _ in range(threads)]
         self.transport = SerialQueue(self._schedule, CoreThread(cores).run)
         # Each direction of a connection keeps its order.
         self.inwards = SerialQueue(self._schedule, cluster.inwards.carry)
@@ -281,9 +292,9 @@ class PlannedWorker:
                     if isinstance(arrived, Wait):
                         schedule.after(arrived.retry_after_s, self._wake)
                 case Compute(_, start, stop):
-                    minibatches = -(-(stop - start) // plan.batch_size)
+                    steps = -(-(stop - start) // (plan.batch_size * plan.processes))
                     spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
-                    yield minibatches * plan.step_s * (1 + spread), plan.threads
+                    yield steps * plan.step_s * (1 + spread), len(self._threads)
                     pending.extend(state.computed(0.0, 0, plan.pushed, schedule.now_s))
 
 
@@ -300,16 +311,16 @@ class PlannedCluster:
     def __init__(self, plan: ClusterPlan, seed: int = 0) -> None:
         self.plan = plan
         self.schedule = EventSchedule(seed)
-        consistency = plan.consistency
+        consistency, workers = plan.consistency, -(-plan.workers // plan.processes)
         if consistency.local_steps is not None:  # of equal length: the server's clock stands still
-            consistency = replace(consistency, round_leases=plan.workers)
+            consistency = replace(consistency, round_leases=workers)
         never_done = RunSettings(
             recipe="",
             recipe_digest="",
             layout=(("weights", (1,)),),
             samples=10**15,
             epochs=1,
-            batch_size=plan.batch_size,
+            batch_size=plan.batch_size * plan.processes,
             consistency=consistency,
         )
         self.run = RunState(never_done, ONE_NUMBER)
@@ -322,8 +333,8 @@ class PlannedCluster:
         self.outwards = SharedLink(self.schedule)
         self._workers: dict[bytes, PlannedWorker] = {}
         cores = self._host
-        for index in range(plan.workers):
-            if not plan.shares_memory and index % plan.workers_per_host == 0:
+        for index in range(workers):
+            if not plan.shares_memory and index * plan.processes % plan.workers_per_host == 0:
                 cores = self._new_host()
             worker = PlannedWorker(self, index, cores)
             self._workers[worker.node] = worker

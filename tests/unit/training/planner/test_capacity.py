@@ -170,3 +170,17 @@ def test_local_steps_wait_for_one_exchange_of_packed_vectors_in_each_lease() -> 
     assert (plan.push_bytes, plan.answer_bytes) == (4 * packed_size(250_000), 500_000)
     with pytest.raises(SettingError, match="local:H"):
         replace(plan, consistency=Consistency.parse("local:auto"))
+
+
+def test_with_local_steps_the_workers_of_a_host_exchange_together() -> None:
+    network = Network(1e6, latency_s=0.01)
+    local = Consistency.parse("local:50")
+    alone = replace(PLAN, workers=2, network=network, consistency=local)
+    together = replace(alone, workers=8, workers_per_host=4, cores=4)
+    ratio = prediction_of(together).samples_per_s / prediction_of(alone).samples_per_s
+    assert ratio == pytest.approx(4, rel=0.03)
+    assert together.push_bytes / together.samples_in_push == pytest.approx(
+        alone.push_bytes / alone.samples_in_push / 4
+    )
+    gradients = prediction_of(replace(together, consistency=AUTO)).samples_per_s
+    assert gradients < prediction_of(together).samples_per_s / 10
