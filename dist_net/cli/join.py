@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
-from dist_net.errors import RecipeError
+from dist_net.errors import DatasetError, MissingExtraError, RecipeError
 from dist_net.nets.image_manifest import MAX_MANIFEST_BYTES
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
@@ -47,10 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--threads", type=count_from(1), default=1, metavar="N", help="per worker (default: 1)")
     option(
         "--data",
-        type=Path,
         metavar="FOLDER",
-        help="the run's data on this host: its folder of images, or the directory of the data "
-        "that the recipe expects next to its file",
+        help="the run's data for this host: its folder of images, or the directory of the data "
+        "that the recipe expects next to its file; also a URL of fsspec (the extra remote)",
     )
     add_trust_argument(parser)
     option(
@@ -85,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
+        arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
         if offered.reference == IMAGES:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
@@ -97,6 +97,31 @@ def run(arguments: argparse.Namespace) -> int:
         joined.run()
     console.print(f"{offered.name}: the run is done")
     return 0
+
+
+def local_data(data: str | None, opened: ExitStack) -> Path | None:
+    """Return the path of the data, or of a copy of what a URL names, until ``opened`` is closed.
+
+    Raise MissingExtraError without fsspec, and DatasetError if the URL cannot be read.
+    """
+    if data is None or "://" not in data:
+        return None if data is None else Path(data)
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtraError(
+            f"--data {data} needs fsspec; install it with: pip install -e '.[remote]'"
+        ) from error
+    copy = opened.enter_context(temporary_directory()) / "data"
+    try:
+        filesystem, path = fsspec.core.url_to_fs(data)
+        filesystem.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
+    except Exception as error:  # of the package that reads this kind of URL
+        raise DatasetError(
+            f"--data {data} cannot be read ({error!r:.500}); expected the URL of a directory, and "
+            f"the package with which fsspec reads it, such as s3fs"
+        ) from error
+    return copy
 
 
 def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:

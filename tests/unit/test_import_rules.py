@@ -100,6 +100,7 @@ NEEDS_AN_EXTRA = {
     "http": "starlette uvicorn prometheus_client python_multipart orjson",
 }
 CAN_DO_WITHOUT = {
+    "join": "fsspec",
     "plots": "matplotlib",
     "serving_run": "uvloop",
     "report_image": "matplotlib",

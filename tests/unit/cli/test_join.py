@@ -2,12 +2,13 @@
 
 import argparse
 import io
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from dist_net.cli import join
-from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
+from dist_net.errors import DatasetError, RecipeError, SettingError, UntrustedRecipeError
 from dist_net.nets.offered_recipe import OfferedRecipe, recipe_offer
 from dist_net.nets.recipes.recipe import load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
@@ -38,9 +39,11 @@ def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -
     parser = argparse.ArgumentParser()
     join.add_arguments(parser)
     arguments = parser.parse_args(["TOKEN", *options])
-    return join.prepare_recipe(
-        OfferedRecipe.from_offer(offer), directory, arguments, plain_console()
-    )
+    with ExitStack() as opened:
+        arguments.data = join.local_data(arguments.data, opened)
+        return join.prepare_recipe(
+            OfferedRecipe.from_offer(offer), directory, arguments, plain_console()
+        )
 
 
 def code(tmp_path: Path) -> RecipeOffer | None:
@@ -140,3 +143,27 @@ def test_what_cannot_be_is_refused_before_anybody_is_asked(options: list[str]) -
     join.add_arguments(parser)
     with pytest.raises(SettingError, match=rf"{options[0]}={options[1]}.*expected 1 to 256"):
         join.run(parser.parse_args(["TOKEN", *options]))
+
+
+def test_data_of_a_url_are_copied_and_removed_at_the_end() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe({"/shop/shirts/1.txt": b"one", "/shop/2.txt": b"two"})
+    with ExitStack() as opened:
+        copy = join.local_data("memory://shop", opened)
+        assert copy is not None
+        files = {str(each.relative_to(copy)): each.read_bytes() for each in copy.rglob("*.txt")}
+        assert files == {"shirts/1.txt": b"one", "2.txt": b"two"}
+    assert not copy.exists()
+
+
+@pytest.mark.parametrize("url", ["memory://nothing", "nobody-reads-this://data"])
+def test_a_url_that_cannot_be_read_is_named(url: str) -> None:
+    pytest.importorskip("fsspec")
+    with ExitStack() as opened, pytest.raises(DatasetError, match=url):
+        join.local_data(url, opened)
+
+
+def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
+    with ExitStack() as opened:
+        assert join.local_data(str(tmp_path), opened) == tmp_path
+        assert join.local_data(None, opened) is None
