@@ -5,4 +5,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-runpy.run_module("dist_net.serving.gateway.gateway_process", run_name="__main__")
+runpy.run_module("dist_net.serving.gateway.serving_run", run_name="__main__")

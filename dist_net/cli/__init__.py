@@ -46,7 +46,7 @@ SHORT_FORMS = {"parameter-server": ("train", {"workers": 0})}
 
 PROCESSES = {
     "worker": "training.run.training_worker_process",
-    "serve": "serving.gateway.gateway_process",
+    "serve": "serving.gateway.serving_run",
     "inference-worker": "serving.worker.inference_worker_process",
 }
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dist_net.errors import ModelLoadError
 from dist_net.nets.sources import FollowedRun, FoundModel, TrainedRun
-from dist_net.serving.loader.model_loader import FOLLOW_EVERY_S, MAX_READ_S, ModelLoader
+from dist_net.serving.model_loader import FOLLOW_EVERY_S, MAX_READ_S, ModelLoader
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared, PrepareModel
 from dist_net.wire.transport import ServerSocket

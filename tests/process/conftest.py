@@ -126,7 +126,7 @@ class Command:
                 elif "dist_net.serving.worker.inference_fork_server" in words:
                     called = (about / "comm").read_text().strip()
                     names[called if called.startswith("worker-") else "fork-server"] = process_id
-                elif "dist_net.serving.loader.model_loader_process" in words:
+                elif "dist_net.serving.model_loader" in words:
                     names["model-loader"] = process_id
                 elif "--name" in words:
                     names[words[words.index("--name") + 1]] = process_id

@@ -14,11 +14,12 @@ from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources import FoundModel, model_source
 from dist_net.nn.inference import prepare
-from dist_net.serving.loader.model_loader import described
+from dist_net.serving.model_loader import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.single_process import SingleProcess
+from dist_net.wire.serving_messages import RunBatch
 from naming import naming
 
 Start = Callable[..., Any]
@@ -61,7 +62,7 @@ def served(
     description = described(found, "columns", 1, directory)
     settings = settings or WorkerSettings(directory)
     network = ServedNetwork(description, found.prepared, settings)
-    answers = network.answer([rows.tobytes()], is_image=False)
+    answers = network.answer(RunBatch(1, "columns", 1, False, (rows.tobytes(),)))
     network.close()
     assert answers.statuses == bytes([Status.OK])
     return description, np.frombuffer(answers.payloads[0], "<f4").reshape(len(rows), -1)

@@ -23,7 +23,7 @@ from dist_net.nets.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.processes.child import Child
-from dist_net.serving.loader.model_loader import described
+from dist_net.serving.model_loader import described
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
@@ -299,9 +299,7 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
     assert gateway.hears(Leave, started) == Leave(1)
 
 
-@pytest.mark.parametrize(
-    "module", ["worker.inference_worker_process", "loader.model_loader_process"]
-)
+@pytest.mark.parametrize("module", ["worker.inference_worker_process", "model_loader"])
 def test_a_child_leaves_when_its_parent_is_gone(child: Callable[..., Child], module: str) -> None:
     source = ["digits=ipc:///nowhere"] if "loader" in module else []
     started = child(module, "--parent", "1", *source)
@@ -326,7 +324,7 @@ def darknet_files(tmp_path: Path) -> str:
 
 
 def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -> Child:
-    started = child("loader.model_loader_process", *sources)
+    started = child("model_loader", *sources)
     assert gateway.hears(JoinAsLoader, started).process_id == started.process_id
     gateway.tells(PoolWelcome(0, 1.0, 5.0))
     return started

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 from dist_net.errors import JoinRefusedError, ModelLoadError, NoAnswerError, ServerLostError
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import Payload, Status
+from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker
-from dist_net.serving.worker.served_network import Answers, ServedNetwork
+from dist_net.serving.worker.served_network import ServedNetwork
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
+    BatchDone,
     JoinAsLoader,
     JoinPool,
     ModelPrepared,
@@ -41,14 +42,14 @@ class NumberedNetwork:
         self.description = description
         self.is_closed = False
 
-    def answer(self, payloads: tuple[Payload, ...], is_image: bool) -> Answers:
+    def answer(self, run: RunBatch) -> BatchDone:
         assert not self.is_closed
         outputs = tuple(
             ROW.pack(self.description.version, number_in(payload))
             * (len(payload) // self.description.row_bytes)
-            for payload in payloads
+            for payload in run.payloads
         )
-        return Answers(bytes([Status.OK]) * len(payloads), 0.0, 0.0, outputs)
+        return BatchDone(run.batch_id, bytes([Status.OK]) * len(outputs), 0.0, 0.0, outputs)
 
     def close(self) -> None:
         self.is_closed = True

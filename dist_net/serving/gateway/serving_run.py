@@ -1,7 +1,14 @@
-"""Run the gateway: open sockets, start children and HTTP, and close them after a signal."""
+"""The process of the inference pool's gateway: sockets, children and HTTP, until a signal.
+
+    python -m dist_net.serving.gateway.serving_run [[NAME=]MODEL...] [--workers N] ...
+
+Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model is ready. Logs go to stderr, logs
+of its children to files.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import logging
@@ -25,8 +32,10 @@ from dist_net.errors import (
     ModelLoadError,
     SettingError,
 )
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.sources import parse_named_source
 from dist_net.printable import printable
-from dist_net.processes.entry import READY
+from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.own_directory import log_directory, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Role
@@ -34,7 +43,7 @@ from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.pool_processes import PoolProcesses
-from dist_net.serving.gateway.serving_options import ServingOptions
+from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.token_file import TokenFile
 from dist_net.serving.pool.pool import Pool
@@ -45,7 +54,7 @@ from dist_net.wire.transport import ServerSocket
 if TYPE_CHECKING:
     from dist_net.serving.http.server import HttpServer
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dist_net.serving.gateway.serving_run")
 
 POLL_S = 0.02
 RETIRE_S = 2.0  # for children to leave before they are killed
@@ -82,6 +91,15 @@ class StopSignals:
             self.is_urgent.set()
         self.exit_code = exit_code
         self.requested.set()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal arrives; return the exit code."""
+    options = options_from(arguments)
+    for source in options.sources:
+        confirm_recipe(parse_named_source(source).source, options.trust_recipe)
+    with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
+        return runner.run(serve(options))
 
 
 async def serve(options: ServingOptions) -> int:
@@ -173,7 +191,7 @@ async def _run(
         processes.close(RETIRE_S)
 
 
-def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return uvloop's factory, which halves the time of a turn, if installed; else asyncio's."""
     try:
         import uvloop
@@ -260,7 +278,7 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
     return [
         Role(
             "model-loader",
-            "dist_net.serving.loader.model_loader_process",
+            "dist_net.serving.model_loader",
             (*loader, "--", *options.sources),
         ),
         *(
@@ -312,3 +330,7 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         queue_bytes=options.pool.queue_bytes,
     )
     return HttpServer(application(gateway, settings, refusals=refusals), settings, refusals)
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run))

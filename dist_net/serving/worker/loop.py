@@ -161,7 +161,7 @@ class InferenceWorker:
             return BatchDone(
                 run.batch_id, bytes([Status.UNAVAILABLE]) * count, 0, 0, (reason,) * count
             )
-        return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_image))
+        return network.answer(run)
 
     def tick(self) -> float:
         """Do what is due; return the longest wait for a message before the next tick."""

@@ -8,7 +8,6 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from dist_net.images.fitting import ImageInputs
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
+from dist_net.wire.serving_messages import BatchDone, RunBatch
 
 NOT_FINITE = (
     b"the net's outputs for this image are not finite; expected probabilities: its weights are "
@@ -55,15 +55,6 @@ class WorkerSettings:
             )
         if self.threads > MAX_THREADS:
             raise SettingError(f"threads={self.threads:,}: expected at most {MAX_THREADS}")
-
-
-class Answers(NamedTuple):
-    """The results of a batch, in order; see ``dist_net.wire.serving_messages.BatchDone``."""
-
-    statuses: bytes
-    prepare_s: float
-    compute_s: float
-    payloads: tuple[bytes | memoryview, ...]
 
 
 def _decoders(threads: int) -> ThreadPoolExecutor | None:
@@ -149,20 +140,21 @@ class ServedNetwork:
                 f"too large, or belong to another net"
             )
 
-    def answer(self, payloads: Sequence[Payload], is_image: bool) -> Answers:
+    def answer(self, run: RunBatch) -> BatchDone:
         """Return the result of each payload: an image, or a tensor of (rows, *input_shape).
 
-        A bad one does not affect the others. A tensor of NaN, or of numbers out of the net's range,
-        gets the answer that they lead to, as in NumPy.
+        A bad payload does not affect the others. A tensor of NaN, or of numbers out of the net's
+        range, is computed as in NumPy.
         """
         begun_s = self._clock.now()
-        inputs = self._decoded(payloads) if is_image else [self._tensor(p) for p in payloads]
+        inputs = self._decoded(run.payloads) if run.is_image else [*map(self._tensor, run.payloads)]
         usable = [each for each in inputs if not isinstance(each, tuple)]
         rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
         prepared_s = self._clock.now()
-        results = self._results(inputs, rows, is_image)
+        results = self._results(inputs, rows, run.is_image)
         computed_s = self._clock.now()
-        return Answers(
+        return BatchDone(
+            run.batch_id,
             bytes(status for status, _ in results),
             prepared_s - begun_s,
             computed_s - prepared_s,

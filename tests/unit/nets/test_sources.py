@@ -43,7 +43,7 @@ from dist_net.nets.sources import (
 from dist_net.nets.trained_model import recipe_code_digests
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
-from dist_net.serving.loader.model_loader import described
+from dist_net.serving.model_loader import described
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import ServerAccess

@@ -22,6 +22,7 @@ from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
+from dist_net.wire.serving_messages import BatchDone, RunBatch
 from naming import naming
 
 CONFIGURATION = """
@@ -78,6 +79,10 @@ recipe = Recipe(Sequential(Rescale(), Dense(3)), dataset, (4,))
 """
 
 
+def answer(network: ServedNetwork, payloads, is_image: bool) -> BatchDone:
+    return network.answer(RunBatch(1, "m", 1, is_image, tuple(payloads)))
+
+
 @pytest.fixture
 def served():
     """Makes networks of descriptions, and ends their threads."""
@@ -115,9 +120,9 @@ def test_each_tensor_is_answered_with_as_many_rows(served):
     inputs = tensors(8)
     network = served(reproducible=True)
     payloads = [inputs[:3].tobytes(), memoryview(inputs[3:4].tobytes()), inputs[4:].tobytes()]
-    answers = network.answer(payloads, is_image=False)
+    answers = answer(network, payloads, is_image=False)
     assert answers.statuses == bytes([Status.OK] * 3)
-    alone = [bytes(network.answer([row.tobytes()], False).payloads[0]) for row in inputs]
+    alone = [bytes(answer(network, [row.tobytes()], False).payloads[0]) for row in inputs]
     assert [bytes(each) for each in answers.payloads] == [
         b"".join(alone[:3]),
         alone[3],
@@ -134,7 +139,7 @@ def test_each_image_that_a_net_crops_has_an_answer_of_its_own(served):
     configuration = pointwise.replace("channels=3\n", f"channels=3\n{crop}")
     network = served(replace(DARKNET, architecture=DarknetArchitecture(configuration)))
     inputs = tensors(4)
-    answers = probabilities(network.answer([inputs.tobytes()], is_image=False).payloads[0])
+    answers = probabilities(answer(network, [inputs.tobytes()], is_image=False).payloads[0])
 
     plain = DarknetNetwork(parse_configuration(configuration, "m"))
     model = Model(plain, plain.input_shape, input_dtype=np.float32)
@@ -145,7 +150,7 @@ def test_each_image_that_a_net_crops_has_an_answer_of_its_own(served):
 
 def test_logits_become_probabilities(served):
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8)).astype(np.uint8)
-    answers = served(DIGITS).answer([images.tobytes()], is_image=False)
+    answers = answer(served(DIGITS), [images.tobytes()], is_image=False)
     recipe = load_recipe("digits").recipe
     expected = softmax(Predictor(recipe.model, recipe.initial_weights(0))(images))
     np.testing.assert_allclose(probabilities(answers.payloads[0], 10), expected, atol=1e-5)
@@ -156,8 +161,8 @@ def test_a_image_is_answered_as_the_tensor_that_it_becomes(served):
     red, grey = image((255, 0, 0)), image((51, 51, 51))
     as_tensor = np.zeros((8, 12, 3), np.float32)
     as_tensor[..., 0] = 1
-    images = network.answer([red, memoryview(grey)], is_image=True)
-    tensor = network.answer([as_tensor.tobytes()], is_image=False)
+    images = answer(network, [red, memoryview(grey)], is_image=True)
+    tensor = answer(network, [as_tensor.tobytes()], is_image=False)
     assert bytes(images.payloads[0]) == bytes(tensor.payloads[0])
     assert bytes(images.payloads[1]) != bytes(tensor.payloads[0])
 
@@ -169,7 +174,7 @@ def test_a_image_is_fitted_as_the_description_says(served, fitting):
     Image.fromarray(pixels).save(file, "PNG")
     network = served(replace(DIGITS, fitting=fitting))
     as_tensor = fit_image(file.getvalue(), (8, 8), fitting).tobytes()
-    answers = [network.answer([file.getvalue()], True), network.answer([as_tensor], False)]
+    answers = [answer(network, [file.getvalue()], True), answer(network, [as_tensor], False)]
     assert len({bytes(each.payloads[0]) for each in answers}) == 1
 
 
@@ -179,20 +184,20 @@ def test_a_bad_image_fails_alone(served, threads):
     narrow, large = image(size=(10_000, 1)), image(size=(40, 30))
     strict = served(max_pixels=12 * 8, threads=threads)
     good = [b"", image(), b"none", narrow, image()[:40]]
-    answers = network.answer(good, is_image=True)
+    answers = answer(network, good, is_image=True)
     bad = Status.BAD_INPUT
     assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
     assert b"an empty file" in answers.payloads[0]
     assert b"no pixels left" in answers.payloads[3]
-    assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
-    assert list(strict.answer([large, image()], True).statuses) == [bad, Status.OK]
-    assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
+    assert bytes(answers.payloads[1]) == bytes(answer(network, good[1:2], True).payloads[0])
+    assert list(answer(strict, [large, image()], True).statuses) == [bad, Status.OK]
+    assert list(answer(network, [b"", b"x"], True).statuses) == [bad, bad]
 
 
 def test_several_threads_decode_at_once_and_answers_keep_their_order(served, monkeypatch):
     network = served(threads=2, reproducible=True)
     images = [image((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
-    alone = [bytes(network.answer([each], True).payloads[0]) for each in images]
+    alone = [bytes(answer(network, [each], True).payloads[0]) for each in images]
     assert len(set(alone)) == len(images)
     two_decode, decode = Barrier(2), ImageInputs.fit
 
@@ -201,14 +206,14 @@ def test_several_threads_decode_at_once_and_answers_keep_their_order(served, mon
         return decode(inputs, source)
 
     monkeypatch.setattr(ImageInputs, "fit", with_another)
-    together = network.answer(images[:6], True)
+    together = answer(network, images[:6], True)
     assert [bytes(each) for each in together.payloads] == alone[:6]
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
 def test_a_tensor_of_another_size_fails_alone(served, size):
     good = tensors(1).tobytes()
-    answers = served().answer([good, b"x" * size, good], is_image=False)
+    answers = answer(served(), [good, b"x" * size, good], is_image=False)
     assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
     assert (
         f"{size:,} bytes; expected one or more rows of 1,152 bytes".encode()
@@ -219,7 +224,7 @@ def test_a_tensor_of_another_size_fails_alone(served, size):
 def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(served):
     inputs = tensors(3)
     inputs[1, 4, 4, 1] = np.nan
-    answers = served().answer([row.tobytes() for row in inputs], is_image=False)
+    answers = answer(served(), [row.tobytes() for row in inputs], is_image=False)
     assert list(answers.statuses) == [Status.OK] * 3
     assert np.isnan(probabilities(answers.payloads[1])).any()
     assert np.isfinite(probabilities(answers.payloads[0])).all()
@@ -229,7 +234,7 @@ def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(se
 def test_a_image_is_not_answered_with_what_is_no_number(served):
     file = io.BytesIO()
     Image.new("L", (8, 8), 255).save(file, "PNG")
-    answers = served(DIGITS, scale=1e30).answer([file.getvalue()], is_image=True)
+    answers = answer(served(DIGITS, scale=1e30), [file.getvalue()], is_image=True)
     assert list(answers.statuses) == [Status.BAD_INPUT]
     assert b"not finite" in answers.payloads[0]
 
@@ -247,10 +252,10 @@ def test_an_input_gets_the_same_bytes_whatever_its_company(served, description):
         rows = [row.tobytes() for row in tensors(20)]
     else:
         rows = [random.integers(0, 17, 64).astype(np.uint8).tobytes() for _ in range(20)]
-    alone = [bytes(network.answer([row], False).payloads[0]) for row in rows]
+    alone = [bytes(answer(network, [row], False).payloads[0]) for row in rows]
     for _ in range(50):
         chosen = random.integers(0, 20, random.integers(1, 9))
-        found = network.answer([rows[i] for i in chosen], False).payloads
+        found = answer(network, [rows[i] for i in chosen], False).payloads
         assert [bytes(each) for each in found] == [alone[i] for i in chosen]
 
 
@@ -277,9 +282,9 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
         architecture=RecipeArchitecture.from_recipe(loaded),
     )
     network = served(description)
-    answers = network.answer([bytes([1, 2, 3, 4])], is_image=False)
+    answers = answer(network, [bytes([1, 2, 3, 4])], is_image=False)
     assert probabilities(answers.payloads[0], 3).sum() == pytest.approx(1)
-    refused = network.answer([image()], is_image=True)
+    refused = answer(network, [image()], is_image=True)
     assert list(refused.statuses) == [Status.BAD_INPUT]
     assert b"takes no images" in refused.payloads[0]
 
@@ -300,14 +305,14 @@ def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from
         assert (network.description.version, second.description.version) == (1, 2)
         payload = [tensors(2).tobytes()]
         first, *found = (
-            bytes(each.answer(payload, False).payloads[0]) for each in (network, second, alone)
+            bytes(answer(each, payload, False).payloads[0]) for each in (network, second, alone)
         )
         assert found[0] == found[1] != first
         nothing = prepare(model, weights * np.float32(np.nan))
         with pytest.raises(ModelLoadError, match=naming("version 3", "finite")):
             second.rebound(replace(DARKNET, version=3), nothing)
         network.close()
-        assert bytes(second.answer(payload, False).payloads[0]) == found[0]
+        assert bytes(answer(second, payload, False).payloads[0]) == found[0]
     finally:
         second.close()
     assert second.rebound(replace(DARKNET, version=4), prepare(model, weights)) is None

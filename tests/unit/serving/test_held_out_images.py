@@ -7,8 +7,8 @@ import pytest
 
 from dist_net.data import Dataset
 from dist_net.images.fitting import FITTINGS, fit_image
-from dist_net.serving.loader import held_out_images as module
-from dist_net.serving.loader.held_out_images import first_of_each_class, sample_images
+from dist_net.serving import model_loader as module
+from dist_net.serving.model_loader import first_of_each_class, sample_images
 
 LABELS = ("cat", "dog", "hen")
 
@@ -36,7 +36,7 @@ def test_what_is_sent_is_fitted_to_what_was_held_out(fitting: str, shape: tuple[
 
 def test_there_are_few_and_they_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     many = held_out(4, 4, 3, targets=(0, 1, 2) * 9)
-    assert len(sample_images(many, LABELS, "pad")) == module.MOST
+    assert len(sample_images(many, LABELS, "pad")) == module.MAX_SAMPLES
     for max_bytes, count in ((5 * 48, 5), (47, 0)):
-        monkeypatch.setattr(module, "MAX_BYTES", max_bytes)
+        monkeypatch.setattr(module, "MAX_SAMPLE_BYTES", max_bytes)
         assert len(sample_images(many, LABELS, "pad")) == count

@@ -1,4 +1,13 @@
-"""The model loader's loop: reads models from their sources for the gateway and its workers.
+"""The process that reads models for the inference pool.
+
+    python -m dist_net.serving.model_loader --connect ADDRESS --directory DIR
+        [--training-keys DIR] [--weights FILE] [--labels FILE] [--token-file FILE]
+        [--parent PROCESS_ID] [NAME=]SOURCE...
+
+A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, to which
+``--training-keys`` give access; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
+Arrays without a file are written to ``--directory``. Prints ``READY`` on stdout when it joins the
+gateway, and ``FAILED REASON`` if it fails. Logs go to stderr.
 
 A separate thread reads each model, so a hanging source, such as a file on a dead server, does not
 block the others.
@@ -6,36 +15,54 @@ block the others.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from dist_net.clock import Clock, SystemClock
+from dist_net.command_line import add_trust_argument
+from dist_net.data import Dataset
+from dist_net.data.samples import samples_of
 from dist_net.errors import (
     BadInputError,
     DistNetError,
     JoinRefusedError,
     ModelLoadError,
+    ModelOptionError,
     RunDirectoryError,
 )
-from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource
+from dist_net.images.fitting import unfitted
+from dist_net.nets.sources import (
+    FollowedRun,
+    FoundModel,
+    ModelSource,
+    model_source,
+    parse_named_source,
+)
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.serving.loader.held_out_images import sample_images
+from dist_net.processes.entry import READY, entry_point, stop_on_signals
+from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
-from dist_net.serving.worker.prepared_arrays import keep_newest
+from dist_net.serving.worker.network_loader import keep_newest
 from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
 from dist_net.wire.transport import ClientSocket
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dist_net.serving.model_loader")
 
 _DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
@@ -43,6 +70,10 @@ POLL_S = 0.05
 MAX_READ_S = 300.0  # then a pending reload fails
 FOLLOW_EVERY_S = 1.0
 MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
+NICENESS = 10  # answers have priority over new versions
+
+MAX_SAMPLES = 12
+MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
 
 
 class ModelReader(Thread):
@@ -273,3 +304,91 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,
     )
+
+
+def sample_images(
+    held_out: Dataset, labels: Sequence[str], fitting: str
+) -> list[tuple[str, bytes]]:
+    """Return the label and the PNG file of some uint8 images, from as many classes as possible.
+
+    ``fitting`` converts each file to the image that was held out, bit for bit.
+    """
+    images = samples_of(held_out.test_inputs)
+    targets = np.empty(len(images), np.int64)
+    samples_of(held_out.test_targets).read(np.arange(len(targets)), targets)
+    most = min(MAX_SAMPLES, MAX_SAMPLE_BYTES // int(np.prod(images.shape)))
+    indices = first_of_each_class(targets)[:most]
+    chosen = np.empty((len(indices), *images.shape), np.uint8)
+    images.read(indices, chosen)
+    return [
+        (labels[target], _png(unfitted(each, fitting)))
+        for target, each in zip(targets[indices], chosen, strict=True)
+    ]
+
+
+def first_of_each_class(targets: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return all indices: the first of each class, then the second of each, and so on."""
+    by_class = np.argsort(targets, kind="stable")
+    counts = np.unique(targets, return_counts=True)[1]
+    place_in_class = np.concatenate([np.arange(count) for count in counts])
+    return by_class[np.argsort(place_in_class, kind="stable")]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connect", required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--training-keys", type=Path)
+    parser.add_argument("--weights", type=Path, help="of the one SOURCE")
+    parser.add_argument("--labels", type=Path, help="of the one SOURCE")
+    parser.add_argument("--token-file", type=Path, help="by which the gateway knows its loader")
+    add_trust_argument(parser)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read models until a signal, or until the parent process ends."""
+    named = [parse_named_source(text) for text in arguments.sources]
+    if len({each.name for each in named}) < len(named):
+        names = ", ".join(each.name for each in named)
+        raise ModelOptionError(f"the models are named {names}; expected unique names")
+    if len(named) > 1 and (arguments.weights or arguments.labels):
+        raise ModelOptionError(
+            "--weights or --labels with several models; expected the files after the source of "
+            "their model: NAME=SOURCE,weights=FILE,labels=FILE"
+        )
+    keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
+    progress = FetchProgress(plain_console())
+    sources = {
+        name: model_source(
+            source,
+            weights or arguments.weights,
+            labels or arguments.labels,
+            progress,
+            keys,
+            arguments.trust_recipe,
+        )
+        for name, source, weights, labels in named
+    }
+    with ModelLoader(
+        arguments.connect,
+        sources,
+        arguments.directory,
+        arguments.token_file.read_bytes() if arguments.token_file else b"",
+    ) as loader:
+        os.nice(NICENESS)
+        stop_on_signals(loader.stop, arguments.parent)
+        print(READY, flush=True)
+        reason = loader.serve()
+    logger.info("done reason=%s", reason)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run))
