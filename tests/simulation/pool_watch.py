@@ -3,7 +3,7 @@
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -89,7 +89,7 @@ class WatchedPool:
         if isinstance(admitted, int):
             timeout_s = request.timeout_s or self._settings.default_timeout_s
             oldest = self._rolled_out[request.model]
-            self._open[admitted] = _Admitted(request, now + timeout_s, oldest)
+            self._open[admitted] = _Admitted(replace(request), now + timeout_s, oldest)
             heappush(self._limits, (now + timeout_s + self._stood_still_s(), admitted))
             self._require_room()
         return admitted
@@ -184,7 +184,7 @@ class WatchedPool:
     def _require_room(self) -> None:
         settings, models = self._settings, self._pool.catalogue.models
         for name, model in models.items():
-            queued, held_bytes = len(self._pool._queues[name]), model.pending_bytes
+            queued, held_bytes = self._pool._requests.queued(name), model.pending_bytes
             max_bytes = settings.queue_bytes // len(models)
             is_bounded = queued <= settings.queue_requests and held_bytes <= max_bytes
             require(is_bounded, f"{queued} requests for {name} wait, and all have {held_bytes} B")

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.request_queue import QueuedRequest
-from dist_net.serving.pool.requests import Result, Status
+from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.serving_messages import BatchDone, RunBatch
 
@@ -25,7 +24,7 @@ class RunningBatch:
     batch_id: int
     description: ModelDescription
     is_image: bool
-    requests: list[QueuedRequest]
+    requests: list[InferenceRequest]
     rows: int
     sent_s: float
     expected_s: float
@@ -77,7 +76,7 @@ class RunningBatch:
         """Return the number of computed rows, without bad images, which take no time."""
         return sum(request.rows for request, status, _ in self._pairs(done) if status == Status.OK)
 
-    def _pairs(self, done: BatchDone) -> Iterator[tuple[QueuedRequest, int, bytes | memoryview]]:
+    def _pairs(self, done: BatchDone) -> Iterator[tuple[InferenceRequest, int, bytes | memoryview]]:
         return zip(self.requests, done.statuses, done.payloads, strict=True)
 
 

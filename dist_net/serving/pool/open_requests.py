@@ -1,16 +1,26 @@
-"""Every request in the pool, from its admission to its end."""
+"""Every request in the pool, from its admission to its end; queued requests wait in lanes."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import heapify, heappop, heappush
+from itertools import takewhile
 
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.request_queue import LaneKey, QueuedRequest, RequestQueue
-from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Payload, Result, Status
+from dist_net.serving.pool.requests import (
+    NO_BATCH,
+    EndRequest,
+    InferenceRequest,
+    LaneKey,
+    Payload,
+    PlannedBatch,
+    Result,
+    Status,
+)
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import BatchDone
 
@@ -21,6 +31,47 @@ CRASHES_ALONE = 2
 MAX_QUARANTINED = 1024  # the oldest are forgotten first
 GLIMPSE_BYTES = 4096
 STALE_DEADLINES = 64
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Requests that may share batches, oldest first. Never empty.
+
+    They have ``rows`` rows in ``batches`` batches; further requests may join the ``last``.
+    """
+
+    key: LaneKey
+    requests: OrderedDict[int, InferenceRequest] = field(default_factory=OrderedDict)
+    rows: int = 0
+    batches: int = 0
+    last: PlannedBatch = NO_BATCH
+
+    @property
+    def oldest(self) -> InferenceRequest:
+        """The next request."""
+        return next(iter(self.requests.values()))
+
+    @property
+    def next_rows(self) -> int:
+        return self.oldest.planned.rows
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no request can join the next batch."""
+        first = self.oldest.planned
+        return first is not self.last or first.rows >= first.max_rows
+
+    def joins(self, rows: int, max_rows: int) -> bool:
+        """Return whether ``rows`` fit into the last batch, within ``max_rows`` in total."""
+        last = self.last
+        return 0 < last.rows <= min(last.max_rows, max_rows) - rows
+
+    def place(self, request: InferenceRequest) -> None:
+        """Append a request, which is in a planned batch."""
+        self.requests[request.request_id] = request
+        self.rows += request.rows
+        self.batches += not request.planned.rows
+        request.planned.rows += request.rows
 
 
 class Quarantine:
@@ -61,50 +112,36 @@ class Quarantine:
 class OpenRequests:
     """Requests without an answer, whether queued or running.
 
-    ``unsettled``: models whose versions may advance because the last request that blocked them has
-    ended.
+    ``lanes``: the queued requests, one lane for each kind of batch; no lane is empty, and no
+    operation iterates over all requests. ``unsettled``: models whose versions may advance because
+    the last request that blocked them has ended.
     """
 
-    def __init__(
-        self,
-        queues: Mapping[str, RequestQueue],
-        models: Mapping[str, ModelVersions],
-        ids: Iterator[int],
-    ) -> None:
+    def __init__(self, models: Mapping[str, ModelVersions], ids: Iterator[int]) -> None:
+        self.lanes: dict[LaneKey, Lane] = {}
         self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
-        self._queues = queues
         self._models = models
         self._ids = ids
-        self._requests: dict[int, QueuedRequest] = {}
+        self._requests: dict[int, InferenceRequest] = {}
         self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def open(
-        self,
-        inference: InferenceRequest,
-        version: int,
-        timeout_s: float,
-        batch_rows: int,
-        now: float,
-    ) -> int:
-        """Queue an admitted request for a batch of at most ``batch_rows``; return its id.
+    def queued(self, model: str | None = None) -> int:
+        """Return the number of queued requests, of one model or of all."""
+        lanes = self.lanes.values()
+        return sum(len(lane.requests) for lane in lanes if model in (None, lane.key.model))
 
-        ``version`` counts it until it is answered.
-        """
-        model = self._models[inference.model]
-        request = QueuedRequest(
-            next(self._ids),
-            LaneKey.from_request(inference),
-            inference.payload,
-            inference.rows,
-            now,
-            now + timeout_s,
-            version,
-            runs_alone=self.quarantine.losses(model.name, version, inference.payload) is not None,
-        )
+    def open(self, request: InferenceRequest, timeout_s: float, batch_rows: int, now: float) -> int:
+        """Queue an admitted request for a batch of at most ``batch_rows``; return its id."""
+        model = self._models[request.model]
+        version = model.newest_number if request.version is None else request.version
+        request.request_id, request.counted = next(self._ids), version
+        request.admitted_s, request.deadline_s = now, now + timeout_s
+        losses = self.quarantine.losses(model.name, version, request.payload)
+        request.runs_alone = losses is not None
         self._requests[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
         # Requests that ended in time leave their deadlines here.
@@ -114,18 +151,26 @@ class OpenRequests:
         model.pending += 1
         model.pending_bytes += len(request.payload)
         model.statistics_of(version).admitted += 1
-        if inference.version is not None:
+        if request.version is not None:
             model.versions[version].bound += 1
-        self._queues[model.name].add(request, batch_rows)
+        self._enqueue(request, request.rows if request.runs_alone else batch_rows)
         return request.request_id
+
+    def take(self, lane: Lane) -> list[InferenceRequest]:
+        """Remove and return the lane's next batch."""
+        planned = lane.oldest.planned
+        batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))
+        for request in batch:
+            self._dequeue(request)
+        return batch
 
     def cancel(self, request_id: int) -> None:
         """Remove a request from the queue; if a worker runs it, its answer will be dropped."""
         request = self._requests.get(request_id)
         if request is None or request.is_unwanted:
             return
-        self._models[request.key.model].statistics_of(request.counted).cancelled += 1
-        if self._queues[request.key.model].remove(request):
+        self._models[request.model].statistics_of(request.counted).cancelled += 1
+        if self._dequeue(request):
             self._close(request)
         else:
             request.is_unwanted = True
@@ -136,7 +181,7 @@ class OpenRequests:
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
             request = self._requests[self._deadlines[0][1]]
             allowed_s = deadline_s - request.admitted_s
-            if self._queues[request.key.model].remove(request):
+            if self._dequeue(request):
                 reason = f"no worker was free within the {allowed_s:.3g} s allowed"
                 waited_s = now - request.admitted_s
                 result = Result(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
@@ -194,36 +239,77 @@ class OpenRequests:
                     ended.append(self._quarantined(request, number, now))
                 else:
                     self._models[name].statistics_of(request.counted).retried += 1
-                    self._queues[name].put_back(request)
+                    self._put_back(request)
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
         """Bind requests for the newest version to this one: newer versions take other inputs."""
         number = version.description.version
-        bound = self._queues[model.name].bind(number)
+        for lane in [*self.lanes.values()]:
+            if lane.key.model == model.name and lane.key.version is None:
+                for request in [*lane.requests.values()]:
+                    self._dequeue(request)
+                    request.version = number
+                    self._enqueue(request, request.planned.max_rows)
+                    version.bound += 1
         for worker in workers:
             for batch in worker.running.values():
                 for request in batch.requests:
-                    if request.key.model == model.name and request.key.version is None:
-                        request.key = request.key._replace(version=number)
-                        bound += 1
-        version.bound += bound
+                    if request.model == model.name and request.version is None:
+                        request.version = number
+                        version.bound += 1
 
-    def _quarantined(self, request: QueuedRequest, version: int, now: float) -> EndRequest:
-        name = request.key.model
+    def _enqueue(self, request: InferenceRequest, max_rows: int) -> None:
+        """Append a request to its lane, in a batch of at most ``max_rows``."""
+        lane = self._lane(request.key)
+        if lane.joins(request.rows, max_rows):
+            lane.last.max_rows = min(lane.last.max_rows, max_rows)
+        else:
+            lane.last = PlannedBatch(max_rows)
+        request.planned = lane.last
+        lane.place(request)
+
+    def _put_back(self, request: InferenceRequest) -> None:
+        """Put a request back at the head of its lane, into its former batch."""
+        lane = self._lane(request.key)
+        if request.runs_alone:
+            request.planned = PlannedBatch(request.rows)
+        lane.place(request)
+        lane.requests.move_to_end(request.request_id, last=False)
+
+    def _dequeue(self, request: InferenceRequest) -> bool:
+        """Remove a request from its lane; return False if it is not queued."""
+        lane = self.lanes.get(request.key)
+        if lane is None or lane.requests.pop(request.request_id, None) is None:
+            return False
+        lane.rows -= request.rows
+        request.planned.rows -= request.rows
+        lane.batches -= not request.planned.rows
+        if not lane.requests:
+            del self.lanes[request.key]
+        return True
+
+    def _lane(self, key: LaneKey) -> Lane:
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        return lane
+
+    def _quarantined(self, request: InferenceRequest, version: int, now: float) -> EndRequest:
+        name = request.model
         logger.error("request_quarantined request=%d model=%s", request.request_id, name)
         reason = f"this input ended {CRASHES_ALONE} workers that computed it alone"
         self._close(request)
         return self._fail(request, Result(Status.FAILED, version, reason=reason), now)
 
-    def _fail(self, request: QueuedRequest, result: Result, now: float) -> EndRequest:
-        statistics = self._models[request.key.model].statistics_of(result.version)
+    def _fail(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
+        statistics = self._models[request.model].statistics_of(result.version)
         statistics.ended(result, now - request.admitted_s, 0.0, now)
         return EndRequest(request.request_id, result)
 
-    def _close(self, request: QueuedRequest) -> None:
+    def _close(self, request: InferenceRequest) -> None:
         del self._requests[request.request_id]
-        name, number, _ = request.key
+        name, number = request.model, request.version
         model = self._models[name]
         model.pending -= 1
         model.pending_bytes -= len(request.payload)

@@ -2,7 +2,7 @@
 
 A request goes this way:
 
-    admit ─▶ Scheduler ─▶ OpenRequests, RequestQueue          (the gateway's next turn)
+    admit ─▶ Scheduler ─▶ OpenRequests                        (the gateway's next turn)
     dispatch ─▶ Scheduler: a batch and its worker ─▶ RunBatch
     receive BatchDone ─▶ OpenRequests ─▶ EndRequest
 
@@ -20,7 +20,6 @@ from dist_net.errors import ModelLoadError
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
-from dist_net.serving.pool.request_queue import RequestQueue
 from dist_net.serving.pool.requests import (
     EvictWorker,
     InferenceRequest,
@@ -75,9 +74,8 @@ class Pool:
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
         self._workers = PoolMembership(settings, first_worker_id)
-        self._queues = queues = {name: RequestQueue() for name in model_names}
-        self._requests = OpenRequests(queues, models, self._request_ids)
-        self._scheduler = Scheduler(settings, self._workers, queues, models, self._requests)
+        self._requests = OpenRequests(models, self._request_ids)
+        self._scheduler = Scheduler(settings, self._workers, models, self._requests)
         self._check_s: float | None = None  # the time of the next check of the workers
 
     # Requests from clients
@@ -85,15 +83,12 @@ class Pool:
     def admit(self, request: InferenceRequest, now: float) -> int | Result:
         """Admit a request and return its id, or return the result that refuses it."""
         admitted = self._scheduler.decide(request, now)
-        model = self._models.get(request.model)
         if isinstance(admitted, Result):
-            if model is not None:
+            if (model := self._models.get(request.model)) is not None:
                 model.statistics_of(model.newest_number).refused += 1
             return admitted
-        assert model is not None
-        version = model.newest_number if request.version is None else request.version
         timeout_s = self._settings.allowed_s(request.timeout_s)
-        return self._requests.open(request, version, timeout_s, admitted, now)
+        return self._requests.open(request, timeout_s, admitted, now)
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request: its answer is no longer needed."""
@@ -119,13 +114,24 @@ class Pool:
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         """Process a message from the workers' socket."""
-        match message:
-            case BatchDone() | Loaded() if self._workers.at_node(node) is None:
+        if isinstance(message, BatchDone | Loaded):
+            worker = self._at(node, now)
+            if worker is None:
                 return [SendToNode(node, UNKNOWN_WORKER)]
-            case BatchDone():
-                return self.done(node, message, now)
-            case Loaded():
-                return self.loaded(node, message, now)
+            if isinstance(message, Loaded):
+                model = self._models.get(message.model)
+                if model is None:
+                    return []
+                commands = model.loaded(worker, message.version, message.reason)
+                return [*commands, *self._advance(model, now)]
+            batch = worker.running.get(message.batch_id)
+            if batch is None:  # of a former membership
+                return []
+            if (fault := batch.fault(message)) is not None:
+                return self._evict(worker, f"it answered a batch with {fault}", now)
+            self._scheduler.returned(worker, batch, message, now)
+            return [*self._requests.complete(batch, message, now)]
+        match message:
             case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
                 worker = self._workers.with_id(worker_id)
                 if worker is None:
@@ -164,26 +170,6 @@ class Pool:
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s
         )
         return [SendToNode(node, welcome), *self._advance_all(now)]
-
-    def loaded(self, node: bytes, message: Loaded, now: float) -> list[PoolCommand]:
-        """Process the result of loading a version."""
-        worker = self._at(node, now)
-        model = self._models.get(message.model)
-        if worker is None or model is None:
-            return []
-        return [*model.loaded(worker, message.version, message.reason), *self._advance(model, now)]
-
-    def done(self, node: bytes, message: BatchDone, now: float) -> list[PoolCommand]:
-        """Process a finished batch; ignore a batch that the worker does not have."""
-        worker = self._at(node, now)
-        batch = worker.running.get(message.batch_id) if worker else None
-        if worker is None or batch is None:
-            return []
-        fault = batch.fault(message)
-        if fault is not None:
-            return self._evict(worker, f"it answered a batch with {fault}", now)
-        self._scheduler.returned(worker, batch, message, now)
-        return [*self._requests.complete(batch, message, now)]
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
         """Process a version that the loader has prepared, or its reason for failing."""
@@ -278,7 +264,7 @@ class Pool:
             "uptime_s": now - self._started_s,
             "workers": self._workers.report(now),
             "queue": {
-                "requests": sum(map(len, self._queues.values())),
+                "requests": self._requests.queued(),
                 "bytes": sum(model.pending_bytes for model in self._models.values()),
                 "request_limit": settings.queue_requests * len(self._models),
                 "byte_limit": settings.queue_bytes,

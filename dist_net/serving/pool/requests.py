@@ -23,12 +23,38 @@ class Status(IntEnum):
     CANCELLED = 6  # the client has gone
 
 
-@dataclass(frozen=True, slots=True)
+class LaneKey(NamedTuple):
+    """The properties that all requests of a batch share; ``version`` None: the newest."""
+
+    model: str
+    version: int | None
+    is_image: bool
+
+
+@dataclass(slots=True, eq=False)
+class PlannedBatch:
+    """Requests that will run together. Fixed at admission, which promises an answer in time.
+
+    It has ``rows`` of at most ``max_rows`` rows.
+    """
+
+    max_rows: int
+    rows: int = 0
+
+
+NO_BATCH = PlannedBatch(0)  # no request can join it
+
+
+@dataclass(slots=True)
 class InferenceRequest:
-    """A request before admission: ``rows`` inputs for one model.
+    """A request of ``rows`` inputs for one model.
 
     ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
     or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.
+
+    The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
+    the version whose statistics count it until it runs. ``runs_alone``: a worker was lost with it.
+    ``is_unwanted``: it was cancelled or expired while it runs, so its answer is dropped.
     """
 
     model: str
@@ -37,6 +63,17 @@ class InferenceRequest:
     is_image: bool = False
     version: int | None = None
     timeout_s: float | None = None
+    request_id: int = 0
+    admitted_s: float = 0.0
+    deadline_s: float = 0.0
+    counted: int = 0
+    runs_alone: bool = False
+    is_unwanted: bool = False
+    planned: PlannedBatch = NO_BATCH
+
+    @property
+    def key(self) -> LaneKey:
+        return LaneKey(self.model, self.version, self.is_image)
 
 
 @dataclass(frozen=True, slots=True)

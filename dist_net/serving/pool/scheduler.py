@@ -1,4 +1,4 @@
-"""Which requests are admitted, which batch runs next, and which worker runs it."""
+"""Which requests are admitted, and which batch runs next, on which worker, for how long."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.open_requests import OpenRequests
-from dist_net.serving.pool.request_queue import Lane, LaneKey, RequestQueue
-from dist_net.serving.pool.requests import InferenceRequest, Result, Status
-from dist_net.serving.pool.service_time import ServiceTime
+from dist_net.serving.pool.open_requests import Lane, OpenRequests
+from dist_net.serving.pool.requests import InferenceRequest, LaneKey, Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.spelling import suggestion
@@ -34,6 +32,14 @@ In the tests' simulation of machines whose speed varies by a fifth within second
 answers are late with 1.25 and none with 1.5; workers are as busy with either.
 """
 
+NEWEST_WEIGHT = 0.15
+"""The weight of a measurement in the moving means, which adapt within about ten batches."""
+NO_ROWS_WEIGHT = 0.1
+FIRST_FEW = 3
+FIRST_DEVIATION = 0.2
+LARGEST_STEP = 4.0
+FRESH_FOR_S = 5.0
+
 
 class Scheduler:
     """Admits requests and takes batches out of the queues of the models.
@@ -51,7 +57,6 @@ class Scheduler:
         self,
         settings: PoolSettings,
         workers: PoolMembership,
-        queues: Mapping[str, RequestQueue],
         models: Mapping[str, ModelVersions],
         requests: OpenRequests,
     ) -> None:
@@ -59,7 +64,6 @@ class Scheduler:
         self.is_draining = False
         self._settings = settings
         self._workers = workers
-        self._queues = queues
         self._models = models
         self._requests = requests
         self._times: dict[tuple[str, bool], ServiceTime] = {}
@@ -121,12 +125,10 @@ class Scheduler:
         )
 
     def _by_turn(self) -> list[Lane]:
-        """Return the lanes in the order of their models' turns."""
-        waiting = [queue for queue in self._queues.values() if queue.lanes]
-        if len(waiting) < 2:
-            return waiting[0].by_age() if waiting else []
-        lanes = [lane for queue in waiting for lane in queue.lanes.values()]
-        lanes.sort(key=lambda lane: (self._turn_of(lane.key.model), lane.oldest.admitted_s))
+        """Return the lanes in the order of their models' turns, then of their oldest requests."""
+        lanes = list(self._requests.lanes.values())
+        if len(lanes) > 1:
+            lanes.sort(key=lambda lane: (self._turn_of(lane.key.model), lane.oldest.admitted_s))
         return lanes
 
     def _turn_of(self, model: str) -> float:
@@ -184,7 +186,7 @@ class Scheduler:
         timeout_s = self._settings.batch_timeout_s
         if not timeout_s or lane.is_full:
             return False
-        if not worker.running and len(lane.requests) == sum(map(len, self._queues.values())):
+        if not worker.running and len(lane.requests) == self._requests.queued():
             return False
         until_s = lane.oldest.admitted_s + timeout_s
         if now >= until_s:
@@ -194,7 +196,7 @@ class Scheduler:
 
     def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> RunningBatch:
         name, _, is_image = lane.key
-        requests = self._queues[name].take(lane)
+        requests = self._requests.take(lane)
         rows = sum(request.rows for request in requests)
         expected_s = self._time_of(name, is_image).expected_s(rows) or 0.0
         self._turn_s = self._turn_of(name)
@@ -215,9 +217,9 @@ class Scheduler:
     def _in_time(self, request: InferenceRequest, model: ModelVersions, now: float) -> int | Result:
         """Refuse a request without room in its model's queue, or without time."""
         settings = self._settings
-        queued, held_bytes = len(self._queues[model.name]), model.pending_bytes
+        queued, held_bytes = self._requests.queued(model.name), model.pending_bytes
         payload_bytes, max_bytes = len(request.payload), settings.queue_bytes // len(self._models)
-        key = LaneKey.from_request(request)
+        key = request.key
         timeout_s = settings.allowed_s(request.timeout_s)
         batch_rows = self._batch_rows(key, timeout_s)
         wait_s, answered_s = self._seconds_until_answered(key, request.rows, batch_rows, now)
@@ -248,7 +250,8 @@ class Scheduler:
         """
         time = self._time_of(key.model, key.is_image)
         live, busy_s, others_s, is_idle = self._load(key, now)
-        if is_idle and not self._queues[key.model] and self._leaves_shares(key, rows, now):
+        queued = self._requests.queued(key.model)
+        if is_idle and not queued and self._leaves_shares(key, rows, now):
             own_s = time.cautious_s(rows)
             return (0.0, own_s) if own_s is not None and time.is_fresh(now) else (0.0, 0.0)
         own_s = time.cautious_s(max(rows, batch_rows))
@@ -308,7 +311,9 @@ class Scheduler:
     def _queued_s(self, key: LaneKey, rows: int, batch_rows: int) -> float:
         """Return the seconds that one worker would need for the model's batches ahead."""
         total_s = 0.0
-        for lane in self._queues[key.model].lanes.values():
+        for lane in self._requests.lanes.values():
+            if lane.key.model != key.model:
+                continue
             time = self._time_of(lane.key.model, lane.key.is_image)
             total_s += time.expected_s(lane.rows, lane.batches) or 0.0
             if lane.key == key and lane.joins(rows, batch_rows):
@@ -363,3 +368,65 @@ def _not_found(reason: str) -> Result:
 
 def _unavailable(reason: str, retry_after_s: float) -> Result:
     return Result(Status.UNAVAILABLE, reason=reason, retry_after_s=retry_after_s)
+
+
+class ServiceTime:
+    """Expected seconds of a batch by its rows; None while nothing was measured.
+
+    The model is a straight line: a fixed cost for the batch, and a cost for each row. So every
+    measurement informs all sizes, and a size that once seemed slow is tried again. The line is
+    fitted by least squares to recent batches and, with a small weight, to an empty batch that takes
+    no time: while all batches have one size, the estimate is proportional.
+    """
+
+    def __init__(self) -> None:
+        self._means: tuple[float, ...] = ()  # of _terms
+        self._batch_s = self._row_s = 0.0
+        self._deviation = FIRST_DEVIATION
+        self._count = 0
+        self._measured_s = 0.0
+
+    def observe(self, rows: int, seconds: float, now: float) -> None:
+        """Add a measurement. A single outlier does not move the means by much."""
+        if seconds <= 0:  # too short for the clock
+            return
+        expected_s = self.expected_s(rows)
+        if expected_s is None or (self._count < FIRST_FEW and seconds < expected_s / 2):
+            # The first batch builds its plan and touches its memory, so its time is discarded.
+            self._means = _terms(rows, seconds)
+            self._deviation = FIRST_DEVIATION
+        else:
+            seconds = min(seconds, LARGEST_STEP * expected_s)
+            self._deviation += NEWEST_WEIGHT * (abs(seconds / expected_s - 1) - self._deviation)
+            weight = max(NEWEST_WEIGHT, 1 / (self._count + 1))
+            pairs = zip(self._means, _terms(rows, seconds), strict=True)
+            self._means = tuple(mean + weight * (new - mean) for mean, new in pairs)
+        self._batch_s, self._row_s = _line(*self._means)
+        self._count += 1
+        self._measured_s = now
+
+    def expected_s(self, rows: int, batches: int = 1) -> float | None:
+        """Return the recent mean for ``rows`` in ``batches``."""
+        return batches * self._batch_s + rows * self._row_s if self._count else None
+
+    def cautious_s(self, rows: int) -> float | None:
+        """Return a time that few batches exceed: the mean plus four mean deviations."""
+        expected_s = self.expected_s(rows)
+        return None if expected_s is None else expected_s * (1 + 4 * self._deviation)
+
+    def is_fresh(self, now: float) -> bool:
+        """Return whether a batch was measured in the last few seconds."""
+        return self._count > 0 and now - self._measured_s < FRESH_FOR_S
+
+
+def _terms(rows: float, seconds: float) -> tuple[float, ...]:
+    """Return the terms whose means least squares needs."""
+    return rows, seconds, rows * rows, rows * seconds
+
+
+def _line(rows: float, seconds: float, squares: float, products: float) -> tuple[float, float]:
+    """Return the seconds per batch and per row, not below 0, from the means of ``_terms``."""
+    count = 1 + NO_ROWS_WEIGHT
+    row_s = (count * products - rows * seconds) / (count * squares - rows * rows)
+    row_s = min(row_s, products / squares)
+    return ((products - row_s * squares) / rows, row_s) if row_s > 0 else (seconds, 0.0)

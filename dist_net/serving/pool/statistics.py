@@ -122,8 +122,6 @@ class ModelStatistics:
     refused while it had none. So the sum over a model's versions never falls.
     """
 
-    inference_count: int = 0
-    execution_count: int = 0
     last_inference_s: float | None = None
     success: Timed = field(default_factory=Timed)
     fail: Timed = field(default_factory=Timed)
@@ -141,9 +139,15 @@ class ModelStatistics:
     retried: int = 0
     recent: RecentLatencies = field(default_factory=RecentLatencies)
 
+    @property
+    def inference_count(self) -> int:
+        return sum(rows * timed.count for rows, timed in self.batches.items())
+
+    @property
+    def execution_count(self) -> int:
+        return sum(timed.count for timed in self.batches.values())
+
     def ran(self, rows: int, compute_s: float, now: float) -> None:
-        self.inference_count += rows
-        self.execution_count += 1
         self.last_inference_s = now
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
@@ -171,8 +175,6 @@ class ModelStatistics:
 
     def absorb(self, other: ModelStatistics) -> None:
         """Add the counts of ``other``."""
-        self.inference_count += other.inference_count
-        self.execution_count += other.execution_count
         if other.last_inference_s is not None:
             self.last_inference_s = max(self.last_inference_s or 0.0, other.last_inference_s)
         for name in TIMES:

@@ -15,8 +15,8 @@ from described import described
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.wire.messages import Heartbeat, Message
-from dist_net.wire.serving_messages import BatchDone, JoinPool, Loaded, ModelPrepared, PoolWelcome
+from dist_net.wire.messages import Heartbeat, Leave, Message
+from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared, PoolWelcome
 
 BEATS_A_SECOND = 5
 
@@ -183,10 +183,10 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_heard(
         raise ZeroDivisionError("a fault of our own")
 
     with running(workers=1) as (host, turns):
-        done = BatchDone(1, b"", 0.0, 0.0, ())
-        monkeypatch.setattr(Pool, "done", fail)
-        host.socket.arrived.append((b"worker 0", done))
+        leave = Leave(1)
+        monkeypatch.setattr(Pool, "lost", fail)
+        host.socket.arrived.append((b"worker 0", leave))
         host.socket.arrived.append((b"another", JoinPool("another", "host", 7)))
         turns()
-        assert host.socket.failed == [(b"worker 0", done)]
+        assert host.socket.failed == [(b"worker 0", leave)]
         assert isinstance(host.socket.sent[-1][1], PoolWelcome)

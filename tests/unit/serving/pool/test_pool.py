@@ -94,7 +94,7 @@ class Desk:
         return model.came, model.done
 
     def load(self, node: bytes, version: int, name: str = "net", reason: str = "") -> None:
-        self.take(self.pool.loaded(node, Loaded(name, version, reason), self.now))
+        self.take(self.pool.receive(node, Loaded(name, version, reason), self.now))
 
     def ask(self, payload: bytes = ROW, model: str = "net", **fields: Any) -> int:
         answer = self.refused(payload, model, **fields)
@@ -112,7 +112,9 @@ class Desk:
             for payload, status in zip(run.payloads, statuses, strict=True)
         )
         self.take(
-            self.pool.done(node, BatchDone(run.batch_id, statuses, 0.25, 0.5, payloads), self.now)
+            self.pool.receive(
+                node, BatchDone(run.batch_id, statuses, 0.25, 0.5, payloads), self.now
+            )
         )
 
     def lose(self, node: bytes) -> None:
@@ -717,7 +719,7 @@ def test_a_worker_that_answers_nonsense_is_given_up_and_its_request_retried(
     desk = Desk(workers=(ONE, TWO))
     request = desk.ask()
     (run,) = desk.runs()
-    desk.take(desk.pool.done(ONE, done._replace(batch_id=run.batch_id), desk.now))
+    desk.take(desk.pool.receive(ONE, done._replace(batch_id=run.batch_id), desk.now))
     assert "answered" in desk.evicted()[0].reason
     (again,) = desk.runs(TWO)
     desk.done(TWO, again)

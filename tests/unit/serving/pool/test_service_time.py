@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dist_net.serving.pool.service_time import ServiceTime
+from dist_net.serving.pool.scheduler import ServiceTime
 
 
 def measured(*seconds: float, rows: int = 4) -> ServiceTime:
