@@ -21,7 +21,7 @@ PIECE_BYTES = 4 << 20
 VERSIONS_KEPT = 3
 
 Fetch = Callable[[FetchArrays], ArraysPiece]
-"""Requests a piece from the gateway; raises a DistNetError without an answer."""
+"""Request a piece from the gateway; raise a DistNetError without an answer."""
 
 
 class NetworkLoader:
