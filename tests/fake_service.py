@@ -146,8 +146,7 @@ class FakeService:
 async def _serve(arguments: list[str]) -> None:
     from dist_net.serving.http.application import application
     from dist_net.serving.http.server import HttpServer
-    from dist_net.serving.http.settings import HttpSettings
-    from dist_net.serving.http.token_file import TokenFile
+    from dist_net.serving.http.settings import HttpSettings, TokenFile
 
     changes: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments)
     token_file = changes.pop("token_file", None)

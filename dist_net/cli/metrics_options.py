@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
-from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.http.token_file import TokenFile
+from dist_net.serving.http.settings import HttpSettings, TokenFile
 
 Publish = Callable[[dict[str, Any]], None]
 

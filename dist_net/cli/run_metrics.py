@@ -24,9 +24,9 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from dist_net.serving.http.guard import Guard
+from dist_net.serving.http.exchange import Guard
 from dist_net.serving.http.pool_metrics import metrics_route
-from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
 

@@ -18,7 +18,7 @@ import uvloop
 
 from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.application import application
-from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer, _HttpConnection
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Result, Status

@@ -44,8 +44,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
-from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.http.token_file import TokenFile
+from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import CLIENT, OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
@@ -312,7 +311,7 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         return None
     try:
         from dist_net.serving.http.application import application
-        from dist_net.serving.http.refusals import Refusals
+        from dist_net.serving.http.replies import Refusals
         from dist_net.serving.http.server import HttpServer
     except ImportError as error:
         raise MissingExtraError(

@@ -25,7 +25,7 @@ from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
-from dist_net.serving.http.open_inference.codec import MAX_IMAGES
+from dist_net.serving.http.open_inference import MAX_IMAGES
 from dist_net.serving.http.replies import Json, error_content, result_reply
 from dist_net.serving.pool.description import EncodedImage, ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -61,10 +61,18 @@ class Classification:
         with HttpExchange(self._memory, request) as exchange:
             content_type = exchange.headers.get(b"content-type", b"")
             body = await exchange.body()
-            # Even a short form may take milliseconds: its headers are parsed in Python.
-            size = sys.maxsize if is_form(content_type) else 0
-            images = await exchange.off_loop(size, partial(images_of, body, content_type))
-            del body  # the images of a form are copies; release the form
+            if content_type.lower().startswith(b"multipart/form-data"):
+                # Even a short form may take milliseconds: its headers are parsed in Python.
+                read = partial(form_images, body, content_type)
+                images = await exchange.off_loop(sys.maxsize, read)
+                del body  # the images of a form are copies; release the form
+            else:
+                images = [EncodedImage("", body)] if body else []
+            if not images:
+                raise BadRequestError(
+                    "the request contains no image; expected a JPEG or PNG file as its body, or a "
+                    "multipart form with such files"
+                )
             model = self._model(request.path_params.get("model"))
             top = _top(request.query_params.get("top"))
             # All images of a request must be answered by one version.
@@ -151,34 +159,11 @@ def _timings(results: Sequence[Result], total_ms: float) -> dict[str, Any]:
     }
 
 
-def is_form(content_type: bytes) -> bool:
-    return content_type.lower().startswith(b"multipart/form-data")
+def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
+    """Return the files of a multipart form, copied; the form is parsed in pieces.
 
-
-def images_of(body: Payload, content_type: bytes) -> list[EncodedImage]:
-    """Return the images in a body: the body itself, borrowed, or the files of a form, copied.
-
-    Raise BadRequestError without images or for a damaged form, and RequestTooLargeError for more
-    than MAX_IMAGES.
+    Raise BadRequestError for a damaged form, RequestTooLargeError for more than MAX_IMAGES files.
     """
-    if is_form(content_type):
-        found = _files(body, content_type)
-    else:
-        found = [EncodedImage("", body)] if body else []
-    if not found:
-        raise BadRequestError(
-            "the request contains no image; expected a JPEG or PNG file as its body, or a "
-            "multipart form with such files"
-        )
-    if len(found) > MAX_IMAGES:
-        raise RequestTooLargeError(
-            f"{len(found):,} images in one request; expected at most {MAX_IMAGES}"
-        )
-    return found
-
-
-def _files(body: Payload, content_type: bytes) -> list[EncodedImage]:
-    """Return the files of a form, which is parsed in pieces."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise BadRequestError("the multipart form's Content-Type lacks its boundary; expected one")
@@ -194,6 +179,10 @@ def _files(body: Payload, content_type: bytes) -> list[EncodedImage]:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
     if not form.is_complete:
         raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
+    if len(form.files) > MAX_IMAGES:
+        raise RequestTooLargeError(
+            f"{len(form.files):,} images in one request; expected at most {MAX_IMAGES}"
+        )
     return [EncodedImage(name, memoryview(content)) for name, content in form.files]
 
 

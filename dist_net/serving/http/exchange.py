@@ -1,12 +1,17 @@
-"""One HTTP request on its way to the pool: its body, within limits, its model, and its results."""
+"""A request on its way to the pool: permission, its body within limits, its model, its results."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+from itertools import chain
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.errors import (
     BadRequestError,
@@ -15,12 +20,19 @@ from dist_net.errors import (
     RequestTooLargeError,
 )
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.replies import JSON_LENGTH, Refusals, error_reply
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.spelling import suggestion
+from dist_net.wire.security import OPERATOR
 
 Value = TypeVar("Value")
+HeaderValues = Mapping[bytes, bytes]
+
+_UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-type", JSON_LENGTH)
+# The requests that ZeroMQ reserves for operators, and metrics, which name all models and workers.
+_OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
 _RETRY_AFTER_S = 1.0
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
@@ -28,6 +40,108 @@ _THREADS = 2
 _QUICK_BYTES = 2**16  # parsed within about a millisecond, whatever the content
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
 _MAX_VERSION = 18
+
+
+class Guard:
+    """ASGI middleware that refuses requests without permission; ``open_paths`` need no token.
+
+    ``refusals`` counts every refusal, whether by the guard or by the application.
+    """
+
+    def __init__(
+        self,
+        application: ASGIApp,
+        settings: HttpSettings,
+        open_paths: frozenset[str],
+        refusals: Refusals,
+    ) -> None:
+        self._application = application
+        self._settings = settings
+        self._open_paths = open_paths
+        self._refusals = refusals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            send = self._refusals.noting(scope, send)
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await error_reply(*refusal)(scope, receive, send)
+                return
+        await self._application(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Return a status code and the reason; None if the request is permitted."""
+        headers: HeaderValues = dict(scope["headers"])
+        return (
+            self._malformed(scope, headers)
+            or (self._foreign(headers) if self._settings.tokens is None else None)
+            or self._forbidden(scope["path"], headers)
+        )
+
+    def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
+        sent: list[tuple[bytes, bytes]] = scope["headers"]
+        limit, limit_bytes = self._settings.headers, self._settings.header_bytes
+        size = len(scope["path"]) + len(scope.get("query_string", b""))
+        if len(sent) > limit or size + sum(map(len, chain.from_iterable(sent))) > limit_bytes:
+            return 431, (
+                f"the request's line and headers are too large; expected at most {limit} headers "
+                f"and {limit_bytes:,} bytes"
+            )
+        if len(headers) != len(sent):
+            names = [name for name, _ in sent]
+            repeated = [name.decode() for name in _UNIQUE if names.count(name) > 1]
+            if repeated:
+                return 400, f"the header {repeated[0]} is repeated; expected it once"
+        return None
+
+    def _foreign(self, headers: HeaderValues) -> tuple[int, str] | None:
+        """Refuse requests from pages of other sites in a browser on this host.
+
+        A token proves that a request does not come from such a page.
+        """
+        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+        # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
+        is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
+        if origin is not None and not is_same_origin and origin.partition(b"://")[2] != host:
+            return 403, (
+                "the request comes from a page of another site; expected a page of this server, "
+                "or a token"
+            )
+        if not (self._settings.has_tls or _is_this_host(host.decode("latin-1"))):
+            # DNS rebinding: if another site's name resolves to this host, the browser treats its
+            # pages as pages of this server.
+            return 403, (
+                "the header Host is not an IP address or localhost; expected one of these; to "
+                "serve under another name, use a token or TLS"
+            )
+        return None
+
+    def _forbidden(self, path: str, headers: HeaderValues) -> tuple[int, str] | None:
+        if path in self._open_paths:
+            return None
+        tokens, role = self._settings.tokens, self._settings.loopback_role
+        if tokens is not None:
+            role = tokens.role_of(headers.get(b"authorization", b"")) or ""
+        if not role:
+            return 401, (
+                "the token is missing or wrong; expected the header Authorization: Bearer TOKEN"
+            )
+        if role != OPERATOR and path.startswith(_OPERATORS_PATHS):
+            return 403, (
+                f"a {role} may not use {path[:80]!r}; expected the token of an operator (a line "
+                f"'operator TOKEN' in the server's --token-file)"
+            )
+        return None
+
+
+@lru_cache(maxsize=64)
+def _is_this_host(host: str) -> bool:
+    """Return whether a Host header is an IP address or localhost, with or without a port."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 class RequestMemory:

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.replies import Refusals
 from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -1,13 +1,17 @@
-"""Replies in JSON, and the status code of each error and result."""
+"""Replies in JSON, the status code of each error and result, and the record of refusals."""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import Counter
 from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
 import orjson
 from starlette.responses import Response
+from starlette.types import Message, Scope, Send
 
 from dist_net.errors import (
     BadInputError,
@@ -18,6 +22,8 @@ from dist_net.errors import (
     RequestTooLargeError,
 )
 from dist_net.serving.pool.requests import Result, Status
+
+logger = logging.getLogger(__name__)
 
 Header = tuple[bytes, bytes]
 
@@ -46,6 +52,10 @@ _HEADERS_OF_CODE: dict[int, list[Header]] = {
     431: [(b"connection", b"close")],
 }
 _UNAVAILABLE = 503
+_FIRST_REFUSAL = 400
+_MAX_LINES = 20
+_PERIOD_S = 60.0
+_MAX_REASON = 300
 
 
 def code_of_error(error: DistNetError) -> int:
@@ -104,3 +114,42 @@ def result_reply(result: Result, **more: Any) -> Json:
     """Return the response for a result that is not OK."""
     code = CODE_OF_STATUS[result.status]
     return error_reply(code, result.reason, result.retry_after_s, **more)
+
+
+class Refusals:
+    """Counts refusals by status code in ``counts``, and logs at most 20 of each code a minute."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self._period: Counter[int] = Counter()
+        self._period_ends_s = 0.0
+
+    def note(self, code: int, request: str, reason: str) -> None:
+        """Count a refusal, and log it unless too many were logged in this minute."""
+        now = time.monotonic()
+        if now >= self._period_ends_s:
+            left_out = sum(max(0, count - _MAX_LINES) for count in self._period.values())
+            if left_out:
+                logger.warning("refusals_not_logged requests=%d", left_out)
+            self._period.clear()
+            self._period_ends_s = now + _PERIOD_S
+        self.counts[code] += 1
+        self._period[code] += 1
+        if self._period[code] <= _MAX_LINES:
+            what = "request_refused code=%d request=%r reason=%r"
+            logger.warning(what, code, request, reason[:_MAX_REASON])
+
+    def noting(self, scope: Scope, send: Send) -> Send:
+        """Return a ``send`` that notes the response if it is a refusal."""
+        code = 0
+
+        async def noted(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            elif code >= _FIRST_REFUSAL:
+                reason = bytes(message.get("body", b"")[:_MAX_REASON]).decode(errors="replace")
+                self.note(code, f"{scope['method']} {scope['path'][:80]}", reason)
+            await send(message)
+
+        return noted

@@ -23,8 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import KeyFileError, ListenError
-from dist_net.serving.http.refusals import Refusals
-from dist_net.serving.http.replies import error_content
+from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 
 logger = logging.getLogger(__name__)

@@ -24,14 +24,11 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.serving.http import classify, exchange
-from dist_net.serving.http.application import application
-from dist_net.serving.http.classify import images_of
-from dist_net.serving.http.open_inference.codec import bytes_of_elements
-from dist_net.serving.http.pages import PAGE, page_routes
-from dist_net.serving.http.refusals import Refusals
-from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
-from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.http.token_file import TokenFile
+from dist_net.serving.http.application import PAGE, application, page_routes
+from dist_net.serving.http.classify import form_images
+from dist_net.serving.http.open_inference import bytes_of_elements
+from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS, Refusals
+from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.description import TYPE_CODES, EncodedImage, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
@@ -539,7 +536,7 @@ def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
         head = b'\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n'
         body = b"\r\n".join(b"--Boundary" + head + each for each in contents)
         body = random.choice([b"", b"\r\n"]) + body + b"\r\n--Boundary--\r\n"
-        found = images_of(bytearray(body), b"multipart/form-data; boundary=Boundary")
+        found = form_images(bytearray(body), b"multipart/form-data; boundary=Boundary")
         assert [bytes(each.content) for each in found] == contents
 
 
@@ -561,7 +558,7 @@ PART = b'--B\r\nContent-Disposition: form-data; filename="p"\r\n\r\nx\r\n'
 )
 def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> None:
     with pytest.raises(BadRequestError):
-        images_of(PART + b"--B--", content_type)
+        form_images(PART + b"--B--", content_type)
 
 
 @pytest.mark.parametrize(
@@ -580,13 +577,13 @@ def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> Non
 )
 def test_a_damaged_form_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequestError):
-        images_of(body, FORM_TYPE)
+        form_images(body, FORM_TYPE)
 
 
 @pytest.mark.parametrize("body", [PART * 129, PART[:-3] + b"\r\n--Bx" * 1000])
 def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
     with pytest.raises(RequestTooLargeError):
-        images_of(body + b"--B--", FORM_TYPE)
+        form_images(body + b"--B--", FORM_TYPE)
 
 
 @pytest.mark.parametrize(
@@ -604,7 +601,7 @@ def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
 def test_a_file_has_any_name(parameter: bytes, name: str | None) -> None:
     """A client may call a file what it likes; ``name`` None: it has some name."""
     body = PART.replace(b'filename="p"', parameter) + b"--B--"
-    (image,) = images_of(body, FORM_TYPE)
+    (image,) = form_images(body, FORM_TYPE)
     assert name in (None, image.name)
 
 
@@ -1114,13 +1111,13 @@ def test_forms_are_taken_apart_by_threads(
     service: FakeService, monkeypatch: pytest.MonkeyPatch, note_bytes: int
 ) -> None:
     threads = set()
-    by_itself = classify.images_of
+    by_itself = classify.form_images
 
-    def images_of(*arguments: Any) -> list[EncodedImage]:
+    def form_images(*arguments: Any) -> list[EncodedImage]:
         threads.add(threading.current_thread())
         return by_itself(*arguments)
 
-    monkeypatch.setattr(classify, "images_of", images_of)
+    monkeypatch.setattr(classify, "form_images", form_images)
     scope, body = form(bytes(note_bytes))
     client = Client(piece(body))
     app = application(service, HttpSettings())

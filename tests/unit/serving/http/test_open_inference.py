@@ -12,7 +12,8 @@ from dist_net.errors import (
     BadRequestError,
     RequestTooLargeError,
 )
-from dist_net.serving.http.open_inference.codec import (
+from dist_net.serving.http.model_endpoints import model_metadata
+from dist_net.serving.http.open_inference import (
     MAX_JSON_BYTES,
     ResponseForm,
     bytes_of_elements,
@@ -20,7 +21,6 @@ from dist_net.serving.http.open_inference.codec import (
     encode_response,
     read_request,
 )
-from dist_net.serving.http.open_inference.models import model_metadata
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from fake_service import ANIMALS, DIGITS
 from naming import naming

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import KeyFileError
-from dist_net.serving.http.token_file import TokenFile
+from dist_net.serving.http.settings import TokenFile
 
 FIRST, SECOND = "first-token-0123", "second-token-456"
 

@@ -1,4 +1,4 @@
-"""Decode requests of the Open Inference Protocol, and encode its responses. No I/O.
+"""POST /v2/models/MODEL[/versions/VERSION]/infer, the Open Inference Protocol's inference request.
 
 A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
 is the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from math import prod
 from reprlib import Repr
@@ -21,11 +22,22 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import likeliest
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.exchange import (
+    HttpExchange,
+    RequestMemory,
+    description_of,
+    version_number,
+)
+from dist_net.serving.http.replies import JSON_LENGTH, HttpReply, result_reply
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
-from dist_net.serving.pool.requests import InferenceRequest, Payload, Result
+from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 
 INPUT = "input"
 
@@ -43,6 +55,56 @@ _LENGTH = struct.Struct("<I")
 _SHOWN = Repr()
 _SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
 _SHOWN.maxstring = _SHOWN.maxother = 60
+
+
+class InferEndpoint:
+    """The endpoint of inference requests: an ASGI application, cheaper than a function's route."""
+
+    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
+        self._gateway = gateway
+        self._memory = memory
+
+    def routes(self) -> list[Route]:
+        """Return the routes to the newest version and to a named one."""
+        models = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+        return [Route(f"{model}/infer", self, methods=["POST"]) for model in models]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = await self._infer(Request(scope, receive))
+        await reply(scope, receive, send)
+
+    async def _infer(self, request: Request) -> HttpReply:
+        name, version = request.path_params["model"], version_number(request)
+        with HttpExchange(self._memory, request) as exchange:
+            json_bytes = exchange.size_header(JSON_LENGTH)
+            content = await exchange.body()
+            parsed_bytes = len(content) if json_bytes is None else json_bytes
+            model = None
+            # A model may be loaded while a thread parses: the model that answers must be the model
+            # that the request was checked for. ``infer`` admits the request before its first await.
+            while (newest := description_of(self._gateway, name, version)) is not model:
+                model = newest
+                read = partial(read_request, content, json_bytes, model, version)
+                requests, form = await exchange.off_loop(parsed_bytes, read)
+            results = await exchange.infer(self._gateway, requests)
+            if (failed := _first_failure(results)) is not None:
+                return result_reply(failed)
+            rows = sum(each.rows for each in requests)
+            answer, json_bytes = encode_response(name, rows, results, form)
+        if json_bytes is None:
+            return HttpReply(answer)
+        length = (JSON_LENGTH, b"%d" % json_bytes)
+        return HttpReply(answer, headers=[length], content_type=b"application/octet-stream")
+
+
+def _first_failure(results: Sequence[Result]) -> Result | None:
+    """Return the first result that is not OK: the protocol has no partial answers."""
+    for place, result in enumerate(results, 1):
+        if result.status != Status.OK:
+            if len(results) == 1:
+                return result
+            return replace(result, reason=f"image {place} of {len(results)}: {result.reason}")
+    return None
 
 
 @dataclass(frozen=True, slots=True)

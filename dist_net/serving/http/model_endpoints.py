@@ -20,7 +20,7 @@ from dist_net.serving.http.exchange import (
     served_model,
     version_number,
 )
-from dist_net.serving.http.open_inference.codec import INPUT, json_object, output_name
+from dist_net.serving.http.open_inference import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, result_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Result, Status
