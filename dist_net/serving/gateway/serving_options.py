@@ -33,7 +33,6 @@ class ServingOptions:
     """The options of a gateway. Raise SettingError for values out of range."""
 
     sources: tuple[str, ...]
-    names: tuple[str, ...]
     workers: int | None
     threads: int
     pool: PoolSettings
@@ -50,7 +49,7 @@ class ServingOptions:
     max_pixels: int
     is_reproducible: bool
     trust_recipe: bool
-    grace_s: float
+    grace: float
     log_directory: Path | None
     contact: str | None = None
     token_lifetime: float = TOKEN_LIFETIME_S
@@ -59,9 +58,9 @@ class ServingOptions:
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
         in_range = 0 <= workers <= MAX_WORKERS and 1 <= self.threads <= MAX_THREADS
-        if not in_range or not self.grace_s >= 0 or self.max_pixels < 1:
+        if not in_range or not self.grace >= 0 or self.max_pixels < 1:
             raise SettingError(
-                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}, "
+                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace:g}, "
                 f"--max-pixels={self.max_pixels}: expected 0 to {MAX_WORKERS} workers of 1 to "
                 f"{MAX_THREADS} threads, seconds, and at least one pixel"
             )
@@ -75,6 +74,10 @@ class ServingOptions:
                 "--workers=0 without --listen-workers leaves no worker to serve requests; start "
                 "local workers, or set an address for remote workers"
             )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(parse_named_source(each).name for each in self.sources)
 
     @property
     def listen_options(self) -> ListenOptions:
@@ -108,16 +111,13 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_workers(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
-    cores = available_cores()
-    option(
-        "--workers",
-        type=worker_count,
-        default=cores,
-        metavar="N",
-        help="number of processes (default: the cores); with --cluster ray also auto: as many as "
-        "fit",
+    text = "number of processes (default: the cores); with --cluster ray also auto: as many as fit"
+    option("--workers", type=worker_count, default=available_cores(), metavar="N", help=text)
+    _add_numbers(
+        group,
+        ("--threads", 1, "N", "threads per worker"),
+        ("--grace", 30.0, "SECONDS", "time to answer admitted requests after a signal"),
     )
-    option("--threads", type=int, default=1, metavar="N", help="threads per worker (default: 1)")
     option(
         "--reproducible",
         dest="is_reproducible",
@@ -125,14 +125,6 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
         default=True,
         help="answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
         "processors without AVX-512",
-    )
-    option(
-        "--grace",
-        dest="grace_s",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="time to answer admitted requests after a signal (default: 30)",
     )
     option(
         "--log-dir",
@@ -145,69 +137,40 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:
-    option = group.add_argument
-    option("--max-batch-size", type=int, default=8, metavar="N", help="rows per batch (default: 8)")
-    option(
-        "--batch-timeout-ms",
-        type=float,
-        default=0.0,
-        metavar="MS",
-        help="time that an incomplete batch waits while other batches are queued (default: 0)",
+    waits = "time that an incomplete batch waits while other batches are queued"
+    memory = "memory for unanswered requests, divided equally among models"
+    pixels = "refuse larger images; decoding takes up to 16 bytes per pixel"
+    _add_numbers(
+        group,
+        ("--max-batch-size", 8, "N", "rows per batch"),
+        ("--batch-timeout-ms", 0.0, "MS", waits),
+        ("--queue-limit", 1024, "N", "queued requests per model"),
+        ("--queue-mib", 256, "MIB", memory),
+        ("--max-pixels", MAX_PIXELS, "N", pixels),
+        ("--timeout", 10.0, "SECONDS", "per request"),
     )
-    option(
-        "--queue-limit",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="queued requests per model (default: 1024)",
-    )
-    option(
-        "--queue-mib",
-        type=int,
-        default=256,
-        metavar="MIB",
-        help="memory for unanswered requests, divided equally among models (default: 256)",
-    )
-    option(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help=f"refuse larger images; decoding takes up to 16 bytes per pixel (default: "
-        f"{MAX_PIXELS:,})",
-    )
-    option(
-        "--timeout", type=float, default=10.0, metavar="SECONDS", help="per request (default: 10)"
-    )
+
+
+def _add_numbers(
+    group: argparse._ArgumentGroup, *options: tuple[str, int | float, str, str]
+) -> None:
+    """Add options by name, default, metavar and help; each has the type of its default."""
+    for name, default, metavar, text in options:
+        text += f" (default: {default:,})"
+        group.add_argument(name, type=type(default), default=default, metavar=metavar, help=text)
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
-    option(
-        "--http",
-        default="127.0.0.1:8000",
-        metavar="HOST:PORT",
-        help="address of the HTTP server, '' for none (default: 127.0.0.1:8000)",
-    )
-    option(
-        "--listen",
-        default="tcp://127.0.0.1:8001",
-        metavar="ADDRESS",
-        help="address for dist_net.Client (default: tcp://127.0.0.1:8001)",
-    )
-    option(
-        "--listen-workers",
-        default="",
-        metavar="ADDRESS",
-        help="listen for workers on other hosts, and print the command to run there",
-    )
+    text = "address of the HTTP server, '' for none (default: %(default)s)"
+    option("--http", default="127.0.0.1:8000", metavar="HOST:PORT", help=text)
+    text = "address for dist_net.Client (default: %(default)s)"
+    option("--listen", default="tcp://127.0.0.1:8001", metavar="ADDRESS", help=text)
+    text = "listen for workers on other hosts, and print the command to run there"
+    option("--listen-workers", default="", metavar="ADDRESS", help=text)
     add_invitation_arguments(group)
-    option(
-        "--keys",
-        type=Path,
-        metavar="DIR",
-        help="CURVE keys of this server, for clients and workers on other hosts",
-    )
+    text = "CURVE keys of this server, for clients and workers on other hosts"
+    option("--keys", type=Path, metavar="DIR", help=text)
     option(
         "--token-file",
         type=Path,
@@ -230,7 +193,6 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
         queue_bytes=arguments.queue_mib * MIB,
         default_timeout_s=arguments.timeout,
     )
-    names = tuple(parse_named_source(each).name for each in sources)
     same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
     rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
-    return ServingOptions(sources=sources, names=names, pool=pool, ray=ray, **rest)
+    return ServingOptions(sources=sources, pool=pool, ray=ray, **rest)

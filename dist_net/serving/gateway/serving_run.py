@@ -149,7 +149,7 @@ async def serve(options: ServingOptions) -> int:
             error.args = (f"{error} (logs: {logs})",)
             raise
     if not is_drained:
-        logger.warning("not_drained grace_s=%g", options.grace_s)
+        logger.warning("not_drained grace_s=%g", options.grace)
     return stop.exit_code if is_drained else 1
 
 
@@ -176,7 +176,7 @@ async def _run(
             print(said_when_ready, flush=True)
         await stop.requested_or(serving, supervising)
         logger.info("draining")
-        return await gateway.drain(options.grace_s, stop.is_urgent)
+        return await gateway.drain(options.grace, stop.is_urgent)
     finally:
         gateway.give_up("the gateway is being stopped")
         stop.requested.set()

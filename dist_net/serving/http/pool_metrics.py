@@ -7,8 +7,9 @@ scrapes, and its counts would be lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -29,18 +30,14 @@ from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6
 _DURATIONS = {
-    "nv_inference_request_duration_us": ("success", "answered requests, from admission to answer"),
-    "nv_inference_queue_duration_us": ("queue", "answered requests, from admission to dispatch"),
-    "nv_inference_compute_input_duration_us": ("compute_input", "preparing the inputs"),
-    "nv_inference_compute_infer_duration_us": ("compute_infer", "computing the network"),
-    "nv_inference_compute_output_duration_us": (
-        "compute_output",
-        "transport to the workers and back",
-    ),
+    "request": ("success", "answered requests, admission to answer"),
+    "queue": ("queue", "answered requests, admission to dispatch"),
+    "compute_input": ("compute_input", "preparing the inputs"),
+    "compute_infer": ("compute_infer", "computing the network"),
+    "compute_output": ("compute_output", "transport to the workers and back"),
 }
 _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
-
-Counted = list[tuple[str, ModelStatistics]]
+_STATES = ("idle", "busy", "loading", "silent")
 
 
 def metrics_route(collector: Collector) -> Route:
@@ -67,98 +64,89 @@ class PoolCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        counted: Counted = [
-            (name, total(self._gateway.statistics(name).values()))
-            for name in self._gateway.models()
-        ]
+        models = self._gateway.models()
+        counted = {name: total(self._gateway.statistics(name).values()) for name in models}
+        status = self._gateway.status()
         yield from _triton_metrics(counted)
         yield from _request_metrics(counted)
-        yield from _pool_metrics(self._gateway.status())
-        refused = CounterMetricFamily(
-            "dist_net_http_refused", "HTTP requests refused, by status code", labels=("code",)
-        )
-        for code, count in sorted(self._refusals.counts.items()):
-            refused.add_metric((str(code),), count)
-        yield refused
-        unloads = CounterMetricFamily("dist_net_unloads", "unloads of a model", labels=("model",))
-        for model, count in sorted(self._gateway.unloads.items()):
-            unloads.add_metric((model,), count)
-        yield unloads
+        yield from _pool_metrics(status)
+        refusals = sorted(self._refusals.counts.items())
+        yield _counter("http_refused", "HTTP requests refused, by status code", "code", refusals)
+        unloads = sorted(self._gateway.unloads.items())
+        yield _counter("unloads", "unloads of a model", "model", unloads)
 
 
-def _triton_metrics(counted: Counted) -> Iterator[Metric]:
+Values = Iterable[tuple[Any, float]]
+"""The values of a metric, each after its labels."""
+
+
+def _family(kind: type[Metric], name: str, text: str, labels: str, values: Values) -> Metric:
+    metric: Any = kind(name, text, labels=labels.split())  # type: ignore[call-arg]
+    for label, value in values:
+        metric.add_metric([*map(str, label if isinstance(label, tuple) else (label,))], value)
+    return cast(Metric, metric)
+
+
+def _counter(name: str, text: str, labels: str, values: Values) -> Metric:
+    return _family(CounterMetricFamily, f"dist_net_{name}", text, labels, values)
+
+
+def _gauge(name: str, text: str, labels: str, values: Values) -> Metric:
+    return _family(GaugeMetricFamily, f"dist_net_{name}", text, labels, values)
+
+
+def _triton_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
     # Untyped, because a counter's name must end in _total, and these do not.
-    def family(name: str, text: str, value: Any) -> Metric:
-        metric = UntypedMetricFamily(name, text, labels=("model",))
-        for model, each in counted:
-            metric.add_metric((model,), value(each))
-        return metric
+    def family(name: str, text: str, value: Callable[[ModelStatistics], float]) -> Metric:
+        values = [(model, value(each)) for model, each in counted.items()]
+        return _family(UntypedMetricFamily, f"nv_inference_{name}", text, "model", values)
 
-    yield family("nv_inference_request_success", "requests answered", lambda s: s.success.count)
-    yield family("nv_inference_request_failure", "requests that failed", lambda s: s.fail.count)
-    yield family("nv_inference_count", "rows answered", lambda s: s.inference_count)
-    yield family("nv_inference_exec_count", "batches run", lambda s: s.execution_count)
+    yield family("request_success", "requests answered", lambda s: s.success.count)
+    yield family("request_failure", "requests that failed", lambda s: s.fail.count)
+    yield family("count", "rows answered", lambda s: s.inference_count)
+    yield family("exec_count", "batches run", lambda s: s.execution_count)
     for name, (field, text) in _DURATIONS.items():
-
-        def total_us(statistics: ModelStatistics, field: str = field) -> float:
-            return float(getattr(statistics, field).seconds) * _US_PER_S
-
-        yield family(name, f"microseconds in all: {text}", total_us)
+        seconds = attrgetter(f"{field}.seconds")
+        text = f"microseconds in all: {text}"
+        yield family(f"{name}_duration_us", text, lambda s, of=seconds: of(s) * _US_PER_S)
 
 
-def _request_metrics(counted: Counted) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "dist_net_requests", "requests by result", labels=("model", "end")
-    )
-    batches = CounterMetricFamily(
-        "dist_net_batches", "batches by number of rows", labels=("model", "rows")
-    )
-    retries = CounterMetricFamily(
-        "dist_net_retries", "requests moved from lost workers", labels=("model",)
-    )
-    for model, each in counted:
-        retries.add_metric((model,), each.retried)
-        for end in ENDS:
-            requests.add_metric((model, end), getattr(each, end))
-        for rows, timed in sorted(each.batches.items()):
-            batches.add_metric((model, str(rows)), timed.count)
-    yield requests
-    yield retries
-    yield batches
+def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
+    ends = [((model, end), getattr(each, end)) for model, each in counted.items() for end in ENDS]
+    yield _counter("requests", "requests by result", "model end", ends)
+    retried = [(model, each.retried) for model, each in counted.items()]
+    yield _counter("retries", "requests moved from lost workers", "model", retried)
+    batches = [
+        ((model, rows), timed.count)
+        for model, each in counted.items()
+        for rows, timed in sorted(each.batches.items())
+    ]
+    yield _counter("batches", "batches by number of rows", "model rows", batches)
 
 
 def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
-    def gauge(name: str, text: str, value: float) -> Metric:
-        return GaugeMetricFamily(f"dist_net_{name}", text, value)
-
     queue = status["queue"]
-    yield gauge("ready", "1 if every model is ready", status["is_ready"])
-    yield gauge(
-        "draining", "1 while the pool shuts down and admits no requests", status["is_draining"]
-    )
-    yield gauge("uptime_seconds", "seconds since the gateway started", status["uptime_s"])
-    yield gauge("queue_requests", "queued requests", queue["requests"])
-    yield gauge("queue_request_limit", "maximum number of queued requests", queue["request_limit"])
-    yield gauge("queue_bytes", "bytes of unanswered requests", queue["bytes"])
-    yield gauge("queue_byte_limit", "maximum bytes of unanswered requests", queue["byte_limit"])
-    workers = GaugeMetricFamily("dist_net_workers", "workers by state", labels=("state",))
+    for name, text, value in (
+        ("ready", "1 if every model is ready", status["is_ready"]),
+        ("draining", "1 while the pool shuts down and admits no requests", status["is_draining"]),
+        ("uptime_seconds", "seconds since the gateway started", status["uptime_s"]),
+        ("queue_requests", "queued requests", queue["requests"]),
+        ("queue_request_limit", "maximum number of queued requests", queue["request_limit"]),
+        ("queue_bytes", "bytes of unanswered requests", queue["bytes"]),
+        ("queue_byte_limit", "maximum bytes of unanswered requests", queue["byte_limit"]),
+    ):
+        yield _gauge(name, text, "", [((), value)])
     states = [worker["state"] for worker in status["workers"]]
-    for state in ("idle", "busy", "loading", "silent"):
-        workers.add_metric((state,), states.count(state))
-    yield workers
-    yield from _model_metrics(status["models"])
-
-
-def _model_metrics(models: list[dict[str, Any]]) -> Iterator[Metric]:
-    ready = GaugeMetricFamily("dist_net_model_ready", "1 if a worker can answer", labels=("model",))
-    latency = GaugeMetricFamily(
-        "dist_net_latency_seconds", "latency of the last ten seconds", labels=("model", "quantile")
-    )
-    for model in models:
-        ready.add_metric((model["name"],), model["is_ready"])
-        for percentile, quantile in _PERCENTILES.items():
-            found_ms = (model["latency_ms"] or {}).get(percentile)
-            if found_ms is not None:
-                latency.add_metric((model["name"], quantile), found_ms / 1e3)
-    yield ready
-    yield latency
+    counts = [(state, states.count(state)) for state in _STATES]
+    yield _gauge("workers", "workers by state", "state", counts)
+    models = status["models"]
+    ready = [(model["name"], model["is_ready"]) for model in models]
+    yield _gauge("model_ready", "1 if a worker can answer", "model", ready)
+    latencies = [
+        ((model["name"], quantile), found_ms / 1e3)
+        for model in models
+        for percentile, quantile in _PERCENTILES.items()
+        if (found_ms := (model["latency_ms"] or {}).get(percentile)) is not None
+    ]
+    text = "latency of the last ten seconds"
+    yield _gauge("latency_seconds", text, "model quantile", latencies)

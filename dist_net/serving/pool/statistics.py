@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import ceil, log2
+from heapq import merge
+from math import ceil
 
 from dist_net.serving.pool.requests import Result, Status
 
@@ -16,10 +17,7 @@ ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
 """The counters of requests: admitted, and by result."""
 
 TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-WINDOW_S = 10
-BINS_PER_OCTAVE = 16
-SHORTEST_S = 2.0**-17
-BINS = 24 * BINS_PER_OCTAVE
+WINDOW_S = 10.0
 
 
 @dataclass(slots=True)
@@ -36,51 +34,35 @@ class Timed:
 
 
 class RecentLatencies:
-    """The latencies of requests answered in the last ten seconds.
-
-    One histogram a second, with bins 4.4 % wide, from 8 us to two minutes.
-    """
+    """The latencies of requests answered in the last ten seconds, each with its time."""
 
     def __init__(self) -> None:
-        self._seconds: deque[tuple[int, list[int]]] = deque()
+        self._answered: deque[tuple[float, float]] = deque()  # oldest first
 
     def add(self, latency_s: float, now: float) -> None:
         """Count an answer with this latency."""
-        octaves = log2(latency_s / SHORTEST_S) if latency_s > SHORTEST_S else 0.0
-        self._bins(int(now))[min(int(octaves * BINS_PER_OCTAVE), BINS - 1)] += 1
+        self._answered.append((now, latency_s))
+        self._forget(now)
 
     def requests_per_s(self, now: float) -> float:
         """Return the mean over the last ten seconds."""
         self._forget(now)
-        return sum(sum(bins) for _, bins in self._seconds) / WINDOW_S
+        return len(self._answered) / WINDOW_S
 
     def percentiles_s(self, shares: Iterable[float], now: float) -> tuple[float, ...] | None:
-        """Return the percentiles for these shares, such as 0.99; None without answers.
-
-        Each is accurate to 2.2 %.
-        """
+        """Return the percentiles for these shares, such as 0.99; None without answers."""
         self._forget(now)
-        bins = [sum(counts) for counts in zip(*(bins for _, bins in self._seconds), strict=True)]
-        total = sum(bins)
-        return tuple(_quantile(bins, ceil(share * total)) for share in shares) if total else None
+        latencies_s = sorted(latency_s for _, latency_s in self._answered)
+        count = len(latencies_s)
+        return tuple(latencies_s[ceil(share * count) - 1] for share in shares) if count else None
 
     def absorb(self, other: RecentLatencies) -> None:
-        """Add the counts of ``other``."""
-        merged = dict(self._seconds)
-        for second, bins in other._seconds:
-            mine = merged.get(second, [0] * BINS)
-            merged[second] = [a + b for a, b in zip(mine, bins, strict=True)]
-        self._seconds = deque(sorted(merged.items()))
-
-    def _bins(self, second: int) -> list[int]:
-        if not self._seconds or self._seconds[-1][0] < second:
-            self._seconds.append((second, [0] * BINS))
-            self._forget(second)
-        return self._seconds[-1][1]
+        """Add the answers of ``other``."""
+        self._answered = deque(merge(self._answered, other._answered))
 
     def _forget(self, now: float) -> None:
-        while self._seconds and self._seconds[0][0] <= int(now) - WINDOW_S:
-            self._seconds.popleft()
+        while self._answered and self._answered[0][0] <= now - WINDOW_S:
+            self._answered.popleft()
 
 
 def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
@@ -88,15 +70,6 @@ def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
     for each in statistics:
         together.absorb(each)
     return together
-
-
-def _quantile(bins: list[int], rank: int) -> float:
-    """Return the middle of the bin of the ``rank``-th smallest value."""
-    for index, count in enumerate(bins):
-        rank -= count
-        if rank <= 0 < count:
-            return SHORTEST_S * float(2.0 ** ((index + 0.5) / BINS_PER_OCTAVE))
-    raise AssertionError("a rank beyond the count of all")
 
 
 @dataclass(slots=True)

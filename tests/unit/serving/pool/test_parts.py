@@ -10,7 +10,7 @@ from dist_net.serving.pool.open_requests import Quarantine
 from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 
 
-def test_percentiles_are_within_a_few_percent_and_of_the_last_ten_seconds() -> None:
+def test_percentiles_are_of_the_last_ten_seconds() -> None:
     recent = RecentLatencies()
     random = np.random.default_rng(0)
     latencies = random.lognormal(-6, 1.5, 5000)
@@ -18,17 +18,10 @@ def test_percentiles_are_within_a_few_percent_and_of_the_last_ten_seconds() -> N
         recent.add(float(latency), 3.5)
     shares = (0.5, 0.9, 0.99)
     found = recent.percentiles_s(shares, 12.9)
-    assert found == pytest.approx(np.quantile(latencies, shares), rel=0.04)
+    assert found == pytest.approx(np.quantile(latencies, shares), rel=0.01)
     assert recent.requests_per_s(12.9) == 500
-    assert recent.percentiles_s(shares, 13.0) is None
-    assert recent.requests_per_s(13.0) == 0
-
-
-def test_latencies_beyond_all_bins_are_counted_in_the_outermost() -> None:
-    recent = RecentLatencies()
-    for latency_s in (0.0, -1.0, 1e-9, 1e9):
-        recent.add(latency_s, 0.0)
-    assert recent.requests_per_s(0.0) == 0.4
+    assert recent.percentiles_s(shares, 13.5) is None
+    assert recent.requests_per_s(13.5) == 0
 
 
 def test_absorbed_statistics_are_counted_too() -> None:
