@@ -31,6 +31,10 @@ class DTypeError(BadInputError):
     """The dtypes of an operation's inputs do not fit together."""
 
 
+class NotFiniteError(DistNetError):
+    """A loss in training, or the outputs of a net for an image, are not finite."""
+
+
 class IndexRangeError(BadInputError):
     """An index, such as a sample's label, is out of range."""
 
@@ -70,11 +74,7 @@ class ProtocolError(DistNetError):
 
 
 class AddressError(BadInputError):
-    """An address is malformed, or its host name is unknown."""
-
-
-class ListenError(BadInputError):
-    """An address cannot be listened on: it is in use, not this host's, or not permitted."""
+    """An address is malformed, its host name is unknown, or it cannot be listened on."""
 
 
 class InsecureAddressError(BadInputError):
@@ -97,22 +97,11 @@ class SegmentError(DistNetError):
     """A shared-memory segment cannot be made or attached."""
 
 
-# Optimizers
-
-
-class DivergedError(DistNetError):
-    """Training in one process has come to a loss that is not finite."""
-
-
 # Data
 
 
 class DatasetError(BadInputError):
-    """A dataset is unknown, damaged or another host's, or its arrays do not fit together."""
-
-
-class ImageFolderError(BadInputError):
-    """A folder of images, the file of its labels, or too many of its images cannot be used."""
+    """A dataset or a folder of images is unknown, damaged or another host's, or does not fit."""
 
 
 class FetchError(DistNetError):
@@ -120,26 +109,18 @@ class FetchError(DistNetError):
 
 
 class FileWriteError(DistNetError):
-    """A file that the user named could not be written; an earlier file is unchanged."""
+    """A file, checkpoint or journal could not be written; an earlier file is unchanged."""
 
 
 class SourceError(DistNetError):
     """A source lacks a published file, or has other content; the next source is tried."""
 
 
-# Darknet's formats
+# Files of models
 
 
-class ConfigurationError(BadInputError):
-    """A .cfg file cannot be read, or does not describe a network."""
-
-
-class WeightsFileError(BadInputError):
-    """A file of weights is damaged, unknown, or belongs to another network."""
-
-
-class LabelsError(BadInputError):
-    """A file of labels cannot be read, or lacks one label for each class."""
+class ModelFileError(BadInputError):
+    """A .cfg file, weights or labels cannot be read, or belong to another network."""
 
 
 class PreparedKernelsError(DistNetError):
@@ -150,19 +131,11 @@ class ImageError(BadInputError):
     """An image cannot be read, or cannot be classified."""
 
 
-class PredictionError(DistNetError):
-    """A net's outputs for an image are not finite."""
-
-
 # Where a model is read from
 
 
-class UnknownModelError(BadInputError):
-    """No model has this name or path."""
-
-
-class ModelOptionError(BadInputError):
-    """An option that a model needs is missing, or one was given that it cannot use."""
+class ModelSourceError(BadInputError):
+    """No model has this name or path, or it needs other options."""
 
 
 # Exporting a model
@@ -183,24 +156,12 @@ class SettingError(BadInputError):
     """A setting of a run, an optimizer or a service is unknown or out of range."""
 
 
-class CheckpointMissingError(BadInputError):
-    """A checkpoint's file does not exist or cannot be opened."""
+class CheckpointError(BadInputError):
+    """A checkpoint is missing or damaged, or belongs to another model, run or format."""
 
 
-class NotACheckpointError(BadInputError):
+class NotACheckpointError(CheckpointError):
     """A file that was passed as a checkpoint is another kind of file."""
-
-
-class CheckpointDamagedError(BadInputError):
-    """A checkpoint is cut short, or its parts contradict each other."""
-
-
-class CheckpointMismatchError(BadInputError):
-    """A checkpoint belongs to another model, run or format."""
-
-
-class CheckpointWriteError(DistNetError):
-    """A checkpoint could not be written; the previous checkpoint is unchanged."""
 
 
 class JournalDamagedError(BadInputError):
@@ -209,10 +170,6 @@ class JournalDamagedError(BadInputError):
 
 class JournalMismatchError(BadInputError):
     """A journal is missing, of another run or format, or ends before the requested version."""
-
-
-class JournalWriteError(DistNetError):
-    """A journal cannot be written."""
 
 
 class SupersededError(DistNetError):

@@ -33,7 +33,7 @@ def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
 def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
     """Serve metrics during the context, if requested; yield the function that publishes a report.
 
-    Raise ``BadInputError`` for an invalid address or token, ``ListenError`` and
+    Raise ``BadInputError`` for an invalid address or token, ``AddressError`` and
     ``MissingExtraError``.
     """
     address, file = arguments.metrics, arguments.metrics_token_file

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
 from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
-from dist_net.errors import DistNetError, ImageFolderError, ModelOptionError
+from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
 from dist_net.nets.recipe_confirmation import confirm_recipe
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = [file for given in arguments.files for file in files_in(given)]
     has_rows = any(map(is_row_file, files))
     if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"--output {arguments.output}: expected a .npy or .csv file name, and rows as inputs"
         )
     confirm_recipe(arguments.model, arguments.trust_recipe)
@@ -83,7 +83,7 @@ def files_in(given: str) -> list[str]:
     images = [str(each) for each in inside if has_image_suffix(str(each))]
     if not images:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ImageFolderError(f"no images in {given}; expected files ending in {endings}")
+        raise DatasetError(f"no images in {given}; expected files ending in {endings}")
     return sorted(images)
 
 

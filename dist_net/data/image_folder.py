@@ -26,7 +26,7 @@ from dist_net.data.image_split import (
     with_validation_split_off,
     without_contradictions,
 )
-from dist_net.errors import ImageFolderError
+from dist_net.errors import DatasetError
 from dist_net.images.decoding import iso_formats
 
 IMAGE_SUFFIXES = frozenset(
@@ -71,14 +71,14 @@ class ImageFolder:
         paths are used; they are relative to the folder. Without validation images, a share of
         ``validation`` is split off at random, seeded by ``seed``. ``run_directory``, the run's
         output directory, must not contain the folder or be inside it. Raises
-        ``ImageFolderError``.
+        ``DatasetError``.
         """
         root = Path(path)
         if not root.is_dir():
             what = "is no folder" if root.exists() else "is not there"
-            raise ImageFolderError(f"{root} {what}; expected a folder of images: {LAYOUTS}")
+            raise DatasetError(f"{root} {what}; expected a folder of images: {LAYOUTS}")
         if not 0 < validation < 1:
-            raise ImageFolderError(
+            raise DatasetError(
                 f"validation={validation:g}: expected a share between 0 and 1, such as 0.2"
             )
         if run_directory is not None:
@@ -99,12 +99,12 @@ class ImageFolder:
         trained = {each.class_name for each in images if each.part == TRAIN}
         for name in class_names:
             if name not in trained:
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{root}: class {name!r} has no image left to train on; the others lie in "
                     f"another class or part as well; expected at least one"
                 )
         if not any(each.part == VALIDATION for each in images):
-            raise ImageFolderError(
+            raise DatasetError(
                 f"{root}: no class has two different images, one to train and one to validate "
                 f"on; expected more images"
             )
@@ -116,7 +116,7 @@ class ImageFolder:
 
         ``groups`` has the group number of each image, ``(N,)``. Validation images that were split
         off are split off again. Images that share a group with an image of ``test/`` lose their
-        part and are left out. Raise ``ImageFolderError`` if a class has no training image left,
+        part and are left out. Raise ``DatasetError`` if a class has no training image left,
         or the folder no validation image.
         """
         group_of = {each.path: str(group) for each, group in zip(self.images, groups, strict=True)}
@@ -141,12 +141,12 @@ class ImageFolder:
         )
         for name in self.class_names:
             if not any(each.part == TRAIN and each.class_name == name for each in found.images):
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{self.root}: every image of class {name!r} to train on is nearly the same "
                     f"as one in test/; expected at least one other"
                 )
         if not found.of_part(VALIDATION):
-            raise ImageFolderError(
+            raise DatasetError(
                 f"{self.root}: the images of each class are nearly the same, or of one group; "
                 f"expected a class with at least two different images"
             )
@@ -164,10 +164,10 @@ class ImageFolder:
 
 
 def require_apart(root: Path, run_directory: Path) -> None:
-    """Raise ``ImageFolderError`` if either directory contains the other."""
+    """Raise ``DatasetError`` if either directory contains the other."""
     images, run = root.resolve(), run_directory.resolve()
     if images.is_relative_to(run) or run.is_relative_to(images):
-        raise ImageFolderError(
+        raise DatasetError(
             f"the run's directory {run_directory} and the images {root} contain each other; "
             f"expected separate directories: pass another --run-dir"
         )
@@ -256,7 +256,7 @@ class _Listing:
     def add_labelled(self, labels_csv: Path) -> None:
         """Add the images listed in a file of rows ``path,label`` or ``path,label,part``.
 
-        Ignores a third column that contains anything but parts. Raise ``ImageFolderError``.
+        Ignores a third column that contains anything but parts. Raise ``DatasetError``.
         """
         label_of: dict[str, str] = {}
         rows = list(_rows(labels_csv))
@@ -271,43 +271,43 @@ class _Listing:
             if Path(given).is_absolute():
                 path = os.path.relpath(given, self._root.absolute())
             if path.startswith("../"):
-                raise ImageFolderError(f"{at} lies outside {self._root}; expected a path in it")
+                raise DatasetError(f"{at} lies outside {self._root}; expected a path in it")
             if label_of.setdefault(path, label) != label:
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{at} is labelled {label!r}, and {label_of[path]!r} before; expected one label"
                 )
             if not label:
-                raise ImageFolderError(f"{at} has no label; expected path,label")
+                raise DatasetError(f"{at} has no label; expected path,label")
             try:
                 found = (self._root / path).stat()
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{at} cannot be read: {reason}; expected a path relative to {self._root}"
                 ) from error
             if not S_ISREG(found.st_mode):
-                raise ImageFolderError(f"{at} is no file; expected an image's path")
+                raise DatasetError(f"{at} is no file; expected an image's path")
             self._class_names.add(label)
             self._add(path, label, parts.get(third) or "", found)
         self.images = list(dict.fromkeys(self.images))
 
     def require_classes(self) -> tuple[str, ...]:
-        """Return the class names, sorted; raise ``ImageFolderError`` if training is impossible."""
+        """Return the class names, sorted; raise ``DatasetError`` if training is impossible."""
         if not self.images:
             first = f"; left out: {self._first_left_out()}" if self.left_out else ""
-            raise ImageFolderError(
+            raise DatasetError(
                 f"{self._root}: no images; expected {KINDS} files as {LAYOUTS}{first}"
             )
         names = sorted(self._class_names)
         same: dict[str, str] = {}
         for name in names:
             if not name.isprintable():
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{self._root}: a class is called {name!a}; expected a name that can be printed"
                 )
             other = same.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
             if other != name:
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{self._root}: classes {other!r} and {name!r} differ only in case, or in how "
                     f"letters are composed; expected names that differ: rename or merge them"
                 )
@@ -315,12 +315,12 @@ class _Listing:
         for name in names:
             if not counts[name]:
                 where = " in train/" if self.images[0].part else ""
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{self._root}: class {name!r} has no images{where}; expected at least one "
                     f"{KINDS} file: add some, or remove the class"
                 )
         if len(names) == 1:
-            raise ImageFolderError(
+            raise DatasetError(
                 f"{self._root}: one class, {names[0]!r}; expected at least two, each in a folder "
                 f"of its own: {LAYOUTS}"
             )
@@ -344,7 +344,7 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
     """Yield line, path, label and third field of each row, separated by "," or ";".
 
     The first row is a header if its path lacks the suffix of an image. Raises
-    ``ImageFolderError``.
+    ``DatasetError``.
     """
     try:
         with labels_csv.open(encoding="utf-8-sig", newline="") as file:
@@ -356,7 +356,7 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
                 if not row:
                     continue
                 if len(row) not in (2, 3):
-                    raise ImageFolderError(
+                    raise DatasetError(
                         f"{labels_csv}, line {reader.line_num}: {len(row)} fields; expected 2 or "
                         f"3: path,label or path,label,part"
                     )
@@ -365,11 +365,11 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
                     yield reader.line_num, path, label, rest[0] if rest else ""
                 is_first = False
     except OSError as error:
-        raise ImageFolderError(
+        raise DatasetError(
             f"labels {labels_csv}: {error.strerror}; expected a file of rows path,label"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ImageFolderError(
+        raise DatasetError(
             f"labels {labels_csv}: {error}; expected UTF-8 text of rows path,label"
         ) from error
 

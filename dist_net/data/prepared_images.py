@@ -38,7 +38,7 @@ from dist_net.data.image_samples import (
 )
 from dist_net.data.image_split import TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
-from dist_net.errors import FetchError, ImageFolderError
+from dist_net.errors import DatasetError, FetchError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
@@ -54,7 +54,7 @@ for each skipped image, by path."""
 class PreparedImages:
     """The usable images of a folder, by part.
 
-    A context manager: until it exits, the file stays in the cache. Raise ``ImageFolderError`` if
+    A context manager: until it exits, the file stays in the cache. Raise ``DatasetError`` if
     a class has no usable training image.
     """
 
@@ -75,7 +75,7 @@ class PreparedImages:
         for label, name in enumerate(folder.class_names):
             if label not in trained:
                 self.close()
-                raise ImageFolderError(
+                raise DatasetError(
                     f"{folder.root}: every image of class {name!r} to train on was skipped; "
                     f"expected at least one that can be read; {next(iter(skipped.items()))}"
                 )

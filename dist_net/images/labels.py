@@ -9,33 +9,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import LabelsError
+from dist_net.errors import ModelFileError
 
 
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
     """Return the names in a text file, one per line, for a net of ``classes`` classes.
 
-    Empty lines at the end are ignored. Raise LabelsError for a file that is unreadable, not
+    Empty lines at the end are ignored. Raise ModelFileError for a file that is unreadable, not
     UTF-8, has an empty line, or has another number of names.
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except OSError as error:
-        raise LabelsError(
+        raise ModelFileError(
             f"labels {path}: {error.strerror}; expected a text file with one name per line"
         ) from error
     except UnicodeDecodeError as error:
-        raise LabelsError(
+        raise ModelFileError(
             f"labels {path}: byte {error.start} is not UTF-8; expected one name per line"
         ) from error
     names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if "" in names:
-        raise LabelsError(
+        raise ModelFileError(
             f"labels {path}: line {names.index('') + 1} is empty; expected one name per line"
         )
     if len(names) != classes:
         shorten = f". To keep the first: head -n {classes} {path}" if len(names) > classes else ""
-        raise LabelsError(
+        raise ModelFileError(
             f"labels {path}: {len(names):,} names for a net of {classes:,} classes; expected one "
             f"per class{shorten}"
         )
@@ -43,9 +43,9 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
 
 
 def require_labels(labels: Sequence[str], classes: int) -> None:
-    """Raise LabelsError unless there is one label per class."""
+    """Raise ModelFileError unless there is one label per class."""
     if len(labels) != classes:
-        raise LabelsError(
+        raise ModelFileError(
             f"{len(labels):,} labels for a net of {classes:,} classes; expected one per class"
         )
 

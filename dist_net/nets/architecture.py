@@ -22,7 +22,7 @@ class DarknetArchitecture:
     configuration: str
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
-        """Return the model. Raise ConfigurationError, whose message names ``name``."""
+        """Return the model. Raise ModelFileError, whose message names ``name``."""
         import numpy as np
 
         from dist_net.nets.darknet import DarknetNetwork, parse_configuration

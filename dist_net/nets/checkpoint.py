@@ -21,10 +21,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dist_net.errors import (
-    CheckpointDamagedError,
-    CheckpointMismatchError,
-    CheckpointMissingError,
-    CheckpointWriteError,
+    CheckpointError,
+    FileWriteError,
     NotACheckpointError,
 )
 from dist_net.files import HOST_DISK, Disk, replacing
@@ -44,7 +42,6 @@ METADATA_FIELDS = {
     **{"recipe": str, "recipe_digest": str, "recipe_record": dict, "layout": list, "version": int},
     **{"settings": dict, "ledger": dict, "counters": dict},
 }
-UNUSABLE = CheckpointMissingError, NotACheckpointError, CheckpointDamagedError
 MALFORMED = ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
 """The errors of reading JSON with unexpected content."""
 
@@ -80,10 +77,10 @@ class Checkpoint:
         return evaluated_weights(self.weights, self.optimizer_state)
 
     def require_layout(self, layout: ArrayShapes) -> None:
-        """Raise ``CheckpointMismatchError`` unless ``layout`` is the checkpoint's."""
+        """Raise ``CheckpointError`` unless ``layout`` is the checkpoint's."""
         for own, expected in zip_longest(self.layout, layout):
             if own != expected:
-                raise CheckpointMismatchError(
+                raise CheckpointError(
                     f"the checkpoint of recipe {self.recipe!r} is of another model: it holds "
                     f"{_described(own)}, expected {_described(expected)}; "
                     f"use the recipe that it was trained with"
@@ -112,7 +109,7 @@ def write_checkpoint(
 
     With ``kept`` above 1, the replaced file, which holds ``previous_version``, is kept as
     ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace``
-    is called before the replacement and may raise to prevent it. Raise ``CheckpointWriteError``;
+    is called before the replacement and may raise to prevent it. Raise ``FileWriteError``;
     then the old file is unchanged.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
@@ -129,7 +126,7 @@ def write_checkpoint(
                 _keep(path, previous_version, disk)
     except OSError as error:
         size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
-        raise CheckpointWriteError(
+        raise FileWriteError(
             f"the checkpoint {path} could not be written: {error.strerror}; expected a writable "
             f"directory with {size} bytes free. The previous checkpoint is unchanged"
         ) from error
@@ -208,18 +205,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint in the file ``path``, verified by its digest.
 
     If the file is damaged or missing, log a warning and return the newest usable checkpoint kept
-    beside it, with the reason in ``damage``. Raise ``CheckpointMissingError``,
-    ``NotACheckpointError``, ``CheckpointDamagedError`` or ``CheckpointMismatchError``.
+    beside it, with the reason in ``damage``. Raise ``CheckpointError``.
     """
     try:
         return _read(path)
-    except UNUSABLE as error:
+    except CheckpointError as error:
         try:
             kept = _kept_checkpoints(path)
         except OSError:
             kept = []
         for version, name in kept:
-            with suppress(*UNUSABLE):
+            with suppress(CheckpointError):
                 damage = f"{error}. The previous checkpoint, of version {version:,}, is used"
                 checkpoint = replace(_read(name), damage=damage)
                 logger.warning("%s", damage)
@@ -235,7 +231,7 @@ def _read(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise CheckpointMissingError(
+        raise CheckpointError(
             f"the checkpoint {path} cannot be read: {error.strerror or error}; "
             f"expected a file that a training run wrote"
         ) from error
@@ -253,8 +249,8 @@ def _read(path: Path) -> Checkpoint:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointDamagedError:
-    return CheckpointDamagedError(
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
         f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
         f"expected the whole file: copy it again or resume from another checkpoint"
     )
@@ -269,14 +265,14 @@ def _not_a_checkpoint(path: Path) -> NotACheckpointError:
 def _require_format(
     path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
 ) -> None:
-    """Raise ``CheckpointMismatchError`` for a later format, ``ValueError`` for a wrong digest.
+    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest.
 
     Format 1, of earlier releases, has no digest.
     """
     if type(number) is not int or number < 1:
         raise ValueError(f"format {number!r}")
     if number > FORMAT_VERSION:
-        raise CheckpointMismatchError(
+        raise CheckpointError(
             f"the checkpoint {path} has format {number}; expected at most "
             f"{FORMAT_VERSION}: a later release of dist_net wrote it, so upgrade this one"
         )

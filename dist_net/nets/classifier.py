@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import ImageError, PredictionError, UnknownModelError
+from dist_net.errors import ImageError, ModelSourceError, NotFiniteError
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, require_labels, top_predictions
@@ -20,7 +20,7 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.nn.model import Batch
 
-ClassifiedImage = list[Prediction] | ImageError | PredictionError
+ClassifiedImage = list[Prediction] | ImageError | NotFiniteError
 """The result for one image: the likeliest classes, or an error."""
 
 
@@ -30,7 +30,7 @@ class Classifier:
     See ``ImageInputs`` for suitable models. ``has_logits``: the outputs are logits instead of
     probabilities. At most ``batch_size`` images are in memory at a time.
 
-    Raise ShapeError if the model's inputs cannot be images, and LabelsError unless there is one
+    Raise ShapeError if the model's inputs cannot be images, and ModelFileError unless there is one
     label per class.
     """
 
@@ -88,9 +88,9 @@ class Classifier:
 
     def _likeliest(
         self, probabilities: NDArray[np.float32], image: ImageSource, top: int
-    ) -> list[Prediction] | PredictionError:
+    ) -> list[Prediction] | NotFiniteError:
         if not np.isfinite(probabilities).all():
-            return PredictionError(
+            return NotFiniteError(
                 f"{name_of(image)}: the net's outputs are not finite; expected probabilities. "
                 f"The weights are too large, or belong to another net"
             )
@@ -120,11 +120,11 @@ def load_classifier(
 def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
     """Return a classifier with the model ``found``, called ``name`` in errors.
 
-    Raise UnknownModelError if its inputs are not images or its outputs not classes.
+    Raise ModelSourceError if its inputs are not images or its outputs not classes.
     """
     if not (found.labels and found.takes_images):
         what = "predicts numbers, not classes" if not found.labels else "takes no images"
-        raise UnknownModelError(
+        raise ModelSourceError(
             f"{name} {what}: it has inputs of {found.model.input_dtype}"
             f"{list(found.model.input_shape)}; expected rows of such inputs, in a .npy or .csv file"
         )

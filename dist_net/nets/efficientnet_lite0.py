@@ -132,7 +132,7 @@ def weights_file() -> Path:
 def read_weights() -> Vector:
     """Return the published weights in the layout of ``model()``.
 
-    Raise MissingExtraError if they are not installed, and WeightsFileError for an altered file.
+    Raise MissingExtraError if they are not installed, and ModelFileError for an altered file.
     """
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
     layout = model().layout

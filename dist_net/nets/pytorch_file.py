@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dist_net.autodiff import Array
-from dist_net.errors import WeightsFileError
+from dist_net.errors import ModelFileError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 ELEMENTS: dict[str, np.dtype[Any]] = {
@@ -57,7 +57,7 @@ class _Tensor(NamedTuple):
 def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
     """Return the tensors of a file by name: read-only views of the file's content in memory.
 
-    Raise WeightsFileError unless the file has this size and checksum and holds tensors that share
+    Raise ModelFileError unless the file has this size and checksum and holds tensors that share
     no storage.
     """
     content = _published(path, size_bytes, sha256)
@@ -65,7 +65,7 @@ def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
         return _tensors(content)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = error if isinstance(error, ValueError) else f"is damaged ({error})"
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: {reason}; expected tensors in PyTorch's format before its version 1.6"
         ) from error
 
@@ -75,11 +75,11 @@ def _published(path: Path, size_bytes: int, sha256: str) -> bytes:
         with path.open("rb") as file:
             content = file.read(size_bytes + 1)
     except OSError as error:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: {error.strerror}; expected a file of {size_bytes:,} bytes"
         ) from error
     if len(content) != size_bytes or hashlib.sha256(content).hexdigest() != sha256:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: is not the published file; expected {size_bytes:,} bytes with the SHA-256 "
             f"{sha256}: reinstall the package that contains it"
         )

@@ -18,13 +18,12 @@ import numpy as np
 
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
-    ModelOptionError,
+    ModelFileError,
+    ModelSourceError,
     NotACheckpointError,
     PreparedKernelsError,
     RecipeError,
-    UnknownModelError,
     UntrustedRecipeError,
-    WeightsFileError,
 )
 from dist_net.images.fitting import takes_images
 from dist_net.images.labels import read_labels, require_labels
@@ -127,7 +126,7 @@ class PreparedFile(NamedTuple):
 def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> PreparedFile:
     """Return the kernels prepared from a file of weights, stored as ``WEIGHTS.prepared`` beside it.
 
-    Raise WeightsFileError if the weights cannot be read, or change during the call.
+    Raise ModelFileError if the weights cannot be read, or change during the call.
     """
     try:
         key = key_of(model, weights)
@@ -139,7 +138,7 @@ def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Pr
         return PreparedFile(mapped, key, file)
     prepared = prepare(model, read_weights(weights, network))
     if key_of(model, weights) != key:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{weights}: changed while it was read; expected a complete file: try again"
         )
     try:
@@ -233,14 +232,14 @@ class TrainedRun:
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
 
-        Raise UnknownModelError if the file is not a checkpoint, and see ``load_trained``.
+        Raise ModelSourceError if the file is not a checkpoint, and see ``load_trained``.
         """
         try:
             loaded, checkpoint = load_trained(self._path, self._trust_recipe)
         except NotACheckpointError as error:
             if self._path.is_dir():
                 raise
-            raise UnknownModelError(f"{self._path} is not a model; expected {MODELS}") from error
+            raise ModelSourceError(f"{self._path} is not a model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = _class_names(loaded, self._labels, record.class_names, has_classes, self._progress)
@@ -341,7 +340,7 @@ def _class_names(
     recipe = loaded.recipe
     if not has_classes:
         if labels is not None:
-            raise ModelOptionError(
+            raise ModelSourceError(
                 f"{labels} names classes, but {loaded.name} predicts numbers; expected no --labels"
             )
         return ()
@@ -397,8 +396,8 @@ def model_source(
     unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
     ``trust_recipe``: see ``load_trained``.
 
-    Raise UnknownModelError if there is no such model, ModelOptionError if ``weights`` or
-    ``labels`` are missing or not applicable, ConfigurationError for a damaged .cfg file, and for a
+    Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing
+    or not applicable, ModelFileError for a damaged .cfg file, and for a
     token the errors of ``join_by_token``.
     """
     if model in PUBLISHED:
@@ -410,7 +409,7 @@ def model_source(
         )
     if model == lite0.NAME:
         if weights is not None:
-            raise ModelOptionError(f"{model} has its own weights; expected no --weights")
+            raise ModelSourceError(f"{model} has its own weights; expected no --weights")
         return PretrainedNet(labels)
     path = Path(model)
     if path.suffix == ".cfg":
@@ -419,9 +418,9 @@ def model_source(
     if not is_live and not path.exists():
         known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
         hint = known or suggest_runs(path) or f"expected {MODELS}"
-        raise UnknownModelError(f"no model {model!r}; {hint}")
+        raise ModelSourceError(f"no model {model!r}; {hint}")
     if weights is not None:
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
     if is_live and not model.startswith(LIVE):
@@ -436,7 +435,7 @@ def model_source(
 def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:
     read_configuration(path)
     if weights is None or labels is None:
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"{path} defines an architecture without weights; also pass --weights FILE and "
             f"--labels FILE"
         )
@@ -456,7 +455,7 @@ def parse_named_source(text: str) -> NamedSource:
     """Parse a command-line argument that names one of several models.
 
     Without ``NAME=`` the model is named after its source, with "-" for invalid characters. Raises
-    ModelOptionError for an invalid name, and for ``stats``, which a URL reserves for statistics.
+    ModelSourceError for an invalid name, and for ``stats``, which a URL reserves for statistics.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
@@ -466,7 +465,7 @@ def parse_named_source(text: str) -> NamedSource:
     is_live = source.startswith(LIVE) or is_token(source)
     name = name or ("live" if is_live else _name_after(source))
     if name == "stats" or not MODEL_NAME.fullmatch(name):
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
             f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from dist_net.data import Dataset
 from dist_net.errors import (
-    CheckpointMissingError,
+    CheckpointError,
     DatasetError,
     RecipeChangedError,
     RecipeError,
@@ -45,12 +45,12 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     digests in the checkpoint and the user trusts them: see ``load_recipe_copy``. No other code
     runs, whatever the checkpoint contains.
 
-    Raise the errors of reading either, and CheckpointMismatchError if their layouts differ.
+    Raise the errors of reading either, and CheckpointError if their layouts differ.
     """
     file = RunDirectory(path).trained if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
     if not is_run and (hint := suggest_runs(path)):
-        raise CheckpointMissingError(f"no run or checkpoint {path}; {hint}")
+        raise CheckpointError(f"no run or checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
     loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)

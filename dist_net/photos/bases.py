@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dist_net.data import Progress
-from dist_net.errors import ModelOptionError, UnknownModelError
+from dist_net.errors import ModelSourceError
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.configuration import (
     Configuration,
@@ -51,8 +51,8 @@ def base_called(name: str, progress: Progress) -> FoundBase:
     """Return the base with this name; ``BASES`` lists the names.
 
     Published weights are downloaded if they are not cached; ``progress`` shows the download.
-    Raise UnknownModelError for an unknown name, ModelOptionError for a net that cannot serve as
-    a base, and every error of reading a net.
+    Raise ModelSourceError for an unknown name and for a net that cannot serve as a base, and
+    every error of reading a net.
     """
     if name == NONE:
         return FoundBase(small_base(), None)
@@ -66,12 +66,12 @@ def base_called(name: str, progress: Progress) -> FoundBase:
     path = Path(source.source)
     if path.suffix == ".cfg":
         if source.weights is None:
-            raise ModelOptionError(f"the base {name} has no weights; expected {name},weights=FILE")
+            raise ModelSourceError(f"the base {name} has no weights; expected {name},weights=FILE")
         return _darknet(read_configuration(path), source.name, source.weights)
     if not path.exists():
         known = [lite0.NAME, *PUBLISHED, NONE]
         hint = did_you_mean(name, known) or suggest_runs(path) or f"expected {BASES}"
-        raise UnknownModelError(f"no base {name!r}; {hint}")
+        raise ModelSourceError(f"no base {name!r}; {hint}")
     return _run(path, source.name)
 
 
@@ -85,7 +85,7 @@ def _darknet(configuration: Configuration, name: str, weights: Path) -> FoundBas
 
 def _run(path: Path, name: str) -> FoundBase:
     if recipe_code_digests(path):
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"{path} was trained by a recipe of its own, which is Python code; expected a base "
             f"that is data: {BASES}"
         )
@@ -97,7 +97,7 @@ def _run(path: Path, name: str) -> FoundBase:
     else:
         base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)
     if recipe.model.input_dtype != np.uint8:
-        raise ModelOptionError(f"{path} takes no images; expected a net that does: {BASES}")
+        raise ModelSourceError(f"{path} takes no images; expected a net that does: {BASES}")
     _require_images(base)
     return FoundBase(base, checkpoint.weights)
 
@@ -105,7 +105,7 @@ def _run(path: Path, name: str) -> FoundBase:
 def _require_images(base: Base) -> None:
     base.features  # noqa: B018 - raises if the base has no features
     if base.input_shape[2:] not in ((), (1,), (3,)):
-        raise ModelOptionError(
+        raise ModelSourceError(
             f"the base {base.name} takes inputs of {base.input_shape}; expected images, "
             f"(H, W), (H, W, 1) or (H, W, 3)"
         )

@@ -28,7 +28,7 @@ from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
-from dist_net.errors import FetchError, ImageError, ImageFolderError, ProcessFailedError
+from dist_net.errors import DatasetError, FetchError, ImageError, ProcessFailedError
 from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads
 
@@ -115,7 +115,7 @@ def prepare_images(
 
     An image that ends its process, or takes longer than ``max_s_per_image``, is skipped.
     ``waiting`` is called if another run is preparing the same images. The processes log to the
-    directory ``logs``. Raise ImageFolderError if too many images cannot be used, FetchError
+    directory ``logs``. Raise DatasetError if too many images cannot be used, FetchError
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
@@ -135,11 +135,11 @@ def prepare_images(
 
 
 def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) -> None:
-    """Raise ImageFolderError if more than a tenth of the images are skipped."""
+    """Raise DatasetError if more than a tenth of the images are skipped."""
     if len(skipped) > MAX_SKIPPED * total:
         named = [f"{path}: {reason}" for path, reason in skipped.items()][:NAMED]
         more = "; and more" if len(skipped) > len(named) else ""
-        raise ImageFolderError(
+        raise DatasetError(
             f"{source}: {len(skipped):,} of {total:,} images cannot be used; expected at most "
             f"{MAX_SKIPPED:.0%}. Repair or remove them: {'; '.join(named)}{more}"
         )

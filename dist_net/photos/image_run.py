@@ -30,8 +30,8 @@ from dist_net.data.prepared_images import CACHE_BYTES, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
+    DatasetError,
     DistNetError,
-    ImageFolderError,
     RunDirectoryError,
     SettingError,
 )
@@ -137,7 +137,7 @@ class ImageOptions:
 def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
     """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
 
-    Raise ImageFolderError, and creates nothing, if the path is inside the image folder.
+    Raise DatasetError, and creates nothing, if the path is inside the image folder.
     """
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
@@ -291,7 +291,7 @@ class ImageRun:
                 style="yellow",
             )
         if not len(images.rows(VALIDATION)):
-            raise ImageFolderError(
+            raise DatasetError(
                 f"{data.folder.root}: no image is left to validate on; expected a class with at "
                 f"least two different images"
             )

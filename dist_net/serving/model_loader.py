@@ -41,7 +41,7 @@ from dist_net.errors import (
     DistNetError,
     JoinRefusedError,
     ModelLoadError,
-    ModelOptionError,
+    ModelSourceError,
     RunDirectoryError,
 )
 from dist_net.images.fitting import unfitted
@@ -357,9 +357,9 @@ def run(arguments: argparse.Namespace) -> int:
     named = [parse_named_source(text) for text in arguments.sources]
     if len({each.name for each in named}) < len(named):
         names = ", ".join(each.name for each in named)
-        raise ModelOptionError(f"the models are named {names}; expected unique names")
+        raise ModelSourceError(f"the models are named {names}; expected unique names")
     if len(named) > 1 and (arguments.weights or arguments.labels):
-        raise ModelOptionError(
+        raise ModelSourceError(
             "--weights or --labels with several models; expected the files after the source of "
             "their model: NAME=SOURCE,weights=FILE,labels=FILE"
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from dist_net.errors import AddressError, InsecureAddressError, ListenError
+from dist_net.errors import AddressError, InsecureAddressError
 from dist_net.wire.token import MAX_ADDRESSES
 
 # A Unix socket's path has 108 bytes with the zero at its end (unix(7)).
@@ -212,10 +212,10 @@ def _of_interfaces() -> Iterator[str]:
                 yield str(where[0]).partition("%")[0]
 
 
-def listen_error(address: Address, number: int) -> ListenError:
+def listen_error(address: Address, number: int) -> AddressError:
     """Return the error for an address that could not be bound; ``number`` is the errno."""
     remedy = _LISTEN_REMEDIES.get(number, os.strerror(number))
-    return ListenError(f"cannot listen on {address.text!r}: {remedy}")
+    return AddressError(f"cannot listen on {address.text!r}: {remedy}")
 
 
 def require_keys(address: Address, keys: object, action: str) -> None:
@@ -229,12 +229,12 @@ def require_keys(address: Address, keys: object, action: str) -> None:
 
 
 def refuse_taken_path(address: Address) -> None:
-    """Raise ``ListenError`` if a Unix socket's path is in use: ZeroMQ would delete the file."""
+    """Raise ``AddressError`` if a Unix socket's path is in use: ZeroMQ would delete the file."""
     path = Path(address.host)
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
-        raise ListenError(
+        raise AddressError(
             f"cannot listen on {address.text!r}: the file exists and is no socket; "
             "choose another path"
         )
@@ -243,7 +243,7 @@ def refuse_taken_path(address: Address) -> None:
     except ConnectionRefusedError:
         return  # the socket of a process that has ended
     except OSError as error:
-        raise ListenError(f"cannot listen on {address.text!r}: {error.strerror}") from error
+        raise AddressError(f"cannot listen on {address.text!r}: {error.strerror}") from error
     raise listen_error(address, errno.EADDRINUSE)
 
 

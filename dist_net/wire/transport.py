@@ -181,8 +181,8 @@ class ServerSocket(FramedSocket):
     do. A peer may send frames of ``max_array_bytes``, and ``max_arrays`` of them in a message;
     ``dist_net.wire.connections`` disconnects a peer that sends more. At most ``high_water_mark``
     messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
-    ``listen``, which contain the ports that the system chose. Raise ``AddressError``,
-    ``InsecureAddressError`` for a TCP address beyond loopback without keys, and ``ListenError``.
+    ``listen``, which contain the ports that the system chose. Raise ``AddressError``, and
+    ``InsecureAddressError`` for a TCP address beyond loopback without keys.
     """
 
     def __init__(

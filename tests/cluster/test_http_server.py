@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from dist_net.errors import KeyFileError, ListenError
+from dist_net.errors import AddressError, KeyFileError
 from dist_net.serving.http.application import application
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer, _HttpConnection
@@ -537,7 +537,7 @@ def test_an_address_in_use_is_refused() -> None:
     first = HttpServer(application(FakeService(), settings), settings)
     try:
         taken = HttpSettings(address=first.url.removeprefix("http://"))
-        with pytest.raises(ListenError, match=naming("Address already in use")):
+        with pytest.raises(AddressError, match=naming("Address already in use")):
             HttpServer(application(FakeService(), taken), taken)
     finally:
         first.close()

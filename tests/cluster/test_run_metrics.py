@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_net.cli.metrics_options import served_metrics
-from dist_net.errors import InsecureAddressError, ListenError, SettingError
+from dist_net.errors import AddressError, InsecureAddressError, SettingError
 from dist_net.processes.terminal import plain_console
 from naming import naming
 
@@ -38,7 +38,10 @@ def test_metrics_are_answered_and_the_port_is_free_again_later(
         assert answer_of(url) == (200, "")
         assert answer_of(url, Host="evil.example")[0] == 403
         address = url.split("/")[2]
-        with pytest.raises(ListenError, match=naming("Address already in use")), asked_for(address):
+        with (
+            pytest.raises(AddressError, match=naming("already in use")),
+            asked_for(address),
+        ):
             pass
     with asked_for(address):
         pass

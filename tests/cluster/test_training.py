@@ -13,8 +13,8 @@ import pytest
 
 from dist_net.data import Dataset
 from dist_net.errors import (
-    CheckpointMismatchError,
-    CheckpointWriteError,
+    CheckpointError,
+    FileWriteError,
     JoinRefusedError,
     ProcessFailedError,
     RunOverdueError,
@@ -296,7 +296,7 @@ def test_a_run_is_not_resumed_as_another_one(cluster: OpenCluster, tmp_path: Pat
     checkpoint = tmp_path / "checkpoint.safetensors"
     with cluster(checkpoint):
         pass
-    with pytest.raises(CheckpointMismatchError, match=naming("seed", 0, 1)):
+    with pytest.raises(CheckpointError, match=naming("seed", 0, 1)):
         cluster(checkpoint, seed=1, resume=True).__enter__()
 
 
@@ -313,7 +313,7 @@ class Disk:
         assert self.is_quick.wait(30)
         if self.failures > 0:
             self.failures -= 1
-            raise CheckpointWriteError("no space left")
+            raise FileWriteError("no space left")
         write_checkpoint(*arguments)
 
 
@@ -338,7 +338,7 @@ def test_a_run_that_cannot_be_kept_does_not_begin(
 ) -> None:
     disk.failures = 1
     with (
-        pytest.raises(CheckpointWriteError, match="no space left"),
+        pytest.raises(FileWriteError, match="no space left"),
         cluster(tmp_path / "checkpoint.safetensors"),
     ):
         pass

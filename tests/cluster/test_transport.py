@@ -17,7 +17,6 @@ from dist_net.errors import (
     AddressError,
     InsecureAddressError,
     KeyFileError,
-    ListenError,
     NoAnswerError,
     ProtocolError,
 )
@@ -541,17 +540,17 @@ def test_a_busy_server_is_named(client):
 
 def test_a_port_in_use_is_named(server):
     address = server.contact_addresses[0]
-    with pytest.raises(ListenError, match=naming(address)):
+    with pytest.raises(AddressError, match=naming(address)):
         ServerSocket([address])
 
 
 def test_an_address_of_another_host_is_named(keys):
-    with pytest.raises(ListenError, match=naming("192.0.2.1", "ip address")):
+    with pytest.raises(AddressError, match=naming("192.0.2.1", "ip address")):
         ServerSocket(["tcp://192.0.2.1:0"], load_server_keys(keys))
 
 
 def test_a_directory_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ListenError, match=naming("missing/socket", "directory")):
+    with pytest.raises(AddressError, match=naming("missing/socket", "directory")):
         ServerSocket([f"ipc://{tmp_path}/missing/socket"])
 
 
@@ -564,7 +563,7 @@ def test_an_address_that_is_none_is_named():
 
 def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
     (tmp_path / "thesis").write_text("years of work")
-    with pytest.raises(ListenError, match=naming("thesis", "socket")):
+    with pytest.raises(AddressError, match=naming("thesis", "socket")):
         ServerSocket([f"ipc://{tmp_path}/thesis"])
     assert (tmp_path / "thesis").read_text() == "years of work"
 
@@ -572,7 +571,7 @@ def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
 def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
     address = f"ipc://{tmp_path}/socket"
     with ServerSocket([address]) as server:
-        with pytest.raises(ListenError, match=naming(address)):
+        with pytest.raises(AddressError, match=naming(address)):
             ServerSocket([address])
         with ClientSocket(address) as client:
             exchange(server, client)

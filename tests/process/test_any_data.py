@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dist_net.data import FetchEvent
-from dist_net.errors import UnknownModelError
+from dist_net.errors import ModelSourceError
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
@@ -81,7 +81,7 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     plane.normal(size=(512, 3))
     np.testing.assert_allclose(outputs, plane.normal(size=(3, 2)), atol=0.5)
     assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
-    with pytest.raises(UnknownModelError, match=naming("run", "classes")):
+    with pytest.raises(ModelSourceError, match=naming("run", "classes")):
         classifier_from(found, str(run))
 
 

@@ -15,7 +15,7 @@ from dist_net import fit_image
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import PreparedImages
-from dist_net.errors import ImageFolderError, ProcessFailedError
+from dist_net.errors import DatasetError, ProcessFailedError
 from dist_net.photos.image_preparation import prepare_images
 from drawn_images import cats_and_dogs
 from naming import naming
@@ -119,7 +119,7 @@ def test_a_image_that_hangs_is_given_up(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", each=2)
     for image in folder.images:
         hang(folder.root / image.path)
-    with pytest.raises(ImageFolderError, match=naming("1 of 4", "0.1 s")):
+    with pytest.raises(DatasetError, match=naming("1 of 4", "0.1 s")):
         prepare(folder, workers=1, max_s_per_image=0.1)
 
 

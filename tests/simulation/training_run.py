@@ -8,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from dist_net.errors import (
-    CheckpointWriteError,
     DistNetError,
+    FileWriteError,
     JoinRefusedError,
-    JournalWriteError,
     WorkerRefusedError,
 )
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
@@ -155,7 +154,7 @@ class TrainingRun:
         server = self.server
         if server.was_killed:
             self.checks.server_died()
-        elif error is not None and not isinstance(error, CheckpointWriteError | JournalWriteError):
+        elif error is not None and not isinstance(error, FileWriteError):
             raise InvariantBrokenError(f"the server ended: {type(error).__name__}: {error}")
         elif error is None:
             self.checks.ended_in_order()

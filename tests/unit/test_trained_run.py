@@ -10,7 +10,7 @@ import pytest
 
 import dist_net
 from dist_net.errors import (
-    CheckpointMissingError,
+    CheckpointError,
     RecipeError,
     SettingError,
     UntrustedRecipeError,
@@ -65,7 +65,7 @@ def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
 
 
 def test_no_run_and_a_run_whose_recipe_is_not_trusted_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointMissingError):
+    with pytest.raises(CheckpointError):
         dist_net.load(tmp_path / "no run")
     directory = RunDirectory(write_run(tmp_path / "run"))
     checkpoint = read_checkpoint(directory.best)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
-from dist_net.errors import ConfigurationError, FileWriteError
+from dist_net.errors import FileWriteError, ModelFileError
 from dist_net.files import replacing
 from dist_net.spelling import suggestion
 
@@ -78,7 +78,7 @@ class Section:
     """``[kind]`` and its options as strings; it begins in line ``line`` of the file ``source``.
 
     ``kind`` is the layer's long name. The methods convert an option to a value, or raise
-    ``ConfigurationError``, which names the file, the line and the expected value.
+    ``ModelFileError``, which names the file, the line and the expected value.
     """
 
     kind: str
@@ -117,10 +117,10 @@ class Section:
                 f"{option}={value}: expected whole numbers separated by commas", option
             ) from None
 
-    def error(self, problem: str, option: str | None = None) -> ConfigurationError:
+    def error(self, problem: str, option: str | None = None) -> ModelFileError:
         """Return an error about this section or an option of it."""
         line = self.line if option is None else self.lines.get(option, self.line)
-        return ConfigurationError(f"{self.source}:{line}: [{self.kind}] {problem}")
+        return ModelFileError(f"{self.source}:{line}: [{self.kind}] {problem}")
 
     def _value(
         self,
@@ -163,23 +163,23 @@ class Configuration:
 def read_configuration(path: Path) -> Configuration:
     """Return the network that the .cfg file ``path`` describes.
 
-    Raise ``ConfigurationError`` for an unreadable or too large file, and as
+    Raise ``ModelFileError`` for an unreadable or too large file, and as
     ``parse_configuration`` does.
     """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE_BYTES + 1)
         if len(content) > LARGEST_FILE_BYTES:
-            raise ConfigurationError(
+            raise ModelFileError(
                 f"{path}: is larger than {LARGEST_FILE_BYTES} bytes; expected a network's .cfg file"
             )
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{path}: cannot be read: {error.strerror}; expected a network's .cfg file"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{path}: offset {error.start}: is not text; expected a network's .cfg file"
         ) from error
     return parse_configuration(text, str(path))
@@ -189,7 +189,7 @@ def parse_configuration(text: str, name: str) -> Configuration:
     """Return the network that ``text`` describes; errors call the file ``name``.
 
     Options that only Darknet's training reads are preserved without effect. Raises
-    ``ConfigurationError``, which names the line, for an unknown layer or option (with a
+    ``ModelFileError``, which names the line, for an unknown layer or option (with a
     suggestion), a repeated option, an option before the first section, and a text that does not
     begin with ``[net]`` or has no layer.
     """
@@ -203,27 +203,27 @@ def parse_configuration(text: str, name: str) -> Configuration:
         else:
             _add_option(sections, content, number, name)
     if not sections or sections[0].kind != "net":
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{name}:{sections[0].line if sections else 1}: the first section is "
             f"{'[' + sections[0].kind + ']' if sections else 'missing'}; expected [net]"
         )
     if len(sections) == 1:
-        raise ConfigurationError(f"{name}: has no layer; expected one section for each")
+        raise ModelFileError(f"{name}: has no layer; expected one section for each")
     return Configuration(tuple(sections), name)
 
 
 def _opened(content: str, line: int, name: str) -> Section:
     if not content.endswith("]"):
-        raise ConfigurationError(f"{name}:{line}: {content!r}: expected [kind] on a line")
+        raise ModelFileError(f"{name}:{line}: {content!r}: expected [kind] on a line")
     kind = content[1:-1]
     kind = ALIASES.get(kind, kind)
     if kind in ELSEWHERE.split():
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{name}:{line}: Darknet's layer [{kind}] is not supported; expected a classifier of "
             f"{', '.join(sorted(OPTIONS.keys() - {'net'}))}"
         )
     if kind not in OPTIONS:
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{name}:{line}: unknown layer [{kind}]{_nearest(kind, [*OPTIONS, *ALIASES])}"
         )
     return Section(kind, {}, line, {}, name)
@@ -232,25 +232,23 @@ def _opened(content: str, line: int, name: str) -> Section:
 def _add_option(sections: list[Section], content: str, line: int, name: str) -> None:
     option, equals, value = content.partition("=")
     if not equals or not option:
-        raise ConfigurationError(f"{name}:{line}: {content!r}: expected [kind] or option=value")
+        raise ModelFileError(f"{name}:{line}: {content!r}: expected [kind] or option=value")
     if not sections:
-        raise ConfigurationError(
-            f"{name}:{line}: {option} before the first section; expected [net]"
-        )
+        raise ModelFileError(f"{name}:{line}: {option} before the first section; expected [net]")
     section = sections[-1]
     known = _known(section.kind)
     if option not in known:
         nearest = _nearest(option, known)
-        raise ConfigurationError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
+        raise ModelFileError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
     if option in section.options and option in _of_training(section.kind):
         return  # Darknet's files have a line for training and another for tests; use the first
     if option in section.options:
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{name}:{line}: [{section.kind}] repeats {option} of line "
             f"{section.lines[option]}; expected it once"
         )
     if option in ONLY_ZERO.split() and value != "0":
-        raise ConfigurationError(
+        raise ModelFileError(
             f"{name}:{line}: [{section.kind}] {option}={value} is a Darknet variant that is not "
             f"supported; expected 0"
         )

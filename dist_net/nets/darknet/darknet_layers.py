@@ -73,7 +73,7 @@ class Weightless:
 
 
 def activation(section: Section, default: str = "logistic") -> Activation:
-    """Return the activation that a section names; raise ConfigurationError if it is unknown."""
+    """Return the activation that a section names; raise ModelFileError if it is unknown."""
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
         raise section.error(

@@ -34,7 +34,7 @@ class DarknetNetwork:
     softmax. ``input_shape`` is (height, width, channels), ``layers`` holds every layer with its
     shapes, and ``layout`` places the parameters and buffers.
 
-    Raise ``ConfigurationError``, which names the line, for an invalid value of an option and for
+    Raise ``ModelFileError``, which names the line, for an invalid value of an option and for
     maps that do not fit a layer.
     """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.download import download
 from dist_net.data.published_files import PublishedFile, fetch
-from dist_net.errors import UnknownModelError
+from dist_net.errors import ModelSourceError
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.spelling import suggestion
@@ -63,9 +63,9 @@ class PublishedClassifier:
 
 
 def published(name: str) -> PublishedClassifier:
-    """Return the published classifier ``name``; raise ``UnknownModelError``."""
+    """Return the published classifier ``name``; raise ``ModelSourceError``."""
     if name not in PUBLISHED:
-        raise UnknownModelError(
+        raise ModelSourceError(
             f"there is no published classifier {name!r}; {suggestion(name, PUBLISHED)}"
         )
     return PUBLISHED[name]

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import WeightsFileError
+from dist_net.errors import ModelFileError
 from dist_net.nets.darknet.configuration import written
 from dist_net.nets.darknet.darknet_layers import Stored
 from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
@@ -37,7 +37,7 @@ axes is twice as fast."""
 def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     """Return the weights of ``network`` in the file ``path``, in a new vector of its layout.
 
-    Kernels are transposed from Darknet's order of axes to ours. Raise ``WeightsFileError`` for an
+    Kernels are transposed from Darknet's order of axes to ours. Raise ``ModelFileError`` for an
     unreadable file, a length other than the network needs, a number that is not finite, and a
     variance below 0.
     """
@@ -55,16 +55,16 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     return vector
 
 
-def unreadable(path: Path, error: OSError) -> WeightsFileError:
+def unreadable(path: Path, error: OSError) -> ModelFileError:
     """Return the error for an unreadable file."""
-    return WeightsFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
+    return ModelFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
     """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
 
     ``seen`` is the number of images seen in training. Raise ``FileWriteError`` if the file
-    cannot be written, ``WeightsFileError`` for a vector that ``read_weights`` would reject.
+    cannot be written, ``ModelFileError`` for a vector that ``read_weights`` would reject.
     """
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
@@ -87,7 +87,7 @@ def _read_header(path: Path, file: IO[bytes]) -> tuple[int, bool]:
 def _header_part(path: Path, file: IO[bytes], size: int) -> bytes:
     part = file.read(size)
     if len(part) < size:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: ends after {file.tell()} bytes, in its header; expected a .weights file"
         )
     return part
@@ -97,12 +97,12 @@ def _check_length(path: Path, network: DarknetNetwork, header_bytes: int, found:
     expected = header_bytes + NUMBERS.itemsize * network.layout.size
     name = network.configuration.name
     if found > expected:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: {found} bytes are {found - expected} more than the network of {name} "
             f"needs; expected {expected}: use the .cfg that belongs to this file"
         )
     if found < expected:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: ends after {found} bytes, in {_place_of(network, found - header_bytes)}; "
             f"expected {expected} bytes for the network of {name}: copy the file again, or use "
             f"the .cfg that belongs to it"
@@ -162,7 +162,7 @@ def _read_array(
     for part in _parts(array):
         content = file.read(part.nbytes)
         if len(content) < part.nbytes:
-            raise WeightsFileError(
+            raise ModelFileError(
                 f"{path}: was truncated while reading {_named(layer, stored)}; try again"
             )
         numbers = np.frombuffer(content, NUMBERS).reshape(part.shape, copy=False)
@@ -175,12 +175,12 @@ def _check_numbers(
 ) -> None:
     if not np.isfinite(numbers).all():
         bad = numbers[~np.isfinite(numbers)][0]
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: {_named(layer, stored)} has {bad}; expected finite numbers: the file is "
             f"damaged, or its training diverged"
         )
     if stored.name == "variance" and numbers.min() < 0:
-        raise WeightsFileError(
+        raise ModelFileError(
             f"{path}: {_named(layer, stored)} has {numbers.min()}; expected no variance below 0: "
             f"the file is damaged or belongs to another network"
         )

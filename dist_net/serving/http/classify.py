@@ -68,11 +68,7 @@ class Classification:
                 del body  # the images of a form are copies; release the form
             else:
                 images = [EncodedImage("", body)] if body else []
-            if not images:
-                raise BadRequestError(
-                    "the request contains no image; expected a JPEG or PNG file as its body, or a "
-                    "multipart form with such files"
-                )
+                _require_images(images)
             model = self._model(request.path_params.get("model"))
             top = _top(request.query_params.get("top"))
             # All images of a request must be answered by one version.
@@ -179,11 +175,20 @@ def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
     if not form.is_complete:
         raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
-    if len(form.files) > MAX_IMAGES:
-        raise RequestTooLargeError(
-            f"{len(form.files):,} images in one request; expected at most {MAX_IMAGES}"
-        )
+    _require_images(form.files)
     return [EncodedImage(name, memoryview(content)) for name, content in form.files]
+
+
+def _require_images(found: Sequence[object]) -> None:
+    if not found:
+        raise BadRequestError(
+            "the request contains no image; expected a JPEG or PNG file as its body, or a "
+            "multipart form with such files"
+        )
+    if len(found) > MAX_IMAGES:
+        raise RequestTooLargeError(
+            f"{len(found):,} images in one request; expected at most {MAX_IMAGES}"
+        )
 
 
 def _require_few(parts: int) -> None:

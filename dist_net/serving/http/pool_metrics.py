@@ -8,7 +8,6 @@ scrapes, and its counts would be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -106,9 +105,9 @@ def _triton_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
     yield family("count", "rows answered", lambda s: s.inference_count)
     yield family("exec_count", "batches run", lambda s: s.execution_count)
     for name, (field, text) in _DURATIONS.items():
-        seconds = attrgetter(f"{field}.seconds")
-        text = f"microseconds in all: {text}"
-        yield family(f"{name}_duration_us", text, lambda s, of=seconds: of(s) * _US_PER_S)
+        values = [(m, getattr(each, field).seconds * _US_PER_S) for m, each in counted.items()]
+        name, text = f"nv_inference_{name}_duration_us", f"microseconds in all: {text}"
+        yield _family(UntypedMetricFamily, name, text, "model", values)
 
 
 def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:

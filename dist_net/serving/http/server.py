@@ -22,7 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from dist_net.errors import KeyFileError, ListenError
+from dist_net.errors import AddressError, KeyFileError
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 
@@ -35,8 +35,8 @@ _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 class HttpServer:
     """Listens from its creation; ``serve`` responds, in the event loop that runs it.
 
-    ``url`` is its address, with the port that the system chose for port 0. Raise ListenError if the
-    address is unusable, and KeyFileError for an unusable certificate or key.
+    ``url`` is its address, with the port that the system chose for port 0. Raise AddressError
+    if the address is unusable, and KeyFileError for an unusable certificate or key.
     """
 
     def __init__(
@@ -332,7 +332,7 @@ def _listening_socket(settings: HttpSettings) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenError(
+        raise AddressError(
             f"cannot listen on {settings.address}: {error.strerror}; expected a free port of this "
             f"host, or 0 for any"
         ) from error

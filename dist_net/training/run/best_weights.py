@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dist_net.errors import CheckpointDamagedError
+from dist_net.errors import CheckpointError
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -33,7 +33,7 @@ class BestWeights:
             found.require_layout(settings.layout)
             accuracy, loss = (found.counters.get(name) for name in ("accuracy", "loss"))
             if type(loss) is not float or type(accuracy) not in (float, type(None)):
-                raise CheckpointDamagedError(
+                raise CheckpointError(
                     f"{path} lacks the accuracy or loss of its weights; expected a checkpoint "
                     f"written by training. Delete it: the next evaluation writes a new one"
                 )
@@ -50,7 +50,7 @@ class BestWeights:
     def take(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> bool:
         """Write the weights if they are the best so far; return whether they are.
 
-        Raise CheckpointWriteError.
+        Raise FileWriteError.
         """
         known = 0.0 if accuracy is None else accuracy
         is_progress = known > self._accuracy or loss < LOWER * self._loss

@@ -21,8 +21,8 @@ from typing import Any, Self
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
-    CheckpointWriteError,
     DistNetError,
+    FileWriteError,
     InterruptedRunError,
     ProcessFailedError,
     SettingError,
@@ -423,7 +423,7 @@ class LocalRun:
         score = evaluation.accuracy, evaluation.loss
         try:
             return best.take(*score, snapshot.version, snapshot.weights)
-        except CheckpointWriteError as error:
+        except FileWriteError as error:
             self._display.warned(f"the best weights so far are not kept: {error}")
             return False
 

@@ -11,7 +11,7 @@ import numpy as np
 from dist_net.autodiff.arrays import integer
 from dist_net.data import Dataset
 from dist_net.data.samples import Values, samples_of
-from dist_net.errors import DivergedError, SettingError
+from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import (
@@ -97,7 +97,7 @@ class SingleProcess:
     def epochs(self) -> Iterator[EpochResult]:
         """Train an epoch at each step of the iteration.
 
-        Raise DivergedError when the loss is no longer a finite number.
+        Raise NotFiniteError when the loss is no longer a finite number.
         """
         for epoch in range(self._recipe.epochs):
             results = [
@@ -106,7 +106,7 @@ class SingleProcess:
             ]
             loss, right = map(sum, zip(*results, strict=True))
             if not math.isfinite(loss):
-                raise DivergedError(
+                raise NotFiniteError(
                     f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
                     f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
                     f"clip_norm"
@@ -165,7 +165,7 @@ def fit(
 
     The weights are left in ``model.weights``, also when training is interrupted; another call
     begins with a fresh optimizer. Raise DatasetError and RecipeError if data and model do not fit
-    each other, and DivergedError when the loss is no longer a finite number.
+    each other, and NotFiniteError when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)

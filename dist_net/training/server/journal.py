@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dist_net.errors import (
+    FileWriteError,
     JournalDamagedError,
     JournalMismatchError,
-    JournalWriteError,
     SettingError,
 )
 from dist_net.files import HOST_DISK, Disk
@@ -37,7 +37,7 @@ ANOTHER_RUN = (
     "the journal is of another run: expected the same release of dist_net, recipe, training data "
     "and seed"
 )
-UNUSABLE = JournalMismatchError, JournalMismatchError, JournalDamagedError, JournalMismatchError
+UNUSABLE = JournalMismatchError, JournalDamagedError
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
@@ -389,14 +389,14 @@ def _errors_of(path: Path) -> Iterator[None]:
 def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
     """Rename a journal to the first free name of ``journal-1``, ``journal-2``, …; return it.
 
-    Raise ``JournalWriteError`` if it cannot be renamed.
+    Raise ``FileWriteError`` if it cannot be renamed.
     """
     names = (path.with_name(f"{path.name}-{number}") for number in count(1))
     kept = next(each for each in names if not disk.exists(each))
     try:
         disk.rename(path, kept)
     except OSError as error:
-        raise JournalWriteError(
+        raise FileWriteError(
             f"the journal {path} cannot be renamed to {kept}: {error.strerror}; expected a "
             f"writable directory"
         ) from error
@@ -453,7 +453,7 @@ class JournalFile:
     ) -> None:
         """Truncate the file to ``kept_bytes`` and append the start.
 
-        With ``kept_bytes == 0``, begin a new journal. Raise ``JournalWriteError`` if the journal
+        With ``kept_bytes == 0``, begin a new journal. Raise ``FileWriteError`` if the journal
         cannot be opened, or a new one cannot be written; on a full disk, a continued journal is
         written later.
         """
@@ -469,12 +469,12 @@ class JournalFile:
         try:
             self._file = disk.append_to(path, kept_bytes)
         except OSError as error:
-            raise JournalWriteError(self._why(error)) from error
+            raise FileWriteError(self._why(error)) from error
         header = b"" if kept_bytes else encode_header(identity)
         self.append(header + encode_record(started), now)
         if self.error is not None and not kept_bytes:
             self.close()
-            raise JournalWriteError(self.error)
+            raise FileWriteError(self.error)
 
     @property
     def error(self) -> str | None:
@@ -509,13 +509,13 @@ class JournalFile:
         except OSError as error:
             self._write_error = self._why(error)
         if content and self.sync_interval_s == 0:
-            with suppress(JournalWriteError):  # kept in ``error``
+            with suppress(FileWriteError):  # kept in ``error``
                 self.sync()
 
     def sync(self) -> None:
         """Return once all appended records are on the disk; may be called from another thread.
 
-        Raise ``JournalWriteError``, also if records could not be written before.
+        Raise ``FileWriteError``, also if records could not be written before.
         """
         # In this order, records appended meanwhile count as unsynced.
         self._appended_since_sync_s = None
@@ -525,13 +525,13 @@ class JournalFile:
             self._file.sync()
         except OSError as error:
             self._sync_error = self._why(error)
-            raise JournalWriteError(self._sync_error) from error
+            raise FileWriteError(self._sync_error) from error
         self._sync_error = None
         self._synced_bytes = max(self._synced_bytes, written_bytes)  # two syncs may overlap
         if self._appended_since_sync_s is not None and not unwritten_bytes:
             self._oldest_unsynced_s = self._appended_since_sync_s
         if self._write_error is not None:
-            raise JournalWriteError(self._write_error)
+            raise FileWriteError(self._write_error)
 
     def close(self) -> None:
         self._file.close()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from dist_net.errors import CheckpointDamagedError, SettingError
+from dist_net.errors import CheckpointError, SettingError
 from dist_net.wire.messages import PIPELINE
 
 
@@ -276,7 +276,7 @@ class LeaseLedger:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from ``to_json``. ``samples`` must be unchanged; ``epochs`` may be larger.
 
-        Raise ``SettingError`` for too few epochs, ``CheckpointDamagedError`` for ranges that
+        Raise ``SettingError`` for too few epochs, ``CheckpointError`` for ranges that
         overlap or are outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for JSON
         that ``to_json`` does not write.
         """
@@ -293,7 +293,7 @@ class LeaseLedger:
         for left in sorted(remaining):
             free_from = previous.stop if left.epoch == previous.epoch else 0
             if left.epoch >= begun or not free_from <= left.start < left.stop <= self.samples:
-                raise CheckpointDamagedError(
+                raise CheckpointError(
                     f"the checkpoint lists samples {left.start} to {left.stop} of epoch "
                     f"{left.epoch} as remaining; expected disjoint ranges in {begun} epochs of "
                     f"{self.samples} samples. Resume from another checkpoint"

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
-    CheckpointWriteError,
-    JournalWriteError,
+    FileWriteError,
     SegmentError,
     SupersededError,
 )
@@ -136,7 +135,7 @@ def opened_journal(
     again. A journal that cannot be continued, such as one of another release of dist_net, is
     renamed, and a new one begins; ``run.resume_warnings`` reports both.
 
-    Raise ``JournalWriteError`` if the journal cannot be written.
+    Raise ``FileWriteError`` if the journal cannot be written.
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
@@ -221,8 +220,7 @@ class ServerLoop:
 
         Call ``ready`` once the first, or the resumed, checkpoint is on disk. With ``ownership``,
         raise ``SupersededError`` once another server has taken over the run directory. Raise
-        ``CheckpointWriteError`` or ``JournalWriteError`` if the first or last checkpoint could not
-        be written.
+        ``FileWriteError`` if the first or last checkpoint could not be written.
         """
         # One thread for checkpoints and one for syncs, so that no checkpoint waits for a sync.
         with ThreadPoolExecutor(2, "writer") as writer, suppress(StopIteration):
@@ -247,7 +245,7 @@ class ServerLoop:
         yield from self._serve_until_stopped(writer)
         try:
             yield from self._serve_until_kept(writer)
-        except (CheckpointWriteError, JournalWriteError):
+        except FileWriteError:
             yield from self._see_workers_off()
             raise
         yield from self._see_workers_off()

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, JournalDamagedError
+from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.nets.checkpoint import MALFORMED, Checkpoint
 from dist_net.training.server.consistency import (
     ASYNC,
@@ -93,15 +93,15 @@ class RunState:
     ) -> Self:
         """Resume a run from ``checkpoint``, in the same epoch and with the optimizer's state.
 
-        Raise ``CheckpointMismatchError`` unless model, samples, seed, optimizer and, for runs of
+        Raise ``CheckpointError`` unless model, samples, seed, optimizer and, for runs of
         rounds, consistency are the checkpoint's; other settings may change, and ``epochs`` may be
-        larger. Raise ``CheckpointDamagedError`` for a checkpoint that no server wrote.
+        larger. Raise ``CheckpointError`` for a checkpoint that no server wrote.
         """
         checkpoint.require_layout(settings.layout)
         try:
             return cls._resumed(settings, checkpoint, buffers, first_worker_id)
         except MALFORMED as error:
-            raise CheckpointDamagedError(
+            raise CheckpointError(
                 f"the checkpoint of recipe {checkpoint.recipe!r} is incomplete or damaged "
                 f"({error!r:.200}); expected a checkpoint of a training run: resume from another"
             ) from error
@@ -117,7 +117,7 @@ class RunState:
         own = settings.to_json()
         for name in ("samples", "seed", "optimizer"):
             if own[name] != checkpoint.settings[name]:
-                raise CheckpointMismatchError(
+                raise CheckpointError(
                     f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
                     f"is {checkpoint.settings[name]}, expected {own[name]}; resume with "
                     f"{checkpoint.settings[name]}"
@@ -126,7 +126,7 @@ class RunState:
         if former != own["consistency"] and any(
             each.startswith(("bsp", "local")) for each in (former, own["consistency"])
         ):
-            raise CheckpointMismatchError(
+            raise CheckpointError(
                 f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
                 f"whose updates differ; resume with consistency={former}"
             )

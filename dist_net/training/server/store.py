@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from dist_net.errors import CheckpointDamagedError, SegmentError
+from dist_net.errors import CheckpointError, SegmentError
 from dist_net.nets.checkpoint import AVERAGE, evaluated_weights
 from dist_net.optim import UpdateRule
 from dist_net.optim.averages import WeightAverage
@@ -121,7 +121,7 @@ class WeightStore:
         """Continue from ``version`` with a copy of the optimizer's vectors.
 
         The average of the weights starts afresh if the checkpoint lacks it. Raise
-        ``CheckpointDamagedError`` for other vectors than this optimizer's.
+        ``CheckpointError`` for other vectors than this optimizer's.
         """
         own, optimizer_state = self.state, dict(optimizer_state)
         if self._average is None:
@@ -131,7 +131,7 @@ class WeightStore:
         if {name: vector.shape for name, vector in optimizer_state.items()} != {
             name: vector.shape for name, vector in own.items()
         }:
-            raise CheckpointDamagedError(
+            raise CheckpointError(
                 f"the checkpoint holds the optimizer's vectors {sorted(optimizer_state)}, expected "
                 f"{sorted(own)} of the parameters' length; resume from another checkpoint"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.errors import ImageFolderError
+from dist_net.errors import DatasetError
 from drawn_images import drawn_folder
 from naming import naming
 
@@ -187,7 +187,7 @@ def test_a_image_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
 def test_a_class_of_nothing_else_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "cat/x.jpg", "dog/y.jpg", content=b"the same")
     fill(tmp_path, *several("cat", 2))
-    with pytest.raises(ImageFolderError, match=naming("'dog'")):
+    with pytest.raises(DatasetError, match=naming("'dog'")):
         ImageFolder.read(tmp_path)
 
 
@@ -230,15 +230,15 @@ def test_a_path_may_be_absolute_if_it_lies_in_the_folder(tmp_path: Path) -> None
     ],
 )
 def test_a_file_of_labels_that_fits_nothing(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ImageFolderError, match=message):
+    with pytest.raises(DatasetError, match=message):
         labelled(tmp_path, text)
 
 
 def test_a_file_of_labels_that_is_no_text(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "labels.csv", content=b"\xff\xfe\x00")
-    with pytest.raises(ImageFolderError, match=naming("labels.csv", "UTF-8")):
+    with pytest.raises(DatasetError, match=naming("labels.csv", "UTF-8")):
         ImageFolder.read(tmp_path, tmp_path / "labels.csv")
-    with pytest.raises(ImageFolderError, match=naming("absent.csv")):
+    with pytest.raises(DatasetError, match=naming("absent.csv")):
         ImageFolder.read(tmp_path, tmp_path / "absent.csv")
 
 
@@ -305,21 +305,21 @@ def test_a_folder_that_cannot_be_trained_on_says_why(
 ) -> None:
     root = tmp_path / "photos"
     arrange(root)
-    with pytest.raises(ImageFolderError, match=f"^{root}: .*{message}"):
+    with pytest.raises(DatasetError, match=f"^{root}: .*{message}"):
         ImageFolder.read(root)
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     fill(tmp_path, "file")
-    with pytest.raises(ImageFolderError, match=naming("file")):
+    with pytest.raises(DatasetError, match=naming("file")):
         ImageFolder.read(tmp_path / "file")
-    with pytest.raises(ImageFolderError, match=naming("absent")):
+    with pytest.raises(DatasetError, match=naming("absent")):
         ImageFolder.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("share", [0, 1, -1, float("nan")])
 def test_a_share_that_leaves_nothing(tmp_path: Path, share: float) -> None:
-    with pytest.raises(ImageFolderError, match=naming(0, 1)):
+    with pytest.raises(DatasetError, match=naming(0, 1)):
         ImageFolder.read(tmp_path, validation=share)
 
 
@@ -327,7 +327,7 @@ def test_a_share_that_leaves_nothing(tmp_path: Path, share: float) -> None:
 def test_the_run_is_written_elsewhere(tmp_path: Path, run: str) -> None:
     root = fill(tmp_path / "photos", *several("cat", 2), *several("dog", 2))
     ImageFolder.read(root, run_directory=tmp_path / "run")
-    with pytest.raises(ImageFolderError, match=naming(root, tmp_path / run)):
+    with pytest.raises(DatasetError, match=naming(root, tmp_path / run)):
         ImageFolder.read(root, run_directory=tmp_path / run)
 
 

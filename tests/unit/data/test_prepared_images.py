@@ -13,7 +13,7 @@ import pytest
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import Decode, ImageCache, PreparedImages
-from dist_net.errors import FetchError, ImageError, ImageFolderError
+from dist_net.errors import DatasetError, FetchError, ImageError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs, drawn_folder
 from naming import naming
@@ -113,7 +113,7 @@ def test_a_class_of_damaged_images_only_is_refused(tmp_path: Path) -> None:
     root = drawn_folder(tmp_path / "photos", names).root
     (root / "dog" / "0.png").write_text("text")
     folder = ImageFolder.read(root)
-    with pytest.raises(ImageFolderError, match=naming("'dog'")):
+    with pytest.raises(DatasetError, match=naming("'dog'")):
         prepared(tmp_path / "cache", folder, Decoder(folder))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import LabelsError
+from dist_net.errors import ModelFileError
 from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.published import imagenet_labels
 from naming import naming
@@ -48,12 +48,14 @@ def test_a_name_may_be_in_any_language(file: Path) -> None:
 )
 def test_a_file_that_does_not_fit_is_refused(file: Path, content: bytes, says: str) -> None:
     file.write_bytes(content)
-    with pytest.raises(LabelsError, match=f"{file}.*{says}"):
+    with pytest.raises(ModelFileError, match=f"{file}.*{says}"):
         read_labels(file, 3)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelsError, match=naming(tmp_path / "none", "No such file or directory")):
+    with pytest.raises(
+        ModelFileError, match=naming(tmp_path / "none", "No such file or directory")
+    ):
         read_labels(tmp_path / "none", 3)
-    with pytest.raises(LabelsError, match=naming(tmp_path, "Is a directory")):
+    with pytest.raises(ModelFileError, match=naming(tmp_path, "Is a directory")):
         read_labels(tmp_path, 3)

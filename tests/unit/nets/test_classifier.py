@@ -15,10 +15,9 @@ from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, astype, mean, reshape
 from dist_net.errors import (
     ImageError,
-    LabelsError,
-    PredictionError,
+    ModelFileError,
+    NotFiniteError,
     ShapeError,
-    WeightsFileError,
 )
 from dist_net.images.fitting import letterbox, pad
 from dist_net.images.labels import Prediction
@@ -140,7 +139,7 @@ def test_outputs_that_are_not_finite_are_no_answer() -> None:
 
     model = Model(spoilt, (8, 12, 3), input_dtype=np.float32)
     dark, bright = Classifier(model, {}, NAMES).predict([image((0, 0, 0)), "none.png"])
-    assert isinstance(dark, PredictionError)
+    assert isinstance(dark, NotFiniteError)
     assert "image: the net's outputs are not finite" in str(dark)
     assert isinstance(bright, ImageError)
 
@@ -175,7 +174,7 @@ def test_a_model_that_takes_no_images_is_refused(shape: tuple[int, ...]) -> None
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     model = Model(averages, (8, 12, 3), input_dtype=np.float32)
-    with pytest.raises(LabelsError, match=naming("2 labels", "3 classes")):
+    with pytest.raises(ModelFileError, match=naming("2 labels", "3 classes")):
         Classifier(model, {}, NAMES[:2])
 
 
@@ -219,10 +218,10 @@ def test_kernels_are_prepared_once_for_a_file_of_weights(
 
 def test_the_files_of_a_net_have_to_fit_it(weights: Path) -> None:
     configuration = parse_configuration(TINY, "tiny")
-    with pytest.raises(LabelsError, match=naming("none", "No such file")):
+    with pytest.raises(ModelFileError, match=naming("none", "No such file")):
         load_classifier(configuration, weights, weights.with_name("none"))
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(WeightsFileError):
+    with pytest.raises(ModelFileError):
         load_classifier(configuration, weights, NAMES)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.errors import MissingExtraError, WeightsFileError
+from dist_net.errors import MissingExtraError, ModelFileError
 from dist_net.images import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nn.inference import Inference, prepare, softmax
@@ -87,5 +87,5 @@ def test_missing_weights_are_asked_for_by_the_extra_that_brings_them(monkeypatch
 def test_another_file_in_its_place_is_refused(monkeypatch, tmp_path):
     (tmp_path / "other.pth").write_bytes(b"another")
     monkeypatch.setattr(lite0, "weights_file", lambda: tmp_path / "other.pth")
-    with pytest.raises(WeightsFileError, match=naming("other.pth", "18,826,032 bytes", "SHA-256")):
+    with pytest.raises(ModelFileError, match=naming("other.pth", "18,826,032 bytes", "SHA-256")):
         lite0.read_weights()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import WeightsFileError
+from dist_net.errors import ModelFileError
 from dist_net.nets.pytorch_file import MAGIC, PROTOCOL, read_tensors
 from naming import naming
 
@@ -107,12 +107,12 @@ def test_a_file_of_another_size_or_checksum_is_not_looked_into(path, change, mon
     content = file_of()
     path.write_bytes(change(content))
     monkeypatch.setattr("pickletools.genops", None)
-    with pytest.raises(WeightsFileError, match=naming("weights.pth", "553 bytes", "SHA-256")):
+    with pytest.raises(ModelFileError, match=naming("weights.pth", "553 bytes", "SHA-256")):
         read_tensors(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_a_file_that_is_not_there_is_named(path):
-    with pytest.raises(WeightsFileError, match=naming("weights.pth", "No such file", "10 bytes")):
+    with pytest.raises(ModelFileError, match=naming("weights.pth", "No such file", "10 bytes")):
         read_tensors(path, 10, "")
 
 
@@ -130,7 +130,7 @@ class Evil:
 def test_no_function_is_called_whatever_a_file_names(path, tmp_path, place):
     evil = Evil(tmp_path / "evidence")
     content = file_of(**{place: pickle.dumps(evil, 2) if place == "described" else [evil]})
-    with pytest.raises(WeightsFileError):
+    with pytest.raises(ModelFileError):
         read(path, content)
     assert [*tmp_path.iterdir()] == [path]
 
@@ -223,7 +223,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line(path, content, message):
-    with pytest.raises(WeightsFileError, match=message) as refused:
+    with pytest.raises(ModelFileError, match=message) as refused:
         read(path, content)
     assert "\n" not in str(refused.value)
     assert str(refused.value).endswith(
@@ -234,7 +234,7 @@ def test_a_hostile_file_is_refused_in_one_line(path, content, message):
 def test_a_file_that_is_cut_short_anywhere_is_refused(path):
     content = file_of()
     for length in range(0, len(content), 9):
-        with pytest.raises(WeightsFileError):
+        with pytest.raises(ModelFileError):
             read(path, content[:length])
 
 

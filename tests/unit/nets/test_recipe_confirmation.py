@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cli import main
-from dist_net.errors import ModelOptionError, UntrustedRecipeError
+from dist_net.errors import ModelSourceError, UntrustedRecipeError
 from dist_net.nets import recipe_confirmation
 from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
 from dist_net.nets.recipe_confirmation import confirm_recipe
@@ -131,7 +131,7 @@ def test_a_question_shows_no_control_characters(
 
 def test_a_base_that_is_code_is_refused_before_it_is_run(run: Path, marker: Path) -> None:
     confirm_recipe(run, is_confirmed=True)
-    with pytest.raises(ModelOptionError, match="Python code"):
+    with pytest.raises(ModelSourceError, match="Python code"):
         base_called(str(run), print)
     assert not marker.exists()
 

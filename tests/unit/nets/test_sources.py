@@ -11,12 +11,11 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import (
-    LabelsError,
+    ModelFileError,
     ModelLoadError,
-    ModelOptionError,
+    ModelSourceError,
     RecipeChangedError,
     TokenError,
-    UnknownModelError,
     UntrustedRecipeError,
 )
 from dist_net.images.fitting import fit_image
@@ -132,7 +131,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
 )
 def test_a_source_may_be_given_a_name(text, parts):
     if parts is None:
-        with pytest.raises(ModelOptionError, match="NAME="):
+        with pytest.raises(ModelSourceError, match="NAME="):
             parse_named_source(text)
     else:
         assert parse_named_source(text) == NamedSource(*parts)
@@ -158,20 +157,20 @@ def test_a_checkpoint_is_called_after_its_run(run):
 
 def test_what_is_nothing_is_refused(net, run):
     weights, labels = files(net)
-    with pytest.raises(UnknownModelError, match=naming("'darknet35'", "darknet53")):
+    with pytest.raises(ModelSourceError, match=naming("'darknet35'", "darknet53")):
         called("darknet35")
-    with pytest.raises(ModelOptionError, match=naming("n.cfg", "--weights FILE", "--labels FILE")):
+    with pytest.raises(ModelSourceError, match=naming("n.cfg", "--weights FILE", "--labels FILE")):
         called(net, weights)
-    with pytest.raises(ModelOptionError, match=naming("--weights")):
+    with pytest.raises(ModelSourceError, match=naming("--weights")):
         called(run.path, weights)
-    with pytest.raises(ModelOptionError, match=naming("--weights")):
+    with pytest.raises(ModelSourceError, match=naming("--weights")):
         called("tcp://127.0.0.1:1", weights)
-    with pytest.raises(ModelOptionError, match=naming("--weights")):
+    with pytest.raises(ModelSourceError, match=naming("--weights")):
         called("efficientnet-lite0", weights)
-    with pytest.raises(UnknownModelError, match=naming("efficientnet-lite0")):
+    with pytest.raises(ModelSourceError, match=naming("efficientnet-lite0")):
         called("efficientnet-lite")
     with pytest.raises(
-        UnknownModelError, match=naming(str(labels), "efficientnet-lite0", "alexnet")
+        ModelSourceError, match=naming(str(labels), "efficientnet-lite0", "alexnet")
     ):
         called(labels).read()
     assert isinstance(called("ipc:///somewhere"), FollowedRun)
@@ -314,7 +313,7 @@ def test_names_of_classes_can_be_given(run, net):
     names = net.with_name("names")
     names.write_text("".join(f"digit {i}\n" for i in range(10)))
     assert called(run.path, None, names).read().labels[3] == "digit 3"
-    with pytest.raises(LabelsError, match=naming("10 names", 3)):
+    with pytest.raises(ModelFileError, match=naming("10 names", 3)):
         called(net, *files(net)).read()
 
 

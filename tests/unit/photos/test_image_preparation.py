@@ -12,7 +12,7 @@ from PIL import Image
 
 from dist_net import fit_image
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.errors import FetchError, ImageFolderError
+from dist_net.errors import DatasetError, FetchError
 from dist_net.photos.image_preparation import (
     ImageChunk,
     ImageJob,
@@ -151,11 +151,11 @@ def test_a_full_disk_is_one_clear_error() -> None:
 def test_more_than_a_tenth_that_are_skipped_are_too_many() -> None:
     skipped = {f"cat/{index}.jpg": "damaged" for index in range(3)}
     require_few_skipped("photos", skipped, 30)
-    with pytest.raises(ImageFolderError, match=naming("photos", "3 of 29", "10%", "cat/0.jpg")):
+    with pytest.raises(DatasetError, match=naming("photos", "3 of 29", "10%", "cat/0.jpg")):
         require_few_skipped("photos", skipped, 29)
 
 
 def test_of_many_skipped_images_some_are_named() -> None:
     skipped = {f"cat/{index}.jpg": "damaged" for index in range(25)}
-    with pytest.raises(ImageFolderError, match=naming("25 of 25", "cat/2.jpg: damaged", "more")):
+    with pytest.raises(DatasetError, match=naming("25 of 25", "cat/2.jpg: damaged", "more")):
         require_few_skipped("photos", skipped, 25)

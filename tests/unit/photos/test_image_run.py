@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import ImageFolderError, SettingError
+from dist_net.errors import DatasetError, SettingError
 from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.training.run.run_options import RunOptions
 from naming import naming
@@ -18,7 +18,7 @@ def test_a_run_among_the_images_is_refused_and_leaves_nothing_there(
 ) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    with pytest.raises(ImageFolderError, match=naming(photos, tmp_path / given)):
+    with pytest.raises(DatasetError, match=naming(photos, tmp_path / given)):
         new_run(tmp_path / given, ImageOptions(str(photos), "none", RUN))
     assert [*tmp_path.rglob("*")] == [photos]
 
@@ -27,7 +27,7 @@ def test_a_run_of_the_default_name_among_the_images_is_refused_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImageFolderError, match=naming(tmp_path, "runs/")):
+    with pytest.raises(DatasetError, match=naming(tmp_path, "runs/")):
         new_run(None, ImageOptions(str(tmp_path), "none", RUN))
     assert not [*tmp_path.iterdir()]
 

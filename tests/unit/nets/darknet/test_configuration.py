@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import ConfigurationError, FileWriteError
+from dist_net.errors import FileWriteError, ModelFileError
 from dist_net.nets.darknet.configuration import (
     LARGEST_FILE_BYTES,
     Configuration,
@@ -67,13 +67,13 @@ def test_options_of_training_are_known() -> None:
     ],
 )
 def test_what_is_no_network_is_refused_by_line(text: str, line: int, values: list[str]) -> None:
-    with pytest.raises(ConfigurationError, match=naming(*values)) as caught:
+    with pytest.raises(ModelFileError, match=naming(*values)) as caught:
         parse_configuration(text, "a.cfg")
     assert str(caught.value).startswith(f"a.cfg:{line}: ")
 
 
 def test_a_network_has_a_layer() -> None:
-    with pytest.raises(ConfigurationError, match=naming("a.cfg")):
+    with pytest.raises(ModelFileError, match=naming("a.cfg")):
         parse_configuration(NET, "a.cfg")
 
 
@@ -95,21 +95,21 @@ def test_options_are_read_as_what_they_are_for() -> None:
 
 @pytest.mark.parametrize("value", ["", "x", "1.5", "0", "-1", "3#three", "2147483648", "9" * 5000])
 def test_what_is_no_such_number_is_refused_by_line(value: str) -> None:
-    with pytest.raises(ConfigurationError, match=naming("a.cfg:11", "size=", 1)):
+    with pytest.raises(ModelFileError, match=naming("a.cfg:11", "size=", 1)):
         section(first="1", size=value).integer("size", 1, 1)
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf", "-inf", "1e300"])
 def test_what_is_no_number_is_refused_by_line(value: str) -> None:
-    with pytest.raises(ConfigurationError, match=naming("a.cfg:10", "scale=")):
+    with pytest.raises(ModelFileError, match=naming("a.cfg:10", "scale=")):
         section(scale=value).number("scale", 1.0)
 
 
 def test_flags_and_lists_are_checked_too() -> None:
-    with pytest.raises(ConfigurationError, match=naming("pad=2", 0, 1)):
+    with pytest.raises(ModelFileError, match=naming("pad=2", 0, 1)):
         section(pad="2").flag("pad")
     for value in ("", "1,", "a", "1;2"):
-        with pytest.raises(ConfigurationError, match=naming("a.cfg:10", "layers=")):
+        with pytest.raises(ModelFileError, match=naming("a.cfg:10", "layers=")):
             section(layers=value).integers("layers")
 
 
@@ -143,7 +143,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, words: s
     path = tmp_path / "net.cfg"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         read_configuration(path)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
-from dist_net.errors import ConfigurationError, ShapeError
+from dist_net.errors import ModelFileError, ShapeError
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
@@ -258,7 +258,7 @@ def test_gradients_flow_and_averages_move_in_training() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, values: list[object]) -> None:
-    with pytest.raises(ConfigurationError, match=naming(*values)) as caught:
+    with pytest.raises(ModelFileError, match=naming(*values)) as caught:
         network_of(layers)
     assert str(caught.value).startswith(f"a.cfg:{line}: ")
 
@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, values: li
     ],
 )
 def test_a_network_says_what_it_is_given(net: str, words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         DarknetNetwork(parse_configuration(f"[net]\n{net}\n[avgpool]", "a.cfg"))
 
 

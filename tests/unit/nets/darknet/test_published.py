@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import UnknownModelError
+from dist_net.errors import ModelSourceError
 from dist_net.nets.darknet.configuration import OPTIONS, Configuration, read_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, published
@@ -79,7 +79,7 @@ def test_a_network_can_be_had_for_another_size() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownModelError, match=naming("'darknet54'", "darknet53")):
+    with pytest.raises(ModelSourceError, match=naming("'darknet54'", "darknet53")):
         published("darknet54")
-    with pytest.raises(UnknownModelError, match=naming("'xyzzy'", "alexnet", "darknet", "vgg-16")):
+    with pytest.raises(ModelSourceError, match=naming("'xyzzy'", "alexnet", "darknet", "vgg-16")):
         published("xyzzy")

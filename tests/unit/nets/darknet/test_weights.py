@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import BadInputError, FileWriteError, ParameterError, WeightsFileError
+from dist_net.errors import BadInputError, FileWriteError, ModelFileError, ParameterError
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, write_weights
@@ -121,7 +121,7 @@ def test_a_file_cut_short_is_refused_with_where_it_ends(
 ) -> None:
     path = file_of(tmp_path, numbers())
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(WeightsFileError) as caught:
+    with pytest.raises(ModelFileError) as caught:
         read_weights(path, NETWORK)
     assert f"ends after {kept} bytes, in {place}" in str(caught.value)
     assert f"expected {FILE_BYTES} bytes for the network of small.cfg" in str(caught.value)
@@ -131,13 +131,13 @@ def test_a_file_cut_short_in_its_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.weights"
     for kept in (0, 11, 12, 19):
         path.write_bytes(HEADER[:kept])
-        with pytest.raises(WeightsFileError, match=naming(path, f"{kept} bytes")):
+        with pytest.raises(ModelFileError, match=naming(path, f"{kept} bytes")):
             read_weights(path, NETWORK)
 
 
 def test_a_file_that_goes_on_is_refused(tmp_path: Path) -> None:
     path = file_of(tmp_path, np.append(numbers(), 1.0))
-    with pytest.raises(WeightsFileError) as caught:
+    with pytest.raises(ModelFileError) as caught:
         read_weights(path, NETWORK)
     assert f"{FILE_BYTES + 4} bytes are 4 more" in str(caught.value)
     assert f"expected {FILE_BYTES}: use the .cfg that belongs" in str(caught.value)
@@ -150,7 +150,7 @@ def test_a_number_that_is_not_finite_is_refused(
 ) -> None:
     values = numbers()
     values[position] = value
-    with pytest.raises(WeightsFileError, match=rf"layer 00._\w+ .*{value}"):
+    with pytest.raises(ModelFileError, match=rf"layer 00._\w+ .*{value}"):
         read_weights(file_of(tmp_path, values), NETWORK)
 
 
@@ -158,13 +158,13 @@ def test_a_variance_below_0_is_refused(tmp_path: Path) -> None:
     values = numbers()
     values[13] = -0.5
     words = r"variance.*000_convolutional.*small\.cfg:5.*-0\.5"
-    with pytest.raises(WeightsFileError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         read_weights(file_of(tmp_path, values), NETWORK)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(WeightsFileError, match=words):
+        with pytest.raises(ModelFileError, match=words):
             read_weights(path, NETWORK)
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
     before = path.read_bytes()
     vector = read_weights(path, NETWORK)
     vector[-1] = np.nan
-    with pytest.raises(WeightsFileError, match=naming("nan", "001_connected")):
+    with pytest.raises(ModelFileError, match=naming("nan", "001_connected")):
         write_weights(path, NETWORK, vector)
     with pytest.raises(ParameterError):
         write_weights(path, NETWORK, vector[:-1])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, CheckpointWriteError
+from dist_net.errors import CheckpointError, FileWriteError
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.server.settings import RunSettings
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_has_to_do_better_than_what_is_there(tmp_path):
 def test_weights_that_could_not_be_written_are_not_taken_for_the_best(tmp_path):
     directory = tmp_path / "later"
     best = BestWeights(directory / "best.safetensors", settings())
-    with pytest.raises(CheckpointWriteError):
+    with pytest.raises(FileWriteError):
         best.take(0.9, 1.0, 1, weights(1))
     directory.mkdir()
     assert best.take(0.8, 1.0, 2, weights(2))
@@ -69,7 +69,7 @@ def test_weights_that_could_not_be_written_are_not_taken_for_the_best(tmp_path):
 def test_the_best_of_another_model_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
-    with pytest.raises(CheckpointMismatchError):
+    with pytest.raises(CheckpointError):
         BestWeights(path, settings(size=4))
 
 
@@ -87,5 +87,5 @@ def test_weights_that_do_not_say_how_good_they_are_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
     write_checkpoint(path, replace(read_checkpoint(path), counters={}))
-    with pytest.raises(CheckpointDamagedError, match=naming(path, "accuracy", "loss")):
+    with pytest.raises(CheckpointError, match=naming(path, "accuracy", "loss")):
         BestWeights(path, settings())

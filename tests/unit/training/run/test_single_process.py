@@ -12,8 +12,8 @@ from dist_net.autodiff import Expression, astype, mean, square
 from dist_net.errors import (
     BadInputError,
     DatasetError,
-    DivergedError,
     DTypeError,
+    NotFiniteError,
     ParameterError,
     RecipeError,
     SettingError,
@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> 
     model = Model(Sequential(Dense(1)), (3,), mean_squared_error, np.float32)
     with (
         np.errstate(all="ignore"),
-        pytest.raises(DivergedError, match=naming("epoch 1", "learning_rate", "1e+20")),
+        pytest.raises(NotFiniteError, match=naming("epoch 1", "learning_rate", "1e+20")),
     ):
         dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=SGD(), learning_rate=1e20)
     with pytest.raises(ParameterError, match=naming("dist_net.fit")):

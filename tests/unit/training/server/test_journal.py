@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dist_net.errors import (
+    FileWriteError,
     JournalDamagedError,
     JournalMismatchError,
-    JournalWriteError,
     SettingError,
 )
 from dist_net.training.server import journal as module
@@ -220,7 +220,7 @@ def test_a_journal_that_lacks_what_was_refused_is_not_synced_until_that_is_writt
     disk.failure = errno.EROFS
     journal.append(encode_record(APPLIED))
     disk.failure = None
-    with pytest.raises(JournalWriteError, match=naming("journal", "Read-only file system")):
+    with pytest.raises(FileWriteError, match=naming("journal", "Read-only file system")):
         journal.sync()
     journal.append()
     journal.sync()
@@ -245,7 +245,7 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
         journal.append(encode_record(PAIR[1]), 8.0)
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(JournalWriteError, match=naming("journal", "Input/output error")):
+    with pytest.raises(FileWriteError, match=naming("journal", "Input/output error")):
         journal.sync()
     lag = journal.lag(8.0)
     assert (lag.unsynced_bytes, lag.unsynced_s) == (2 * BLOCK_BYTES, 3.0)
@@ -257,7 +257,7 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
 
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:
-    with pytest.raises(JournalWriteError, match=naming("no/journal", "No such file or directory")):
+    with pytest.raises(FileWriteError, match=naming("no/journal", "No such file or directory")):
         JournalFile(tmp_path / "no" / "journal", 0, IDENTITY, STARTED)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import CheckpointWriteError, SupersededError
+from dist_net.errors import FileWriteError, SupersededError
 from dist_net.nets.checkpoint import write_checkpoint
 from dist_net.training.server.journal import Applied
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal
@@ -97,9 +97,9 @@ def test_a_checkpoint_is_not_replaced_against_an_objection() -> None:
     run.store.version = 1
 
     def objection() -> None:
-        raise CheckpointWriteError("not yours")
+        raise FileWriteError("not yours")
 
-    with pytest.raises(CheckpointWriteError, match="not yours"):
+    with pytest.raises(FileWriteError, match="not yours"):
         write_checkpoint(CHECKPOINT, run.checkpoint(), disk, may_replace=objection)
     assert disk.read(CHECKPOINT) == before
     assert disk.names(Path()) == ["checkpoint"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_net.errors import CheckpointDamagedError, SegmentError
+from dist_net.errors import CheckpointError, SegmentError
 from dist_net.optim import SGD, Momentum
 from dist_net.optim.rule import MAX_COMPILED
 from dist_net.training.server.store import WeightStore
@@ -208,5 +208,5 @@ def test_an_average_is_begun_or_left_out_when_a_run_goes_on() -> None:
 @pytest.mark.parametrize("state", [{}, {"velocity": np.zeros(SIZE + 1, np.float32)}])
 def test_vectors_of_another_optimizer_are_refused(state: dict[str, Vector]) -> None:
     store = WeightStore(two_buffers(), vector(0.0), Momentum().start(SIZE))
-    with pytest.raises(CheckpointDamagedError, match="velocity"):
+    with pytest.raises(CheckpointError, match="velocity"):
         store.restore(1, state)
