@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
-from dist_net.processes.forking import READY_TO_FORK
+from dist_net.processes.forking import FORK_SERVER_OPTION, READY_TO_FORK
 from dist_net.processes.roles import LocalProcesses, Role, parent_option
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class ForkingProcesses(LocalProcesses):
 
     def __init__(self, module: str, logs: Path) -> None:
         super().__init__(logs)
-        self.fork_server = Role("fork-server", module, ())
+        self.fork_server = Role("fork-server", module, (FORK_SERVER_OPTION,))
         self._orders: deque[_ForkedProcess] = deque()
         self._child: Child | None = None
 
@@ -97,9 +97,9 @@ class ForkingProcesses(LocalProcesses):
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._is_free, self._sent_s, self._retry_at_s = False, math.inf, 0.0
-        name, module = self.fork_server.name, self.fork_server.module
+        role = self.fork_server
         with remote:
-            self._child = Child(name, module, (), self._logs, remote)
+            self._child = Child(role.name, role.module, role.words({}), self._logs, remote)
         return self._child
 
     def _read(self) -> None:

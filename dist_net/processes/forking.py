@@ -25,6 +25,7 @@ from pathlib import Path
 from dist_net.errors import ProcessFailedError
 
 READY_TO_FORK = b"ready"
+FORK_SERVER_OPTION = "--fork-server"
 MAX_ORDER_BYTES = 1 << 16
 ADOPTION_POLL_S = 0.0005
 

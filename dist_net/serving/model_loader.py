@@ -56,7 +56,7 @@ from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
-from dist_net.serving.worker.network_loader import keep_newest
+from dist_net.serving.worker.loaded_models import keep_newest
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel

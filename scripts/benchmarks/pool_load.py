@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.http_load import percentile_ms
-from dist_net.serving.client.client import Client
-from dist_net.serving.client.outputs import Pending
+from dist_net.serving.client.client import Client, Pending
 
 SEED = 0
 INPUTS = 64

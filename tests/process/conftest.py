@@ -123,7 +123,7 @@ class Command:
                 words = (about / "cmdline").read_text(errors="replace").split("\0")
                 if "dist_net.training.run.parameter_server_process" in words:
                     names["server"] = process_id
-                elif "dist_net.serving.worker.inference_fork_server" in words:
+                elif "--fork-server" in words:
                     called = (about / "comm").read_text().strip()
                     names[called if called.startswith("worker-") else "fork-server"] = process_id
                 elif "dist_net.serving.model_loader" in words:

@@ -26,8 +26,7 @@ from benchmarks.served import CONVOLUTIONS, Gateway, Net, write_net
 from dist_net.errors import DistNetError, PoolUnavailableError
 from dist_net.images.fitting import ImageInputs
 from dist_net.nn.inference import Inference
-from dist_net.serving.client.client import Client
-from dist_net.serving.client.outputs import Pending
+from dist_net.serving.client.client import Client, Pending
 
 Rows = NDArray[np.float32]
 

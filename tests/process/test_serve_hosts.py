@@ -18,7 +18,7 @@ from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
-from dist_net.serving.worker.network_loader import PIECE_BYTES
+from dist_net.serving.worker.loaded_models import PIECE_BYTES
 from process import test_hosts
 
 hosts, keys = test_hosts.hosts, test_hosts.keys

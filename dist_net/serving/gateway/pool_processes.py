@@ -27,7 +27,7 @@ from dist_net.processes.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-FORK_SERVER = "dist_net.serving.worker.inference_fork_server"
+FORK_SERVER = "dist_net.serving.worker.inference_worker_process"
 MAX_EARLY_ENDS = 3
 """The pool fails to start if a process ends this often before the pool is ready."""
 

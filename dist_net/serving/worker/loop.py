@@ -12,8 +12,7 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import JoinRefusedError, NoAnswerError, ServerLostError
 from dist_net.release import release
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.worker.loaded_models import LoadedModels
-from dist_net.serving.worker.network_loader import NetworkLoader
+from dist_net.serving.worker.loaded_models import LoadedModels, NetworkLoader
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Alive, Leave, Message, Refuse, Stop
