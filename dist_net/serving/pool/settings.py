@@ -37,23 +37,13 @@ class PoolSettings:
         return min(timeout_s or self.default_timeout_s, max(self.default_timeout_s, MAX_TIMEOUT_S))
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "queue_requests", "queue_bytes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name} is {value!r}: expected a whole number, at least 1")
-        if not 0 <= self.batch_timeout_s < math.inf:
-            raise SettingError(
-                f"batch_timeout_s is {self.batch_timeout_s!r}: expected seconds, 0 or above"
-            )
-        for name in (
-            "default_timeout_s",
-            "heartbeat_interval_s",
-            "heartbeat_timeout_s",
-            "max_batch_s",
-            "max_load_s",
-        ):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingError(f"{name} is {getattr(self, name)!r}: expected seconds above 0")
+        for name, value in vars(self).items():
+            if isinstance(getattr(PoolSettings, name), int):  # its default
+                if not isinstance(value, int) or value < 1:
+                    raise SettingError(f"{name} is {value!r}: expected a whole number, at least 1")
+            elif not 0 <= value < math.inf or (value == 0 and name != "batch_timeout_s"):
+                expected = "0 or above" if name == "batch_timeout_s" else "above 0"
+                raise SettingError(f"{name} is {value!r}: expected seconds, {expected}")
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise SettingError(
                 f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}: expected at least twice the "

@@ -78,7 +78,7 @@ def opened(visit: Any, put: Callable[[Any], None], **options: Any) -> Any:
     shown = page.get_by_role("alert") if put is in_trouble else page.locator("#verdict")
     expect(shown).not_to_be_empty()
     if put is not in_trouble:
-        page.get_by_text("Ask the same without this page").click()
+        page.get_by_text("Send this request without the page").click()
     return page
 
 

@@ -132,10 +132,10 @@ def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> N
 
 REFUSALS = {
     400: "The image could not be read.",
-    404: "This model is not served here.",
+    404: "The pool does not serve this model.",
     413: "The image is larger than the pool allows.",
     415: "The pool accepts only JPEG and PNG images.",
-    503: "The pool cannot answer just now.",
+    503: "The pool cannot answer now.",
     504: "The answer took too long.",
     500: "The pool failed to answer (500).",
 }
@@ -149,7 +149,7 @@ def test_a_refusal_is_told_in_plain_words_and_with_the_reason(visit: Any, gatewa
         gateway.refuse(code, "it is <b>so</b>")
         page.get_by_role("button", name="Ask again").click()
         alert = page.get_by_role("alert")
-        expect(alert).to_have_text(f"{words}The gateway says: it is <b>so</b>")
+        expect(alert).to_have_text(f"{words}Reason: it is <b>so</b>")
         expect(page.locator("#answer")).to_be_hidden()
         expect(page.locator("#verdict")).to_be_empty()
 
@@ -197,9 +197,9 @@ def test_the_model_that_is_chosen_is_asked_and_says_what_it_knows(visit: Any, ga
         "dark/net 53", classes=1000, labels=["tench", *(f"class_{i}" for i in range(11))]
     )
     page = visit().page
-    expect(page.locator("#knows")).to_have_text("It knows 10 classes: T-shirt/top, Trouser")
+    expect(page.locator("#knows")).to_have_text("10 classes: T-shirt/top, Trouser")
     page.get_by_label("Model").select_option("dark/net 53")
-    expect(page.locator("#knows")).to_have_text(re.compile("^It knows 1,000 .* class 8, …$"))
+    expect(page.locator("#knows")).to_have_text(re.compile("^1,000 .* class 8, …$"))
     with page.expect_response(re.compile("classify")):
         page.get_by_role("button", name="A wall clock").click()
     assert gateway.requests[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"

@@ -165,7 +165,7 @@ def test_a_token_is_asked_for_and_used_for_everything(visit: Any, gateway: Any) 
     expect(page.get_by_text("That token was refused.")).to_be_visible()
     expect(page.get_by_role("row", name="one")).to_be_hidden()
     field.fill("a secret")
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use token").click()
     expect(state(page)).to_have_text("Ready")
     expect(field).to_be_hidden()
     with page.expect_response(re.compile("classify")):
@@ -181,7 +181,7 @@ def test_a_link_leads_on_with_and_without_a_token(visit: Any, gateway: Any, toke
     page = visit().page
     if token:
         page.get_by_label("This pool needs a token.").fill(token)
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Use token").click()
     expect(state(page)).to_have_text("Ready")
     page.get_by_role("link", name="metrics").click()
     expect(page.get_by_text("dist_net_ready 1.0")).to_be_visible()

@@ -17,7 +17,7 @@ from process.page.conftest import image_of
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-HELD_OUT = "Or try one that it was not trained on"
+HELD_OUT = "Or try an image that it was not trained on"
 DRAWN = "Or try one of these"
 PIXELS = """(canvas) => [canvas.height, canvas.width,
     ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]"""
@@ -123,7 +123,7 @@ def test_samples_behind_a_token_are_shown(visit: Any, gateway: Any) -> None:
     gateway.offers("fashion", "coat")
     page = visit().page
     page.get_by_label("This pool needs a token.").fill("a secret")
-    page.get_by_role("button", name="Use it").click()
+    page.get_by_role("button", name="Use token").click()
     image = page.get_by_role("button", name="coat").locator("img")
     assert image.evaluate("async image => (await image.decode(), image.naturalWidth)") == 40
 
@@ -137,7 +137,7 @@ def test_an_answer_that_is_unknown_says_so_and_what_it_would_have_taken(
     gateway.reply |= {"unknown": True, "unknown_below": 0.875}
     gateway.serves("fashion", unknown_below=0.875)
     page = visit().page
-    expect(page.locator("#knows")).to_contain_text("; below 87.5 % it says unknown")
+    expect(page.locator("#knows")).to_contain_text("; below 87.5 % the class is unknown")
     page.get_by_role("button", name="A bag").click()
     said = r"^Unknown No class reaches 87\.5 %; the likeliest is Bag, 83\.5 %, in [\d.]+ m?s$"
     expect(page.locator("#verdict")).to_have_text(re.compile(said))
@@ -171,7 +171,7 @@ def test_a_model_of_grey_images_sees_grey_on_white(visit: Any, gateway: Any) -> 
     expect(page.locator("#knows")).to_be_visible()
     image = smooth_image(56, 56, "RGBA")
     choose(page, image)
-    told = "As the model sees it, 32 \N{MULTIPLICATION SIGN} 28"
+    told = "Input of the model: 32 \N{MULTIPLICATION SIGN} 28"
     expect(page.locator("#seen")).to_contain_text(told)
     expected = fit_image(BytesIO(png(image)), (28, 32, 1), "crop").astype(np.float32)
     seen = pixels_of(page.locator("#seen canvas").evaluate(PIXELS))
@@ -231,14 +231,14 @@ def test_the_request_as_code_asks_what_the_page_asked(
     page = visit().page
     if token:
         page.get_by_label("This pool needs a token.").fill(token)
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Use token").click()
     expect(page.locator("#state")).to_have_text("Ready")
     choose(page, smooth_image(8, 8), name)
     expect(page.locator("#verdict")).not_to_be_empty()
-    page.get_by_text("Ask the same without this page").click()
+    page.get_by_text("Send this request without the page").click()
     code = page.get_by_role("figure", name=language).locator("code").inner_text()
     assert "a secret" not in page.content()
-    expect(page.get_by_text("Your token is expected in a file")).to_be_visible(visible=bool(token))
+    expect(page.get_by_text("Save your token in a file")).to_be_visible(visible=bool(token))
 
     [(path, _, body)] = gateway.requests
     (tmp_path / name).write_bytes(body)
@@ -254,7 +254,7 @@ def test_the_request_as_code_asks_what_the_page_asked(
 def test_code_is_copied(visit: Any, gateway: Any) -> None:
     page = visit(permissions=["clipboard-read", "clipboard-write"]).page
     page.get_by_role("button", name="A bag").click()
-    page.get_by_text("Ask the same without this page").click()
+    page.get_by_text("Send this request without the page").click()
     figure = page.get_by_role("figure", name="curl")
     figure.get_by_role("button", name="Copy").click()
     expect(figure.get_by_role("button", name="Copied")).to_be_visible()

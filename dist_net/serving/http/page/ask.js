@@ -70,8 +70,8 @@ function showModel() {
 function classesOf({ classes, labels = [], unknown_below: threshold }) {
   const some = labels.slice(0, SHOWN_LABELS).map(label).join(", ");
   const more = classes > SHOWN_LABELS ? ", …" : "";
-  const sure = threshold ? `; below ${percent(threshold)} it says unknown` : "";
-  return `It knows ${count(classes)} classes${some && `: ${some}${more}`}${sure}`;
+  const sure = threshold ? `; below ${percent(threshold)} the class is unknown` : "";
+  return `${count(classes)} classes${some && `: ${some}${more}`}${sure}`;
 }
 
 function dragged(event) {
@@ -124,7 +124,7 @@ async function showImage(image, model) {
 function showProblem(refusal) {
   answer.hidden = true;
   verdict.replaceChildren();
-  const lines = [refusal.message, refusal.reason && `The gateway says: ${refusal.reason}`];
+  const lines = [refusal.message, refusal.reason && `Reason: ${refusal.reason}`];
   const seconds = Math.ceil(refusal.retryAfterS);
   if (seconds > 0) lines.push(`Try again in ${seconds} s.`);
   problem.replaceChildren(...lines.filter(Boolean).map((text, i) =>

@@ -7,10 +7,10 @@ const WORDS = {
   400: "The image could not be read.",
   401: "This pool needs a token.",
   403: "The pool does not accept requests from this page.",
-  404: "This model is not served here.",
+  404: "The pool does not serve this model.",
   413: "The image is larger than the pool allows.",
   415: "The pool accepts only JPEG and PNG images.",
-  503: "The pool cannot answer just now.",
+  503: "The pool cannot answer now.",
   504: "The answer took too long.",
 };
 

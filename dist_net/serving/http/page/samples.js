@@ -49,7 +49,7 @@ async function heldOut(model) {
     const image = await sampleImage(model, i);
     return newButton(shown, new File([image], name, { type: "image/png" }));
   });
-  return { legend: "Or try one that it was not trained on", buttons: await Promise.all(buttons) };
+  return { legend: "Or try an image that it was not trained on", buttons: await Promise.all(buttons) };
 }
 
 function newButton(shown, image) {
