@@ -24,7 +24,6 @@ import os
 import re
 import shlex
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -70,8 +69,6 @@ CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 ADMITTED, TRY_AGAIN, REFUSED = b"200", b"300", b"400"
 """Replies to ZeroMQ about a peer (ZAP, RFC 27). A refused peer does not reconnect."""
 
-# Two changes within a clock tick of the file system have the same time.
-_SETTLED_NS = 1_000_000_000
 _SERVER_SECRET = "server.key_secret"
 _SERVER_PUBLIC = "server.key"
 # The keys in the cluster's directory that may be used for a role, in order of preference.
@@ -253,7 +250,6 @@ class AllowList:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._roles: dict[bytes, frozenset[str]] = {}
-        self._changed_ns: list[int] = []
         self._last_error = ""
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -264,27 +260,15 @@ class AllowList:
         if mechanism != b"CURVE":
             return REFUSED, b""
         key = z85.encode(credentials[0])
-        if not self._read():
+        if not self.refresh():
             return TRY_AGAIN, b""
         if key not in self._roles:
             logger.warning("key_denied key=%s", key.decode())
             return REFUSED, b""
         return ADMITTED, key
 
-    def refresh(self) -> None:
-        """Read the directory again if files were added or deleted, unless it is unreadable."""
-        allow_lists = map(partial(allow_list_of, self.directory), MAY_SEND)
-        try:
-            changed_ns = [each.stat().st_mtime_ns for each in allow_lists if each.exists()]
-        except OSError:  # deleted since `exists`
-            return
-        if changed_ns == self._changed_ns:
-            return
-        if self._read() and time.time_ns() > max(changed_ns, default=0) + _SETTLED_NS:
-            self._changed_ns = changed_ns
-
-    def _read(self) -> bool:
-        """Read the directory, and return whether it is readable; unreadable files admit no peer."""
+    def refresh(self) -> bool:
+        """Read the directory; return whether it is readable. Unreadable files admit no peer."""
         is_read = True
         try:
             self._roles, faults = allowed_keys(self.directory)

@@ -43,18 +43,6 @@ STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
-class ResultFuture(asyncio.Future[Result]):
-    """The result of a request; cancelling it cancels the request."""
-
-    abandon: Callable[[], None]
-
-    def cancel(self, msg: object = None) -> bool:
-        is_cancelled = super().cancel(msg)
-        if is_cancelled:
-            self.abandon()
-        return is_cancelled
-
-
 class Gateway:
     """Runs one pool, whose workers and loader connect to ``socket``. Never blocks.
 
@@ -73,7 +61,7 @@ class Gateway:
         self._socket = socket
         self._kill = kill
         self._clock = clock
-        self._futures: dict[int, ResultFuture] = {}
+        self._futures: dict[int, asyncio.Future[Result]] = {}
         self.unloads: Counter[str] = Counter()  # by model
         self._has_turn = False
         self._turn_s = 0.0
@@ -162,18 +150,18 @@ class Gateway:
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
-    def _future_of(self, admitted: int | Result) -> ResultFuture:
-        future = ResultFuture(loop=self._loop)
+    def _future_of(self, admitted: int | Result) -> asyncio.Future[Result]:
+        future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
         if isinstance(admitted, Result):
             future.set_result(admitted)
         else:
             self._futures[admitted] = future
-            future.abandon = partial(self._abandon, admitted)
+            future.add_done_callback(partial(self._ended, admitted))
             self._want_turn()
         return future
 
-    def _abandon(self, request_id: int) -> None:
-        if self._futures.pop(request_id, None) is not None:
+    def _ended(self, request_id: int, future: asyncio.Future[Result]) -> None:
+        if future.cancelled() and self._futures.pop(request_id, None) is not None:
             self._pool.cancel(request_id)
 
     # Turns of the loop.

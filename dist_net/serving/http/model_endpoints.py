@@ -24,7 +24,7 @@ from dist_net.serving.http.open_inference import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, result_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Result, Status
-from dist_net.serving.pool.statistics import ModelStatistics, Timed
+from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
 
 _PLATFORM = "dist_net"
 _EXTENSIONS = (
@@ -232,16 +232,8 @@ def _statistics_of(
         "last_inference": 0 if last_s is None else int((epoch_of_clock_s + last_s) * _MS_PER_S),
         "inference_count": counted.inference_count,
         "execution_count": counted.execution_count,
-        "inference_stats": {
-            "success": _duration(counted.success),
-            "fail": _duration(counted.fail),
-            "queue": _duration(counted.queue),
-            "compute_input": _duration(counted.compute_input),
-            "compute_infer": _duration(counted.compute_infer),
-            "compute_output": _duration(counted.compute_output),
-            "cache_hit": _duration(Timed()),
-            "cache_miss": _duration(Timed()),
-        },
+        "inference_stats": {name: _duration(getattr(counted, name)) for name in TIMES}
+        | {"cache_hit": _duration(Timed()), "cache_miss": _duration(Timed())},
         "batch_stats": [
             {"batch_size": rows, "compute_infer": _duration(timed)}
             for rows, timed in sorted(counted.batches.items())

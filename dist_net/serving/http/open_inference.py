@@ -49,7 +49,7 @@ _SHORT_JSON_BYTES = 2**16
 # empty objects, which would take 35 times the memory of their text. So long JSON may have fewer.
 _MAX_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-_NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
+_UNSUPPORTED = ("priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region")
 _US_PER_S = 1e6
 _LENGTH = struct.Struct("<I")
 _SHOWN = Repr()
@@ -144,14 +144,7 @@ def read_request(
             f"bytes; expected at most that"
         )
     request = json_object(text)
-    parameters = _object(request.get("parameters"), "parameters")
-    for name in _NOT_OFFERED:
-        if parameters.get(name):  # 0, "" and false mean none
-            raise BadRequestError(
-                f'"{name}" is {shown(parameters[name])}; priorities and sequences are not '
-                f"supported; expected a request without them",
-                http_code=501,
-            )
+    parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
     payloads, is_image, rows = _input(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
@@ -205,6 +198,19 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
+def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return the parameters of the request, the input or the output."""
+    parameters = _object(owner.get("parameters"), f"parameters of the {what}")
+    for name in _UNSUPPORTED:
+        if parameters.get(name):  # 0, "" and false mean none
+            raise BadRequestError(
+                f'"{name}" is {shown(parameters[name])}; priorities, sequences and shared memory '
+                f"are not supported; expected {what} parameters without them",
+                http_code=501,
+            )
+    return parameters
+
+
 def _input(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
@@ -214,7 +220,7 @@ def _input(
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != INPUT:
         raise BadRequestError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
-    content = _raw_content(_object(tensor.get("parameters"), "parameters of the input"), raw)
+    content = _raw_content(_parameters(tensor, "input"), raw)
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
     if datatype == "BYTES" and model.takes_images:
         return _images(content, shape), True, 1
@@ -237,10 +243,6 @@ def _input(
 
 def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | None:
     """Return the input's raw bytes after the JSON; None if the JSON contains the input."""
-    if "shared_memory_region" in parameters:
-        raise BadRequestError(
-            "tensors in shared memory are not supported; expected them in the body", http_code=501
-        )
     size = parameters.get("binary_data_size")
     if size is None and not raw:
         return None
@@ -312,13 +314,7 @@ def _output(outputs: Any, name: str) -> dict[str, Any]:
         raise BadRequestError(
             f'no output {shown(outputs[0].get("name"))}; expected the name "{name}"'
         )
-    parameters = _object(outputs[0].get("parameters"), "parameters of the output")
-    if "shared_memory_region" in parameters:
-        raise BadRequestError(
-            "outputs in shared memory are not supported; expected none of its parameters",
-            http_code=501,
-        )
-    return parameters
+    return _parameters(outputs[0], "output")
 
 
 def shown(value: object) -> str:
