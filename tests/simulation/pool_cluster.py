@@ -16,8 +16,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings, Status
 from dist_net.serving.pool.statistics import ENDS
 from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 from simulation.event_loop import (

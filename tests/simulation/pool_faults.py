@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from dist_net.serving.pool.requests import Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import PoolSettings, Status
 from simulation.failures import SimulationFailedError, require
 from simulation.network import NO_FAULTS, NetworkFaults
 from simulation.pool_cluster import PoolCluster

@@ -14,11 +14,11 @@ from dist_net.serving.pool.requests import (
     InferenceRequest,
     Payload,
     PoolCommand,
+    PoolSettings,
     Result,
     SendToNode,
     Status,
 )
-from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import RunBatch
 from simulation.failures import require

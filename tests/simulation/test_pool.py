@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net.serving.pool.open_requests import OpenRequests
-from dist_net.serving.pool.requests import Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import PoolSettings, Status
 from simulation.failures import SimulationFailedError
 from simulation.pool_cluster import DRIFT_S, PoolCluster
 from simulation.pool_faults import TROUBLES, TroubledPool

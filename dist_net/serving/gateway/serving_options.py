@@ -21,7 +21,7 @@ from dist_net.processes.cluster_options import (
 )
 from dist_net.processes.cores import available_cores
 from dist_net.processes.listen_options import ListenOptions, add_invitation_arguments
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import PoolSettings
 from dist_net.wire.invitation import TOKEN_LIFETIME_S
 from dist_net.wire.token import POOL
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import InferenceRequest, Result, Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import InferenceRequest, PoolSettings, Result, Status
 from dist_net.wire.serving_messages import BatchDone, RunBatch
 
 FLOAT_BYTES = 4

@@ -24,12 +24,12 @@ from dist_net.serving.pool.requests import (
     EvictWorker,
     InferenceRequest,
     PoolCommand,
+    PoolSettings,
     Result,
     SendToNode,
     Status,
 )
 from dist_net.serving.pool.scheduler import Scheduler, no_such_model
-from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
 from dist_net.wire.serving_messages import (

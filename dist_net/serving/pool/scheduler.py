@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.open_requests import Lane, OpenRequests
-from dist_net.serving.pool.requests import InferenceRequest, LaneKey, Result, Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import InferenceRequest, LaneKey, PoolSettings, Result, Status
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.spelling import suggestion
 from dist_net.wire.serving_messages import BatchDone

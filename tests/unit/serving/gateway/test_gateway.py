@@ -14,7 +14,7 @@ import pytest
 from described import described
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import PoolSettings
 from dist_net.wire.messages import Heartbeat, Leave, Message
 from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared, PoolWelcome
 

@@ -6,8 +6,7 @@ from described import described
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.description import EncodedImage
 from dist_net.serving.pool.membership import PoolMembership
-from dist_net.serving.pool.requests import EndRequest, Result, SendToNode, Status
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import EndRequest, PoolSettings, Result, SendToNode, Status
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
 
 OWN = JoinAsLoader(1, b"secret")

@@ -12,7 +12,7 @@ from dist_net.clock import SystemClock
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import PoolSettings
 
 
 class Socket:

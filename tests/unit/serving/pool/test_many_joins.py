@@ -6,8 +6,7 @@ import pytest
 
 from described import described
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import InferenceRequest
-from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.requests import InferenceRequest, PoolSettings
 from dist_net.wire.messages import Heartbeat, Leave
 from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared
 from reachable import reachable_objects

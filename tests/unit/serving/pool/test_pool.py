@@ -17,11 +17,11 @@ from dist_net.serving.pool.requests import (
     EvictWorker,
     InferenceRequest,
     PoolCommand,
+    PoolSettings,
     Result,
     SendToNode,
     Status,
 )
-from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import NO_VERSION
 from dist_net.wire.messages import Alive, Heartbeat, Refuse
 from dist_net.wire.serving_messages import (
