@@ -75,22 +75,22 @@ class PoolCollector(Collector):
         yield _counter("unloads", "unloads of a model", "model", unloads)
 
 
-Values = Iterable[tuple[Any, float]]
+MetricValues = Iterable[tuple[Any, float]]
 """The values of a metric, each after its labels."""
 
 
-def _family(kind: type[Metric], name: str, text: str, labels: str, values: Values) -> Metric:
+def _family(kind: type[Metric], name: str, text: str, labels: str, values: MetricValues) -> Metric:
     metric: Any = kind(name, text, labels=labels.split())  # type: ignore[call-arg]
     for label, value in values:
         metric.add_metric([*map(str, label if isinstance(label, tuple) else (label,))], value)
     return cast(Metric, metric)
 
 
-def _counter(name: str, text: str, labels: str, values: Values) -> Metric:
+def _counter(name: str, text: str, labels: str, values: MetricValues) -> Metric:
     return _family(CounterMetricFamily, f"dist_net_{name}", text, labels, values)
 
 
-def _gauge(name: str, text: str, labels: str, values: Values) -> Metric:
+def _gauge(name: str, text: str, labels: str, values: MetricValues) -> Metric:
     return _family(GaugeMetricFamily, f"dist_net_{name}", text, labels, values)
 
 
