@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.data import Dataset
-from dist_net.nets.recipes.image_data import load_images
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.best_weights import BestWeights
@@ -48,7 +47,7 @@ def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -
     held_out[:, :, 0] = (255 - 20 * np.arange(12)).reshape(-1, 1, 1)  # each is another one
     directory = RunDirectory(path)
     path.mkdir()
-    loaded = RECIPE.loaded(load_images)
+    loaded = RECIPE.loaded()
     dataset = Dataset("colours", held_out, targets, held_out, targets, COLOURS)
     options = RunOptions(IMAGES).on(loaded, dataset)
     directory.begin(options.to_json(), loaded.files)

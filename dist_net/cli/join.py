@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -11,20 +12,23 @@ from rich.console import Console
 
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
+from dist_net.data import default_cache_dir
+from dist_net.data.image_split import TRAIN
+from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, MissingExtraError, RecipeError
-from dist_net.nets.image_manifest import MAX_MANIFEST_BYTES
+from dist_net.nets.image_manifest import MANIFEST, MAX_MANIFEST_BYTES, ImageManifest
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipe_confirmation import confirm_code
-from dist_net.nets.recipes.image_recipe import IMAGES
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
-from dist_net.photos.joined_images import prepare_folder
+from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.cores import available_cores
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.processes.own_directory import log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
-from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
@@ -171,3 +175,35 @@ def prepare_recipe(
             if offered.is_code and beside is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise
+
+
+def prepare_folder(
+    offered: OfferedRecipe,
+    folder: Path | None,
+    directory: RunDirectory,
+    console: Console,
+    opened: ExitStack,
+) -> int:
+    """Prepare the images, write the workers' files, and return the number of training images.
+
+    The files are written to ``directory``. The images stay in the cache until ``opened`` is
+    closed. Raise DatasetError if ``folder`` is None or differs from the server's folder.
+    """
+    manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
+    if folder is None:
+        raise DatasetError(
+            f"the server trains on its folder {offered.name!r}, with {manifest}; expected the "
+            f"same folder on this host: --data FOLDER"
+        )
+    found = manifest.found_in(folder.resolve())
+    cache = ImageCache(
+        default_cache_dir(), found, manifest.preprocessing, test_part=manifest.test_part
+    )
+    with CountProgress(console, "preparing images", "images prepared") as shown:
+        images = prepare_images(cache, directory.logs, show=shown)
+    opened.enter_context(images)
+    directory.write(directory.images, cache.to_json())
+    recipe = ImageRecipe.from_json(offered.files[RECIPE_JSON])
+    own = replace(recipe, data=str(directory.images.resolve()))
+    replace(offered, files={RECIPE_JSON: own.to_json().encode()}).keep(directory)
+    return len(images.rows(TRAIN))

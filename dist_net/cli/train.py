@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import PROGRESS_TIMEOUT_S
 
 DEFAULT_RECIPE = "fashion-mnist"
+OPTIONS_OF_RUNS = [each.name for each in fields(RunOptions) if each.name != "recipe"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +163,7 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--progress-timeout",
+        dest="progress_timeout_s",
         type=float,
         metavar="SECONDS",
         help="drop a worker whose step takes longer than this, and ten times as long as usual, "
@@ -172,7 +175,13 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
-    parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
+    parser.add_argument(
+        "--checkpoint-every",
+        dest="checkpoint_every_s",
+        type=float,
+        metavar="SECONDS",
+        help="default: 30",
+    )
     parser.add_argument(
         "--keep-checkpoints",
         type=int,
@@ -287,27 +296,13 @@ def is_resumed(arguments: argparse.Namespace) -> bool:
 
 def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by their ``RunOptions`` names; None if not given."""
-    mode = arguments.consistency
-    return {
-        "epochs": arguments.epochs,
-        "batch_size": arguments.batch_size,
-        "optimizer": arguments.optimizer,
-        "learning_rate": arguments.learning_rate,
-        "weight_decay": arguments.weight_decay,
-        "clip_norm": arguments.clip_norm,
-        "average_decay": arguments.average_decay,
-        "progress_timeout_s": arguments.progress_timeout,
-        "consistency": None
-        if mode is None
-        else str(Consistency.parse(mode, arguments.workers or 0)),
-        "seed": arguments.seed,
-        "checkpoint_every_s": arguments.checkpoint_every,
-        "keep_checkpoints": arguments.keep_checkpoints,
-        "sync": arguments.sync,
-        "keeps_best": None if arguments.keep is None else arguments.keep == "best",
-        "patience": arguments.patience,
-        "tensorboard": arguments.tensorboard,
-    }
+    given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
+    if arguments.keep is not None:
+        given["keeps_best"] = arguments.keep == "best"
+    if arguments.consistency is not None:
+        mode = Consistency.parse(arguments.consistency, arguments.workers or 0)
+        given["consistency"] = str(mode)
+    return given
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:

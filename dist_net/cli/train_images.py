@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {default_base()})")
     group.add_argument(
         "--labels",
-        type=Path,
+        dest="labels_csv",
+        type=lambda path: str(Path(path).resolve()),
         metavar="FILE",
         help="a CSV file of path,label instead of class folders",
     )
@@ -90,20 +91,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the image options that were given on the command line."""
-    given = {
-        "folder": arguments.recipe and str(Path(arguments.recipe).resolve()),
-        "base": arguments.base,
-        "labels_csv": arguments.labels and str(arguments.labels.resolve()),
-        "validation": arguments.validation,
-        "fine_tune": arguments.fine_tune,
-        "views": arguments.views,
-        "colour": arguments.colour,
-        "precision": arguments.precision,
-        "cache_bytes": arguments.cache_bytes,
-        "flip": arguments.flip,
-        "group_by": arguments.group_by,
-        "fitting": arguments.fitting,
-    }
+    given = {each.name: vars(arguments).get(each.name) for each in fields(ImageOptions)}
+    given["folder"] = arguments.recipe and str(Path(arguments.recipe).resolve())
     return {name: value for name, value in given.items() if value is not None}
 
 

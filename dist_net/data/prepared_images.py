@@ -16,10 +16,12 @@ import fcntl
 import hashlib
 import inspect
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Self
@@ -36,9 +38,9 @@ from dist_net.data.image_samples import (
     ImagePreprocessing,
     MappedRows,
 )
-from dist_net.data.image_split import TRAIN, LeftOut
+from dist_net.data.image_split import TRAIN, VALIDATION, LabelledImage, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
-from dist_net.errors import DatasetError, FetchError
+from dist_net.errors import DatasetError, FetchError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
@@ -138,27 +140,61 @@ class PreparedImages:
         )
 
 
+@dataclass(frozen=True)
 class ImageCache:
     """The cache entry of one folder's images with one preprocessing.
 
     ``cache_bytes`` limits the whole cache directory. To make room, the least recently used entries
     are removed, except those in use; images that exceed the limit by themselves are not stored.
-    Every method raises ``FetchError`` if the directory is not usable.
+    Networks are evaluated on ``test_part`` during training. Every method except ``to_json`` and
+    ``read`` raises ``FetchError`` if the directory is not usable.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        folder: ImageFolder,
-        preprocessing: ImagePreprocessing,
-        cache_bytes: int = CACHE_BYTES,
-    ) -> None:
-        self._directory = directory / "images"
-        self._folder = folder
-        self._preprocessing = preprocessing
-        self._cache_bytes = cache_bytes
-        self._array_shape = (len(folder.images), *preprocessing.shape)
-        self._bytes = int(np.prod(self._array_shape))
+    cache_dir: Path
+    folder: ImageFolder
+    preprocessing: ImagePreprocessing
+    cache_bytes: int = CACHE_BYTES
+    test_part: str = VALIDATION
+
+    def to_json(self) -> str:
+        """Return all fields as a JSON object."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file written from ``to_json``; raise ``RecipeError`` for any other content."""
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            folder, preprocessing = told["folder"], told["preprocessing"]
+            listed = folder["images" if "images" in folder else "pictures"]  # the key until 0.1.0
+            return cls(
+                Path(told["cache_dir"]),
+                ImageFolder(
+                    Path(folder["root"]),
+                    tuple(LabelledImage(*each) for each in listed),
+                    tuple(folder["class_names"]),
+                    tuple(LeftOut(*each) for each in folder["left_out"]),
+                ),
+                ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
+                told["cache_bytes"],
+                told["test_part"],
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RecipeError(
+                f"{path}: {error}; expected the list of images that 'dist-net train FOLDER' writes"
+            ) from error
+
+    @property
+    def _directory(self) -> Path:
+        return self.cache_dir / "images"
+
+    @property
+    def _array_shape(self) -> tuple[int, ...]:
+        return len(self.folder.images), *self.preprocessing.shape
+
+    @property
+    def _bytes(self) -> int:
+        return math.prod(self._array_shape)
 
     @cached_property
     def key(self) -> str:
@@ -166,14 +202,14 @@ class ImageCache:
         digest = hashlib.sha256(PIL.__version__.encode())
         for module in (decoding, fitting):
             digest.update(inspect.getsource(module).encode())
-        files = [(each.path, each.size_bytes, each.modified_ns) for each in self._folder.images]
-        of = self._preprocessing
+        files = [(each.path, each.size_bytes, each.modified_ns) for each in self.folder.images]
+        of = self.preprocessing
         digest.update(json.dumps([of.shape, of.fitting, of.max_pixels, files]).encode())
         return digest.hexdigest()[:32]
 
     def features(self, *of: object) -> Path:
         """Return the file of the folder's features, which are computed as ``of`` describes."""
-        described = repr((self._folder.root.resolve(), of))
+        described = repr((self.folder.root.resolve(), of))
         key = hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
         return self._directory / f"{key}.features"
 
@@ -197,7 +233,7 @@ class ImageCache:
                     lock = self._lock(fcntl.LOCK_SH)
                 assert lock is not None
                 found = self._opened(lock)
-                if found and (found.pixels is not None or self._bytes > self._cache_bytes):
+                if found and (found.pixels is not None or self._bytes > self.cache_bytes):
                     return found
                 lock.close()
                 lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,7 +246,7 @@ class ImageCache:
     def _fill(self, decode: Decode) -> None:
         """Decode all images and write the record; the caller must hold the exclusive lock."""
         with self._translated():
-            is_stored = self._bytes <= self._cache_bytes
+            is_stored = self._bytes <= self.cache_bytes
             if is_stored:
                 self._make_room()
                 with replacing(self._path("pixels")) as partial:
@@ -218,7 +254,7 @@ class ImageCache:
                     skipped = decode(partial)
             else:
                 skipped = decode(None)
-            record = {"images": len(self._folder.images), "is_stored": is_stored}
+            record = {"images": len(self.folder.images), "is_stored": is_stored}
             with replacing(self._path("json")) as partial:
                 partial.write_text(json.dumps(record | {"skipped": dict(skipped)}))
 
@@ -236,7 +272,7 @@ class ImageCache:
             return None
         with suppress(OSError):  # the time of last use; fails in another user's cache
             os.utime(self._path("json"))
-        return PreparedImages(self._folder, self._preprocessing, pixels, skipped, lock)
+        return PreparedImages(self.folder, self.preprocessing, pixels, skipped, lock)
 
     def _make_room(self) -> None:
         """Remove the least recently used entries, except those in use."""
@@ -245,7 +281,7 @@ class ImageCache:
             key: sum(path.stat().st_size for path in self._files_of(key))
             for key in sorted(keys, key=self._last_use)
         }
-        needed = self._bytes + sum(sizes.values()) - self._cache_bytes
+        needed = self._bytes + sum(sizes.values()) - self.cache_bytes
         for key, size_bytes in sizes.items():
             if needed <= 0:
                 return

@@ -11,8 +11,8 @@ from typing import NamedTuple, Self
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import PARTS, LabelledImage
+from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
-from dist_net.nets.recipes.image_data import ImageData
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -40,14 +40,14 @@ class ImageManifest:
     test_part: str
 
     @classmethod
-    def of(cls, data: ImageData) -> Self:
-        """Return the manifest of ``data``; reads every file of the folder to digest it."""
+    def of(cls, cache: ImageCache) -> Self:
+        """Return the manifest of the images; reads every file of the folder to digest it."""
         listed = [
-            ListedImage(*each[:4], _sha256(data.folder.root / each.path))
-            for each in data.folder.images
+            ListedImage(*each[:4], _sha256(cache.folder.root / each.path))
+            for each in cache.folder.images
             if each.part
         ]
-        return cls(tuple(listed), data.folder.class_names, data.preprocessing, data.test_part)
+        return cls(tuple(listed), cache.folder.class_names, cache.preprocessing, cache.test_part)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -22,7 +22,6 @@ from dist_net.errors import (
 )
 from dist_net.nets.calibration import Calibration
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
-from dist_net.nets.recipes.image_data import load_images
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
@@ -186,7 +185,7 @@ def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> Loaded
         )
     recipe = ImageRecipe.from_json(content)
     initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
-    return recipe.loaded(load_images, initial)
+    return recipe.loaded(initial)
 
 
 def _initial_weights(path: Path) -> Vector:

@@ -24,10 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data import default_cache_dir
-from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
+from dist_net.data.prepared_images import ImageCache, PreparedImages
 from dist_net.errors import DatasetError, FetchError, ImageError, ProcessFailedError
 from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads
@@ -100,12 +98,9 @@ def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
 
 
 def prepare_images(
-    folder: ImageFolder,
-    preprocessing: ImagePreprocessing,
+    cache: ImageCache,
     logs: Path,
     *,
-    cache_dir: Path | None = None,
-    cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
     show: ShowPrepared = lambda _done, _total: None,
     waiting: Callable[[], None] = lambda: None,
@@ -120,17 +115,15 @@ def prepare_images(
     """
 
     def decode(pixels: Path | None) -> dict[str, str]:
-        job = ImageJob(
-            folder.root.absolute(), preprocessing, pixels and pixels.absolute(), max_s_per_image
-        )
-        paths = [image.path for image in folder.images]
+        root = cache.folder.root.absolute()
+        job = ImageJob(root, cache.preprocessing, pixels and pixels.absolute(), max_s_per_image)
+        paths = [image.path for image in cache.folder.images]
         decoding = _Decoding(job, len(paths), logs / "image-workers.log", show)
         starts = range(0, len(paths), CHUNK_SIZE)
         chunks = deque(ImageChunk(start, paths[start : start + CHUNK_SIZE]) for start in starts)
         decoding.run(chunks, min(workers or available_cores(), len(chunks)))
         return decoding.skipped
 
-    cache = ImageCache(cache_dir or default_cache_dir(), folder, preprocessing, cache_bytes)
     return cache.prepare(decode, waiting)
 
 

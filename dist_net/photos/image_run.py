@@ -26,7 +26,7 @@ from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import TRAIN, VALIDATION
-from dist_net.data.prepared_images import CACHE_BYTES, PreparedImages
+from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
@@ -39,7 +39,6 @@ from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
 from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
-from dist_net.nets.recipes.image_data import ImageData, load_images
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
@@ -189,12 +188,12 @@ class ImageRun:
         """
         began_s = time.monotonic()
         try:
-            found, data, images, groups, digests = self._read()
+            found, cache, images, groups, digests = self._read()
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self._directory.folder.exists():
                 self._directory.discard()
             raise
-        whole = self._whole(found, data, len(images.rows(TRAIN)))
+        whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
             weights, judged, report = self._train_whole(images, whole, None)
             return TrainedImages(images, whole, weights, judged, None, None, report, "")
@@ -205,7 +204,7 @@ class ImageRun:
                     f"EPOCHS trains the whole net at its own rate",
                     style="yellow",
                 )
-        features = self._features(found, data, images, digests)
+        features = self._features(found, cache, images, digests)
         head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self._keep(whole, weights, head.judged)
@@ -238,7 +237,7 @@ class ImageRun:
 
     def _read(
         self,
-    ) -> tuple[FoundBase, ImageData, PreparedImages, SampleIndices, list[bytes]]:
+    ) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
@@ -255,30 +254,26 @@ class ImageRun:
             f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
             f"base {found.base.name}"
         )
-        data = ImageData(
+        cache = ImageCache(
+            default_cache_dir(),
             folder,
             ImagePreprocessing(found.base.input_shape, found.base.fitting),
-            str(default_cache_dir()),
             options.cache_bytes,
-            VALIDATION,
         )
-        images = self._prepare(data)
-        groups, digests = self._group(data, images)
-        data = replace(data, folder=images.folder)
-        self._directory.write(self._directory.images, data.to_json())
+        images = self._prepare(cache)
+        groups, digests = self._group(cache.folder, images)
+        cache = replace(cache, folder=images.folder)
+        self._directory.write(self._directory.images, cache.to_json())
         if self._local.listening.listen:
-            self._directory.write(self._directory.manifest, ImageManifest.of(data).to_json())
-        return found, data, images, groups, digests
+            self._directory.write(self._directory.manifest, ImageManifest.of(cache).to_json())
+        return found, cache, images, groups, digests
 
-    def _prepare(self, data: ImageData) -> PreparedImages:
+    def _prepare(self, cache: ImageCache) -> PreparedImages:
         shown = CountProgress(self._console, "preparing images", "images prepared")
         with shown:
             images = prepare_images(
-                data.folder,
-                data.preprocessing,
+                cache,
                 self._directory.logs,
-                cache_dir=Path(data.cache_dir),
-                cache_bytes=data.cache_bytes,
                 show=shown,
                 waiting=lambda: self._console.print("another run prepares the same images"),
             )
@@ -292,17 +287,19 @@ class ImageRun:
             )
         if not len(images.rows(VALIDATION)):
             raise DatasetError(
-                f"{data.folder.root}: no image is left to validate on; expected a class with at "
+                f"{cache.folder.root}: no image is left to validate on; expected a class with at "
                 f"least two different images"
             )
         return images
 
-    def _group(self, data: ImageData, images: PreparedImages) -> tuple[SampleIndices, list[bytes]]:
+    def _group(
+        self, folder: ImageFolder, images: PreparedImages
+    ) -> tuple[SampleIndices, list[bytes]]:
         """Keep similar images on one side of the split.
 
         Return the group of each image of the folder, and the digests of the usable images' pixels.
         """
-        folder, rows = data.folder, images.usable_rows()
+        rows = images.usable_rows()
         thumbnails, digests = thumbnails_and_digests(images.usable_samples())
         labels = np.array(folder.labels, np.int64)
         paths = [folder.images[row].path for row in rows.tolist()]
@@ -321,16 +318,16 @@ class ImageRun:
             )
         return groups, digests
 
-    def _whole(self, found: FoundBase, data: ImageData, count: int) -> ImageRecipe:
+    def _whole(self, found: FoundBase, folder: ImageFolder, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
         options = self._options
         is_new = found.weights is None
         rate = FROM_SCRATCH_RATE if is_new else FINE_TUNING_RATE
         asked = options.run.epochs or FROM_SCRATCH_EPOCHS
         return ImageRecipe(
-            data.folder.root.resolve().name,
+            folder.root.resolve().name,
             found.base,
-            data.folder.class_names,
+            folder.class_names,
             directions=0 if is_new else DIRECTIONS,
             epochs=asked if is_new else max(1, options.fine_tune),
             batch_size=min(ImageRecipe.batch_size, count),
@@ -340,18 +337,18 @@ class ImageRun:
         )
 
     def _features(
-        self, found: FoundBase, data: ImageData, images: PreparedImages, digests: list[bytes]
+        self, found: FoundBase, cache: ImageCache, images: PreparedImages, digests: list[bytes]
     ) -> NDArray[np.float32]:
         """Return the base's features of the usable images, (N, views, F)."""
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), data.cache)
+        extractor = FeatureExtractor(found, views, available_cores(), cache)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
 
     def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
         """Write the weights to use; replace earlier weights."""
-        loaded = recipe.loaded(load_images)
+        loaded = recipe.loaded()
         options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
         settings = options.settings(loaded)
         self._directory.begin(options.to_json(), loaded.files, options.tensorboard)
@@ -367,7 +364,7 @@ class ImageRun:
         directory = self._directory
         if initial is not None:
             directory.save(directory.initial, initial)
-        loaded = recipe.loaded(load_images, None if initial is None else lambda: initial)
+        loaded = recipe.loaded(None if initial is None else lambda: initial)
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
@@ -415,7 +412,7 @@ def require_same_data(directory: RunDirectory, folder: ImageFolder) -> None:
     """
     if not directory.images.exists():
         return
-    before = ImageData.read(directory.images).folder
+    before = ImageCache.read(directory.images).folder
     if before.class_names != folder.class_names:
         raise RunDirectoryError(
             f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run in "

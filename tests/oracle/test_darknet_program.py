@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, evaluate, reshape, variable
-from dist_net.data.digits_dataset import load
+from dist_net.data import dataset_named
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import letterbox
 from dist_net.nets.darknet.configuration import Configuration, Section, parse_configuration
@@ -173,7 +173,7 @@ def test_a_network_that_was_trained_here_answers_the_same_in_the_program(
         f"[connected]\noutput=10\nactivation=linear\n[softmax]\n"
     )
     configuration = parse_configuration(text, "digits")
-    dataset = load()
+    dataset = dataset_named("digits")
     recipe = Recipe(
         Sequential(Rescale(), Lambda(channel_last), DarknetNetwork(configuration, logits=True)),
         dataset="digits",

@@ -7,8 +7,8 @@ from typing import Any
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.image_manifest import MANIFEST, ImageManifest
-from dist_net.nets.recipes.image_data import ImageData
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import own_release
 from dist_net.wire.messages import RecipeOffer, RecipeRequest
@@ -33,7 +33,7 @@ def test_a_host_that_joins_does_not(start: Start, tmp_path: Path) -> None:
     code = MarkedCode(tmp_path)
     folder = draw_shapes(tmp_path / "photos", 4)
     read, preprocessing = ImageFolder.read(folder), ImagePreprocessing((16, 16, 3), "crop")
-    manifest = ImageManifest.of(ImageData(read, preprocessing, "", 0, "validation"))
+    manifest = ImageManifest.of(ImageCache(Path(), read, preprocessing))
     files = {RECIPE_JSON: code.recipe.encode(), MANIFEST: manifest.to_json().encode()}
     payloads = tuple(part for name, text in files.items() for part in (name.encode(), text))
     offer = RecipeOffer("pets", IMAGES, f"{own_release()}; recipe x; data y", "[]", payloads)

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.data import dataset_named, download, fashion_mnist_dataset
-from dist_net.data.debian import copy_from_archive, copy_from_directory
+from dist_net.data import dataset_named, download, named_datasets
+from dist_net.data.download import copy_from_archive, copy_from_directory
 from dist_net.data.published_files import FetchEvent, PublishedFile
 from dist_net.errors import FetchError, SourceError
 from dist_net.nets.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
@@ -389,8 +389,8 @@ def test_a_package_without_the_file_says_so(programs, cache):
 
 def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, monkeypatch):
     programs("apt-get", "echo 'E: no network' >&2; exit 100")
-    monkeypatch.setattr(fashion_mnist_dataset, "BASE_URL", f"{server.url}official")
-    monkeypatch.setattr(fashion_mnist_dataset, "DEBIAN_DIRECTORY", tmp_path / "not installed")
+    monkeypatch.setattr(named_datasets, "BASE_URL", f"{server.url}official")
+    monkeypatch.setattr(named_datasets, "DEBIAN_DIRECTORY", tmp_path / "not installed")
     with pytest.raises(FetchError) as caught:
         dataset_named("fashion-mnist", tmp_path, mirrors=(f"{server.url}mine",))
     reasons, _, remedy = str(caught.value).partition(". Connect")

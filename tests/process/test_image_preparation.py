@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_net import fit_image
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import PreparedImages
+from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
 from dist_net.errors import DatasetError, ProcessFailedError
 from dist_net.photos.image_preparation import prepare_images
 from drawn_images import cats_and_dogs
@@ -46,14 +46,13 @@ from pathlib import Path
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
 
 folder = ImageFolder.read(sys.argv[1])
 beside = folder.root.parent
 with prepare_images(
-    folder,
-    ImagePreprocessing((5, 5, 3), "pad"),
+    ImageCache(beside / "cache", folder, ImagePreprocessing((5, 5, 3), "pad")),
     beside,
-    cache_dir=beside / "cache",
     workers=2,
     show=lambda done, _: print(done, flush=True),
 ) as images:
@@ -67,10 +66,14 @@ def folder(tmp_path: Path) -> ImageFolder:
 
 
 def prepare(
-    folder: ImageFolder, preprocessing: ImagePreprocessing = FIVE, **options: Any
+    folder: ImageFolder,
+    preprocessing: ImagePreprocessing = FIVE,
+    cache_bytes: int = CACHE_BYTES,
+    **options: Any,
 ) -> PreparedImages:
     beside = folder.root.parent
-    return prepare_images(folder, preprocessing, beside, cache_dir=beside / "cache", **options)
+    cache = ImageCache(beside / "cache", folder, preprocessing, cache_bytes)
+    return prepare_images(cache, beside, **options)
 
 
 def hang(path: Path) -> None:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, Self, get_args
 
 import numpy as np
 
 from dist_net.autodiff import Expression, max, maximum, sum
 from dist_net.data import Dataset
+from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DistNetError, RecipeError
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
@@ -170,18 +172,13 @@ class ImageNet:
         return Head(self.classes, self.directions)(features, scope.child("head"))
 
 
-def no_data(recipe: ImageRecipe) -> Dataset:
-    """Raise ``RecipeError``: the ``load_data`` of a network that is used, not trained."""
-    raise RecipeError(f"the images that {recipe.name} was trained on are not known here")
-
-
 @dataclass(frozen=True)
 class ImageRecipe:
     """A network for the classes of a folder of images, and the settings of its training.
 
     ``directions`` is the number of directions in the distance of the head; 0 disables the
     distance. ``augmentation`` varies the training images. ``data`` is the path of the
-    ``ImageData`` file that locates the prepared images on this host.
+    ``ImageCache`` file that locates the prepared images on this host.
     """
 
     name: str
@@ -199,13 +196,24 @@ class ImageRecipe:
         """Return the whole network."""
         return ImageNet(self.base, len(self.class_names), self.directions)
 
-    def loaded(
-        self, load_data: Callable[[Self], Dataset], initial: Callable[[], Vector] | None = None
-    ) -> LoadedRecipe:
+    def load_images(self) -> Dataset:
+        """Return the dataset from the image cache of this host.
+
+        Raise ``RecipeError`` if another host prepared the images, or the cache was emptied.
+        """
+        cache = ImageCache.read(Path(self.data)) if self.data else None
+        if cache is None or (images := cache.find()) is None:
+            raise RecipeError(
+                f"the images that {self.name} was trained on are not prepared on this host; "
+                f"expected the host that trained it, or train it anew: dist-net train FOLDER"
+            )
+        return images.dataset(cache.test_part, self.augmentation)
+
+    def loaded(self, initial: Callable[[], Vector] | None = None) -> LoadedRecipe:
         """Return the recipe in the form that runs use; ``initial`` returns the initial weights."""
         recipe = Recipe(
             network=self.network,
-            dataset=lambda: load_data(self),
+            dataset=self.load_images,
             input_shape=self.base.input_shape,
             input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
@@ -224,7 +232,7 @@ class ImageRecipe:
     @cached_property
     def model(self) -> Model:
         """Return the whole network, as a model."""
-        return self.loaded(no_data).recipe.model
+        return self.loaded().recipe.model
 
     def as_net(self) -> Self:
         """Return a copy without augmentation and data, for a network that is not trained."""

@@ -32,11 +32,10 @@ def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.
         folder = ImageFolder.read(str(directory))
         with TemporaryDirectory() as temporary:
             place = Path(temporary)
-            images = prepare_images(folder, preprocessing, place, cache_dir=place, workers=threads)
+            cache = ImageCache(place, folder, preprocessing)
+            images = prepare_images(cache, place, workers=threads)
             with images:
-                extractor = FeatureExtractor(
-                    found, Views(), threads, ImageCache(place, folder, preprocessing)
-                )
+                extractor = FeatureExtractor(found, Views(), threads, cache)
                 samples = images.usable_samples()
                 digests = thumbnails_and_digests(samples)[1]
                 return extractor.compute(samples, digests, lambda *_: None)[:, 0]

@@ -16,7 +16,7 @@ import numpy as np
 import dist_net
 from benchmarks.peers.orders import obey
 from dist_net.data.image_split import TEST, TRAIN, VALIDATION
-from dist_net.nets.recipes.image_data import ImageData
+from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
@@ -59,11 +59,11 @@ class ImageRuns:
         """Return the share of scikit-learn's, on the features of the head, with its best C."""
         from sklearn.linear_model import LogisticRegression
 
-        data = ImageData.read(RunDirectory(self._place / "head").images)
-        images = data.cache.find()
+        cache = ImageCache.read(RunDirectory(self._place / "head").images)
+        images = cache.find()
         assert images is not None
         base = base_called("efficientnet-lite0", lambda _: None)
-        extractor = FeatureExtractor(base, Views(), 1, data.cache)
+        extractor = FeatureExtractor(base, Views(), 1, cache)
         with images:
             samples = images.usable_samples()
             digests = thumbnails_and_digests(samples)[1]

@@ -9,9 +9,9 @@ import pytest
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.image_manifest import ImageManifest
-from dist_net.nets.recipes.image_data import ImageData
 from drawn_images import draw_shapes
 from naming import naming
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 def manifest(folder: Path) -> ImageManifest:
     preprocessing = ImagePreprocessing((16, 16, 3), "crop")
     read = ImageFolder.read(folder)
-    return ImageManifest.of(ImageData(read, preprocessing, "", 0, "validation"))
+    return ImageManifest.of(ImageCache(Path(), read, preprocessing))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import RunDirectoryError
-from dist_net.nets.recipes.image_recipe import ImageRecipe, no_data, small_base
+from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import read_calibration, read_held_out
 from naming import naming
@@ -124,7 +124,7 @@ def test_a_damaged_calibration_is_a_clear_line(directory: RunDirectory, temperat
 
 @pytest.mark.parametrize("labels", ["[1e999]", f"[{10**30}]", "[7]", "[0, 1]", "{}", DEEP])
 def test_damaged_held_out_images_are_a_clear_line(directory: RunDirectory, labels: str) -> None:
-    recipe = ImageRecipe("photos", small_base(), ("a", "b")).loaded(no_data)
+    recipe = ImageRecipe("photos", small_base(), ("a", "b")).loaded()
     directory.save(directory.held_out, np.zeros((1, *recipe.recipe.input_shape), np.uint8))
     directory.write(directory.held_out.with_suffix(".json"), f'{{"labels": {labels}}}')
     with pytest.raises(RunDirectoryError, match=naming("held_out.npy")):

@@ -9,7 +9,7 @@ import pytest
 from dist_net.data import Dataset
 from dist_net.errors import RecipeError
 from dist_net.images.augmentation import Augmentation
-from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, no_data, small_base
+from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, small_base
 from dist_net.nn import Predictor
 from dist_net.photos.bases import FoundBase, joined_weights
 from dist_net.photos.distance import DIRECTIONS, distance_of, tempered_by
@@ -51,11 +51,11 @@ def test_where_a_host_keeps_its_images_is_no_difference_between_hosts():
     dataset = Dataset("photos", images, np.arange(2), images, np.arange(2), ("cat", "dog"))
 
     def digest(recipe):
-        return recipe.loaded(no_data).digest(dataset)
+        return recipe.loaded().digest(dataset)
 
     here, there = (replace(WHOLE, data=f"/host/{name}") for name in ("here", "there"))
     assert digest(here) == digest(there)
-    assert here.loaded(no_data).file_digests != there.loaded(no_data).file_digests
+    assert here.loaded().file_digests != there.loaded().file_digests
     assert digest(here) != digest(replace(here, augmentation=None))
 
 

@@ -1,0 +1,151 @@
+"""The datasets that are loaded by name: Fashion-MNIST, which is fetched, and digits.
+
+Fashion-MNIST: 60,000 + 10,000 grey images of clothing, 28x28, in ten classes (Xiao, Rasul &
+Vollgraf 2017, arXiv 1708.07747), MIT licence. The hashes are of the decompressed files, because
+every publisher compresses them differently.
+
+digits: the 8x8 handwritten digits of UCI. ``digits.npz`` is part of the package. It was made from
+scikit-learn's copy (its licence is in ``digits.licence.txt``) by::
+
+    digits = sklearn.datasets.load_digits()
+    images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
+    split = sklearn.model_selection.train_test_split(
+        images, digits.target.astype(np.uint8), test_size=360, stratify=digits.target,
+        random_state=0)
+    names = ("train_inputs", "test_inputs", "train_targets", "test_targets")
+    np.savez_compressed("digits.npz", **dict(zip(names, split)))
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from dist_net.data.dataset import Dataset
+from dist_net.data.download import copy_from_archive, copy_from_directory, download
+from dist_net.data.idx import read_idx
+from dist_net.data.published_files import Progress, PublishedFile, Source, fetch
+from dist_net.errors import DatasetError
+
+FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
+CLASS_NAMES = {
+    FASHION_MNIST: (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+    DIGITS: tuple("0123456789"),
+}
+"""The class names of each dataset, available without fetching it."""
+
+DATASETS = tuple(CLASS_NAMES)
+"""The name of every dataset."""
+
+# Train images and labels, then test images and labels.
+FILES = (
+    PublishedFile(
+        "train-images-idx3-ubyte",
+        (47040016,),
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    PublishedFile(
+        "train-labels-idx1-ubyte",
+        (60008,),
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    PublishedFile(
+        "t10k-images-idx3-ubyte",
+        (7840016,),
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    PublishedFile(
+        "t10k-labels-idx1-ubyte",
+        (10008,),
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+)
+
+BASE_URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
+"""The authors' repository; mirrors hold files of the same names."""
+
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
+
+ADVICE = "or train on the dataset `digits`, which is part of the package"
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache directory."""
+    return platformdirs.user_cache_path("dist-net", appauthor=False)
+
+
+def dataset_named(
+    name: str,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    mirrors: Sequence[str] = (),
+) -> Dataset:
+    """Return the dataset ``name``, fetched into ``cache_dir`` if it is missing.
+
+    ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
+    ``mirrors`` are base addresses that are tried before the published address. Raises
+    ``DatasetError``, and ``FetchError`` if no source delivers the dataset or ``cache_dir`` is not
+    usable.
+    """
+    if name == DIGITS:
+        return _load_digits()
+    if name == FASHION_MNIST:
+        return _load_fashion_mnist(
+            cache_dir or default_cache_dir(), progress or (lambda _: None), mirrors
+        )
+    raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
+
+
+def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:
+    """Return the sources in the order of trying; ``mirrors`` come before the authors' address."""
+    return {
+        f"installed Debian package {DEBIAN_PACKAGE}": partial(
+            copy_from_directory, DEBIAN_DIRECTORY
+        ),
+        **{f"download from {url}": partial(download, url, ".gz") for url in (*mirrors, BASE_URL)},
+        f"apt-get download {DEBIAN_PACKAGE}": partial(
+            copy_from_archive, DEBIAN_PACKAGE, DEBIAN_DIRECTORY
+        ),
+    }
+
+
+def _load_fashion_mnist(cache_dir: Path, progress: Progress, mirrors: Sequence[str]) -> Dataset:
+    """Return Fashion-MNIST, fetched into ``cache_dir/fashion-mnist`` if it is missing.
+
+    Images are ``(60000, 28, 28)`` and ``(10000, 28, 28)`` uint8, read-only views of the mapped
+    files. Raise FetchError.
+    """
+    directory = cache_dir / FASHION_MNIST
+    fetch(FASHION_MNIST, FILES, directory, sources(mirrors), progress, ADVICE)
+    train_images, train_labels, test_images, test_labels = (
+        read_idx(directory / file.name) for file in FILES
+    )
+    return Dataset(
+        *(FASHION_MNIST, train_images, train_labels, test_images, test_labels),
+        CLASS_NAMES[FASHION_MNIST],
+    )
+
+
+def _load_digits() -> Dataset:
+    """Return 1,437 digits to train on and 360 to test on, each class split in proportion.
+
+    Images are ``(N, 8, 8)`` uint8; the original's 0 to 16 is scaled to 0 to 255.
+    """
+    packaged = resources.files("dist_net.data").joinpath("digits.npz")
+    with packaged.open("rb") as file, np.load(file) as arrays:
+        return Dataset(name=DIGITS, **arrays, class_names=CLASS_NAMES[DIGITS])
