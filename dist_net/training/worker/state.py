@@ -203,9 +203,11 @@ class WorkerState:
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """Return the next commands once all are carried out: compute, or receive a message."""
-        if not self.can_compute:
-            return [Receive(self._patience_s(now))]
-        return [Receive(0)] if self._looks_first else self.compute()
+        if self.can_compute:
+            return [Receive(0)] if self._looks_first else self.compute()
+        if self._unpushed is not None:  # the server has shortened the lease or the pipeline
+            return [self._push(self._unpushed, now)]
+        return [Receive(self._patience_s(now))]
 
     def _patience_s(self, now: float) -> float:
         """Return the time to wait for a message, at most ``MAX_WAIT_S``."""
@@ -337,12 +339,14 @@ class WorkerState:
         commands: list[WorkerCommand] = []
         next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
         if not next_is_soon or len(push.slots) >= work.together:
-            self._unpushed = None
-            commands.append(self._ask(push._replace(request_id=self._next_request_id()), now))
-            self._pushed_s = now
+            commands.append(self._push(push, now))
         if self._next_sample < work.stop:
             commands.append(self._gather(work))
         return commands
+
+    def _push(self, push: Push, now: float) -> SendToServer:
+        self._unpushed, self._pushed_s = None, now
+        return self._ask(push._replace(request_id=self._next_request_id()), now)
 
     def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[WorkerCommand]:
         """Process the answer to a heartbeat that was sent at ``sent_s``.

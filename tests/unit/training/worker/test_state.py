@@ -201,6 +201,20 @@ def test_gradients_that_travel_go_together_too(joined: WorkerState) -> None:
     np.testing.assert_array_equal(both.gradients, [GRADIENT, GRADIENT + 1])
 
 
+@pytest.mark.parametrize(("stop", "depth"), [(8, 2), (22, 1)])
+def test_what_is_held_back_is_pushed_once_no_other_may_follow(
+    joined: WorkerState, stop: int, depth: int
+) -> None:
+    joined.handle(work(2, 7, 0, 22), 0.0)
+    assert next_pushed(joined, 1.0) == [push(3, 0, 4, 0, 0)]
+    assert next_pushed(joined, 1.001) == []
+    # The rest of the lease was shared, or more workers have joined.
+    answer = work(3, 7, 4, stop, version=1, together=depth)._replace(depth=depth)
+    assert joined.received(answer, 1.01) == []
+    assert joined.next_commands(1.01) == [SendToServer(push(4, 4, 8, 0, 1))]
+    assert joined.next_commands(1.01) == [Receive(MAX_WAIT_S)]
+
+
 def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -> None:
     joined.handle(work(2, 7, 0, 12), 0.0)
     joined.compute()
