@@ -15,13 +15,10 @@ import numpy as np
 from dist_net.errors import SettingError
 from dist_net.training.planner.costs import GOODPUT, Network, TransportCosts
 from dist_net.training.planner.shared_resources import (
-    SLICE_S,
-    CoreThread,
     EventSchedule,
     RunFor,
     SerialQueue,
-    SharedCores,
-    SharedLink,
+    SharedResource,
     Then,
 )
 from dist_net.training.server.consistency import AUTO, AUTOMATIC_STEPS, Consistency
@@ -215,17 +212,16 @@ class PredictedCapacity(NamedTuple):
 class PlannedWorker:
     """The shipped worker state machine on a simulated host; it waits only for messages."""
 
-    def __init__(self, cluster: "PlannedCluster", index: int, cores: SharedCores) -> None:
+    def __init__(self, cluster: "PlannedCluster", index: int, cores: SharedResource) -> None:
         self.node = b"%d" % index
         self._idle_s = 0.0
         self._cluster = cluster
         self._schedule = cluster.schedule
-        threads = cluster.plan.threads * cluster.plan.processes
-        self._threads = [CoreThread(cores) for _ in range(threads)]
-        self.transport = SerialQueue(self._schedule, CoreThread(cores).run)
+        self._cores = cores
+        self.transport = SerialQueue(self._schedule, cores.run)
         # Each direction of a connection keeps its order.
-        self.inwards = SerialQueue(self._schedule, cluster.inwards.carry)
-        self.outwards = SerialQueue(self._schedule, cluster.outwards.carry)
+        self.inwards = SerialQueue(self._schedule, cluster.inwards.run)
+        self.outwards = SerialQueue(self._schedule, cluster.outwards.run)
         settings = cluster.run.settings
         join = Join(f"worker-{index}", index, "", settings.vector_size)
         self._state = WorkerState(join, "the server")
@@ -262,8 +258,8 @@ class PlannedWorker:
             if not running:
                 self._go_on()
 
-        for thread in self._threads[:threads]:
-            thread.run(seconds, done)
+        for _ in range(threads):
+            self._cores.run(seconds, done)
 
     def _wake(self) -> None:
         if self._waits_since_s is not None:
@@ -294,7 +290,7 @@ class PlannedWorker:
                 case Compute(_, start, stop):
                     steps = -(-(stop - start) // (plan.batch_size * plan.processes))
                     spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
-                    yield steps * plan.step_s * (1 + spread), len(self._threads)
+                    yield steps * plan.step_s * (1 + spread), plan.threads * plan.processes
                     pending.extend(state.computed(0.0, 0, plan.pushed, schedule.now_s))
 
 
@@ -325,27 +321,20 @@ class PlannedCluster:
         )
         self.run = RunState(never_done, ONE_NUMBER)
         self._server = ParameterServer(self.run)
-        self._host = self._new_host()
-        self._core_thread = CoreThread(self._host)
+        self._host = SharedResource(self.schedule, plan.cores)
         self._thread = SerialQueue(self.schedule, self._between_heartbeats)
-        self._transport = SerialQueue(self.schedule, CoreThread(self._host).run)
-        self.inwards = SharedLink(self.schedule)
-        self.outwards = SharedLink(self.schedule)
+        self._transport = SerialQueue(self.schedule, self._host.run)
+        self.inwards, self.outwards = (SharedResource(self.schedule) for _ in range(2))
         self._workers: dict[bytes, PlannedWorker] = {}
         cores = self._host
         for index in range(workers):
             if not plan.shares_memory and index * plan.processes % plan.workers_per_host == 0:
-                cores = self._new_host()
+                cores = SharedResource(self.schedule, plan.cores)
             worker = PlannedWorker(self, index, cores)
             self._workers[worker.node] = worker
 
-    def _new_host(self) -> SharedCores:
-        # With long steps the exact moment of a context switch does not matter.
-        slice_s = max(SLICE_S, self.plan.step_s / 4)
-        return SharedCores(self.schedule, self.plan.cores, slice_s)
-
     def _between_heartbeats(self, seconds: float, then: Then) -> None:
-        self._core_thread.run(seconds / (1 - self.plan.beats_share), then)
+        self._host.run(seconds / (1 - self.plan.beats_share), then)
 
     def predict(self) -> PredictedCapacity:
         """Train through a warm-up, then measure."""
