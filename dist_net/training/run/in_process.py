@@ -22,23 +22,16 @@ from typing import Any, Self
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import ProcessFailedError, RunOverdueError
-from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import AUTO
-from dist_net.training.server.loop import (
-    SHARED_READERS,
-    ServerLoop,
-    opened_journal,
-    opened_run,
-)
+from dist_net.training.server.loop import SHARED_READERS, opened_server
 from dist_net.training.worker.local_steps import MinibatchStep
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import Ended
 from dist_net.training.worker.step import TrainingStep
-from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 
@@ -142,22 +135,17 @@ class LocalCluster:
             client_keys = load_peer_keys(self._keys, CLIENT)
         temporary = stack.enter_context(TemporaryDirectory(prefix="dist-net-"))
         path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
-        checkpoint = read_checkpoint(path) if self._resume else None
-        run, segment = stack.enter_context(
-            opened_run(settings, lambda: recipe.initial_weights(seed), checkpoint)
-        )
-        journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run))
-        max_arrays = settings.pipeline.grouped
-        socket = stack.enter_context(
-            LocalServerSocket(
-                [self._listen], server_keys, settings.gradient_bytes, max_arrays=max_arrays
+        self._server, addresses = stack.enter_context(
+            opened_server(
+                *(settings, lambda: recipe.initial_weights(seed), [self._listen], server_keys),
+                *(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S),
+                resumes=self._resume,
             )
         )
-        self.address = socket.contact_addresses[0]
+        self.address = addresses[0]
         self._observer = stack.enter_context(Observer(self.address, client_keys))
         stack.enter_context(threadpool_limits(1))
         self._threads = stack.enter_context(ThreadPoolExecutor(MAX_THREADS, "dist-net"))
-        self._server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment, journal)
         self._served: Future[None] = self._threads.submit(self._server.serve)
 
     def start_worker(

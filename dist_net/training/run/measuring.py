@@ -1,34 +1,60 @@
 """Measure the costs of a cluster on this host: a worker's step, and a push with its reply.
 
 Server and worker run in a process each, as in a run. Their threads' CPU time is measured, which
-depends little on other processes of the machine.
+depends little on other processes of the machine. The server's process is also in this module:
+
+    python -m dist_net.training.run.measuring DIRECTORY LISTEN_ADDRESS --parameters N
+        --optimizer NAME --lease-minibatches N [--keys DIR] [--parent PROCESS_ID]
+
+It trains one vector without samples. At each SIGUSR1 it records the CPU time used so far; at
+SIGTERM it writes the records to ``used.json`` in the directory.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
+
 from dist_net.data import Dataset
 from dist_net.errors import ProcessFailedError, SettingError
 from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.optim import optimizer_named
 from dist_net.processes.child import Child, end
 from dist_net.processes.cores import available_cores
-from dist_net.processes.entry import keep_freed_memory, use_threads
+from dist_net.processes.entry import (
+    StartReports,
+    entry_point,
+    keep_freed_memory,
+    stop_on_signals,
+    use_threads,
+)
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, TransportCosts
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.loop import opened_server
+from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
-from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
+from dist_net.wire.security import (
+    WORKER,
+    add_keys,
+    create_keys,
+    load_peer_keys,
+    load_server_keys,
+)
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 30.0
@@ -38,6 +64,11 @@ MIN_EXCHANGES = 60
 WARM_UP = 30
 LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
 """Minibatches of a lease, by the number of gradients that a push then contains."""
+
+SAMPLES = 10**12
+"""More than can be computed during a measurement."""
+
+NO_CHECKPOINT_S = 1e9
 
 
 def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
@@ -164,8 +195,9 @@ def measure_exchange(
         add_keys(keys, WORKER)
         words += ["--keys", str(keys)]
     listen = "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{directory}/server"
-    module = "dist_net.training.run.measured_server"
-    server = Child("server", module, [str(directory), listen, *words], directory)
+    server = Child(
+        "server", "dist_net.training.run.measuring", [str(directory), listen, *words], directory
+    )
     try:
         (address,) = server.wait_until_ready(START_TIMEOUT_S)
         step = CountedStep(computes, lambda: os.kill(server.process_id, signal.SIGUSR1))
@@ -274,3 +306,47 @@ def measure_cluster(
     return ClusterCosts(
         settings.vector_size, settings.batch_size, threads, 1e3 * step_s, shared_memory, tcp
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("listen")
+    parser.add_argument("--parameters", type=int, required=True)
+    parser.add_argument("--optimizer", required=True)
+    parser.add_argument("--lease-minibatches", type=int, required=True)
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--parent", type=int)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM; return the exit code."""
+    reports = StartReports("the weights")
+    directory: Path = arguments.directory
+    settings = RunSettings(
+        recipe="",
+        recipe_digest="",
+        layout=(("weights", (arguments.parameters,)),),
+        samples=SAMPLES,
+        epochs=1,
+        batch_size=1,
+        optimizer=optimizer_named(arguments.optimizer),
+        lease_minibatches=arguments.lease_minibatches,
+    )
+    used: list[tuple[float, float, int]] = []
+    with opened_server(
+        *(settings, lambda: np.zeros(arguments.parameters, np.float32), [arguments.listen]),
+        None if arguments.keys is None else load_server_keys(arguments.keys),
+        *(directory / "checkpoint", directory / "journal", NO_CHECKPOINT_S),
+    ) as (loop, addresses):
+        stop_on_signals(loop.stop, arguments.parent)
+        signal.signal(
+            signal.SIGUSR1,
+            lambda *_: used.append((time.thread_time(), time.process_time(), loop.version)),
+        )
+        loop.serve(ready=lambda: reports.ready(shlex.join(addresses)))
+    (directory / "used.json").write_text(json.dumps(used))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run))

@@ -19,15 +19,13 @@ import time
 from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
-from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
+from dist_net.training.server.loop import opened_server
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
-from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.security import load_server_keys
 
 
@@ -54,31 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
     ownership = RunOwnership(directory.owner, socket.gethostname())
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
-    checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
-    with (
-        opened_run(settings, lambda: loaded.recipe.initial_weights(settings.seed), checkpoint) as (
-            state,
-            segment,
+    with opened_server(
+        *(settings, lambda: loaded.recipe.initial_weights(settings.seed), arguments.listen, keys),
+        *(directory.checkpoint, directory.journal, options.checkpoint_every_s),
+        resumes=arguments.resume,
+        threads=arguments.threads,
+        sync=options.sync,
+        keep_checkpoints=options.keep_checkpoints,
+        offer=recipe_offer(
+            loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
         ),
-        opened_journal(directory.journal, state, arguments.threads, options.sync) as journal,
-        LocalServerSocket(
-            arguments.listen,
-            keys,
-            settings.gradient_bytes,
-            max_arrays=settings.pipeline.grouped,
-        ) as workers,
-    ):
-        loop = ServerLoop(
-            *(state, workers, directory.checkpoint, options.checkpoint_every_s, segment, journal),
-            offer=recipe_offer(
-                loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
-            ),
-            keep_checkpoints=options.keep_checkpoints,
-            ownership=ownership,
-        )
+        ownership=ownership,
+    ) as (loop, addresses):
         stop_on_signals(loop.stop, arguments.parent)
-        contact = shlex.join(workers.contact_addresses)
-        loop.serve(ready=lambda: reports.ready(contact))
+        loop.serve(ready=lambda: reports.ready(shlex.join(addresses)))
     return 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Protocol
+from typing import Any, Protocol
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
@@ -17,7 +17,7 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk
-from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
@@ -43,6 +43,7 @@ from dist_net.training.server.state import (
     ServerCommand,
 )
 from dist_net.vector import Vector
+from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.messages import (
     PIPELINE,
     Join,
@@ -54,6 +55,7 @@ from dist_net.wire.messages import (
     Snapshot,
     Welcome,
 )
+from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 
 logger = logging.getLogger(__name__)
@@ -167,6 +169,40 @@ def opened_journal(
         journal.close()
 
 
+@contextmanager
+def opened_server(
+    settings: RunSettings,
+    initial_weights: Callable[[], Vector],
+    listen: Sequence[str],
+    keys: ServerKeys | None,
+    checkpoint_path: Path,
+    journal_path: Path,
+    checkpoint_every_s: float,
+    *,
+    resumes: bool = False,
+    threads: int = 1,
+    sync: str = NEVER,
+    **options: Any,
+) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
+    """Yield the loop of a server in this process, and the addresses for its workers.
+
+    See ``opened_run``, ``opened_journal``, ``LocalServerSocket`` and, for ``options``,
+    ``ServerLoop``.
+    """
+    checkpoint = read_checkpoint(checkpoint_path) if resumes else None
+    with (
+        opened_run(settings, initial_weights, checkpoint) as (run, segment),
+        opened_journal(journal_path, run, threads, sync) as journal,
+        LocalServerSocket(
+            listen, keys, settings.gradient_bytes, max_arrays=settings.pipeline.grouped
+        ) as socket,
+    ):
+        loop = ServerLoop(
+            *(run, socket, checkpoint_path, checkpoint_every_s, segment, journal), **options
+        )
+        yield loop, socket.contact_addresses
+
+
 class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
@@ -210,6 +246,11 @@ class ServerLoop:
         self._lends = False
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
+
+    @property
+    def version(self) -> int:
+        """The version of the weights."""
+        return self._run.store.version
 
     def stop(self, reason: str) -> None:
         """End the run in the next turn of the loop; may be called by a signal handler."""
