@@ -160,48 +160,6 @@ class RunState:
             },
         )
 
-    def staleness(self, push: Push) -> list[int]:
-        """Return the staleness of each gradient of the push if it is applied now."""
-        # A gradient is applied after the earlier gradients of its push.
-        return [
-            self.store.version + earlier - base_version
-            for earlier, base_version in enumerate(push.base_versions)
-        ]
-
-    def apply(self, member: Member, push: Push, now: float) -> tuple[Applied, ...]:
-        """Apply a push that is due, and return the journal's record of each gradient.
-
-        Return nothing, and change nothing, if the result is not finite.
-        """
-        ledger, store, metrics = self.ledger, self.store, self.metrics
-        starts = (push.start, *push.stops[:-1])
-        before = ledger.applied_samples - push.start
-        rates = [self._learning_rate_after(before + start) for start in starts]
-        staleness = self.staleness(push)
-        if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
-            return ()
-        samples = push.stop - push.start
-        epoch = ledger.applied(member.worker_id, push.stop)
-        member.pushes += len(push.gradients)
-        member.staleness_sum += sum(staleness)
-        member.refusals = 0
-        metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
-        self._record_if_due(rates[-1])
-        first = store.version + 1 - len(rates)
-        who = push.worker_id, push.lease_id, epoch
-        what = zip(starts, push.stops, push.base_versions, rates, strict=True)
-        return tuple(
-            Applied(version, *who, start, stop, base_version, rate, len(rates))
-            for version, (start, stop, base_version, rate) in enumerate(what, first)
-        )
-
-    def _learning_rate_after(self, applied_samples: int) -> float:
-        settings = self.settings
-        share = settings.consistency.max_rate_share(
-            len(self.members), settings.optimizer.full_rate_staleness
-        )
-        return min(settings.learning_rate_after(applied_samples), share * settings.learning_rate)
-
     def apply_again(
         self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
     ) -> bool:
@@ -230,20 +188,12 @@ class RunState:
         samples = sum(applied.samples for applied in push)
         staleness = [applied.version - 1 - applied.base_version for applied in push]
         self.metrics.push_applied(samples, loss_sum, correct, staleness, 0.0)
-        self._record_if_due(rates[-1])
+        self._record(rates[-1])
         return True
 
-    def _record_if_due(self, learning_rate: float) -> None:
-        settings, applied_samples = self.settings, self.ledger.applied_samples
-        due = self.metrics.record_due(applied_samples, settings.samples)
-        if due or self.ledger.finished:
-            self.metrics.record(
-                applied_samples,
-                settings.samples,
-                self.store.version,
-                learning_rate,
-                has_accuracy=settings.has_classes,
-            )
+    def _record(self, learning_rate: float) -> None:
+        applied, version = self.ledger.applied_samples, self.store.version
+        self.metrics.record_if_due(self.settings, applied, version, learning_rate)
 
     def collect(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
         """Add a push that is due to its round, and apply the round once it is complete.
@@ -275,12 +225,10 @@ class RunState:
         return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
 
     def has_late_leases(self, now: float) -> bool:
-        """Check whether idle workers may share other workers' leases.
+        """Check whether idle workers may share other workers' leases of the round.
 
-        In a round, only late leases are shared: the next round waits for all holders.
+        Only late leases are shared: the next round waits for all holders.
         """
-        if self.round is None:
-            return True
         usual_s = max(self._last_round_s, self.members.usual_step_s)
         late_s = max(LATE_S, LATE_FACTOR * usual_s)
         return self._round_began_s is not None and now - self._round_began_s > late_s
@@ -301,7 +249,7 @@ class RunState:
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
         self._round_began_s = now
-        self._record_if_due(rate)
+        self._record(rate)
         version = self.store.version
         return tuple(each._replace(version=version, together=len(records)) for each in records)
 
@@ -326,7 +274,7 @@ class RunState:
         return self._packed[1]
 
     def grant(self, member: Member, now: float) -> Lease | None:
-        """Return the worker's lease; None if nothing can be leased now."""
+        """Return the worker's lease of a round; None if nothing can be leased now."""
         ledger = self.ledger
         is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
         if is_open and ledger.is_between_rounds:

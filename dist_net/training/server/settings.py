@@ -165,9 +165,16 @@ class RunSettings:
         """Return a new rule for steps along gradients of minibatches."""
         return start_rule(self.optimizer, self.layout, self.momenta, self.clip_norm)
 
-    def learning_rate_after(self, applied_samples: float) -> float:
-        """Return the learning rate after ``applied_samples``, counted over all epochs."""
-        return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
+    def learning_rate_after(self, applied_samples: float, workers: int | None = None) -> float:
+        """Return the learning rate after ``applied_samples``, counted over all epochs.
+
+        With the number of ``workers`` of a run without rounds, bound it: see ``max_rate_share``.
+        """
+        rate = self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
+        if workers is None:
+            return rate
+        usual = self.optimizer.full_rate_staleness
+        return min(rate, self.consistency.max_rate_share(workers, usual) * self.learning_rate)
 
     def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""

@@ -6,6 +6,7 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalLag
@@ -111,7 +112,21 @@ class ParameterServer:
         commands: list[ServerCommand] = []
         match message:
             case Push() | Pull():
-                commands = self._request(node, message, now)
+                member = self.run.members.heard(message.worker_id, message.identity, now)
+                if member is None:
+                    self.run.metrics.pushes_rejected += isinstance(message, Push)
+                    commands = [SendToPeer(node, _unknown(message.worker_id))]
+                elif message.request_id != member.received_id + 1:  # repeated, or premature
+                    is_repeated = message.request_id <= member.received_id
+                    self.run.metrics.duplicates_dropped += is_repeated
+                else:
+                    member.received_id, member.node = message.request_id, node
+                    member.progress_s = now
+                    commands = (
+                        self._push(member, message, now)
+                        if isinstance(message, Push)
+                        else self._answer(member, now)
+                    )
             case Heartbeat():
                 commands = [SendToPeer(node, self._heartbeat(message, now))]
             case Join():
@@ -207,22 +222,6 @@ class ParameterServer:
         )
         return [*commands, SendToPeer(node, welcome)]
 
-    def _request(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
-        """Process the worker's next request; ignore repeated and premature requests."""
-        member = self.run.members.heard(request.worker_id, request.identity, now)
-        if member is None:
-            self.run.metrics.pushes_rejected += isinstance(request, Push)
-            return [SendToPeer(node, _unknown(request.worker_id))]
-        if request.request_id != member.received_id + 1:
-            self.run.metrics.duplicates_dropped += request.request_id <= member.received_id
-            return []
-        member.received_id, member.node, member.progress_s = request.request_id, node, now
-        return (
-            self._answer(member, now)
-            if isinstance(request, Pull)
-            else self._push(member, request, now)
-        )
-
     def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         run = self.run
         if not member.shared:
@@ -230,13 +229,20 @@ class ParameterServer:
         size = run.settings.vector_size
         if bits := run.packed_bits(member):
             size = packed_size(size, run.settings.buffer_count, bits)
-        fault = _fault_of(push, size)
-        if fault is not None:
+        shapes = [gradient.shape for gradient in push.gradients]
+        edges, versions = [push.start, *push.stops], push.base_versions
+        is_whole = len(shapes) == len(push.stops) == len(versions) > 0
+        if not is_whole or {*shapes} != {(size,)} or edges != sorted({*edges}):
             run.metrics.pushes_rejected += 1
+            fault = (
+                f"gradients of shapes {shapes} for minibatches between samples {edges}, from "
+                f"versions {[*versions]}: expected as many of each, at least one, of shape "
+                f"({size},), and ascending samples"
+            )
             return self._dismiss(member, fault, now)
         if member.pins:
             # Before the update, which can then write into the buffer used last.
-            run.store.unpin_before(member.worker_id, push.base_versions[-1])
+            run.store.unpin_before(member.worker_id, versions[-1])
         if run.members.go_in_step or run.round is not None:
             member.completes(len(push.stops), now)
             minibatches = math.ceil((push.stop - push.start) / run.settings.batch_size)
@@ -246,32 +252,60 @@ class ParameterServer:
             run.metrics.duplicates_dropped += 1  # usually, a rival's push was first
         elif (
             self.stop_reason is not None
-            or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
+            or not 0 <= min(versions) <= max(versions) <= run.store.version
             # A difference from other weights must not enter the momentum.
-            or (run.settings.takes_local_steps and min(push.base_versions) != run.store.version)
+            or (run.settings.takes_local_steps and min(versions) != run.store.version)
         ):
             run.metrics.pushes_rejected += 1
-        elif max(run.staleness(push)) > run.members.staleness_limit:
-            return self._reject_stale(member, push, now)
+        elif max(staleness := run.store.staleness(versions)) > run.members.staleness_limit:
+            return self._reject_stale(member, max(staleness), now)
         elif run.round is not None:
             collected = run.collect(member, push, now)
             if collected is None:
                 return self._refuse_gradient(member, push, now)
             if collected:
                 return [Record(collected), *self._answer(member, now)]
-        elif applied := run.apply(member, push, now):
+        elif applied := self._apply(member, push, staleness, now):
             return [Record(applied), *self._answer(member, now)]
         else:
             return self._refuse_gradient(member, push, now)
         return self._answer(member, now)
 
-    def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+    def _apply(
+        self, member: Member, push: Push, staleness: Sequence[int], now: float
+    ) -> tuple[Applied, ...]:
+        """Apply a push that is due, and return the journal's record of each gradient.
+
+        Return nothing, and change nothing, if the result is not finite.
+        """
+        ledger, store, settings = self.run.ledger, self.run.store, self.run.settings
+        starts = (push.start, *push.stops[:-1])
+        before, workers = ledger.applied_samples - push.start, len(self.run.members)
+        rates = [settings.learning_rate_after(before + start, workers) for start in starts]
+        if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
+            return ()
+        epoch = ledger.applied(member.worker_id, push.stop)
+        member.pushes += len(push.gradients)
+        member.staleness_sum += sum(staleness)
+        member.refusals = 0
+        self.run.metrics.push_applied(
+            push.stop - push.start, push.loss_sum, push.correct, staleness, now
+        )
+        self.run.metrics.record_if_due(settings, ledger.applied_samples, store.version, rates[-1])
+        first = store.version + 1 - len(rates)
+        who = push.worker_id, push.lease_id, epoch
+        what = zip(starts, push.stops, push.base_versions, rates, strict=True)
+        return tuple(
+            Applied(version, *who, start, stop, base_version, rate, len(rates))
+            for version, (start, stop, base_version, rate) in enumerate(what, first)
+        )
+
+    def _reject_stale(self, member: Member, staleness: int, now: float) -> list[ServerCommand]:
         """Return the push's samples to the pool, to be computed again from newer weights."""
         self.run.metrics.pushes_rejected += 1
         logger.warning(
             "push_too_stale worker=%d name=%s staleness=%d limit=%d",
-            *(member.worker_id, member.name, max(self.run.staleness(push))),
-            self.run.members.staleness_limit,
+            *(member.worker_id, member.name, staleness, self.run.members.staleness_limit),
         )
         self.run.ledger.release(member.worker_id)
         return self._answer(member, now)
@@ -354,10 +388,11 @@ class ParameterServer:
         member.step_began_s = None
         if self._is_too_far_ahead(member):
             return None
-        lease = run.grant(member, now)
+        in_rounds = run.round is not None
+        lease = run.grant(member, now) if in_rounds else run.ledger.grant(member.worker_id)
         member.is_idle = lease is None
         if lease is None:
-            return Wait(member.received_id, RETRY_AFTER_S) if run.round is None else None
+            return Wait(member.received_id, RETRY_AFTER_S) if not in_rounds else None
         run.metrics.lease_granted(now)
         member.speed.has_work(now)
         member.step_began_s = now
@@ -444,21 +479,6 @@ class ParameterServer:
     def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
         self.stop(shutdown.reason)
         return self._status(self.run.metrics.next_record, now)
-
-
-def _fault_of(push: Push, size: int) -> str | None:
-    """Return the fault of a push that no worker of this release sends; None if it is valid."""
-    shapes = [gradient.shape for gradient in push.gradients]
-    if not shapes or shapes != [(size,)] * len(shapes):
-        return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
-    edges = [push.start, *push.stops]
-    if not len(shapes) == len(push.stops) == len(push.base_versions) or edges != sorted({*edges}):
-        return (
-            f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
-            f"versions {list(push.base_versions)}: expected equal numbers of all three, and "
-            f"ascending samples"
-        )
-    return None
 
 
 def _unknown(worker_id: int) -> Refuse:

@@ -117,6 +117,10 @@ class WeightStore:
         """The weights for evaluation and inference: their average, if one is kept."""
         return evaluated_weights(self.weights, self.state)
 
+    def staleness(self, base_versions: Sequence[int]) -> list[int]:
+        """Return the staleness of gradients of these versions if they are applied now, in turn."""
+        return [self.version + earlier - base for earlier, base in enumerate(base_versions)]
+
     def restore(self, version: int, optimizer_state: dict[str, Vector]) -> None:
         """Continue from ``version`` with a copy of the optimizer's vectors.
 

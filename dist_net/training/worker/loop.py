@@ -249,9 +249,12 @@ class WorkerLoop:
                         commands.extend(self._received((yield command)))
                     case Compute(local=LeaseSteps() as lease):
                         commands.extend((yield from self._take_local_steps(command, lease)))
-                    case Compute():
+                    case Compute(slot=slot) if self._step is not None:
                         yield command
-                        commands.extend(self._compute(command))
+                        gradient = self._gradients[slot]
+                        result = self._step.run(self._weights.read(command), gradient)
+                        kept = gradient if self._sends_gradient else None
+                        commands.extend(self._state.computed(*result, kept, self._clock.now()))
                     case SendToServer(message):
                         self._socket.send(message)
                     case Gather(epoch, start, stop) if self._step is not None:
@@ -265,14 +268,6 @@ class WorkerLoop:
             except SegmentError as error:  # such as too little address space (ulimit -v)
                 now = self._clock.now()
                 commands = deque(self._state.rejoin_with_frames(str(error), now))
-
-    def _compute(self, command: Compute) -> list[WorkerCommand]:
-        if self._step is None:
-            return []
-        gradient = self._gradients[command.slot]
-        result = self._step.run(self._weights.read(command), gradient)
-        kept = gradient if self._sends_gradient else None
-        return self._state.computed(*result, kept, self._clock.now())
 
     def _take_local_steps(
         self, command: Compute, lease: LeaseSteps

@@ -203,11 +203,27 @@ class WorkerState:
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """Return the next commands once all are carried out: compute, or receive a message."""
-        if self.can_compute:
-            return [Receive(0)] if self._looks_first else self.compute()
-        if self._unpushed is not None:  # the server has shortened the lease or the pipeline
-            return [self._push(self._unpushed, now)]
-        return [Receive(self._patience_s(now))]
+        work = self._work
+        if work is None or not self.can_compute:
+            if self._unpushed is None:
+                return [Receive(self._patience_s(now))]
+            return [self._push(self._unpushed, now)]  # the lease or the pipeline was shortened
+        if self._looks_first:
+            return [Receive(0)]
+        taken = self._taken_slots()  # use the first free slot, so that few slots are used
+        slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
+        place = work.snapshot, work.weights, slot
+        self._looks_first = True
+        if self._takes_local_steps:
+            samples = work.epoch, work.start, work.stop
+            local = LeaseSteps(*samples, work.learning_rate, work.parts, work.bits)
+            self._computing = Compute(*samples, *place, local)
+            self._next_sample = work.stop
+            return [self._computing]
+        ready, minibatch = self._gathered, self._gather(work)
+        self._computing = Compute(*minibatch, *place)
+        self._next_sample = minibatch.stop
+        return [self._computing] if ready == minibatch else [minibatch, self._computing]
 
     def _patience_s(self, now: float) -> float:
         """Return the time to wait for a message, at most ``MAX_WAIT_S``."""
@@ -223,41 +239,17 @@ class WorkerState:
     ) -> list[WorkerCommand]:
         """Process the result of a ``Receive``; None if no message arrived in time.
 
-        ``heartbeat`` is the newest answer to a heartbeat, and the time of that heartbeat.
+        ``heartbeat`` is the newest answer to a heartbeat, and the time of that heartbeat. Raise
+        ``JoinRefusedError`` or ``WorkerRefusedError`` if the server refuses this worker.
         """
-        commands: list[WorkerCommand] = []
-        if message is not None:
-            commands = self.handle(message, now)
-        elif not self.can_compute:
-            if heartbeat is not None:
-                commands = self.heartbeat_answered(*heartbeat, now)
-            commands = commands or self.tick(now)
-        # Unless this was the answer to the last request, newer weights may have arrived.
-        self._looks_first = message is not None and len(self._unanswered) > 1
-        return commands
-
-    def start(self, now: float) -> list[WorkerCommand]:
-        self._heard_s = now
-        return self._try_to_join(now)
-
-    def _try_to_join(self, now: float, join: Join | None = None) -> list[WorkerCommand]:
-        self._answer_timeout_s = min(self._try_s, self._left_s)
-        self._left_s -= self._answer_timeout_s
-        self._try_s = min(2 * self._try_s, MAX_TRY_S)
-        self._worker_id = 0
-        self._pull_at_s = None
-        self._drop_lease()
-        return [self._ask((join or self._join)._replace(request_id=self._next_request_id()), now)]
-
-    def handle(self, message: Message, now: float) -> list[WorkerCommand]:
-        """Process the server's answer.
-
-        Raise ``JoinRefusedError`` or ``WorkerRefusedError`` if the server refuses this worker.
-        """
+        self._looks_first = False
+        if message is None:
+            return [] if self.can_compute else self._nothing_received(now, heartbeat)
         if isinstance(message, (Work, Wait, Welcome)) and (
             not self._unanswered or message.request_id < self._unanswered[0][0].request_id
         ):
             logger.debug("late_message kind=%s", type(message).__name__)
+            self._looks_first = len(self._unanswered) > 1
             return []
         self._heard_s = now
         match message:
@@ -265,6 +257,8 @@ class WorkerState:
                 self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
                 if isinstance(message, Work):
                     self._take_in(message, now)
+                    # Unless this answers the last request, newer weights may have arrived.
+                    self._looks_first = len(self._unanswered) > 1
                 else:
                     self._drop_lease()
                     self._pull_at_s = now + message.retry_after_s
@@ -291,25 +285,24 @@ class WorkerState:
             f"expected an answer to a worker; check that the address is a parameter server's"
         )
 
-    def compute(self) -> list[WorkerCommand]:
-        """Return the commands for the lease's next minibatch; call only if ``can_compute``."""
-        work = self._work
-        if work is None:
-            raise RuntimeError("compute() was called without a lease")
-        taken = self._taken_slots()  # use the first free slot, so that few slots are used
-        slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
-        place = work.snapshot, work.weights, slot
-        self._looks_first = True
-        if self._takes_local_steps:
-            samples = work.epoch, work.start, work.stop
-            local = LeaseSteps(*samples, work.learning_rate, work.parts, work.bits)
-            self._computing = Compute(*samples, *place, local)
-            self._next_sample = work.stop
-            return [self._computing]
-        ready, minibatch = self._gathered, self._gather(work)
-        self._computing = Compute(*minibatch, *place)
-        self._next_sample = minibatch.stop
-        return [self._computing] if ready == minibatch else [minibatch, self._computing]
+    def _nothing_received(
+        self, now: float, heartbeat: tuple[Message, float] | None
+    ) -> list[WorkerCommand]:
+        commands = [] if heartbeat is None else self.heartbeat_answered(*heartbeat, now)
+        return commands or self.tick(now)
+
+    def start(self, now: float) -> list[WorkerCommand]:
+        self._heard_s = now
+        return self._try_to_join(now)
+
+    def _try_to_join(self, now: float, join: Join | None = None) -> list[WorkerCommand]:
+        self._answer_timeout_s = min(self._try_s, self._left_s)
+        self._left_s -= self._answer_timeout_s
+        self._try_s = min(2 * self._try_s, MAX_TRY_S)
+        self._worker_id = 0
+        self._pull_at_s = None
+        self._drop_lease()
+        return [self._ask((join or self._join)._replace(request_id=self._next_request_id()), now)]
 
     def computed(
         self, loss_sum: float, correct: int, gradient: Vector | None, now: float

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -387,12 +388,9 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
         ({"gradients": ()}, "shapes []"),
         ({"gradients": (np.zeros(SIZE + 1, np.float32),)}, "(7,)"),
         ({"gradients": (vector(1.0), vector(1.0)[1:])}, "(5,)"),
-        (
-            {"gradients": (vector(1.0),) * 2},
-            "2 gradients of minibatches that lie between",
-        ),
-        ({"stops": (4, 8)}, "1 gradients of minibatches that lie between samples [0, 4, 8]"),
-        ({"stops": ()}, "1 gradients of minibatches that lie between samples [0]"),
+        ({"gradients": (vector(1.0),) * 2}, "[(6,), (6,)]"),
+        ({"stops": (4, 8)}, "samples [0, 4, 8]"),
+        ({"stops": ()}, "samples [0]"),
         ({"stops": (0,)}, "samples [0, 0]"),
         ({"base_versions": (0, 0)}, "versions [0, 0]"),
     ],
@@ -947,10 +945,7 @@ def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
     answer = desk.server.handle(
         b"a", desk.a_push(1, desk.pull(b"a", 1))._replace(gradients=(vector(1.0)[:4],)), desk.now
     )
-    assert (
-        "gradients of shapes [(4,)]: expected at least one, of shape (6,)"
-        in answer[-1].message.reason
-    )
+    assert re.search(naming("shapes [(4,)]", "shape (6,)"), answer[-1].message.reason)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
