@@ -35,7 +35,7 @@ from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.evaluation import Evaluation, Evaluator
-from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings, summarise
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.single_process import (
     Callback,
@@ -216,8 +216,8 @@ def train(
     run = RunDirectory.create(directory, loaded.name, datetime.now())
     display = WatchedTraining(console, settings.samples, callbacks)
     with run.locked(), display:
-        outcome = LocalRun(run, loaded, dataset, chosen, local, display).run()
-    return Run(run.path, summarise(loaded.name, run, outcome), display.history)
+        summary = LocalRun(run, loaded, dataset, chosen, local, display).run()
+    return Run(run.path, summary, display.history)
 
 
 def _train_images(

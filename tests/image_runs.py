@@ -8,7 +8,7 @@ import numpy as np
 from dist_net.data import Dataset
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.run.run_options import RunOptions
 
 COLOURS = ("red", "green", "blue")

@@ -50,7 +50,6 @@ from dist_net.training.run.local_run import (
     START_TIMEOUT_S,
     LocalRun,
     LocalRunSettings,
-    summarise,
 )
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
@@ -271,13 +270,12 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         )
         training = LocalRun(directory, loaded, dataset, options, local, display)
         try:
-            outcome = training.run()
+            summary = training.run()
         except (InterruptedRunError, ProcessFailedError) as error:
             error.add_note(how_to_go_on(arguments, directory))
             raise
         finally:
             draw(directory, loaded.name, dataset, training.evaluation, console)
-    summary = summarise(loaded.name, directory, outcome)
     show_summary(summary, console)
     if arguments.json:
         print(json.dumps(summary))

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from dist_net.errors import RunDirectoryError
 from dist_net.files import replacing
-from dist_net.nets.event_files import EventFiles
-from dist_net.nets.late_files import LateFiles
 from dist_net.nets.recipes.image_recipe import RECIPE_JSON
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 from dist_net.spelling import closest
@@ -91,8 +89,6 @@ class RunDirectory:
         self.keys = path / KEYS
         self.logs = path / "logs"
         self.owner = path / "owner"
-        self._event_files: EventFiles | None = None
-        self._late_files = LateFiles()
         self._lock = path / "lock"
         self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()
@@ -147,7 +143,7 @@ class RunDirectory:
 
     def make(self) -> None:
         """Create the directory unless it exists; raise RunDirectoryError."""
-        with self._translated_errors():
+        with self.translated_errors():
             self._is_made |= not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +165,7 @@ class RunDirectory:
         RunDirectoryError, which names the holder, if the lock is not free within ``patience_s``.
         """
         with ExitStack() as stack:
-            with self._translated_errors():
+            with self.translated_errors():
                 # Unbuffered: a buffer would be written again, and fail again, on close.
                 file = stack.enter_context(self._lock.open("a+b", buffering=0))
                 self._take(file, time.monotonic() + patience_s)
@@ -193,17 +189,9 @@ class RunDirectory:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
-    def begin(
-        self, options: str, recipe_files: Mapping[str, bytes], tensorboard: bool = False
-    ) -> None:
-        """Write the options, a JSON object, and the recipe's files.
-
-        With ``tensorboard``, replace the event files for TensorBoard.
-        """
+    def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
+        """Write the options, a JSON object, and the recipe's files."""
         self.write(self.options, options + "\n")
-        if tensorboard:
-            with self._translated_errors():
-                self._event_files = EventFiles(self.path / "tensorboard")
         for name, content in recipe_files.items():
             with self.replacing(self.path / name) as file:
                 file.write_bytes(content)
@@ -223,7 +211,7 @@ class RunDirectory:
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
         """Yield a file that replaces ``path`` when it is complete; raise RunDirectoryError."""
-        with self._translated_errors(), replacing(path) as partial:
+        with self.translated_errors(), replacing(path) as partial:
             yield partial
 
     def write(self, path: Path, text: str) -> None:
@@ -239,40 +227,6 @@ class RunDirectory:
         with self.replacing(path) as partial, partial.open("wb") as file:
             np.save(file, array)
 
-    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append records, after any that could not be written before; see ``metrics_error``.
-
-        Raise RunDirectoryError if too many records cannot be written.
-        """
-        for record in records:
-            self._late_files.append(self.metrics, _line(record))
-            if self._event_files is not None:
-                self._late_files.append(*self._event_files.appended(record))
-        self._late_files.write()
-        if self._late_files.is_given_up:
-            raise RunDirectoryError(f"too many metrics are kept in memory: {self.metrics_error}")
-
-    @property
-    def metrics_error(self) -> str | None:
-        """Return the reason why metrics are kept in memory instead of written, or None."""
-        error = self._late_files.error
-        if error is None:
-            return None
-        return (
-            f"{self.metrics} cannot be written: {error.strerror}; expected a writable directory "
-            f"with free space"
-        )
-
-    def replace_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Replace all records; if that raises RunDirectoryError, the old ones remain."""
-        records = list(records)
-        with self.replacing(self.metrics) as file:
-            file.write_bytes(b"".join(map(_line, records)))
-        if self._event_files is not None:
-            for record in records:
-                self._late_files.append(*self._event_files.appended(record))
-            self._late_files.write()
-
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return every record; none if there is no file.
 
@@ -284,7 +238,8 @@ class RunDirectory:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
+        """Raise RunDirectoryError for any OSError of the body."""
         try:
             yield
         except OSError as error:
@@ -292,10 +247,6 @@ class RunDirectory:
                 f"cannot write the run directory {self.path}: {error.strerror}; expected a "
                 f"writable directory with free space"
             ) from error
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record) + "\n").encode()
 
 
 def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDirectory]:

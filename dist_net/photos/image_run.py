@@ -51,8 +51,8 @@ from dist_net.photos.mirrored_classes import mirrored_classes
 from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_and_digests
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.best_weights import BestWeights
-from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings, summarise
+from dist_net.training.run.evaluation import BestWeights
+from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
@@ -351,7 +351,7 @@ class ImageRun:
         loaded = recipe.loaded()
         options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
         settings = options.settings(loaded)
-        self._directory.begin(options.to_json(), loaded.files, options.tensorboard)
+        self._directory.begin(options.to_json(), loaded.files)
         self._directory.best.unlink(missing_ok=True)
         accuracy = float((judged.logits.argmax(1) == judged.targets).mean())
         loss = cross_entropy(judged.logits, judged.targets)
@@ -374,10 +374,10 @@ class ImageRun:
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            outcome = LocalRun(directory, loaded, dataset, options, local, display).run()
+            summary = LocalRun(directory, loaded, dataset, options, local, display).run()
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
         judged = judged_by(recipe, weights, images, VALIDATION)
-        return weights, judged, summarise(recipe.name, directory, outcome)
+        return weights, judged, summary
 
 
 def _head_report(

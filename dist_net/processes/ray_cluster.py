@@ -16,16 +16,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from dist_net.errors import DistNetError, ProcessFailedError, SettingError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
+from dist_net.processes.cluster_options import connected
 from dist_net.processes.cores import cores_beside_server
 from dist_net.processes.own_directory import temporary_directory
-from dist_net.processes.ray_connection import connected
 from dist_net.processes.ray_keeper import (
     KEYS,
     RUN,
@@ -35,9 +35,9 @@ from dist_net.processes.ray_keeper import (
     SharedRun,
     tcp_address,
 )
-from dist_net.processes.roles import POLL_S, Given, Role, Word
+from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.wire.address import contact_address
-from dist_net.wire.security import OPERATOR, WORKER, PeerKeys, add_keys, create_keys, load_peer_keys
+from dist_net.wire.security import OPERATOR, WORKER, add_keys, create_keys, load_peer_keys
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-class RayCluster:
+class RayCluster(LocalProcesses):
     """A launcher on the Ray cluster at ``address``; output is copied to files in ``logs``.
 
     The server of ``run`` is placed on the node of this process if that has a free CPU. On another
@@ -186,7 +186,6 @@ class RayCluster:
 
     server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
     worker_options: Sequence[Word] = ("--connect", Given.SERVER, "--keys", Given.KEYS)
-    poll_s = POLL_S
 
     def __init__(
         self,
@@ -198,10 +197,8 @@ class RayCluster:
         self._ray = connected(address)
         self._start_timeout_s = start_timeout_s
         self._node = self._ray.get_runtime_context().get_node_id()
-        self.key_directory: Path | None = None
-        self._logs = logs.absolute()
+        super().__init__(logs.absolute())
         self._run = run
-        self._stack = ExitStack()
         self._place: ServerPlace | None = None
         self._keeper: Any = None  # the actor of the server
         self._server: RayProcess | None = None
@@ -221,7 +218,7 @@ class RayCluster:
             # Ray prints messages about nodes to stdout, which is for the run's result.
             said = self._stack.enter_context((self._logs / "ray.log").open("a"))
             self._stack.enter_context(redirect_stdout(said))
-        self.keys: PeerKeys = load_peer_keys(self._keys, OPERATOR)
+        self.keys = load_peer_keys(self._keys, OPERATOR)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Roles of a cluster, and the interface of launchers, which start a process for a role.
+"""Roles of a cluster, and the launcher of this host, which starts a process for a role.
 
 A role is a process of this project: a parameter server, a worker, a model loader, an inference
-worker. ``Supervisor`` starts roles through a ``Launcher``. Exit codes and output of a process mean:
+worker. ``Supervisor`` starts roles through a launcher. Exit codes and output of a process mean:
 
     code 0                 its work is done
     FAILED and a reason    another start would end likewise: bad input, a run that is over
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 from dist_net.processes.child import Child, RunningChild
 from dist_net.processes.cores import available_cores
@@ -65,79 +65,50 @@ def parent_option() -> tuple[str, str]:
     return "--parent", str(os.getpid())
 
 
-class Launcher(Protocol):
-    """A context that starts processes: on this host, or on a node with free CPUs.
-
-    ``server_options`` and ``worker_options``: the arguments with the server's addresses.
-    ``key_directory``: keys created for the cluster. ``poll_s``: the interval at which to check for
-    ended processes. No process outlives the context.
-    """
-
-    @property
-    def poll_s(self) -> float: ...
-
-    server_options: Sequence[Word]
-    worker_options: Sequence[Word]
-    key_directory: Path | None
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def start(self, role: Role) -> RunningChild:
-        """Start a role's process; on Ray, it may wait for a free CPU."""
-        ...
-
-    @property
-    def address(self) -> str:
-        """The address at which this process reaches the newest server."""
-        ...
-
-    @property
-    def keys(self) -> PeerKeys | None:
-        """The keys that this process needs to connect to the server."""
-        ...
-
-    def cores_each(self, workers: int) -> int:
-        """Return the number of cores per worker. Raise SettingError if there are too few."""
-        ...
-
-    def room(self) -> int:
-        """Return the number of workers, of one core each, that could be started now."""
-        ...
-
-
 def share_of_cores(workers: int) -> int:
     """Return the cores per worker of this host, without the server's core; at least 1."""
     return max(1, (available_cores() - 1) // max(1, workers))
 
 
 class LocalProcesses:
-    """A launcher of child processes; their output goes to files in ``logs``."""
+    """A context that starts processes on this host; their output goes to files in ``logs``.
+
+    ``RayCluster`` starts them on nodes with free CPUs instead. ``server_options`` and
+    ``worker_options``: the arguments with the server's addresses. ``key_directory``: keys created
+    for the cluster; ``keys``: those that this process needs to connect to the server. No process
+    outlives the context.
+    """
 
     server_options: Sequence[Word] = (Given.SERVER,)
     worker_options: Sequence[Word] = ("--connect", Given.SERVER)
     key_directory: Path | None = None
-    keys = None
-
-    @property
-    def poll_s(self) -> float:
-        return POLL_S
+    keys: PeerKeys | None = None
 
     def __init__(self, logs: Path, run_directory: Path | None = None) -> None:
         self._logs = logs
         self._run_directory = run_directory
         self._stack = ExitStack()
-        self.address = ""
+        self._address = ""
 
     def __enter__(self) -> Self:
-        self.address = f"ipc://{self._stack.enter_context(temporary_directory())}/server"
+        self._address = f"ipc://{self._stack.enter_context(temporary_directory())}/server"
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def poll_s(self) -> float:
+        """The interval at which to check for ended processes."""
+        return POLL_S
+
+    @property
+    def address(self) -> str:
+        """The address at which this process reaches the newest server."""
+        return self._address
+
     def start(self, role: Role) -> RunningChild:
+        """Start a role's process; on Ray, it may wait for a free CPU."""
         given = {
             Given.RUN_DIRECTORY: str(self._run_directory),
             Given.SERVER: self.address,
@@ -146,7 +117,9 @@ class LocalProcesses:
         return Child(role.name, role.module, words, self._logs, inherited=role.inherited)
 
     def cores_each(self, workers: int) -> int:
+        """Return the number of cores per worker. Raise SettingError if there are too few."""
         return share_of_cores(workers)
 
     def room(self) -> int:
+        """Return the number of workers, of one core each, that could be started now."""
         return 0

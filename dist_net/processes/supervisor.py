@@ -11,7 +11,7 @@ from functools import partial
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import RunningChild, end
-from dist_net.processes.roles import Launcher, Role
+from dist_net.processes.roles import LocalProcesses, Role
 
 RESTARTS = 3
 FIRST_PAUSE_S = 0.2
@@ -73,7 +73,7 @@ class Supervisor:
 
     def __init__(
         self,
-        launcher: Launcher,
+        launcher: LocalProcesses,
         restarts: float,
         notify: Callable[[str], None],
         may_restart: Callable[[RunningChild], bool] = lambda child: child.has_died,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from dist_net.errors import MissingExtraError, RayClusterError
-from dist_net.processes import ray_connection
-from dist_net.processes.ray_connection import connected
+from dist_net.processes import cluster_options as ray_connection
+from dist_net.processes.cluster_options import connected
 from naming import naming
 
 

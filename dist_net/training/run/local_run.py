@@ -35,10 +35,10 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Given, Launcher, LocalProcesses, Role, Word
+from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.training.run.best_weights import BestWeights
-from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.evaluation import BestWeights, Evaluation, Evaluator
+from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
@@ -89,7 +89,7 @@ class LocalRunSettings:
             arguments.start_timeout,
         )
 
-    def launcher(self, directory: RunDirectory) -> Launcher:
+    def launcher(self, directory: RunDirectory) -> LocalProcesses:
         """Return the launcher for the run in ``directory``."""
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
@@ -105,15 +105,6 @@ class LocalRunSettings:
         if listening.keys is not None:
             keys = load_server_keys(listening.keys)
         ServerSocket(listening.listen, keys).close()
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """The server's last report, the result of the weights, and the warnings for the user."""
-
-    report: dict[str, Any]
-    evaluation: Evaluation
-    warnings: list[str]
 
 
 REPORTED = (
@@ -135,19 +126,6 @@ REPORTED = (
     "bytes_received_per_sample",
     "bytes_sent_per_sample",
 )
-
-
-def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
-    """Return the JSON object that ``dist-net train --json`` prints."""
-    return {
-        "recipe": recipe,
-        "run_dir": str(directory.path),
-        "checkpoint": str(directory.trained),
-        "test_accuracy": outcome.evaluation.accuracy,
-        "test_loss": outcome.evaluation.loss,
-        **{name: outcome.report[name] for name in REPORTED},
-        "warnings": outcome.warnings,
-    }
 
 
 class LocalRun:
@@ -191,8 +169,8 @@ class LocalRun:
         """End the run at the next report, as if every epoch were done."""
         self._stop_reason = reason
 
-    def run(self) -> RunOutcome:
-        """Write the options and the recipe to the run directory, and train to the end.
+    def run(self) -> dict[str, Any]:
+        """Train to the end; return the JSON object that ``dist-net train --json`` prints.
 
         Raise InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server or
         every worker has ended and is not restarted. The server leaves a checkpoint if it can. No
@@ -213,14 +191,15 @@ class LocalRun:
     def _write_directory(self) -> None:
         loaded, options = self._loaded, self._options
         files = {} if loaded.is_built_in else loaded.files
-        self._directory.begin(options.to_json(), files, options.tensorboard)
+        self._directory.begin(options.to_json(), files)
+        self._metrics = MetricsFiles(self._directory, options.tensorboard)
         if RECIPE_FILE in files:
             trust(options.recipe_files)
         if options.keeps_best or options.patience is not None:
             settings = options.settings(loaded)
             self._best = BestWeights(self._directory.best, settings, options.patience)
 
-    def _start_and_watch(self) -> RunOutcome:
+    def _start_and_watch(self) -> dict[str, Any]:
         server = self._supervisor.add(self._server)
         try:
             self._supervisor.add_workers(self._worker, self._local.workers)
@@ -233,7 +212,7 @@ class LocalRun:
                 raise _interruption(server.child, "ended from outside") from None
             raise
 
-    def _watch_to_the_end(self, server: SupervisedProcess) -> RunOutcome:
+    def _watch_to_the_end(self, server: SupervisedProcess) -> dict[str, Any]:
         """Watch the server and those that replace it. Raise ProcessFailedError after the last."""
         while True:
             child = server.child
@@ -284,7 +263,7 @@ class LocalRun:
         module = "dist_net.training.run.training_worker_process"
         return Role(name, module, tuple(arguments), cores=self._threads)
 
-    def _watch(self, observer: Observer, server: RunningChild) -> RunOutcome:
+    def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         self._ready(
             server.wait_until_ready(
                 self._local.start_timeout_s, partial(self._while_starting, server)
@@ -315,16 +294,27 @@ class LocalRun:
         last = self._evaluate_now(observer)
         self._wait(server)
         observer.shut_down("every epoch is done")
-        return RunOutcome(report, self.evaluation or last, self._warnings.last)
+        return self._summary(report, self.evaluation or last)
 
     def _stop_early(
         self, observer: Observer, report: dict[str, Any], server: RunningChild
-    ) -> RunOutcome:
+    ) -> dict[str, Any]:
         self._display.warned(f"stopped early: {self._stop_reason}")
         best = self.evaluation or self._evaluate_now(observer)
         self._wait(server)
         observer.shut_down(self._stop_reason)
-        return RunOutcome(report, best, self._warnings.last)
+        return self._summary(report, best)
+
+    def _summary(self, report: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+        return {
+            "recipe": self._loaded.name,
+            "run_dir": str(self._directory.path),
+            "checkpoint": str(self._directory.trained),
+            "test_accuracy": evaluation.accuracy,
+            "test_loss": evaluation.loss,
+            **{name: report[name] for name in REPORTED},
+            "warnings": self._warnings.last,
+        }
 
     def _ready(self, addresses: list[str]) -> None:
         """Show the addresses for workers; a server that replaces this one listens on them too."""
@@ -358,7 +348,7 @@ class LocalRun:
             if record["samples"] <= report["samples"]
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
-        self._directory.replace_metrics(kept)
+        self._metrics.replace(kept)
         for warning in report["resume_warnings"]:
             self._display.warned(warning)
         self._evaluated_epochs = report["samples"] // self._samples
@@ -370,9 +360,9 @@ class LocalRun:
             self._is_silent = False
             self._display.warned("the parameter server answers again")
         self._next_record = report["next_record"]
-        self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
+        self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warnings.update(report | {"metrics_error": self._directory.metrics_error})
+        self._warnings.update(report | {"metrics_error": self._metrics.error})
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
@@ -412,7 +402,7 @@ class LocalRun:
             "loss": evaluation.loss,
             "accuracy": evaluation.accuracy,
         }
-        self._directory.append_metrics([record])
+        self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation

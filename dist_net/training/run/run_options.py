@@ -59,7 +59,7 @@ class RunOptions:
 
     None stands for the recipe's own value. ``keeps_best``: see ``BestWeights``, which the
     ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
-    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``EventFiles``.
+    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """

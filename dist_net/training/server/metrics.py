@@ -22,6 +22,9 @@ RECORDED = (
 )
 """The numbers in every metric record; the record also has an ``accuracy``, which may be None."""
 
+NOT_REPORTED = {"staleness_sum", "staleness_buckets", "bytes_received", "bytes_sent", "window"}
+"""Counters that a report contains as means or under another name, or not at all."""
+
 STALENESS_BUCKETS = 16
 RECENT_S = 10.0
 """The time constant of a worker's recent speed, an exponential moving average."""
@@ -209,23 +212,19 @@ class RunMetrics:
         first = min(max(oldest, first_record), self.next_record)
         records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))
         staleness_mean = self.staleness_sum / self.pushes_applied if self.pushes_applied else 0.0
-        return {
-            "seconds": self.seconds,
+        counters = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in (
+            "staleness_sum",
+            "staleness_buckets",
+            "window",
+            "bytes_received",
+            "bytes_sent",
+        ):
+            del counters[name]
+        return counters | {
             "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
-            "server_starts": self.server_starts,
-            "pushes_applied": self.pushes_applied,
-            "pushes_rejected": self.pushes_rejected,
-            "duplicates_dropped": self.duplicates_dropped,
-            "gradients_refused": self.gradients_refused,
             "staleness_mean": staleness_mean,
-            "staleness_max": self.staleness_max,
             "staleness_histogram": self.staleness_buckets,
-            "workers_joined": self.workers_joined,
-            "workers_lost": self.workers_lost,
-            "workers_restarted": self.workers_restarted,
-            "samples_done_again": self.samples_done_again,
-            "checkpoints_failed": self.checkpoints_failed,
-            "journal_failures": self.journal_failures,
             "bytes_received_per_sample": self.bytes_received / max(1, applied_samples),
             "bytes_sent_per_sample": self.bytes_sent / max(1, applied_samples),
             "records": records,

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import sys
 from collections import defaultdict
@@ -137,6 +138,7 @@ def test_the_extra_that_images_need_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     directory = RunDirectory.create(tmp_path / "run", "digits", datetime.now())
-    directory.append_metrics([{"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}])
+    record = {"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}
+    directory.write(directory.metrics, json.dumps(record) + "\n")
     draw(directory, "digits", dataset_named("digits"), None, plain_console())
     assert "pip install -e '.[plots]'\n" in capsys.readouterr().err

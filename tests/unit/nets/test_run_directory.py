@@ -36,7 +36,7 @@ def test_a_second_run_in_a_directory_is_refused_and_told_whose_it_is(
 
 
 def test_who_is_at_a_run_is_said_rather_than_that_there_is_one(directory: RunDirectory) -> None:
-    directory.append_metrics([{"kind": "test"}])
+    directory.write(directory.metrics, "{}\n")
     with directory.locked(), pytest.raises(RunDirectoryError, match=f"process {os.getpid()}"):
         RunDirectory.create(directory.path, "digits", datetime(2026, 11, 25))
     with pytest.raises(RunDirectoryError, match=naming("--run-dir", "--resume")):

@@ -7,7 +7,7 @@ import pytest
 
 from dist_net.errors import CheckpointError, FileWriteError
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.server.settings import RunSettings
 from naming import naming
 

@@ -1,13 +1,18 @@
-"""A run's metrics as event files, read by hand, and by TensorBoard where it is installed."""
+"""A run's metrics: lines and event files, written in the end although the disk was full."""
 
+import json
+import resource
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dist_net.nets.event_files import EventFiles, crc32c
+from dist_net.errors import RunDirectoryError
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run import metrics_files
+from dist_net.training.run.metrics_files import MetricsFiles, crc32c
+from naming import naming
 
 TRAIN = [
     {"kind": "train", "samples": 300, "loss": 2.25, "accuracy": 0.5, "epoch": 0.5},
@@ -24,12 +29,8 @@ def test_the_checksum_is_that_of_the_standard() -> None:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    files = EventFiles(tmp_path)
-    for record in (*TRAIN, TEST):
-        path, content = files.appended(record)
-        with path.open("ab") as file:
-            file.write(content)
-    return tmp_path
+    MetricsFiles(RunDirectory(tmp_path), tensorboard=True).append([*TRAIN, TEST])
+    return tmp_path / "tensorboard"
 
 
 def records(file: Path) -> list[bytes]:
@@ -60,9 +61,7 @@ def test_a_record_is_an_event_between_its_checksums(written: Path) -> None:
 
 def test_a_run_that_goes_on_writes_its_files_anew(tmp_path: Path) -> None:
     for _ in range(2):
-        directory = RunDirectory(tmp_path)
-        directory.begin(RunOptions("digits").to_json(), {}, tensorboard=True)
-        directory.append_metrics(iter(TRAIN))
+        MetricsFiles(RunDirectory(tmp_path), tensorboard=True).append(iter(TRAIN))
     (file,) = (tmp_path / "tensorboard" / "train").iterdir()
     assert len(records(file)) == 3
 
@@ -85,3 +84,53 @@ def test_tensorboard_reads_them(written: Path) -> None:
         ("test", "accuracy"): [(70_000, 0.75)],
         ("test", "version"): [(70_000, 9)],
     }
+
+
+@pytest.fixture
+def file_size() -> Iterator[Callable[[int], None]]:
+    """Limits the size of the files that this process writes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size_bytes: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_run_keeps_its_metrics_until_there_is_room(
+    tmp_path: Path, file_size: Callable[[int], None]
+) -> None:
+    directory = RunDirectory(tmp_path)
+    files = MetricsFiles(directory)
+    records = [{"kind": "train", "samples": number} for number in range(3)]
+    line_bytes = len(json.dumps(records[0])) + 1
+    file_size(line_bytes + 4)
+    for record in records:
+        files.append([record])
+    assert files.error is not None
+    assert "metrics.jsonl cannot be written: File too large; expected" in files.error
+    assert directory.metrics.stat().st_size == line_bytes + 4
+    assert directory.read_metrics() == records[:1]
+    file_size(resource.RLIM_INFINITY)
+    files.append([])
+    assert files.error is None
+    assert directory.read_metrics() == records
+
+
+def test_one_file_that_cannot_be_written_keeps_no_other_waiting(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    files = MetricsFiles(directory, tensorboard=True)
+    directory.metrics.mkdir()
+    files.append(TRAIN)
+    assert files.error is not None
+    (file,) = (tmp_path / "tensorboard" / "train").iterdir()
+    assert len(records(file)) == 3
+
+
+def test_too_much_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = MetricsFiles(RunDirectory(tmp_path / "nowhere"))
+    files.append([TEST])
+    monkeypatch.setattr(metrics_files, "MAX_UNWRITTEN_BYTES", 10)
+    with pytest.raises(RunDirectoryError, match=naming("metrics.jsonl")):
+        files.append([])
