@@ -30,7 +30,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     ShapeError,
 )
-from dist_net.serving.client.connection import MAX_OPEN
+from dist_net.serving.client.client import MAX_OPEN
 from dist_net.serving.pool.description import (
     ServedModel,
     known,

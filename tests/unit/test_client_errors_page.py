@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_net import errors
-from dist_net.serving.client.connection import ERRORS
+from dist_net.serving.client.client import ERRORS
 
 replies = pytest.importorskip("dist_net.serving.http.replies", reason="needs the extra `web`")
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from functools import partial
 
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import (
@@ -162,19 +162,15 @@ class ClientDesk:
             timeout_s=ask.timeout_s or None,
         )
         key = node, ask.request_id
-        future = self._gateway.infer(request)
-        self._futures[key] = future
-        future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
+        future = self._futures[key] = self._gateway.infer(request)
+        future.add_done_callback(partial(self._answered, key, known[DIGEST_BYTES:]))
 
-    def _when_answered(
-        self, key: tuple[bytes, int], known_classes: bytes
-    ) -> Callable[[asyncio.Future[Result]], None]:
-        def answer(future: asyncio.Future[Result]) -> None:
-            self._futures.pop(key, None)
-            if not future.cancelled():
-                self._answer(*key, future.result(), known_classes)
-
-        return answer
+    def _answered(
+        self, key: tuple[bytes, int], known_classes: bytes, future: asyncio.Future[Result]
+    ) -> None:
+        self._futures.pop(key, None)
+        if not future.cancelled():
+            self._answer(*key, future.result(), known_classes)
 
     def _answer(
         self, node: bytes, request_id: int, result: Result, known_classes: bytes = b""
