@@ -10,7 +10,7 @@ from itertools import count
 from math import pi, sin
 from typing import Any, cast
 
-from dist_net.nets.architecture import RecipeArchitecture
+from described import described
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
@@ -40,8 +40,6 @@ from simulation.schedule import TracedSchedule
 CLIENTS = "desk"  # the address of clients
 STARTS_S = 0.3  # from a process's start to its first message
 DRIFT_S = 11.0
-DIGITS = RecipeArchitecture("digits", "digits", ())
-NO_KEY = "0" * 64  # of arrays: nothing is mapped
 
 
 class VirtualClient:
@@ -237,10 +235,8 @@ class PoolCluster:
         if self._happens(self.reading_fails):
             return ModelPrepared(model, version, "", "its file is damaged", version)
         shape = (2,) if self._happens(self.changes_shape) else (1,)
-        described = ModelDescription(
-            model, version, "FP32", shape, 2, (), False, False, DIGITS, "", 0, NO_KEY
-        )
-        return ModelPrepared(model, version, described.to_json(), "", version)
+        description = described(model, version, input_shape=shape, classes=2)
+        return ModelPrepared(model, version, description.to_json(), "", version)
 
     # What is asked of it.
 

@@ -28,30 +28,40 @@ TYPE_CODES = {
 makes them little-endian."""
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """One version of a model, for the requests to it and for the workers that load it.
+@dataclass(frozen=True, kw_only=True)
+class VersionSummary:
+    """A version as a client sees it: its inputs and its classes.
 
-    ``input_shape`` is the shape of a row; ``labels`` is empty if the classes have no names.
-    ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``fitting``: the method of resizing images. An answer less probable than ``unknown_below`` is
-    unknown. Without ``has_classes`` the model predicts ``classes`` numbers for a row.
+    ``input_shape`` is the shape of a row, ``input_datatype`` the Open Inference Protocol's name of
+    its type. ``labels`` is empty if the classes have no names. An answer less probable than
+    ``unknown_below`` is unknown.
     """
 
-    name: str
     version: int
     input_datatype: str
     input_shape: tuple[int, ...]
     classes: int
     labels: tuple[str, ...]
     takes_images: bool
+    unknown_below: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription(VersionSummary):
+    """One version of a model, for the requests to it and for the workers that load it.
+
+    ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
+    ``fitting``: the method of resizing images. Without ``has_classes`` the model predicts
+    ``classes`` numbers for a row.
+    """
+
+    name: str
     has_logits: bool
     architecture: Architecture
     arrays_path: str
     arrays_bytes: int
     arrays_key: str
     fitting: str = "pad"
-    unknown_below: float = 0.0
     has_classes: bool = True
 
     @cached_property
@@ -72,9 +82,8 @@ class ModelDescription:
         """Parse the result of ``to_json``. Raise ProtocolError."""
         try:
             content = json.loads(text)
-            shape, labels = tuple(content.pop("input_shape")), tuple(content.pop("labels"))
             net = architecture_from_json(content.pop("architecture"))
-            description = cls(input_shape=shape, labels=labels, architecture=net, **content)
+            description = cls(architecture=net, **_with_tuples(content))
             for name, pattern in ("name", MODEL_NAME), ("arrays_key", ARRAYS_KEY):
                 if not (isinstance(content[name], str) and pattern.fullmatch(content[name])):
                     raise ValueError(f"{name} {content[name]!r:.80}; expected {pattern.pattern}")
@@ -109,24 +118,6 @@ class ServedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VersionSummary:
-    """A version as a client sees it: its inputs and its classes.
-
-    ``input_shape`` is the shape of a row, ``input_datatype`` the Open Inference Protocol's name of
-    its type. ``labels`` is empty if the classes have no names. An answer less probable than
-    ``unknown_below`` is unknown.
-    """
-
-    version: int = 0
-    input_datatype: str = ""
-    input_shape: tuple[int, ...] = ()
-    classes: int = 0
-    labels: tuple[str, ...] = ()
-    takes_images: bool = False
-    unknown_below: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelSummary(VersionSummary):
     """A model as a client sees it: its newest version, and ``others``.
 
@@ -145,6 +136,10 @@ class ModelSummary(VersionSummary):
         known = (each for each in (self, *self.others) if each.version == number)
         return next(known, None) if number in self.versions else None
 
+
+_NO_VERSION = VersionSummary(
+    version=0, input_datatype="", input_shape=(), classes=0, labels=(), takes_images=False
+)
 
 DIGEST_BYTES = 8
 KNOWN_BYTES = 2 * DIGEST_BYTES
@@ -179,12 +174,11 @@ def summary_of(model: ServedModel) -> ModelSummary:
         is_ready=model.is_ready,
         reason=model.reason,
         others=tuple(VersionSummary(**_summary_of(one)) for one in others),
-        **(_summary_of(newest) if newest else {}),
+        **_summary_of(newest or _NO_VERSION),
     )
 
 
-def _summary_of(version: ModelDescription) -> dict[str, Any]:
-    """Return the fields of a VersionSummary."""
+def _summary_of(version: VersionSummary) -> dict[str, Any]:
     return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from described import described
 from dist_net.cli import main
 from dist_net.errors import RecipeError, UntrustedRecipeError
 from dist_net.nets.architecture import FolderArchitecture
@@ -65,10 +66,7 @@ def joined(run: RunDirectory, evil: str) -> None:
 
 
 def served(_: RunDirectory, evil: str) -> None:
-    description = ModelDescription(
-        *("pets", 1, "UINT8", (8, 8), 2, (), True, True),
-        *(FolderArchitecture(evil), "", 0, "0" * 64),
-    )
+    description = described("pets", architecture=FolderArchitecture(evil))
     ModelDescription.from_json(description.to_json()).architecture.build("pets")
 
 
