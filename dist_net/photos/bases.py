@@ -23,8 +23,8 @@ from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources import parse_named_source
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
-from dist_net.photos.distance import Distance
 from dist_net.photos.head import HeadWeights
+from dist_net.photos.unknown_images import Distance
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 

@@ -80,9 +80,9 @@ def train_heads(
 ) -> TrainedHeads:
     """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
 
-    Use the weakest penalty whose loss out of fold, after calibration, exceeds the least loss by at
-    most one standard error. The loss punishes confident mistakes most, so by itself it chooses a
-    stronger penalty than the one with the most right answers; within the error both are as good.
+    Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
+    The loss punishes confident mistakes most: the penalty with the least loss is often too strong
+    for the most right answers.
     The loss is measured on the first ``judged`` rows; the other rows are variants of the same
     images.
     """

@@ -14,7 +14,6 @@ from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nn.inference import Inference, prepare
-from dist_net.photos.distance import USUAL_SHARE, Distance, distance_of, tempered_by
 from dist_net.photos.head import (
     FOLDS,
     PENALTIES,
@@ -25,6 +24,7 @@ from dist_net.photos.head import (
     fold_of_each,
     train_heads,
 )
+from dist_net.photos.unknown_images import distances_out_of_fold, tempered_by
 from dist_net.processes.cores import available_cores
 from dist_net.vector import Vector
 
@@ -40,25 +40,6 @@ class JudgedImages(NamedTuple):
     names: Sequence[str]
     targets: NDArray[np.integer]
     logits: FeatureRows
-
-
-def distances_out_of_fold(
-    features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
-) -> tuple[FeatureRows, Distance]:
-    """Return the distances of the rows out of fold, (N,), and the distance fitted to all rows.
-
-    Out of fold, a row is compared with the classes of the other folds. Both results are in units
-    of the usual distance out of fold.
-    """
-    distances = np.zeros(len(labels), np.float32)
-    for fold in np.unique(folds):
-        is_out = folds == fold
-        others = labels[~is_out]
-        present, closed_up = np.unique(others, return_inverse=True)
-        distance = distance_of(features[~is_out], closed_up, len(present))
-        distances[is_out] = distance(features[is_out])
-    usual = max(float(np.quantile(distances, USUAL_SHARE)), 1e-9)
-    return distances / np.float32(usual), distance_of(features, labels, classes).over(usual)
 
 
 class HeadTraining:

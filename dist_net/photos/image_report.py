@@ -23,7 +23,7 @@ from dist_net.photos.photo_statistics import calibrate
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_report
 from dist_net.photos.report_page import report_page
-from dist_net.photos.unknown_classes import left_out_classes
+from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
 
@@ -40,6 +40,12 @@ def finish(
     directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
     has_test = len(images.rows(TEST)) > 0
     tested = judged_by(recipe, trained.weights, images, TEST) if has_test else None
+    head, left_out = trained.head, []
+    if head is not None:
+        left_out = left_out_classes(
+            *(head.features, head.labels, head.fold_of, head.heads.penalty),
+            *(recipe.class_names, options.precision),
+        )
     content = report_content(
         _about(options, trained),
         recipe.class_names,
@@ -47,7 +53,7 @@ def finish(
         trained.folds,
         tested,
         calibration,
-        left_out_classes(trained.head, recipe.class_names, options.precision),
+        left_out,
         _curves(directory, trained),
     )
     _keep_held_out(directory, trained, tested, content["loss"])

@@ -43,12 +43,16 @@ from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
-from dist_net.photos.distance import DIRECTIONS
 from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
 from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.photos.mirrored_classes import mirrored_classes
-from dist_net.photos.near_duplicates import groups_of, scene_of_each, thumbnails_and_digests
+from dist_net.photos.similar_images import (
+    groups_of,
+    mirrored_classes,
+    scene_of_each,
+    thumbnails_and_digests,
+)
+from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.evaluation import BestWeights

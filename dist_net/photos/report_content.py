@@ -19,7 +19,7 @@ from dist_net.photos.photo_statistics import (
     out_of_fold_interval,
     wilson_interval,
 )
-from dist_net.photos.unknown_classes import LeftOutClass
+from dist_net.photos.unknown_images import LeftOutClass
 
 TINY = np.finfo(np.float32).tiny
 MAX_MISTAKES = 24

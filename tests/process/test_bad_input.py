@@ -156,7 +156,7 @@ def test_a_setting_that_cannot_be(refuses: Refuses, option: str, value: str, say
 RECIPE = """
 from pathlib import Path
 from dist_net.data import Dataset
-from dist_net.data.idx import read_idx
+from dist_net.data.named_datasets import read_idx
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.nets.recipes.recipe import Recipe
 

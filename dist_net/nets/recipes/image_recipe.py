@@ -131,7 +131,7 @@ class Head:
     """Shift and scale features, ``(N, F)``, and compute their logits, ``(N, classes)``.
 
     With ``directions``, the logits of features far from every class are divided by the square of
-    their distance; see ``dist_net.photos.distance``.
+    their distance; see ``dist_net.photos.unknown_images``.
     """
 
     classes: int

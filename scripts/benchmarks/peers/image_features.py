@@ -20,7 +20,7 @@ from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.photos.near_duplicates import thumbnails_and_digests
+from dist_net.photos.similar_images import thumbnails_and_digests
 
 
 def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
-from dist_net.photos.near_duplicates import thumbnails_and_digests
+from dist_net.photos.similar_images import thumbnails_and_digests
 
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0
 """Values of C; the best on the tested images is compared, in favour of scikit-learn."""

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from dist_net.data.idx import read_idx
+from dist_net.data.named_datasets import read_idx
 from dist_net.errors import DatasetError
 from naming import naming
 

@@ -12,7 +12,7 @@ from dist_net.photos.head_training import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import report_page
-from dist_net.photos.unknown_classes import LeftOutClass
+from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.plots import new_figure
 
 NAMES = ("cat", "<b>dog</b>", "fish & chips")

@@ -12,8 +12,8 @@ from dist_net.images.augmentation import Augmentation
 from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, small_base
 from dist_net.nn import Predictor
 from dist_net.photos.bases import FoundBase, joined_weights
-from dist_net.photos.distance import DIRECTIONS, distance_of, tempered_by
 from dist_net.photos.head import HeadWeights
+from dist_net.photos.unknown_images import DIRECTIONS, distance_of, tempered_by
 
 NET = """
 [net]

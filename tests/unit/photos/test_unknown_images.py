@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dist_net.photos.distance import SHRINKAGE, distance_of, tempered_by
+from dist_net.photos.unknown_images import SHRINKAGE, distance_of, tempered_by
 
 
 def drawn(count=40, width=8):

@@ -1,0 +1,153 @@
+"""Similar images, by thumbnails: near-duplicates, and classes that are mirror images of each other.
+
+The same pixels saved again, and bursts of one scene, form groups that must not be split. The
+perceptual hash of an image is its thumbnail: 16x16 grey levels, which another file format, quality
+or size changes little.
+
+Features of pretrained nets hardly change when an image is mirrored, so they cannot separate left
+and right arrows. Such classes are found by the edges of thumbnails, counted on a grid around their
+centre.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dist_net.data.samples import SampleIndices, Samples
+from dist_net.errors import SettingError
+from dist_net.photos.head import ClassIndices, FeatureRows, fold_of_each, train_heads
+
+SIDE = 16
+MAX_DIFFERENCE = 3.0
+"""The largest root mean square difference of two near-duplicates, in grey levels of 255."""
+ROWS_AT_ONCE = 1024
+
+FOLDS = 3
+PENALTY = 10.0
+MAX_ROWS = 1500
+"""The maximum number of images to compare, evenly spread."""
+CELLS, REACH = 8, 2.5
+"""The grid's cells along each axis, and its reach in standard deviations of the edges."""
+MIRRORED_SHARE = 0.75
+
+Thumbnails = NDArray[np.uint8]
+
+
+def thumbnails_and_digests(samples: Samples) -> tuple[Thumbnails, list[bytes]]:
+    """Return the thumbnail of each image, (N, 256), and the SHA-256 of its pixels."""
+    thumbnails, digests = np.empty((len(samples), SIDE * SIDE), np.uint8), []
+    image = np.empty((1, *samples.shape), np.uint8)
+    for index, thumbnail in enumerate(thumbnails):
+        samples.read(np.array([index]), image)
+        grey = Image.fromarray(image[0].squeeze()).convert("L")
+        thumbnail[...] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX)).ravel()
+        digests.append(hashlib.sha256(image.data).digest())
+    return thumbnails, digests
+
+
+def groups_of(
+    thumbnails: Thumbnails, labels: NDArray[np.int64], scenes: Sequence[str]
+) -> SampleIndices:
+    """Return the group of each image, (N,): the index of its first image.
+
+    Near-duplicates of one class share a group. Images of one scene do too, unless the scene is "".
+    """
+    first_of = np.arange(len(labels))
+
+    def root(index: int) -> int:
+        while first_of[index] != index:
+            first_of[index] = first_of[first_of[index]]
+            index = int(first_of[index])
+        return index
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        first_of[high] = low
+
+    of_scene: dict[str, int] = {}
+    for index, scene in enumerate(scenes):
+        if scene:
+            join(of_scene.setdefault(scene, index), index)
+    for label in range(int(labels.max(initial=-1)) + 1):
+        rows = np.flatnonzero(labels == label)
+        grey = thumbnails[rows].astype(np.float32)
+        squares = (grey * grey).sum(1)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            distances = squares[part, None] + squares - 2 * grey[part] @ grey.T
+            pairs = np.argwhere(distances <= thumbnails.shape[1] * MAX_DIFFERENCE**2)
+            for one, other in pairs.tolist():
+                if one + start < other:
+                    join(int(rows[one + start]), int(rows[other]))
+    return np.array([root(index) for index in range(len(labels))], np.int64)
+
+
+def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
+    """Return the match of ``pattern`` in each path, or its first group; "" without a match.
+
+    Raise SettingError if ``pattern`` is not a regular expression.
+    """
+    if pattern is None:
+        return [""] * len(paths)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise SettingError(
+            f"group_by={pattern!r}: {error}; expected a regular expression, such as 'scene[0-9]+'"
+        ) from error
+    matches = map(compiled.search, paths)
+    return [match[1 if compiled.groups else 0] or "" if match else "" for match in matches]
+
+
+def mirrored_classes(
+    thumbnails: Thumbnails, labels: ClassIndices, groups: ClassIndices
+) -> list[tuple[int, int]]:
+    """Return each pair of classes in which the mirrored images of each class look like the other.
+
+    Out of fold, the heads must separate the two classes, and classify three quarters of the
+    mirrored images of either class as the other class.
+    """
+    step = -(-len(labels) // MAX_ROWS)
+    thumbnails, labels, groups = thumbnails[::step], labels[::step], groups[::step]
+    if len(np.unique(groups)) < FOLDS:
+        return []
+    folds = fold_of_each(labels, groups, FOLDS, seed=0)
+    grey = thumbnails.reshape(-1, SIDE, SIDE, copy=False).astype(np.float64)
+    heads = train_heads(_edges(grey), labels, int(labels.max()) + 1, folds, (PENALTY,))
+    flipped, mirrored = _edges(grey[:, :, ::-1]), np.empty_like(heads.logits)
+    for fold, head in enumerate(heads.of_folds):
+        mirrored[folds == fold] = head(flipped[folds == fold])
+
+    def are_mirrored(one: int, other: int) -> bool:
+        is_one = labels == one
+        seen, turned = (logits[is_one] for logits in (heads.logits, mirrored))
+        if not is_one.any():
+            return False
+        told_apart = float((seen[:, one] > seen[:, other]).mean())
+        confused = float((turned[:, other] > turned[:, one]).mean())
+        return min(told_apart, confused) >= MIRRORED_SHARE
+
+    pairs = np.argwhere(np.triu(np.ones((heads.logits.shape[1],) * 2), 1)).tolist()
+    return [(a, b) for a, b in pairs if are_mirrored(a, b) and are_mirrored(b, a)]
+
+
+def _edges(grey: NDArray[np.float64]) -> FeatureRows:
+    """Return the share of edges in each cell of a grid that is fitted to them, (N, cells)."""
+    strength = np.hypot(*np.gradient(grey, axis=(1, 2)))
+    strength = np.maximum(strength - strength.mean((1, 2), keepdims=True), 0) + 1e-6
+    down, across = np.mgrid[:SIDE, :SIDE].reshape(2, -1, copy=False)
+    found = np.empty((len(grey), CELLS * CELLS), np.float32)
+    for cells, image in zip(found, strength.reshape(len(grey), -1, copy=False), strict=True):
+        share = image / image.sum()
+        y, x = (axis - (share * axis).sum() for axis in (down, across))
+        spread = np.sqrt((share * (y * y + x * x)).sum() / 2) + 1e-3
+        extent = [[-REACH, REACH], [-REACH, REACH]]
+        counts, *_ = np.histogram2d(y / spread, x / spread, CELLS, extent, weights=share)
+        cells[...] = counts.ravel()
+    return found

@@ -1,0 +1,169 @@
+"""Images of unknown classes: the distance that detects them, and how well heads do without a class.
+
+The distance of features to the nearest class is Mahalanobis'. The covariance within classes is
+shrunk towards a multiple of the identity, so that it can be inverted for fewer images than
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from dist_net.nn.inference import softmax
+from dist_net.photos.head import ClassIndices, FeatureRows, train_heads
+from dist_net.photos.photo_statistics import calibrate
+
+DIRECTIONS = 32
+SHRINKAGE = 0.5
+MAX_ROWS = 512
+"""The maximum number of rows, evenly spread, from which the covariance is estimated."""
+USUAL_SHARE = 0.9
+"""Distances up to this quantile of the images out of fold do not change the logits."""
+
+MAX_LEFT_OUT = 10
+MAX_LEFT_OUT_ROWS = 500
+"""The maximum number of images, evenly spread, from which the shares are measured."""
+KNOWN_LOST = 0.05
+
+
+class Distance(NamedTuple):
+    """The squared distance of features x to the nearest class, over the usual distance.
+
+    x² · ``scale`` - (x @ ``directions``)² - max(x @ ``kernel`` + ``bias``) over the classes, with
+    ``directions`` (F, DIRECTIONS), ``kernel`` (F, classes) and ``bias`` (classes,), all float32.
+    """
+
+    scale: NDArray[np.float32]
+    directions: FeatureRows
+    kernel: FeatureRows
+    bias: NDArray[np.float32]
+
+    def __call__(self, features: FeatureRows) -> NDArray[np.float32]:
+        whole = self.scale * (features * features).sum(1)
+        within = np.square(features @ self.directions).sum(1)
+        nearest = (features @ self.kernel + self.bias).max(1)
+        return np.asarray(whole - within - nearest)
+
+    def over(self, usual: float) -> Distance:
+        """Return the distance divided by the ``usual`` distance."""
+        root = np.float32(np.sqrt(usual))
+        unit = np.float32(usual)
+        return Distance(
+            self.scale / unit, self.directions / root, self.kernel / unit, self.bias / unit
+        )
+
+
+def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Distance:
+    """Return the distance fitted to the classes of (N, F) features; every class must have a row."""
+    means = np.stack([features[labels == label].mean(0) for label in range(classes)])
+    means = means.astype(np.float64)
+    step = -(-len(features) // MAX_ROWS)
+    residuals = (features - means[labels])[::step]
+    count, width = residuals.shape
+    isotropic = max(float((residuals * residuals).mean()), 1e-9)
+    with threadpool_limits(1, "blas"):
+        variances, vectors = np.linalg.eigh(residuals @ residuals.T / count)
+        variances, vectors = variances[-DIRECTIONS:], vectors[:, -DIRECTIONS:]
+        is_kept = variances > 1e-6 * max(variances[-1], 1e-9)
+        variances, vectors = variances[is_kept], vectors[:, is_kept]
+        axes = residuals.T @ vectors / np.sqrt(variances * count)
+        precision = 1 / (SHRINKAGE * isotropic)
+        lessened = precision - 1 / ((1 - SHRINKAGE) * variances + SHRINKAGE * isotropic)
+        directions = np.zeros((width, DIRECTIONS))
+        directions[:, : len(variances)] = axes * np.sqrt(lessened)
+        towards = precision * means - means @ directions @ directions.T
+    bias = -(means * towards).sum(1)
+    parts = (np.array([precision]), directions, 2 * towards.T, bias)
+    return Distance(*(part.astype(np.float32) for part in parts))
+
+
+def tempered_by(distances: NDArray[np.float32], logits: NDArray[np.float32]) -> FeatureRows:
+    """Return ``(N, classes)`` logits, less certain for images far from every class."""
+    return np.asarray(logits / np.square(np.maximum(distances, 1))[:, None], np.float32)
+
+
+def distances_out_of_fold(
+    features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
+) -> tuple[FeatureRows, Distance]:
+    """Return the distances of the rows out of fold, (N,), and the distance fitted to all rows.
+
+    Out of fold, a row is compared with the classes of the other folds. Both results are in units
+    of the usual distance out of fold.
+    """
+    distances = np.zeros(len(labels), np.float32)
+    for fold in np.unique(folds):
+        is_out = folds == fold
+        others = labels[~is_out]
+        present, closed_up = np.unique(others, return_inverse=True)
+        distance = distance_of(features[~is_out], closed_up, len(present))
+        distances[is_out] = distance(features[is_out])
+    usual = max(float(np.quantile(distances, USUAL_SHARE)), 1e-9)
+    return distances / np.float32(usual), distance_of(features, labels, classes).over(usual)
+
+
+@dataclass(frozen=True)
+class LeftOutClass:
+    """The answers of a head to a class on which it was not trained.
+
+    ``images`` counts the images of the class, ``others`` the images of the other classes.
+    ``unknown`` is the share of the class that is classified as unknown; ``known_lost`` is the same
+    share of the other classes, out of fold. ``by_confidence`` and ``by_distance`` are the shares
+    of the class recognised as unknown when 5 % of the other images are lost: by the probability
+    alone, and by the probability lowered by the distance, as in the model.
+    """
+
+    name: str
+    images: int
+    others: int
+    unknown: float
+    known_lost: float
+    by_confidence: float
+    by_distance: float
+
+
+def left_out_classes(
+    features: FeatureRows,
+    labels: ClassIndices,
+    folds: ClassIndices,
+    penalty: float,
+    names: Sequence[str],
+    precision: float,
+) -> list[LeftOutClass]:
+    """Leave out each of the first ten classes; return [] for two classes."""
+    if len(names) < 3:
+        return []
+    step = -(-len(labels) // MAX_LEFT_OUT_ROWS)
+    features, labels, folds = features[::step], labels[::step], folds[::step] % 5
+    found = []
+    for label, name in enumerate(names[:MAX_LEFT_OUT]):
+        is_known = labels != label
+        known = labels[is_known] - (labels[is_known] > label)
+        others, shown = features[is_known], features[~is_known]
+        is_whole = np.unique(known).size == len(names) - 1
+        if not is_whole or not len(shown) or np.unique(folds[is_known]).size < 2:
+            continue
+        fold_of = np.unique(folds[is_known], return_inverse=True)[1]
+        heads = train_heads(others, known, len(names) - 1, fold_of, (penalty,))
+        distances, distance = distances_out_of_fold(others, known, len(names) - 1, fold_of)
+        of_shown = heads.final(shown)
+        plain = heads.logits, of_shown
+        tempered = tempered_by(distances, heads.logits), tempered_by(distance(shown), of_shown)
+        shares = []
+        for logits, unseen in (plain, tempered):
+            calibration = calibrate(logits, known, precision)
+            certain, uncertain = (
+                softmax(each / np.float32(calibration.temperature)).max(1)
+                for each in (logits, unseen)
+            )
+            shares.append(float((uncertain < np.quantile(certain, KNOWN_LOST)).mean()))
+        unknown, lost = (
+            float((each < calibration.threshold).mean()) for each in (uncertain, certain)
+        )
+        found.append(LeftOutClass(name, len(shown), len(known), unknown, lost, *shares))
+    return found
