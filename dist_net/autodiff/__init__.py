@@ -1,7 +1,7 @@
 """A reverse-mode automatic differentiation engine in NumPy: expressions, gradients, plans.
 
 Build expressions from variables, differentiate them, compile the results into a plan, and run it.
-To learn how it works, read ``expression.py`` first: it is part 1 of 6.
+To learn how it works, read ``expression.py`` first: it is part 1 of 5.
 
 >>> import numpy as np
 >>> from dist_net import autodiff as ad
@@ -12,11 +12,17 @@ To learn how it works, read ``expression.py`` first: it is part 1 of 6.
 [array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
 """
 
-import dist_net.autodiff.operators  # noqa: F401  (defines the operators of expressions)
 from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
-from dist_net.autodiff.expression import Expression, Operation, apply, constant, variable
+from dist_net.autodiff.expression import Expression, Operation, apply, constant, uniform, variable
 from dist_net.autodiff.gradients import gradients
+from dist_net.autodiff.operations.classification import (
+    argmax,
+    cross_entropy_of_logits,
+    gather,
+    log_softmax,
+    softmax,
+)
 from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (
     add,
@@ -37,17 +43,14 @@ from dist_net.autodiff.operations.elementwise import (
     subtract,
     tanh,
 )
-from dist_net.autodiff.operations.indexing import argmax, gather
-from dist_net.autodiff.operations.joining import concatenate
-from dist_net.autodiff.operations.leaky_relu import leaky_relu
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool
-from dist_net.autodiff.operations.random import uniform
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
     astype,
     clip,
+    leaky_relu,
     logical_not,
     max,
     maximum,
@@ -56,65 +59,4 @@ from dist_net.autodiff.operations.selection import (
     where,
 )
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
-from dist_net.autodiff.operations.slicing import zeros_around
-from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
-
-__all__ = [
-    "Array",
-    "BoundPlan",
-    "Expression",
-    "Operation",
-    "Plan",
-    "Shape",
-    "add",
-    "apply",
-    "argmax",
-    "astype",
-    "average_pool",
-    "batch_normalize",
-    "broadcast_to",
-    "clip",
-    "compile",
-    "concatenate",
-    "constant",
-    "conv2d",
-    "cross_entropy_of_logits",
-    "divide",
-    "equal",
-    "evaluate",
-    "exp",
-    "expm1",
-    "gather",
-    "gradients",
-    "greater",
-    "greater_equal",
-    "leaky_relu",
-    "less",
-    "less_equal",
-    "log",
-    "log_softmax",
-    "logical_not",
-    "matmul",
-    "matrix_transpose",
-    "max",
-    "max_pool",
-    "maximum",
-    "mean",
-    "minimum",
-    "multiply",
-    "negative",
-    "reshape",
-    "sigmoid",
-    "softmax",
-    "sqrt",
-    "square",
-    "stop_gradient",
-    "subtract",
-    "sum",
-    "tanh",
-    "transpose",
-    "uniform",
-    "variable",
-    "where",
-    "zeros_around",
-]
+from dist_net.autodiff.operations.slicing import concatenate, zeros_around

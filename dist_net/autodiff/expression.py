@@ -1,4 +1,4 @@
-"""The engine, 1 of 6: expressions, the nodes of a computation graph with known shapes and dtypes.
+"""The engine, 1 of 5: expressions, the nodes of a computation graph with known shapes and dtypes.
 
 An expression is an operation applied to other expressions. A graph is only a description:
 ``gradients`` adds expressions to it, and ``compile`` turns it into a plan, which computes them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -99,6 +100,20 @@ class Constant(Operation):
     value: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Uniform(Operation):
+    """Numbers in [0, 1). Compared by identity: no two draws are the same computation."""
+
+    shape: Shape
+    generator: np.random.Generator
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.shape, np.dtype(np.float32)
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return partial(self.generator.random, None, np.float32, out)
+
+
 class Expression:
     """A node: ``operation`` applied to ``inputs``, with a result of known shape and dtype."""
 
@@ -143,7 +158,7 @@ class Expression:
     def __bool__(self) -> bool:
         raise GraphError(f"{self} has no truth value before it is computed; use where()")
 
-    # ``operators.py`` sets these to the functions of the operations.
+    # ``operations/__init__.py`` sets these to the functions of the operations.
     __add__: ClassVar[BinaryOperator]
     __radd__: ClassVar[BinaryOperator]
     __sub__: ClassVar[BinaryOperator]
@@ -180,6 +195,14 @@ def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> 
     if any(length < 0 for length in lengths):
         raise ShapeError(f"variable {name!r}: shape {lengths} has a negative length")
     return Expression(Variable(name), (), lengths, np.dtype(dtype))
+
+
+def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:
+    """Return float32 numbers in [0, 1), drawn anew at each run."""
+    lengths = integers("uniform: shape", shape)
+    if any(length < 0 for length in lengths):
+        raise ShapeError(f"uniform: shape {lengths} has a negative length")
+    return apply(Uniform(lengths, generator))
 
 
 def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:

@@ -1,4 +1,4 @@
-"""The engine, 2 of 6: gradients, built as expressions in one backward sweep.
+"""The engine, 2 of 5: gradients, built as expressions in one backward sweep.
 
 A node's cotangent is the gradient of the output with respect to that node: the sum of the
 contributions of the node's users. From it, the VJP of the node's operation computes the node's

@@ -32,7 +32,7 @@ from dist_net.nn import (
     linear,
     relu6,
 )
-from dist_net.nn.activations import Activation
+from dist_net.nn.layers import Activation
 from dist_net.vector import Vector
 
 NAME = "efficientnet-lite0"

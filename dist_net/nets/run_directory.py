@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
@@ -55,7 +56,7 @@ class RunDirectory:
     pictures.json           the images, and the location of the prepared images on this host
     manifest.json           the images for other hosts, if hosts may join: see ImageManifest
     skipped.csv             the files that are not used, with reasons
-    calibration.json        see ``dist_net.nets.calibration``
+    calibration.json        the temperature and the threshold of the classifier: ``Calibration``
     held_out.npy, .json     images to evaluate on, excluded from training
     report.html, .png, .json
 
@@ -271,3 +272,24 @@ def suggest_runs(path: Path) -> str:
             return f"did you mean {run}?"
     newest = ", ".join(map(str, runs[:RUNS_NAMED]))
     return f"runs nearby, newest first: {newest}" if newest else ""
+
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The divisor of the logits, and the probability below which the answer is "unknown".
+
+    ``precision`` is the share of correct answers for which the threshold was chosen.
+    """
+
+    temperature: float
+    threshold: float
+    precision: float
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` for values out of range, as in a damaged file."""
+        is_temperature = MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        if not (is_temperature and 0 <= self.threshold <= 1 and 0 < self.precision <= 1):
+            raise ValueError(f"{self}: no calibration")

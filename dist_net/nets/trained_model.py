@@ -20,7 +20,6 @@ from dist_net.errors import (
     RecipeError,
     RunDirectoryError,
 )
-from dist_net.nets.calibration import Calibration
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.recipes.recipe import (
@@ -31,7 +30,7 @@ from dist_net.nets.recipes.recipe import (
     recipe_names,
 )
 from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.run_directory import UNREADABLE, RunDirectory, suggest_runs
+from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
 from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)

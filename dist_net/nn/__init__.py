@@ -1,15 +1,6 @@
 """Layers, activations, initializers, losses and models, as functions of expressions."""
 
-from dist_net.nn.activations import leaky_relu, linear, relu, relu6, sigmoid, softmax, tanh
-from dist_net.nn.features import Features
-from dist_net.nn.initializers import (
-    copy_of,
-    glorot_uniform,
-    he_normal,
-    he_uniform,
-    ones,
-    zeros,
-)
+from dist_net.autodiff import cross_entropy_of_logits, leaky_relu, sigmoid, softmax, tanh
 from dist_net.nn.layers import (
     AveragePool,
     BatchNorm,
@@ -17,6 +8,7 @@ from dist_net.nn.layers import (
     Dense,
     DepthwiseConv2D,
     Dropout,
+    Features,
     Flatten,
     FrozenBatchNorm,
     GlobalAveragePool,
@@ -26,54 +18,25 @@ from dist_net.nn.layers import (
     Rescale,
     Residual,
     Sequential,
+    linear,
+    relu,
+    relu6,
 )
 from dist_net.nn.losses import (
-    cross_entropy_of_logits,
     cross_entropy_of_probabilities,
     mean_squared_error,
     one_hot,
 )
 from dist_net.nn.model import Model, Predictor
-from dist_net.nn.parameters import Buffer, Layout, Parameter, Scope
-
-__all__ = [
-    "AveragePool",
-    "BatchNorm",
-    "Buffer",
-    "Conv2D",
-    "Dense",
-    "DepthwiseConv2D",
-    "Dropout",
-    "Features",
-    "Flatten",
-    "FrozenBatchNorm",
-    "GlobalAveragePool",
-    "Lambda",
-    "Layer",
-    "Layout",
-    "MaxPool",
-    "Model",
-    "Parameter",
-    "Predictor",
-    "Rescale",
-    "Residual",
-    "Scope",
-    "Sequential",
-    "copy_of",
-    "cross_entropy_of_logits",
-    "cross_entropy_of_probabilities",
-    "glorot_uniform",
-    "he_normal",
-    "he_uniform",
-    "leaky_relu",
-    "linear",
-    "mean_squared_error",
-    "one_hot",
-    "ones",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "softmax",
-    "tanh",
-    "zeros",
-]
+from dist_net.nn.parameters import (
+    Buffer,
+    Layout,
+    Parameter,
+    Scope,
+    copy_of,
+    glorot_uniform,
+    he_normal,
+    he_uniform,
+    ones,
+    zeros,
+)

@@ -1,6 +1,7 @@
 """Layers: small immutable descriptions of functions that declare their parameters in a scope.
 
-Axis 0 is the sample axis. Maps are (N, H, W, C): rows before columns, channels last.
+Activations are plain functions of expressions. Axis 0 is the sample axis. Maps are (N, H, W, C):
+rows before columns, channels last.
 """
 
 from __future__ import annotations
@@ -16,24 +17,79 @@ from dist_net.autodiff import (
     astype,
     average_pool,
     batch_normalize,
+    clip,
     conv2d,
+    leaky_relu,
     max_pool,
     maximum,
     mean,
     reshape,
+    sigmoid,
+    softmax,
     sqrt,
     stop_gradient,
+    tanh,
     uniform,
     where,
 )
 from dist_net.autodiff.arrays import integer
-from dist_net.autodiff.expression import require_map
+from dist_net.autodiff.expression import Variable, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
+from dist_net.autodiff.operations import convolution, matmul
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
-from dist_net.nn.activations import ACTIVATIONS, Activation, activate, linear
-from dist_net.nn.initializers import Initializer, glorot_uniform, he_normal, ones, zeros
-from dist_net.nn.parameters import Scope
+from dist_net.nn.parameters import Initializer, Scope, glorot_uniform, he_normal, ones, zeros
+from dist_net.spelling import suggestion
+
+Activation = Callable[[Expression], Expression]
+
+
+def linear(x: Expression) -> Expression:
+    """Return x."""
+    return x
+
+
+def relu(x: Expression) -> Expression:
+    """Return max(x, 0); the derivative at 0 is 0."""
+    return leaky_relu(x, 0.0)
+
+
+def relu6(x: Expression) -> Expression:
+    """Return min(max(x, 0), 6); the derivative at 0 and at 6 is 0."""
+    return clip(x, 0.0, 6.0)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "leaky_relu": leaky_relu,
+    "linear": linear,
+    "relu": relu,
+    "relu6": relu6,
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+    "tanh": tanh,
+}
+
+
+def activate(x: Expression, activation: Activation | str | None) -> Expression:
+    """Return ``activation(x)``, or x for None; raise ``ParameterError`` for anything else.
+
+    A name is one of ``ACTIVATIONS``.
+    """
+    if activation is None:
+        return x
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            raise ParameterError(
+                f"unknown activation {activation!r}; {suggestion(activation, ACTIVATIONS)}"
+            )
+        activation = ACTIVATIONS[activation]
+    activated = activation(x) if callable(activation) else activation
+    if not isinstance(activated, Expression):
+        raise ParameterError(
+            f"the activation {activation!r:.80} is no function of an expression that returns one; "
+            f"expected one of {', '.join(ACTIVATIONS)}, such a function, or None"
+        )
+    return activated
 
 
 class Layer(Protocol):
@@ -352,3 +408,40 @@ def _expect_floats(name: str, x: Expression) -> None:
             f"Rescale(): Sequential(Rescale(), ...). For floats, build the model with "
             f"input_dtype=np.float32 and convert its inputs with astype(np.float32)"
         )
+
+
+PARAMETRIC = matmul.MatMul | convolution.Conv2D
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network without its last dense layer or convolution and everything after it.
+
+    The output, ``(N, features)``, is that layer's input, averaged over rows and columns if it is a
+    map. The remaining parameters and buffers keep their names.
+    """
+
+    network: Layer
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        whole = scope.beside()
+        output = self.network(x, whole)
+        nodes = topological_order([output])
+        last = next((each for each in nodes[::-1] if isinstance(each.operation, PARAMETRIC)), None)
+        if last is None:
+            raise ShapeError(f"Features: {output} has no dense layer or convolution to remove")
+        features = last.inputs[0]
+        if features.ndim == 4:
+            features = mean(features, (1, 2))
+        if features.ndim != 2:
+            raise ShapeError(
+                f"Features: the last layer's input has shape {features.shape}; expected "
+                f"(N, features) or (N, H, W, features)"
+            )
+        reached = {
+            node.operation.name
+            for node in topological_order([features])
+            if isinstance(node.operation, Variable)
+        }
+        scope.take_over(whole, reached)
+        return features

@@ -23,22 +23,13 @@ from dist_net.autodiff import (
     square,
 )
 from dist_net.autodiff.arrays import integer
-from dist_net.autodiff.operations.indexing import checked_indices
-from dist_net.autodiff.operations.softmax import require_class_indices
+from dist_net.autodiff.operations.classification import checked_indices, require_class_indices
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
 
 MIN_PROBABILITY = 1e-7
-
-__all__ = [
-    "Loss",
-    "cross_entropy_of_logits",
-    "cross_entropy_of_probabilities",
-    "mean_squared_error",
-    "one_hot",
-]
 
 
 def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression) -> Expression:

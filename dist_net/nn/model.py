@@ -15,6 +15,7 @@ from dist_net.autodiff import (
     astype,
     compile,
     constant,
+    cross_entropy_of_logits,
     equal,
     gradients,
     sum,
@@ -27,7 +28,7 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import Layer
-from dist_net.nn.losses import Loss, cross_entropy_of_logits, loss_named, mean_loss, of_samples
+from dist_net.nn.losses import Loss, loss_named, mean_loss, of_samples
 from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
 

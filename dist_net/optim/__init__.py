@@ -6,31 +6,14 @@ from dist_net.optim.optimizers import (
     AdaGrad,
     Adam,
     AdamW,
+    ConstantRate,
+    Cosine,
     Momentum,
     Nesterov,
+    Schedule,
+    StepDecay,
+    WarmUp,
     optimizer_named,
     parse_optimizer,
 )
 from dist_net.optim.rule import ArrayShapes, Optimizer, UpdateRule, start_rule
-from dist_net.optim.schedules import ConstantRate, Cosine, Schedule, StepDecay, WarmUp
-
-__all__ = [
-    "OPTIMIZERS",
-    "SGD",
-    "AdaGrad",
-    "Adam",
-    "AdamW",
-    "ArrayShapes",
-    "ConstantRate",
-    "Cosine",
-    "Momentum",
-    "Nesterov",
-    "Optimizer",
-    "Schedule",
-    "StepDecay",
-    "UpdateRule",
-    "WarmUp",
-    "optimizer_named",
-    "parse_optimizer",
-    "start_rule",
-]

@@ -1,27 +1,33 @@
-"""The optimizers: SGD, classical and Nesterov momentum, Adam, AdamW and AdaGrad.
+"""The optimizers and the schedules of their learning rate.
 
-Each is an exact transcription of the Keras 3 optimizer of the same name: the Keras sources are the
-specification, and the defaults are the same. In the formulas w are the weights, g is the gradient
-and η the learning rate.
+Each optimizer is an exact transcription of the Keras 3 optimizer of the same name: the Keras sources
+are the specification, and the defaults are the same. In the formulas w are the weights, g is the
+gradient and η the learning rate.
+
+A schedule is called as ``schedule(epoch, epochs)`` with the progress in (fractional) epochs and the
+length of the run. Schedules are pure functions: there is no state to checkpoint.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
 from dist_net.errors import SettingError
-from dist_net.optim.ranges import (
+from dist_net.optim.rule import (
     CRUMB,
     Floats,
+    Optimizer,
     keep_normal,
     require_fraction,
     require_not_negative,
     require_positive,
 )
-from dist_net.optim.rule import Optimizer
 from dist_net.spelling import suggestion
 
 
@@ -246,3 +252,68 @@ def optimizer_named(name: str | Optimizer) -> Optimizer:
     if name not in OPTIMIZERS:
         raise SettingError(f"unknown optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}")
     return OPTIMIZERS[name]
+
+
+class Schedule(Protocol):
+    """A multiplier of the learning rate over the run."""
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        """Return the multiplier after ``epoch`` of ``epochs``."""
+        ...
+
+
+@dataclass(frozen=True)
+class ConstantRate:
+    """A constant learning rate."""
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Multiply the rate by ``factor`` after every ``every_epochs`` (PyTorch's StepLR)."""
+
+    every_epochs: float
+    factor: float
+
+    def __post_init__(self) -> None:
+        require_positive("every_epochs", self.every_epochs)
+        require_positive("factor", self.factor)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        return float(self.factor ** math.floor(epoch / self.every_epochs))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from 1 down to ``final`` (Loshchilov & Hutter 2017, without restarts)."""
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_not_negative("final", self.final)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        if epoch >= epochs:
+            return self.final
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A linear rise from 0 to 1 over the first ``epochs``, followed by ``then``.
+
+    ``then`` starts when the warm-up ends and counts only the remaining epochs.
+    """
+
+    epochs: float
+    then: Schedule = field(default_factory=ConstantRate)
+
+    def __post_init__(self) -> None:
+        require_positive("epochs", self.epochs)
+
+    def __call__(self, epoch: float, epochs: float) -> float:
+        if epoch <= self.epochs:
+            return epoch / self.epochs
+        return self.then(epoch - self.epochs, epochs - self.epochs)

@@ -18,25 +18,70 @@ staleness of s that diverges if 1 - momentum is at least 2 sin(π / (4s + 2)), w
 makes a current variance of 0.01 negative.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from dist_net.errors import ShapeError
-from dist_net.optim.ranges import (
-    TOO_LARGE,
-    Floats,
-    all_below,
-    require_fraction,
-    require_positive,
-)
+from dist_net.errors import SettingError, ShapeError
+
+Floats = NDArray[np.floating[Any]]
+"""float32 in training, float64 in numerical checks."""
+
+TOO_LARGE = 2.0**64
+"""The square of a weight this large overflows, so it counts as infinite."""
+
+CRUMB = 1e-24
+"""Added to a running mean and subtracted again, so that it never becomes subnormal.
+
+Where a gradient stays zero, as at the border of images, a running mean decays towards zero, and
+Intel CPUs are ten times slower with subnormal numbers: Adam took 0.7 ms instead of 0.06 for
+101,770 parameters. With the crumb, the last place of a float32 is never worth less than 1e-31, and
+a value that has decayed to a few hundred times that stays constant. Above 1e-17 no bit changes.
+"""
+
+
+def keep_normal(vector: Floats) -> None:
+    """Prevent subnormal elements in ``vector``, in place; see ``CRUMB``."""
+    vector += CRUMB
+    vector -= CRUMB
+
+
+def all_below(limit: float, vector: Floats) -> bool:
+    """Return whether all magnitudes are below ``limit``, which must be at least ``TOO_LARGE``."""
+    # A sum of squares takes half the time of isfinite and all (11 against 20 µs for 101,770
+    # elements) and allocates nothing. The sum may be too large although no element is: then check
+    # each. Unlike dot, vdot overflows silently.
+    is_small = float(np.vdot(vector, vector)) < TOO_LARGE**2
+    return is_small or bool((np.abs(vector) < limit).all())
+
+
+def require_fraction(name: str, value: Any) -> None:
+    """Raise SettingError unless 0 ≤ value < 1."""
+    if not (isinstance(value, Real) and 0 <= float(value) < 1):
+        raise SettingError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raise SettingError unless value is finite and above 0."""
+    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+        raise SettingError(f"{name}={value!r}: expected a finite number above 0")
+
+
+def require_not_negative(name: str, value: Any) -> None:
+    """Raise SettingError unless value is finite and not below 0."""
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+        raise SettingError(f"{name}={value!r}: expected a finite number, 0 or above")
+
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +143,7 @@ class Optimizer(ABC):
         ``out`` may be ``w`` itself, and ``scratch`` may be overwritten.
         """
 
-    def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
+    def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
         """Return a new rule for vectors of ``size`` elements."""
         return UpdateRule(self, size, dtype)
 
@@ -108,7 +153,7 @@ def start_rule(
     shapes: ArrayShapes,
     momenta: Sequence[float] = (),
     clip_norm: float | None = None,
-) -> "UpdateRule":
+) -> UpdateRule:
     """Return a new float32 rule for a flat vector of these arrays.
 
     The last ``len(momenta)`` arrays are buffers with these momenta. ``clip_norm``: see
@@ -321,3 +366,29 @@ class UpdateRule:
         if not if_finite:
             return True
         return all_below(TOO_LARGE, following) and all(all_below(math.inf, each) for each in own)
+
+
+class WeightAverage:
+    """a ← a + (1 - d)(w - a) after each update; a starts as a copy of the initial weights.
+
+    d = min(``decay``, (1 + t) / (10 + t)) at update t, so that a short run's average is not
+    dominated by its initial weights. Training never reads the average, which depends on the
+    updates alone (Polyak & Juditsky 1992).
+    """
+
+    def __init__(self, weights: Floats, decay: float) -> None:
+        require_fraction("average_decay", decay)
+        self.weights = weights.copy()
+        self._decay = decay
+        self._strips = strips_of(weights.size)
+        self._scratch = np.empty(max(each.stop - each.start for each in self._strips), np.float32)
+
+    def update(self, weights: Floats, version: int, steps: int) -> None:
+        """Add the weights after update ``version``, the last of ``steps`` applied together."""
+        decay = min(self._decay, (1 + version) / (10 + version))
+        for strip in self._strips:
+            average = self.weights[strip]
+            difference = self._scratch[: average.size]
+            np.subtract(weights[strip], average, out=difference)
+            difference *= 1 - decay**steps
+            average += difference

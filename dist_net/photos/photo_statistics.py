@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from dist_net.nets.run_directory import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
 from dist_net.nn.inference import softmax
 
 Scores = NDArray[np.float32]

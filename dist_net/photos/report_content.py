@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.calibration import Calibration
+from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
 from dist_net.photos.head_training import JudgedImages
 from dist_net.photos.photo_statistics import (

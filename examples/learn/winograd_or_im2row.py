@@ -21,14 +21,13 @@ from measuring import cpu_seconds, print_machine, print_table
 
 from dist_net.autodiff.arrays import Call
 from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice, choose
-from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Blocking, Problem
+from dist_net.autodiff.kernels.convolution.problem import Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.gemm import fastest_gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.autodiff.operations.fused_convolution import PlannedConvolution
+from dist_net.autodiff.operations.convolution import PlannedConvolution
 
 KERNELS = {"NumPy": (Im2Row, Winograd)}
 try:

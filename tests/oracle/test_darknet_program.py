@@ -17,7 +17,7 @@ from dist_net.data import dataset_named
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import letterbox
 from dist_net.nets.darknet.configuration import Configuration, Section, parse_configuration
-from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
+from dist_net.nets.darknet.darknet_layers import ACTIVATIONS
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, published
 from dist_net.nets.darknet.weights import read_weights

@@ -15,7 +15,7 @@ from dist_net import nn
 from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import MissingExtraError
-from dist_net.export.exported_model import ExportedModel
+from dist_net.export.formats import ExportedModel
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -26,7 +26,7 @@ from dist_net.nets.architecture import (
     RecipeArchitecture,
 )
 from dist_net.nets.darknet.configuration import parse_configuration
-from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
+from dist_net.nets.darknet.darknet_layers import ACTIVATIONS
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import published
 from dist_net.nets.recipes.image_recipe import ImageNet, small_base

@@ -1,7 +1,7 @@
-"""The engine, 3 of 6: the naive evaluator. A plan computes the same values faster.
+"""The engine, 3 of 5: the naive evaluator. A plan computes the same values faster.
 
 It walks the graph once, inputs before users, and computes each node into its own array. Every call
-sorts the graph and allocates the arrays again; ``steps``, ``buffers`` and ``plan`` do that work
+sorts the graph and allocates the arrays again; ``steps`` and ``plan`` do that work
 once for many runs. The tests compare plans with this function.
 """
 

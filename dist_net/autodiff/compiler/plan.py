@@ -1,4 +1,4 @@
-"""The engine, 6 of 6: plans, which are graphs compiled to calls on preallocated, reused buffers.
+"""The engine, 5 of 5: plans, which are graphs compiled to calls on preallocated, reused buffers.
 
     outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ calls
 
@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.compiler.buffers import assign_slots
 from dist_net.autodiff.compiler.rewrite import rewrite
-from dist_net.autodiff.compiler.steps import materialise, steps_of, unreshaped
+from dist_net.autodiff.compiler.steps import assign_slots, materialise, steps_of, unreshaped
 from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool

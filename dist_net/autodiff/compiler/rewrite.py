@@ -29,10 +29,16 @@ from dist_net.autodiff.operations.elementwise import (
     negative,
     subtract,
 )
-from dist_net.autodiff.operations.leaky_relu import LeakyRelu
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import AsType, Mask, StopGradient, Where, maximum
+from dist_net.autodiff.operations.selection import (
+    AsType,
+    LeakyRelu,
+    Mask,
+    StopGradient,
+    Where,
+    maximum,
+)
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 

@@ -26,23 +26,22 @@ from dist_net.autodiff.expression import (
     variable,
 )
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
-from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Epilogue
+from dist_net.autodiff.kernels.convolution.problem import LINEAR, Epilogue
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import POINTWISE
 from dist_net.autodiff.operations import elementwise
-from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
-from dist_net.autodiff.operations.fused_convolution import (
+from dist_net.autodiff.operations.convolution import (
+    Conv2D,
     FusedConvolution,
     PlannedConvolution,
     PreparedFilters,
 )
-from dist_net.autodiff.operations.joining import concatenate
-from dist_net.autodiff.operations.leaky_relu import LeakyRelu
+from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.selection import Clip
+from dist_net.autodiff.operations.selection import Clip, LeakyRelu
 from dist_net.autodiff.operations.shaping import Reshape, reshape
+from dist_net.autodiff.operations.slicing import concatenate
 
 BinaryFunction = Callable[[Expression, Expression], Expression]
 

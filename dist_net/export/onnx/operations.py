@@ -11,15 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dist_net.autodiff import Expression, Operation
-from dist_net.autodiff.kernels.convolution.epilogue import LINEAR
+from dist_net.autodiff.kernels.convolution.problem import LINEAR
 from dist_net.autodiff.kernels.windows import AxisWindows, Windows
 from dist_net.autodiff.operations import (
+    classification,
     convolution,
     elementwise,
-    fused_convolution,
-    indexing,
-    joining,
-    leaky_relu,
     matmul,
     normalization,
     pooling,
@@ -29,8 +26,14 @@ from dist_net.autodiff.operations import (
     slicing,
 )
 from dist_net.errors import ExportError
-from dist_net.export.onnx.graph import integers
-from dist_net.export.onnx.translation import CHANNELS_SECOND, Axes, Tensor, Translation, own_axes
+from dist_net.export.onnx.translation import (
+    CHANNELS_SECOND,
+    Axes,
+    Tensor,
+    Translation,
+    integers,
+    own_axes,
+)
 
 Converter = Callable[[Translation, Expression], Tensor]
 
@@ -85,7 +88,7 @@ def _expm1(known: Translation, node: Expression) -> Tensor:
 
 
 def _leaky_relu(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, leaky_relu.LeakyRelu)
+    assert isinstance(node.operation, selection.LeakyRelu)
     x, axes = known.held(node.inputs[0])
     return Tensor(_with_slope(known, x, node.operation.slope), axes)
 
@@ -143,7 +146,7 @@ def _reduction(operator: str) -> Converter:
 
 
 def _argmax(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, indexing.ArgMax)
+    assert isinstance(node.operation, classification.ArgMax)
     x = known.named(node.inputs[0])
     found = known.graph.add("ArgMax", x, axis=node.operation.axis, keepdims=0)
     return Tensor(found, own_axes(node))
@@ -155,7 +158,7 @@ def _take(known: Translation, node: Expression) -> Tensor:
 
 
 def _concatenate(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, joining.Concatenate)
+    assert isinstance(node.operation, slicing.Concatenate)
     axes = known.axes_for(node)
     inputs = [known.named(each, axes) for each in node.inputs]
     return Tensor(known.graph.add("Concat", *inputs, axis=axes.index(node.operation.axis)), axes)
@@ -276,7 +279,7 @@ def _convolution(known: Translation, node: Expression) -> Tensor:
 
 def _fused_convolution(known: Translation, node: Expression) -> Tensor:
     operation = node.operation
-    assert isinstance(operation, fused_convolution.FusedConvolution)
+    assert isinstance(operation, convolution.FusedConvolution)
     _, _, bias, *residual = node.inputs
     biases = [bias] if np.any(known.array(bias)) else []
     y, axes = _convolved(known, node, operation.windows, operation.groups, biases)
@@ -403,18 +406,18 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     selection.Max: _reduction("ReduceMax"),
     reduction.Sum: _reduction("ReduceSum"),
     reduction.BroadcastTo: _broadcast,
-    leaky_relu.LeakyRelu: _leaky_relu,
+    selection.LeakyRelu: _leaky_relu,
     normalization.ScaleAndShift: _scale_and_shift,
-    indexing.ArgMax: _argmax,
-    indexing.CheckedIndices: _cast,
-    indexing.Take: _take,
-    joining.Concatenate: _concatenate,
+    classification.ArgMax: _argmax,
+    classification.CheckedIndices: _cast,
+    classification.Take: _take,
+    slicing.Concatenate: _concatenate,
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,
     slicing.Slice: _slice,
     slicing.ZerosAround: _zeros_around,
     convolution.Conv2D: _convolution,
-    fused_convolution.FusedConvolution: _fused_convolution,
+    convolution.FusedConvolution: _fused_convolution,
     matmul.MatMul: _product,
     pooling.WindowMaximum: _maximum_of_windows,
     pooling.WindowSum: _sum_of_windows,

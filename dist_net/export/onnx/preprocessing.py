@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dist_net.autodiff import Array
-from dist_net.export.onnx.graph import Graph, integers
-from dist_net.export.onnx.translation import CHANNELS_SECOND, Tensor
+from dist_net.export.onnx.translation import CHANNELS_SECOND, Graph, Tensor, integers
 from dist_net.nn import Model
 
 LUMA = np.array([19595, 38470, 7471], np.int32)

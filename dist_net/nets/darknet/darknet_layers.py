@@ -1,7 +1,8 @@
 """The layers of a .cfg file, as defined by Darknet's ``parser.c`` and the sources of its layers.
 
 All maps are (N, H, W, C); a layer whose output is not a map returns (N, 1, 1, outputs). Missing
-options have Darknet's defaults.
+options have Darknet's defaults. The formulas of activations follow the program's ``activations.h``;
+the program treats an unknown name as relu, this project rejects it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,87 @@ from dist_net import nn
 from dist_net.autodiff import (
     Expression,
     Shape,
+    clip,
     concatenate,
+    expm1,
     mean,
+    minimum,
     reshape,
     softmax,
+    tanh,
     transpose,
+    where,
     zeros_around,
 )
 from dist_net.errors import ShapeError
 from dist_net.nets.darknet.configuration import Section
-from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
-from dist_net.nn import Scope
-from dist_net.nn.activations import Activation
+from dist_net.nn import Scope, leaky_relu, linear, relu, sigmoid
+from dist_net.nn.layers import Activation
+
+SELU_SCALE = 1.0507
+SELU_NEGATIVE_SCALE = 1.0507 * 1.6732
+
+
+def loggy(x: Expression) -> Expression:
+    """2 / (1 + exp(-x)) - 1."""
+    return tanh(x * 0.5)
+
+
+def elu(x: Expression) -> Expression:
+    """x if x > 0, else exp(x) - 1."""
+    return where(x >= 0.0, x, expm1(minimum(x, 0.0)))
+
+
+def selu(x: Expression) -> Expression:
+    """elu with a scale for each side, rounded as in Darknet."""
+    negative = expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE
+    return where(x >= 0.0, x * SELU_SCALE, negative)
+
+
+def relie(x: Expression) -> Expression:
+    """Return a leaky relu of slope 0.01."""
+    return leaky_relu(x, 0.01)
+
+
+def ramp(x: Expression) -> Expression:
+    """relu(x) + x / 10."""
+    return relu(x) + x * 0.1
+
+
+def plse(x: Expression) -> Expression:
+    """Return a sigmoid in three straight pieces."""
+    outside = where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
+    inside = x * 0.125 + 0.5
+    return where(x < -4.0, outside, where(x > 4.0, outside, inside))
+
+
+def hardtan(x: Expression) -> Expression:
+    """x clipped to -1 and 1."""
+    return clip(x, -1.0, 1.0)
+
+
+def lhtan(x: Expression) -> Expression:
+    """x from 0 to 1, with a slope of 0.001 outside."""
+    below = x * 0.001
+    return where(x < 0.0, below, where(x > 1.0, below + 0.999, x))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "elu": elu,
+    "hardtan": hardtan,
+    "leaky": leaky_relu,
+    "lhtan": lhtan,
+    "linear": linear,
+    "loggy": loggy,
+    "logistic": sigmoid,
+    "plse": plse,
+    "ramp": ramp,
+    "relie": relie,
+    "relu": relu,
+    "selu": selu,
+    "tanh": tanh,
+}
+
 
 EPSILON = 1e-6
 """Darknet's CPU code adds this to the deviation (not to the variance)."""

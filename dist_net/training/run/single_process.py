@@ -22,7 +22,7 @@ from dist_net.optim import (
     optimizer_named,
     start_rule,
 )
-from dist_net.optim.averages import WeightAverage
+from dist_net.optim.rule import WeightAverage
 from dist_net.spelling import refuse_options
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.worker.step import TrainingStep

@@ -10,7 +10,7 @@ import numpy as np
 from dist_net.errors import CheckpointError, SegmentError
 from dist_net.nets.checkpoint import AVERAGE, evaluated_weights
 from dist_net.optim import UpdateRule
-from dist_net.optim.averages import WeightAverage
+from dist_net.optim.rule import WeightAverage
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
 

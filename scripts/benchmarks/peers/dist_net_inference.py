@@ -15,7 +15,7 @@ from benchmarks.peers.orders import Peer
 from benchmarks.timing import LayerStep
 from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Call, in_order
-from dist_net.autodiff.operations.fused_convolution import PlannedConvolution
+from dist_net.autodiff.operations.convolution import PlannedConvolution
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.sources import prepared_kernels

@@ -23,7 +23,7 @@ from dist_net.nets.darknet.darknet_layers import Softmax as DarknetSoftmax
 from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import leaky_relu, linear
-from dist_net.nn.activations import Activation
+from dist_net.nn.layers import Activation
 from dist_net.vector import Vector
 
 Array = NDArray[np.float32]

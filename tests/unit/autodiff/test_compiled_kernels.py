@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
-from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows

@@ -5,7 +5,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.operations.indexing import Put, Take
+from dist_net.autodiff.operations.classification import Put, Take
 from dist_net.errors import GradientError, IndexRangeError
 from naming import naming
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
-from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
 from dist_net.autodiff.kernels.gemm import PIECE, Gemm, GemmInPieces
 from dist_net.autodiff.kernels.thread_pool import ThreadPool

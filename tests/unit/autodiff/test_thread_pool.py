@@ -12,7 +12,7 @@ from dist_net import nn
 from dist_net.autodiff.compiler import steps
 from dist_net.autodiff.compiler.plan import BoundPlan
 from dist_net.autodiff.kernels import thread_pool as pool_module
-from dist_net.autodiff.kernels.convolution import patches
+from dist_net.autodiff.kernels.convolution import training
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import Dataset
 from dist_net.training.worker.step import TrainingStep
@@ -52,8 +52,8 @@ def small_strips(monkeypatch):
     monkeypatch.setattr(steps, "STRIP_BYTES", 500)
     for module in (steps, pool_module):
         monkeypatch.setattr(module, "SHARED_STRIP_BYTES", 500)
-    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
-    monkeypatch.setattr(patches, "MIN_PIXELS", 8)
+    monkeypatch.setattr(training, "STRIP_BYTES", 1)
+    monkeypatch.setattr(training, "MIN_PIXELS", 8)
 
 
 @pytest.mark.usefixtures("small_strips")

@@ -14,9 +14,8 @@ from dist_net.errors import ExportError
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
-from dist_net.export.onnx.graph import Graph, integers
 from dist_net.export.onnx.onnx_model import add_network
-from dist_net.export.onnx.translation import Tensor
+from dist_net.export.onnx.translation import Graph, Tensor, integers
 
 
 def graph_of(model: nn.Model) -> Graph:

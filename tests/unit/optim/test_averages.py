@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import SettingError
-from dist_net.optim.averages import WeightAverage
-from dist_net.optim.rule import STRIP_LENGTH
+from dist_net.optim.rule import STRIP_LENGTH, WeightAverage
 from naming import naming
 
 SIZE = 2 * STRIP_LENGTH + 3

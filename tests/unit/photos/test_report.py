@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.nets.calibration import Calibration
+from dist_net.nets.run_directory import Calibration
 from dist_net.photos.head_training import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_classes, draw_report

@@ -37,8 +37,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     store,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
-from dist_net.autodiff.kernels.convolution.epilogue import LINEAR
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
+from dist_net.autodiff.kernels.convolution.problem import LINEAR, Arrays, Block, Problem
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.compiling import READ, WRITTEN, jit
 

@@ -9,7 +9,7 @@ from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
 from dist_net.errors import ModelFileError, ShapeError
 from dist_net.nets.darknet.configuration import parse_configuration
-from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
+from dist_net.nets.darknet.darknet_layers import ACTIVATIONS
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import published
 from dist_net.nn import Model, Scope

@@ -1,4 +1,9 @@
-"""Indexing by arrays: gather, and argmax, which returns indices."""
+"""Operations on scores of classes: argmax, gather, softmax and cross entropy.
+
+Softmax subtracts the maximum of each row first, so that no exponential overflows and at least one
+is 1. The result does not depend on the subtracted value, which is therefore constant in the
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,9 @@ from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, apply, constant
-from dist_net.autodiff.operations.elementwise import add
+from dist_net.autodiff.operations.elementwise import add, exp, log
+from dist_net.autodiff.operations.reduction import sum
+from dist_net.autodiff.operations.selection import max, stop_gradient
 from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import DTypeError, IndexRangeError, ShapeError
 
@@ -154,3 +161,39 @@ def argmax(x: Expression, axis: int | None = None) -> Expression:
     if axis is None:
         return apply(ArgMax(0), reshape(x, (x.size,)))
     return apply(ArgMax(positive_axis("argmax", axis, x.shape)), x)
+
+
+def shifted_to_zero(logits: Expression) -> Expression:
+    """Return the logits minus their maximum along the last axis."""
+    return logits - stop_gradient(max(logits, -1, keepdims=True))
+
+
+def softmax(logits: Expression) -> Expression:
+    """Return probabilities along the last axis, proportional to exp(logits)."""
+    exponentials = exp(shifted_to_zero(logits))
+    return exponentials / sum(exponentials, -1, keepdims=True)
+
+
+def log_softmax(logits: Expression) -> Expression:
+    """Return the logarithm of softmax, accurate even if a probability would round to 0."""
+    shifted = shifted_to_zero(logits)
+    return shifted - log(sum(exp(shifted), -1, keepdims=True))
+
+
+def require_class_indices(name: str, labels: Expression) -> None:
+    """Raise ``DTypeError`` unless the labels of the loss ``name`` are integers."""
+    if labels.dtype.kind not in "iu":
+        raise DTypeError(
+            f"{name}: targets of dtype {labels.dtype}; expected integer class indices; to predict "
+            f"numbers use mean_squared_error"
+        )
+
+
+def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
+    """Return -log softmax(logits)[label] of each row: (N, C) and (N,) integers to (N,).
+
+    Raises ``DTypeError`` unless labels are integers.
+    """
+    require_class_indices("cross_entropy_of_logits", labels)
+    shifted = shifted_to_zero(logits)
+    return log(sum(exp(shifted), -1)) - gather(shifted, labels)
