@@ -1,8 +1,8 @@
 """The optimizers and the schedules of their learning rate.
 
-Each optimizer is an exact transcription of the Keras 3 optimizer of the same name: the Keras sources
-are the specification, and the defaults are the same. In the formulas w are the weights, g is the
-gradient and η the learning rate.
+Each optimizer is an exact transcription of the Keras 3 optimizer of the same name: the sources of
+Keras are the specification, and the defaults are the same. In the formulas w are the weights, g is
+the gradient and η the learning rate.
 
 A schedule is called as ``schedule(epoch, epochs)`` with the progress in (fractional) epochs and the
 length of the run. Schedules are pure functions: there is no state to checkpoint.

@@ -11,7 +11,7 @@ from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import depthwise, depthwise_training, patches
+from dist_net.autodiff.kernels.convolution import depthwise, training
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -139,10 +139,10 @@ def test_first_and_second_derivatives_agree_with_differences(geometry):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
-    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
+    monkeypatch.setattr(training, "STRIP_BYTES", 1)
     x, kernel, *how = geometry
     for pixels in (1, 5, 20):
-        monkeypatch.setattr(patches, "MIN_PIXELS", pixels)
+        monkeypatch.setattr(training, "MIN_PIXELS", pixels)
         monkeypatch.setattr(depthwise, "PRODUCTS", pixels * math.prod(kernel))
         agree(draw(*x), draw(*kernel), *how)
 
@@ -242,8 +242,8 @@ def test_second_derivatives_are_those_of_autograd():
 def test_several_threads_find_the_same_and_the_same_bits_each_time(
     threads, stride, groups, monkeypatch
 ):
-    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
-    monkeypatch.setattr(patches, "MIN_PIXELS", 8)
+    monkeypatch.setattr(training, "STRIP_BYTES", 1)
+    monkeypatch.setattr(training, "MIN_PIXELS", 8)
     x, kernel = draw(5, 7, 6, 6), draw(3, 3, 6 // groups, 4)
     seen = windows(3, stride, 1, (7, 6))
     expected = by_scipy(x, kernel, seen, groups)
@@ -298,7 +298,7 @@ def test_a_filter_for_each_channel_gives_the_same_compiled(
         return out
 
     fastest = computed()
-    monkeypatch.setattr(depthwise_training, "compiled_kernels", lambda: None)
+    monkeypatch.setattr(depthwise, "compiled_kernels", lambda: None)
     for value, plain in zip(fastest, computed(), strict=True):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4)
     pool.close()
@@ -427,12 +427,12 @@ def test_dtypes_that_differ_or_are_no_floats_are_refused():
 @pytest.mark.parametrize("height", [28, 27, 7])
 def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height):
     x = np.empty((64, height, 28, 16), np.float32)
-    everything = patches.Patches(x, (3, 3), (1, 1), (1, 1), (height, 28), 1)
+    everything = training.Patches(x, (3, 3), (1, 1), (1, 1), (height, 28), 1)
     seen, lines = np.zeros((64, height), int), []
     for strip in everything.strips():
         seen[strip.images, strip.rows] += 1
         _, (groups, pixels, length) = everything.shapes(strip)
-        assert groups * pixels * length * 4 <= patches.STRIP_BYTES
+        assert groups * pixels * length * 4 <= training.STRIP_BYTES
         lines.append(pixels // 28)
     assert (seen == 1).all()
     assert max(lines) - min(lines) <= 1

@@ -1,14 +1,17 @@
 """Depthwise convolution: one filter per channel, which reads only that channel.
 
-It is not a matrix product, so windows are not copied to rows. Neighbouring pixels form one long
-row, which is multiplied by a tap repeated as often. With a stride, these pixels are not neighbours
-in the map; so the padded map is copied as *phases*, each of which has every stride-th column.
+It is not a matrix product, so windows are not copied to rows. With a stride of 1, neighbouring
+pixels form one long row, which is multiplied by a tap repeated as often. With the extra ``fast``,
+compiled kernels compute contiguous float32 maps.
+
+Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -23,15 +26,17 @@ from dist_net.autodiff.kernels.convolution.problem import (
     take_padded,
 )
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
-from dist_net.autodiff.kernels.windows import Pair, Windows
+from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
+from dist_net.autodiff.kernels.windows import Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
 MAX_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
-SUM_OF_TAPS = "nrjaqpl,aqpl->nrjl"
+SUM_OF_TAPS = "nrjhwl,hwl->nrjl"
+SUM_OF_WINDOWS = "nrjhwl,nrjl->hwl"
 
 
 class Depthwise:
-    """The algorithm with NumPy: one sum of products for a block."""
+    """The algorithm of inference with NumPy: one sum of products for a block."""
 
     name = "depthwise"
     row_step = 1
@@ -46,32 +51,29 @@ class Depthwise:
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """Return the bytes of scratch that one thread needs for a block."""
-        return scratch_bytes(_shapes(problem, block), problem.dtype)
+        return scratch_bytes(self._shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
-        padded, taps, bias, spare = carve(scratch, _shapes(problem, block), problem.dtype)
-        windows, channels = problem.windows, problem.out[3]
-        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
-        corner = top, -windows.padding[1][0]
-        gather = gather_phases(arrays.x[block.images], windows, corner, padded)
-        repeat: list[Call] = [
-            *repeat_taps(arrays.filters, taps, channels),
-            partial(np.copyto, bias.reshape(-1, channels, copy=False), arrays.bias),
-        ]
-        seen = in_long_rows(padded, windows, block.size[1], len(bias))
+        padded, taps, spare, bias = carve(scratch, self._shapes(problem, block), problem.dtype)
+        gather, seen = _seen(problem.windows, arrays.x, block, padded, spare)
         out = arrays.out[block.index].reshape(spare.shape, copy=False)
         residual = None
         if arrays.residual is not None:
             residual = arrays.residual[block.index].reshape(spare.shape, copy=False)
         return [
             *gather,
-            *repeat,
+            _repeat(arrays.filters, taps),
+            partial(np.copyto, bias.reshape(-1, problem.out[3], copy=False), arrays.bias),
             partial(np.einsum, SUM_OF_TAPS, seen, taps, out=out),
             *problem.epilogue.calls(out, bias, residual, out, spare),
         ]
+
+    def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
+        padded, taps, values = _shapes(problem.windows, block, problem.out)
+        return [padded, taps, values, taps[2:]]
 
 
 def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
@@ -94,71 +96,134 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
     )
 
 
-def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:
-    """Return the shape (N, H, phases, W, C) of the padded map for ``rows`` of a result."""
+def correlations(
+    windows: Windows, x: Array, taps: Array, out: Array, pool: ThreadPool
+) -> list[Task]:
+    """Return the tasks that convolve ``x`` by taps into ``out``, which may be a strided view."""
+    blocks = list(sized_blocks(out.shape, windows))
+    kernels = _compiled_for(x)
+    if kernels:
+        calls = [
+            kernels.correlation(windows, x[block.images], block.rows.start, taps, _part(out, block))
+            for block in blocks
+        ]
+        return [[[call]] * pool.threads for call in calls]
+    shapes = [_shapes(windows, block, out.shape) for block in blocks]
+    pool.reserve(max((scratch_bytes(each, x.dtype) for each in shapes), default=0))
+    tasks: list[Task] = []
+    for block, each in zip(blocks, shapes, strict=True):
+        task: list[Sequence[Call]] = []
+        for thread in range(pool.threads):
+            padded, repeated, values = carve(pool.scratch(thread), each, x.dtype)
+            gather, seen = _seen(windows, x, block, padded, values)
+            target = _part(out, block)
+            task.append(
+                [
+                    *gather,
+                    _repeat(taps, repeated),
+                    partial(np.einsum, SUM_OF_TAPS, seen, repeated, out=values),
+                    partial(np.copyto, target, values.reshape(target.shape, copy=False)),
+                ]
+            )
+        tasks.append(task)
+    return tasks
+
+
+def gradient_task(
+    windows: Windows,
+    x: Array,
+    cotangent: Array,
+    blocks: Sequence[Block],
+    total: Array,
+    pool: ThreadPool,
+) -> Task:
+    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
+    kernels = _compiled_for(x, cotangent)
+    if kernels:
+        calls = [
+            kernels.gradient(
+                windows, x[block.images], block.rows.start, _part(cotangent, block), total
+            )
+            for block in blocks
+        ]
+        return [[partial(total.fill, 0), *calls]] * pool.threads
+    shapes = [_shapes(windows, block, cotangent.shape) for block in blocks]
+    pool.reserve(max(scratch_bytes(each, x.dtype) for each in shapes))
+    task: list[Sequence[Call]] = []
+    for thread in range(pool.threads):
+        calls = [partial(total.fill, 0)]
+        for block, each in zip(blocks, shapes, strict=True):
+            padded, sums, values = carve(pool.scratch(thread), each, x.dtype)
+            gather, seen = _seen(windows, x, block, padded, values)
+            part = _part(cotangent, block)
+            by_pixel = sums.reshape(*sums.shape[:2], -1, part.shape[3], copy=False)
+            calls += [
+                *gather,
+                partial(np.copyto, values.reshape(part.shape, copy=False), part),
+                partial(np.einsum, SUM_OF_WINDOWS, seen, values, out=sums),
+                partial(_add_sum, by_pixel, total),
+            ]
+        task.append(calls)
+    return task
+
+
+@cache
+def compiled_kernels() -> ModuleType | None:
+    """Return the module of the compiled kernels; None without the extra ``fast``."""
+    try:
+        from dist_net.autodiff.kernels.compiled import depthwise_loops
+    except ImportError:
+        return None
+    return depthwise_loops
+
+
+def _compiled_for(*arrays: Array) -> ModuleType | None:
+    """Return the compiled kernels, if they can read these arrays."""
+    kernels = compiled_kernels()
+    is_suitable = all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays)
+    return kernels if kernels and is_suitable and arrays[0].shape[3] >= kernels.LANES else None
+
+
+def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
+    """Return the shapes of a block's padded input, repeated taps, and values in long rows."""
+    images, rows, _ = block.size
+    _, _, columns, channels = result
     (height, width), (down, across) = windows.size, windows.stride
-    return images, (rows - 1) * down + height, across, columns - 1 - (-width // across), channels
-
-
-def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
-    """Return the shape of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
-    (height, width), across = windows.size, windows.stride[1]
-    return height, -(-width // across), across, long_row(columns, channels)
-
-
-def long_row(columns: int, channels: int) -> int:
-    """Return the length of a long row: its number of pixels divides the number of columns."""
-    most = max(1, MAX_ROW // channels)
-    return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
-
-
-def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Sequence[Call]:
-    """Return the calls that copy the part of ``x`` at ``corner`` to ``padded``, by phases."""
-    across = windows.stride[1]
-    calls: list[Call] = []
-    for phase in range(across):
-        before, first = divmod(corner[1] + phase, across)
-        calls += take_padded(x[:, :, first::across], corner[0], before, padded[:, :, phase])
-    return calls
-
-
-def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
-    """Return the calls that fill ``taps`` with (kh, kw, C) filters, and missing columns with 0."""
-    across = taps.shape[2]
-    calls: list[Call] = []
-    for phase in range(across):
-        there = filters[:, phase::across]
-        of_phase = taps[:, :, phase].reshape(*taps.shape[:2], -1, channels, copy=False)
-        calls.append(partial(np.copyto, of_phase[:, : there.shape[1]], there[:, :, np.newaxis]))
-        if there.shape[1] < taps.shape[1]:
-            calls.append(partial(of_phase[:, there.shape[1] :].fill, 0))
-    return calls
-
-
-def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) -> Array:
-    """Return a view of each tap's values: (N, rows, long rows, kh, kw / phases, phases, values)."""
-    images, _, _, width, channels = padded.shape
-    taps = taps_shape(windows, 1, channels)
-    columns = width + 1 - taps[1]
-    per_image, per_row, per_phase, per_pixel, per_value = padded.strides
-    return as_strided(
-        padded,
-        (images, rows, columns * channels // row_length, *taps[:3], row_length),
-        (
-            *(per_image, windows.stride[0] * per_row, row_length * per_value),
-            *(per_row, per_pixel, per_phase, per_value),
-        ),
-    )
-
-
-def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """Return the shapes of a block's padded input, repeated taps, bias and spare memory."""
-    images, rows, channels = block.size
-    columns, windows = problem.out[2], problem.windows
-    taps = taps_shape(windows, columns, channels)
+    most = max(1, MAX_ROW // channels) if across == 1 else 1
+    pixels = max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
     return [
-        phases_shape(windows, images, rows, columns, channels),
-        taps,
-        taps[3:],
-        (images, rows, columns * channels // taps[3], taps[3]),
+        (images, (rows - 1) * down + height, (columns - 1) * across + width, channels),
+        (height, width, pixels * channels),
+        (images, rows, columns // pixels, pixels * channels),
     ]
+
+
+def _seen(
+    windows: Windows, x: Array, block: Block, padded: Array, values: Array
+) -> tuple[Sequence[Call], Array]:
+    """Return the calls that copy a block's padded input, and the input of each tap.
+
+    The latter is a view, (N, rows, long rows, kh, kw, values of a long row).
+    """
+    (down, across), ((top, _), (left, _)) = windows.stride, windows.padding
+    gather = take_padded(x[block.images], block.rows.start * down - top, -left, padded)
+    per_image, per_row, per_pixel, per_value = padded.strides
+    long_row = values.shape[3]
+    strides = per_image, down * per_row, across * long_row * per_value
+    shape = *values.shape[:3], *windows.size, long_row
+    return gather, as_strided(padded, shape, (*strides, per_row, per_pixel, per_value))
+
+
+def _repeat(taps: Array, repeated: Array) -> Call:
+    """Return the call that repeats each tap for all pixels of a long row."""
+    by_pixel = repeated.reshape(*taps.shape[:2], -1, taps.shape[2], copy=False)
+    return partial(np.copyto, by_pixel, taps[:, :, np.newaxis])
+
+
+def _add_sum(by_pixel: Array, total: Array) -> None:
+    """Add the sum over pixels of (kh, kw, pixels, C) to (kh, kw, C)."""
+    np.add(total, by_pixel.sum(2), total)
+
+
+def _part(array: Array, block: Block) -> Array:
+    return array[block.images, block.rows]

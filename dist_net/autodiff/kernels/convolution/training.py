@@ -17,8 +17,12 @@ from itertools import product
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.kernels.convolution import depthwise_training
-from dist_net.autodiff.kernels.convolution.depthwise import is_depthwise
+from dist_net.autodiff.kernels.convolution.depthwise import (
+    correlations,
+    gradient_task,
+    is_depthwise,
+    sized_blocks,
+)
 from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_padded
 from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
@@ -134,18 +138,19 @@ def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
     """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', O)."""
+    contiguous = np.empty(filters.shape, filters.dtype)
     if is_depthwise(x.shape, groups, out.shape):
-        return depthwise_training.convolve(windows, x, filters, out, pool)
-    patches = _patches(windows, groups, x, out.shape)
-    before, filters = _contiguous(filters)
-    matrix = by_group(filters, groups)
+        tasks = correlations(windows, x, contiguous[:, :, 0], out, pool)
+    else:
+        matrix = by_group(contiguous, groups)
 
-    def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
-        target = by_group(out[strip.images, strip.rows], groups)
-        return [partial(np.matmul, rows, matrix, target)]
+        def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
+            target = by_group(out[strip.images, strip.rows], groups)
+            return [partial(np.matmul, rows, matrix, target)]
 
-    tasks = _tasks(patches, patches.strips(), _nothing, multiply, pool)
-    return in_order([*before, pool.call(tasks)])
+        patches = _patches(windows, groups, x, out.shape)
+        tasks = _tasks(patches, patches.strips(), lambda _: [], multiply, pool)
+    return in_order([partial(np.copyto, contiguous, filters), pool.call(tasks)])
 
 
 def input_gradient(
@@ -158,8 +163,6 @@ def input_gradient(
     filters. A single convolution for all pixels would insert zeros between the pixels of
     ``cotangent`` and multiply by them.
     """
-    if is_depthwise(out.shape, groups, cotangent.shape):
-        return depthwise_training.input_gradient(windows, cotangent, filters, out, pool)
     before: list[Call] = []
     tasks: list[Task] = []
     (top, _), (left, _) = windows.padding
@@ -172,11 +175,16 @@ def input_gradient(
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
-            size, result = _pair(taps.shape), _pair(pixels.shape[1:])
-            patches = Patches(cotangent, size, (1, 1), (above, beside), result, groups)
-            turn, matrix = _turned(taps, groups)
-            before.append(turn)
-            tasks += _tasks_of_phase(patches, matrix, pixels, pool)
+            seen = Windows(_pair(taps.shape), (1, 1), ((above, 0), (beside, 0)))
+            if is_depthwise(out.shape, groups, cotangent.shape):
+                turned = np.empty((*seen.size, out.shape[3]), taps.dtype)
+                before.append(partial(np.copyto, turned, taps[::-1, ::-1, 0]))
+                tasks += correlations(seen, cotangent, turned, pixels, pool)
+            else:
+                patches = _patches(seen, groups, cotangent, pixels.shape)
+                turn, matrix = _turned(taps, groups)
+                before.append(turn)
+                tasks += _tasks_of_phase(patches, matrix, pixels, pool)
     return in_order([*before, pool.call(tasks)])
 
 
@@ -188,18 +196,23 @@ def filter_gradient(
     It is the sum of each window times its cotangent. Each thread of the pool has fixed strips, so
     that every run adds in the same order and returns the same bits.
     """
-    if is_depthwise(x.shape, groups, cotangent.shape):
-        return depthwise_training.filter_gradient(windows, x, cotangent, out, pool)
+    if out.size == 0:
+        return partial(out.fill, 0)
+    depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = _patches(windows, groups, x, cotangent.shape)
-    strips = patches.strips() if out.size > 0 else []
+    strips = list(sized_blocks(cotangent.shape, windows)) if depthwise else patches.strips()
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
         return partial(out.fill, 0)
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
-        by_strip = _tasks_of_sum(patches, part, cotangent, total, pool)
-        tasks.append([[call for task in by_strip for call in task[i]] for i in range(pool.threads)])
+        if depthwise:
+            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool))
+        else:
+            by_strip = _tasks_of_sum(patches, part, cotangent, total, pool)
+            task = [[call for each in by_strip for call in each[i]] for i in range(pool.threads)]
+            tasks.append(task)
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
@@ -225,14 +238,6 @@ def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
     turned = np.empty((groups, channels, height, width, out_channels // groups), taps.dtype)
     call = partial(np.copyto, turned, source.transpose(3, 2, 0, 1, 4))
     return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
-
-
-def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
-    """Return a C-contiguous version of ``array``, and the calls that copy to it, if needed."""
-    if array.flags.c_contiguous:
-        return [], array
-    copy = np.empty(array.shape, array.dtype)
-    return [partial(np.copyto, copy, array)], copy
 
 
 MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
@@ -303,7 +308,3 @@ def _tasks_of_sum(
         return calls if product is total else [*calls, partial(np.add, total, product, total)]
 
     return _tasks(patches, strips, spare_shapes, multiply, pool)
-
-
-def _nothing(_: Block) -> list[Shape]:
-    return []
