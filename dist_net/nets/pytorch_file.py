@@ -79,7 +79,7 @@ def _plain_data(stream: BytesIO) -> Any:
     """Return the numbers, texts, lists and dicts of the stream's next pickle.
 
     A tensor is the tuple of the arguments of its function: its storage, which is a tuple of its
-    kind, the type of its elements, its key and more, an offset, a shape, strides and more. Raises
+    kind, the type of its elements, its key and more, an offset, a shape, strides and more. Raise
     ValueError for other instructions.
     """
     stack: list[Any] = []

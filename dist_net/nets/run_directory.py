@@ -162,7 +162,7 @@ class RunDirectory:
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
         """Hold the directory's lock, so that no other process can start a run in it.
 
-        A child process that inherits ``lock_descriptors`` holds the lock until it exits. Raises
+        A child process that inherits ``lock_descriptors`` holds the lock until it exits. Raise
         RunDirectoryError, which names the holder, if the lock is not free within ``patience_s``.
         """
         with ExitStack() as stack:

@@ -249,7 +249,7 @@ class UpdateRule:
 
         Expects at least one gradient. All vectors have the rule's size and are borrowed for the
         call; gradients are only read, and ``out`` may be ``weights`` itself. ``learning_rates`` has
-        one rate per gradient. ``step`` numbers the first of them, counting from 1. Raises
+        one rate per gradient. ``step`` numbers the first of them, counting from 1. Raise
         ``ShapeError`` for a vector of another length. Allocates no vector of this size.
 
         With ``if_finite``, returns False and leaves ``state`` unchanged if a weight or an element

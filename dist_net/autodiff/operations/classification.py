@@ -192,7 +192,7 @@ def require_class_indices(name: str, labels: Expression) -> None:
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
     """Return -log softmax(logits)[label] of each row: (N, C) and (N,) integers to (N,).
 
-    Raises ``DTypeError`` unless labels are integers.
+    Raise ``DTypeError`` unless labels are integers.
     """
     require_class_indices("cross_entropy_of_logits", labels)
     shifted = shifted_to_zero(logits)

@@ -282,7 +282,7 @@ class LeakyReluGradient(Elementwise):
 def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
     """Return x if x > 0, else ``slope`` · x, for a slope from 0 to 1; Darknet's is 0.1.
 
-    The derivative at 0 is the slope. Raises ``ParameterError`` for another slope, ``DTypeError``
+    The derivative at 0 is the slope. Raise ``ParameterError`` for another slope, ``DTypeError``
     unless x is a float.
     """
     if not 0 <= slope <= 1:

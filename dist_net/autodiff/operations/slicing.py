@@ -181,7 +181,7 @@ class Concatenate(Operation):
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     """Concatenate expressions along ``axis``; a negative axis counts from the last.
 
-    Raises ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
+    Raise ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
     they have the same dtype.
     """
     if not expressions:

@@ -61,7 +61,7 @@ class Graph:
         return self._known[identity]
 
     def cast(self, tensor: str, dtype: DTypeLike) -> str:
-        """Add the conversion of a tensor; raises ``ExportError`` for an unsupported dtype."""
+        """Add the conversion of a tensor; raise ``ExportError`` for an unsupported dtype."""
         return self.add("Cast", tensor, to=element_type(dtype))
 
     def constant(self, array: Array, name: str = "constant") -> str:
@@ -131,7 +131,7 @@ def integers(*numbers: int) -> Array:
 
 
 def element_type(dtype: DTypeLike) -> int:
-    """Return ONNX's number of a dtype; raises ``ExportError`` if ONNX does not support it."""
+    """Return ONNX's number of a dtype; raise ``ExportError`` if ONNX does not support it."""
     try:
         return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
     except (KeyError, ValueError) as error:

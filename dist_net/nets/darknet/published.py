@@ -298,7 +298,7 @@ def fetch_weights(
     """Return the path of the classifier's weights, fetched into ``cache_dir/darknet`` if needed.
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
-    ``mirrors`` are base addresses to download from before the authors' site. Raises
+    ``mirrors`` are base addresses to download from before the authors' site. Raise
     ``FetchError`` if no source delivers the file or the directory is not usable.
     """
     directory = (cache_dir or default_cache_dir()) / "darknet"
