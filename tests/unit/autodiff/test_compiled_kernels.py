@@ -40,7 +40,6 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
-from dist_net.autodiff.kernels.compiled import tile_transforms as compiled_transforms
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
@@ -277,7 +276,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_depthwise, compiled_transforms, compiled_winograd):
+    for module in (compiled, compiled_depthwise, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
