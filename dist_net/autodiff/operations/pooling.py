@@ -26,12 +26,9 @@ from dist_net.autodiff.expression import (
     require_map,
     same_dtype,
 )
-from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows, Padding, Pair, windows
 from dist_net.errors import ShapeError
-
-SHORT_RUN = 64  # elements; on shorter runs a ufunc takes longer than a copy followed by a ufunc
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,6 @@ class AxisWindowsOperation(Operation):
     """An operation on windows along one axis, computed for a strip of images at a time."""
 
     windows: AxisWindows
-
-    def is_scattered(self, x: Array) -> bool:
-        """Return whether ``x`` at one position of all windows consists of short runs."""
-        run = math.prod(x.shape[self.windows.axis + 1 :])
-        return self.windows.stride > 1 and run < SHORT_RUN and x.flags.c_contiguous
 
 
 @dataclass(frozen=True)
@@ -59,26 +51,9 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         (x,) = inputs
-        is_gathered = self.windows.is_partition and self.is_scattered(x)
+        return by_strip(out, 0, lambda strip, _: self._calls(x[strip], out[strip]), pool)
 
-        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
-            if is_gathered:
-                return self._gathered(x[strip], out[strip], *spare)
-            return self._combined(x[strip], out[strip])
-
-        return by_strip(out, int(is_gathered), calls, pool)
-
-    def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Call]:
-        """Return the calls for elements in short runs, which copy to contiguous memory first."""
-        (_, first), *others = self.windows.taps()
-        calls = [copy_in_runs(out, self.windows.of(x, first))]
-        for where, elements in others:
-            target, gathered = self.windows.of(out, where), self.windows.of(spare, where)
-            calls.append(copy_in_runs(gathered, self.windows.of(x, elements)))
-            calls.append(partial(self.ufunc, target, gathered, out=target))
-        return calls
-
-    def _combined(self, x: Array, out: Array) -> Sequence[Call]:
+    def _calls(self, x: Array, out: Array) -> Sequence[Call]:
         windows, everywhere = self.windows, slice(0, self.windows.results)
         taps = windows.taps()
         whole = [windows.of(x, elements) for where, elements in taps if where == everywhere]
@@ -117,11 +92,7 @@ class WindowSumGradient(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         (cotangent,) = inputs
-
-        def calls(strip: slice, _: Sequence[Array]) -> Sequence[Call]:
-            return self._calls(cotangent[strip], out[strip])
-
-        return by_strip(out, 0, calls, pool)
+        return by_strip(out, 0, lambda strip, _: self._calls(cotangent[strip], out[strip]), pool)
 
     def _calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
         calls: list[Call] = [] if self.windows.is_partition else [partial(out.fill, 0)]
@@ -159,8 +130,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
         x, maxima, cotangent = inputs
         # The usual case, two elements: the second receives the gradient unless the first does.
         is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
-        is_gathered = is_of_two and self.is_scattered(x)
-        through = self._gathered if is_gathered else self._of_two if is_of_two else self._of_many
+        through = self._of_two if is_of_two else self._of_many
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             return through(x[strip], maxima[strip], cotangent[strip], out[strip], *spare)
@@ -178,19 +148,6 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
             partial(
                 np.subtract, self.windows.of(cotangent, where), self.windows.of(share, where), rest
             ),
-        ]
-
-    def _gathered(
-        self, x: Array, maxima: Array, cotangent: Array, out: Array, share: Array
-    ) -> Sequence[Call]:
-        (_, first), (where, second) = self.windows.taps()
-        return [
-            copy_in_runs(share, self.windows.of(x, first)),
-            partial(np.equal, share, maxima, share),
-            partial(np.multiply, share, cotangent, share),
-            copy_in_runs(self.windows.of(out, first), share),
-            partial(np.subtract, cotangent, share, share),
-            copy_in_runs(self.windows.of(out, second), self.windows.of(share, where)),
         ]
 
     def _of_many(
