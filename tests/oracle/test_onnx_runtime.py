@@ -15,7 +15,7 @@ from dist_net import nn
 from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import MissingExtraError
-from dist_net.export.formats import ExportedModel
+from dist_net.export.exported_model import ExportedModel
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox
 from dist_net.nets import efficientnet_lite0 as lite0

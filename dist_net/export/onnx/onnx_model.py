@@ -17,7 +17,7 @@ from dist_net.autodiff.operations.reduction import BroadcastTo
 from dist_net.autodiff.operations.shaping import Reshape
 from dist_net.autodiff.operations.slicing import Slice, ZerosAround
 from dist_net.errors import ExportError, ShapeError
-from dist_net.export.formats import ExportedModel
+from dist_net.export.exported_model import ExportedModel
 from dist_net.export.onnx.operations import converter_of
 from dist_net.export.onnx.preprocessing import add_preprocessing
 from dist_net.export.onnx.translation import Graph, KnownArray, Tensor, Translation, own_axes

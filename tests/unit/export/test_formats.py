@@ -17,7 +17,8 @@ from dist_net.errors import (
     FileWriteError,
     MissingExtraError,
 )
-from dist_net.export.formats import ExportedModel, format_of, write_exported
+from dist_net.export.exported_model import ExportedModel
+from dist_net.export.formats import format_of, write_exported
 from dist_net.images.fitting import FITTINGS
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import FoundModel
