@@ -298,7 +298,7 @@ def test_a_filter_for_each_channel_gives_the_same_compiled(
         return out
 
     fastest = computed()
-    monkeypatch.setattr(depthwise, "compiled_kernels", lambda: None)
+    monkeypatch.setattr(training, "compiled_kernels", lambda: None)
     for value, plain in zip(fastest, computed(), strict=True):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4)
     pool.close()

@@ -1,8 +1,7 @@
 """Depthwise convolution: one filter per channel, which reads only that channel.
 
 It is not a matrix product, so windows are not copied to rows. With a stride of 1, neighbouring
-pixels form one long row, which is multiplied by a tap repeated as often. With the extra ``fast``,
-compiled kernels compute contiguous float32 maps.
+pixels form one long row, which is multiplied by a tap repeated as often.
 
 Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 """
@@ -10,7 +9,7 @@ Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -97,11 +96,18 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
 
 
 def correlations(
-    windows: Windows, x: Array, taps: Array, out: Array, pool: ThreadPool
+    windows: Windows,
+    x: Array,
+    taps: Array,
+    out: Array,
+    pool: ThreadPool,
+    kernels: ModuleType | None,
 ) -> list[Task]:
-    """Return the tasks that convolve ``x`` by taps into ``out``, which may be a strided view."""
+    """Return the tasks that convolve ``x`` by taps into ``out``, which may be a strided view.
+
+    ``kernels``: the module of the compiled kernels; None: use NumPy.
+    """
     blocks = list(sized_blocks(out.shape, windows))
-    kernels = _compiled_for(x)
     if kernels:
         calls = [
             kernels.correlation(windows, x[block.images], block.rows.start, taps, _part(out, block))
@@ -136,9 +142,9 @@ def gradient_task(
     blocks: Sequence[Block],
     total: Array,
     pool: ThreadPool,
+    kernels: ModuleType | None,
 ) -> Task:
     """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
-    kernels = _compiled_for(x, cotangent)
     if kernels:
         calls = [
             kernels.gradient(
@@ -165,23 +171,6 @@ def gradient_task(
             ]
         task.append(calls)
     return task
-
-
-@cache
-def compiled_kernels() -> ModuleType | None:
-    """Return the module of the compiled kernels; None without the extra ``fast``."""
-    try:
-        from dist_net.autodiff.kernels.compiled import depthwise_loops
-    except ImportError:
-        return None
-    return depthwise_loops
-
-
-def _compiled_for(*arrays: Array) -> ModuleType | None:
-    """Return the compiled kernels, if they can read these arrays."""
-    kernels = compiled_kernels()
-    is_suitable = all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays)
-    return kernels if kernels and is_suitable and arrays[0].shape[3] >= kernels.LANES else None
 
 
 def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:

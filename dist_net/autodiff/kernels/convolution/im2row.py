@@ -69,18 +69,10 @@ class Im2Row:
         self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
     ) -> Sequence[Call]:
         """Return the calls that copy a block's windows to ``matrix``, (groups, pixels, length)."""
-        windows, groups = problem.windows, problem.groups
+        windows = problem.windows
         top = block.rows.start * windows.stride[0] - windows.padding[0][0]
-        left = -windows.padding[1][0]
-        (_, rows, _), columns = block.size, problem.out[2]
-        place = (len(padded), rows, columns, *windows.size)
-        seen = windows.over(padded)
-        padding = take_padded(x[block.images], top, left, padded)
-        if groups == 1:
-            lines = seen.reshape(*place[:4], -1, copy=False)
-            return [*padding, copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)]
-        by_group = seen.reshape(*place, groups, -1, copy=False).transpose(5, 0, 1, 2, 3, 4, 6)
-        return [*padding, partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)]
+        padding = take_padded(x[block.images], top, -windows.padding[1][0], padded)
+        return [*padding, copy_windows(windows.over(padded), matrix, problem.groups)]
 
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
@@ -113,3 +105,13 @@ def _shapes(problem: Problem, block: Block) -> list[Shape]:
         product,
         product,
     ]
+
+
+def copy_windows(windows: Array, matrix: Array, groups: int) -> Call:
+    """Return the call that copies (N, H', W', kh, kw, C) to rows (groups, pixels, length)."""
+    if groups == 1:
+        lines = windows.reshape(*windows.shape[:4], -1, copy=False)
+        return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
+    by_group = windows.reshape(*windows.shape[:5], groups, -1, copy=False)
+    by_group = by_group.transpose(5, 0, 1, 2, 3, 4, 6)
+    return partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
+from types import ModuleType
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from dist_net.autodiff.kernels.convolution.depthwise import (
     is_depthwise,
     sized_blocks,
 )
+from dist_net.autodiff.kernels.convolution.im2row import copy_windows
 from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_padded
-from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
 from dist_net.autodiff.kernels.windows import UNPADDED, Pair, Windows, phase_of
 
@@ -93,38 +95,19 @@ class Patches:
         x = self.x[strip.images]
         if self._has_rows:
             return [], by_group(x[:, strip.rows], self.groups)
-        calls: list[Call] = []
-        top, left = strip.rows.start * self.stride[0] - self.before[0], -self.before[1]
-        bottom, right = top + padded.shape[1], left + padded.shape[2]
-        is_inside = min(top, left) >= 0 and bottom <= x.shape[1] and right <= x.shape[2]
-        if is_inside and x.flags.c_contiguous:
-            padded = x[:, top:bottom, left:right]
-        else:
-            calls += take_padded(x, top, left, padded)
-        windows = Windows(self.size, self.stride, UNPADDED).over(padded)
         if matrix.size == 0:
             return [], matrix
-        if self.groups == 1 and self.channels > FEW_CHANNELS:
-            return [*calls, _copy_in_runs(matrix, windows)], matrix
-        grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
+        top, left = strip.rows.start * self.stride[0] - self.before[0], -self.before[1]
+        padding = take_padded(x, top, left, padded)
+        windows = Windows(self.size, self.stride, UNPADDED).over(padded)
         if self.channels > FEW_CHANNELS:
-            seen = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
-            return [
-                *calls,
-                partial(np.copyto, matrix.reshape(seen.shape, copy=False), seen),
-            ], matrix
+            return [*padding, copy_windows(windows, matrix, self.groups)], matrix
         # Runs of channels are short, so copy runs of pixels to columns instead.
+        grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
         seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
         columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
-        calls.append(partial(np.copyto, columns.reshape(seen.shape, copy=False), seen))
-        return calls, columns.transpose(0, 2, 1)
-
-
-def _copy_in_runs(matrix: Array, windows: Array) -> Call:
-    """Return the call that copies (N, H', W', kh, kw, C); a window's line is contiguous."""
-    *places, width, channels = windows.shape
-    lines = windows.reshape(*places, width * channels, copy=False)
-    return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
+        copy = partial(np.copyto, columns.reshape(seen.shape, copy=False), seen)
+        return [*padding, copy], columns.transpose(0, 2, 1)
 
 
 def by_group(pixels: Array, groups: int) -> Array:
@@ -140,7 +123,7 @@ def convolve(
     """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', O)."""
     contiguous = np.empty(filters.shape, filters.dtype)
     if is_depthwise(x.shape, groups, out.shape):
-        tasks = correlations(windows, x, contiguous[:, :, 0], out, pool)
+        tasks = correlations(windows, x, contiguous[:, :, 0], out, pool, _depthwise_kernels(x))
     else:
         matrix = by_group(contiguous, groups)
 
@@ -165,6 +148,8 @@ def input_gradient(
     """
     before: list[Call] = []
     tasks: list[Task] = []
+    depthwise = is_depthwise(out.shape, groups, cotangent.shape)
+    kernels = _depthwise_kernels(cotangent) if depthwise else None
     (top, _), (left, _) = windows.padding
     down, across = windows.stride
     for row, column in product(range(down), range(across)):
@@ -176,10 +161,10 @@ def input_gradient(
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
             seen = Windows(_pair(taps.shape), (1, 1), ((above, 0), (beside, 0)))
-            if is_depthwise(out.shape, groups, cotangent.shape):
+            if depthwise:
                 turned = np.empty((*seen.size, out.shape[3]), taps.dtype)
                 before.append(partial(np.copyto, turned, taps[::-1, ::-1, 0]))
-                tasks += correlations(seen, cotangent, turned, pixels, pool)
+                tasks += correlations(seen, cotangent, turned, pixels, pool, kernels)
             else:
                 patches = _patches(seen, groups, cotangent, pixels.shape)
                 turn, matrix = _turned(taps, groups)
@@ -204,16 +189,34 @@ def filter_gradient(
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
         return partial(out.fill, 0)
+    kernels = _depthwise_kernels(x, cotangent) if depthwise else None
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
         if depthwise:
-            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool))
+            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool, kernels))
         else:
             by_strip = _tasks_of_sum(patches, part, cotangent, total, pool)
             task = [[call for each in by_strip for call in each[i]] for i in range(pool.threads)]
             tasks.append(task)
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
+
+
+@cache
+def compiled_kernels() -> ModuleType | None:
+    """Return the module of the compiled kernels; None without the extra ``fast``."""
+    try:
+        from dist_net.autodiff.kernels.compiled import depthwise_loops
+    except ImportError:
+        return None
+    return depthwise_loops
+
+
+def _depthwise_kernels(*arrays: Array) -> ModuleType | None:
+    """Return the compiled kernels of depthwise convolution, if they can read these arrays."""
+    kernels = compiled_kernels()
+    is_suitable = all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays)
+    return kernels if kernels and is_suitable and arrays[0].shape[3] >= kernels.LANES else None
 
 
 def _patches(windows: Windows, groups: int, x: Array, result: Shape) -> Patches:
