@@ -33,11 +33,9 @@ from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
 from dist_net.autodiff.operations.selection import (
     AsType,
-    LeakyRelu,
     Mask,
     StopGradient,
     Where,
-    maximum,
 )
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
@@ -167,21 +165,6 @@ def drop_neutral_operand(node: Expression) -> Expression | None:
     return None
 
 
-def resolve_negatives(node: Expression) -> Expression | None:
-    """-(-x) is x, a + -b is a - b, a - -b is a + b."""
-    negated = [each.inputs[0] if each.operation == negative else None for each in node.inputs]
-    match node.operation, node.inputs, negated:
-        case elementwise.negative, _, [Expression() as x]:
-            return x
-        case elementwise.add, (a, _), [_, Expression() as b]:
-            return a - b
-        case elementwise.add, (_, b), [Expression() as a, _]:
-            return b - a
-        case elementwise.subtract, (a, _), [_, Expression() as b]:
-            return a + b
-    return None
-
-
 def merge_scales_and_shifts(node: Expression) -> Expression | None:
     """(x·a + c) + (y·b + d), and (x·a + c) + d with one d per column, take one pass."""
     if node.operation != add:
@@ -207,19 +190,6 @@ def merge_scalar_factors(node: Expression) -> Expression | None:
             return _scaled(inner, partial(multiply, outer))
         case elementwise.multiply, (outer, inner) if is_scalar(outer):
             return _scaled(inner, partial(multiply, outer))
-    return None
-
-
-def recognise_leaky_relu(node: Expression) -> Expression | None:
-    """max(x, x * slope) is a leaky relu for a slope from 0 to 1."""
-    if node.operation != maximum or node.dtype.kind != "f":
-        return None
-    for x, scaled in (node.inputs, node.inputs[::-1]):
-        if scaled.operation == multiply:
-            for factor, slope in (scaled.inputs, scaled.inputs[::-1]):
-                if factor is x and isinstance(slope.operation, Constant) and is_scalar(slope):
-                    value = float(slope.operation.value.item())
-                    return apply(LeakyRelu(value), x) if 0 <= value <= 1 else None
     return None
 
 
@@ -265,9 +235,7 @@ RULES: tuple[Rule, ...] = (
     fold_constants,
     compute_before_broadcasting,
     drop_neutral_operand,
-    resolve_negatives,
     merge_scales_and_shifts,
     merge_scalar_factors,
-    recognise_leaky_relu,
     recognise_mask,
 )
