@@ -124,11 +124,6 @@ def whole_numbers(x: Expression) -> Expression:
     return ad.astype(ad.astype(x, "i4") + ad.astype(x, "i4"), "f4")
 
 
-def chosen(x: Expression) -> Expression:
-    """The largest of each row, by its index."""
-    return ad.gather(x, ad.argmax(x, -1))[:, None]
-
-
 def attention(x: Expression) -> Expression:
     return ad.softmax(x @ ad.matrix_transpose(x)) @ x
 
@@ -178,7 +173,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Expression], Expression], tuple[int, ...]]]
         function.__name__: (function, shape)
         for function, shape in [
             *((powers, (4,)), (clipped, (4,)), (compared, (4,)), (whole_numbers, (4,))),
-            *((chosen, (4,)), (row_beside, (4,)), (constant_repeated, (4,))),
+            *((row_beside, (4,)), (constant_repeated, (4,))),
             *((attention, (3, 4)), (scaled, (3, 4)), (convolved_by_the_first, (4, 4, 3))),
             *((turned, (4, 3, 2)), (pooled, (6, 5, 3))),
         ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -222,9 +221,6 @@ def stop_gradient(x: Expression) -> Expression:
     return apply(StopGradient(), x)
 
 
-STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
-
-
 @dataclass(frozen=True)
 class LeakyRelu(Elementwise):
     """x if x > 0, else ``slope`` · x, for a slope from 0 (relu) to 1.
@@ -258,22 +254,16 @@ class LeakyReluGradient(Elementwise):
     overwrites_inputs = False
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        arrays = [*inputs, out]
-        if any(each.shape != out.shape or not each.flags.c_contiguous for each in arrays):
-            return in_order(self._calls(*arrays))
-        flat = [each.reshape(-1, copy=False) for each in arrays]
-        edges = [*range(0, out.size, STRIP_ELEMENTS), out.size]
-        strips = [[each[start:stop] for each in flat] for start, stop in pairwise(edges)]
-        return in_order([call for strip in strips for call in self._calls(*strip)])
-
-    def _calls(self, g: Array, y: Array, out: Array) -> list[Call]:
+        g, y = inputs
         number = out.dtype.type
-        return [
-            partial(np.greater, y, number(0), out),  # 1 or 0, in the dtype of ``out``
-            partial(np.multiply, out, number(1 - self.slope), out),
-            partial(np.add, out, number(self.slope), out),
-            partial(np.multiply, out, g, out),
-        ]
+        return in_order(
+            [
+                partial(np.greater, y, number(0), out),  # 1 or 0, in the dtype of ``out``
+                partial(np.multiply, out, number(1 - self.slope), out),
+                partial(np.add, out, number(self.slope), out),
+                partial(np.multiply, out, g, out),
+            ]
+        )
 
     def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         return apply(self, g, x[1]), None

@@ -163,8 +163,6 @@ def _add_value(
     elif second is not None and _is_row_repeated(first, second):
         row = known.graph.constant(first[:1], value.name)
         known.hold(node, Tensor(known.expanded(row, node, own_axes(node)), own_axes(node)))
-    elif second is not None and _is_ramp(first) and _is_ramp(second) and first[1] == second[1]:
-        known.hold(node, Tensor(_ramp(known, first), own_axes(node)))
     else:
         raise ExportError(
             f"the network contains a constant {node.dtype}{list(node.shape)} that depends on the "
@@ -178,17 +176,3 @@ def _is_row_repeated(first: Array, second: Array) -> bool:
     if first.ndim == 0 or first.shape[1:] != second.shape[1:]:
         return False
     return bool((first == first[:1]).all() and (second == first[:1]).all())
-
-
-def _is_ramp(array: Array) -> bool:
-    """Return whether these are the integers 0, step, 2 · step, ..."""
-    if array.ndim != 1 or len(array) < 2 or array.dtype != np.int64:
-        return False
-    return bool((array == np.arange(len(array)) * array[1]).all())
-
-
-def _ramp(known: Translation, array: Array) -> str:
-    step = int(array[1])
-    end = known.multiple(len(array) // COUNTS[0] * step)
-    end = known.graph.add("Reshape", end, np.empty(0, np.int64))
-    return known.graph.add("Range", np.array(0), end, np.array(step))

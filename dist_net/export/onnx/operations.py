@@ -152,11 +152,6 @@ def _argmax(known: Translation, node: Expression) -> Tensor:
     return Tensor(found, own_axes(node))
 
 
-def _take(known: Translation, node: Expression) -> Tensor:
-    x, index = map(known.named, node.inputs)
-    return Tensor(known.graph.add("Gather", x, index, axis=0), own_axes(node))
-
-
 def _concatenate(known: Translation, node: Expression) -> Tensor:
     assert isinstance(node.operation, slicing.Concatenate)
     axes = known.axes_for(node)
@@ -410,7 +405,6 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     normalization.ScaleAndShift: _scale_and_shift,
     classification.ArgMax: _argmax,
     classification.CheckedIndices: _cast,
-    classification.Take: _take,
     slicing.Concatenate: _concatenate,
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,
