@@ -34,12 +34,11 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     multiply_add,
     pointer,
     spread,
-    store,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.problem import LINEAR, Arrays, Block, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import READ, WRITTEN, jit
+from dist_net.compiling import READ, jit
 
 SIDE_BY_SIDE = 4
 
@@ -79,13 +78,6 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     seen = geometry(windows, first_row)
     epilogue = values, nothing, False, nothing, numbers, (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
-
-
-def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
-    """Return the call that adds the gradient of some rows to the taps' gradient, (kh, kw, C)."""
-    seen = geometry(windows, first_row)
-    grid = cotangent.shape[:3]
-    return partial(add_gradient, flat(x), x.shape[1:], grid, seen, flat(cotangent), flat(total))
 
 
 @inlined
@@ -216,88 +208,3 @@ def correlate(
                         apply_epilogue(totals[2], result, target + 2 * per_pixel + c, epilogue)
                         apply_epilogue(totals[3], result, target + 3 * per_pixel + c, epilogue)
                 column += count
-
-
-@inlined
-def add_side_by_side(
-    x: Pointer,
-    i: int,
-    apart: int,
-    g: Pointer,
-    j: int,
-    channels: int,
-    count: int,
-    sums: Pointer,
-    k: int,
-) -> None:
-    """Add the products of ``count`` pixels to 4 vectors of neighbouring channels."""
-    a, b = load(sums, k), load(sums, k + LANES)
-    c, d = load(sums, k + 2 * LANES), load(sums, k + 3 * LANES)
-    for _ in range(count):
-        a = multiply_add(load(x, i), load(g, j), a)
-        b = multiply_add(load(x, i + LANES), load(g, j + LANES), b)
-        c = multiply_add(load(x, i + 2 * LANES), load(g, j + 2 * LANES), c)
-        d = multiply_add(load(x, i + 3 * LANES), load(g, j + 3 * LANES), d)
-        i += apart
-        j += channels
-    store(sums, k, a)
-    store(sums, k + LANES, b)
-    store(sums, k + 2 * LANES, c)
-    store(sums, k + 3 * LANES, d)
-
-
-@jit(READ, integers(3), integers(3), integers(6), READ, WRITTEN)
-def add_gradient(
-    x: Flat,
-    shape: tuple[int, int, int],
-    grid: tuple[int, int, int],
-    windows: tuple[int, int, int, int, int, int],
-    cotangent: Flat,
-    total: Flat,
-) -> None:
-    """Add windows times a ``grid`` of (N, rows, columns) cotangents to (kh, kw, C).
-
-    Takes the arguments of ``correlate``. Vectors must not overlap, so the remaining channels are
-    added one by one.
-    """
-    height, width, channels = shape
-    images, rows, columns = grid
-    lines, line, down, across, top, left = windows
-    pixels, flowing, sums = pointer(x), pointer(cotangent), pointer(total)
-    together, apart = SIDE_BY_SIDE * LANES, across * channels
-    for image in range(images):
-        for row in range(rows):
-            for first_channel in range(0, channels, together):
-                for i in range(lines):
-                    y = top + row * down + i
-                    if not 0 <= y < height:
-                        continue
-                    for j in range(line):
-                        z = left + j
-                        first = max(0, -(z // across))
-                        count = min(columns, (width - 1 - z) // across + 1) - first
-                        if count <= 0:
-                            continue
-                        source = ((image * height + y) * width + z + first * across) * channels
-                        other = ((image * rows + row) * columns + first) * channels
-                        tap = (i * line + j) * channels
-                        c = first_channel
-                        if c + together <= channels:
-                            i_x, i_g, i_sum = source + c, other + c, tap + c
-                            add_side_by_side(
-                                pixels, i_x, apart, flowing, i_g, channels, count, sums, i_sum
-                            )
-                            continue
-                        while c + LANES <= channels:
-                            value = load(sums, tap + c)
-                            for n in range(count):
-                                a = load(pixels, source + c + n * apart)
-                                b = load(flowing, other + c + n * channels)
-                                value = multiply_add(a, b, value)
-                            store(sums, tap + c, value)
-                            c += LANES
-                        while c < channels:
-                            for n in range(count):
-                                one, two = source + c + n * apart, other + c + n * channels
-                                total[tap + c] += x[one] * cotangent[two]
-                            c += 1

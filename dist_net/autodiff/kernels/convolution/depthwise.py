@@ -142,22 +142,13 @@ def gradient_task(
     blocks: Sequence[Block],
     total: Array,
     pool: ThreadPool,
-    kernels: ModuleType | None,
 ) -> Task:
     """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
-    if kernels:
-        calls = [
-            kernels.gradient(
-                windows, x[block.images], block.rows.start, _part(cotangent, block), total
-            )
-            for block in blocks
-        ]
-        return [[partial(total.fill, 0), *calls]] * pool.threads
     shapes = [_shapes(windows, block, cotangent.shape) for block in blocks]
     pool.reserve(max(scratch_bytes(each, x.dtype) for each in shapes))
     task: list[Sequence[Call]] = []
     for thread in range(pool.threads):
-        calls = [partial(total.fill, 0)]
+        calls: list[Call] = [partial(total.fill, 0)]
         for block, each in zip(blocks, shapes, strict=True):
             padded, sums, values = carve(pool.scratch(thread), each, x.dtype)
             gather, seen = _seen(windows, x, block, padded, values)

@@ -189,12 +189,11 @@ def filter_gradient(
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
         return partial(out.fill, 0)
-    kernels = _depthwise_kernels(x, cotangent) if depthwise else None
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
         if depthwise:
-            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool, kernels))
+            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool))
         else:
             by_strip = _tasks_of_sum(patches, part, cotangent, total, pool)
             task = [[call for each in by_strip for call in each[i]] for i in range(pool.threads)]
@@ -212,11 +211,11 @@ def compiled_kernels() -> ModuleType | None:
     return depthwise_loops
 
 
-def _depthwise_kernels(*arrays: Array) -> ModuleType | None:
-    """Return the compiled kernels of depthwise convolution, if they can read these arrays."""
+def _depthwise_kernels(x: Array) -> ModuleType | None:
+    """Return the compiled kernels of depthwise convolution, if they can read ``x``."""
     kernels = compiled_kernels()
-    is_suitable = all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays)
-    return kernels if kernels and is_suitable and arrays[0].shape[3] >= kernels.LANES else None
+    is_suitable = x.flags.c_contiguous and x.dtype == np.float32
+    return kernels if kernels and is_suitable and x.shape[3] >= kernels.LANES else None
 
 
 def _patches(windows: Windows, groups: int, x: Array, result: Shape) -> Patches:
