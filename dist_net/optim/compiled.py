@@ -17,7 +17,7 @@ import numpy as np
 from numba.types import UniTuple
 
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
-from dist_net.optim.rule import TOO_LARGE
+from dist_net.optim.ranges import TOO_LARGE
 from dist_net.vector import Vector, Vectors
 
 Rates = tuple[float, ...]

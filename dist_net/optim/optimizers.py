@@ -19,15 +19,15 @@ from typing import Protocol
 import numpy as np
 
 from dist_net.errors import SettingError
-from dist_net.optim.rule import (
+from dist_net.optim.ranges import (
     CRUMB,
     Floats,
-    Optimizer,
     keep_normal,
     require_fraction,
     require_not_negative,
     require_positive,
 )
+from dist_net.optim.rule import Optimizer
 from dist_net.spelling import suggestion
 
 

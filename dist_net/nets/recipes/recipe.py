@@ -49,7 +49,7 @@ from dist_net.optim import (
     parse_optimizer,
     start_rule,
 )
-from dist_net.optim.rule import require_fraction, require_positive
+from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.release import release
 from dist_net.spelling import did_you_mean, refuse_options
 from dist_net.vector import Vector

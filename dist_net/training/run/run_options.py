@@ -18,7 +18,7 @@ from dist_net.nets.recipes.recipe import (
     RecipeRecord,
 )
 from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.optim.rule import require_positive
+from dist_net.optim.ranges import require_positive
 from dist_net.training.server.consistency import AUTO, Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
 from dist_net.training.server.settings import (

@@ -19,7 +19,7 @@ from dist_net.optim import (
     UpdateRule,
     start_rule,
 )
-from dist_net.optim.rule import require_fraction, require_positive
+from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.training.server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline

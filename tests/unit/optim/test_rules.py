@@ -23,7 +23,8 @@ from dist_net.optim import (
     parse_optimizer,
     start_rule,
 )
-from dist_net.optim.rule import MIN_COMPILED, STRIP_LENGTH, all_below, strips_of
+from dist_net.optim.ranges import all_below
+from dist_net.optim.rule import MIN_COMPILED, STRIP_LENGTH, strips_of
 from naming import naming
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
