@@ -454,7 +454,7 @@ class NamedSource(NamedTuple):
 def parse_named_source(text: str) -> NamedSource:
     """Parse a command-line argument that names one of several models.
 
-    Without ``NAME=`` the model is named after its source, with "-" for invalid characters. Raises
+    Without ``NAME=`` the model is named after its source, with "-" for invalid characters. Raise
     ModelSourceError for an invalid name, and for ``stats``, which a URL reserves for statistics.
     """
     name, separator, rest = text.partition("=")

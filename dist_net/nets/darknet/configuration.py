@@ -188,7 +188,7 @@ def read_configuration(path: Path) -> Configuration:
 def parse_configuration(text: str, name: str) -> Configuration:
     """Return the network that ``text`` describes; errors call the file ``name``.
 
-    Options that only Darknet's training reads are preserved without effect. Raises
+    Options that only Darknet's training reads are preserved without effect. Raise
     ``ModelFileError``, which names the line, for an unknown layer or option (with a
     suggestion), a repeated option, an option before the first section, and a text that does not
     begin with ``[net]`` or has no layer.
