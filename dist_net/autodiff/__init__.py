@@ -58,5 +58,10 @@ from dist_net.autodiff.operations.selection import (
     stop_gradient,
     where,
 )
-from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
-from dist_net.autodiff.operations.slicing import concatenate, zeros_around
+from dist_net.autodiff.operations.shaping import (
+    concatenate,
+    matrix_transpose,
+    reshape,
+    transpose,
+    zeros_around,
+)

@@ -23,7 +23,7 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.slicing import Index, ZerosAround
+from dist_net.autodiff.operations.shaping import Index, ZerosAround
 from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
 
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import confirm_recipe
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.trained_run import load
 

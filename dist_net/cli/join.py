@@ -19,10 +19,9 @@ from dist_net.errors import DatasetError, MissingExtraError, RecipeError
 from dist_net.nets.image_manifest import MANIFEST, MAX_MANIFEST_BYTES, ImageManifest
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.recipe_confirmation import confirm_code
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_run_recipe
+from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.cores import available_cores
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given

@@ -18,9 +18,9 @@ from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.row_files import is_row_file, read_rows, write_rows
 from dist_net.nets.sources import MODELS, FoundModel, model_source
+from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console

@@ -10,9 +10,8 @@ from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import ReplayError
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_trained
+from dist_net.nets.trained_model import confirm_recipe, load_trained
 from dist_net.processes.entry import use_threads
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.replayed_run import Replay

@@ -31,10 +31,9 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_trained
+from dist_net.nets.trained_model import confirm_recipe, load_trained
 from dist_net.processes.cluster_options import (
     AUTO,
     add_cluster_arguments,

@@ -1,9 +1,13 @@
-"""Read a trained run: its recipe, its weights, its calibration and the images it held out."""
+"""Read a trained run: its recipe, its weights, its calibration and the images it held out.
+
+Loading a run may execute its recipe, so this module also has the user confirm that code.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointError,
@@ -19,6 +24,7 @@ from dist_net.errors import (
     RecipeChangedError,
     RecipeError,
     RunDirectoryError,
+    UntrustedRecipeError,
 )
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -30,7 +36,9 @@ from dist_net.nets.recipes.recipe import (
     recipe_names,
 )
 from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
+from dist_net.printable import printable
 from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
@@ -197,3 +205,36 @@ def _initial_weights(path: Path) -> Vector:
             f"{path}: {error}; expected the run's initial weights, a float32 vector"
         ) from error
     return np.array(mapped)
+
+
+def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:
+    """Have the user confirm the Python files that loading ``model`` executes, if it is a run."""
+    path = Path(model)
+    if digests := recipe_code_digests(path):
+        directory = path if path.is_dir() else path.parent
+        confirm_code(f"the recipe of {path}", directory, digests, is_confirmed)
+
+
+def confirm_code(
+    what: str, directory: Path, digests: Mapping[str, str], is_confirmed: bool
+) -> None:
+    """Have the user confirm Python files by name and SHA-256, and record the answer.
+
+    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses, or
+    stdin is not a terminal.
+    """
+    if is_trusted(digests):
+        return
+    if not is_confirmed:
+        files = [f"{directory / name}: SHA-256 {digest}" for name, digest in digests.items()]
+        lines = [printable(line) for line in files]
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UntrustedRecipeError(
+                f"{what} is Python code that would run on this host ({'; '.join(lines)}), and "
+                f"stdin is not a terminal; if you trust its author, pass {TRUST}"
+            )
+        print(f"{what} is Python code:", *lines, sep="\n    ", file=sys.stderr)
+        print("Run it on this host? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UntrustedRecipeError(f"{what} is not trusted; nothing was run")
+    trust(digests)

@@ -40,8 +40,7 @@ from dist_net.autodiff.operations.elementwise import add, divide, multiply, subt
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.selection import Clip, LeakyRelu
-from dist_net.autodiff.operations.shaping import Reshape, reshape
-from dist_net.autodiff.operations.slicing import concatenate
+from dist_net.autodiff.operations.shaping import Reshape, concatenate, reshape
 
 BinaryFunction = Callable[[Expression, Expression], Expression]
 

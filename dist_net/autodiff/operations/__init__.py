@@ -22,7 +22,7 @@ from dist_net.autodiff.operations.elementwise import (
 )
 from dist_net.autodiff.operations.matmul import matmul as matrix_product
 from dist_net.autodiff.operations.selection import logical_not
-from dist_net.autodiff.operations.slicing import getitem
+from dist_net.autodiff.operations.shaping import getitem
 
 Binary = Callable[[Operand, Operand], Expression]
 

@@ -1,16 +1,24 @@
-"""Reshape and transpose: views of the same elements."""
+"""Views of elements: reshape, transpose, and slices by NumPy's basic indices, ``x[1:, ..., None]``.
+
+Also the gradient of a slice, padded with zeros, and concatenation.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from types import EllipsisType
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Shape, integers
-from dist_net.autodiff.expression import Expression, View, apply
-from dist_net.errors import ShapeError
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers, positive_axis
+from dist_net.autodiff.expression import Expression, Operation, View, apply, same_dtype
+from dist_net.errors import IndexRangeError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -88,3 +96,192 @@ def matrix_transpose(x: Expression) -> Expression:
     if x.ndim < 2:
         raise ShapeError(f"matrix_transpose: shape {x.shape}; expected at least two axes")
     return transpose(x, (*range(x.ndim - 2), -1, -2))
+
+
+BasicIndex: TypeAlias = SupportsIndex | slice | EllipsisType | None
+BasicIndices: TypeAlias = BasicIndex | tuple[BasicIndex, ...]
+
+Index: TypeAlias = tuple[int | range | None, ...]
+"""The selection along each axis: an index, which drops the axis, or a range; None adds an axis of
+length one. It is in normal form for comparisons: all numbers are valid indices."""
+
+
+@dataclass(frozen=True)
+class Slice(View):
+    """The elements at ``index``."""
+
+    index: Index
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return _shape_of(self.index), inputs[0].dtype
+
+    def view(self, array: Array) -> Array:
+        return _sliced(array, self.index)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (apply(ZerosAround(node.inputs[0].shape, self.index), cotangent),)
+
+
+@dataclass(frozen=True)
+class ZerosAround(Operation):
+    """Zeros of ``shape``, to which each input is added at its index.
+
+    Several inputs are the gradient of an array with several slices in use: that takes one pass over
+    each slice, while a sum of arrays would take a pass over the whole array for each.
+    """
+
+    shape: Shape
+    index: Index
+    more: tuple[Index, ...] = ()
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.shape, inputs[0].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        first, *others = [_sliced(out, index) for index in (self.index, *self.more)]
+        additions = [
+            partial(np.add, place, x, place) for place, x in zip(others, inputs[1:], strict=True)
+        ]
+        return in_order([partial(out.fill, 0), partial(np.copyto, first, inputs[0]), *additions])
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return [apply(Slice(index), cotangent) for index in (self.index, *self.more)]
+
+
+def getitem(x: Expression, index: BasicIndices) -> Expression:
+    """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
+
+    Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
+    """
+    normal = _normal(index, x.shape)
+    if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
+        return reshape(x, _shape_of(normal))
+    return apply(Slice(normal), x)
+
+
+def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
+    """Return zeros of ``shape`` after ``zeros[index] = x``.
+
+    Raise ``ShapeError`` unless ``x`` has the shape of ``zeros[index]``; otherwise as ``getitem``.
+    """
+    lengths = integers("zeros_around: shape", shape)
+    normal = _normal(index, lengths)
+    if x.shape != _shape_of(normal):
+        raise ShapeError(f"zeros_around: x has shape {x.shape}; expected {_shape_of(normal)}")
+    fills = list(normal) == [range(length) for length in lengths]
+    return x if fills else apply(ZerosAround(lengths, normal), x)
+
+
+def _normal(index: BasicIndices, shape: Shape) -> Index:
+    """Return the index in normal form, including the axes that ``index`` omits."""
+    given = index if isinstance(index, tuple) else (index,)
+    dots = [i for i, each in enumerate(given) if each is Ellipsis] or [len(given)]
+    named = sum(each is not None and each is not Ellipsis for each in given)
+    if named > len(shape):
+        raise ShapeError(f"{named} indices of shape {shape}; expected at most {len(shape)}")
+    if len(dots) > 1:
+        raise ShapeError(f"an index of shape {shape} has ... {len(dots)} times; expected once")
+    unnamed = (slice(None),) * (len(shape) - named)
+    axes = iter(range(len(shape)))
+    return tuple(
+        None if each is None else _places(each, next(axes), shape)
+        for each in (*given[: dots[0]], *unnamed, *given[dots[0] + 1 :])
+    )
+
+
+def _places(given: object, axis: int, shape: Shape) -> int | range:
+    """Return the index or range of an integer or slice along an axis."""
+    length = shape[axis]
+    if isinstance(given, slice):
+        try:
+            return range(*given.indices(length)) or range(0)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(
+                f"index {given} along axis {axis} of shape {shape}: {error}; expected integers, "
+                f"and a step other than 0"
+            ) from error
+    try:
+        # NumPy treats True and False as masks.
+        place = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        place = None
+    if place is None:
+        raise ShapeError(
+            f"index of type {type(given).__name__} along axis {axis} of shape {shape}; expected an "
+            f"integer, a slice, ... or None; for indices in an array use gather()"
+        )
+    if not -length <= place < length:
+        raise IndexRangeError(
+            f"index {place} along axis {axis} of shape {shape}; expected {-length} to {length - 1}"
+        )
+    return place % length
+
+
+def _shape_of(index: Index) -> Shape:
+    """Return the shape of a slice."""
+    return tuple(1 if each is None else len(each) for each in index if not isinstance(each, int))
+
+
+def _sliced(array: Array, index: Index) -> Array:
+    """Return the view of ``array`` at ``index``, also if it has no axes."""
+    entries = [
+        slice(each.start, each.stop if each.stop >= 0 else None, each.step)
+        if isinstance(each, range)
+        else each
+        for each in index
+    ]
+    view: Array = array[(*entries, ...)]
+    return view
+
+
+@dataclass(frozen=True)
+class Concatenate(Operation):
+    """The inputs, concatenated along ``axis``."""
+
+    axis: int
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        dtype = same_dtype("concatenate", *inputs)
+        first, *others = (_without(self.axis, each.shape) for each in inputs)
+        if any(each != first for each in others):
+            shapes = " and ".join(str(each.shape) for each in inputs)
+            raise ShapeError(
+                f"concatenate: shapes {shapes}; expected equal lengths on all axes but {self.axis}"
+            )
+        length = sum(each.shape[self.axis] for each in inputs)
+        return (*first[: self.axis], length, *first[self.axis :]), dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        places = [out[place] for place in _indices(self.axis, inputs)]
+        return in_order([partial(np.copyto, *pair) for pair in zip(places, inputs, strict=True)])
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return [cotangent[place] for place in _indices(self.axis, node.inputs)]
+
+
+def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
+    """Concatenate expressions along ``axis``; a negative axis counts from the last.
+
+    Raise ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
+    they have the same dtype.
+    """
+    if not expressions:
+        raise ShapeError("concatenate: no expressions; expected at least one")
+    positive = positive_axis("concatenate", axis, expressions[0].shape)
+    if any(each.ndim != expressions[0].ndim for each in expressions):
+        shapes = " and ".join(str(each.shape) for each in expressions)
+        raise ShapeError(f"concatenate: shapes {shapes}; expected the same number of axes")
+    operation = Concatenate(positive)
+    operation.result(*expressions)  # empty inputs are checked too
+    filled = [each for each in expressions if each.shape[positive] > 0] or [*expressions[:1]]
+    return filled[0] if len(filled) == 1 else apply(operation, *filled)
+
+
+def _indices(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:
+    """Return the index of each input in the result."""
+    ends = accumulate((each.shape[axis] for each in inputs), initial=0)
+    return [(slice(None),) * axis + (slice(*pair),) for pair in pairwise(ends)]
+
+
+def _without(axis: int, shape: Shape) -> Shape:
+    return (*shape[:axis], *shape[axis + 1 :])

@@ -14,8 +14,7 @@ from dist_net.autodiff import Array, Expression, evaluate
 from dist_net.autodiff.compiler.specialise import folded
 from dist_net.autodiff.expression import Constant, Variable, topological_order
 from dist_net.autodiff.operations.reduction import BroadcastTo
-from dist_net.autodiff.operations.shaping import Reshape
-from dist_net.autodiff.operations.slicing import Slice, ZerosAround
+from dist_net.autodiff.operations.shaping import Reshape, Slice, ZerosAround
 from dist_net.errors import ExportError, ShapeError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.onnx.operations import converter_of

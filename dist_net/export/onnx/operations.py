@@ -23,7 +23,6 @@ from dist_net.autodiff.operations import (
     reduction,
     selection,
     shaping,
-    slicing,
 )
 from dist_net.errors import ExportError
 from dist_net.export.onnx.translation import (
@@ -153,7 +152,7 @@ def _argmax(known: Translation, node: Expression) -> Tensor:
 
 
 def _concatenate(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, slicing.Concatenate)
+    assert isinstance(node.operation, shaping.Concatenate)
     axes = known.axes_for(node)
     inputs = [known.named(each, axes) for each in node.inputs]
     return Tensor(known.graph.add("Concat", *inputs, axis=axes.index(node.operation.axis)), axes)
@@ -188,7 +187,7 @@ def _broadcast(known: Translation, node: Expression) -> Tensor:
 
 
 def _slice(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, slicing.Slice)
+    assert isinstance(node.operation, shaping.Slice)
     (x,) = node.inputs
     keeps_axes = all(isinstance(each, range) for each in node.operation.index)
     axes = known.held(x).axes if keeps_axes else own_axes(x)
@@ -210,7 +209,7 @@ def _end(part: range) -> int:
 
 
 def _zeros_around(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, slicing.ZerosAround)
+    assert isinstance(node.operation, shaping.ZerosAround)
     (x,) = node.inputs
     index, lengths = node.operation.index, known.lengths(node)
     parts = _parts(known, node, node)
@@ -252,7 +251,7 @@ def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int,
 
 def _ranges(node: Expression) -> list[range]:
     """Return the range of a slice along each axis; a single index is a range of one."""
-    assert isinstance(node.operation, slicing.Slice | slicing.ZerosAround)
+    assert isinstance(node.operation, shaping.Slice | shaping.ZerosAround)
     index = [each for each in node.operation.index if each is not None]
     return [range(each, each + 1) if isinstance(each, int) else each for each in index]
 
@@ -405,11 +404,11 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     normalization.ScaleAndShift: _scale_and_shift,
     classification.ArgMax: _argmax,
     classification.CheckedIndices: _cast,
-    slicing.Concatenate: _concatenate,
+    shaping.Concatenate: _concatenate,
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,
-    slicing.Slice: _slice,
-    slicing.ZerosAround: _zeros_around,
+    shaping.Slice: _slice,
+    shaping.ZerosAround: _zeros_around,
     convolution.Conv2D: _convolution,
     convolution.FusedConvolution: _fused_convolution,
     matmul.MatMul: _product,

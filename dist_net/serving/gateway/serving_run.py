@@ -32,8 +32,8 @@ from dist_net.errors import (
     ModelLoadError,
     SettingError,
 )
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.sources import parse_named_source
+from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.own_directory import log_directory, temporary_directory

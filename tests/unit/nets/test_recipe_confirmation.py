@@ -8,13 +8,12 @@ import pytest
 
 from dist_net.cli import main
 from dist_net.errors import ModelSourceError, UntrustedRecipeError
-from dist_net.nets import recipe_confirmation
+from dist_net.nets import trained_model
 from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
-from dist_net.nets.recipe_confirmation import confirm_recipe
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_trained, recipe_code_digests
+from dist_net.nets.trained_model import confirm_recipe, load_trained, recipe_code_digests
 from dist_net.photos.bases import base_called
 from dist_net.training.run.run_options import RunOptions
 
@@ -122,7 +121,7 @@ def test_a_question_shows_no_control_characters(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"recipe.py\x1b[2J": "0"}
-    monkeypatch.setattr(recipe_confirmation, "recipe_code_digests", lambda _: files)
+    monkeypatch.setattr(trained_model, "recipe_code_digests", lambda _: files)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(UntrustedRecipeError):
         confirm_recipe(run, is_confirmed=False)
