@@ -1,4 +1,4 @@
-"""im2row with the steps before and after its product compiled by numba, in one pass each.
+"""im2row with the step after its product compiled by numba, in one pass.
 
 Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
 for shapes that do not suit vectors. If the number of channels is not a multiple of a vector's
@@ -37,7 +37,7 @@ from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
-    """``Im2Row`` with one pass that writes the rows and one that computes the epilogue."""
+    """``Im2Row`` with one pass that computes the epilogue."""
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
@@ -46,18 +46,6 @@ class CompiledIm2Row(Im2Row):
         if not is_suitable(block, arrays):
             return Im2Row(self.gemm).calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)
-
-    def _gather(
-        self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
-    ) -> Sequence[Call]:
-        windows = problem.windows
-        if problem.groups > 1 or windows.size[1] * problem.x[3] < LANES:
-            return super()._gather(problem, block, x, padded, matrix)
-        images, rows, _ = block.size
-        grid = images, rows, problem.out[2]
-        seen = geometry(windows, block.rows.start)
-        part = x[block.images]
-        return [partial(write_rows, flat(part), part.shape[1:], grid, seen, flat(matrix))]
 
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
@@ -164,42 +152,3 @@ def from_product(
                     apply_epilogue(load(products, source + c), result, target + c, epilogue)
                 source += channels
                 target += per_pixel
-
-
-@jit(READ, integers(3), integers(3), integers(6), WRITTEN)
-def write_rows(
-    x: Flat,
-    shape: tuple[int, int, int],
-    grid: tuple[int, int, int],
-    windows: tuple[int, int, int, int, int, int],
-    target: Flat,
-) -> None:
-    """Write the windows of ``x``, padded with 0, as (N, rows, columns, kh, kw · C).
-
-    ``shape`` is (H, W, C), ``grid`` (N, rows, columns); ``windows`` are kh, kw, the strides down
-    and across, and the top and left of the first window.
-    """
-    height, width, channels = shape
-    images, rows, columns = grid
-    lines, line, down, across, top, left = windows
-    pixels, copied = pointer(x), pointer(target)
-    length = line * channels
-    place = 0
-    for image in range(images):
-        for row in range(rows):
-            for column in range(columns):
-                start = (left + column * across) * channels
-                first = min(max(-start, 0), length)
-                last = max(min(width * channels - start, length), first)
-                for y in range(top + row * down, top + row * down + lines):
-                    is_inside = 0 <= y < height
-                    source = (image * height + y) * width * channels + start
-                    if is_inside and last - first == length:
-                        for i in range(0, length, LANES):
-                            c = min(i, length - LANES)
-                            store(copied, place + c, load(pixels, source + c))
-                    else:
-                        for i in range(length):
-                            known = is_inside and first <= i < last
-                            target[place + i] = x[source + i] if known else 0
-                    place += length
