@@ -267,21 +267,20 @@ class ServerSocket(FramedSocket):
             logger.warning("undecodable_message node=%s error=%s", node.hex(), error)
             self.send(node, Refuse(str(error), may_rejoin=False))
             return None
-        refusal = self._role_refusal(key, type(message))
+        allow_list = self._allow_list if key else None
+        roles = None if allow_list is None else allow_list.roles_of(key)
+        refusal = None if roles is None else role_refusal(roles, type(message))
         if refusal is not None:
             logger.warning("role_refused node=%s reason=%s", node.hex(), refusal)
             self.send(node, Refuse(refusal, may_rejoin=False))
             return None
         if isinstance(message, Enroll):
-            self.send(node, self._enroll(key, message))
+            answer: Message = Refuse("this server uses no keys and serves only its own host", False)
+            if allow_list is not None:
+                answer = enroll(allow_list.directory, key.encode(), message, time.time())
+            self.send(node, answer)
             return None
         return node, message
-
-    def _enroll(self, key: str, request: Enroll) -> Message:
-        """Admit the key of a host with a token; see ``dist_net.wire.invitation``."""
-        if self._allow_list is None or not key:
-            return Refuse("this server uses no keys and serves only its own host", False)
-        return enroll(self._allow_list.directory, key.encode(), request, time.time())
 
     def _key_of(self, header: zmq.Frame) -> str:
         """Return the public key (Z85) of a message's sender.
@@ -294,12 +293,6 @@ class ServerSocket(FramedSocket):
             return str(header.get("User-Id"))
         except zmq.ZMQError:
             return ""
-
-    def _role_refusal(self, key: str, kind: type[Message]) -> str | None:
-        """Return the reason why a peer may not send such a message, or None if it may."""
-        if self._allow_list is None or not key:
-            return None
-        return role_refusal(self._allow_list.roles_of(key), kind)
 
     def send(self, node: bytes, message: Message) -> bool:
         """Queue a message without waiting; arrays are copied, unless they are lent.

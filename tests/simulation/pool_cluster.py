@@ -324,5 +324,5 @@ class PoolCluster:
             require(model.is_ready == is_served, f"{name} cannot be answered: {model.reason}")
         holds = self.pool.holds()
         for process_id, worker in self.workers.items():
-            has, known = worker.models.loaded, holds[process_id]
+            has, known = set(worker.models._networks), holds[process_id]
             require(has == known, f"{worker.name} has {has}, and the pool knows of {known}")

@@ -196,7 +196,7 @@ class VirtualInferenceWorker:
     def _go_on(self) -> None:
         """Do as `InferenceWorker.serve` does, up to the next wait or computation."""
         try:
-            while not self.worker.leaves:
+            while self.worker.leave_reason is None:
                 wait_s = self.worker.tick()
                 message = self._socket.receive()
                 if message is None:

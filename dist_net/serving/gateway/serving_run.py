@@ -46,7 +46,7 @@ from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
-from dist_net.wire.security import CLIENT, OPERATOR, ServerKeys, load_server_keys, make_keys
+from dist_net.wire.security import CLIENT, OPERATOR, load_server_keys, make_keys
 from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 from dist_net.wire.transport import ServerSocket
 
@@ -110,7 +110,8 @@ async def serve(options: ServingOptions) -> int:
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
-        clients = opened.enter_context(_client_socket(options, keys))
+        limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK
+        clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
         logs = _log_directory(options, directory, opened)
         ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
         listen_options = options.listen_options
@@ -219,15 +220,6 @@ def _served(gateway: Gateway, http: HttpServer | None) -> str:
     )
     page = f"; the page is {http.url}/" if http is not None else ""
     return printable(f"serving {names}{page}")
-
-
-def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSocket:
-    return ServerSocket(
-        [options.listen],
-        keys,
-        max_array_bytes=MAX_REQUEST_BYTES,
-        high_water_mark=CLIENT_HIGH_WATER_MARK,
-    )
 
 
 def _worker_socket(

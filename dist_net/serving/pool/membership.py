@@ -195,11 +195,11 @@ class PoolMembership:
         """Return the lost workers and the reasons. They stay members until they are removed."""
         if now < self._judges_from_s:
             return []
-        return [
-            (worker, reason)
+        late = [
+            (worker, [reason for moment, reason in self._limits(worker) if now >= moment])
             for worker in self
-            if (reason := self._why_lost(worker, now)) is not None
         ]
+        return [(worker, reasons[0]) for worker, reasons in late if reasons]
 
     def next_check_s(self, now: float) -> float | None:
         """Return the time at which the next silent worker becomes quiet or lost."""
@@ -207,9 +207,6 @@ class PoolMembership:
         moments += [worker.heard_s + self._quiet_s for worker in self]
         moments.append(self._judges_from_s)
         return min((moment for moment in moments if moment > now), default=None)
-
-    def _why_lost(self, worker: Worker, now: float) -> str | None:
-        return next((reason for moment, reason in self._limits(worker) if now >= moment), None)
 
     def _limits(self, worker: Worker) -> Iterator[tuple[float, str]]:
         """Return each time at which the worker will be lost, and the reason."""

@@ -61,11 +61,6 @@ class LoadedModels:
         """Whether a version is being loaded or unreported."""
         return bool(self._loading)
 
-    @property
-    def loaded(self) -> set[tuple[str, int]]:
-        """The loaded versions."""
-        return set(self._networks)
-
     def network(self, model: str, version: int) -> ServedNetwork | None:
         return self._networks.get((model, version))
 

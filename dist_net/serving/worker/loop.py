@@ -72,8 +72,9 @@ class InferenceWorker:
 
     The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
     own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
-    gateway's exit. ``was_stopped`` is set by ``stop``, not by the gateway's ``Stop``. Callers use
-    ``serve``, or call ``tick`` and ``handle`` in the same order.
+    gateway's exit. Once ``leave_reason`` is set, the worker must leave. ``was_stopped`` is set by
+    ``stop``, not by the gateway's ``Stop``. Callers use ``serve``, or call ``tick`` and ``handle``
+    in the same order.
     """
 
     def __init__(
@@ -95,12 +96,12 @@ class InferenceWorker:
         self._welcome: PoolWelcome | None = None
         self._worker_id = 0  # since the worker last joined
         self._join_at_s = self._heard_s = self._ticked_s = self._clock.now()
-        self._leave_reason: str | None = None
+        self.leave_reason: str | None = None
         self.was_stopped = False
 
     def stop(self, reason: str) -> None:
         """Leave at the next turn of the loop; safe in a signal handler."""
-        self._leave_reason = reason
+        self.leave_reason = reason
         self.was_stopped = True
 
     def close(self) -> None:
@@ -113,23 +114,18 @@ class InferenceWorker:
         Raise ``NoAnswerError`` if the gateway never replies, ``ServerLostError`` if it stops
         replying, and ``JoinRefusedError`` if it refuses this worker.
         """
-        while self._leave_reason is None:
+        while self.leave_reason is None:
             # ``tick`` joins before a gateway that refuses the keys closes the connection.
             message = self._socket.receive(self.tick())
             if message is not None:
                 self.handle(message)
         self.leave()
-        return self._leave_reason
+        return self.leave_reason
 
     def leave(self) -> None:
         """Send ``Leave``, if the worker is a member."""
         if self._welcome is not None:
             self._socket.send(Leave(self._welcome.worker_id))
-
-    @property
-    def leaves(self) -> bool:
-        """Return whether the worker must leave."""
-        return self._leave_reason is not None
 
     def handle(self, message: Message) -> None:
         """Process a message of the gateway."""
@@ -148,7 +144,7 @@ class InferenceWorker:
             case Alive():
                 pass  # the gateway sends it to detect a lost connection
             case Stop(reason):
-                self._leave_reason = reason
+                self.leave_reason = reason
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 

@@ -150,7 +150,7 @@ def test_after_joining_anew_only_what_is_asked_for_again_is_kept(models, loader)
     models.joined_anew()
     models.begin(load(2))
     assert models.finished() == [Loaded("m", 2, "")]
-    assert models.loaded == {("m", 2)}
+    assert set(models._networks) == {("m", 2)}
     assert [each.is_closed.is_set() for each in loader.made] == [True, False]
 
 
