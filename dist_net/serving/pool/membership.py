@@ -140,7 +140,6 @@ class PoolMembership:
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
-        self._by_id: dict[int, Worker] = {}
         self._next_worker_id = first_worker_id
 
     def __len__(self) -> int:
@@ -152,7 +151,7 @@ class PoolMembership:
     def add(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
         worker = Worker(self._next_worker_id, node, name, host, process_id, now)
         self._next_worker_id += 1
-        self._workers[node] = self._by_id[worker.worker_id] = worker
+        self._workers[node] = worker
         return worker
 
     def at_node(self, node: bytes) -> Worker | None:
@@ -161,21 +160,15 @@ class PoolMembership:
 
     def with_id(self, worker_id: int) -> Worker | None:
         """Return the worker with an id; None if it was evicted or never joined."""
-        return self._by_id.get(worker_id)
+        return next((each for each in self if each.worker_id == worker_id), None)
 
     def of_process(self, host: str, process_id: int) -> Worker | None:
         """The worker that last enlisted from that process; None if there is none."""
-        return next(
-            (
-                each
-                for each in reversed(self._workers.values())
-                if (each.host, each.process_id) == (host, process_id)
-            ),
-            None,
-        )
+        found = [each for each in self if (each.host, each.process_id) == (host, process_id)]
+        return found[-1] if found else None
 
     def remove(self, worker: Worker) -> None:
-        del self._workers[worker.node], self._by_id[worker.worker_id]
+        del self._workers[worker.node]
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
         """Return whether a worker may be stopped."""

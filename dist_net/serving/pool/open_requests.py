@@ -170,10 +170,7 @@ class OpenRequests:
         if request is None or request.is_unwanted:
             return
         self._models[request.model].statistics_of(request.counted).cancelled += 1
-        if self._dequeue(request):
-            self._close(request)
-        else:
-            request.is_unwanted = True
+        self._abandon(request)
 
     def expire(self, now: float) -> list[EndRequest]:
         """End the expired requests. If a worker runs one, its answer will be dropped."""
@@ -181,17 +178,12 @@ class OpenRequests:
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
             request = self._requests[self._deadlines[0][1]]
             allowed_s = deadline_s - request.admitted_s
-            if self._dequeue(request):
-                reason = f"no worker was free within the {allowed_s:.3g} s allowed"
-                waited_s = now - request.admitted_s
-                result = Result(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
-                ended.append(self._fail(request, result, now))
-                self._close(request)
-            else:
-                reason = f"a worker took longer than the {allowed_s:.3g} s allowed"
-                result = Result(Status.EXPIRED, request.counted, reason=reason)
-                ended.append(self._fail(request, result, now))
-                request.is_unwanted = True
+            was_queued = self._abandon(request)
+            what = "no worker was free within" if was_queued else "a worker took longer than"
+            reason = f"{what} the {allowed_s:.3g} s allowed"
+            waited_s = now - request.admitted_s if was_queued else 0.0
+            result = Result(Status.EXPIRED, request.counted, reason=reason, queue_s=waited_s)
+            ended.append(self._fail(request, result, now))
         return ended
 
     def next_deadline_s(self) -> float | None:
@@ -294,6 +286,15 @@ class OpenRequests:
         if lane is None:
             lane = self.lanes[key] = Lane(key)
         return lane
+
+    def _abandon(self, request: InferenceRequest) -> bool:
+        """Close a queued request, or have the answer of a running one dropped; return which."""
+        was_queued = self._dequeue(request)
+        if was_queued:
+            self._close(request)
+        else:
+            request.is_unwanted = True
+        return was_queued
 
     def _quarantined(self, request: InferenceRequest, version: int, now: float) -> EndRequest:
         name = request.model
