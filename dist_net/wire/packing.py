@@ -7,8 +7,8 @@ import numpy as np
 
 from dist_net.vector import Vector
 
-BLOCK = 256
-"""Elements of a difference that share a scale."""
+BLOCKS = {8: 256, 4: 64}
+"""The number of elements of a difference that share a scale, by the bits of each element."""
 
 
 def pack_weights(weights: Vector) -> Vector:
@@ -30,11 +30,11 @@ def unpack_weights(packed: Vector, out: Vector) -> None:
 def packed_size(size: int, buffers: int = 0, bits: int = 8) -> int:
     """Return the length of a packed difference of ``size`` elements."""
     trained = size - buffers
-    return -(-trained // BLOCK) + -(-trained * bits // 32) + buffers
+    return -(-trained // BLOCKS[bits]) + -(-trained * bits // 32) + buffers
 
 
 def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vector:
-    """Return a float32 scale for each ``BLOCK`` elements, and all in ``bits`` (8 or 4), packed.
+    """Return a float32 scale for each block of elements, and all in ``bits`` (8 or 4), packed.
 
     Each element is off by half a scale at most, a scale being 1/127 (1/7 for 4 bits) of the largest
     of its block. A block with an element that is not finite becomes nan. The last ``buffers``
@@ -42,10 +42,10 @@ def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vect
     variance must not become negative.
     """
     trained = difference[: difference.size - buffers]
-    scales: Vector = np.maximum.reduceat(np.abs(trained), np.arange(0, trained.size, BLOCK))
+    scales: Vector = np.maximum.reduceat(np.abs(trained), np.arange(0, trained.size, BLOCKS[bits]))
     scales /= np.float32(2 ** (bits - 1) - 1)
     with np.errstate(all="ignore"):
-        ratios = np.divide(trained, _each(scales, trained.size))
+        ratios = np.divide(trained, _each(scales, trained.size, bits))
         levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
     if bits == 4:
         pairs = np.append(levels, np.zeros(levels.size % 2, np.int8)).reshape(-1, 2)
@@ -56,13 +56,13 @@ def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vect
 def unpack_difference(packed: Vector, out: Vector, buffers: int = 0, bits: int = 8) -> None:
     """Write to ``out`` the difference that ``pack_difference`` made this of, as it was rounded."""
     trained = out.size - buffers
-    blocks = -(-trained // BLOCK)
+    blocks = -(-trained // BLOCKS[bits])
     scales, levels, exact = np.split(packed, [blocks, packed.size - buffers])
     with np.errstate(all="ignore"):
         whole = levels.view(np.int8)
         if bits == 4:
             whole = np.stack([whole << 4 >> 4, whole >> 4], axis=1).ravel()
-        np.multiply(whole[:trained], _each(scales, trained), out=out[:trained])
+        np.multiply(whole[:trained], _each(scales, trained, bits), out=out[:trained])
     out[trained:] = exact
 
 
@@ -72,5 +72,5 @@ def _packed(values: np.ndarray) -> Vector:
     ).view(np.float32)
 
 
-def _each(scales: Vector, size: int) -> Vector:
-    return np.repeat(scales, BLOCK)[:size]
+def _each(scales: Vector, size: int, bits: int) -> Vector:
+    return np.repeat(scales, BLOCKS[bits])[:size]

@@ -44,7 +44,7 @@ from dist_net.wire.messages import (
     SegmentAddress,
     Welcome,
 )
-from dist_net.wire.packing import pack_difference, unpack_weights
+from dist_net.wire.packing import BLOCKS, pack_difference, unpack_weights
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ClientSocket
@@ -276,6 +276,10 @@ class WorkerLoop:
         local, difference = self._local, self._gradients[command.slot]
         if local is None:
             raise ProtocolError("the server requests local steps, but this worker has no rule_of")
+        if lease.bits not in BLOCKS:
+            raise ProtocolError(
+                f"the server requests elements of {lease.bits} bits; expected 8 or 4"
+            )
         steps = self._processes or local
         for _ in steps.take(self._weights.read(command), lease, out=difference):
             yield command
