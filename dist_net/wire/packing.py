@@ -48,7 +48,7 @@ def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vect
         ratios = np.divide(trained, _each(scales, trained.size, bits))
         levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
     if bits == 4:
-        pairs = np.append(levels, np.zeros(levels.size % 2, np.int8)).reshape(-1, 2)
+        pairs = np.append(levels, np.zeros(levels.size % 2, np.int8)).reshape(-1, 2, copy=False)
         levels = pairs[:, 0] & 15 | pairs[:, 1] << 4
     return np.concatenate([scales, _packed(levels), difference[trained.size :]])
 

@@ -198,4 +198,6 @@ class ServedNetwork:
 
     def _tensor(self, payload: Payload) -> Rows:
         """Return the rows in a payload, whose size the pool has checked."""
-        return np.frombuffer(payload, self._dtype).reshape(-1, *self.description.input_shape)
+        return np.frombuffer(payload, self._dtype).reshape(
+            -1, *self.description.input_shape, copy=False
+        )

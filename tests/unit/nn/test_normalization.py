@@ -8,9 +8,9 @@ from dist_net import nn
 from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.expression import topological_order
-from dist_net.autodiff.kernels import columns, thread_pool
+from dist_net.autodiff.kernels import thread_pool
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations import normalization
+from dist_net.autodiff.operations import normalization, reduction
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from naming import naming
@@ -133,7 +133,7 @@ def test_strips_lanes_and_threads_change_nothing(threads, strip_bytes, many_elem
     arrays = {"x": draw(shape), "a": draw((1, 40))[0], "b": draw((2, 40))[0], "g": draw(shape, 7)}
     expected = ad.evaluate(outputs, **arrays)
     monkeypatch.setattr(thread_pool, "STRIP_BYTES", strip_bytes)
-    monkeypatch.setattr(columns, "MANY_ELEMENTS", many_elements)
+    monkeypatch.setattr(reduction, "MANY_ELEMENTS", many_elements)
     for far in (0.0, 1e9):  # the variance by either way
         monkeypatch.setattr(normalization, "MAX_SHIFT", far)
         values = ad.compile(outputs, ThreadPool(threads)).bind(arrays).run()
