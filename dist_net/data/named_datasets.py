@@ -29,8 +29,15 @@ import platformdirs
 from numpy.typing import NDArray
 
 from dist_net.data.dataset import Dataset
-from dist_net.data.download import copy_from_archive, copy_from_directory, download
-from dist_net.data.published_files import Progress, PublishedFile, Source, fetch
+from dist_net.data.published_files import (
+    Progress,
+    PublishedFile,
+    Source,
+    copy_from_archive,
+    copy_from_directory,
+    download,
+    fetch,
+)
 from dist_net.errors import DatasetError
 
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"

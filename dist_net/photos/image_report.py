@@ -31,36 +31,6 @@ HELD_OUT_BYTES = 256 << 20
 THUMBNAIL_SIDE = 160
 
 
-def finish(
-    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, console: Console
-) -> dict[str, Any]:
-    """Calibrate, write held-out images and the report, and return the report's JSON object."""
-    images, recipe, judged = trained.images, trained.recipe, trained.judged
-    calibration = calibrate(judged.logits, judged.targets, options.precision)
-    directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
-    has_test = len(images.rows(TEST)) > 0
-    tested = judged_by(recipe, trained.weights, images, TEST) if has_test else None
-    head, left_out = trained.head, []
-    if head is not None:
-        left_out = left_out_classes(
-            *(head.features, head.labels, head.fold_of, head.heads.penalty),
-            *(recipe.class_names, options.precision),
-        )
-    content = report_content(
-        _about(options, trained),
-        recipe.class_names,
-        judged,
-        trained.folds,
-        tested,
-        calibration,
-        left_out,
-        _curves(directory, trained),
-    )
-    _keep_held_out(directory, trained, tested, content["loss"])
-    _write_report(directory, content, _thumbnails(images, content), console)
-    return content
-
-
 def train_and_report(
     directory: RunDirectory,
     options: ImageOptions,
@@ -68,13 +38,36 @@ def train_and_report(
     console: Console,
     display: Callable[[int], TrainingProgress],
 ) -> dict[str, Any]:
-    """Train with ``ImageRun``, write the report, and return the JSON object of the run.
+    """Train with ``ImageRun``, calibrate, and write held-out images and the report.
 
-    This process must hold the lock of the directory.
+    Return the JSON object of the run. This process must hold the lock of the directory.
     """
     trained = ImageRun(directory, options, local, console, display).train()
-    with trained.images:
-        content = finish(directory, options, trained, console)
+    with trained.images as images:
+        recipe, judged, head = trained.recipe, trained.judged, trained.head
+        calibration = calibrate(judged.logits, judged.targets, options.precision)
+        directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
+        has_test = len(images.rows(TEST)) > 0
+        tested = judged_by(recipe, trained.weights, images, TEST) if has_test else None
+        left_out = []
+        if head is not None:
+            left_out = left_out_classes(
+                *(head.features, head.labels, head.fold_of, head.heads.penalty),
+                *(recipe.class_names, options.precision),
+            )
+        samples = len(images.rows(TRAIN))
+        content = report_content(
+            _about(options, trained),
+            recipe.class_names,
+            judged,
+            trained.folds,
+            tested,
+            calibration,
+            left_out,
+            [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
+        )
+        _keep_held_out(directory, trained, tested, content["loss"])
+        _write_report(directory, content, _thumbnails(images, content), console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.trained)} | measured
 
@@ -130,11 +123,6 @@ def _keep_held_out(
             "loss": loss,
         }
     directory.write(directory.held_out.with_suffix(".json"), json.dumps(told))
-
-
-def _curves(directory: RunDirectory, trained: TrainedImages) -> list[dict[str, Any]]:
-    samples = len(trained.images.rows(TRAIN))
-    return [{**record, "epoch": record["samples"] / samples} for record in directory.read_metrics()]
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:

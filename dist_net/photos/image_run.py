@@ -41,8 +41,14 @@ from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
-from dist_net.photos.base_features import FeatureExtractor, Views
-from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
+from dist_net.photos.bases import (
+    NONE,
+    FeatureExtractor,
+    FoundBase,
+    Views,
+    base_called,
+    joined_weights,
+)
 from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
 from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images

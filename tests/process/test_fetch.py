@@ -16,9 +16,13 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.data import dataset_named, download, named_datasets
-from dist_net.data.download import copy_from_archive, copy_from_directory
-from dist_net.data.published_files import FetchEvent, PublishedFile
+from dist_net.data import dataset_named, named_datasets, published_files
+from dist_net.data.published_files import (
+    FetchEvent,
+    PublishedFile,
+    copy_from_archive,
+    copy_from_directory,
+)
 from dist_net.errors import FetchError, SourceError
 from dist_net.nets.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
 from naming import naming
@@ -105,7 +109,7 @@ def ignore(_):
 
 def fetch_from(server, cache, progress=ignore):
     events = []
-    download.download(
+    published_files.download(
         server.url, ".gz", [FILE], cache, lambda event: (events.append(event), progress(event))
     )
     return events
@@ -233,7 +237,7 @@ def test_a_missing_file_says_so(server, cache):
 
 def test_a_server_that_never_answers_is_left(server, cache, monkeypatch):
     server.is_silent = True
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(published_files, "TIMEOUT_S", 0.05)
     with pytest.raises(SourceError, match="timed out"):
         fetch_from(server, cache)
 
@@ -252,8 +256,7 @@ def test_a_malformed_address_is_refused(cache):
 TWIN = """
 import sys
 from pathlib import Path
-from dist_net.data.download import download
-from dist_net.data.published_files import PublishedFile
+from dist_net.data.published_files import PublishedFile, download
 name, size_bytes, sha256, url, directory = sys.argv[1:]
 file, cache = PublishedFile(name, (int(size_bytes),), sha256), Path(directory)
 print("ready", flush=True)

@@ -13,8 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from dist_net.data import Progress, default_cache_dir
-from dist_net.data.download import download
-from dist_net.data.published_files import PublishedFile, fetch
+from dist_net.data.published_files import PublishedFile, download, fetch
 from dist_net.errors import ModelSourceError
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork

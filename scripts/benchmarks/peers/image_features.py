@@ -17,8 +17,7 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.photos.base_features import FeatureExtractor, Views
-from dist_net.photos.bases import base_called
+from dist_net.photos.bases import FeatureExtractor, Views, base_called
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.similar_images import thumbnails_and_digests
 

@@ -18,8 +18,7 @@ from benchmarks.peers.orders import obey
 from dist_net.data.image_split import TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.base_features import FeatureExtractor, Views
-from dist_net.photos.bases import base_called
+from dist_net.photos.bases import FeatureExtractor, Views, base_called
 from dist_net.photos.similar_images import thumbnails_and_digests
 
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0

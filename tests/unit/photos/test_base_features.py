@@ -11,8 +11,7 @@ from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import ArraySamples
 from dist_net.errors import FetchError
 from dist_net.nets.recipes.image_recipe import small_base
-from dist_net.photos.base_features import FeatureExtractor, Views
-from dist_net.photos.bases import FoundBase
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views
 from dist_net.photos.similar_images import thumbnails_and_digests
 from drawn_images import cats_and_dogs
 from naming import naming
