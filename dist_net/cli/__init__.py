@@ -30,7 +30,7 @@ COMMANDS = {
     "export": "export a trained model as ONNX, safetensors or npz",
     "fetch": "download a dataset or a published classifier, with resume and checksum",
     "parameter-server": "run a parameter server for workers on other hosts",
-    "worker": "train for the parameter server at an address until the run is done",
+    "worker": "be one worker of the parameter server at an address; see also join --connect",
     "join": "join a run on another host with the command that it printed",
     "serve": "serve models over HTTP and ZeroMQ with a gateway and a pool of inference workers",
     "inference-worker": "serve requests for the gateway at an address, on this host or another",

@@ -1,4 +1,4 @@
-"""``dist-net join``: add this host's workers to a run on another host, with a pasted token."""
+"""``dist-net join``: add this host's workers to a run of another host, by a token or by keys."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
-from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.processes.own_directory import log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S
-from dist_net.wire.reaching import REACH_WITHIN_S, ServerAccess, join_by_token
+from dist_net.training.run.training_worker_process import add_worker_arguments
+from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.token import TRAINING
 
 AUTO = "auto"
@@ -39,7 +39,7 @@ AUTO = "auto"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    add_token_arguments(parser, "'dist-net train --listen ADDRESS'")
+    add_server_arguments(parser, "server", "'dist-net train --listen ADDRESS'")
     option(
         "--workers",
         type=lambda text: AUTO if text == AUTO else count_from(1)(text),
@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="worker processes; auto: cores / --threads (default)",
     )
-    option("--threads", type=count_from(1), default=1, metavar="N", help="per worker (default: 1)")
     option(
         "--data",
         metavar="FOLDER",
@@ -62,28 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="restart each worker that dies, up to N times (default: %(default)s)",
     )
-    option(
-        "--timeout",
-        type=float,
-        default=REACH_WITHIN_S,
-        metavar="SECONDS",
-        help="wait this long for the first reply of the server (default: %(default)g)",
-    )
-    option(
-        "--rejoin-timeout",
-        type=float,
-        default=REJOIN_TIMEOUT_S,
-        metavar="SECONDS",
-        help="try to rejoin a silent server for this long (default: %(default)g)",
-    )
+    add_worker_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train until the run is done; return the exit code."""
     settings = settings_of(arguments)
-    token = token_given(arguments, TRAINING)
     console = plain_console()
-    server = join_by_token(token, timeout_s=arguments.timeout)
+    server = server_given(arguments, TRAINING, arguments.timeout)
     with ExitStack() as opened:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
@@ -140,7 +125,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     """Return the number of workers, their threads and their timeouts."""
     workers = arguments.workers
     if workers == AUTO:
-        workers = max(1, available_cores() // arguments.threads)
+        workers = max(1, available_cores() // max(1, arguments.threads))
     return JoinedRunSettings(
         workers,
         arguments.threads,

@@ -1,13 +1,17 @@
-"""The place of a cluster's processes: options of ``train`` and ``serve``, and Ray's connection."""
+"""Options of a cluster's commands: the place of its processes, and the server to connect to."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 from dist_net.errors import MissingExtraError, RayClusterError, SettingError
+from dist_net.processes.hidden_tokens import add_token_arguments, token_given
+from dist_net.wire.reaching import REACH_WITHIN_S, ServerAccess, join_by_token
+from dist_net.wire.security import load_peer_keys
 
 AUTO = "auto"
 MAX_WORKERS = 256  # a larger number is a typing error, and would exhaust the host
@@ -42,6 +46,28 @@ def worker_count(text: str) -> int | None:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is below 0")
     return number
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, server: str, printed_by: str) -> None:
+    """Declare the server that a command connects to: by a token, or by its address and keys."""
+    way_in = add_token_arguments(parser, printed_by)
+    way_in.add_argument(
+        "--connect", metavar="ADDRESS", help=f"the {server}'s address, in place of a token"
+    )
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="own keys, for --connect")
+
+
+def server_given(
+    arguments: argparse.Namespace, kind: str, timeout_s: float = REACH_WITHIN_S
+) -> ServerAccess:
+    """Return the server of a command line, and the keys for it.
+
+    Raise TokenError for a missing or damaged token, and the errors of ``join_by_token``.
+    """
+    if arguments.connect is not None:
+        keys = load_peer_keys(arguments.keys) if arguments.keys else None
+        return ServerAccess(arguments.connect, keys)
+    return join_by_token(token_given(arguments, kind), timeout_s=timeout_s)
 
 
 def ray_address(arguments: argparse.Namespace, workers: int | None) -> str | None:

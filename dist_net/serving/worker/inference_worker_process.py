@@ -27,14 +27,12 @@ from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nn.inference import import_kernels
+from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.forking import FORK_SERVER_OPTION, fork_on_orders
-from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.release import release
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
-from dist_net.wire.reaching import ServerAccess, join_by_token
-from dist_net.wire.security import load_peer_keys
 from dist_net.wire.token import POOL
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
@@ -44,9 +42,7 @@ KEPT_BYTES = 8 << 20  # enough for a batch's rows; memory of a huge image's pixe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    way_in = add_token_arguments(parser, "'dist-net serve --listen-workers ADDRESS'")
-    way_in.add_argument("--connect", metavar="ADDRESS", help="the gateway's, in place of a token")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    add_server_arguments(parser, "gateway", "'dist-net serve --listen-workers ADDRESS'")
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
     )
@@ -79,14 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(FORK_SERVER_OPTION, action="store_true", help=argparse.SUPPRESS)
 
 
-def _gateway(arguments: argparse.Namespace) -> ServerAccess:
-    """Return the gateway's address and this worker's keys, from a token or the command line."""
-    if arguments.connect is not None:
-        keys = load_peer_keys(arguments.keys) if arguments.keys else None
-        return ServerAccess(arguments.connect, keys)
-    return join_by_token(token_given(arguments, POOL))
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the gateway stops this worker; return the exit code."""
     if arguments.fork_server:
@@ -105,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    gateway = _gateway(arguments)
+    gateway = server_given(arguments, POOL)
     with connected_worker(
         gateway.address,
         arguments.name,

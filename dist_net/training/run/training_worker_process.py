@@ -44,8 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
+    add_worker_arguments(parser)
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it ends
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of each worker, which ``dist-net join`` has too."""
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads that compute (default: 1)"
+        "--threads", type=int, default=1, metavar="N", help="threads per worker (default: 1)"
     )
     parser.add_argument(
         "--timeout",
@@ -61,10 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="try to rejoin a silent server for this long (default: %(default)g)",
     )
-    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
-    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it ends
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,20 @@
 """Where processes run, by the command line."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 
 import pytest
 
 from dist_net.errors import SettingError
-from dist_net.processes.cluster_options import add_cluster_arguments, ray_address, worker_count
+from dist_net.processes.cluster_options import (
+    add_cluster_arguments,
+    add_server_arguments,
+    ray_address,
+    server_given,
+    worker_count,
+)
+from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
+from dist_net.wire.token import TRAINING
 from naming import naming
 
 
@@ -30,3 +39,19 @@ def test_what_only_a_cluster_has_is_refused_without_one() -> None:
         ray_address(parsed(), None)
     with pytest.raises(SettingError, match=naming("--address a:1", "--cluster ray")):
         ray_address(parsed("--address", "a:1"), 2)
+
+
+def test_a_server_is_named_by_its_address_and_keys_or_by_a_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    add_server_arguments(parser, "server", "a server")
+    address, keys = "tcp://192.0.2.1:5", tmp_path / "keys"
+    assert server_given(parser.parse_args(["--connect", address]), TRAINING) == (address, None)
+    create_keys(keys)
+    add_keys(keys, WORKER)
+    given = parser.parse_args(["--connect", address, "--keys", str(keys)])
+    assert server_given(given, TRAINING) == (address, load_peer_keys(keys))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["TOKEN", "--connect", address])
+    assert "--connect" in capsys.readouterr().err
