@@ -212,16 +212,8 @@ class RunMetrics:
         first = min(max(oldest, first_record), self.next_record)
         records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))
         staleness_mean = self.staleness_sum / self.pushes_applied if self.pushes_applied else 0.0
-        counters = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in (
-            "staleness_sum",
-            "staleness_buckets",
-            "window",
-            "bytes_received",
-            "bytes_sent",
-        ):
-            del counters[name]
-        return counters | {
+        names = {each.name for each in fields(self)} - NOT_REPORTED
+        return {name: getattr(self, name) for name in names} | {
             "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
             "staleness_mean": staleness_mean,
             "staleness_histogram": self.staleness_buckets,
