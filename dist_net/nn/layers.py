@@ -424,8 +424,8 @@ class Features:
     network: Layer
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        whole = scope.beside()
-        output = self.network(x, whole)
+        earlier = scope.parameters.keys() | scope.buffers.keys()
+        output = self.network(x, scope)
         nodes = topological_order([output])
         last = next((each for each in nodes[::-1] if isinstance(each.operation, PARAMETRIC)), None)
         if last is None:
@@ -443,5 +443,5 @@ class Features:
             for node in topological_order([features])
             if isinstance(node.operation, Variable)
         }
-        scope.take_over(whole, reached)
+        scope.forget((scope.parameters.keys() | scope.buffers.keys()) - earlier - reached)
         return features

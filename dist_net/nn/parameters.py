@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Set
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +78,6 @@ def copy_of(values: NDArray[np.floating]) -> Initializer:
 
 def _uniform(generator: np.random.Generator, shape: tuple[int, ...], limit: float) -> Values:
     return (generator.random(shape, dtype=np.float32) * 2 - 1) * np.float32(limit)
-
-
-Declared = TypeVar("Declared")
 
 
 @dataclass(frozen=True)
@@ -183,19 +180,9 @@ class Scope:
                 f"would not share parameters; create a separate layer object for each use"
             )
         full_name = self._prefix + name
-        self._require_new(full_name)
-        return full_name
-
-    def _require_new(self, full_name: str) -> None:
         if full_name in self.parameters or full_name in self.buffers:
             raise ParameterError(f"parameter {full_name!r} is declared twice; use another name")
-
-    def beside(self) -> Scope:
-        """Return an empty scope with the same prefix; see ``take_over``."""
-        other = Scope(self.training, self.generator)
-        other.batch_norm = self.batch_norm
-        other._prefix = self._prefix
-        return other
+        return full_name
 
     def with_batch_norm(self, mode: BatchNormMode) -> Scope:
         """Return this scope with another ``batch_norm``."""
@@ -203,17 +190,11 @@ class Scope:
         other.batch_norm = mode
         return other
 
-    def take_over(self, other: Scope, names: Set[str]) -> None:
-        """Copy the declarations and observations of ``other`` with these full names.
-
-        Raise ``ParameterError`` if this scope already declares one of them.
-        """
-        for name in names & (other.parameters.keys() | other.buffers.keys()):
-            self._require_new(name)
-        self.parameters |= _of(other.parameters, names)
-        self.variables |= _of(other.variables, names)
-        self.buffers |= _of(other.buffers, names)
-        self.observed |= _of(other.observed, names)
+    def forget(self, names: Set[str]) -> None:
+        """Remove the declarations and observations with these full names."""
+        for declared in (self.parameters, self.variables, self.buffers, self.observed):
+            for name in names & declared.keys():
+                del declared[name]
 
     def child(self, name: str, layer: object = None) -> Scope:
         """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
@@ -228,10 +209,6 @@ class Scope:
         if layer is not None:
             inner._owner = inner._prefix, layer
         return inner
-
-
-def _of(declared: Mapping[str, Declared], names: Set[str]) -> dict[str, Declared]:
-    return {name: each for name, each in declared.items() if name in names}
 
 
 class Layout:
