@@ -86,6 +86,7 @@ class ServedNetwork:
         self.description = description
         self._model = description.architecture.build(description.name, settings.trust_recipes)
         self._dtype = self._model.input_dtype.newbyteorder("<")
+        self._row_bytes = description.row_bytes
         self._images = (
             ImageInputs(self._model, settings.max_pixels, description.fitting)
             if description.takes_images
@@ -190,14 +191,21 @@ class ServedNetwork:
         return list(run(self._image, payloads))
 
     def _image(self, payload: Payload) -> Rows | Refusal:
-        assert self._images is not None  # the pool admits images only for models that take them
+        if self._images is None:
+            shape = self.description.input_shape
+            return Status.BAD_INPUT, f"a model of inputs {shape} takes no images".encode()
         try:
             return self._images.fit(BytesIO(payload))[np.newaxis]
         except ImageError as error:
             return Status.BAD_INPUT, str(error).encode()
 
-    def _tensor(self, payload: Payload) -> Rows:
-        """Return the rows in a payload, whose size the pool has checked."""
-        return np.frombuffer(payload, self._dtype).reshape(
-            -1, *self.description.input_shape, copy=False
-        )
+    def _tensor(self, payload: Payload) -> Rows | Refusal:
+        rows, rest = divmod(len(payload), self._row_bytes)
+        if rest or not rows:
+            return (
+                Status.BAD_INPUT,
+                f"a tensor of {len(payload):,} bytes; expected one or more rows of "
+                f"{self._row_bytes:,} bytes each".encode(),
+            )
+        flat = np.frombuffer(payload, self._dtype)
+        return flat.reshape(rows, *self.description.input_shape, copy=False)

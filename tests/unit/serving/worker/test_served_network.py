@@ -210,6 +210,17 @@ def test_several_threads_decode_at_once_and_answers_keep_their_order(served, mon
     assert [bytes(each) for each in together.payloads] == alone[:6]
 
 
+@pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
+def test_a_tensor_of_another_size_fails_alone(served, size):
+    good = tensors(1).tobytes()
+    answers = answer(served(), [good, b"x" * size, good], is_image=False)
+    assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
+    assert (
+        f"{size:,} bytes; expected one or more rows of 1,152 bytes".encode()
+        in (answers.payloads[1])
+    )
+
+
 def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(served):
     inputs = tensors(3)
     inputs[1, 4, 4, 1] = np.nan
@@ -273,6 +284,9 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
     network = served(description)
     answers = answer(network, [bytes([1, 2, 3, 4])], is_image=False)
     assert probabilities(answers.payloads[0], 3).sum() == pytest.approx(1)
+    refused = answer(network, [image()], is_image=True)
+    assert list(refused.statuses) == [Status.BAD_INPUT]
+    assert b"takes no images" in refused.payloads[0]
 
 
 def test_a_recipe_that_is_another_here_is_refused():
