@@ -13,15 +13,25 @@ from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 def test_percentiles_are_of_the_last_ten_seconds() -> None:
     recent = RecentLatencies()
     random = np.random.default_rng(0)
-    latencies = random.lognormal(-6, 1.5, 5000)
+    latencies = random.lognormal(-6, 1.5, 4000)
     for latency in latencies:
         recent.add(float(latency), 3.5)
     shares = (0.5, 0.9, 0.99)
     found = recent.percentiles_s(shares, 12.9)
     assert found == pytest.approx(np.quantile(latencies, shares), rel=0.01)
-    assert recent.requests_per_s(12.9) == 500
+    assert recent.requests_per_s(12.9) == 400
     assert recent.percentiles_s(shares, 13.5) is None
     assert recent.requests_per_s(13.5) == 0
+
+
+def test_latencies_are_bounded_at_any_rate() -> None:
+    recent = RecentLatencies()
+    for number in range(40_000):
+        recent.add(0.1 if number < 30_000 else 0.2, number / 10_000)
+    assert recent.requests_per_s(4.0) == pytest.approx(10_000, rel=0.01)
+    assert recent.percentiles_s((0.01,), 4.0) == (0.2,)
+    recent.absorb(recent)
+    assert recent.requests_per_s(4.0) == pytest.approx(20_000, rel=0.01)
 
 
 def test_absorbed_statistics_are_counted_too() -> None:
