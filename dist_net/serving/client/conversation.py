@@ -1,8 +1,8 @@
 """A client's open requests and their replies. No I/O; time is passed in.
 
-    open ──▶ request sent ──▶ reply                        heard
-                         ├──▶ time-out, ``Cancel`` sent      nothing_came
-                         └──▶ asked again                  heard (``Pong`` of another gateway)
+    open ──▶ request sent ──▶ reply                     heard
+                         ├──▶ timeout, Cancel sent      nothing_came
+                         └──▶ sent again                heard (Pong of another gateway)
 
 A client pings a silent gateway every ``SILENCE_S``. The gateway replies with its own name and the
 connection's. If the name changes, the gateway was restarted or the connection was lost, and open
