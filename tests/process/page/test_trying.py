@@ -17,7 +17,7 @@ from process.page.conftest import image_of
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-HELD_OUT = "Or try an image that it was not trained on"
+HELD_OUT = "Or try an image from its run"
 DRAWN = "Or try one of these"
 PIXELS = """(canvas) => [canvas.height, canvas.width,
     ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]"""

@@ -1,4 +1,4 @@
-// Images to try: held out by the chosen model's run, or else the page's own of its classes.
+// Images to try: kept by the chosen model's run, or else the page's own of its classes.
 
 import { byId, element } from "./elements.js";
 import { sampleLabels, sampleImage } from "./gateway.js";
@@ -49,7 +49,7 @@ async function heldOut(model) {
     const image = await sampleImage(model, i);
     return newButton(shown, new File([image], name, { type: "image/png" }));
   });
-  return { legend: "Or try an image that it was not trained on", buttons: await Promise.all(buttons) };
+  return { legend: "Or try an image from its run", buttons: await Promise.all(buttons) };
 }
 
 function newButton(shown, image) {
