@@ -185,7 +185,7 @@ class Scheduler:
         timeout_s = self._settings.batch_timeout_s
         if not timeout_s or lane.is_full:
             return False
-        if not worker.running and len(lane.requests) == self._requests.queued():
+        if not worker.running and len(self._requests.lanes) == 1:
             return False
         until_s = lane.oldest.admitted_s + timeout_s
         if now >= until_s:
