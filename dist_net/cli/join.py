@@ -103,6 +103,9 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
     copy = opened.enter_context(temporary_directory()) / "data"
     try:
         filesystem, path = fsspec.core.url_to_fs(data)
+        for name in filesystem.find(path):  # fsspec writes such a file outside of the copy
+            if ".." in name.split("/"):
+                raise ValueError(f"{name} lies outside of it")
         filesystem.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
     except Exception as error:  # of the package that reads this kind of URL
         raise DatasetError(

@@ -2,7 +2,7 @@
 
 import argparse
 import io
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import plain_console
 from dist_net.wire.messages import RecipeOffer
+from naming import naming
 
 COUNTING = Path(__file__).parents[2] / "recipes" / "counting.py"
 DIGEST = f"{own_release()}; recipe x; data y"
@@ -161,6 +162,22 @@ def test_a_url_that_cannot_be_read_is_named(url: str) -> None:
     pytest.importorskip("fsspec")
     with ExitStack() as opened, pytest.raises(DatasetError, match=url):
         join.local_data(url, opened)
+
+
+def test_a_url_cannot_write_outside_of_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    monkeypatch.setattr(join, "temporary_directory", lambda: nullcontext(tmp_path / "own"))
+    memory.pipe({"/traps/1.txt": b"one"})
+    memory.store["/traps/../../2.txt"] = memory.store["/traps/1.txt"]  # as a bucket may name it
+    with (
+        ExitStack() as opened,
+        pytest.raises(DatasetError, match=naming("memory://traps", "2.txt")),
+    ):
+        join.local_data("memory://traps", opened)
+    del memory.store["/traps/../../2.txt"]
+    assert list(tmp_path.rglob("*.txt")) == []
 
 
 def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
