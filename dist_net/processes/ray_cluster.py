@@ -20,10 +20,15 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from dist_net.errors import DistNetError, ProcessFailedError, SettingError
+from dist_net.errors import (
+    DistNetError,
+    MissingExtraError,
+    ProcessFailedError,
+    RayClusterError,
+    SettingError,
+)
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
-from dist_net.processes.cluster_options import connected
 from dist_net.processes.cores import cores_beside_server
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.ray_keeper import (
@@ -40,6 +45,14 @@ from dist_net.wire.address import contact_address
 from dist_net.wire.security import OPERATOR, WORKER, add_keys, create_keys, load_peer_keys
 
 logger = logging.getLogger(__name__)
+
+ANY = "auto"  # the cluster of this host
+ANSWERS_WITHIN_S = 5.0
+
+# The first bytes of an HTTP/2 connection in each direction (RFC 9113, 3.4); gRPC uses HTTP/2.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_TLS_ALERT = b"\x15"  # of a Ray cluster with TLS
 
 METHODS_AT_ONCE = 4
 KILLED_WITHIN_S = 3.0
@@ -356,3 +369,54 @@ class RayCluster(LocalProcesses):
             names = [self._run.options.name, *self._run.recipe_of_options()[1]]
             files |= {f"{RUN}/{name}": self._run.path / name for name in names}
         return {name: file.read_bytes() for name, file in files.items() if file.exists()}
+
+
+def connected(address: str) -> Any:
+    """Connect to the Ray cluster at ``address`` and return the module ``ray``.
+
+    ``address``: HOST:PORT, or ``auto`` for the cluster of this host. Raise MissingExtraError, and
+    RayClusterError if there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            "--cluster ray needs Ray, which is not installed; install it on each node with: "
+            "pip install -e '.[ray]'"
+        ) from error
+    if ray.is_initialized():
+        return ray
+    if address != ANY:
+        _require_ray(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+        raise RayClusterError(
+            f"no Ray cluster at {address!r}, of which this host is a node "
+            f"({' '.join(str(error).split())}); expected the HOST:PORT of one, to which 'ray start "
+            f"--address HOST:PORT' has joined this host"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray installs another
+    return ray
+
+
+def _require_ray(address: str) -> None:
+    """Raise RayClusterError if no gRPC server listens: Ray itself would retry for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        if "://" in address or not (host and port.isdecimal()):
+            raise OSError("it is not HOST:PORT")
+        place = host.strip("[]"), int(port)
+        with socket.create_connection(place, ANSWERS_WITHIN_S) as connection:
+            connection.sendall(_PREFACE + _SETTINGS)
+            answer = connection.recv(len(_SETTINGS))
+        if answer[3:4] != _SETTINGS[3:4] and answer[:1] != _TLS_ALERT:
+            raise OSError("the listening process is not Ray")
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RayClusterError(
+            f"no Ray cluster at {address!r} ({reason}); expected the HOST:PORT that 'ray start "
+            f"--head' prints, 6379 by default"
+        ) from error

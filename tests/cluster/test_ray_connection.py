@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from dist_net.errors import MissingExtraError, RayClusterError
-from dist_net.processes import cluster_options as ray_connection
-from dist_net.processes.cluster_options import connected
+from dist_net.processes import ray_cluster
+from dist_net.processes.ray_cluster import connected
 from naming import naming
 
 
@@ -59,6 +59,6 @@ def test_a_server_of_something_else_is_told_from_ray(listener: socket.socket) ->
 def test_a_server_that_says_nothing_is_not_waited_for(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_connection, "ANSWERS_WITHIN_S", 0.05)
+    monkeypatch.setattr(ray_cluster, "ANSWERS_WITHIN_S", 0.05)
     with pytest.raises(RayClusterError, match="timed out"):
         connected(address_of(listener))

@@ -104,7 +104,7 @@ CAN_DO_WITHOUT = {
     "plots": "matplotlib",
     "serving_run": "uvloop",
     "report_image": "matplotlib",
-    "cluster_options": "ray",
+    "ray_cluster": "ray",
     "ray_keeper": "ray",
 }
 EXTRAS = {name: set(of.split()) for name, of in (NEEDS_AN_EXTRA | CAN_DO_WITHOUT).items()}

@@ -171,7 +171,7 @@ async def _run(
         supervising = processes.start(gateway.child_ended)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
-        gc.freeze()  # what is here now stays: collections need not look at it
+        gc.freeze()  # these objects stay: garbage collections skip them
         if not stop.requested.is_set():
             print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
