@@ -45,7 +45,6 @@ from dist_net.training.run.single_process import (
     require_callbacks,
 )
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.training.server.consistency import Consistency
 
 
 class Run:
@@ -204,8 +203,6 @@ def train(
         raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
-    if "consistency" in options:  # "bsp" without a number is one minibatch per worker
-        options["consistency"] = str(Consistency.parse(options["consistency"], workers))
     if is_folder:
         return _train_images(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))

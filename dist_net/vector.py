@@ -4,4 +4,3 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
-Vectors = tuple[Vector, ...]

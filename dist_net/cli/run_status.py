@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from dist_net.training.run.training_progress import exchange_facts
+from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
 
 Report = dict[str, Any]
@@ -27,9 +29,11 @@ def run_view(report: Report) -> RenderableType:
     table.add_column()
     for name, value in _facts(report):
         table.add_row(name, value)
-    # The histogram comes last: a short terminal cuts off the end.
-    bars = staleness_bars(report["staleness_histogram"])
-    return Group(table, Text(), *_errors(report), _workers(report), *_slow(report), Text(), bars)
+    view = [table, Text(), *_errors(report), _workers(report), *_slow(report)]
+    if report["consistency"] == Consistency.ASYNC:
+        # The histogram comes last: a short terminal cuts off the end.
+        view += [Text(), staleness_bars(report["staleness_histogram"])]
+    return Group(*view)
 
 
 def run_line(report: Report) -> str:
@@ -39,7 +43,7 @@ def run_line(report: Report) -> str:
         f"{report['recipe']} {report['state']} {share:.1%}",
         f"version {report['version']:,}",
         f"{report['samples_per_s']:,.0f} samples/s",
-        f"staleness {report['staleness_mean']:.2f} over the run",
+        exchange_facts(report),
         f"{report['worker_count']} workers",
         f"start {report['server_starts']}",
         f"journal {report['journal_lag_records']:,} records, {report['journal_lag_s']:.1f} s "
@@ -82,11 +86,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         f"{_times(report['checkpoints_failed'])}; {report['samples_done_again']:,} samples "
         f"repeated",
     )
-    yield (
-        "staleness",
-        f"mean {report['staleness_mean']:.2f}, max {report['staleness_max']:,} updates between "
-        "reading the weights and applying the gradient",
-    )
+    yield report["consistency"], exchange_facts(report)
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])
 
@@ -112,7 +112,7 @@ def staleness_bars(histogram: list[int]) -> Table:
     bars = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     bars.add_column("staleness", justify="right")
     bars.add_column(no_wrap=True, width=BAR_CELLS)
-    bars.add_column("gradients", justify="right")
+    bars.add_column("pushes", justify="right")
     most = max(histogram, default=0)
     for digits, count in enumerate(histogram):
         bars.add_row(_bucket(digits), bar(count, most), f"{count:,}")
@@ -138,7 +138,7 @@ def _errors(report: Report) -> Iterator[Text]:
     for name, style in (
         ("checkpoint_error", ERROR),
         ("journal_error", ERROR),
-        ("staleness_warning", WARNING),
+        ("loss_warning", WARNING),
         ("link_warning", WARNING),
     ):
         if report[name] is not None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from dist_net.command_line import command_line
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import AUTO
+from dist_net.training.run.training_progress import exchange_facts
 
 DEFAULT_WORKERS = 2
 
@@ -27,9 +28,7 @@ def show_summary(summary: dict[str, Any], console: Console, result: str = "") ->
     else:
         console.print(
             f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
-            f"{summary['samples_per_s']:,.0f} samples/s\n"
-            "staleness (updates between reading the weights and applying the gradient): "
-            f"mean {summary['staleness_mean']:.1f}, max {summary['staleness_max']}"
+            f"{summary['samples_per_s']:,.0f} samples/s; {exchange_facts(summary)}"
         )
     received, sent = summary["bytes_received_per_sample"], summary["bytes_sent_per_sample"]
     if received or sent:

@@ -55,7 +55,6 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_state import RunState
-from dist_net.training.server.settings import PROGRESS_TIMEOUT_S
 
 DEFAULT_RECIPE = "fashion-mnist"
 OPTIONS_OF_RUNS = [each.name for each in fields(RunOptions) if each.name != "recipe"]
@@ -142,30 +141,19 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="use an exponential moving average of the weights, such as 0.999",
     )
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument(
+    parser.add_argument(
         "--consistency",
-        metavar="MODE",
-        help="auto (default: async up to four workers, in step with more), async, ssp:N (no worker "
-        "is more than N steps ahead of the slowest), bsp (each update averages one minibatch "
-        "per worker; bsp:N: N minibatches), or local:H:N (each update averages N leases of H local "
-        "steps)",
-    )
-    modes.add_argument(
-        "--local-steps",
-        dest="consistency",
-        type="local:{}".format,
-        metavar="H",
-        help="for slow networks: each worker takes H steps by itself (fewer if it is slower than "
-        "others), then sends the difference of the weights; auto: as many as the network needs",
+        choices=tuple(map(str, Consistency)),
+        help="rounds (default): the server averages the results of all workers; async: it applies "
+        "each at once; bsp: rounds of single steps",
     )
     parser.add_argument(
-        "--progress-timeout",
-        dest="progress_timeout_s",
-        type=float,
-        metavar="SECONDS",
-        help="drop a worker whose step takes longer than this, and ten times as long as usual, "
-        f"while others wait for it (default: {PROGRESS_TIMEOUT_S:g})",
+        "--local-steps",
+        type=local_steps,
+        metavar="H",
+        help="steps that each worker takes by itself between two exchanges with the server, fewer "
+        "if it is slower than others; auto (default): as many as accuracy permits and the network "
+        "needs",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 
@@ -208,6 +196,11 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="also write the metrics for TensorBoard",
     )
+
+
+def local_steps(text: str) -> int | None:
+    """Return the number; None for ``auto``."""
+    return None if text == AUTO else count_from(1)(text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -296,9 +289,6 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
-    if arguments.consistency is not None:
-        mode = Consistency.parse(arguments.consistency, arguments.workers or 0)
-        given["consistency"] = str(mode)
     return given
 
 

@@ -27,13 +27,11 @@ from dist_net.errors import (
 )
 from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.optim import ArrayShapes
+from dist_net.optim.rule import AVERAGE
 from dist_net.vector import Vector
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Precedes the names of the optimizer's vectors in the file."""
-
-AVERAGE = "weight_average"
-"""The optimizer's vector that holds the average of the weights."""
 
 FORMAT_VERSION = 2
 FORMAT_KEY = "dist_net_checkpoint"
@@ -53,10 +51,10 @@ class Checkpoint:
     """The state of a run after ``version`` updates; it owns its arrays.
 
     ``weights`` is the flat float32 vector of all parameters and buffers in the order of ``layout``.
-    The vectors of ``optimizer_state`` cover the parameters only; one may be the average of the
-    weights. ``settings``, ``ledger`` and ``counters`` are JSON objects of the server's components.
-    ``recipe_record`` is for readers of the weights; see ``RecipeRecord``. ``damage`` explains why
-    a newer checkpoint was not read.
+    ``optimizer_state`` has the other parts of the training state, see ``UpdateRule``, and the
+    momentum of the server's outer steps. ``settings``, ``ledger`` and ``counters`` are JSON objects
+    of the server's components. ``recipe_record`` is for readers of the weights; see
+    ``RecipeRecord``. ``damage`` explains why a newer checkpoint was not read.
     """
 
     recipe: str

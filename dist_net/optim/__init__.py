@@ -8,6 +8,7 @@ from dist_net.optim.optimizers import (
     AdamW,
     ConstantRate,
     Cosine,
+    LearningRate,
     Momentum,
     Nesterov,
     Schedule,

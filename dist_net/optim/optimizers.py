@@ -108,7 +108,7 @@ class Adam(Optimizer):
     ηₜ = η √(1-β₂ᵗ) / (1-β₁ᵗ) at step t. This is Kingma & Ba 2015 (arXiv 1412.6980) in the more
     efficient order given at the end of its section 2: the rate includes the bias corrections, and
     ``epsilon`` is that section's ε̂, added to the uncorrected √v. The step count is not part of
-    the state: the caller passes it, and a checkpoint stores it as the version.
+    the optimizer's vectors: the training state holds it once.
     """
 
     beta1: float = 0.9
@@ -116,7 +116,6 @@ class Adam(Optimizer):
     epsilon: float = 1e-7
 
     loop = "adam"
-    full_rate_staleness = 8.0  # Adam's step size does not grow with the gradient
 
     def __post_init__(self) -> None:
         require_fraction("beta1", self.beta1)
@@ -131,8 +130,9 @@ class Adam(Optimizer):
     def constants(self) -> tuple[float, ...]:
         return 1 - self.beta1, 1 - self.beta2, self.epsilon, CRUMB
 
-    def rate(self, learning_rate: float, step: int) -> float:
-        return learning_rate * math.sqrt(1 - self.beta2**step) / (1 - self.beta1**step)
+    def rate(self, learning_rate: float, step: float) -> float:
+        towards, towards_square = 1 - self.beta1**step, 1 - self.beta2**step
+        return float(learning_rate * math.sqrt(towards_square) / towards)
 
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
@@ -317,3 +317,17 @@ class WarmUp:
         if epoch <= self.epochs:
             return epoch / self.epochs
         return self.then(epoch - self.epochs, epochs - self.epochs)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate of a run of ``epochs`` passes over ``samples`` samples."""
+
+    highest: float
+    schedule: Schedule
+    samples: int
+    epochs: int
+
+    def __call__(self, progress: float) -> float:
+        """Return the rate after ``progress`` samples, counted over all epochs."""
+        return self.highest * self.schedule(progress / self.samples, self.epochs)

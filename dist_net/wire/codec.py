@@ -1,8 +1,8 @@
 """Convert messages to frames and back. Pure functions, no I/O.
 
 The first frame, the header, is a msgpack array ``[PROTOCOL_VERSION, message name, *fields]``; a
-record is a nested array. The last field of some messages is not in the header: each of its arrays,
-little-endian float32 of one length, or each of its payloads is a further frame.
+record is a nested array. The last field of some messages is not in the header: its array,
+little-endian float32, or each of its payloads is a further frame.
 
 A message is constructed only after all its fields were checked. The checks are derived once, from
 the annotations of the message classes; ``dist_net.wire.fields`` defines the limits.
@@ -17,18 +17,17 @@ import msgpack
 import numpy as np
 
 from dist_net.errors import ProtocolError
-from dist_net.vector import Vector, Vectors
+from dist_net.vector import Vector
 from dist_net.wire.fields import (
     MAX_HEADER_BYTES,
     MAX_INTEGER,
     MAX_PAYLOADS,
-    Integers,
     Limits,
     Payloads,
 )
 from dist_net.wire.messages import Message
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_ARRAY_BYTES = 2**30
 
 Frame = bytes | memoryview
@@ -82,9 +81,6 @@ def _field(owner: str, name: str, hint: Any) -> _Field:
         return _Field(name, ((hint,), None, 0, _text_check(limits)), expected, limits)
     if hint is bool:
         return _Field(name, ((bool,), None, 0, None), "bool")
-    if hint == Integers:
-        expected = f"several integers from 0 to {MAX_INTEGER}"
-        return _Field(name, ((tuple,), None, 0, _are_natural), expected)
     kind, *optional = get_args(hint) or (hint,)
     if hasattr(kind, "_fields"):
         record = _layout(kind, f"{owner}.{name}")
@@ -99,13 +95,6 @@ def _text_check(limits: Limits) -> Callable[[Any], bool]:
     if limits.one_line:
         return lambda value: len(value) <= longest and not find(value)
     return lambda value: len(value) <= longest
-
-
-def _are_natural(values: tuple[Any, ...]) -> bool:
-    for value in values:  # noqa: SIM110 - all() with a generator takes twice as long
-        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
-            return False
-    return True
 
 
 def _layout(kind: Any, name: str) -> _Layout:
@@ -128,26 +117,19 @@ def _payloads(name: str, frames: Sequence[Frame]) -> Payloads:
     return tuple(memoryview(frame).toreadonly() for frame in frames)
 
 
-def _vectors(name: str, frames: Sequence[Frame]) -> Vectors:
-    """Return the arrays, as read-only views of ``frames``."""
-    if not frames:
-        return ()
-    size, *others = {*map(len, frames)}  # frames are bytes, or views of bytes
-    if len(frames) > MAX_PAYLOADS or others or size % 4 or not 0 < size <= MAX_ARRAY_BYTES:
-        raise ProtocolError(
-            f"{name} arrived in frames of {_shortened([*map(len, frames)])} bytes; expected at "
-            f"most {MAX_PAYLOADS} frames of one size, a multiple of 4 up to {MAX_ARRAY_BYTES}"
-        )
-    vectors = tuple(np.frombuffer(frame, _DTYPE) for frame in frames)
-    for vector in vectors:
-        vector.setflags(write=False)
-    return vectors
-
-
 def _vector_or_none(name: str, frames: Sequence[Frame]) -> Vector | None:
-    if len(frames) > 1:
-        raise ProtocolError(f"{name} arrived in {len(frames)} frames; expected at most 1")
-    return _vectors(name, frames)[0] if frames else None
+    """Return the array, as a read-only view of its frame."""
+    if not frames:
+        return None
+    size = len(frames[0])  # frames are bytes, or views of bytes
+    if len(frames) > 1 or size % 4 or not 0 < size <= MAX_ARRAY_BYTES:
+        raise ProtocolError(
+            f"{name} arrived in {len(frames)} frames, the first of {size} bytes; expected at most "
+            f"1, of a multiple of 4 up to {MAX_ARRAY_BYTES}"
+        )
+    vector: Vector = np.frombuffer(frames[0], _DTYPE)
+    vector.setflags(write=False)
+    return vector
 
 
 def _vector(name: str, frames: Sequence[Frame]) -> Vector:
@@ -160,7 +142,6 @@ def _vector(name: str, frames: Sequence[Frame]) -> Vector:
 _UNFRAME: dict[Any, Callable[[str, Sequence[Frame]], Any]] = {
     Vector: _vector,
     Vector | None: _vector_or_none,
-    Vectors: _vectors,
     Payloads: _payloads,
 }
 _LAYOUTS = {kind.__name__: _layout(kind, kind.__name__) for kind in get_args(Message)}
@@ -170,8 +151,8 @@ def encode(message: Message) -> list[Frame]:
     """Return the frames of ``message``.
 
     Payloads and contiguous arrays are borrowed, not copied. A reason is truncated to its maximum
-    length, and "?" replaces its control characters. Raise ``ProtocolError`` for arrays that are not
-    1-D float32 of one length, for other texts that are too long, and for a header over
+    length, and "?" replaces its control characters. Raise ``ProtocolError`` for an array that is
+    not 1-D float32, for other texts that are too long, and for a header over
     ``MAX_HEADER_BYTES``.
     """
     name = type(message).__name__
@@ -209,16 +190,16 @@ def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def _array_frames(message_name: str, arrays: Vector | Vectors | None) -> list[Frame]:
-    given = arrays if isinstance(arrays, tuple) else () if arrays is None else (arrays,)
-    for array in given:
-        is_vector = array.dtype == _DTYPE and array.ndim == 1
-        if not is_vector or not 0 < array.nbytes <= MAX_ARRAY_BYTES or array.size != given[0].size:
-            raise ProtocolError(
-                f"a {message_name} message contains a {array.dtype} array of shape {array.shape}; "
-                f"expected 1-D float32 arrays of one length, 1 to {MAX_ARRAY_BYTES // 4} elements"
-            )
-    return [np.ascontiguousarray(array).data.cast("B") for array in given]
+def _array_frames(message_name: str, array: Vector | None) -> list[Frame]:
+    if array is None:
+        return []
+    is_vector = array.dtype == _DTYPE and array.ndim == 1
+    if not is_vector or not 0 < array.nbytes <= MAX_ARRAY_BYTES:
+        raise ProtocolError(
+            f"a {message_name} message contains a {array.dtype} array of shape {array.shape}; "
+            f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements"
+        )
+    return [np.ascontiguousarray(array).data.cast("B")]
 
 
 def decode(frames: Sequence[Frame]) -> Message:

@@ -33,11 +33,5 @@ Document = Annotated[str, Limits(max_length=MAX_HEADER_BYTES)]
 Count = Annotated[int, Limits(high=65_536)]
 """A number that is only displayed; no machine has more cores than this."""
 
-IndexOrNone = Annotated[int, Limits(low=-1)]
-"""An index; -1 if the array travels as a frame."""
-
-Integers = tuple[int, ...]
-"""At most 16 non-negative integers."""
-
 Payloads = tuple[bytes | memoryview, ...]
 """Frames of raw bytes. Received frames are borrowed from the socket and read-only."""

@@ -2,18 +2,17 @@
 
 ``Message`` also includes the messages of the inference pool, ``dist_net.wire.serving_messages``.
 
-Fields are plain values, records of plain values, and at most one array, or several arrays of one
-length. An array travels as a frame behind the header. ``None``, or an empty tuple, means that the
-array is in shared memory, which both ends can read.
+Fields are plain values, records of plain values, and at most one array, which travels as a frame
+behind the header. ``None`` means that the array is in shared memory, which both ends can read.
 
 A *worker* trains, the *server* holds the weights, and an *observer* watches a run and may end it.
 Every request has exactly one reply:
 
     worker                            server
     Join            ──────────────▶   Welcome | Refuse
-    Pull            ──────────────▶   Work | Wait | Stop | Refuse
-    Push            ──────────────▶   Work | Wait | Stop | Refuse
-    Heartbeat       ──────────────▶   Alive | Refuse
+    Pull            ──────────────▶   Work | Stop | Refuse
+    Push            ──────────────▶   Work | Stop | Refuse
+    Heartbeat       ──────────────▶   Alive | Stop | Refuse
     Leave           ──────────────▶   (none)
 
     observer
@@ -33,14 +32,12 @@ heartbeat that a request or reply was lost with a connection, and repeats the re
 
 from typing import Annotated, NamedTuple
 
-from dist_net.vector import Vector, Vectors
+from dist_net.vector import Vector
 from dist_net.wire.fields import (
     Count,
     Digest,
     Document,
     HostName,
-    IndexOrNone,
-    Integers,
     Limits,
     Name,
     Payloads,
@@ -48,40 +45,10 @@ from dist_net.wire.fields import (
 )
 from dist_net.wire.serving_messages import ServingMessage
 
-
-class Pipeline(NamedTuple):
-    """How far a worker may run ahead of the server.
-
-    A worker sends at most ``grouped`` gradients in one push, and has at most ``depth`` unanswered
-    pushes. With a depth of 1 it waits for newer weights after each push.
-    """
-
-    depth: int = 2
-    grouped: int = 3
-
-    @property
-    def gradients(self) -> int:
-        """Return the maximum number of gradients that are computed and not yet applied."""
-        return self.depth * self.grouped
-
-    @property
-    def snapshots(self) -> int:
-        """Return the maximum number of weight snapshots that one worker needs at a time.
-
-        One snapshot is in use; another may be on its way for each unanswered gradient.
-        """
-        return 1 + self.gradients
-
-
-PIPELINE = Pipeline()
-"""The default of a run; workers allocate memory for this many gradients."""
-
-
 MAX_PARTS = 32
 """The largest number of parts of a lease: a journal's record has five bits for it."""
 
 Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
-PackedBits = Annotated[int, Limits(low=4, high=8)]
 
 
 class SegmentAddress(NamedTuple):
@@ -118,40 +85,52 @@ class Join(NamedTuple):
 
     ``identity`` is a random secret that the worker keeps: it proves that later messages are from
     this worker, on any connection, and a new ``Join`` ends the worker's former membership.
-    ``recipe_digest`` must equal the server's. ``segment`` contains the worker's gradients; None:
-    arrays travel as frames. ``parts`` is the number of processes that take its local steps: the
-    worker stands for all of them, with one exchange for each lease.
+    ``recipe_digest`` must equal the server's. With ``shares_memory``, the worker can map a segment
+    of a server on its host; otherwise arrays travel as frames. ``parts`` is the number of processes
+    that take its local steps: the worker stands for all of them, with one exchange for each lease.
     """
 
     name: Name
     identity: int
     recipe_digest: Digest
     vector_size: int
-    segment: SegmentAddress | None = None
+    shares_memory: bool = False
     request_id: int = 0
     equipment: Equipment = UNKNOWN_EQUIPMENT
     parts: Parts = 1
+
+
+class StepSettings(NamedTuple):
+    """The settings of a run's local steps that its recipe does not determine.
+
+    ``optimizer`` is its text. 0 stands for no ``clip_norm`` and no ``average_decay``.
+    """
+
+    seed: int
+    batch_size: int
+    epochs: int
+    optimizer: str
+    learning_rate: float
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
 
 
 class Welcome(NamedTuple):
     """The server admits the worker.
 
     ``incarnation`` names this start of the server. No other start assigns the same ``worker_id``,
-    so another server refuses the worker's requests. ``segment`` contains the weights; None: they
-    travel as frames. ``optimizer`` is the text of the optimizer of local steps, with
-    ``clip_norm`` (0: none); "": the worker pushes gradients.
+    so another server refuses the worker's requests. ``segment`` is shared memory for this worker
+    alone, of two training states: the server writes the first, the worker the second. None: states
+    travel as frames.
     """
 
     worker_id: int
     incarnation: str
-    batch_size: int
-    seed: int
+    steps: StepSettings
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
     segment: SegmentAddress | None = None
     request_id: int = 0
-    optimizer: str = ""
-    clip_norm: float = 0.0
 
 
 class Refuse(NamedTuple):
@@ -173,69 +152,42 @@ class Pull(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A lease, and the weights to compute from; also the acknowledgement of a push.
+    """A lease, and the training state to begin from; also the acknowledgement of a push.
 
-    The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
-    ``epoch``. It pushes up to ``together`` gradients at a time and may have ``depth`` unanswered
-    pushes. ``snapshot`` is the index of the weights in the server's segment. The server does not
-    overwrite them until this worker pushes a gradient of a later snapshot or has received
-    ``Pipeline.snapshots`` more. A worker without shared memory receives a copy in ``weights``.
-    ``learning_rate`` is that of local steps: with these, the copy is packed, and the worker
-    pushes the mean difference of the weights after each of the lease's ``parts``, packed as
-    ``bits`` for each element.
+    The worker takes a local step for each minibatch of samples ``start`` to ``stop`` of the
+    shuffled order of ``epoch``, in ``parts`` parts that begin from the same state. Its first step
+    has the learning rate after ``progress`` samples of the run, each further step that after
+    ``pace`` samples more: all workers advance at the same time. A worker without shared memory
+    receives the ``state`` packed (see ``dist_net.wire.packing``).
     """
 
+    worker_id: int
     request_id: int
     lease_id: int
     epoch: int
     start: int
     stop: int
-    version: int
-    depth: int
-    together: int
-    learning_rate: float
+    progress: int
+    pace: int
     parts: Parts
-    bits: PackedBits
-    snapshot: IndexOrNone
-    weights: Vector | None
-
-
-class Wait(NamedTuple):
-    """No work is available; the worker must pull again after ``retry_after_s``."""
-
-    request_id: int
-    retry_after_s: float
+    state: Vector | None
 
 
 class Push(NamedTuple):
-    """The mean gradients of consecutive minibatches, often of one, to be applied in order.
+    """The training state after the local steps of a lease; as a frame, it is packed.
 
-    Or, after local steps, the difference between the weights before and after all of a lease; as a
-    frame, it is packed (see ``dist_net.wire.packing``).
-
-    The first minibatch begins at sample ``start``; each ends before its element of ``stops``, where
-    the next begins. ``base_versions`` are the versions that the gradients were computed from.
-    ``loss_sum`` and ``correct`` are sums over all samples; ``computed_s`` is the time of local
-    steps. ``slots`` are the gradients' places in the worker's segment, or in its own memory if
-    ``gradients`` contains them; the worker keeps a slot unchanged until the push is answered.
+    ``loss_sum`` and ``correct`` are sums over all samples; ``computed_s`` is the time of the local
+    steps.
     """
 
     worker_id: int
     identity: int
     request_id: int
     lease_id: int
-    start: int
-    stops: Integers
-    base_versions: Integers
     loss_sum: Annotated[float, Limits(low=None)]  # a diverging loss is reported, not refused
     correct: int
     computed_s: float
-    slots: Integers
-    gradients: Vectors
-
-    @property
-    def stop(self) -> int:
-        return self.stops[-1]
+    state: Vector | None
 
 
 class Heartbeat(NamedTuple):
@@ -271,7 +223,7 @@ class Leave(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The worker must finish and leave; ``finished`` if every epoch is done."""
+    """The run has ended, and the worker must leave; ``finished`` if every epoch is done."""
 
     reason: Reason
     finished: bool
@@ -341,7 +293,7 @@ class RecipeOffer(NamedTuple):
 
 
 WorkerMessage = Join | Pull | Push | Heartbeat | Leave
-ServerMessage = Welcome | Refuse | Work | Wait | Alive | Stop
+ServerMessage = Welcome | Refuse | Work | Alive | Stop
 ObserverMessage = StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown
 HostMessage = Enroll | Enrolled | RecipeRequest | RecipeOffer
 Message = WorkerMessage | ServerMessage | ObserverMessage | HostMessage | ServingMessage

@@ -1,76 +1,113 @@
-"""Vectors in fewer bytes, between hosts: weights as float16, differences as int8 or int4. Pure.
+"""Training states in fewer bytes, between hosts. Pure.
 
-A packed vector is bytes in a float32 array, as messages carry them; its elements mean nothing.
+A packed state is bytes in a float32 array, as messages carry them; its elements mean nothing. The
+parts of a state (see ``UpdateRule``) need different precision:
+
+- weights travel as float16 to a worker, and come back as the difference that its local steps made,
+  in int8 with a scale for each block of 256 elements;
+- the optimizer's vectors travel as bfloat16: they span many orders of magnitude, and a mean square
+  must not become 0 or negative;
+- buffers, averages of the weights and the step count travel as they are: a moving mean of 20,000
+  beside a variance of 1e-3 bears no rounding.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.vector import Vector
 
-BLOCKS = {8: 256, 4: 64}
-"""The number of elements of a difference that share a scale, by the bits of each element."""
+BLOCK = 256
+"""The number of elements of a difference that share a scale."""
 
 
-def pack_weights(weights: Vector) -> Vector:
-    """Return the weights as float16, packed.
+class StatePacking:
+    """Pack states for the way to a worker, and for the way back.
 
-    They stay as they are if one exceeds the range of float16 (65,504), or nothing would be saved.
+    A state of ``state_size`` elements begins with ``trained_size`` weights and the model's buffers,
+    ``model_size`` together, and ``moments`` vectors of the optimizer, of ``trained_size`` each.
     """
-    with np.errstate(over="ignore"):
-        half = weights.astype(np.float16)
-    packed = _packed(half)
-    return packed if packed.size < weights.size and np.isfinite(half).all() else weights
+
+    def __init__(self, trained_size: int, model_size: int, moments: int, state_size: int) -> None:
+        self._trained = trained_size
+        self._moments = slice(model_size, model_size + moments * trained_size)
+        rest = state_size - trained_size - moments * trained_size + -(-moments * trained_size // 2)
+        self.result_size = -(-trained_size // BLOCK) + -(-trained_size // 4) + rest
+        """The length of a packed result."""
+
+    def pack_base(self, state: Vector) -> Vector:
+        """Return the state that a worker begins from, packed.
+
+        It stays as it is if a weight exceeds the range of float16 (65,504).
+        """
+        with np.errstate(over="ignore"):
+            half = state[: self._trained].astype(np.float16)
+        if not np.isfinite(half).all():
+            return state
+        return np.concatenate([_words(half), *self._rest(state)])
+
+    def unpack_base(self, packed: Vector, out: Vector) -> None:
+        """Write to ``out`` the state that ``pack_base`` packed, as it was rounded."""
+        if packed.size == out.size:
+            np.copyto(out, packed)
+            return
+        words = -(-self._trained // 2)
+        out[: self._trained] = packed[:words].view(np.float16)[: self._trained]
+        self._unpack_rest(packed[words:], out)
+
+    def pack_result(self, base: Vector, state: Vector) -> Vector:
+        """Return a state after local steps from ``base``, packed.
+
+        Each weight's change is off by half a scale at most, which is 1/127 of the largest change in
+        its block. A block with a change that is not finite becomes nan.
+        """
+        change = state[: self._trained] - base[: self._trained]
+        scales: Vector = np.maximum.reduceat(np.abs(change), np.arange(0, change.size, BLOCK))
+        scales /= np.float32(127)
+        with np.errstate(all="ignore"):
+            ratios = np.divide(change, _each(scales, change.size), out=change)
+            levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
+        return np.concatenate([scales, _words(levels), *self._rest(state)])
+
+    def unpack_result(self, packed: Vector, base: Vector, out: Vector) -> None:
+        """Write to ``out`` the state that ``pack_result`` packed, with its changes on ``base``.
+
+        ``base`` may be another state than the worker's: then the result is that state, changed in
+        the same way. ``out`` may be ``base``.
+        """
+        scales, levels, rest = np.split(
+            packed, np.cumsum([-(-self._trained // BLOCK), -(-self._trained // 4)])
+        )
+        with np.errstate(all="ignore"):
+            change = levels.view(np.int8)[: self._trained] * _each(scales, self._trained)
+            np.add(base[: self._trained], change, out=out[: self._trained])
+        self._unpack_rest(rest, out)
+
+    def _rest(self, state: Vector) -> list[Vector]:
+        """Return the packed parts behind the weights."""
+        # Adding half of the last place that stays rounds to the nearest.
+        bits = state[self._moments].view(np.uint32)
+        moments = (bits + 0x8000 >> 16).astype(np.uint16)
+        return [
+            _words(moments),
+            state[self._trained : self._moments.start],
+            state[self._moments.stop :],
+        ]
+
+    def _unpack_rest(self, packed: Vector, out: Vector) -> None:
+        moments = out[self._moments]
+        words = -(-moments.size // 2)
+        halves = packed[:words].view(np.uint16)[: moments.size]
+        moments[:] = (halves.astype(np.uint32) << 16).view(np.float32)
+        buffers = self._moments.start - self._trained
+        out[self._trained : self._moments.start] = packed[words : words + buffers]
+        out[self._moments.stop :] = packed[words + buffers :]
 
 
-def unpack_weights(packed: Vector, out: Vector) -> None:
-    """Write to ``out`` the weights that ``pack_weights`` made this of, as they were rounded."""
-    np.copyto(out, packed if packed.size == out.size else packed.view(np.float16)[: out.size])
+def _words(values: NDArray[np.generic]) -> Vector:
+    """Return the bytes of ``values``, padded, as float32 words."""
+    padding = np.zeros(-values.nbytes % 4 // values.itemsize, values.dtype)
+    return np.concatenate([values, padding]).view(np.float32)
 
 
-def packed_size(size: int, buffers: int = 0, bits: int = 8) -> int:
-    """Return the length of a packed difference of ``size`` elements."""
-    trained = size - buffers
-    return -(-trained // BLOCKS[bits]) + -(-trained * bits // 32) + buffers
-
-
-def pack_difference(difference: Vector, buffers: int = 0, bits: int = 8) -> Vector:
-    """Return a float32 scale for each block of elements, and all in ``bits`` (8 or 4), packed.
-
-    Each element is off by half a scale at most, a scale being 1/127 (1/7 for 4 bits) of the largest
-    of its block. A block with an element that is not finite becomes nan. The last ``buffers``
-    elements stay as they are: moving means and variances differ by orders of magnitude, and a
-    variance must not become negative.
-    """
-    trained = difference[: difference.size - buffers]
-    scales: Vector = np.maximum.reduceat(np.abs(trained), np.arange(0, trained.size, BLOCKS[bits]))
-    scales /= np.float32(2 ** (bits - 1) - 1)
-    with np.errstate(all="ignore"):
-        ratios = np.divide(trained, _each(scales, trained.size, bits))
-        levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
-    if bits == 4:
-        pairs = np.append(levels, np.zeros(levels.size % 2, np.int8)).reshape(-1, 2, copy=False)
-        levels = pairs[:, 0] & 15 | pairs[:, 1] << 4
-    return np.concatenate([scales, _packed(levels), difference[trained.size :]])
-
-
-def unpack_difference(packed: Vector, out: Vector, buffers: int = 0, bits: int = 8) -> None:
-    """Write to ``out`` the difference that ``pack_difference`` made this of, as it was rounded."""
-    trained = out.size - buffers
-    blocks = -(-trained // BLOCKS[bits])
-    scales, levels, exact = np.split(packed, [blocks, packed.size - buffers])
-    with np.errstate(all="ignore"):
-        whole = levels.view(np.int8)
-        if bits == 4:
-            whole = np.stack([whole << 4 >> 4, whole >> 4], axis=1).ravel()
-        np.multiply(whole[:trained], _each(scales, trained, bits), out=out[:trained])
-    out[trained:] = exact
-
-
-def _packed(values: np.ndarray) -> Vector:
-    return np.concatenate(
-        [values, np.zeros(-values.nbytes % 4 // values.itemsize, values.dtype)]
-    ).view(np.float32)
-
-
-def _each(scales: Vector, size: int, bits: int) -> Vector:
-    return np.repeat(scales, BLOCKS[bits])[:size]
+def _each(scales: Vector, size: int) -> Vector:
+    return np.repeat(scales, BLOCK)[:size]

@@ -2,8 +2,8 @@
 
 A segment is an anonymous file (memfd), which another process of the same user and host opens as
 ``/proc/PROCESS_ID/fd/DESCRIPTOR``. Its first page contains a random token, which identifies it, and
-the size of the vectors. Each vector begins at a later page and is read-only for other processes.
-The file's size is sealed, so that a peer cannot truncate it under a mapping.
+the size of the vectors; each vector begins at a page. The file's size is sealed, so that a peer
+cannot truncate it under a mapping.
 """
 
 import fcntl
@@ -26,9 +26,6 @@ TOKEN_BYTES = 16
 MAX_VECTORS = 4096
 """The limit for attached segments, so that a peer cannot make this process create objects."""
 
-MAPPED_BYTES = 2**28
-"""The bytes to map at a time, at least one vector; each mapping takes a descriptor."""
-
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
 _SIZE = struct.Struct("<q")
@@ -47,36 +44,42 @@ class SharedVectors(Protocol):
     @property
     def vectors(self) -> int: ...
     def vector(self, index: int) -> Vector: ...
-    def release(self, index: int) -> None: ...
     def close(self) -> None: ...
 
 
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Use ``create`` or ``attach``. The first access to a vector maps it, with its neighbours up to
-    ``MAPPED_BYTES``; the first write allocates its memory. ``opened`` is this process's descriptor
-    of the file, which ``close`` closes.
+    Use ``create`` or ``attach``. The first write to a page allocates it. ``opened`` is this
+    process's descriptor of the file, which ``close`` closes.
     """
 
-    def __init__(
-        self, address: SegmentAddress, size: int, opened: int, vectors: int, access: int
-    ) -> None:
+    def __init__(self, address: SegmentAddress, size: int, opened: int, vectors: int) -> None:
         self.address = address
         self.size = size
-        self.vectors = vectors
-        self._opened = opened
         self._close_file = weakref.finalize(self, os.close, opened)  # once
-        self._access = access
-        self._stride = _stride(size)
-        self._grouped = max(1, MAPPED_BYTES // self._stride)
-        self._groups: dict[int, tuple[mmap.mmap, list[Vector]]] = {}
+        self._vectors: list[Vector] = []
+        size_bytes = vectors * _stride(size)
+        try:
+            memory = mmap.mmap(opened, size_bytes, offset=_PAGE_BYTES)
+        except (OSError, OverflowError) as error:
+            self._close_file()
+            raise SegmentError(
+                f"cannot map {size_bytes} bytes of shared memory ({error}); "
+                f"raise the limit on this process's address space (ulimit -v)"
+            ) from error
+        starts = range(0, size_bytes, _stride(size))
+        self._vectors = [np.frombuffer(memory, np.float32, size, each) for each in starts]
+
+    @property
+    def vectors(self) -> int:
+        return len(self._vectors)
 
     @classmethod
     def create(cls, vectors: int, size: int) -> "Segment":
-        """Create a segment of zeros, and map its first vector.
+        """Create a segment of zeros.
 
-        Raise ``SegmentError``, as ``vector`` does, if the system does not grant the memory.
+        Raise ``SegmentError`` if the system does not grant the memory.
         """
         token = secrets.token_bytes(TOKEN_BYTES)
         descriptor = -1
@@ -92,11 +95,11 @@ class Segment:
                 f"cannot share {vectors} vectors of {size} elements in memory ({error.strerror})"
             ) from error
         address = SegmentAddress(os.getpid(), descriptor, token)
-        return cls(address, size, descriptor, vectors, mmap.ACCESS_WRITE)._with_first_vector()
+        return cls(address, size, descriptor, vectors)
 
     @classmethod
     def attach(cls, address: SegmentAddress, size: int) -> "Segment":
-        """Map another process's segment, as read-only arrays.
+        """Map another process's segment.
 
         Raise ``SegmentError`` if the segment does not match the address and the size.
         """
@@ -105,7 +108,7 @@ class Segment:
             # Opening another file, such as a device or a pipe, could block or have side effects.
             if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
                 raise _attach_error(path, "it is not a segment")
-            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 vectors = _checked_vectors(path, opened, address.token, size)
             except BaseException:
@@ -113,53 +116,16 @@ class Segment:
                 raise
         except (OSError, OverflowError) as error:
             raise _attach_error(path, str(error)) from error
-        return cls(address, size, opened, vectors, mmap.ACCESS_READ)._with_first_vector()
-
-    def _with_first_vector(self) -> "Segment":
-        try:
-            self.vector(0)
-        except SegmentError:
-            self.close()
-            raise
-        return self
+        return cls(address, size, opened, vectors)
 
     def vector(self, index: int) -> Vector:
         """Return the vector at ``index``: always the same array, a view of the shared memory."""
-        if not 0 <= index < self.vectors:
-            raise SegmentError(
-                f"no vector {index} in the segment of process {self.address.process_id}; "
-                f"expected 0 to {self.vectors - 1}"
-            )
-        group, place = divmod(index, self._grouped)
-        if group not in self._groups:
-            self._groups[group] = self._mapped(group * self._grouped)
-        return self._groups[group][1][place]
-
-    def _mapped(self, first: int) -> tuple[mmap.mmap, list[Vector]]:
-        size_bytes = min(self._grouped, self.vectors - first) * self._stride
-        offset = _PAGE_BYTES + first * self._stride
-        try:
-            memory = mmap.mmap(self._opened, size_bytes, access=self._access, offset=offset)
-        except (OSError, OverflowError) as error:
-            raise SegmentError(
-                f"cannot map {size_bytes} bytes of shared memory ({error}); "
-                f"raise the limit on this process's address space (ulimit -v)"
-            ) from error
-        starts = range(0, size_bytes, self._stride)
-        return memory, [np.frombuffer(memory, np.float32, self.size, each) for each in starts]
-
-    def release(self, index: int) -> None:
-        """Return a vector's memory to the system; its elements become zeros."""
-        group, place = divmod(index, self._grouped)
-        if group in self._groups:
-            memory = self._groups[group][0]
-            memory.madvise(mmap.MADV_REMOVE, place * self._stride, self._stride)
+        return self._vectors[index]
 
     def close(self) -> None:
         """Release the memory, which is unmapped with the last array that views it."""
-        self._groups.clear()
+        self._vectors.clear()
         self._close_file()
-        self.vectors = 0
 
 
 def _stride(size: int) -> int:

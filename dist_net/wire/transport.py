@@ -9,14 +9,13 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import zmq
 
 from dist_net.errors import NoAnswerError, ProtocolError
-from dist_net.vector import Vector
 from dist_net.wire.address import (
     Address,
     contact_address,
@@ -92,14 +91,12 @@ class FramedSocket:
         self._receive_timeout_ms = -1
         self._header: zmq.Frame | None = None  # of the last message, with the sender's key
         self._has_more = False  # whether frames of the last message must be skipped
-        self._lent: dict[int, tuple[Vector, zmq.Frame]] = {}
 
     def close(self) -> None:
         """Send the last messages for at most half a second, then close."""
         self._socket.close()
         self._header = None
         self._context.term()
-        self._lent.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -118,29 +115,11 @@ class FramedSocket:
     def has_message(self) -> bool:
         return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
 
-    def lend(self, vectors: Iterable[Vector]) -> None:
-        """Send these vectors without a copy from now on.
-
-        A vector must not change between a send and the receiver's reply. PyZMQ starts a thread for
-        such memory, a single one for the whole process.
-        """
-        for vector in vectors:
-            if id(vector) not in self._lent:
-                self._lent[id(vector)] = vector, zmq.Frame(vector.data, copy=False)
-
     def _send_frames(self, *frames: Frame | zmq.Frame) -> None:
-        """Queue the frames as one message, copied unless they are lent.
-
-        Raise ``zmq.Again`` if the queue is full.
-        """
-        sent = [self._lent_frame(frame) for frame in frames] if self._lent else frames
-        for frame in sent[:-1]:
+        """Queue copies of the frames as one message. Raise ``zmq.Again`` if the queue is full."""
+        for frame in frames[:-1]:
             self._socket.send(frame, _SEND_MORE)
-        self._socket.send(sent[-1], _SEND_LAST)
-
-    def _lent_frame(self, frame: Frame | zmq.Frame) -> Frame | zmq.Frame:
-        lent = self._lent.get(id(frame.obj)) if isinstance(frame, memoryview) else None
-        return frame if lent is None else lent[1]
+        self._socket.send(frames[-1], _SEND_LAST)
 
     def _set_deadline(self, timeout_s: float) -> None:
         """Bound the next receive.
@@ -178,7 +157,7 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
     With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
-    do. A peer may send frames of ``max_array_bytes``, and ``max_arrays`` of them in a message;
+    do. A peer may send frames of ``max_array_bytes``;
     ``dist_net.wire.connections`` disconnects a peer that sends more. At most ``high_water_mark``
     messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
     ``listen``, which contain the ports that the system chose. Raise ``AddressError``, and
@@ -191,7 +170,6 @@ class ServerSocket(FramedSocket):
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
-        max_arrays: int = 1,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
@@ -201,7 +179,7 @@ class ServerSocket(FramedSocket):
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one in flight, and one in the server's queue.
-        max_unread_bytes = 2 * (MAX_HEADER_BYTES + max_arrays * max_array_bytes)
+        max_unread_bytes = 2 * (MAX_HEADER_BYTES + max_array_bytes)
         self._connections = Connections(self._socket, max_unread_bytes, self._allow_list)
         self._connections.start()
         try:
@@ -295,7 +273,7 @@ class ServerSocket(FramedSocket):
             return ""
 
     def send(self, node: bytes, message: Message) -> bool:
-        """Queue a message without waiting; arrays are copied, unless they are lent.
+        """Queue a message without waiting; arrays are copied.
 
         Return False if the node is gone or its queue is full. If a message cannot be encoded, log
         the error and send a ``Refuse`` instead, because the node expects a reply.
@@ -399,7 +377,7 @@ class ClientSocket(FramedSocket):
         return self._address.text
 
     def send(self, message: Message) -> None:
-        """Queue a message without waiting; arrays are copied, unless they are lent.
+        """Queue a message without waiting; arrays are copied.
 
         Raise ``NoAnswerError`` if the queue is full.
         """

@@ -3,8 +3,33 @@
 import heapq
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
-from dist_net.training.planner.shared_resources import EventSchedule
+import numpy as np
+
+
+class EventSchedule:
+    """The events of a simulation, in order of time.
+
+    Simultaneous events run in the order in which they were scheduled. ``random`` is the only
+    source of randomness, so the same ``seed`` reproduces the simulation.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.now_s = 0.0
+        self.random = np.random.default_rng(seed)
+        self._events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
+        self._order = count()
+
+    def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Schedule ``call(*arguments)`` in ``seconds``."""
+        moment_s = self.now_s + max(seconds, 0.0)
+        heapq.heappush(self._events, (moment_s, next(self._order), call, arguments))
+
+    def step(self) -> None:
+        """Run the next event; raise ``IndexError`` if there is none."""
+        self.now_s, _, call, arguments = heapq.heappop(self._events)
+        call(*arguments)
 
 
 class TracedSchedule(EventSchedule):

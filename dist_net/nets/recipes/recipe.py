@@ -40,6 +40,7 @@ from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.optim import (
+    OPTIMIZERS,
     Adam,
     ConstantRate,
     Optimizer,
@@ -70,7 +71,7 @@ class Recipe:
     function, which does its own resizing. ``initial`` returns the initial weights, unless the
     layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
     ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
-    ``WeightAverage``. Raise RecipeError and SettingError for settings out of range, and the
+    ``UpdateRule`` too. Raise RecipeError and SettingError for settings out of range, and the
     network's error if its layers do not fit together.
     """
 
@@ -128,11 +129,19 @@ class Recipe:
             return self.initial()
         return self.model.layout.initial(np.random.default_rng(seed))
 
-    def local_rule(self, optimizer: str, clip_norm: float | None) -> UpdateRule:
+    def update_rule(
+        self, optimizer: str, clip_norm: float | None, average_decay: float | None
+    ) -> UpdateRule:
         """Return the rule of local steps by the optimizer of this text, as a server names it."""
         layout = self.model.layout
         chosen = parse_optimizer(optimizer, optimizer_named(self.optimizer))
-        return start_rule(chosen, layout.shapes, layout.momenta, clip_norm)
+        return start_rule(chosen, layout.shapes, layout.momenta, clip_norm, average_decay)
+
+    @property
+    def max_state_size(self) -> int:
+        """The largest size of a training state, whichever optimizer replaces the recipe's."""
+        optimizers = optimizer_named(self.optimizer), *OPTIMIZERS.values()
+        return max(self.update_rule(str(each), None, 0.0).state_size for each in optimizers)
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
         """Load the dataset, fetching it if missing; raise RecipeError if the net cannot use it."""

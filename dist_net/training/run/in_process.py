@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -26,21 +27,21 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.consistency import AUTO
-from dist_net.training.server.loop import SHARED_READERS, opened_server
-from dist_net.training.worker.local_steps import MinibatchStep
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.loop import opened_server
+from dist_net.training.worker import step
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import Ended
-from dist_net.training.worker.step import TrainingStep
-from dist_net.wire.messages import Snapshot
+from dist_net.wire.messages import Snapshot, StepSettings
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 
 LOOPBACK = "tcp://127.0.0.1:0"
-MAX_THREADS = SHARED_READERS + 1
+MAX_THREADS = 65  # a server and workers
 POLL_S = 0.01
 CHECKPOINT_EVERY_S = 30.0
 
-StepOf = Callable[[int], MinibatchStep]
+LocalStepsOf = Callable[[StepSettings], LocalSteps]
 
 
 def _loaded(recipe: Recipe) -> LoadedRecipe:
@@ -94,7 +95,8 @@ class LocalCluster:
         listen: str = LOOPBACK,
         keys: Path | None = None,
         seed: int = 0,
-        consistency: str = str(AUTO),
+        consistency: str = str(Consistency.ROUNDS),
+        local_steps: int | None = None,
         resume: bool = False,
     ) -> None:
         self._recipe = recipe
@@ -103,7 +105,7 @@ class LocalCluster:
         self._listen = listen
         self._keys = keys
         self._seed = seed
-        self._consistency = consistency
+        self._modes: dict[str, Any] = {"consistency": consistency, "local_steps": local_steps}
         self._resume = resume
         self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
@@ -124,7 +126,7 @@ class LocalCluster:
     def _start(self, stack: ExitStack) -> None:
         recipe, seed = self._recipe, self._seed
         loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
-        options = RunOptions(loaded.reference, seed=seed, consistency=self._consistency)
+        options = RunOptions(loaded.reference, seed=seed, **self._modes)
         settings = options.on(loaded, self._dataset).settings(loaded)
         server_keys = client_keys = None
         if self._keys is not None:
@@ -152,27 +154,25 @@ class LocalCluster:
         self,
         *,
         recipe: Recipe | None = None,
-        step_of: StepOf | None = None,
+        local_of: LocalStepsOf | None = None,
         shares_memory: bool = True,
     ) -> InProcessWorker:
         """Start another worker, at any time of the run.
 
-        ``recipe`` and ``step_of``, which returns the step for the run's seed, replace those of the
-        cluster. Without ``shares_memory``, arrays travel as frames.
+        ``recipe`` and ``local_of``, which returns the local steps for the run's settings, replace
+        those of the cluster. Without ``shares_memory``, arrays travel as frames.
         """
         dataset = self._dataset if recipe is None else recipe.load_dataset()
         recipe = recipe or self._recipe
-        model = recipe.model
         loop = WorkerLoop(
-            step_of or (lambda seed: TrainingStep(model, dataset, seed)),
+            local_of or partial(step.local_steps, recipe, dataset),
             self.address,
             f"worker-{len(self._workers)}",
             _loaded(recipe).digest(dataset),
-            model.layout.size,
+            recipe.model.layout.size,
             self._worker_keys,
             shares_memory,
             equipment=own_equipment(threads=1),
-            rule_of=recipe.local_rule,
         )
         self._workers.append(InProcessWorker(loop, self._threads))
         return self._workers[-1]

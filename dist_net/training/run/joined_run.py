@@ -23,7 +23,6 @@ from dist_net.processes.roles import POLL_S, LocalProcesses, Role
 from dist_net.processes.supervisor import RESTARTS, Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.training.server.consistency import ASYNC, ONE_FOR_EACH_WORKER, Consistency
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import MAX_PARTS
 from dist_net.wire.reaching import ServerAccess
@@ -107,12 +106,11 @@ class JoinedRun:
             raise failure
 
     def _share_leases(self) -> None:
-        """With local steps, let one worker stand for up to ``MAX_PARTS`` of this host.
+        """Let one worker stand for up to ``MAX_PARTS`` of this host.
 
-        It exchanges weights with the server once for all of them.
+        It exchanges states with the server once for all of them.
         """
-        consistency = Consistency.parse(self.report.get("consistency", str(ASYNC)))
-        if consistency.round_leases == ONE_FOR_EACH_WORKER and available():
+        if available():
             self._count = math.ceil(self._settings.workers / MAX_PARTS)
             self._parts = math.ceil(self._settings.workers / self._count)
 

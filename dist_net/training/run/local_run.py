@@ -108,6 +108,9 @@ class LocalRunSettings:
 
 
 REPORTED = (
+    "consistency",
+    "samples_per_update",
+    "waiting_share",
     "epochs",
     "samples",
     "seconds",

@@ -10,7 +10,6 @@ import numpy as np
 
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.nets.checkpoint import Checkpoint
-from dist_net.training.server.consistency import Round
 from dist_net.training.server.journal import (
     Applied,
     Journal,
@@ -22,12 +21,6 @@ from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
 from dist_net.vector import Vector
-from dist_net.wire.packing import (
-    pack_difference,
-    pack_weights,
-    unpack_difference,
-    unpack_weights,
-)
 
 
 class ReplayResult(NamedTuple):
@@ -47,8 +40,8 @@ class ReplayResult(NamedTuple):
 class Replay:
     """Replay the run of ``journal`` from its first weights, or from a checkpoint.
 
-    ``step_of(threads)`` returns the step that computes gradients. The weights of a version are kept
-    until the last gradient computed from them, by the journal.
+    ``step_of(threads)`` returns the step that computes gradients. The state of a version is kept
+    until the last result computed from it, by the journal.
 
     Raise JournalMismatchError for a journal of another run, and for a checkpoint that no server was
     started from.
@@ -76,20 +69,27 @@ class Replay:
         self._step_of = step_of
         self._threads = started.threads
         self._step = step_of(started.threads)
-        self._local: LocalSteps | None = None
-        self._kept = {first: self._run.store.weights.copy()}
+        self._local = self._local_steps()
+        self._kept = {first: self._run.store.state}
         self._matched_version = -1
-        self._base_of = -1, False
-        self._base: Vector = np.empty(settings.vector_size, np.float32)
-        self._gradients: list[Vector] = []
 
     def _settings_of(self, started: Started) -> RunSettings:
         return replace(
-            self._settings, clip_norm=started.clip_norm, average_decay=started.average_decay
+            self._settings,
+            batch_size=started.batch_size,
+            epochs=started.epochs,
+            learning_rate=started.learning_rate,
+            clip_norm=started.clip_norm,
+            average_decay=started.average_decay,
         )
 
+    def _local_steps(self) -> LocalSteps:
+        settings = self._run.settings
+        rule, rate_at = settings.start_rule(), settings.learning_rate_at
+        return LocalSteps(self._step, rule, settings.batch_size, rate_at)
+
     def _look_ahead(self) -> dict[int, int]:
-        """Return the last version that was computed from the weights of each version."""
+        """Return the last version that was computed from the state of each version."""
         needed_until = {}
         for record in self._journal.records():
             if isinstance(record, Applied) and record.version > self._first:
@@ -97,7 +97,7 @@ class Replay:
         oldest = min(needed_until, default=self._first)
         if oldest < self._first:
             raise JournalMismatchError(
-                f"a gradient applied after version {self._first} was computed from version "
+                f"a result applied after version {self._first} was computed from version "
                 f"{oldest}, which the checkpoint lacks; replay from a checkpoint that a server was "
                 f"started from, or from the first weights"
             )
@@ -106,7 +106,7 @@ class Replay:
     def run(
         self, to: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> ReplayResult:
-        """Replay up to version ``to``, or to the end of the push that contains it; None: all.
+        """Replay up to version ``to``; None: all.
 
         ``progress`` is called with the numbers of replayed updates and of all updates. Raise
         JournalMismatchError for a version that the journal does not reach.
@@ -118,13 +118,13 @@ class Replay:
                 f"version {last} is before version {self.version}, where the replay begins"
             )
         matches = self._is_as_it_was()
-        for push in self._journal.pushes():
+        for update in self._journal.updates():
             if not matches or self.version >= last:
                 break
-            if isinstance(push, Started):
-                self._start(push)
-            elif push[0].version > self.version:
-                matches = self._apply(push) and self._is_as_it_was()
+            if isinstance(update, Started):
+                self._start(update)
+            elif update[0].version > self.version:
+                matches = self._apply(update) and self._is_as_it_was()
                 if progress is not None:
                     progress(min(self.version, last) - self._first, last - self._first)
         digest = sha256_of(self._run.store.weights).hex()
@@ -154,66 +154,41 @@ class Replay:
         if started.version == self._first or started.version < self.version:
             return
         self._run = RunState.resumed(self._settings_of(started), self._run.checkpoint())
-        self._local = None
+        self._kept[self.version] = self._run.store.state
         if started.threads != self._threads:
             self._threads = started.threads
             self._step = self._step_of(started.threads)
+        self._local = self._local_steps()
 
-    def _apply(self, push: Sequence[Applied]) -> bool:
-        """Apply a push again; return False if the weights are not finite."""
-        losses, right = zip(
-            *(self._compute(applied, self._gradient(n)) for n, applied in enumerate(push)),
-            strict=True,
-        )
-        gradients = self._gradients[: len(push)]
-        if push[0].averaged:
-            collected = Round()
-            for applied, gradient in zip(push, gradients, strict=True):
-                collected.add(applied, gradient)
-            gradients = [collected.mean(self._settings.takes_local_steps)]
-        if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
+    def _apply(self, update: Sequence[Applied]) -> bool:
+        """Apply results again; return False if the new state is not finite."""
+        results, losses, right = zip(*map(self._compute, update), strict=True)
+        if not self._run.apply_again(update, results, sum(losses), sum(right)):
             return False
-        for applied in push:
+        for applied in update:
             if self._needed_until[applied.base_version] <= self.version:
                 self._kept.pop(applied.base_version, None)
         if self.version in self._needed_until:
-            self._kept[self.version] = self._run.store.weights.copy()
+            self._kept[self.version] = self._run.store.state
         return True
 
-    def _gradient(self, index: int) -> Vector:
-        if index == len(self._gradients):
-            self._gradients.append(np.empty_like(self._base))
-        return self._gradients[index]
-
-    def _compute(self, applied: Applied, gradient: Vector) -> tuple[float, int]:
-        """Write the gradient; return the summed loss and the number of right predictions."""
-        if applied.base_version not in self._kept:
+    def _compute(self, applied: Applied) -> tuple[Vector, float, int]:
+        """Return the result of a lease, the summed loss and the number of right predictions."""
+        if (base := self._kept.get(applied.base_version)) is None:
             raise JournalDamagedError(
-                f"according to the journal, the gradient of version {applied.version} was computed "
+                f"according to the journal, a result of version {applied.version} was computed "
                 f"from version {applied.base_version}, which no worker received"
             )
-        base_of = applied.base_version, applied.packed_bits > 0
-        if base_of != self._base_of:
-            # Copied: plans are bound to this vector.
-            kept = self._kept[applied.base_version]
-            unpack_weights(pack_weights(kept) if applied.packed_bits else kept, out=self._base)
-            self._base_of = base_of
-        if not self._settings.takes_local_steps:
-            self._step.gather(applied.epoch, applied.start, applied.stop)
-            return self._step.run(self._base, gradient)
-        return self._take_local_steps(applied, gradient)
-
-    def _take_local_steps(self, applied: Applied, difference: Vector) -> tuple[float, int]:
-        settings, local = self._run.settings, self._local
-        if local is None:
-            rule = settings.start_local_rule()
-            local = self._local = LocalSteps(self._step, rule, settings.batch_size)
-        samples = applied.epoch, applied.start, applied.stop
-        lease = LeaseSteps(*samples, applied.learning_rate, applied.parts)
-        for _ in local.take(self._base, lease, difference):
+        local, packing = self._local, self._run.settings.packing
+        rounded = base
+        if applied.is_packed:
+            rounded = np.empty_like(base)
+            packing.unpack_base(packing.pack_base(base), out=rounded)
+        how = applied.progress, applied.pace, applied.parts
+        for _ in local.take(rounded, LeaseSteps(*applied.range, *how)):
             pass
-        if applied.packed_bits:
-            buffers = settings.buffer_count
-            how = buffers, applied.packed_bits
-            unpack_difference(pack_difference(difference, *how), difference, *how)
-        return local.loss_sum, local.correct
+        state = local.state
+        if applied.is_packed:
+            state = packing.pack_result(rounded, state)
+        result = self._run.result_of(state, base, applied.is_packed)
+        return result, local.loss_sum, local.correct

@@ -19,14 +19,9 @@ from dist_net.nets.recipes.recipe import (
 )
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.optim.ranges import require_positive
-from dist_net.training.server.consistency import AUTO, Consistency
+from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
-from dist_net.training.server.settings import (
-    LEASE_MINIBATCHES,
-    PROGRESS_TIMEOUT_S,
-    RunSettings,
-    require_seed,
-)
+from dist_net.training.server.settings import RunSettings, require_seed
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,9 @@ class RunOptions:
     """The options of a run: its recipe, and the values that replace the recipe's own.
 
     None stands for the recipe's own value. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
-    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
+    ``patience`` is for; ``consistency`` and ``local_steps``: see ``RunSettings``; ``sync``: see
+    ``sync_interval_s``; ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see
+    ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """
@@ -72,9 +68,8 @@ class RunOptions:
     weight_decay: float | None = None
     clip_norm: float | None = None
     average_decay: float | None = None
-    consistency: str = str(AUTO)
-    progress_timeout_s: float = PROGRESS_TIMEOUT_S
-    lease_minibatches: int = LEASE_MINIBATCHES
+    consistency: str = str(Consistency.ROUNDS)
+    local_steps: int | None = None
     seed: int = 0
     checkpoint_every_s: float = 30.0
     keep_checkpoints: int = 3
@@ -87,7 +82,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         Consistency.parse(self.consistency)
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "local_steps", "patience"):
             whole = getattr(self, name)
             if whole is not None and not (isinstance(whole, int) and whole >= 1):
                 raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
@@ -95,7 +90,6 @@ class RunOptions:
             require_positive("learning_rate", self.learning_rate)
         require_seed(self.seed)
         require_positive("checkpoint_every_s", self.checkpoint_every_s)
-        require_positive("progress_timeout_s", self.progress_timeout_s)
         if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1):
             raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
         sync_interval_s(self.sync)
@@ -134,11 +128,10 @@ class RunOptions:
             momenta=recipe.model.layout.momenta,
             samples=data.samples,
             has_classes=data.has_classes,
-            progress_timeout_s=self.progress_timeout_s,
-            lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,
             consistency=Consistency.parse(self.consistency),
+            local_steps=self.local_steps,
             **chosen,
         )
 

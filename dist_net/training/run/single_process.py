@@ -12,6 +12,7 @@ from dist_net.autodiff.arrays import integer
 from dist_net.data import Dataset
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
+from dist_net.nets.checkpoint import evaluated_weights
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import (
@@ -20,13 +21,13 @@ from dist_net.optim import (
     Optimizer,
     Schedule,
     optimizer_named,
-    start_rule,
 )
-from dist_net.optim.rule import WeightAverage
 from dist_net.spelling import refuse_options
 from dist_net.training.run.evaluation import Evaluation, Evaluator
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import LeaseSteps
+from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
+from dist_net.wire.messages import StepSettings
 
 
 class EpochResult(NamedTuple):
@@ -55,44 +56,38 @@ class SingleProcess:
     def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
         self._recipe = recipe
         self._samples = len(dataset.train_targets)
-        self._step = TrainingStep(recipe.model, dataset, seed, threads)
         recipe.model.require_batch_size(min(recipe.batch_size, self._samples))
-        layout = recipe.model.layout
-        self._rule = start_rule(
-            optimizer_named(recipe.optimizer), layout.shapes, layout.momenta, recipe.clip_norm
+        optimizer = str(optimizer_named(recipe.optimizer))
+        settings = StepSettings(
+            *(seed, recipe.batch_size, recipe.epochs, optimizer, recipe.learning_rate),
+            *(recipe.clip_norm or 0.0, recipe.average_decay or 0.0),
         )
-        self._gradient = np.empty(layout.size, np.float32)
-        self.weights: Vector = recipe.initial_weights(seed)
-        self._trained = self.weights[: self._rule.trained_size]
-        decay = recipe.average_decay
-        self._average = None if decay is None else WeightAverage(self._trained, decay)
-        self.updates = 0
+        self._local = local_steps(recipe, dataset, settings, threads)
+        self._state = self._local.rule.initial(recipe.initial_weights(seed))
+        targets = samples_of(dataset.train_targets)
+        self._classifies = recipe.model.classifies(targets.shape, targets.dtype)
+
+    @property
+    def weights(self) -> Vector:
+        """The model's vector, borrowed until the next step."""
+        return self._state[: self._local.rule.size]
 
     @property
     def evaluated_weights(self) -> Vector:
         """A copy of the weights to evaluate and to use: their average, if the recipe keeps one."""
-        evaluated = self.weights.copy()
-        if self._average is not None:
-            evaluated[: self._rule.trained_size] = self._average.weights
-        return evaluated
+        return evaluated_weights(self.weights, self._local.rule.parts(self._state)).copy()
 
-    def step(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
-        """Train on a minibatch; return its summed loss and the number of right predictions."""
-        self._step.gather(epoch, start, stop)
-        result = self._step.run(self.weights, self._gradient)
-        recipe = self._recipe
-        rate = recipe.schedule(epoch + start / self._samples, recipe.epochs)
-        self.updates += 1
-        self._rule.update(
-            self.weights,
-            [self._gradient],
-            self.weights,
-            [rate * recipe.learning_rate],
-            self.updates,
-        )
-        if self._average is not None:
-            self._average.update(self._trained, self.updates, 1)
-        return result
+    def train(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
+        """Train on samples of an epoch's order; return the summed loss and the right predictions.
+
+        ``start`` begins a minibatch.
+        """
+        progress = epoch * self._samples + start
+        lease = LeaseSteps(epoch, start, stop, progress, self._recipe.batch_size)
+        for _ in self._local.take(self._state, lease):
+            pass
+        self._state = self._local.state
+        return self._local.loss_sum, self._local.correct
 
     def epochs(self) -> Iterator[EpochResult]:
         """Train an epoch at each step of the iteration.
@@ -100,18 +95,14 @@ class SingleProcess:
         Raise NotFiniteError when the loss is no longer a finite number.
         """
         for epoch in range(self._recipe.epochs):
-            results = [
-                self.step(epoch, start, min(start + self._recipe.batch_size, self._samples))
-                for start in range(0, self._samples, self._recipe.batch_size)
-            ]
-            loss, right = map(sum, zip(*results, strict=True))
+            loss, right = self.train(epoch, 0, self._samples)
             if not math.isfinite(loss):
                 raise NotFiniteError(
                     f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
                     f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
                     f"clip_norm"
                 )
-            accuracy = right / self._samples if self._step.classifies else None
+            accuracy = right / self._samples if self._classifies else None
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 

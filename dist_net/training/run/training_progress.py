@@ -12,17 +12,28 @@ from dist_net.command_line import command_line
 from dist_net.processes.child import RunningChild
 from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, fitting
 from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.server.consistency import Consistency
 
 WARNINGS = {
     "checkpoint_error": "checkpoints can be written again",
     "journal_error": "the journal can be written again",
     "metrics_error": "metrics can be written again",
-    "staleness_warning": None,
+    "loss_warning": None,
     "link_warning": None,
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
 NUMBERS = re.compile(r"\d+")
+
+
+def exchange_facts(report: dict[str, Any]) -> str:
+    """Return what the exchanges of a run cost: staleness, or the time that workers wait."""
+    if report["consistency"] == Consistency.ASYNC:
+        return f"staleness {report['staleness_mean']:.1f}, at most {report['staleness_max']:,}"
+    return (
+        f"{report['samples_per_update']:,.0f} samples per round, workers wait "
+        f"{report['waiting_share']:.0%} of the time"
+    )
 
 
 class TrainingProgress:
@@ -104,7 +115,7 @@ class TrainingProgress:
             f"{report['samples_per_s']:,.0f} samples/s",
             *self._learnt,
             f"{report['worker_count']} workers",
-            f"staleness {report['staleness_mean']:.1f}",
+            exchange_facts(report),
         ]
         self._progress.update(
             self._task,

@@ -27,8 +27,9 @@ from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Ended
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.step import local_steps
 from dist_net.wire.address import contact_address
+from dist_net.wire.messages import StepSettings
 from dist_net.wire.security import load_peer_keys
 
 logger = logging.getLogger("dist_net.training.run.training_worker_process")
@@ -103,31 +104,26 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
         loaded = load_recipe(arguments.recipe)
     else:
         loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
-    model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
+    dataset, size = loaded.recipe.load_dataset(), loaded.recipe.model.layout.size
     digest = loaded.digest(dataset)
 
-    def step_of(seed: int) -> TrainingStep:
-        return TrainingStep(model, dataset, seed, arguments.threads)
-
-    def local_of(seed: int, optimizer: str, clip_norm: float, batch_size: int) -> LocalSteps:
-        rule = loaded.recipe.local_rule(optimizer, clip_norm or None)
-        return LocalSteps(step_of(seed), rule, batch_size)
+    def local_of(settings: StepSettings) -> LocalSteps:
+        return local_steps(loaded.recipe, dataset, settings, arguments.threads)
 
     with ExitStack() as opened:
         processes = None
         if arguments.parts > 1:
             reports.close()  # its thread must not be forked
             processes = opened.enter_context(
-                PartProcesses(arguments.parts, model.layout.size, local_of)
+                PartProcesses(arguments.parts, loaded.recipe.max_state_size, local_of)
             )
         worker = opened.enter_context(
             WorkerLoop(
-                *(step_of, arguments.connect, arguments.name, digest, model.layout.size, keys),
+                *(local_of, arguments.connect, arguments.name, digest, size, keys),
                 shares_memory=contact_address(arguments.connect).stays_on_this_host,
                 join_timeout_s=arguments.timeout,
                 rejoin_timeout_s=arguments.rejoin_timeout,
                 equipment=own_equipment(arguments.threads * arguments.parts),
-                rule_of=loaded.recipe.local_rule,
                 parts=arguments.parts,
                 processes=processes,
             )

@@ -1,9 +1,9 @@
-"""A run's journal: the applied gradients in order, so that the run can be replayed.
+"""A run's journal: the applied results in order, so that the run can be replayed.
 
 A file of little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then
-three kinds of records. ``Applied`` is an applied gradient, written before its push is
+three kinds of records. ``Applied`` is the result of a lease, written before its push is
 acknowledged; ``Started``, the start of a server; ``Checkpointed``, the hash of a version's
-weights. The journal does not contain gradients: samples, seed and weights determine them.
+weights. The journal contains no arrays: samples, seed and the state before determine the results.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.files import HOST_DISK, Disk
+from dist_net.training.server.consistency import WHOLE, OuterStep
+from dist_net.training.server.leases import Range
 from dist_net.vector import Vector
 
 BLOCK_BYTES = 64
-FORMAT_VERSION = 1
-MAX_UNWRITTEN_BYTES = 2**26  # a million gradients
+FORMAT_VERSION = 2
+MAX_UNWRITTEN_BYTES = 2**26  # a million results
 CHUNK_BYTES = 2**20  # read at a time
 ALWAYS, NEVER = "always", "never"
 ANOTHER_RUN = (
@@ -41,19 +43,18 @@ UNUSABLE = JournalMismatchError, JournalDamagedError
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
-_APPLIED = struct.Struct("<BBHQQQQdQII")
-_STARTED = struct.Struct("<B3xQ8sddI20x")
+_APPLIED = struct.Struct("<BBHQQIIIIIQIff")
+_STARTED = struct.Struct("<B3xQ8sdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _CHECKSUM = struct.Struct("<I")
 
 
 class Applied(NamedTuple):
-    """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
+    """The result of a lease, which made the state ``version`` with ``together`` - 1 others.
 
-    ``together`` gradients were applied in one pass: the gradients of one push in turn or, if
-    ``averaged``, the mean of a round's, which made one version. With local steps it is the mean
-    difference of weights of ``parts``, sent as ``packed_bits`` for each element, and its base as
-    float16; 0: in shared memory, as they are.
+    The lease was samples ``start`` to ``stop`` of an epoch's shuffled order, computed from the
+    state ``base_version``; ``progress``, ``pace`` and ``parts``: see ``Work``. With ``is_packed``,
+    base and result travelled as frames, and were rounded. ``outer`` applied the results' mean.
     """
 
     version: int
@@ -63,27 +64,35 @@ class Applied(NamedTuple):
     start: int
     stop: int
     base_version: int
-    learning_rate: float
-    together: int
-    averaged: bool = False
-    packed_bits: int = 0
+    progress: int
+    pace: int
     parts: int = 1
+    is_packed: bool = False
+    together: int = 1
+    outer: OuterStep = WHOLE
 
     @property
     def samples(self) -> int:
         return self.stop - self.start
 
+    @property
+    def range(self) -> Range:
+        return Range(self.epoch, self.start, self.stop)
+
 
 class Started(NamedTuple):
     """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
 
-    ``threads`` is the thread count of each worker on the server's host. ``clip_norm`` and
-    ``average_decay`` may change when a run is resumed, and they affect the weights.
+    ``threads`` is the thread count of each worker on the server's host. The other settings may
+    change when a run is resumed, and they affect the weights.
     """
 
     version: int
     incarnation: str
     threads: int
+    batch_size: int
+    epochs: int
+    learning_rate: float
     clip_norm: float | None
     average_decay: float | None
 
@@ -112,20 +121,18 @@ def encode_header(identity: bytes) -> bytes:
 
 
 def encode_record(record: JournalRecord) -> bytes:
-    if isinstance(record, Applied):  # a match by pattern takes eight times as long
-        version, worker, lease, *samples, base, rate, together, averaged, packed_bits, parts = (
-            record
-        )
-        epoch, start, stop = samples
-        numbers = version, lease, base, worker, rate, start, stop - start, epoch
-        bits = averaged + 2 * (packed_bits > 0) + 4 * (packed_bits == 4) + 8 * (parts - 1)
-        return _with_checksum(_APPLIED.pack(1, bits, together, *numbers))
+    if isinstance(record, Applied):
+        rate, momentum, share = record.outer
+        bits = record.is_packed + 2 * (share == 1) + 4 * (record.parts - 1)
+        staleness, lease = record.version - record.base_version, record.lease_id % 2**32
+        numbers = record.version, record.worker_id, lease, staleness, record.start, record.samples
+        how = record.epoch, record.progress, record.pace, rate, momentum
+        return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, *how))
     if isinstance(record, Started):
-        limits = [
-            math.nan if each is None else each for each in (record.clip_norm, record.average_decay)
-        ]
-        name = bytes.fromhex(record.incarnation)
-        return _with_checksum(_STARTED.pack(2, record.version, name, *limits, record.threads))
+        version, incarnation, *whole, rate, clip_norm, decay = record
+        limits = [math.nan if each is None else each for each in (clip_norm, decay)]
+        name = bytes.fromhex(incarnation)
+        return _with_checksum(_STARTED.pack(2, version, name, rate, *limits, *whole))
     return _with_checksum(_CHECKPOINTED.pack(3, *record))
 
 
@@ -134,15 +141,20 @@ def decode_record(block: bytes) -> JournalRecord:
     content = _checked(block)
     (kind,) = _KIND.unpack(content)
     if kind == 1:
-        _, bits, together, *numbers = _APPLIED.unpack(content)
-        version, lease, base, worker, rate, start, size, epoch = numbers
-        samples = start, start + size
-        how = bool(bits & 1), (bits >> 1 & 1) * (4 if bits & 4 else 8), 1 + (bits >> 3)
-        return Applied(version, worker, lease, epoch, *samples, base, rate, together, *how)
+        _, bits, together, version, worker, lease, staleness, *rest = _APPLIED.unpack(content)
+        start, size, epoch, progress, pace, rate, momentum = rest
+        outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
+        samples, how = (
+            (epoch, start, start + size),
+            (progress, pace, 1 + (bits >> 2), bool(bits & 1)),
+        )
+        base = version - staleness
+        return Applied(version, worker, lease, *samples, base, *how, together, outer)
     if kind == 2:
-        _, version, name, *limits, threads = _STARTED.unpack(content)
+        _, version, name, rate, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
         clip_norm, decay = (None if math.isnan(each) else each for each in limits)
-        return Started(version, name.hex(), threads, clip_norm, decay)
+        whole = threads, batch_size, epochs
+        return Started(version, name.hex(), *whole, rate, clip_norm, decay)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
     raise JournalDamagedError(f"its kind is {kind}, expected 1, 2 or 3")
@@ -167,11 +179,10 @@ class _RecordOrder:
     def __init__(self) -> None:
         self.first_version = self.version = -1
         self._missing = 0
-        self._first: Applied | None = None  # of the gradients applied together
 
     @property
     def is_whole(self) -> bool:
-        """Whether no record of the last pass over the weights is missing."""
+        """Whether no record of the last version is missing."""
         return self._missing == 0
 
     def take(self, record: JournalRecord) -> None:
@@ -182,9 +193,7 @@ class _RecordOrder:
                 f"version {self.first_version}"
             )
         if isinstance(record, Applied):
-            if self.is_whole:
-                self._first, self._missing = record, record.together
-            self._missing -= 1
+            self._missing = (record.together if self.is_whole else self._missing) - 1
             self.version = record.version
         elif self.version < 0:
             self.first_version = self.version = record.version
@@ -192,15 +201,13 @@ class _RecordOrder:
     def _allows(self, record: JournalRecord) -> bool:
         match record:
             case Applied():
-                first = record if self.is_whole or self._first is None else self._first
-                stays = not self.is_whole and first.averaged
                 return (
-                    record.version == self.version + (not stays)
-                    and 0 <= self.first_version <= record.base_version < first.version
+                    record.version == self.version + self.is_whole
+                    and 0 <= self.first_version <= record.base_version < record.version
                     and record.start < record.stop
-                    and 0 <= record.learning_rate < math.inf
-                    and 1 <= record.together == first.together
-                    and record.averaged == first.averaged
+                    and record.pace > 0
+                    and record.together >= 1 + (0 if self.is_whole else self._missing)
+                    and all(0 <= each < math.inf for each in record.outer)
                 )
             case Started():
                 return self.is_whole and (self.version < 0 or record.version == self.version)
@@ -231,8 +238,8 @@ class Journal:
         """Yield the records of server starts."""
         return (record for record in self.records() if isinstance(record, Started))
 
-    def pushes(self) -> Iterator[Started | tuple[Applied, ...]]:
-        """Yield every start, and the gradients applied together as one tuple."""
+    def updates(self) -> Iterator[Started | tuple[Applied, ...]]:
+        """Yield every start, and the results applied together as one tuple."""
         together: list[Applied] = []
         for record in self.records():
             if isinstance(record, Started):
@@ -302,10 +309,10 @@ def _identity_in(block: bytes) -> bytes:
         _, format_version, identity = _HEADER.unpack(_checked(block))
     except JournalDamagedError as error:
         raise JournalDamagedError(f"the journal's header is damaged: {error}") from error
-    if format_version > FORMAT_VERSION:
+    if format_version != FORMAT_VERSION:
         raise JournalMismatchError(
-            f"the journal has format {format_version}; expected at most {FORMAT_VERSION}. A later "
-            f"dist_net wrote it: upgrade dist_net"
+            f"the journal has format {format_version}; expected {FORMAT_VERSION}. Another release "
+            f"of dist_net wrote it: use that release"
         )
     return bytes(identity)
 

@@ -1,17 +1,12 @@
 """The ledger of a run's samples: which worker computes each, and which are applied. Pure.
 
 A run is ``epochs`` passes over ``samples`` samples, each in another shuffled order. A *lease* is a
-contiguous range of one epoch's order, held by one worker and applied from its start. At any time,
-every sample of every epoch is in exactly one place: applied, leased, or in the pool of unleased
-ranges; and it is applied once.
+contiguous range of one epoch's order, held by one worker. At any time, every sample of every epoch
+is in exactly one place: in the pool of unleased ranges, leased, collected (its result has arrived),
+or applied; and it is applied once.
 
-When the pool is empty, idle workers share the other workers' leases. They take the part of the
-longest lease that its holder cannot have begun. If no such part is left, they take a lease a
-second time: both holders compute the same samples, as *rivals*. The first push counts; it ends the
-rival's lease, and later pushes for that lease are dropped.
-
-In a run of rounds (BSP, local steps), a lease is computed from the weights at the beginning of the
-round, and *collected* until all leases of the round have arrived. They are applied at once.
+A worker without anything to do may take another worker's lease a second time: both compute the same
+samples from the same state, as *rivals*. The first result counts and ends the rival's lease.
 """
 
 from collections import deque
@@ -20,7 +15,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointError, SettingError
-from dist_net.wire.messages import PIPELINE
 
 
 class Range(NamedTuple):
@@ -37,50 +31,33 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A range held by a worker; ``start`` advances as samples are applied.
+    """A range held by a worker, in ``parts`` parts; see ``Work`` for ``progress`` and ``pace``.
 
-    ``rival`` is the other worker with a lease of the same range. ``parts``: see ``LeaseSteps``.
+    It begins from the state ``version``. ``rival`` is the other worker with the same range.
     """
 
     lease_id: int
-    epoch: int
-    start: int
-    stop: int
-    rival: int | None = None
+    range: Range
+    pace: int
     parts: int = 1
-
-    @property
-    def samples(self) -> int:
-        return self.stop - self.start
+    rival: int | None = None
+    version: int = 0
+    progress: int = 0
 
 
 class LeaseLedger:
     """Grant ranges of samples to workers and track them. A worker holds at most one lease.
 
-    A lease is ``lease_minibatches * batch_size`` samples, and smaller at the end of the run, so
-    that the workers finish together. Epochs have no barrier: once an epoch is fully leased, the
-    next worker gets the first range of the next epoch. A worker computes at most
-    ``ahead_minibatches`` beyond its applied ones. ``round_leases`` is the number of leases in a
-    round; None for a run without rounds.
+    Epochs have no barrier: once an epoch is fully leased, the next worker gets the first range of
+    the next epoch.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        epochs: int,
-        batch_size: int,
-        lease_minibatches: int,
-        ahead_minibatches: int = PIPELINE.gradients,
-        round_leases: int | None = None,
-    ) -> None:
+    def __init__(self, samples: int, epochs: int, batch_size: int) -> None:
         self.samples = samples
         self.epochs = epochs
         self.applied_samples = 0
         self._batch_size = batch_size
-        self._lease_minibatches = lease_minibatches
-        self.round_leases = round_leases
         self._collected: list[Range] = []
-        self._ahead_samples = batch_size * ahead_minibatches
         self._pool: deque[Range] = deque()
         self._unleased = samples * epochs
         self._next_epoch = 0
@@ -91,145 +68,86 @@ class LeaseLedger:
     def finished(self) -> bool:
         return self.applied_samples == self.samples * self.epochs
 
-    def holds_lease(self, worker_id: int) -> bool:
-        return worker_id in self._leases
+    @property
+    def everything_is_leased(self) -> bool:
+        return self._unleased == 0
 
     @property
-    def is_between_rounds(self) -> bool:
-        """Whether no lease of the next round has been granted."""
-        return not self._leases and not self._collected
+    def granted(self) -> int:
+        """The number of leases that are held, rivals counted once, or collected."""
+        held = {lease.range for lease in self._leases.values()}
+        return len(held) + len(self._collected)
 
     @property
-    def round_is_collected(self) -> bool:
-        """Whether every gradient of the round has arrived."""
-        rest_is_leased = self._unleased == 0 or self._round_is_leased
-        return bool(self._collected) and rest_is_leased and not self._leases
+    def awaits_results(self) -> bool:
+        """Whether a worker holds a lease."""
+        return bool(self._leases)
 
     @property
-    def _round_is_leased(self) -> bool:
-        if self.round_leases is None:
-            return False
-        leased = {(lease.epoch, lease.start) for lease in self._leases.values()}  # rivals once
-        return len(leased) + len(self._collected) >= self.round_leases
+    def minibatches_ahead(self) -> int:
+        """The number of minibatches in the range of which the next lease is a part."""
+        ahead = self._pool[0].samples if self._pool else self.samples
+        return -(-ahead // self._batch_size)
 
-    def grant(
-        self,
-        worker_id: int,
-        may_share: bool = True,
-        minibatches: int | None = None,
-        parts: int = 1,
-    ) -> Lease | None:
-        """Return the worker's lease, or grant a new one; None if nothing can be leased.
+    def lease_of(self, worker_id: int, lease_id: int | None = None) -> Lease | None:
+        """Return the worker's lease, if it has this number."""
+        lease = self._leases.get(worker_id)
+        return lease if lease is None or lease_id in (None, lease.lease_id) else None
 
-        With ``may_share``, another worker may hold some of its samples. ``minibatches`` is the
-        length of each of a lease's ``parts`` in a run of rounds, up to the end of the epoch
-        (default: ``lease_minibatches``).
+    def grant(self, worker_id: int, minibatches: int, pace: int = 1, parts: int = 1) -> Lease:
+        """Grant the next ``minibatches`` of an epoch, or as many as are left of it.
+
+        Call this only while something is unleased, for a worker without a lease.
         """
-        if worker_id in self._leases:
-            return self._leases[worker_id]
-        if self._unleased == 0 or self._round_is_leased:
-            return self._shared(worker_id) if may_share else None
         if not self._pool:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + self._lease_size(minibatches, parts))
+        stop = min(end, start + self._batch_size * minibatches)
         if stop < end:
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
-        lease = self._lease(worker_id, epoch, start, stop)
-        lease.parts = min(parts, -(-lease.samples // self._batch_size))
-        return lease
+        parts = min(parts, -(-(stop - start) // self._batch_size))
+        return self._lease(worker_id, Range(epoch, start, stop), pace, parts)
 
-    def _lease(
-        self, worker_id: int, epoch: int, start: int, stop: int, rival: int | None = None
-    ) -> Lease:
-        lease = self._leases[worker_id] = Lease(self._next_lease_id, epoch, start, stop, rival)
+    def _lease(self, worker_id: int, *facts: Any) -> Lease:
+        lease = self._leases[worker_id] = Lease(self._next_lease_id, *facts)
         self._next_lease_id += 1
         return lease
 
-    def _shared(self, worker_id: int) -> Lease | None:
-        """Lease to an idle worker a part of the longest lease, or all of it a second time."""
-        longest: tuple[int, Lease] | None = None
+    def share(self, worker_id: int) -> Lease | None:
+        """Lease the oldest lease without a rival a second time; None if there is none."""
         for holder, lease in self._leases.items():
-            if lease.rival is None and (longest is None or lease.samples > longest[1].samples):
-                longest = holder, lease
-        if longest is None:
-            return None
-        holder, lease = longest
-        half = lease.samples // (2 * self._batch_size) * self._batch_size
-        cut = lease.start + max(half, self._ahead_samples)
-        if cut < lease.stop and self.round_leases is None:
-            # Safe without the holder's consent: it receives the new stop before it gets that far.
-            stop, lease.stop = lease.stop, cut
-            return self._lease(worker_id, lease.epoch, cut, stop)
-        lease.rival = worker_id
-        second = self._lease(worker_id, lease.epoch, lease.start, lease.stop, holder)
-        second.parts = lease.parts
-        return second
+            if lease.rival is None:
+                lease.rival = worker_id
+                return self._lease(worker_id, lease.range, lease.pace, lease.parts, holder)
+        return None
 
-    def parts(self, worker_id: int) -> int:
-        """Return the number of parts of the worker's lease."""
-        return self._leases[worker_id].parts
+    def collect(self, worker_id: int) -> Lease:
+        """Record that the result of the worker's lease has arrived; return the lease."""
+        lease = self._leases.pop(worker_id)
+        if lease.rival is not None:
+            del self._leases[lease.rival]
+        self._collected.append(lease.range)
+        return lease
 
-    def _lease_size(self, minibatches: int | None, parts: int) -> int:
-        if self.round_leases is not None:
-            return self._batch_size * (minibatches or self._lease_minibatches) * parts
-        # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share because
-        # workers differ in speed: at the end, the others wait for the slowest worker's lease.
-        fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))
-        return self._batch_size * max(1, min(self._lease_minibatches, fair_share // 2))
-
-    def is_due(self, worker_id: int, lease_id: int, start: int, stop: int) -> bool:
-        """Return whether samples ``start`` to ``stop`` are the next ones of the worker's lease."""
-        lease = self._leases.get(worker_id)
-        return (
-            lease is not None
-            and lease.lease_id == lease_id
-            and start == lease.start < stop <= lease.stop
-        )
-
-    def applied(self, worker_id: int, stop: int) -> int:
-        """Record that the samples of the worker's lease up to ``stop`` are in the weights.
-
-        Return their epoch.
-        """
-        taken = self._taken(worker_id, stop)
-        self.applied_samples += taken.samples
-        return taken.epoch
-
-    def collected(self, worker_id: int, stop: int) -> Range:
-        """Record that the round has the gradient of the lease up to ``stop``; return its range."""
-        taken = self._taken(worker_id, stop)
-        self._collected.append(taken)
-        return taken
-
-    def round_applied(self) -> None:
-        """Record that the collected gradients are in the weights."""
+    def apply_collected(self) -> None:
+        """Record that the collected results are in the state."""
         self.applied_samples += sum(taken.samples for taken in self._collected)
         self._collected.clear()
 
-    def round_dropped(self) -> None:
-        """Return the collected samples to the pool: their mean cannot be applied."""
+    def drop_collected(self) -> None:
+        """Return the collected samples to the pool: their results cannot be applied."""
         for taken in sorted(self._collected, reverse=True):
-            self._pool.appendleft(taken)
-            self._unleased += taken.samples
+            self._return(taken)
         self._collected.clear()
 
-    def _taken(self, worker_id: int, stop: int) -> Range:
-        """Advance the worker's lease to ``stop``, and end its rival's; return the range."""
-        lease = self._leases[worker_id]
-        taken = Range(lease.epoch, lease.start, stop)
-        lease.start = stop
-        if lease.rival is not None:
-            del self._leases[lease.rival]
-            lease.rival = None
-        if lease.start == lease.stop:
-            del self._leases[worker_id]
-        return taken
+    def _return(self, left: Range) -> None:
+        self._pool.appendleft(left)
+        self._unleased += left.samples
 
     def applied_again(self, done: Range) -> bool:
-        """Record that unleased samples are in the weights.
+        """Record that unleased samples are in the state.
 
         Return False, and change nothing, if some were applied before or are outside the run.
         """
@@ -242,9 +160,8 @@ class LeaseLedger:
                 for left in (Range(epoch, done.stop, stop), Range(epoch, start, done.start)):
                     if left.start < left.stop:
                         self._pool.insert(index, left)
-                size = done.stop - done.start
-                self.applied_samples += size
-                self._unleased -= size
+                self.applied_samples += done.samples
+                self._unleased -= done.samples
                 return True
         return False
 
@@ -259,15 +176,13 @@ class LeaseLedger:
         if lease.rival is not None:
             self._leases[lease.rival].rival = None
             return 0
-        self._pool.appendleft(Range(lease.epoch, lease.start, lease.stop))
-        self._unleased += lease.samples
-        return lease.samples
+        self._return(lease.range)
+        return lease.range.samples
 
     def to_json(self) -> dict[str, Any]:
         """Return the state for a checkpoint; leased and collected samples count as not applied."""
         # Rivals hold the same range.
-        leased = {Range(lease.epoch, lease.start, lease.stop) for lease in self._leases.values()}
-        leased.update(self._collected)
+        leased = {lease.range for lease in self._leases.values()} | {*self._collected}
         return {
             "remaining": [list(left) for left in (*sorted(leased), *self._pool)],
             "next_epoch": self._next_epoch,
@@ -299,7 +214,7 @@ class LeaseLedger:
                     f"{self.samples} samples. Resume from another checkpoint"
                 )
             previous = left
-        left_over = sum(left.stop - left.start for left in remaining)
+        left_over = sum(left.samples for left in remaining)
         self._pool = deque(remaining)
         self._next_epoch = begun
         self.applied_samples = begun * self.samples - left_over

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any, Protocol
+
+import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
@@ -43,29 +45,30 @@ from dist_net.training.server.state import (
     ServerCommand,
 )
 from dist_net.vector import Vector
-from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.messages import (
-    PIPELINE,
     Join,
     Message,
     Push,
     RecipeOffer,
     Refuse,
-    SegmentAddress,
     Snapshot,
     Welcome,
+    Work,
 )
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
+from dist_net.wire.transport import ServerSocket
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
+BASE, RESULT = 0, 1
+"""The states in a worker's shared memory: to begin from, and after its local steps."""
+
 POLL_S = 0.01  # while the last checkpoint is written
 LAST_TRIES = 3
 RETRY_AFTER_S = 1.0
-SHARED_READERS = 64
 
 _RANDOM = SystemRandom()
 
@@ -78,47 +81,30 @@ class WorkersSocket(Protocol):
     def receive(self, timeout_s: float) -> Received: ...
     def send(self, node: bytes, message: Message) -> object: ...
     def send_one(self, node: bytes, message: Message) -> bool: ...
-    def lend(self, vectors: Iterable[Vector]) -> None: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
 
-def _share(vectors: int, size: int) -> SharedVectors | None:
+Share = Callable[[int, int], SharedVectors | None]
+"""Create vectors of a size in shared memory; return None, or raise ``SegmentError``, without."""
+
+
+def share(vectors: int, size: int) -> SharedVectors | None:
     return Segment.create(vectors, size) if available() else None
 
 
-@contextmanager
-def opened_run(
+def new_run(
     settings: RunSettings,
     initial_weights: Callable[[], Vector],
     resumed_from: Checkpoint | None,
-    share: Callable[[int, int], SharedVectors | None] = _share,
     random: Random = _RANDOM,
-    shared_readers: int = SHARED_READERS,
-) -> Iterator[tuple[RunState, SharedVectors | None]]:
-    """Yield a new or resumed run, with its weights in shared memory if possible.
-
-    ``share`` creates a segment with room for the snapshots of ``shared_readers`` local workers;
-    its memory is mapped as workers join. Without shared memory, the weights are private and are
-    sent as frames.
-    """
+) -> RunState:
+    """Return a new or resumed run."""
     # Ids count up from a random number. Otherwise a resumed server could assign a new worker the
     # id of a surviving one, and mix up their heartbeats.
     first_worker_id = 1 + random.getrandbits(48)
-    with ExitStack() as at_the_end:
-        vectors = settings.pipeline.snapshots * shared_readers + 2
-        segment = None
-        try:
-            segment = share(vectors, settings.vector_size)
-            if segment is not None:
-                at_the_end.callback(segment.close)
-                segment.vector(1)  # a run needs at least two
-        except SegmentError as error:
-            logger.warning("shared_memory_unavailable reason=%s", error)
-            segment = None
-        if resumed_from is None:
-            yield RunState(settings, initial_weights(), segment, first_worker_id), segment
-        else:
-            yield RunState.resumed(settings, resumed_from, segment, first_worker_id), segment
+    if resumed_from is None:
+        return RunState(settings, initial_weights(), first_worker_id)
+    return RunState.resumed(settings, resumed_from, first_worker_id)
 
 
 @contextmanager
@@ -140,8 +126,9 @@ def opened_journal(
     Raise ``FileWriteError`` if the journal cannot be written.
     """
     settings, version = run.settings, run.store.version
+    steps = settings.batch_size, settings.epochs, settings.learning_rate
     limits = settings.clip_norm, settings.average_decay
-    started = Started(version, random.randbytes(8).hex(), threads, *limits)
+    started = Started(version, random.randbytes(8).hex(), threads, *steps, *limits)
     identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
     if run.is_resumed and disk.exists(path):
@@ -186,29 +173,25 @@ def opened_server(
 ) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
     """Yield the loop of a server in this process, and the addresses for its workers.
 
-    See ``opened_run``, ``opened_journal``, ``LocalServerSocket`` and, for ``options``,
-    ``ServerLoop``.
+    See ``new_run``, ``opened_journal``, ``ServerSocket`` and, for ``options``, ``ServerLoop``.
     """
     checkpoint = read_checkpoint(checkpoint_path) if resumes else None
+    run = new_run(settings, initial_weights, checkpoint)
     with (
-        opened_run(settings, initial_weights, checkpoint) as (run, segment),
         opened_journal(journal_path, run, threads, sync) as journal,
-        LocalServerSocket(
-            listen, keys, settings.gradient_bytes, max_arrays=settings.pipeline.grouped
-        ) as socket,
+        ServerSocket(listen, keys, settings.frame_bytes) as socket,
     ):
-        loop = ServerLoop(
-            *(run, socket, checkpoint_path, checkpoint_every_s, segment, journal), **options
-        )
+        loop = ServerLoop(run, socket, checkpoint_path, checkpoint_every_s, journal, **options)
         yield loop, socket.contact_addresses
 
 
 class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
-    ``socket``, ``segment`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that
-    yields before each wait; ``serve`` drives it and waits. ``attach`` maps a worker's gradients.
-    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``.
+    ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
+    each wait; ``serve`` drives it and waits. ``share`` creates the memory that a worker of this
+    host shares with the server. The last ``keep_checkpoints`` checkpoints are kept: see
+    ``write_checkpoint``.
     """
 
     def __init__(
@@ -217,11 +200,10 @@ class ServerLoop:
         socket: WorkersSocket,
         checkpoint_path: Path,
         checkpoint_every_s: float,
-        segment: SharedVectors | None = None,
         journal: JournalFile | None = None,
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
-        attach: Callable[[SegmentAddress, int], SharedVectors] = Segment.attach,
+        share: Share = share,
         offer: RecipeOffer | None = None,
         keep_checkpoints: int = 1,
         ownership: RunOwnership | None = None,
@@ -238,12 +220,10 @@ class ServerLoop:
         self._sync: Future[None] | None = None  # the last one
         self._clock = clock or SystemClock()
         self._disk = disk
-        self._attach = attach
+        self._share = share
         incarnation = journal.incarnation if journal else _RANDOM.randbytes(8).hex()
-        address = segment.address if segment else None
-        self._server = ParameterServer(run, address, incarnation, offer)
-        self._gradients: dict[int, list[Vector]] = {}
-        self._lends = False
+        self._server = ParameterServer(run, incarnation, offer)
+        self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
 
@@ -277,20 +257,22 @@ class ServerLoop:
         ``writer`` writes checkpoints and syncs the journal, in parallel. Return and raise as
         ``serve`` does.
         """
-        self._copy = self._run.checkpoint()
         if self._run.is_resumed:
-            self._take_resumed(self._copy)
+            self._take_resumed(self._run.checkpoint())
         else:
-            self._is_written(self._write_checkpoint(self._copy))
+            self._is_written(self._write_checkpoint(self._run.checkpoint()))
         ready()
-        yield from self._serve_until_stopped(writer)
         try:
-            yield from self._serve_until_kept(writer)
-        except FileWriteError:
+            yield from self._serve_until_stopped(writer)
+            try:
+                yield from self._serve_until_kept(writer)
+            except FileWriteError:
+                yield from self._see_workers_off()
+                raise
             yield from self._see_workers_off()
-            raise
-        yield from self._see_workers_off()
-        self._gradients.clear()
+        finally:
+            for worker_id in tuple(self._shared):
+                self._shared.pop(worker_id).close()
 
     def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
@@ -312,8 +294,7 @@ class ServerLoop:
                 written = None
             if now >= next_checkpoint and written is None:
                 next_checkpoint = now + self._checkpoint_every_s
-                self._copy = self._run.checkpoint(self._copy)
-                written = writer.submit(self._write_checkpoint, self._copy)
+                written = writer.submit(self._write_checkpoint, self._run.checkpoint())
         while written is not None and not written.done():
             self._handle((yield POLL_S))
 
@@ -322,7 +303,7 @@ class ServerLoop:
 
         First retry the journal's unwritten records: no checkpoint may be ahead of the journal.
         """
-        last, is_kept = self._run.checkpoint(self._copy), False
+        last, is_kept = self._run.checkpoint(), False
         for attempt in range(1, LAST_TRIES + 1):
             self._record()
             if not is_kept:
@@ -364,57 +345,62 @@ class ServerLoop:
         if received is None:
             return
         node, message = received
-        gradients = None
+        joining: SharedVectors | None = None
         try:
             match message:
-                case Push(worker_id, slots=slots) if slots and worker_id in self._gradients:
-                    shared = self._gradients[worker_id]
-                    if all(0 <= slot < len(shared) for slot in slots):
-                        message = Push(*message[:-1], tuple([shared[slot] for slot in slots]))
-                case Join(segment=SegmentAddress() as address):
-                    gradients = self._attached(message, address)
-                    if gradients is None:
-                        message = message._replace(segment=None)
-            self._carry_out(self._server.handle(node, message, self._clock.now()), gradients)
+                case Push(worker_id, state=None) if worker_id in self._shared:
+                    message = message._replace(state=self._shared[worker_id].vector(RESULT))
+                case Join(shares_memory=True):
+                    joining = self._shared_with(message)
+                    message = message._replace(shares_memory=joining is not None)
+            self._carry_out(self._server.handle(node, message, self._clock.now()), joining)
         except SupersededError:
             raise
         except Exception:
             self._socket.answer_failure(*received)
 
     def _carry_out(
-        self, commands: list[ServerCommand], gradients: list[Vector] | None = None
+        self, commands: list[ServerCommand], joining: SharedVectors | None = None
     ) -> None:
-        """Carry out the state machine's commands; ``gradients`` are a joining worker's."""
+        """Carry out the state machine's commands; ``joining`` is for the worker that joins."""
         for command in commands:
             match command:
                 case SendToPeer(node, Snapshot() as snapshot):
                     self._send_snapshot(node, snapshot)
+                case SendToPeer(node, Welcome() as welcome) if joining is not None:
+                    self._shared[welcome.worker_id] = joining
+                    self._socket.send(node, welcome._replace(segment=joining.address))
+                    joining = None
+                case SendToPeer(node, Work() as work) if work.worker_id in self._shared:
+                    assert work.state is not None
+                    np.copyto(self._shared[work.worker_id].vector(BASE), work.state)
+                    self._socket.send(node, work._replace(state=None))
                 case SendToPeer(node, message):
-                    if isinstance(message, Welcome):
-                        self._welcome(message, gradients)
                     self._socket.send(node, message)
                 case Record(applied):
                     self._record(*applied)
                 case Forget(worker_id):
-                    self._gradients.pop(worker_id, None)
+                    if (shared := self._shared.pop(worker_id, None)) is not None:
+                        shared.close()
+        if joining is not None:  # the worker was refused
+            joining.close()
 
     def _send_snapshot(self, node: bytes, snapshot: Snapshot) -> None:
-        """Send a copy of the weights, the same copy for every request at this version."""
+        """Send the weights, as the same array for every request at this version."""
         if self._snapshot is None or self._snapshot.version != snapshot.version:
-            self._snapshot = snapshot._replace(weights=snapshot.weights.copy())
+            self._snapshot = snapshot
         if not self._socket.send_one(node, self._snapshot):
             # Or it was read, and the thread that is notified has not run since.
             reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
-    def _welcome(self, welcome: Welcome, gradients: list[Vector] | None) -> None:
-        """Prepare to exchange arrays with a worker, in shared memory or as frames."""
-        if welcome.segment is None:
-            self._lends = True
-        elif gradients is not None:
-            self._gradients[welcome.worker_id] = gradients
-        if self._lends:
-            self._socket.lend(self._run.store.snapshots)
+    def _shared_with(self, join: Join) -> SharedVectors | None:
+        """Create memory to share with a joining worker; return None if that is impossible."""
+        try:
+            return self._share(2, self._run.store.state.size)
+        except SegmentError as error:
+            logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
+            return None
 
     def _record(self, *records: JournalRecord) -> None:
         if self._journal is not None:
@@ -488,12 +474,3 @@ class ServerLoop:
     def _is_written(self, checkpointed: Checkpointed) -> None:
         self._server.checkpoint_written(checkpointed.version)
         self._record(checkpointed)
-
-    def _attached(self, join: Join, address: SegmentAddress) -> list[Vector] | None:
-        """Map the joining worker's gradients; return None if they cannot be mapped."""
-        try:
-            segment = self._attach(address, join.vector_size)
-            return list(map(segment.vector, range(min(segment.vectors, PIPELINE.gradients))))
-        except SegmentError as error:
-            logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
-            return None

@@ -22,7 +22,15 @@ RECORDED = (
 )
 """The numbers in every metric record; the record also has an ``accuracy``, which may be None."""
 
-NOT_REPORTED = {"staleness_sum", "staleness_buckets", "bytes_received", "bytes_sent", "window"}
+NOT_REPORTED = {
+    "working_s",
+    "waiting_s",
+    "staleness_sum",
+    "staleness_buckets",
+    "bytes_received",
+    "bytes_sent",
+    "window",
+}
 """Counters that a report contains as means or under another name, or not at all."""
 
 STALENESS_BUCKETS = 16
@@ -93,8 +101,9 @@ class RunMetrics:
     """Counters and metric records of a run; a resumed run continues the checkpoint's counters.
 
     Only the newest records are kept, for an observer to fetch. ``next_record`` is the number of
-    records made so far. A push of several gradients counts as several pushes. ``seconds`` runs
-    from the first lease to the last applied push, without interruptions of the run.
+    records made so far. ``seconds`` runs from the first lease to the last applied push, without
+    interruptions of the run. ``working_s`` and ``waiting_s`` are sums over the workers: a lease
+    until its push, and a push until the next lease.
     ``staleness_buckets[n]`` counts pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to
     7, and so on; the last bucket also counts larger values. ``journal_failures`` counts the times
     when the journal became unwritable; ``samples_done_again``, the samples applied after the
@@ -116,6 +125,8 @@ class RunMetrics:
     bytes_received: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
+    working_s: float = 0.0
+    waiting_s: float = 0.0
     staleness_sum: int = 0
     staleness_max: int = 0
     staleness_buckets: list[int] = field(default_factory=list)
@@ -133,10 +144,10 @@ class RunMetrics:
         if self._began_s is None:
             self._began_s = now - self.seconds
 
-    def push_applied(
+    def pushes_accepted(
         self, samples: int, loss_sum: float, correct: int, staleness: Sequence[int], now: float
     ) -> None:
-        """Count an applied push; ``staleness`` has one number per gradient."""
+        """Count pushes that were applied together; ``staleness`` has a number for each."""
         self.pushes_applied += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max(self.staleness_max, *staleness)
@@ -215,6 +226,7 @@ class RunMetrics:
         names = {each.name for each in fields(self)} - NOT_REPORTED
         return {name: getattr(self, name) for name in names} | {
             "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
+            "waiting_share": self.waiting_s / ((self.working_s + self.waiting_s) or 1.0),
             "staleness_mean": staleness_mean,
             "staleness_histogram": self.staleness_buckets,
             "bytes_received_per_sample": self.bytes_received / max(1, applied_samples),
@@ -243,14 +255,15 @@ class RunMetrics:
         """
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records, window = known.pop("records"), Window(**known.pop("window"))
-        buckets, seconds = list(known.pop("staleness_buckets")), known.pop("seconds")
+        buckets = list(known.pop("staleness_buckets"))
+        times = {name: known.pop(name) for name in ("seconds", "working_s", "waiting_s")}
         _require_numbers([*known.values(), *buckets, window.samples, window.pushes], int)
-        _require_numbers([seconds, window.began_s, abs(window.loss)], int, float)
+        _require_numbers([*times.values(), window.began_s, abs(window.loss)], int, float)
         _require_numbers([window.correct, window.staleness], int)
         for record in records:
             numbers = [record["accuracy"] or 0, *(record[name] for name in RECORDED)]
             _require_numbers(map(abs, numbers), int, float)
-        metrics = cls(**known, seconds=seconds, staleness_buckets=buckets, window=window)
+        metrics = cls(**known, **times, staleness_buckets=buckets, window=window)
         metrics.records.extend(records)
         metrics.server_starts += 1
         return metrics

@@ -1,105 +1,96 @@
 """The state of a run, and the changes that keep its parts consistent. No I/O.
 
-The parts are the workers (``members``), their leases (``ledger``), the weights (``store``) and the
-counters (``metrics``).
+The parts are the workers (``members``), their leases (``ledger``), the training state (``store``)
+and the counters (``metrics``).
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.nets.checkpoint import MALFORMED, Checkpoint
 from dist_net.training.server.consistency import (
-    ASYNC,
-    AUTOMATIC_STEPS,
-    ONE_FOR_EACH_WORKER,
-    Round,
+    Consistency,
+    OuterStep,
+    StepLimits,
+    outer_step,
+    step_limits,
 )
 from dist_net.training.server.journal import Applied
-from dist_net.training.server.lease_lengths import longest_round, needed_round, round_of
-from dist_net.training.server.leases import Lease, LeaseLedger, Range
-from dist_net.training.server.members import LATE_FACTOR, LATE_S, Member, Membership
-from dist_net.training.server.metrics import RunMetrics
+from dist_net.training.server.lease_lengths import (
+    FIRST_STEPS,
+    longest_round_s,
+    needed_round_s,
+    round_s,
+)
+from dist_net.training.server.leases import Lease, LeaseLedger
+from dist_net.training.server.members import Member, Membership
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH, RunMetrics
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.slowness import slowness_of
-from dist_net.training.server.store import Buffers, PrivateBuffers, WeightStore
+from dist_net.training.server.store import StateStore
 from dist_net.vector import Vector
-from dist_net.wire.messages import Pipeline, Push
-from dist_net.wire.packing import pack_weights
+from dist_net.wire.messages import Push
 
-STALENESS_WITHOUT_COST = 12.0
-"""Mean staleness; see "Many workers" in docs/benchmarks.md."""
+LATE_S = 0.2
+LATE_FACTOR = 3
+"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``."""
+
+LARGEST_LOSS = 1e100
+"""The sums of larger losses would overflow, and with them the counters in a checkpoint."""
+
+LOSS_RISE, LOSS_NOISE = 0.25, 0.02
+"""A loss has risen if its mean over an epoch is this share above the lowest such mean, and the rise
+is more than the second share of the first mean: a loss near 0 is noise."""
 
 WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
 
-class RunState:
-    """A new run. ``weights`` are copied into ``buffers``, which are borrowed.
+class RoundPlan(NamedTuple):
+    """A round of ``leases`` leases; those of automatic length are multiplied by ``scale``."""
 
-    ``buffers``: see ``WeightStore``; None for two private vectors. ``first_worker_id`` must be
-    larger than any id of a resumed server, whose workers may still run.
+    leases: int
+    scale: float
+    outer: OuterStep
+
+
+class RunState:
+    """A new run, from ``weights``.
+
+    ``first_worker_id`` must be larger than any id of a resumed server, whose workers may still run.
     """
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        weights: Vector,
-        buffers: Buffers | None = None,
-        first_worker_id: int = 1,
-    ) -> None:
+    def __init__(self, settings: RunSettings, weights: Vector, first_worker_id: int = 1) -> None:
         self.settings = settings
-        round_leases = settings.consistency.round_leases
-        # Workers that wait for each other must not run ahead.
-        pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
-        self.members = Membership(
-            *(settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency),
-            settings.progress_timeout_s,
-        )
-        self.ledger = LeaseLedger(
-            settings.samples,
-            settings.epochs,
-            settings.batch_size,
-            settings.lease_minibatches
-            if round_leases is None
-            else settings.consistency.first_steps,
-            pipeline.gradients,
-            round_leases,
-        )
-        self.round = None if round_leases is None else Round(settings.buffer_count)
-        self._round_began_s: float | None = None
-        self._last_round_s = 0.0
-        self._packed: tuple[int, Vector] | None = None
-        self.store = WeightStore(
-            PrivateBuffers(weights.size) if buffers is None else buffers,
-            weights,
-            settings.start_rule(),
-            settings.pipeline.snapshots,
-            settings.average_decay,
-        )
+        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id)
+        self.ledger = LeaseLedger(settings.samples, settings.epochs, settings.batch_size)
+        self.store = StateStore(settings.start_rule(), weights)
         self.metrics = RunMetrics()
         self.is_resumed = False
         self.resume_warnings: list[str] = []
+        self._is_async = settings.consistency is Consistency.ASYNC
+        self._plan: RoundPlan | None = None
+        self._results: list[tuple[Applied, Vector]] = []  # of the round
+        self._sums = 0.0, 0
+        self._round_began_s: float | None = None
+        self._last_round_s = 0.0
+        self._packed: tuple[int, Vector] | None = None
 
     @classmethod
     def resumed(
-        cls,
-        settings: RunSettings,
-        checkpoint: Checkpoint,
-        buffers: Buffers | None = None,
-        first_worker_id: int = 1,
+        cls, settings: RunSettings, checkpoint: Checkpoint, first_worker_id: int = 1
     ) -> Self:
         """Resume a run from ``checkpoint``, in the same epoch and with the optimizer's state.
 
-        Raise ``CheckpointError`` unless model, samples, seed, optimizer and, for runs of
-        rounds, consistency are the checkpoint's; other settings may change, and ``epochs`` may be
-        larger. Raise ``CheckpointError`` for a checkpoint that no server wrote.
+        Raise ``CheckpointError`` unless model, samples, seed, optimizer and consistency are the
+        checkpoint's; other settings may change, and ``epochs`` may be larger. Raise
+        ``CheckpointError`` for a checkpoint that no server wrote.
         """
         checkpoint.require_layout(settings.layout)
         try:
-            return cls._resumed(settings, checkpoint, buffers, first_worker_id)
+            return cls._resumed(settings, checkpoint, first_worker_id)
         except MALFORMED as error:
             raise CheckpointError(
                 f"the checkpoint of recipe {checkpoint.recipe!r} is incomplete or damaged "
@@ -107,44 +98,25 @@ class RunState:
             ) from error
 
     @classmethod
-    def _resumed(
-        cls,
-        settings: RunSettings,
-        checkpoint: Checkpoint,
-        buffers: Buffers | None,
-        first_worker_id: int,
-    ) -> Self:
+    def _resumed(cls, settings: RunSettings, checkpoint: Checkpoint, first_worker_id: int) -> Self:
         own = settings.to_json()
-        for name in ("samples", "seed", "optimizer"):
+        for name in ("samples", "seed", "optimizer", "consistency"):
             if own[name] != checkpoint.settings[name]:
                 raise CheckpointError(
                     f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
                     f"is {checkpoint.settings[name]}, expected {own[name]}; resume with "
                     f"{checkpoint.settings[name]}"
                 )
-        former = str(checkpoint.settings.get("consistency", ASYNC))
-        if former != own["consistency"] and any(
-            each.startswith(("bsp", "local")) for each in (former, own["consistency"])
-        ):
-            raise CheckpointError(
-                f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
-                f"whose updates differ; resume with consistency={former}"
-            )
-        run = cls(settings, checkpoint.weights, buffers, first_worker_id)
+        run = cls(settings, checkpoint.weights, first_worker_id)
         run.is_resumed = True
         run.resume_warnings += [] if checkpoint.damage is None else [checkpoint.damage]
-        run.store.restore(checkpoint.version, checkpoint.optimizer_state)
+        run.store.restore(checkpoint.version, checkpoint.weights, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
         run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
         return run
 
-    def checkpoint(self, into: Checkpoint | None = None) -> Checkpoint:
-        """Return a copy of the state for ``resumed``, to be written while training continues.
-
-        Reuse the vectors of ``into``, an earlier checkpoint of this run that is no longer needed:
-        copying into new memory takes several times as long.
-        """
-        state = {} if into is None else into.optimizer_state
+    def checkpoint(self) -> Checkpoint:
+        """Return the state for ``resumed``; its arrays never change."""
         return Checkpoint(
             recipe=self.settings.recipe,
             recipe_digest=self.settings.recipe_digest,
@@ -154,162 +126,205 @@ class RunState:
             settings=self.settings.to_json(),
             ledger=self.ledger.to_json(),
             counters={"metrics": self.metrics.to_json()},
-            weights=_copied(self.store.weights, None if into is None else into.weights),
-            optimizer_state={
-                name: _copied(vector, state.get(name)) for name, vector in self.store.state.items()
-            },
+            weights=self.store.weights,
+            optimizer_state=self.store.parts,
         )
-
-    def apply_again(
-        self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
-    ) -> bool:
-        """Apply a pass of the journal with gradients that were computed again.
-
-        Pass the mean as the only gradient of a pass that was averaged. Return False, and change
-        nothing, if the result is not finite. Raise ``JournalDamagedError`` for samples that were
-        applied before. No worker may hold a lease.
-        """
-        rates = [applied.learning_rate for applied in push[: len(gradients)]]
-        is_good = (
-            self._apply_mean(gradients[0], rates[0])
-            if push[0].averaged
-            else self.store.apply(gradients, rates)
-        )
-        if not is_good:
-            return False
-        for applied in push:
-            done = Range(applied.epoch, applied.start, applied.stop)
-            if not self.ledger.applied_again(done):
-                raise JournalDamagedError(
-                    f"the journal applies samples {done.start} to {done.stop} of epoch "
-                    f"{done.epoch} a second time at version {applied.version}; expected each "
-                    f"sample once in each of {self.settings.epochs} epochs"
-                )
-        samples = sum(applied.samples for applied in push)
-        staleness = [applied.version - 1 - applied.base_version for applied in push]
-        self.metrics.push_applied(samples, loss_sum, correct, staleness, 0.0)
-        self._record(rates[-1])
-        return True
-
-    def _record(self, learning_rate: float) -> None:
-        applied, version = self.ledger.applied_samples, self.store.version
-        self.metrics.record_if_due(self.settings, applied, version, learning_rate)
-
-    def collect(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
-        """Add a push that is due to its round, and apply the round once it is complete.
-
-        Return the journal's record of each applied gradient. Return None if a gradient, or the
-        result of the round, is not finite; after such a result, the round's samples return to the
-        pool.
-        """
-        if self.round is None or not math.isfinite(push.loss_sum):
-            return None
-        size, packed_bits = self.settings.vector_size, self.packed_bits(member)
-        copies = [self.round.copied(gradient, size, packed_bits) for gradient in push.gradients]
-        gradients = [copy for copy in copies if copy is not None]
-        if len(gradients) < len(copies):
-            return None
-        if self._round_began_s is None:
-            self._round_began_s = now
-        for stop, base_version, gradient in zip(
-            push.stops, push.base_versions, gradients, strict=True
-        ):
-            parts = self.ledger.parts(member.worker_id)
-            taken = self.ledger.collected(member.worker_id, stop)
-            origin = push.worker_id, push.lease_id, *taken, base_version
-            how = self.learning_rate_of(taken), 1, True, packed_bits, parts
-            self.round.add(Applied(0, *origin, *how), gradient)
-        self.round.loss_sum += push.loss_sum
-        self.round.correct += push.correct
-        member.pushes += len(push.gradients)
-        return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
-
-    def has_late_leases(self, now: float) -> bool:
-        """Check whether idle workers may share other workers' leases of the round.
-
-        Only late leases are shared: the next round waits for all holders.
-        """
-        usual_s = max(self._last_round_s, self.members.usual_step_s)
-        late_s = max(LATE_S, LATE_FACTOR * usual_s)
-        return self._round_began_s is not None and now - self._round_began_s > late_s
-
-    def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
-        """Apply the mean of a round's gradients, or differences, as one update."""
-        records = collected.records
-        samples, rate = sum(each.samples for each in records), records[-1].learning_rate
-        if not self._apply_mean(collected.mean(self.settings.takes_local_steps), rate):
-            self.ledger.round_dropped()
-            collected.clear()
-            return None
-        self.ledger.round_applied()
-        for member in self.members.members:
-            member.refusals = 0
-        sums = collected.loss_sum, collected.correct
-        self.metrics.push_applied(samples, *sums, [0] * len(records), now)
-        collected.clear()
-        self._last_round_s = now - (self._round_began_s or now)
-        self._round_began_s = now
-        self._record(rate)
-        version = self.store.version
-        return tuple(each._replace(version=version, together=len(records)) for each in records)
-
-    def _apply_mean(self, mean: Vector, learning_rate: float) -> bool:
-        """Apply the mean of a round's gradients, or differences; False if it is not finite."""
-        if self.settings.takes_local_steps:
-            learning_rate = self.settings.outer_learning_rate
-            # The rule takes observed buffers, but the workers sent differences.
-            buffers = slice(self.store.rule.trained_size, mean.size)
-            np.subtract(self.store.weights[buffers], mean[buffers], out=mean[buffers])
-        return self.store.apply([mean], [learning_rate])
-
-    def packed_bits(self, member: Member) -> int:
-        """Return the bits of each element between this worker and the server; 0: not packed."""
-        is_packed = self.settings.takes_local_steps and not member.shared
-        return member.packed_bits if is_packed else 0
-
-    def packed_weights(self) -> Vector:
-        """Return the current weights packed: the same bytes for every worker."""
-        if self._packed is None or self._packed[0] != self.store.version:
-            self._packed = self.store.version, pack_weights(self.store.weights)
-        return self._packed[1]
 
     def grant(self, member: Member, now: float) -> Lease | None:
-        """Return the worker's lease of a round; None if nothing can be leased now."""
+        """Return the worker's lease, or grant it one; None if it must wait for other workers."""
         ledger = self.ledger
-        is_open = self.settings.consistency.round_leases == ONE_FOR_EACH_WORKER
-        if is_open and ledger.is_between_rounds:
-            ledger.round_leases = len(self.members)
-        length = (self._local_steps_of(member), member.parts) if is_open else ()
-        return ledger.grant(member.worker_id, self.has_late_leases(now), *length)
+        if (lease := ledger.lease_of(member.worker_id)) is None:
+            if self._may_begin():
+                lease = self._next_lease(member)
+            elif self._has_late_leases(now):
+                lease = ledger.share(member.worker_id)
+        if lease is not None:
+            lease.version, lease.progress = self.store.version, self.ledger.applied_samples
+            member.base, member.began_s = self.store.state, now
+        return lease
+
+    def _may_begin(self) -> bool:
+        """Whether a lease may be granted now: a round has a lease for each worker."""
+        is_full = self._plan is not None and self.ledger.granted >= self._plan.leases
+        return not self.ledger.everything_is_leased and (self._is_async or not is_full)
+
+    def _next_lease(self, member: Member) -> Lease:
+        wanted, ahead = self._steps_of(member) * member.parts, self.ledger.minibatches_ahead
+        if self._is_async:
+            minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
+        else:
+            self._plan = self._plan or self._plan_round(ahead)
+            minibatches = max(1, round(wanted * self._plan.scale))
+        pace = self.settings.batch_size * self.members.parts
+        return self.ledger.grant(member.worker_id, minibatches, pace, member.parts)
+
+    def _plan_round(self, ahead: int) -> RoundPlan:
+        """Return the plan of a round of all present workers.
+
+        The rounds of an epoch are equally long, because no lease goes beyond an epoch, which has
+        ``ahead`` minibatches left.
+        """
+        steps = sum(self._steps_of(each) * each.parts for each in self.members.members)
+        rounds = self.settings.minibatches / steps
+        outer = outer_step(self.settings.consistency, self.members.parts, rounds)
+        return RoundPlan(len(self.members), ahead / (-(-ahead // steps) * steps), outer)
+
+    def _has_late_leases(self, now: float) -> bool:
+        """Whether idle workers may share leases: at the end of a run, or of a late round."""
+        if self._is_async:
+            return True
+        late_s = max(LATE_S, LATE_FACTOR * self._last_round_s)
+        return self._round_began_s is not None and now - self._round_began_s > late_s
+
+    def _steps_of(self, member: Member) -> int:
+        """Return the local steps of each part of the worker's next lease."""
+        known = [each.lease_times for each in self.members.members if each.lease_times is not None]
+        limits, fixed = self._limits, self.settings.local_steps
+        if member.lease_times is None:
+            usual = fixed or round(limits.fewest / self.members.parts)
+            return max(1, min(usual, FIRST_STEPS) if len(self.members) > 1 else usual)
+        if fixed is None:
+            return member.lease_times.steps_in(round_s(known, limits))
+        return member.lease_times.steps_in(
+            min(each.exchange_s + fixed * each.step_s for each in known)
+        )
 
     @property
-    def _minibatches(self) -> int:
-        return self.settings.epochs * math.ceil(self.settings.samples / self.settings.batch_size)
+    def _limits(self) -> StepLimits:
+        return step_limits(self.settings.consistency, self.members.parts, self.settings.minibatches)
 
-    def _local_steps_of(self, member: Member) -> int | None:
-        """Return the local steps of the worker's next lease; None: its times are unknown."""
-        times = [each.lease_times for each in self.members.members if each.lease_times is not None]
-        if member.lease_times is None:
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+        """Take in the result of the worker's lease, and apply what can be applied.
+
+        Return the journal's record of each applied result. Return None, and put the samples back
+        into the pool, if the result, or the mean of the round, is not finite.
+        """
+        lease = self.ledger.lease_of(member.worker_id, push.lease_id)
+        assert lease is not None
+        assert push.state is not None
+        samples = lease.range.samples
+        member.has_computed(-(-samples // self.settings.batch_size), push.computed_s, now)
+        member.speed.computed(samples, now)
+        result = self.result_of(push.state, member.base, not member.shared)
+        if not abs(push.loss_sum) < LARGEST_LOSS or not np.isfinite(result).all():
+            self.ledger.release(member.worker_id)
             return None
-        steps = self.settings.consistency.local_steps
-        seconds = (
-            round_of(times, steps)
-            if steps
-            else min(needed_round(times), longest_round(times, self._minibatches))
+        self.ledger.collect(member.worker_id)
+        staleness = self.store.version - lease.version
+        member.pushes += 1
+        member.staleness_sum += staleness
+        who, how = (member.worker_id, lease.lease_id), (lease.progress, lease.pace, lease.parts)
+        record = Applied(0, *who, *lease.range, lease.version, *how, not member.shared)
+        self._results.append((record, result))
+        self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
+        if self._round_began_s is None:
+            self._round_began_s = now
+        is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
+        return self._apply_round(staleness, now) if is_whole else ()
+
+    def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
+        """Return a new array: the server's state, changed as a worker changed ``base``."""
+        own, n = self.store.state, self.store.rule.trained_size
+        result = np.empty_like(own)
+        if is_packed:
+            self.settings.packing.unpack_result(state, own, result)
+            return result
+        np.copyto(result, state)
+        if base is not None and base is not own:  # others have changed the weights since
+            result[:n] += own[:n] - base[:n]
+        return result
+
+    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | None:
+        """Apply the mean of the results as one outer step."""
+        results, (loss_sum, correct), plan = self._results, self._sums, self._plan
+        self._results, self._sums, self._plan = [], (0.0, 0), None
+        records = [record for record, _ in results]
+        share = self.members.parts / records[0].parts
+        outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
+        if not self.apply_mean(results, outer):
+            self.ledger.drop_collected()
+            return None
+        self.ledger.apply_collected()
+        for member in self.members.members:
+            member.refusals = 0
+        samples = sum(each.samples for each in records)
+        self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
+        self._last_round_s = now - (self._round_began_s or now)
+        self._round_began_s = now
+        self._record(records[-1])
+        version, together = self.store.version, len(records)
+        return tuple(
+            each._replace(version=version, together=together, outer=outer)
+            for each in sorted(records, key=_in_order)
         )
-        length = member.lease_times.steps_in(seconds)
-        if member.lease_times.exchanges_too_long(length):
-            member.packed_bits = 4
-        return length
+
+    def apply_mean(self, results: Sequence[tuple[Applied, Vector]], outer: OuterStep) -> bool:
+        """Apply the mean over all parts, which the order of arrival does not change.
+
+        The results are overwritten. Return False, and change nothing, if it is not finite.
+        """
+        ordered = sorted(results, key=lambda each: _in_order(each[0]))
+        parts = sum(record.parts for record, _ in ordered)
+        for record, result in ordered:
+            if record.parts < parts:
+                result *= np.float32(record.parts / parts)
+        (_, mean), *others = ordered
+        for _, result in others:
+            mean += result
+        return self.store.apply(mean, outer)
+
+    def apply_again(
+        self,
+        records: Sequence[Applied],
+        results: Sequence[Vector],
+        loss_sum: float,
+        correct: int,
+    ) -> bool:
+        """Apply results that the journal lists and that were computed again.
+
+        Return False, and change nothing, if the new state is not finite. Raise
+        ``JournalDamagedError`` for samples that were applied before. No worker may hold a lease.
+        """
+        pairs = list(zip(records, results, strict=True))
+        if not self.apply_mean(pairs, records[0].outer):
+            return False
+        for record in records:
+            if not self.ledger.applied_again(record.range):
+                raise JournalDamagedError(
+                    f"the journal applies samples {record.start} to {record.stop} of epoch "
+                    f"{record.epoch} a second time at version {record.version}; expected each "
+                    f"sample once in each of {self.settings.epochs} epochs"
+                )
+        samples = sum(record.samples for record in records)
+        staleness = [record.version - 1 - record.base_version for record in records]
+        self.metrics.pushes_accepted(samples, loss_sum, correct, staleness, 0.0)
+        self._record(records[-1])
+        return True
+
+    def _record(self, last: Applied) -> None:
+        rate = self.settings.learning_rate_at(last.progress)
+        applied, version = self.ledger.applied_samples, self.store.version
+        self.metrics.record_if_due(self.settings, applied, version, rate)
+
+    def packed_state(self) -> Vector:
+        """Return the state packed: the same bytes for every worker."""
+        if self._packed is None or self._packed[0] != self.store.version:
+            self._packed = self.store.version, self.settings.packing.pack_base(self.store.state)
+        return self._packed[1]
+
+    def remove(self, member: Member) -> None:
+        """Remove a worker, and return its lease to the pool."""
+        self.ledger.release(member.worker_id)
+        self.members.remove(member.worker_id)
 
     @property
     def link_warning(self) -> str | None:
         """The reason why workers on other hosts do not pay off, with automatic local steps."""
         known = [each for each in self.members.members if each.lease_times is not None]
-        if self.settings.consistency.local_steps != AUTOMATIC_STEPS or not known:
+        if self.settings.local_steps is not None or not known:
             return None
         times = [each.lease_times for each in known if each.lease_times is not None]
-        needed_s, longest_s = needed_round(times), longest_round(times, self._minibatches)
+        needed_s, longest_s = needed_round_s(times), longest_round_s(times, self._limits)
         if needed_s <= longest_s:
             return None
         slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
@@ -317,40 +332,28 @@ class RunState:
         return (
             f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
             f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "
-            f"keep exchanges to a tenth of its time, but more than "
+            f"keep exchanges to a twentieth of its time, but more than "
             f"{slowest[0].steps_in(longest_s):,} cost accuracy, so that a worker on this link "
             f"does not pay off. It would with exchanges {needed_s / longest_s:.1f} times as fast, "
             f"or that many times the epochs or the time of a minibatch"
         )
 
-    def learning_rate_of(self, samples: Lease | Range) -> float:
-        """Return the learning rate of a lease in a run of rounds.
-
-        With local steps it is the rate in the middle of the lease: a schedule may begin at 0.
-        """
-        half = samples.samples / 2 if self.settings.takes_local_steps else 0
-        return self.settings.learning_rate_after(self.ledger.applied_samples + half)
-
-    def remove(self, member: Member) -> None:
-        """Remove a worker, and return the rest of its lease to the pool."""
-        self.ledger.release(member.worker_id)
-        self.store.dismiss(member.worker_id)
-        self.members.remove(member.worker_id)
-
     @property
-    def staleness_warning(self) -> str | None:
-        """A remedy for gradients so stale that accuracy suffers; None if they are not."""
-        records = self.metrics.records
-        staleness = (records[-1]["staleness_mean"] if records else None) or 0.0
-        if staleness <= STALENESS_WITHOUT_COST:
+    def loss_warning(self) -> str | None:
+        """A remedy for a training loss that has risen again; None if it has not."""
+        records = list(self.metrics.records)
+        means = epoch_means([each["loss"] or 0.0 for each in records])
+        if not means:
             return None
-        remedy = "--consistency auto"
-        if self.settings.consistency.is_automatic:
-            remedy = f"more than {self.settings.epochs} epochs"
+        lowest = min(range(len(means)), key=means.__getitem__)
+        rise = means[-1] - means[lowest]
+        if rise < LOSS_RISE * means[lowest] or rise < LOSS_NOISE * means[0]:
+            return None
+        remedy = "" if self.settings.consistency is Consistency.ROUNDS else ", --consistency rounds"
         return (
-            f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy; "
-            f"use {remedy}, fewer workers, or a learning rate below "
-            f"{self.settings.learning_rate:g}"
+            f"the training loss has risen from {means[lowest]:.4g} at epoch "
+            f"{records[lowest + RECORDS_PER_EPOCH - 1]['epoch']:.1f} to {means[-1]:.4g}; use a "
+            f"learning rate below {self.settings.learning_rate:g}{remedy} or fewer workers"
         )
 
     def report(self, first_record: int, now: float) -> dict[str, Any]:
@@ -361,8 +364,9 @@ class RunState:
             "samples_total": self.settings.samples_total,
             "epochs": self.settings.epochs,
             "version": self.store.version,
+            "samples_per_update": applied_samples / max(1, self.store.version),
             **self.metrics.report(applied_samples, first_record),
-            "staleness_warning": self.staleness_warning,
+            "loss_warning": self.loss_warning,
             "link_warning": self.link_warning,
             "resume_warnings": self.resume_warnings,
             "worker_count": len(self.members),
@@ -386,8 +390,11 @@ class RunState:
         ]
 
 
-def _copied(vector: Vector, into: Vector | None) -> Vector:
-    if into is None:
-        return vector.astype(np.float32)
-    np.copyto(into, vector, casting="same_kind")
-    return into
+def epoch_means(losses: Sequence[float]) -> list[float]:
+    """Return the mean of every ``RECORDS_PER_EPOCH`` consecutive records; none for fewer."""
+    sums = np.cumsum([0.0, *losses])
+    return list((sums[RECORDS_PER_EPOCH:] - sums[:-RECORDS_PER_EPOCH]) / RECORDS_PER_EPOCH)
+
+
+def _in_order(record: Applied) -> tuple[int, int]:
+    return record.epoch, record.start

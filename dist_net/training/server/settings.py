@@ -13,21 +13,20 @@ from dist_net.optim import (
     SGD,
     ArrayShapes,
     ConstantRate,
-    Nesterov,
+    LearningRate,
     Optimizer,
     Schedule,
     UpdateRule,
     start_rule,
 )
 from dist_net.optim.ranges import require_fraction, require_positive
-from dist_net.training.server.consistency import ASYNC, Consistency
+from dist_net.training.server.consistency import Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import PIPELINE, Pipeline
-from dist_net.wire.packing import packed_size
+from dist_net.wire.messages import StepSettings
+from dist_net.wire.packing import StatePacking
 
-PROGRESS_TIMEOUT_S = 600.0
-LEASE_MINIBATCHES = 64
-"""The minibatches of a lease: few, because the lease of a lost worker is computed again."""
+MOST = 2**32 - 1
+"""The largest number of samples in an epoch, and of epochs; the journal has 32 bits for each."""
 
 REMEDIES = {
     "release": "install the same release of dist_net, unchanged, on both hosts",
@@ -42,14 +41,11 @@ class RunSettings:
     """The settings of one run. Raise ``SettingError`` for a value out of range.
 
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages with these momenta.
-    ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied by
-    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and
-    other workers take over its lease; the same holds if others wait for it and its step takes
-    longer than ``progress_timeout_s`` and ten times the usual time. Without ``has_classes``, no
-    accuracy is reported.
-    ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``. With local steps,
-    workers use ``optimizer``, and the server applies the mean difference by Nesterov momentum with
-    ``outer_learning_rate`` and ``outer_momentum`` (the values of DiLoCo).
+    ``samples`` is the number of samples of one epoch. A lease has ``local_steps`` minibatches;
+    None: as many as accuracy permits and the link needs. ``learning_rate`` is multiplied by
+    ``schedule`` at each step. A worker that is silent for ``heartbeat_timeout_s`` is lost, and
+    other workers take over its lease. Without ``has_classes``, no accuracy is reported.
+    ``clip_norm`` and ``average_decay``: see ``UpdateRule``.
     """
 
     recipe: str
@@ -63,37 +59,35 @@ class RunSettings:
     learning_rate: float = 0.1
     schedule: Schedule = field(default_factory=ConstantRate)
     momenta: tuple[float, ...] = ()
-    lease_minibatches: int = LEASE_MINIBATCHES
-    pipeline: Pipeline = PIPELINE
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
-    progress_timeout_s: float = PROGRESS_TIMEOUT_S
     recipe_record: dict[str, Any] = field(default_factory=dict)
     has_classes: bool = True
     clip_norm: float | None = None
     average_decay: float | None = None
-    consistency: Consistency = ASYNC
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.9
+    consistency: Consistency = Consistency.ROUNDS
+    local_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
-            self._require(name, "a whole number, at least 1", lambda value: _is_whole(value, 1))
+        for name in ("samples", "epochs", "batch_size", "local_steps"):
+            self._require(
+                name,
+                f"a whole number from 1 to {MOST}",
+                lambda value: _is_whole(value, 1) and value <= MOST,
+            )
+        if self.consistency is Consistency.BSP:
+            self._require(
+                "local_steps",
+                "1 with consistency='bsp', which averages single steps; for more, use rounds",
+                lambda value: value in (None, 1),
+            )
         self._require(
             "batch_size",
             f"at most the number of samples, which is {self.samples}",
             lambda value: value <= self.samples,
         )
         require_seed(self.seed)
-        self._require(
-            "pipeline",
-            f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
-            lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
-        )
-        for name in (
-            *("learning_rate", "outer_learning_rate"),
-            *("heartbeat_interval_s", "progress_timeout_s"),
-        ):
+        for name in ("learning_rate", "heartbeat_interval_s"):
             require_positive(name, getattr(self, name))
         if self.clip_norm is not None:
             require_positive("clip_norm", self.clip_norm)
@@ -122,18 +116,13 @@ class RunSettings:
 
     def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
-        if not holds(value):
+        if not (holds(value) or (name == "local_steps" and value is None)):
             raise SettingError(f"{name}={value!r}: expected {expected}")
 
     @cached_property
     def vector_size(self) -> int:
         """The length of the flat vector of all parameters and buffers."""
         return sum(math.prod(shape) for _, shape in self.layout)
-
-    @property
-    def gradient_bytes(self) -> int:
-        """The size of the longest frame of a worker: a gradient or a packed difference."""
-        return 4 * max(self.vector_size, packed_size(self.vector_size, self.buffer_count))
 
     @property
     def parameter_count(self) -> int:
@@ -151,30 +140,38 @@ class RunSettings:
         return self.samples * self.epochs
 
     @property
-    def takes_local_steps(self) -> bool:
-        return self.consistency.local_steps is not None
+    def minibatches(self) -> int:
+        """The number of minibatches of the run."""
+        return self.epochs * math.ceil(self.samples / self.batch_size)
+
+    @cached_property
+    def packing(self) -> StatePacking:
+        """How training states travel between hosts."""
+        return StatePacking(*self.start_rule().sizes)
+
+    @property
+    def frame_bytes(self) -> int:
+        """The size of the longest frame of a worker."""
+        return 4 * self.packing.result_size
 
     def start_rule(self) -> UpdateRule:
-        """Return a new rule by which the server updates the weights."""
-        if not self.takes_local_steps:
-            return self.start_local_rule()
-        # The momenta apply in each local step; the server averages the workers' buffers.
-        return start_rule(Nesterov(self.outer_momentum), self.layout, (0.0,) * len(self.momenta))
+        """Return a new rule for local steps."""
+        return start_rule(
+            self.optimizer, self.layout, self.momenta, self.clip_norm, self.average_decay
+        )
 
-    def start_local_rule(self) -> UpdateRule:
-        """Return a new rule for steps along gradients of minibatches."""
-        return start_rule(self.optimizer, self.layout, self.momenta, self.clip_norm)
+    @property
+    def step_settings(self) -> StepSettings:
+        """What a worker must know of these settings."""
+        return StepSettings(
+            *(self.seed, self.batch_size, self.epochs, str(self.optimizer), self.learning_rate),
+            *(self.clip_norm or 0.0, self.average_decay or 0.0),
+        )
 
-    def learning_rate_after(self, applied_samples: float, workers: int | None = None) -> float:
-        """Return the learning rate after ``applied_samples``, counted over all epochs.
-
-        With the number of ``workers`` of a run without rounds, bound it: see ``max_rate_share``.
-        """
-        rate = self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
-        if workers is None:
-            return rate
-        usual = self.optimizer.full_rate_staleness
-        return min(rate, self.consistency.max_rate_share(workers, usual) * self.learning_rate)
+    @property
+    def learning_rate_at(self) -> LearningRate:
+        """The learning rate by the samples applied before, counted over all epochs."""
+        return LearningRate(self.learning_rate, self.schedule, self.samples, self.epochs)
 
     def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""

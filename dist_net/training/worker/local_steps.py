@@ -1,6 +1,9 @@
-"""Local steps: a worker's own updates from the server's weights; no I/O."""
+"""Local steps: updates that a process takes by itself, from a given training state; no I/O.
 
-from collections.abc import Iterator
+Everything that trains takes its steps here: a worker of a cluster, a replay, and ``fit``.
+"""
+
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -18,27 +21,26 @@ class MinibatchStep(Protocol):
         ...
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Fill ``gradient``; return the summed loss and the number of correct predictions."""
-        ...
+        """Fill ``gradient``; return the summed loss and the number of correct predictions.
 
-    def unbind(self) -> None:
-        """Release all borrowed vectors."""
+        Both vectors are borrowed as long as this object exists.
+        """
         ...
 
 
 class LeaseSteps(NamedTuple):
     """The local steps of a lease, on samples ``start`` to ``stop`` of the order of ``epoch``.
 
-    The lease has ``parts`` parts. Each begins from the same weights, with a fresh optimizer. As a
-    frame, an element of the difference has ``bits``.
+    The first step has the learning rate after ``progress`` samples of the run, each further step
+    that after ``pace`` samples more. The ``parts`` of the lease begin from the same state.
     """
 
     epoch: int
     start: int
     stop: int
-    learning_rate: float
+    progress: int
+    pace: int
     parts: int = 1
-    bits: int = 8
 
     def split(self, batch_size: int) -> list["LeaseSteps"]:
         """Return the parts, of whole minibatches and as equal as possible, in the samples' order.
@@ -54,50 +56,63 @@ class LeaseSteps(NamedTuple):
 
 
 class LocalSteps:
-    """The local steps of leases, by ``rule``, which is reset at the beginning of each part.
+    """Take the local steps of leases by ``rule``, with the gradients of ``step``.
 
-    ``step`` computes the gradients; the last ``buffers`` elements of the weights are not trained.
-    ``loss_sum`` and ``correct`` are sums over the last lease. Allocate three vectors at first, and
-    none afterwards.
+    ``learning_rate_at`` returns the learning rate after a number of samples of the run.
+    ``state`` is the training state after the last lease: the mean of its parts. It is valid until
+    the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. Allocate three
+    vectors at first, and a fourth with the first lease of several parts.
     """
 
-    def __init__(self, step: MinibatchStep, rule: UpdateRule, batch_size: int) -> None:
+    def __init__(
+        self,
+        step: MinibatchStep,
+        rule: UpdateRule,
+        batch_size: int,
+        learning_rate_at: Callable[[float], float],
+    ) -> None:
+        self.rule = rule
+        self._learning_rate_at = learning_rate_at
         self._step = step
-        self._rule = rule
         self._batch_size = batch_size
-        self.buffers = rule.size - rule.trained_size
-        # Compiled loops must not write the results into the weights.
-        self._weights, self._next, self._gradient = np.empty((3, rule.size), np.float32)
+        # A step reads one state and writes the other.
+        states: list[Vector] = [np.zeros(rule.state_size, np.float32) for _ in range(2)]
+        self._latest, self._other = ((state, state[: rule.size]) for state in states)
+        self._gradient = np.empty(rule.size, np.float32)
+        self._mean: Vector | None = None
+        self.state = self._latest[0]
         self.loss_sum, self.correct = 0.0, 0
 
-    def take(self, base: Vector, lease: LeaseSteps, out: Vector) -> Iterator[None]:
-        """Take the steps of ``lease`` from ``base``; yield before each minibatch.
-
-        Write to ``out`` the mean of its parts' differences: the initial minus the last weights, a
-        descent direction like a gradient.
-        """
+    def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
+        """Take the steps of ``lease`` from ``base``; yield before each minibatch."""
         self.loss_sum, self.correct = 0.0, 0
+        if lease.parts == 1:
+            yield from self._take_part(base, lease)
+            self.state = self._latest[0]
+            return
+        if self._mean is None:
+            self._mean = np.empty(self.rule.state_size, np.float32)
         for number, part in enumerate(lease.split(self._batch_size)):
             yield from self._take_part(base, part)
             if number:
-                np.subtract(base, self._weights, out=self._gradient)
-                out += self._gradient
+                self._mean += self._latest[0]
             else:
-                np.subtract(base, self._weights, out=out)
-        if lease.parts > 1:
-            out *= np.float32(1 / lease.parts)
+                np.copyto(self._mean, self._latest[0])
+        self._mean *= np.float32(1 / lease.parts)
+        self.state = self._mean
 
     def _take_part(self, base: Vector, part: LeaseSteps) -> Iterator[None]:
-        np.copyto(self._weights, base)
-        self._rule.reset()
+        if base is not self._latest[0]:
+            np.copyto(self._latest[0], base)
         loss_sum = 0.0
-        for steps, start in enumerate(range(part.start, part.stop, self._batch_size), 1):
+        for number, start in enumerate(range(part.start, part.stop, self._batch_size)):
             yield
             self._step.gather(part.epoch, start, min(start + self._batch_size, part.stop))
-            loss, correct = self._step.run(self._weights, self._gradient)
-            update = self._weights, [self._gradient], self._next, [part.learning_rate], steps
-            self._rule.update(*update)
-            self._weights, self._next = self._next, self._weights
+            state, weights = self._latest
+            loss, correct = self._step.run(weights, self._gradient)
+            rate = self._learning_rate_at(part.progress + number * part.pace)
+            self.rule.step(state, self._gradient, rate, self._other[0])
+            self._latest, self._other = self._other, self._latest
             loss_sum += loss
             self.correct += correct
         self.loss_sum += loss_sum

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from random import Random, SystemRandom
 from typing import Protocol, Self
 
@@ -17,42 +17,41 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
-from dist_net.optim import UpdateRule
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
     Begin,
     Compute,
     Ended,
-    Gather,
     Receive,
     Reconnect,
     SendToServer,
     WorkerCommand,
     WorkerState,
 )
-from dist_net.vector import Vector
 from dist_net.wire.heartbeat import HeartbeatSender
-from dist_net.wire.local_channel import LocalChannel
 from dist_net.wire.messages import (
-    PIPELINE,
     UNKNOWN_EQUIPMENT,
     Equipment,
     Join,
     Message,
     SegmentAddress,
+    StepSettings,
     Welcome,
 )
-from dist_net.wire.packing import BLOCKS, pack_difference, unpack_weights
+from dist_net.wire.packing import StatePacking
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
 
+BASE, RESULT = 0, 1
+"""The states in the memory that the server shares: to begin from, and after the local steps."""
+
 # The server may be waiting for this worker's core. Yielding between two minibatches interrupts
-# nothing; otherwise the server waits for the end of a time slice, and the pipeline runs empty.
+# nothing; otherwise the server waits for the end of a time slice, and other workers for it.
 let_others_run = getattr(os, "sched_yield", lambda: None)
 
 
@@ -60,7 +59,6 @@ class ServerConnection(Protocol):
     """A worker's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
 
     def send(self, message: Message) -> None: ...
-    def lend(self, vectors: Iterable[Vector]) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
     def abandon(self) -> None: ...
     def close(self) -> None: ...
@@ -84,18 +82,15 @@ class Environment(Protocol):
     def random(self) -> Random: ...
     def connect(self) -> ServerConnection: ...
 
-    def open_channel(self) -> ServerConnection | None:
-        """Connect directly to a server on this host; return None if impossible."""
-        ...
-
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
 
-    def share(self, vectors: int, size: int) -> SharedVectors | None:
-        """Create vectors in shared memory; return None if memory is not shared."""
+    @property
+    def shares_memory(self) -> bool:
+        """Whether memory of the server can be mapped."""
         ...
 
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
-        """Map the server's vectors. Raise ``SegmentError`` if they cannot be mapped."""
+        """Map vectors of the server. Raise ``SegmentError`` if they cannot be mapped."""
         ...
 
 
@@ -105,19 +100,12 @@ class ProcessEnvironment:
     def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
         self._address = address
         self._keys = keys
-        self._shares_memory = shares_memory
+        self.shares_memory = shares_memory and available()
         self.clock: Clock = SystemClock()
         self.random: Random = SystemRandom()
 
     def connect(self) -> ServerConnection:
         return ClientSocket(self._address, self._keys)
-
-    def open_channel(self) -> ServerConnection | None:
-        try:
-            return LocalChannel(self._address)
-        except OSError as error:
-            logger.info("no_channel address=%s reason=%s", self._address, error)
-            return None
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats:
         sender = HeartbeatSender(
@@ -126,15 +114,6 @@ class ProcessEnvironment:
         sender.start()
         return sender
 
-    def share(self, vectors: int, size: int) -> SharedVectors | None:
-        if not (self._shares_memory and available()):
-            return None
-        try:
-            return Segment.create(vectors, size)
-        except SegmentError as error:
-            logger.warning("shared_memory_unavailable reason=%s", error)
-            return None
-
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
         return Segment.attach(address, size)
 
@@ -142,18 +121,17 @@ class ProcessEnvironment:
 class WorkerLoop:
     """Train for the server at ``address`` until the run is over.
 
-    ``step_of`` returns the ``MinibatchStep`` for the run's seed. ``recipe_digest`` and
-    ``vector_size`` must equal the server's. With ``shares_memory``, weights and gradients stay in
-    shared memory, for a server on this host. The server must answer the first message within
-    ``join_timeout_s``. Later, if it is silent for longer than its heartbeat timeout, the worker
-    tries to rejoin for ``rejoin_timeout_s``. The server's status shows ``equipment``.
-    ``rule_of`` returns the rule of local steps for the text of an optimizer and a ``clip_norm``.
-    Leases of local steps have ``parts`` parts at the most, which ``processes`` take if given.
+    ``local_of`` returns the local steps for a run's settings. ``recipe_digest`` and ``vector_size``
+    must equal the server's. With ``shares_memory``, states stay in shared memory, for a server on
+    this host. The server must answer the first message within ``join_timeout_s``. Later, if it is
+    silent for longer than its heartbeat timeout, the worker tries to rejoin for
+    ``rejoin_timeout_s``. The server's status shows ``equipment``. With ``processes``, these take
+    the parts of a lease at the same time.
     """
 
     def __init__(
         self,
-        step_of: Callable[[int], MinibatchStep],
+        local_of: Callable[[StepSettings], LocalSteps],
         address: str,
         name: str,
         recipe_digest: str,
@@ -163,7 +141,6 @@ class WorkerLoop:
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
-        rule_of: Callable[[str, float | None], UpdateRule] | None = None,
         parts: int = 1,
         processes: PartProcesses | None = None,
         environment: Environment | None = None,
@@ -171,27 +148,17 @@ class WorkerLoop:
         around = environment or ProcessEnvironment(address, keys, shares_memory)
         self._around = around
         self._clock = around.clock
-        self._step_of = step_of
-        self._rule_of = rule_of
+        self._local_of = local_of
+        self._local: tuple[StepSettings, LocalSteps] | None = None
         self._processes = processes
-        self._local: LocalSteps | None = None
-        self._step: MinibatchStep | None = None
-        self._seed: int | None = None
         self._join_timeout_s = join_timeout_s
         self._socket = around.connect()
         self._heartbeats: Heartbeats | None = None
         self._stop_requested: str | None = None
-        self._own = around.share(PIPELINE.gradients, vector_size)
-        self._weights = ReceivedWeights(vector_size, around.attach)
-        self._gradients = [
-            self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
-            for slot in range(PIPELINE.gradients)
-        ]
-        self._sends_gradient = True
-        own_address = self._own.address if self._own else None
+        self._shared: SharedVectors | None = None
         self._identity = around.random.getrandbits(63)
-        facts = recipe_digest, vector_size, own_address
-        join = Join(name, self._identity, *facts, equipment=equipment, parts=parts)
+        facts = name, self._identity, recipe_digest, vector_size, around.shares_memory
+        join = Join(*facts, equipment=equipment, parts=parts)
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
@@ -208,11 +175,7 @@ class WorkerLoop:
         if self._heartbeats is not None:
             self._heartbeats.stop()
         self._socket.close()
-        self._step = self._local = None  # its plans are bound to the memory
-        self._weights.detach()
-        if self._own is not None:
-            self._gradients.clear()
-            self._own.close()
+        self._detach()
 
     def train(self) -> Ended:
         """Train until the run is over; return its end.
@@ -235,7 +198,7 @@ class WorkerLoop:
             return ended
 
     def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
-        """Yield before each wait, to be sent the message or None, and before each computation.
+        """Yield before each wait, to be sent the message or None, and before each local step.
 
         Return and raise as ``train`` does.
         """
@@ -247,18 +210,10 @@ class WorkerLoop:
                 match command := commands.popleft():
                     case Receive():
                         commands.extend(self._received((yield command)))
-                    case Compute(local=LeaseSteps() as lease):
-                        commands.extend((yield from self._take_local_steps(command, lease)))
-                    case Compute(slot=slot) if self._step is not None:
-                        yield command
-                        gradient = self._gradients[slot]
-                        result = self._step.run(self._weights.read(command), gradient)
-                        kept = gradient if self._sends_gradient else None
-                        commands.extend(self._state.computed(*result, kept, self._clock.now()))
+                    case Compute():
+                        commands.extend((yield from self._compute(command)))
                     case SendToServer(message):
                         self._socket.send(message)
-                    case Gather(epoch, start, stop) if self._step is not None:
-                        self._step.gather(epoch, start, stop)
                     case Reconnect():
                         self._reconnect()
                     case Begin(welcome):
@@ -269,26 +224,34 @@ class WorkerLoop:
                 now = self._clock.now()
                 commands = deque(self._state.rejoin_with_frames(str(error), now))
 
-    def _take_local_steps(
-        self, command: Compute, lease: LeaseSteps
-    ) -> Generator[Compute, None, list[WorkerCommand]]:
-        """Take the local steps of a lease; yield before each, and leave if this is requested."""
-        local, difference = self._local, self._gradients[command.slot]
-        if local is None:
-            raise ProtocolError("the server requests local steps, but this worker has no rule_of")
-        if lease.bits not in BLOCKS:
-            raise ProtocolError(
-                f"the server requests elements of {lease.bits} bits; expected 8 or 4"
-            )
+    def _compute(self, command: Compute) -> Generator[Compute, None, list[WorkerCommand]]:
+        """Take the local steps of a lease; yield before each, and stop early on request."""
+        assert self._local is not None
+        _, local = self._local
         steps = self._processes or local
-        for _ in steps.take(self._weights.read(command), lease, out=difference):
+        packing = StatePacking(*local.rule.sizes)
+        if self._shared is not None:
+            base = self._shared.vector(BASE)
+        elif command.state is not None:
+            base = np.empty(local.rule.state_size, np.float32)
+            packing.unpack_base(command.state, out=base)
+        else:
+            raise ProtocolError("the server sent no state; expected one with each lease")
+        seen = None
+        for _ in steps.take(base, command.lease):
             yield command
             if self._stop_requested is not None:
                 return self._state.leave(self._stop_requested)
-        kept = None
-        if self._sends_gradient:
-            kept = pack_difference(difference, local.buffers, lease.bits)
-        return self._state.computed(steps.loss_sum, steps.correct, kept, self._clock.now())
+            if self._heartbeats is not None and self._heartbeats.answer is not seen:
+                seen = self._heartbeats.answer
+                if seen and (ended := self._state.heartbeat_answered(*seen, self._clock.now())):
+                    return ended
+        if self._shared is None:
+            sent = packing.pack_result(base, steps.state)
+        else:
+            sent = None
+            np.copyto(self._shared.vector(RESULT), steps.state)
+        return self._state.computed(steps.loss_sum, steps.correct, sent, self._clock.now())
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
@@ -308,60 +271,24 @@ class WorkerLoop:
         self._socket = self._around.connect()
 
     def _begin(self, welcome: Welcome) -> None:
-        self._weights.attach(welcome)
-        self._sends_gradient = welcome.segment is None
-        if self._sends_gradient:
-            self._socket.lend(self._gradients)
-        elif (channel := self._around.open_channel()) is not None:
-            self._socket.close()
-            self._socket = channel
+        if self._local is None or self._local[0] != welcome.steps:
+            self._local = welcome.steps, self._local_of(welcome.steps)
+        _, local = self._local
+        self._detach()
+        if welcome.segment is not None:
+            self._shared = self._around.attach(welcome.segment, local.rule.state_size)
         if self._heartbeats is not None:
             self._heartbeats.stop()
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
         self._heartbeats = self._around.start_heartbeats(*pulse)
-        if self._step is None or welcome.seed != self._seed:
-            self._step, self._seed = self._step_of(welcome.seed), welcome.seed
-        self._step.unbind()  # its vectors may belong to a former server
-        self._local = None
-        if welcome.optimizer and self._rule_of is not None:
-            rule = self._rule_of(welcome.optimizer, welcome.clip_norm or None)
-            self._local = LocalSteps(self._step, rule, welcome.batch_size)
         if self._processes is not None:
-            self._processes.begin(welcome)
+            self._processes.begin(welcome.steps)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
-            *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),
+            *(welcome.worker_id, welcome.incarnation, self._shared is not None),
         )
 
-
-class ReceivedWeights:
-    """The weights for a worker's steps: the server's snapshots, or a copy of received frames."""
-
-    def __init__(self, size: int, attach: Callable[[SegmentAddress, int], SharedVectors]) -> None:
-        self._size = size
-        self._attach = attach
-        self._segment: SharedVectors | None = None
-        self._received = np.empty(0, np.float32)
-
-    def attach(self, welcome: Welcome) -> None:
-        """Map the server's snapshots, or allocate a vector for frames."""
-        self.detach()
-        if welcome.segment is not None:
-            self._segment = self._attach(welcome.segment, self._size)
-        else:
-            self._received = np.empty(self._size, np.float32)
-
-    def read(self, work: Compute) -> Vector:
-        """Return the weights for a computation. Raise ``SegmentError`` if they cannot be mapped."""
-        if work.weights is not None:
-            # Copied, so that plans are bound to one vector and not to every frame.
-            unpack_weights(work.weights, out=self._received)
-            return self._received
-        if self._segment is None:
-            raise ProtocolError(f"the server sent snapshot {work.snapshot}, expected weights")
-        return self._segment.vector(work.snapshot)
-
-    def detach(self) -> None:
-        if self._segment is not None:
-            self._segment.close()
-            self._segment = None
+    def _detach(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None

@@ -1,7 +1,7 @@
 """Processes of one host that take the local steps of a lease together, each a part of it.
 
-They are forked with the recipe and the data in memory. Weights and differences are in memory that
-they share with the worker; orders and results are short messages on Unix sockets.
+They are forked with the recipe and the data in memory. States are in memory that they share with
+the worker; orders and results are short messages on Unix sockets.
 """
 
 import json
@@ -19,32 +19,34 @@ import numpy as np
 from dist_net.processes.entry import terminate_after
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.vector import Vector
-from dist_net.wire.messages import Welcome
+from dist_net.wire.messages import StepSettings
 from dist_net.wire.segment import Segment
 
 MAX_ORDER_BYTES = 1 << 16
 POLL_S = 0.2
 
-LocalStepsOf = Callable[[int, str, float, int], LocalSteps]
-"""Return the local steps for a seed, an optimizer's text, a clip norm (0: none), a batch size."""
+LocalStepsOf = Callable[[StepSettings], LocalSteps]
 
 
 class PartProcesses:
     """``count`` processes that take local steps as ``LocalSteps`` does, several parts at a time.
 
     The results are the same, bit for bit. Create this object before the process has threads or
-    sockets, which forked processes would share. The processes end with the context, or with their
-    parent. Raise ``SegmentError`` without shared memory.
+    sockets, which forked processes would share; at that time, the size of a state is unknown, and
+    ``max_state_size`` limits it. The processes end with the context, or with their parent. Raise
+    ``SegmentError`` without shared memory.
     """
 
-    def __init__(self, count: int, vector_size: int, local_of: LocalStepsOf) -> None:
-        self._shared = Segment.create(count + 1, vector_size)
-        self._base, *self._differences = map(self._shared.vector, range(count + 1))
-        self._run: tuple[int, str, float, int] = 0, "", 0.0, 1
+    def __init__(self, count: int, max_state_size: int, local_of: LocalStepsOf) -> None:
+        # Memory is allocated only where it is written.
+        self._shared = Segment.create(count + 1, max_state_size)
+        self._base, *self._results = map(self._shared.vector, range(count + 1))
+        self._settings: StepSettings | None = None
+        self.state = self._base
         self.loss_sum, self.correct = 0.0, 0
         self.process_ids: list[int] = []
         self._channels: list[socket.socket] = []
-        for difference in self._differences:
+        for result in self._results:
             own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             parent = os.getpid()
             if process_id := os.fork():
@@ -56,7 +58,7 @@ class PartProcesses:
                 own.close()
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
                 terminate_after(parent)
-                _serve(other, self._base, difference, local_of)
+                _serve(other, self._base, result, local_of)
             except BaseException:  # the top of a process
                 traceback.print_exc()
             finally:  # not the interpreter's shutdown, which belongs to the parent
@@ -73,41 +75,49 @@ class PartProcesses:
             channel.close()
             os.kill(process_id, signal.SIGKILL)
             os.waitpid(process_id, 0)
-        self._differences.clear()
+        self._results.clear()
         self._shared.close()
 
-    def begin(self, welcome: Welcome) -> None:
-        """Take the steps of the run of ``welcome`` from now on."""
-        self._run = welcome.seed, welcome.optimizer, welcome.clip_norm, welcome.batch_size
+    def begin(self, settings: StepSettings) -> None:
+        """Take the steps of a run with these settings from now on."""
+        self._settings = settings
 
-    def take(self, base: Vector, lease: LeaseSteps, out: Vector) -> Iterator[None]:
+    def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
         """Take the steps of ``lease`` as ``LocalSteps.take``; yield several times a second.
 
-        Raise ``ChildProcessError`` if a process has ended: then this one must end too, and with it
-        the lease.
+        Raise ``ChildProcessError`` as soon as a process has ended: then this one must end too, and
+        with it the lease.
         """
-        np.copyto(self._base, base)
+        assert self._settings is not None
+        np.copyto(self._base[: base.size], base)
         self.loss_sum, self.correct = 0.0, 0
-        parts = lease.split(self._run[-1])
+        parts = lease.split(self._settings.batch_size)
+        mean: Vector | None = None
         for first in range(0, len(parts), len(self)):  # more only in a lease of another host
-            taken = list(zip(self._channels, parts[first : first + len(self)], strict=False))
-            for channel, part in taken:
+            taken = dict(zip(self._channels, parts[first : first + len(self)], strict=False))
+            for channel, part in taken.items():
                 with suppress(ConnectionError):  # ``_receive`` notices too
-                    channel.send(json.dumps([self._run, part]).encode())
-            for channel, _ in taken:
-                while not select.select([channel], [], [], POLL_S)[0]:
-                    yield
-                self._receive(channel)
-            for number, difference in enumerate(self._differences[: len(taken)], first):
-                if number:
-                    out += difference
-                else:
-                    np.copyto(out, difference)
+                    channel.send(json.dumps([self._settings, part]).encode())
+            waiting, sums = {*taken}, {}
+            while waiting:
+                # A process that is idle reports only its end.
+                for channel in select.select(self._channels, [], [], POLL_S)[0]:
+                    sums[channel] = self._receive(channel)
+                    waiting.discard(channel)
+                yield
+            for channel, result in zip(taken, self._results, strict=False):
+                loss_sum, correct = sums[channel]
+                self.loss_sum += loss_sum
+                self.correct += correct
+                own = result[: base.size]
+                mean = own.copy() if mean is None else np.add(mean, own, out=mean)
+        assert mean is not None
         if lease.parts > 1:
-            out *= np.float32(1 / lease.parts)
+            mean *= np.float32(1 / lease.parts)
+        self.state = mean
 
-    def _receive(self, channel: socket.socket) -> None:
-        """Add a part's loss and correct predictions."""
+    def _receive(self, channel: socket.socket) -> tuple[float, int]:
+        """Return a part's loss and correct predictions."""
         result = b""
         with suppress(ConnectionError):
             result = channel.recv(MAX_ORDER_BYTES)
@@ -118,19 +128,18 @@ class PartProcesses:
                 f"ended: the worker ends too, and its lease is computed again"
             )
         loss_sum, correct = json.loads(result)
-        self.loss_sum += loss_sum
-        self.correct += correct
+        return loss_sum, correct
 
 
-def _serve(
-    channel: socket.socket, base: Vector, difference: Vector, local_of: LocalStepsOf
-) -> None:
+def _serve(channel: socket.socket, base: Vector, result: Vector, local_of: LocalStepsOf) -> None:
     """Take the steps of each part that arrives, until the other end is closed."""
-    run, local = None, None
+    settings, local = None, None
     while order := channel.recv(MAX_ORDER_BYTES):
         requested, part = json.loads(order)
-        if local is None or requested != run:
-            run, local = requested, local_of(*requested)
-        for _ in local.take(base, LeaseSteps(*part), difference):
+        if local is None or requested != settings:
+            settings, local = requested, local_of(StepSettings(*requested))
+        size = local.rule.state_size
+        for _ in local.take(base[:size], LeaseSteps(*part)):
             pass
+        np.copyto(result[:size], local.state)
         channel.send(json.dumps([local.loss_sum, local.correct]).encode())

@@ -1,15 +1,18 @@
 """A training worker's cycle as a state machine: events in, commands out. No I/O.
 
-    Join ─▶ Welcome ─▶ Pull ─▶ Work ─▶ compute ─▶ Push ─▶ Work ─▶ compute ─▶ ... ─▶ Stop ─▶ Leave
+    phase        event                         next phase    command
+    JOINING      Welcome                       REQUESTING    begin, send Pull
+    REQUESTING   Work                          COMPUTING     take the lease's local steps
+    COMPUTING    the steps are taken           REQUESTING    send Push
+    any          Stop                          ENDED         send Leave
+    any          Refuse, may rejoin            JOINING       reconnect, send Join
+    any          Refuse                        raises        JoinRefusedError, WorkerRefusedError
+    any          the server is silent          JOINING       reconnect, send Join
+    REQUESTING   Alive: request not received   REQUESTING    send it again
+    REQUESTING   Alive: request answered       REQUESTING    send Pull: the answer was lost
 
-While a push is in flight, the worker computes the next minibatch of its lease from the newest
-weights it has, so it waits neither for the network nor for the server. One push contains as many
-quickly computed gradients as the server permits: this causes fewer wake-ups, and the server applies
-them in one pass over the weights. The price is additional staleness, by one or two of the worker's
-gradients.
-
-Requests are numbered. If the answer to a heartbeat shows that a request or its answer was lost with
-a connection, the worker repeats the request, or pulls again.
+One request at a time is unanswered. Requests are numbered, so that a heartbeat's answer shows
+whether a request or its answer was lost with a connection.
 
 If the server is silent, the worker drops its lease and tries to join again over fresh connections
 until the server, or a restarted server, admits it. Times are seconds on one monotonic clock.
@@ -17,7 +20,7 @@ until the server, or a restarted server, admits it. Times are seconds on one mon
 
 import logging
 import math
-from collections import deque
+from enum import Enum, auto
 from typing import NamedTuple
 
 from dist_net.errors import (
@@ -29,7 +32,6 @@ from dist_net.errors import (
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
-    PIPELINE,
     Alive,
     Join,
     Leave,
@@ -38,7 +40,6 @@ from dist_net.wire.messages import (
     Push,
     Refuse,
     Stop,
-    Wait,
     Welcome,
     Work,
 )
@@ -62,9 +63,6 @@ SLOWEST_BYTES_PER_S = 16_000.0
 # for a multiple of the server's own timeout.
 PATIENCE = 3
 
-QUICK_STEP_S = 0.002
-"""A gradient waits for the next if pushes are at most this far apart: a message costs 0.1 ms."""
-
 MAX_WAIT_S = 0.2
 """The longest wait for a message; then the worker checks whether it should stop."""
 
@@ -80,7 +78,7 @@ class Reconnect(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """Wait for a message (0: do not wait), then call ``WorkerState.received``."""
+    """Wait for a message, then call ``WorkerState.received``."""
 
     timeout_s: float
 
@@ -91,28 +89,14 @@ class Begin(NamedTuple):
     welcome: Welcome
 
 
-class Gather(NamedTuple):
-    """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
-
-    epoch: int
-    start: int
-    stop: int
-
-
 class Compute(NamedTuple):
-    """Compute the gradient of the gathered samples, then call ``WorkerState.computed``.
+    """Take the local steps of ``lease``, then call ``WorkerState.computed``.
 
-    The weights are in buffer ``snapshot`` of the server's segment, or in ``weights`` if it is -1.
-    With ``local``, take these local steps, of all of the lease, and compute the difference.
+    They begin from ``state``, which is packed; None: from the state in shared memory.
     """
 
-    epoch: int
-    start: int
-    stop: int
-    snapshot: int
-    weights: Vector | None
-    slot: int
-    local: LeaseSteps | None = None
+    lease: LeaseSteps
+    state: Vector | None
 
 
 class Ended(NamedTuple):
@@ -122,7 +106,14 @@ class Ended(NamedTuple):
     finished: bool
 
 
-WorkerCommand = SendToServer | Reconnect | Receive | Begin | Gather | Compute | Ended
+WorkerCommand = SendToServer | Reconnect | Receive | Begin | Compute | Ended
+
+
+class Phase(Enum):
+    JOINING = auto()
+    REQUESTING = auto()
+    COMPUTING = auto()
+    ENDED = auto()
 
 
 class WorkerState:
@@ -133,8 +124,8 @@ class WorkerState:
     tries to join again for ``rejoin_timeout_s``. Time in which the worker was stopped, as by
     SIGSTOP, does not count.
 
-    Answers arrive in the order of the requests and repeat their numbers. Each membership has its
-    connection, so no answer to a former one arrives.
+    Answers repeat the numbers of their requests. Each membership has its connection, so no answer
+    to a former one arrives.
     """
 
     def __init__(
@@ -146,6 +137,7 @@ class WorkerState:
     ) -> None:
         self._join = join
         self._address = address
+        self.phase = Phase.JOINING
         self._answer_timeout_s = 0.0
         self._rejoin_timeout_s = rejoin_timeout_s
         self._was_in = False
@@ -153,86 +145,50 @@ class WorkerState:
         self._left_s = join_timeout_s
         self._worker_id = 0
         self._last_request_id = 0
-        self._batch_size = 0
-        self._takes_local_steps = False
-        self._steps_began_s = 0.0
+        self._request: Join | Pull | Push = join
+        self._asked_s = -math.inf
         self._work: Work | None = None
-        self._next_sample = 0
-        self._unpushed: Push | None = None
-        self._pushed_s = -math.inf
-        self._looks_first = False
-        self._gathered: Gather | None = None
-        self._computing: Compute | None = None
-        self._unanswered: deque[tuple[Join | Pull | Push, float]] = deque()
+        self._began_s = 0.0
         self._heard_s = -math.inf
-        self._pull_at_s: float | None = None
-        self._weights_bytes = 0  # sent with an answer
+        self._answer_bytes = 0  # the arrays of the last Work
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
     def wakes_at_s(self) -> float | None:
         """The time for the next ``tick`` if no message arrives before; None for never."""
-        return self._overdue_at_s if self._unanswered else self._pull_at_s
+        return self._overdue_at_s if self._waits else None
+
+    @property
+    def _waits(self) -> bool:
+        return self.phase in (Phase.JOINING, Phase.REQUESTING)
 
     @property
     def _overdue_at_s(self) -> float:
         """The time at which a missing answer is overdue."""
-        return max(self._unanswered[0][1], self._heard_s) + self._answer_timeout_s
-
-    def _bytes_of(self, request: Join | Pull | Push) -> int:
-        """Return the size of the arrays in a request and its answer."""
-        gradients = request.gradients if isinstance(request, Push) else ()
-        return self._weights_bytes + sum(gradient.nbytes for gradient in gradients)
+        return max(self._asked_s, self._heard_s) + self._answer_timeout_s
 
     @property
-    def can_compute(self) -> bool:
-        """Whether ``compute`` may be called; if so, the worker does not wait for messages."""
-        work = self._work
-        return (
-            work is not None
-            and self._next_sample < work.stop
-            and len(self._taken_slots()) < min(work.depth * work.together, PIPELINE.gradients)
-        )
-
-    def _taken_slots(self) -> set[int]:
-        """Return the slots of gradients that the server may still have to read."""
-        pushes = [request for request, _ in self._unanswered if isinstance(request, Push)]
-        if self._unpushed is not None:
-            pushes.append(self._unpushed)
-        return {slot for push in pushes for slot in push.slots}
+    def _travelling_bytes(self) -> int:
+        """The size of the arrays in the request and its answer."""
+        sent = self._request.state if isinstance(self._request, Push) else None
+        return self._answer_bytes + (0 if sent is None else sent.nbytes)
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
-        """Return the next commands once all are carried out: compute, or receive a message."""
+        """Return the next command once all are carried out: compute, or receive a message."""
         work = self._work
-        if work is None or not self.can_compute:
-            if self._unpushed is None:
-                return [Receive(self._patience_s(now))]
-            return [self._push(self._unpushed, now)]  # the lease or the pipeline was shortened
-        if self._looks_first:
-            return [Receive(0)]
-        taken = self._taken_slots()  # use the first free slot, so that few slots are used
-        slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
-        place = work.snapshot, work.weights, slot
-        self._looks_first = True
-        if self._takes_local_steps:
-            samples = work.epoch, work.start, work.stop
-            local = LeaseSteps(*samples, work.learning_rate, work.parts, work.bits)
-            self._computing = Compute(*samples, *place, local)
-            self._next_sample = work.stop
-            return [self._computing]
-        ready, minibatch = self._gathered, self._gather(work)
-        self._computing = Compute(*minibatch, *place)
-        self._next_sample = minibatch.stop
-        return [self._computing] if ready == minibatch else [minibatch, self._computing]
+        if work is None:
+            return [Receive(self._patience_s(now))]
+        samples = work.epoch, work.start, work.stop
+        lease = LeaseSteps(*samples, work.progress, work.pace, work.parts)
+        return [Compute(lease, work.state)]
 
     def _patience_s(self, now: float) -> float:
         """Return the time to wait for a message, at most ``MAX_WAIT_S``."""
-        wakes_at_s = self.wakes_at_s
-        if wakes_at_s is None or self.is_overdue(now):
+        if self.is_overdue(now):
             # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
             # whole machine. Then the answer was sent long ago and is about to be received.
             return MAX_WAIT_S
-        return min(max(wakes_at_s - now, 0.0), MAX_WAIT_S)
+        return min(max(self._overdue_at_s - now, 0.0), MAX_WAIT_S)
 
     def received(
         self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
@@ -242,104 +198,68 @@ class WorkerState:
         ``heartbeat`` is the newest answer to a heartbeat, and the time of that heartbeat. Raise
         ``JoinRefusedError`` or ``WorkerRefusedError`` if the server refuses this worker.
         """
-        self._looks_first = False
         if message is None:
-            return [] if self.can_compute else self._nothing_received(now, heartbeat)
-        if isinstance(message, (Work, Wait, Welcome)) and (
-            not self._unanswered or message.request_id < self._unanswered[0][0].request_id
-        ):
+            commands = [] if heartbeat is None else self.heartbeat_answered(*heartbeat, now)
+            return commands or self.tick(now)
+        if isinstance(message, (Work, Welcome)) and message.request_id < self._last_request_id:
             logger.debug("late_message kind=%s", type(message).__name__)
-            self._looks_first = len(self._unanswered) > 1
             return []
         self._heard_s = now
-        match message:
-            case Work() | Wait():
-                self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
-                if isinstance(message, Work):
-                    self._take_in(message, now)
-                    # Unless this answers the last request, newer weights may have arrived.
-                    self._looks_first = len(self._unanswered) > 1
-                else:
-                    self._drop_lease()
-                    self._pull_at_s = now + message.retry_after_s
-                return []
-            case Welcome():
-                if not self._was_in:
-                    self._was_in = True
-                    self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
-                self._unanswered.clear()
-                self._gathered = None  # the seed may differ
-                self._worker_id = message.worker_id
-                self._batch_size = message.batch_size
-                self._takes_local_steps = message.optimizer != ""
-                self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
-                has_frames = message.segment is None
-                self._weights_bytes = 4 * self._join.vector_size if has_frames else 0
-                return [Begin(message), self._pull(now)]
-            case Stop():
+        match self.phase, message:
+            case _, Stop():
                 return self.leave(message.reason, message.finished)
-            case Refuse():
+            case _, Refuse():
                 return self._refused(message, now)
+            case Phase.JOINING, Welcome():
+                return self._welcomed(message, now)
+            case Phase.REQUESTING, Work():
+                return self._begin_lease(message, now)
         raise ProtocolError(
             f"the parameter server at {self._address} answered with {type(message).__name__}: "
             f"expected an answer to a worker; check that the address is a parameter server's"
         )
 
-    def _nothing_received(
-        self, now: float, heartbeat: tuple[Message, float] | None
-    ) -> list[WorkerCommand]:
-        commands = [] if heartbeat is None else self.heartbeat_answered(*heartbeat, now)
-        return commands or self.tick(now)
+    def _welcomed(self, welcome: Welcome, now: float) -> list[WorkerCommand]:
+        if not self._was_in:
+            self._was_in = True
+            self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
+        self._worker_id = welcome.worker_id
+        self._answer_timeout_s = PATIENCE * welcome.heartbeat_timeout_s
+        self._answer_bytes = 0 if welcome.segment is not None else 4 * self._join.vector_size
+        return [Begin(welcome), self._pull(now)]
+
+    def _begin_lease(self, work: Work, now: float) -> list[WorkerCommand]:
+        self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
+        travelled_bytes = self._travelling_bytes
+        if travelled_bytes and now > self._asked_s:
+            self._seen_bytes_per_s = travelled_bytes / (now - self._asked_s)
+        self._answer_bytes = 0 if work.state is None else work.state.nbytes
+        self.phase, self._work, self._began_s = Phase.COMPUTING, work, now
+        return []
 
     def start(self, now: float) -> list[WorkerCommand]:
         self._heard_s = now
         return self._try_to_join(now)
 
-    def _try_to_join(self, now: float, join: Join | None = None) -> list[WorkerCommand]:
+    def _try_to_join(self, now: float) -> list[WorkerCommand]:
+        self.phase, self._work = Phase.JOINING, None
         self._answer_timeout_s = min(self._try_s, self._left_s)
         self._left_s -= self._answer_timeout_s
         self._try_s = min(2 * self._try_s, MAX_TRY_S)
         self._worker_id = 0
-        self._pull_at_s = None
-        self._drop_lease()
-        return [self._ask((join or self._join)._replace(request_id=self._next_request_id()), now)]
+        return [self._ask(self._join._replace(request_id=self._next_request_id()), now)]
 
     def computed(
-        self, loss_sum: float, correct: int, gradient: Vector | None, now: float
+        self, loss_sum: float, correct: int, state: Vector | None, now: float
     ) -> list[WorkerCommand]:
-        """Push the result of the last ``Compute``, or keep it for one push with the next.
-
-        ``gradient`` is None in shared memory. Gather the lease's next minibatch meanwhile.
-        """
-        work, minibatch = self._work, self._computing
-        if work is None or minibatch is None:
+        """Push the result of the last ``Compute``; ``state`` is None in shared memory."""
+        work = self._work
+        if work is None:
             raise RuntimeError("computed() was called without a Compute command before it")
-        self._computing = None
-        _, start, stop, _, _, slot, local = minibatch
-        computed_s = 0.0 if local is None else max(0.0, now - self._steps_began_s)
-        sender = self._worker_id, self._join.identity, 0, work.lease_id
-        push = self._unpushed or Push(*sender, start, (), (), 0.0, 0, 0.0, (), ())
-        push = push._replace(
-            stops=(*push.stops, stop),
-            base_versions=(*push.base_versions, work.version),
-            loss_sum=push.loss_sum + loss_sum,
-            correct=push.correct + correct,
-            computed_s=push.computed_s + computed_s,
-            slots=(*push.slots, slot),
-            gradients=push.gradients if gradient is None else (*push.gradients, gradient),
-        )
-        self._unpushed = push
-        commands: list[WorkerCommand] = []
-        next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
-        if not next_is_soon or len(push.slots) >= work.together:
-            commands.append(self._push(push, now))
-        if self._next_sample < work.stop:
-            commands.append(self._gather(work))
-        return commands
-
-    def _push(self, push: Push, now: float) -> SendToServer:
-        self._unpushed, self._pushed_s = None, now
-        return self._ask(push._replace(request_id=self._next_request_id()), now)
+        self.phase, self._work = Phase.REQUESTING, None
+        who = self._worker_id, self._join.identity, self._next_request_id(), work.lease_id
+        computed_s = max(0.0, now - self._began_s)
+        return [self._ask(Push(*who, loss_sum, correct, computed_s, state), now)]
 
     def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[WorkerCommand]:
         """Process the answer to a heartbeat that was sent at ``sent_s``.
@@ -348,58 +268,55 @@ class WorkerState:
         some networks. A server that does not know this worker refuses the heartbeat.
         """
         self._heard_s = max(self._heard_s, sent_s)
-        if self._worker_id and self._unanswered:
-            if isinstance(answer, Refuse):
+        if not self._worker_id:
+            return []
+        match answer:
+            case Refuse():
                 return self._refused(answer, now)
-            if isinstance(answer, Alive):
+            case Stop():
+                return self.leave(answer.reason, answer.finished)
+            case Alive() if self.phase is Phase.REQUESTING:
                 return self._look_for_losses(answer, sent_s, now)
         return []
 
     def _look_for_losses(self, alive: Alive, sent_s: float, now: float) -> list[WorkerCommand]:
-        """Repeat the requests that the server has not received; pull again if answers were lost."""
-        last, asked_s = self._unanswered[-1]
-        if alive.answered_id < last.request_id <= alive.received_id:
+        """Repeat a request that the server has not received; pull again if an answer was lost."""
+        request_id = self._request.request_id
+        if alive.answered_id < request_id <= alive.received_id:
             # The answer depends on other workers.
-            self._unanswered[-1] = last, max(asked_s, sent_s)
+            self._asked_s = max(self._asked_s, sent_s)
             return []
-        travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
-        travel_s = MAX_TRAVEL_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
-        if sent_s <= asked_s + travel_s:
+        travel_s = MAX_TRAVEL_S + PATIENCE * self._travelling_bytes / self._seen_bytes_per_s
+        if sent_s <= self._asked_s + travel_s:
             return []
         logger.warning(
             "message_lost server=%s request=%d received=%d answered=%d",
-            *(self._address, last.request_id, alive.received_id, alive.answered_id),
+            *(self._address, request_id, alive.received_id, alive.answered_id),
         )
         self._seen_bytes_per_s = max(1.0, self._seen_bytes_per_s / 2)  # or the network is slower
-        lost = [each for each, _ in self._unanswered if each.request_id > alive.received_id]
-        if not lost:
-            self._drop_lease()
-            return [self._pull(now)]
-        for _ in lost:
-            self._unanswered.pop()
-        return [self._ask(each, now) for each in lost]
+        if alive.received_id < request_id:
+            return [self._ask(self._request, now)]
+        return [self._pull(now)]
 
     def is_overdue(self, now: float) -> bool:
         """Check whether an answer is missing and the server has been silent for too long."""
-        return bool(self._unanswered) and now >= self._overdue_at_s
+        return self._waits and now >= self._overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
-        """Return the commands due at ``now``: join again after a long silence, or pull.
+        """Return the commands due at ``now``: join again after a long silence.
 
         Raise ``ServerLostError`` after the rejoin timeout.
         """
         if self.is_overdue(now):
             return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
-        if self._pull_at_s is not None and now >= self._pull_at_s:
-            self._pull_at_s = None
-            return [self._pull(now)]
         return []
 
     def rejoin_with_frames(self, reason: str, now: float) -> list[WorkerCommand]:
         """Join again without shared memory: arrays are then sent as frames."""
-        return self._rejoin(reason, now, self._join._replace(segment=None))
+        self._join = self._join._replace(shares_memory=False)
+        return self._rejoin(reason, now)
 
-    def _rejoin(self, reason: str, now: float, join: Join | None = None) -> list[WorkerCommand]:
+    def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
         """Try to join as a new worker over a fresh connection."""
         if self._left_s <= 0:
             raise ServerLostError(
@@ -411,50 +328,27 @@ class WorkerState:
                 "rejoining server=%s reason=%s timeout_s=%g",
                 *(self._address, reason, self._left_s),
             )
-        return [Reconnect(), *self._try_to_join(now, join)]
+        return [Reconnect(), *self._try_to_join(now)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, by the server's command or the worker's decision."""
-        self._pull_at_s = self._computing = None
-        self._drop_lease()
+        self.phase, self._work = Phase.ENDED, None
         done = Ended(reason, finished)
         leave = SendToServer(Leave(self._worker_id, self._join.identity))
         return [leave, done] if self._worker_id else [done]
 
-    def _drop_lease(self) -> None:
-        self._work = None
-        self._unpushed = None
-        self._unanswered.clear()
-
     def _pull(self, now: float) -> SendToServer:
+        self.phase = Phase.REQUESTING
         pull = Pull(self._worker_id, self._join.identity, self._next_request_id())
         return self._ask(pull, now)
 
     def _ask(self, request: Join | Pull | Push, now: float) -> SendToServer:
-        self._unanswered.append((request, now))
+        self._request, self._asked_s = request, now
         return SendToServer(request)
 
     def _next_request_id(self) -> int:
         self._last_request_id += 1
         return self._last_request_id
-
-    def _take_in(self, work: Work, now: float) -> None:
-        """Continue with the weights, and with the lease if it is new."""
-        while self._unanswered and self._unanswered[0][0].request_id <= work.request_id:
-            request, asked_s = self._unanswered.popleft()
-            travelled_bytes = self._bytes_of(request)
-            if travelled_bytes and now > asked_s:
-                self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
-        if self._work is None or work.lease_id != self._work.lease_id:
-            self._next_sample = work.start
-            self._steps_began_s = now
-            self._unpushed = None  # of a lease that ended early
-        self._work = work
-
-    def _gather(self, work: Work) -> Gather:
-        stop = min(self._next_sample + self._batch_size, work.stop)
-        self._gathered = Gather(work.epoch, self._next_sample, stop)
-        return self._gathered
 
     def _refused(self, refuse: Refuse, now: float) -> list[WorkerCommand]:
         if refuse.may_rejoin:

@@ -14,8 +14,12 @@ from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import PrefetchedSamples, samples_of
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
+from dist_net.optim import LearningRate
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
+from dist_net.wire.messages import StepSettings
 
 
 class Minibatch(NamedTuple):
@@ -95,7 +99,7 @@ class TrainingStep:
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         """Write the mean gradient of the gathered minibatch; return (summed loss, number correct).
 
-        Both vectors are borrowed until ``unbind``. Use few different pairs: each is bound anew.
+        Both vectors are borrowed from now on. Use few different pairs: each is bound anew.
         """
         key = (self._size, id(weights), id(gradient))
         binding = self._bound.get(key)
@@ -107,10 +111,6 @@ class TrainingStep:
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding.bound.run()
         return float(loss) * self._size, int(right)
-
-    def unbind(self) -> None:
-        """Release all borrowed vectors; keep plans and data."""
-        self._bound.clear()
 
     def _draw_for_minibatch(self) -> None:
         """Jump to the gathered minibatch's random numbers, a sequence of 2**128 blocks."""
@@ -127,3 +127,16 @@ class TrainingStep:
                 Minibatch(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
             )
         return self._plans[size]
+
+
+def local_steps(
+    recipe: Recipe, dataset: Dataset, settings: StepSettings, threads: int = 1
+) -> LocalSteps:
+    """Return the local steps of a recipe, with the settings of its run."""
+    step = TrainingStep(recipe.model, dataset, settings.seed, threads)
+    limits = settings.clip_norm or None, settings.average_decay or None
+    rule = recipe.update_rule(settings.optimizer, *limits)
+    schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
+    return LocalSteps(
+        step, rule, settings.batch_size, LearningRate(settings.learning_rate, *schedule)
+    )
