@@ -9,13 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dist_net.cli.parser import count_from, number_above_zero
 from dist_net.cli.train import local_steps
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
-from dist_net.optim import OPTIMIZERS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.training.planner import capacity as planned
@@ -25,7 +22,7 @@ from dist_net.training.planner.capacity import (
     PredictedCapacity,
     saturation,
 )
-from dist_net.training.planner.costs import SHARED_MEMORY, ClusterCosts, Network
+from dist_net.training.planner.costs import SHARED_MEMORY, ClusterCosts, Network, state_vectors
 from dist_net.training.run.measuring import measure_step, measure_transport
 from dist_net.training.run.plots import new_figure, plot_capacity
 from dist_net.training.run.run_options import RunOptions
@@ -35,7 +32,6 @@ TYPICAL_COSTS = Path(planned.__file__).with_name("typical_costs.json")
 """Measured by this command for Fashion-MNIST, on two cores of an AMD EPYC (Zen 4, virtual)."""
 
 DEFAULT_RUN: dict[str, Any] = {"batch_size": 32, "minibatches": 10_000, "epochs": 1, "threads": 1}
-MAX_CHARACTERS = 100_000  # of a costs file; a real one has about 500
 
 NAMES = {
     "workers": "the workers' computing",
@@ -55,6 +51,7 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("--threads", COUNT, "N", "per worker (default: 1)"),
     ("--step-ms", number_above_zero, "MS", "time of a minibatch on a worker"),
     ("--parameters", COUNT, "N", "number of float32 parameters"),
+    ("--optimizer", str, "NAME", "default: the recipe's, or adam"),
     ("--batch-size", COUNT, "N", "default: the recipe's, or 32"),
     ("--minibatches", COUNT, "N", "of the whole run (default: the recipe's, or 10,000)"),
     ("--save-costs", Path, "FILE", "measure, and save the costs"),
@@ -74,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=COUNT, nargs="+", metavar="N", default=WORKERS, help="default: 1 to 16"
     )
     parser.add_argument("--consistency", choices=tuple(Consistency), help="default: rounds")
-    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), help="default: recipe's, or adam")
     for name, kind, metavar, text in OPTIONS:
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
     parser.add_argument("--measure", action="store_true", help="also time exchanges on this host")
@@ -85,20 +81,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict the capacity, print and plot it, and return the exit code."""
     require_sense(arguments)
     figure = None if arguments.plot is None else new_figure(15, 4.2)
-    costs = costs_given(arguments, plain_console())
-    if arguments.save_costs is not None:
-        write(lambda: arguments.save_costs.write_text(costs.to_json()))
     plan = ClusterPlan(
         max(arguments.workers),
-        costs,
+        read_costs(TYPICAL_COSTS),
         Network.parse(arguments.network or SHARED_MEMORY),
         arguments.cores or available_cores(),
         arguments.workers_per_host or 1,
         Consistency(arguments.consistency or Consistency.ROUNDS),
         arguments.local_steps,
     )
-    plans = [replace(plan, workers=workers) for workers in sorted({*arguments.workers})]
-    predictions, first = [each.predict() for each in plans], saturation(plan)
+    costs = costs_given(arguments)  # not before the options are validated
+    if arguments.save_costs is not None:
+        write(lambda: arguments.save_costs.write_text(costs.to_json()))
+    plan = replace(plan, costs=costs)
+    predictions = [replace(plan, workers=n).predict() for n in sorted({*arguments.workers})]
+    first = saturation(plan)
     title = (
         f"{costs.parameters:,} parameters, {costs.minibatches:,} minibatches of "
         f"{costs.batch_size:,} in {costs.step_ms:.4g} ms, {plan.network.text}, {plan.consistency}"
@@ -143,10 +140,10 @@ def require_sense(arguments: argparse.Namespace) -> None:
         raise SettingError(f"--plot={arguments.plot}: expected a .png or .svg file")
 
 
-def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
+def costs_given(arguments: argparse.Namespace) -> ClusterCosts:
     """Return the measured, saved or typical costs, with the overrides of the command line."""
     if arguments.recipe is not None:
-        costs = costs_of_recipe(arguments, console)
+        costs = costs_of_recipe(arguments)
     elif arguments.costs is not None:
         costs = read_costs(arguments.costs)
     else:
@@ -155,13 +152,13 @@ def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts
     given = {name: getattr(arguments, name) for name in names}
     given["epochs"] = arguments.minibatches and 1
     if arguments.optimizer is not None:
-        given["state_vectors"] = 1 + len(OPTIMIZERS[arguments.optimizer].initial_state)
+        given["state_vectors"] = state_vectors(arguments.optimizer)
     return replace(costs, **{name: value for name, value in given.items() if value is not None})
 
 
-def costs_of_recipe(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
+def costs_of_recipe(arguments: argparse.Namespace) -> ClusterCosts:
     """Return the costs of a recipe, whose steps are timed; with --measure, exchanges too."""
-    loaded = load_recipe(arguments.recipe)
+    loaded, console = load_recipe(arguments.recipe), plain_console()
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
     chosen = {"batch_size": arguments.batch_size, "optimizer": arguments.optimizer}
@@ -170,7 +167,7 @@ def costs_of_recipe(arguments: argparse.Namespace, console: Console) -> ClusterC
     costs = replace(
         read_costs(TYPICAL_COSTS),
         parameters=settings.vector_size,
-        state_vectors=1 + len(settings.optimizer.initial_state),
+        state_vectors=state_vectors(settings.optimizer),
         batch_size=settings.batch_size,
         minibatches=settings.minibatches,
         epochs=settings.epochs,
@@ -191,7 +188,7 @@ def read_costs(path: Path) -> ClusterCosts:
     """Read saved costs; raise ``CostsDamagedError``."""
     try:
         with path.open(encoding="utf-8") as file:
-            return ClusterCosts.from_json(file.read(MAX_CHARACTERS))
+            return ClusterCosts.from_json(file.read(100_000))  # a real file has 500 characters
     except (OSError, UnicodeDecodeError, CostsDamagedError) as error:
         raise CostsDamagedError(f"cannot read the costs in {path}: {error}") from error
 

@@ -1,8 +1,7 @@
 """Predict a cluster's samples per second, waits and bottleneck from measured costs. Pure.
 
-The model is arithmetic. A worker takes the H local steps of a lease, then exchanges its state for
-the server's. H is the number that the server would choose. Each exchange occupies the server, its
-network interface and, with shared memory, the host's cores, all of which the workers share:
+A worker takes the local steps of a lease, as many as the server would choose, and then exchanges
+its state for the server's. The workers share the server, its network and, in memory, the cores:
 
 rounds, bsp: all workers exchange after their leases, one after the other, and then begin together.
 async: leases and exchanges overlap until one resource is always busy.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from dist_net.errors import CostsDamagedError, SettingError
+from dist_net.optim import Optimizer, optimizer_named
 
 SHARED_MEMORY = "shared-memory"
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -40,6 +41,11 @@ class Network:
             )
         bits_per_s = float(found[1]) * RATE_UNITS[found[2]]
         return cls(bits_per_s / 8, float(found[3]) * TIME_UNITS[found[4]], text)
+
+
+def state_vectors(optimizer: str | Optimizer) -> int:
+    """Return ``ClusterCosts.state_vectors``; raise ``SettingError`` for an unknown optimizer."""
+    return 1 + len(optimizer_named(optimizer).initial_state)
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ def test_unreadable_options_are_refused(
         (["--costs", "nowhere/costs.json"], ["nowhere/costs.json"]),
         (["digits", "--batch-size", "100000"], ["batch_size=100000"]),
         (["digits", "--threads", "99999"], ["threads=99999"]),
+        ([*BY_HAND, "--optimizer", "adm"], ["'adm'", "adam"]),
         (["fashion-mnits"], ["'fashion-mnits'"]),
         ([*BY_HAND, "--network", "fast"], ["network='fast'", "shared-memory"]),
         ([*BY_HAND, "--plot", "capacity.gif"], ["capacity.gif", ".png", ".svg"]),
