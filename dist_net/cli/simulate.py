@@ -157,7 +157,7 @@ def costs_given(arguments: argparse.Namespace) -> ClusterCosts:
 
 
 def costs_of_recipe(arguments: argparse.Namespace) -> ClusterCosts:
-    """Return the costs of a recipe, whose steps are timed; with --measure, exchanges too."""
+    """Time the steps of a recipe and, with --measure, exchanges; return the costs."""
     loaded, console = load_recipe(arguments.recipe), plain_console()
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)

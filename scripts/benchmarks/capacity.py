@@ -25,7 +25,7 @@ Cluster = tuple[int, int]
 
 
 def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:  # noqa: ARG001
-    """``results``, ``peers`` (none) and ``ratios``, of predicted to measured samples per second.
+    """Return ``results``, ``peers`` (none) and ``ratios`` (predicted to measured samples per second).
 
     Raises BenchmarkError if a run fails.
     """
@@ -43,7 +43,7 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:  # 
 
 
 def predict(workers: int, batch_size: int) -> float:
-    """The predicted samples per second, by costs that are measured now."""
+    """Return the predicted samples per second, from costs that are measured now."""
     loaded = load_recipe(synthetic.__file__)
     dataset, threads = loaded.recipe.load_dataset(), share_of_cores(workers)
     options = RunOptions(loaded.reference, batch_size=batch_size, epochs=EPOCHS)
@@ -75,7 +75,7 @@ def case(cluster: Cluster, predicted: list[float], measured: list[float]) -> dic
 
 
 def ratios(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Of predicted to measured samples per second."""
+    """Return predicted to measured samples per second."""
     return {
         f"predicted_to_measured_{each['workers']}_workers_batch_{each['batch_size']}": round(
             each["predicted_samples_per_s"] / each["samples_per_s"], 3

@@ -162,7 +162,7 @@ class ClusterPlan:
         threads = self.costs.threads * (self.workers if self.shares_memory else self.parts)
         step_s = unhindered_s * max(1.0, threads / self.cores)
         busiest_s = max(self._used_s(0).values())
-        if self._is_async:  # a queue lengthens leases until there is none
+        if self._is_async:  # workers lengthen their leases until the queue is empty
             exchange_s = max(alone_s, count * busiest_s / (1 + COMPUTING_TO_EXCHANGE))
         else:
             exchange_s = alone_s + (count - 1) * busiest_s
@@ -187,7 +187,7 @@ def saturation(plan: ClusterPlan) -> PredictedCapacity | None:
     """Return the prediction for the fewest workers that saturate a resource.
 
     If the plan's workers saturate one, all numbers of workers from the result's up to theirs do.
-    Otherwise it is the first larger number; None if there is none up to ``MAX_WORKERS``.
+    Otherwise it is the first larger number; None beyond ``MAX_WORKERS``.
     """
 
     def predicted(workers: int) -> PredictedCapacity:

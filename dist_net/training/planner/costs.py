@@ -52,10 +52,10 @@ def state_vectors(optimizer: str | Optimizer) -> int:
 class ExchangeCost:
     """The cost of an exchange: a worker pushes its result and receives the next state.
 
-    CPU times are the sum of a fixed part and a part per element of the training state. ``server``
-    is that of the busier of the server's two threads, one of which copies and encrypts messages.
-    ``round_trip`` is that of server and worker, which work one after the other. Raise
-    ``SettingError`` for values out of range.
+    CPU times are the sum of a fixed part and a part per element of the training state: ``server``,
+    of the busier of the server's two threads (one copies and encrypts messages), and
+    ``round_trip``, of server and worker together, which work in turn. Raise ``SettingError`` for
+    values out of range.
     """
 
     server_us: float
@@ -78,7 +78,7 @@ class ClusterCosts:
     """The size of a run, the time of its local steps, and the costs of its exchanges.
 
     A training state has ``state_vectors`` vectors of ``parameters`` elements: the parameters and
-    the optimizer's vectors. ``minibatches`` are those of all ``epochs``. ``step_ms`` is the time of
+    the optimizer's vectors. ``minibatches`` counts all ``epochs``. ``step_ms`` is the time of
     a minibatch if each of a worker's ``threads`` has its own core. Raise ``SettingError`` for
     values out of range.
     """

@@ -33,7 +33,7 @@ from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
 STEP_SECONDS, MIN_STEPS = 1.0, 5
 EXCHANGE_CPU_SECONDS, MIN_EXCHANGES = 0.5, 50
 SAMPLES, NO_CHECKPOINT_S = 2**32 - 1, 1e9  # more than a measurement takes
-PARTS = 2  # the worker stands for two, so that the server takes outer steps
+PARTS = 2  # of the worker's leases: several, so that the server takes outer steps
 
 OPTIMIZER_OF = {len(each.initial_state): each for each in OPTIMIZERS.values()}
 """Optimizers by their number of vectors; nothing else affects an exchange."""

@@ -1,4 +1,4 @@
-"""What ``scripts/bench capacity`` computes from predictions and measurements."""
+"""The results of ``scripts/bench capacity``, from predictions and measurements."""
 
 from benchmarks.capacity import case, ratios
 

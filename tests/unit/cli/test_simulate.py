@@ -1,4 +1,4 @@
-"""``dist-net simulate``: what it prints and draws, and what it refuses."""
+"""``dist-net simulate``: its table, its sentence, its plot, and its errors."""
 
 import json
 import re

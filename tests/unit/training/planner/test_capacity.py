@@ -1,4 +1,4 @@
-"""Clusters whose speed follows by arithmetic, and their bottlenecks."""
+"""The speed and the bottleneck of clusters that are easy to compute by hand."""
 
 from dataclasses import replace
 from typing import Any
