@@ -25,7 +25,7 @@ Cluster = tuple[int, int]
 
 
 def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:  # noqa: ARG001
-    """Return ``results``, ``peers`` (none) and ``ratios`` (predicted to measured samples per second).
+    """Return ``results``, ``peers`` (none) and ``ratios`` (predicted to measured speed).
 
     Raises BenchmarkError if a run fails.
     """
