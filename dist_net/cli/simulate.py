@@ -29,7 +29,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 
 TYPICAL_COSTS = Path(planned.__file__).with_name("typical_costs.json")
-"""Measured by this command for Fashion-MNIST, on two cores of an AMD EPYC (Zen 4, virtual)."""
+"""Medians of five measurements of Fashion-MNIST, on two cores of an Intel Xeon (virtual)."""
 
 DEFAULT_RUN: dict[str, Any] = {"batch_size": 32, "minibatches": 10_000, "epochs": 1, "threads": 1}
 
