@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import MissingExtraError
-from dist_net.training.planner.capacity import PredictedCapacity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from dist_net.training.planner.capacity import PredictedCapacity
 
 
 MAX_POINTS = 300  # of a curve; more than that is only noise
