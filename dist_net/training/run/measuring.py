@@ -116,7 +116,9 @@ def measure_exchange(shares_memory: bool, parameters: int, vectors: int) -> list
             served = threads.submit(_serve, server)
             facts = address, "worker", "", parameters, keys, shares_memory
             try:
-                with WorkerLoop(lambda _: local, *facts, parts=PARTS) as worker:
+                with WorkerLoop(
+                    lambda _: local, *facts, rejoin_timeout_s=10.0, parts=PARTS
+                ) as worker:
                     local.done = lambda: worker.stop("measured")
                     worker.train()
             finally:
