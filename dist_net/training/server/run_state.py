@@ -165,8 +165,7 @@ class RunState:
         ``ahead`` minibatches left.
         """
         steps = sum(self._steps_of(each) * each.parts for each in self.members.members)
-        rounds = self.settings.minibatches / steps
-        outer = outer_step(self.settings.consistency, self.members.parts, rounds)
+        outer = outer_step(self.settings.consistency, self.members.parts)
         return RoundPlan(len(self.members), ahead / (-(-ahead // steps) * steps), outer)
 
     def _has_late_leases(self, now: float) -> bool:
