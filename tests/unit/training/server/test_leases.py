@@ -249,3 +249,15 @@ def test_ranges_that_cannot_be_are_refused(remaining: list[list[int]]) -> None:
     ledger = LeaseLedger(samples=4, epochs=2, batch_size=4)
     with pytest.raises(CheckpointError, match=naming("samples", "epochs")):
         ledger.restore({"remaining": remaining, "next_epoch": 1})
+
+
+def test_samples_that_return_to_the_pool_are_merged_so_that_the_next_lease_may_be_long() -> None:
+    ledger = LeaseLedger(samples=40, epochs=2, batch_size=2)
+    for worker_id in (1, 2, 3):
+        ledger.grant(worker_id, 2)
+    resumed = LeaseLedger(samples=40, epochs=2, batch_size=2)
+    resumed.restore(ledger.to_json())
+    assert resumed.minibatches_ahead == 20
+    for worker_id in (3, 2, 1):
+        ledger.release(worker_id)
+    assert ledger.grant(4, 20).range == (0, 0, 40)
