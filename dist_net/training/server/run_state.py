@@ -321,9 +321,9 @@ class RunState:
     def link_warning(self) -> str | None:
         """The reason why workers on other hosts do not pay off, with automatic local steps."""
         known = [each for each in self.members.members if each.lease_times is not None]
-        if self.settings.local_steps is not None or not known:
-            return None
         times = [each.lease_times for each in known if each.lease_times is not None]
+        if self.settings.local_steps is not None or all(each.shared for each in known):
+            return None
         needed_s, longest_s = needed_round_s(times), longest_round_s(times, self._limits)
         if needed_s <= longest_s:
             return None
