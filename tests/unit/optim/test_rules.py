@@ -185,8 +185,9 @@ def extra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_steps_of_a_short_vector_are_left_to_numpy(caplog: pytest.LogCaptureFixture) -> None:
+    size = MIN_COMPILED - 1
     with caplog.at_level(logging.INFO):
-        SGD().start(MIN_COMPILED - 1)
+        after(SGD().start(size), np.zeros(size, np.float32), np.ones(size, np.float32))
     assert "updates_begun rule=SGD loops=numpy" in caplog.text
 
 
