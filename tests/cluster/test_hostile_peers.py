@@ -1,8 +1,8 @@
 """What a peer may send to a parameter server: the run goes on, whatever it is."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -64,6 +64,10 @@ def frames(kind: type[Message], *fields: Any) -> list[bytes]:
     return [msgpack.packb((PROTOCOL_VERSION, kind.__name__, *fields))]
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def finishes(run: LocalCluster, assert_counted: Check) -> None:
     """A worker does the whole run, as if nothing had been."""
     run.start_worker()
@@ -90,14 +94,14 @@ def test_a_join_with_a_model_of_any_size_allocates_nothing(
     cluster: OpenCluster, assert_counted: Check, size: int
 ) -> None:
     with cluster() as run, stranger_at(run.address) as stranger:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         for identity in range(20):
             join = Join("stranger", identity, "digest", size, shares_memory=True)
             stranger.send_multipart(encode(join))
             refuse = decode(stranger.recv_multipart())
             assert isinstance(refuse, Refuse)
             assert "the worker has digest" in refuse.reason
-        assert len(os.listdir("/proc/self/fd")) < before + 20
+        assert open_files() < before + 20
         finishes(run, assert_counted)
 
 

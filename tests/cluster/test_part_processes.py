@@ -84,6 +84,18 @@ def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
             os.kill(process_id, 0)
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -> None:
+    with PartProcesses(3, STATE_SIZE, local_of) as processes:
+        processes.begin(STEPS)
+        steps = processes.take(BASE, LeaseSteps(0, 1002, 1006, 0, 1, 2))
+        next(steps)
+        os.kill(processes.process_ids[number], signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match=str(processes.process_ids[number])):
+            for _ in steps:
+                pass
+
+
 def test_a_worker_may_leave_while_its_processes_compute() -> None:
     with PartProcesses(2, STATE_SIZE, local_of) as processes:
         processes.begin(STEPS)

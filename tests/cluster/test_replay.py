@@ -1,6 +1,8 @@
 """A run of two workers over real sockets is computed again in one process, bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import Applied, read_journal
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.loop import WorkerLoop
+from dist_net.training.worker.step import TrainingStep, local_steps
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=3)
 WITH_DROPOUT_AND_BUFFERS = replace(
@@ -104,9 +107,17 @@ def test_a_run_that_was_resumed_with_other_settings_is_replayed(
 def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) -> None:
     """One worker stands for three processes; another host's worker has one."""
     path = tmp_path / "checkpoint.safetensors"
-    with LocalCluster(PLAIN, path, seed=3, consistency=consistency) as cluster:
-        cluster.start_worker(parts=3)
-        cluster.start_worker(shares_memory=False)
+    dataset = PLAIN.load_dataset()
+    digest = LoadedRecipe("in-process", "in-process", {}, PLAIN).digest(dataset)
+    facts = "host", digest, PLAIN.model.layout.size
+    with (
+        LocalCluster(PLAIN, path, seed=3, consistency=consistency) as cluster,
+        ThreadPoolExecutor() as threads,
+        WorkerLoop(partial(local_steps, PLAIN, dataset), cluster.address, *facts, parts=3) as host,
+    ):
+        threads.submit(host.train)
+        cluster.wait(lambda report: report["samples"] > 0)
+        cluster.start_worker()
         cluster.wait()
     journal = read_journal(path.with_suffix(".journal"))
     assert max(each.parts for each in journal.records() if isinstance(each, Applied)) == 3
