@@ -7,7 +7,7 @@ from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.training.server.journal import Applied, read_journal
 
 
-def assert_each_sample_once(run: Path, samples: int) -> int:
+def assert_each_sample_once(run: Path, samples: int, journal: str = "journal") -> int:
     """Check that each sample of the epochs begun is applied once, or left to do in the checkpoint.
 
     Return the number of these epochs. That the weights contain what the journal lists is what
@@ -17,7 +17,7 @@ def assert_each_sample_once(run: Path, samples: int) -> int:
     times: Counter[tuple[int, int]] = Counter()
     for epoch, start, stop in checkpoint.ledger["remaining"]:
         times.update((epoch, sample) for sample in range(start, stop))
-    for record in read_journal(run / "journal").records():
+    for record in read_journal(run / journal).records():
         if isinstance(record, Applied) and record.version <= checkpoint.version:
             times.update((record.epoch, sample) for sample in range(record.start, record.stop))
     epochs: int = checkpoint.ledger["next_epoch"]
