@@ -239,7 +239,7 @@ class RunState:
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
         records = [record for record, _ in results]
-        share = self.members.parts / records[0].parts
+        share = max(1.0, self.members.parts / records[0].parts)  # a rival may have fewer parts
         outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
