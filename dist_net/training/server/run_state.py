@@ -74,7 +74,7 @@ class RunState:
         self._plan: RoundPlan | None = None
         self._results: list[tuple[Applied, Vector]] = []  # of the round
         self._sums = 0.0, 0
-        self._round_began_s: float | None = None
+        self._round_began_s = 0.0
         self._last_round_s = 0.0
         self._packed: tuple[int, Vector] | None = None
 
@@ -135,7 +135,7 @@ class RunState:
         ledger = self.ledger
         if (lease := ledger.lease_of(member.worker_id)) is None:
             if self._may_begin():
-                lease = self._next_lease(member)
+                lease = self._next_lease(member, now)
             elif self._has_late_leases(now):
                 lease = ledger.share(member.worker_id)
         if lease is not None:
@@ -148,12 +148,13 @@ class RunState:
         is_full = self._plan is not None and self.ledger.granted >= self._plan.leases
         return not self.ledger.everything_is_leased and (self._is_async or not is_full)
 
-    def _next_lease(self, member: Member) -> Lease:
+    def _next_lease(self, member: Member, now: float) -> Lease:
         wanted, ahead = self._steps_of(member) * member.parts, self.ledger.minibatches_ahead
         if self._is_async:
             minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
         else:
-            self._plan = self._plan or self._plan_round(ahead)
+            if self._plan is None:
+                self._plan, self._round_began_s = self._plan_round(ahead), now
             minibatches = max(1, round(wanted * self._plan.scale))
         pace = self.settings.batch_size * self.members.parts
         return self.ledger.grant(member.worker_id, minibatches, pace, member.parts)
@@ -174,7 +175,7 @@ class RunState:
         if self._is_async:
             return True
         late_s = max(LATE_S, LATE_FACTOR * self._last_round_s)
-        return self._round_began_s is not None and now - self._round_began_s > late_s
+        return now - self._round_began_s > late_s
 
     def _steps_of(self, member: Member) -> int:
         """Return the local steps of each part of the worker's next lease."""
@@ -217,8 +218,6 @@ class RunState:
         record = Applied(0, *who, *lease.range, lease.version, *how, not member.shared)
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
-        if self._round_began_s is None:
-            self._round_began_s = now
         is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
         return self._apply_round(staleness, now) if is_whole else ()
 
@@ -249,8 +248,7 @@ class RunState:
             member.refusals = 0
         samples = sum(each.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
-        self._last_round_s = now - (self._round_began_s or now)
-        self._round_began_s = now
+        self._last_round_s = now - self._round_began_s
         self._record(records[-1])
         version, together = self.store.version, len(records)
         return tuple(
