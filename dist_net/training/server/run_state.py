@@ -132,7 +132,7 @@ class RunState:
 
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
-        ledger = self.ledger
+        ledger, member.began_s = self.ledger, None
         if (lease := ledger.lease_of(member.worker_id)) is None:
             if self._may_begin():
                 lease = self._next_lease(member, now)
@@ -160,15 +160,16 @@ class RunState:
         return self.ledger.grant(member.worker_id, minibatches, pace, member.parts)
 
     def _plan_round(self, ahead: int) -> RoundPlan:
-        """Return the plan of a round of all present workers.
+        """Return the plan of a round of all workers but those that still compute an ended lease.
 
         The rounds of an epoch are equally long, because no lease goes beyond an epoch, which has
         ``ahead`` minibatches left.
         """
-        steps = sum(self._steps_of(each) * each.parts for each in self.members.members)
-        rounds = self.settings.minibatches / steps
-        outer = outer_step(self.settings.consistency, self.members.parts, rounds)
-        return RoundPlan(len(self.members), ahead / (-(-ahead // steps) * steps), outer)
+        present = [each for each in self.members.members if each.began_s is None]
+        steps = sum(self._steps_of(each) * each.parts for each in present)
+        parts, rounds = sum(each.parts for each in present), self.settings.minibatches / steps
+        outer = outer_step(self.settings.consistency, parts, rounds)
+        return RoundPlan(len(present), ahead / (-(-ahead // steps) * steps), outer)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
