@@ -1,5 +1,7 @@
 """Memory shared by the processes of one virtual host."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dist_net.errors import SegmentError
@@ -33,13 +35,14 @@ class VirtualSegment:
 
 
 class VirtualMemory:
-    """A host's shared memory: at most ``limit`` mappings of processes that share their segments.
+    """A host's shared memory; a process may share at most ``limit`` segments.
 
-    A segment can be attached until its owner closes it or ends.
+    A segment can be attached until its owner closes it or ends, unless ``cannot_map`` returns True.
     """
 
-    def __init__(self, limit: int = 4096) -> None:
+    def __init__(self, limit: int = 4096, cannot_map: Callable[[], bool] = lambda: False) -> None:
         self._limit = limit
+        self._cannot_map = cannot_map
         self._shared: dict[SegmentAddress, tuple[VirtualSegment, list[Vector]]] = {}
         self._numbers = 0
 
@@ -62,7 +65,12 @@ class VirtualMemory:
         ]
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
-        """Attach a segment of another process. Raise ``SegmentError`` if it is gone."""
+        """Attach a segment of another process.
+
+        Raise ``SegmentError`` if it is gone, or cannot be mapped.
+        """
+        if self._cannot_map():
+            raise SegmentError("there is no address space left")
         segment, rows = self._shared.get(address, (None, []))
         if segment is None or not segment.vectors or rows[0].size != size:
             raise SegmentError(f"there is no segment {address} of vectors of {size} elements")

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from dist_net.errors import DistNetError
+from dist_net.errors import DistNetError, SegmentError
 from dist_net.training.server.loop import Received, ServerLoop, new_run, opened_journal
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalSteps
@@ -221,7 +220,12 @@ class WorkerProcess(VirtualProcess):
         assert self._memory is not None
         is_free = self._segment is None or not self._segment.vectors
         require(is_free, f"{self.name} still has the memory of a server before")
-        self._segment = self._memory.attach(address, size)
+        try:
+            self._segment = self._memory.attach(address, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "maps nothing: %s", error)
+            raise
+        self.schedule.note(self.name, "shares memory with the server")
         return self._segment
 
     def _resume(self, message: Message | None) -> None:
@@ -328,11 +332,18 @@ class ServerProcess(VirtualProcess):
         socket.on_send = self._checks.sent
         self.loop = ServerLoop(
             *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, journal, self.schedule),
-            *(disk, partial(self._memory.share, self.process_id)),
+            *(disk, self._share),
             keep_checkpoints=2,
         )
         self._turns = self.loop.turns(VirtualWriter(self))
         self._resume(None)
+
+    def _share(self, vectors: int, size: int) -> VirtualSegment:
+        try:
+            return self._memory.share(self.process_id, vectors, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "shares nothing: %s", error)
+            raise
 
     def terminate(self) -> None:
         """Make the server write a checkpoint and end at its loop's next turn, as SIGTERM does."""

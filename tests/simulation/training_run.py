@@ -40,8 +40,11 @@ MAX_STALL_S = 30.0
 """How long nothing may be applied, once nothing goes wrong any more."""
 
 SUPERVISION_POLL_S = 0.1
-MAX_SEGMENTS = 4
+MAX_SEGMENTS = 2
 """Few, so that sometimes a worker of the server's host gets none."""
+
+UNMAPPABLE = 0.05
+"""The share of a worker's attempts to map a segment that fail."""
 
 REMOTE_SHARE = 0.5
 BROKEN_GRADIENTS = 0.05
@@ -98,7 +101,7 @@ class TrainingRun:
         self.network = VirtualNetwork(self.schedule, self._network_faults())
         self.network.set_link(SERVER, Link(float(random.choice([1e-5, 1e-3]))))
         self.disk = VirtualDisk(random)
-        self.memory = VirtualMemory(MAX_SEGMENTS)
+        self.memory = VirtualMemory(MAX_SEGMENTS, lambda: random.random() < UNMAPPABLE)
         self.checks = RunChecks(self.settings, self.disk, self.memory)
         self.workers: dict[str, WorkerProcess] = {}
         self.faults_until_s = float(random.uniform(2.0, 12.0))
