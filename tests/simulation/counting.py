@@ -1,6 +1,7 @@
 """A model whose weights show which samples were applied, and from which weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from dist_net.optim import ArrayShapes
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
+from dist_net.wire.messages import StepSettings
 
 MIXED, OBSERVED = 4, 2
 """The numbers of further parameters, and of buffers, which depend on the weights."""
@@ -51,8 +53,9 @@ class CountingStep:
 
 
 def counting_steps(
-    settings: RunSettings, is_broken: Callable[[], bool] = lambda: False
+    settings: RunSettings, steps: StepSettings, is_broken: Callable[[], bool] = lambda: False
 ) -> LocalSteps:
-    """Return a worker's local steps."""
-    step, rule = CountingStep(settings, is_broken), settings.start_rule()
-    return LocalSteps(step, rule, settings.batch_size, settings.learning_rate_at)
+    """Return a worker's local steps for the settings of a server that it has joined."""
+    joined = replace(settings, batch_size=steps.batch_size, learning_rate=steps.learning_rate)
+    step, rule = CountingStep(joined, is_broken), joined.start_rule()
+    return LocalSteps(step, rule, joined.batch_size, joined.learning_rate_at)

@@ -82,7 +82,7 @@ class RunChecks:
         require(np.array_equal(store.state, known.state), "the training state is not restored")
         is_same = np.array_equal(store.outer_momentum, known.momentum)
         require(is_same, "the momentum of the outer steps is not restored")
-        self.run, self._journal = run, journal
+        self.run, self._journal, self._settings = run, journal, run.settings
         self._acknowledged = version
         self._longest_round_s = 0.0
         self._check_ledger(run)

@@ -18,7 +18,7 @@ from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
-from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress, StepSettings
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
@@ -144,7 +144,7 @@ class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
     ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
-    returns the duration of each local step; ``parts``: see ``WorkerLoop``.
+    returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class WorkerProcess(VirtualProcess):
         network: VirtualNetwork,
         memory: VirtualMemory | None,
         settings: RunSettings,
-        local: LocalSteps,
+        local_of: Callable[[StepSettings], LocalSteps],
         seconds_of_step: Callable[[], float],
         parts: int = 1,
     ) -> None:
@@ -173,7 +173,7 @@ class WorkerProcess(VirtualProcess):
         # Where train supervises its own workers, they wait for their server as long as it does.
         timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
         self.loop = WorkerLoop(
-            *(lambda _: local, SERVER, name, digest, size),
+            *(local_of, SERVER, name, digest, size),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
             parts=parts,

@@ -45,6 +45,7 @@ def test_every_fault_happens() -> None:
     signs += ["is to leave", "loses its connection", "is terminated", "host       fails"]
     signs += ["continues from version [1-9]"]
     signs += ["shares memory", "server +shares nothing", "maps nothing"]
+    signs += ["user +resumes with"]
     signs += [": lost", ": doubled", ": overtaken", ": delayed", ": vanishing"]
     assert [sign for sign in signs if not re.search(sign, told)] == []
 

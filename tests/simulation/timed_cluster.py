@@ -92,8 +92,8 @@ class TimedCluster:
         local = LocalSteps(TimedStep(self.compute_gradient), rule, settings.batch_size, rate_at)
         memory = self._memory if link is None else None
         worker = self.workers[name] = WorkerProcess(
-            *(name, next(self._process_ids), self.network, memory, settings, local),
-            *(lambda: step_s / parts, parts),
+            *(name, next(self._process_ids), self.network, memory, settings),
+            *(lambda _: local, lambda: step_s / parts, parts),
         )
         worker.start()
         return worker

@@ -6,6 +6,9 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from dist_net.errors import (
     DistNetError,
@@ -42,6 +45,9 @@ MAX_STALL_S = 30.0
 SUPERVISION_POLL_S = 0.1
 MAX_SEGMENTS = 2
 """Few, so that sometimes a worker of the server's host gets none."""
+
+CHANGED_SETTINGS = 0.3
+"""The share of the resumes after an orderly end with another batch size and learning rate."""
 
 UNMAPPABLE = 0.05
 """The share of a worker's attempts to map a segment that fail."""
@@ -161,8 +167,18 @@ class TrainingRun:
         elif error is None:
             self.checks.ended_in_order()
             self._is_done = self.checks.is_finished
+            self._change_settings()
         if not self._is_done:
             self.schedule.after(self._pause_s(server), self._start_server)
+
+    def _change_settings(self) -> None:
+        """Resume with other settings, which a user may change."""
+        if self.random.random() < CHANGED_SETTINGS:
+            batch_size = int(self.random.integers(1, BATCH_SIZE + 2))
+            learning_rate = float(self.random.choice([0.5, 1.0]))
+            changed: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
+            self.settings = replace(self.settings, **changed)
+            self.schedule.note("user", "resumes with %s", changed)
 
     def _join(self) -> None:
         """Start a worker, on the server's host or on its own host."""
@@ -190,7 +206,8 @@ class TrainingRun:
     ) -> None:
         worker = WorkerProcess(
             *(name, next(self._process_ids), self.network, memory, self.settings),
-            *(counting_steps(self.settings, self._is_broken), seconds_of_step),
+            partial(counting_steps, self.settings, is_broken=self._is_broken),
+            seconds_of_step,
             parts=1 + int(name[-1]) % 3,
         )
         self.workers[name] = worker
