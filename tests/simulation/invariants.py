@@ -121,11 +121,13 @@ class RunChecks:
     def _check_record(self, record: Applied, version: int, together: int) -> None:
         is_async = self._settings.consistency is Consistency.ASYNC
         progress = int(self._versions[record.base_version].applied.sum())
+        pace = self._settings.batch_size  # of each part
         broken = {
             f"not one of {together} of version {version}": (
                 (record.version, record.together) != (version, together)
             ),
             f"{progress} samples were applied before": record.progress != progress,
+            f"pace {record.pace}": record.pace % pace or record.pace < pace * record.parts,
             "a result of another round": not is_async and record.base_version != version - 1,
             "more than the result is applied": is_async and not 0 < record.outer.rate <= 1,
         }
