@@ -181,7 +181,8 @@ class RunState:
     def _steps_of(self, member: Member) -> int:
         """Return the local steps of each part of the worker's next lease."""
         known = [each.lease_times for each in self.members.members if each.lease_times is not None]
-        limits, fixed = self._limits, self.settings.local_steps
+        is_bsp = self.settings.consistency is Consistency.BSP
+        limits, fixed = self._limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
             return max(1, min(usual, FIRST_STEPS) if len(self.members) > 1 else usual)
