@@ -119,7 +119,8 @@ class RunChecks:
         self._check_ledger(run)
 
     def _check_record(self, record: Applied, version: int, together: int) -> None:
-        is_async = self._settings.consistency is Consistency.ASYNC
+        consistency = self._settings.consistency
+        is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
         progress = int(self._versions[record.base_version].applied.sum())
         pace = self._settings.batch_size  # of each part
         broken = {
@@ -128,6 +129,7 @@ class RunChecks:
             ),
             f"{progress} samples were applied before": record.progress != progress,
             f"pace {record.pace}": record.pace % pace or record.pace < pace * record.parts,
+            "more than one step": is_bsp and record.samples > pace * record.parts,
             "a result of another round": not is_async and record.base_version != version - 1,
             "more than the result is applied": is_async and not 0 < record.outer.rate <= 1,
         }

@@ -76,13 +76,17 @@ def test_workers_of_different_speeds_fit_the_line(consistency: str, links: Seque
     assert all(each.shared is not bool(links) for each in cluster.run.members.members)
 
 
-def test_a_round_of_single_steps_is_one_step_along_the_mean_gradient() -> None:
-    cluster = cluster_of("bsp", [0.01, 0.02, 0.03])
-    while cluster.run.store.version == 0:
-        cluster.step()
-    taken = cluster.run.ledger.applied_samples
-    _, _, mean = gradient_of_line(Minibatch(0, 0, taken), np.zeros(5, np.float32))
-    np.testing.assert_allclose(cluster.run.store.weights, -0.1 * mean, rtol=1e-5)
+def test_bsp_is_a_step_along_the_mean_gradient_however_much_speeds_differ() -> None:
+    cluster = cluster_of("bsp", [0.01, 0.1])
+    weights = np.zeros(5, np.float32)
+    for version in range(1, 8):
+        start = cluster.run.ledger.applied_samples
+        while cluster.run.store.version < version:
+            cluster.step()
+        stop = cluster.run.ledger.applied_samples
+        assert stop - start == 2 * RUN_SETTINGS.batch_size
+        weights = weights - 0.1 * gradient_of_line(Minibatch(0, start, stop), weights)[2]
+        np.testing.assert_allclose(cluster.run.store.weights, weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("consistency", ["rounds", "bsp"])

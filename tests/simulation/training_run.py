@@ -46,7 +46,7 @@ SUPERVISION_POLL_S = 0.1
 MAX_SEGMENTS = 2
 """Few, so that sometimes a worker of the server's host gets none."""
 
-CHANGED_SETTINGS = 0.3
+CHANGED_SETTINGS = 0.6
 """The share of the resumes after an orderly end with another batch size and learning rate."""
 
 UNMAPPABLE = 0.05
