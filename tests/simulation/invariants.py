@@ -30,6 +30,9 @@ CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 MAX_WAIT_S = 1.0
 """The longest wait for a late lease that another worker may share, after it has become late."""
 
+MAX_UNANSWERED_S = 10.0
+"""The longest time to notice that a request or its answer was lost, on the slowest link."""
+
 ROUNDING = 0.1
 """The largest error of a sample's change, as a share of it: differences travel as int8."""
 
@@ -232,6 +235,11 @@ class RunChecks:
             raise InvariantBrokenError(f"the run is finished, and the server sends {kind}")
         if isinstance(message, Work | Stop) and self.run is not None:
             self._acknowledged = self.run.store.version
+
+    def unanswered(self, name: str, unanswered_s: float, now: float) -> None:
+        """Check that a worker notices the loss of a request or its answer."""
+        is_noticed = min(unanswered_s, now - self.calm_since_s) < MAX_UNANSWERED_S
+        require(is_noticed, f"{name} waits for the answer to a message that was lost")
 
     @property
     def is_finished(self) -> bool:

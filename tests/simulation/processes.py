@@ -16,7 +16,7 @@ from dist_net.training.server.loop import Received, ServerLoop, new_run, opened_
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress, StepSettings
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
@@ -190,6 +190,13 @@ class WorkerProcess(VirtualProcess):
         """Make the worker leave the run at its loop's next turn, as SIGTERM does."""
         self.leaves = True
         self.loop.stop("it is to leave")
+
+    def unanswered_s(self) -> float:
+        """Return the age of the worker's unanswered request; 0 without one, and while stopped."""
+        state = self.loop._state
+        if not self.is_alive or state.phase is not Phase.REQUESTING:
+            return 0.0
+        return self.schedule.now_s - max(state._asked_s, self._stopped_until_s)
 
     def lose_connection(self) -> None:
         """Lose a connection, and reconnect."""

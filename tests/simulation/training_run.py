@@ -328,6 +328,8 @@ class TrainingRun:
         if not self._is_done:
             self._ends = False
             self._observer.send(StatusRequest(self._next_record))
+            for worker in self.workers.values():
+                self.checks.unanswered(worker.name, worker.unanswered_s(), self.schedule.now_s)
             self.schedule.after(OBSERVE_EVERY_S, self._ask)
 
     def _observed(self) -> None:
