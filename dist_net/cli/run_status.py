@@ -29,7 +29,7 @@ def run_view(report: Report) -> RenderableType:
     table.add_column()
     for name, value in _facts(report):
         table.add_row(name, value)
-    view = [table, Text(), *_errors(report), _workers(report), *_slow(report)]
+    view: list[RenderableType] = [table, Text(), *_errors(report), _workers(report), *_slow(report)]
     if report["consistency"] == Consistency.ASYNC:
         # The histogram comes last: a short terminal cuts off the end.
         view += [Text(), staleness_bars(report["staleness_histogram"])]

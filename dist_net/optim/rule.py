@@ -22,6 +22,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
 
@@ -169,7 +170,6 @@ class UpdateRule:
         self.state_size = self.size + len(self._names) * trained_size + 1
         self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
-        self._loop = self._compiled() if self._dtype == np.float32 else None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -241,12 +241,13 @@ class UpdateRule:
                 f"({length},)"
             )
 
-    def _compiled(self) -> Callable[..., None] | None:
-        """Return the compiled loop; None if NumPy computes the steps."""
+    @cached_property
+    def _loop(self) -> Callable[..., None] | None:
+        """The compiled loop; None if NumPy computes the steps."""
         name = type(self.optimizer).__name__
         loop = vars(type(self.optimizer)).get("loop")
         LOOPS: Container[str] = ()
-        if self.size >= MIN_COMPILED:
+        if self.size >= MIN_COMPILED and self._dtype == np.float32:
             # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
                 from dist_net.optim.compiled import LOOPS, compiled

@@ -37,13 +37,13 @@ class StatePacking:
     def pack_base(self, state: Vector) -> Vector:
         """Return the state that a worker begins from, packed.
 
-        It stays as it is if a weight exceeds the range of float16 (65,504).
+        It stays as it is if a weight exceeds the range of float16 (65,504), and if packing does
+        not make it shorter, because it has one weight.
         """
         with np.errstate(over="ignore"):
             half = state[: self._trained].astype(np.float16)
-        if not np.isfinite(half).all():
-            return state
-        return np.concatenate([_words(half), *self._rest(state)])
+        packed = np.concatenate([_words(half), *self._rest(state)])
+        return packed if np.isfinite(half).all() and packed.size < state.size else state
 
     def unpack_base(self, packed: Vector, out: Vector) -> None:
         """Write to ``out`` the state that ``pack_base`` packed, as it was rounded."""

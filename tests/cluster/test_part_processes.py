@@ -1,25 +1,31 @@
 """Forked processes take the parts of a lease as one process does, and are missed when they end."""
 
 import os
+import select
 import signal
 
 import numpy as np
 import pytest
 
 from dist_net.optim import Adam
+from dist_net.training.worker import part_processes as module
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
-from dist_net.wire.messages import Welcome
+from dist_net.wire.messages import StepSettings
 
-SIZE, RUN = 300, Welcome(1, "first", 2, 5, 0.3, 1.5, optimizer="Adam()")
-BASE = np.linspace(-1, 1, SIZE, dtype=np.float32)
+SIZE, STEPS = 300, StepSettings(5, 2, 1, "Adam()", 0.1)
+STATE_SIZE = 3 * SIZE + 1
+BASE = Adam().start(SIZE).initial(np.linspace(-1, 1, SIZE, dtype=np.float32))
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 class Bowl:
-    """The gradient of half the squared distance to a place that seed and minibatch determine."""
+    """The gradient of half the squared distance to a place that seed and minibatch determine.
+
+    Beyond sample 1,000, it never returns.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -27,43 +33,72 @@ class Bowl:
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
         self._place = self._seed + epoch + start / stop
+        while start > 1000:
+            signal.pause()
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         np.subtract(weights, np.float32(self._place), out=gradient)
         return float(np.square(gradient).sum()), 1
 
-    def unbind(self) -> None:
-        """It holds nothing."""
 
-
-def local_of(seed: int, _: str, __: float, batch_size: int) -> LocalSteps:
-    return LocalSteps(Bowl(seed), Adam().start(SIZE), batch_size)
+def local_of(settings: StepSettings) -> LocalSteps:
+    rule, rate = Adam().start(SIZE), settings.learning_rate
+    return LocalSteps(Bowl(settings.seed), rule, settings.batch_size, lambda at: rate / (1 + at))
 
 
 def taken(steps: LocalSteps | PartProcesses, lease: LeaseSteps) -> tuple[bytes, float, int]:
-    difference = np.empty(SIZE, np.float32)
-    for _ in steps.take(BASE, lease, difference):
+    for _ in steps.take(BASE, lease):
         pass
-    return difference.tobytes(), steps.loss_sum, steps.correct
+    return steps.state.tobytes(), steps.loss_sum, steps.correct
 
 
 def test_processes_compute_what_one_computes_bit_for_bit() -> None:
-    alone = local_of(5, "Adam()", 0.0, 2)
-    with PartProcesses(2, SIZE, local_of) as processes:
-        processes.begin(RUN)
+    alone = local_of(STEPS)
+    with PartProcesses(2, STATE_SIZE + 99, local_of) as processes:
+        processes.begin(STEPS)
         for parts in (1, 2, 5):  # also a lease of a host with more processes
-            lease = LeaseSteps(3, 10, 33, 0.1, parts)
+            lease = LeaseSteps(3, 10, 33, 100, 4, parts)
             assert taken(processes, lease) == taken(alone, lease)
-        processes.begin(RUN._replace(seed=6))
-        assert taken(processes, lease) != taken(alone, lease)
+        for changed in (STEPS._replace(seed=6), STEPS._replace(learning_rate=0.2)):
+            processes.begin(changed)
+            assert taken(processes, lease) != taken(alone, lease)
+            assert taken(processes, lease) == taken(local_of(changed), lease)
 
 
-def test_a_process_that_was_killed_is_missed_and_the_others_end_too() -> None:
-    with PartProcesses(3, SIZE, local_of) as processes:
-        processes.begin(RUN)
-        os.kill(processes.process_ids[1], signal.SIGKILL)
-        with pytest.raises(ChildProcessError, match=str(processes.process_ids[1])):
-            taken(processes, LeaseSteps(0, 0, 12, 0.1, 3))
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it is idle, and while the parts of others would take for ever."""
+    monkeypatch.setattr(module, "POLL_S", 3600.0)
+    with PartProcesses(3, STATE_SIZE, local_of) as processes:
+        processes.begin(STEPS)
+        taken(processes, LeaseSteps(0, 0, 12, 0, 1, 3))
+        os.kill(processes.process_ids[number], signal.SIGKILL)
+        select.select([processes._channels[number]], [], [], 60)
+        lease = LeaseSteps(0, 1002, 1008, 0, 1, 2)
+        with pytest.raises(ChildProcessError, match=str(processes.process_ids[number])):
+            taken(processes, lease)
     for process_id in processes.process_ids:
         with pytest.raises(ProcessLookupError):
             os.kill(process_id, 0)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -> None:
+    with PartProcesses(3, STATE_SIZE, local_of) as processes:
+        processes.begin(STEPS)
+        steps = processes.take(BASE, LeaseSteps(0, 1002, 1006, 0, 1, 2))
+        next(steps)
+        os.kill(processes.process_ids[number], signal.SIGKILL)
+        with pytest.raises(ChildProcessError, match=str(processes.process_ids[number])):
+            for _ in steps:
+                pass
+
+
+def test_a_worker_may_leave_while_its_processes_compute() -> None:
+    with PartProcesses(2, STATE_SIZE, local_of) as processes:
+        processes.begin(STEPS)
+        steps = processes.take(BASE, LeaseSteps(0, 1002, 1008, 0, 1, 2))
+        for _ in range(3):  # it is asked several times a second
+            next(steps)

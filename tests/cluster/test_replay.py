@@ -1,6 +1,8 @@
-"""What two workers trained over real sockets is computed again in one process, bit for bit."""
+"""A run of two workers over real sockets is computed again in one process, bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.training.run.in_process import LocalCluster
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.journal import read_journal
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.journal import Applied, read_journal
+from dist_net.training.worker.loop import WorkerLoop
+from dist_net.training.worker.step import TrainingStep, local_steps
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=3)
 WITH_DROPOUT_AND_BUFFERS = replace(
@@ -32,20 +36,11 @@ WITH_DROPOUT_AND_BUFFERS = replace(
 )
 
 
-@pytest.mark.parametrize("consistency", ["auto", "local:3"])
-@pytest.mark.parametrize("shares_memory", [True, False])
-@pytest.mark.parametrize("recipe", [PLAIN, WITH_DROPOUT_AND_BUFFERS], ids=["plain", "buffers"])
-def test_a_run_of_two_workers_is_replayed(
-    tmp_path: Path, recipe: Recipe, shares_memory: bool, consistency: str
-) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    with LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster:
-        for _ in range(2):
-            cluster.start_worker(shares_memory=shares_memory)
-        report = cluster.wait()
-    assert (report["bytes_sent_per_sample"] > 0) == (not shares_memory)
+def assert_replayed(recipe: Recipe, path: Path, consistency: str) -> None:
+    """Check that the replay of the run's journal ends with the run's checkpoint, bit for bit."""
     trained, journal = read_checkpoint(path), read_journal(path.with_suffix(".journal"))
-    assert journal.version == report["version"] == trained.version
+    assert journal.fault is None
+    assert journal.version == trained.version
     dataset = recipe.load_dataset()
     loaded = LoadedRecipe("in-process", "in-process", {}, recipe)
     options = RunOptions("in-process", seed=3, consistency=consistency).on(loaded, dataset)
@@ -60,9 +55,73 @@ def test_a_run_of_two_workers_is_replayed(
     assert (result.matches, result.matched_version) == (True, trained.version)
     replayed = replay.checkpoint()
     np.testing.assert_array_equal(replayed.weights, trained.weights)
+    assert replayed.optimizer_state.keys() == trained.optimizer_state.keys()
     for name, vector in trained.optimizer_state.items():
         np.testing.assert_array_equal(replayed.optimizer_state[name], vector)
-    assert replayed.ledger["remaining"] == trained.ledger["remaining"] == []
+    assert replayed.ledger["remaining"] == trained.ledger["remaining"]
+
+
+@pytest.mark.parametrize("states", ["in memory", "as frames", "both"])
+@pytest.mark.parametrize("recipe", [PLAIN, WITH_DROPOUT_AND_BUFFERS], ids=["plain", "buffers"])
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_run_of_two_workers_is_replayed(
+    tmp_path: Path, recipe: Recipe, states: str, consistency: str
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster:
+        cluster.start_worker(shares_memory=states != "as frames")
+        cluster.start_worker(shares_memory=states == "in memory")
+        report = cluster.wait()
+    assert (report["bytes_sent_per_sample"] > 0) == (states != "in memory")
+    assert read_checkpoint(path).ledger["remaining"] == []
+    assert_replayed(recipe, path, consistency)
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_run_that_was_resumed_with_other_settings_is_replayed(
+    tmp_path: Path, consistency: str
+) -> None:
+    """In mid-epoch, with minibatches of another size, more epochs and another learning rate."""
+    path = tmp_path / "checkpoint.safetensors"
+    first = replace(WITH_DROPOUT_AND_BUFFERS, epochs=1000)
+    with LocalCluster(first, path, workers=2, seed=3, consistency=consistency) as cluster:
+        cluster.wait(lambda report: report["samples"] > 2000)
+    left = read_checkpoint(path)
+    changed = replace(
+        first,
+        batch_size=24,
+        epochs=left.ledger["next_epoch"] + 1,
+        learning_rate=first.learning_rate / 3,
+        clip_norm=None,
+        average_decay=0.5,
+    )
+    modes = {"consistency": consistency, "resume": True}
+    with LocalCluster(changed, path, workers=2, seed=3, **modes) as cluster:
+        cluster.wait()
+    assert read_checkpoint(path).version > left.version > 0
+    assert read_checkpoint(path).ledger["remaining"] == []
+    assert_replayed(changed, path, consistency)
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) -> None:
+    """One worker stands for three processes; another host's worker has one."""
+    path = tmp_path / "checkpoint.safetensors"
+    dataset = PLAIN.load_dataset()
+    digest = LoadedRecipe("in-process", "in-process", {}, PLAIN).digest(dataset)
+    facts = "host", digest, PLAIN.model.layout.size
+    with (
+        LocalCluster(PLAIN, path, seed=3, consistency=consistency) as cluster,
+        ThreadPoolExecutor() as threads,
+        WorkerLoop(partial(local_steps, PLAIN, dataset), cluster.address, *facts, parts=3) as host,
+    ):
+        threads.submit(host.train)
+        cluster.wait(lambda report: report["samples"] > 0)
+        cluster.start_worker()
+        cluster.wait()
+    journal = read_journal(path.with_suffix(".journal"))
+    assert max(each.parts for each in journal.records() if isinstance(each, Applied)) == 3
+    assert_replayed(PLAIN, path, consistency)
 
 
 WRITE = AppendedHostFile.write

@@ -116,40 +116,32 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("is_lent", [True, False])
-def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
-    weights = WEIGHTS.copy()
-    with socket.create_server(("127.0.0.1", 0)) as place:
-        address = f"tcp://127.0.0.1:{place.getsockname()[1]}"
-    with ClientSocket(address) as client:
-        if is_lent:
-            client.lend([weights])
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 1.5, 30, 0.0, (0,), (weights,)))
-        weights[0] = 7  # too late for a copy, and the server is not there yet
-        with ServerSocket([address]) as server:
-            _, push = server.receive(DEADLINE_S)
-            assert push.gradients[0][0] == (7 if is_lent else 0)
-            np.testing.assert_array_equal(push.gradients[0][1:], WEIGHTS[1:])
+def a_push(state):
+    return Push(1, 7, 1, 2, 0.0, 0, 0.0, state)
 
 
-def test_arrays_travel_both_ways(server, client):
-    client.send(Push(1, 7, 1, 2, 0, (32, 64), (5, 6), 70.5, 12, 0.0, (), (WEIGHTS, -WEIGHTS)))
+def some_work(state):
+    return Work(1, 3, 0, 0, 32, 64, 6, 32, 1, state)
+
+
+def test_states_travel_both_ways(server, client):
+    client.send(a_push(WEIGHTS))
     node, push = server.receive(DEADLINE_S)
-    np.testing.assert_array_equal(push.gradients, [WEIGHTS, -WEIGHTS])
-    assert server.send(node, Work(1, 3, 0, 64, 96, 6, 2, 2, 0.0, 1, 8, -1, push.gradients[1]))
-    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, -WEIGHTS)
+    np.testing.assert_array_equal(push.state, WEIGHTS)
+    assert server.send(node, some_work(-push.state))
+    np.testing.assert_array_equal(client.receive(DEADLINE_S).state, -WEIGHTS)
 
 
 def test_a_sent_array_may_be_overwritten_at_once(server, client):
-    gradient = WEIGHTS.copy()
-    client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 70.5, 12, 0.0, (), (gradient,)))
-    gradient[:] = -1
+    state = WEIGHTS.copy()
+    client.send(a_push(state))
+    state[:] = -1
     node, push = server.receive(DEADLINE_S)
-    np.testing.assert_array_equal(push.gradients, [WEIGHTS])
-    weights = WEIGHTS.copy()
-    server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, 8, -1, weights))
-    weights[:] = -1
-    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
+    np.testing.assert_array_equal(push.state, WEIGHTS)
+    state = WEIGHTS.copy()
+    server.send(node, some_work(state))
+    state[:] = -1
+    np.testing.assert_array_equal(client.receive(DEADLINE_S).state, WEIGHTS)
 
 
 def test_each_node_gets_its_own_replies(server):
@@ -241,11 +233,7 @@ def test_a_frame_over_the_limit_ends_its_connection_only():
     with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
-            large.send(
-                Push(
-                    1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (np.zeros(2**18 + 1, np.float32),)
-                )
-            )
+            large.send(a_push(np.zeros(2**18 + 1, np.float32)))
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
             exchange(server, large)  # it has connected again
@@ -304,7 +292,7 @@ def test_a_stranger_may_send_a_handshake_and_no_more(keys, caplog):
 
 def test_a_peer_with_a_key_may_send_more_than_a_handshake_in_its_first_message(keys, caplog):
     gradient = np.zeros(2**22, np.float32)
-    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (gradient,))
+    push = a_push(gradient)
     with ExitStack() as opened:
         server = opened.enter_context(
             ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes)
@@ -367,7 +355,7 @@ def test_nobody_comes_in_whose_connection_is_not_watched_yet(monkeypatch):
 
 def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client):
     for _ in range(60):
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (WEIGHTS,)))
+        client.send(a_push(WEIGHTS))
         assert server.receive(DEADLINE_S) is not None
     exchange(server, client)
 
@@ -379,14 +367,13 @@ def test_workers_that_push_large_gradients_all_at_once_are_no_strangers(monkeypa
         connections.Connections, "_check", lambda self: (look(self), looks.append(0))
     )
     gradient = np.zeros(2**20, np.float32)
-    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (0,), (gradient,))
+    push = a_push(gradient)
     with ExitStack() as opened:
         server = opened.enter_context(ServerSocket([LOOPBACK], max_array_bytes=gradient.nbytes))
         address = server.contact_addresses[0]
         workers = [opened.enter_context(ClientSocket(address)) for _ in range(32)]
         for worker in workers:
             exchange(server, worker)
-            worker.lend([gradient])
         for worker in workers:
             worker.send(push)
         guard = server._connections
@@ -481,7 +468,7 @@ def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
     client.send(Heartbeat(1))
     node, _ = server.receive(DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
-    while server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, 0.0, 1, 8, -1, WEIGHTS)):
+    while server.send(node, some_work(WEIGHTS)):
         assert time.monotonic() < deadline
 
 
@@ -625,9 +612,9 @@ def test_a_frame_may_be_as_long_with_keys_as_without(keys):
         ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
         ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
     ):
-        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (gradient,)))
+        client.send(a_push(gradient))
         _, push = server.receive(DEADLINE_S)
-        np.testing.assert_array_equal(push.gradients, [gradient])
+        np.testing.assert_array_equal(push.state, gradient)
 
 
 def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys, tmp_path, caplog):
@@ -675,7 +662,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("client", StatusRequest(0), True),
         ("client", SnapshotRequest(), True),
         ("client", JOIN, False),
-        ("client", Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, 0.0, (), (WEIGHTS,)), False),
+        ("client", a_push(WEIGHTS), False),
         ("client", JoinPool("one", "host", 1), False),
         ("client", Shutdown("now"), False),
         ("client", Reload(1, "model"), False),

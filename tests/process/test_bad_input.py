@@ -138,7 +138,7 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
             "1",
             "average_decay=1.0",
         ),
-        ("--consistency", "ssp", "consistency='ssp'.*ssp:N"),
+        ("--consistency", "ssp", "consistency.*'ssp'"),
         ("--optimizer", "lion", "'lion'.*sgd"),
         ("--seed", "-1", "seed=-1.*0"),
         ("--seed", str(2**63), f"seed={2**63}"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.training.server.journal import Applied, read_journal
+from journaled import assert_each_sample_once
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
@@ -74,13 +74,7 @@ def test_a_run_of_two_hundred_faults_is_as_good_as_one_of_none(
     print(f"{faults}; {report}; undisturbed: {undisturbed}")
 
     assert report["samples"] == EPOCHS * SAMPLES
-    times_applied: Counter[tuple[int, int]] = Counter()
-    for record in read_journal(run / "journal").records():
-        if isinstance(record, Applied):
-            for sample in range(record.start, record.stop):
-                times_applied[record.epoch, sample] += 1
-    assert len(times_applied) == EPOCHS * SAMPLES
-    assert set(times_applied.values()) == {1}
+    assert assert_each_sample_once(run, SAMPLES) == EPOCHS
     assert abs(report["test_accuracy"] - undisturbed["test_accuracy"]) <= ALIKE
     assert result_of(start("replay", str(run), "--json"))["matches"] is True
 

@@ -24,15 +24,16 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> 
     start("train", "digits", "--epochs", "3", "--run-dir", str(run), "--json").result()
     trained = read_checkpoint(run / "checkpoint.safetensors")
     replayed = start("replay", str(run), "--json")
+    version = trained.version
     assert replayed.result() == {
-        "version": 3 * 45,
+        "version": version,
         "weights_sha256": sha256_of(trained.weights).hex(),
         "matches": True,
     }
-    assert "135 updates" in replayed.stderr
+    assert f"{version} updates" in replayed.stderr
 
-    halfway = start("replay", str(run), "--to", "60", "--json").result()
-    assert 60 <= halfway["version"] < 63  # gradients that were applied in one pass stay together
+    halfway = start("replay", str(run), "--to", str(version // 2), "--json").result()
+    assert halfway["version"] == version // 2
     left = read_checkpoint(run / f"replay-{halfway['version']}.safetensors")
     assert sha256_of(left.weights).hex() == halfway["weights_sha256"]
 
@@ -41,10 +42,10 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> 
     with_another_rule = start("replay", str(run), "--json")
     assert with_another_rule.ends() == 1
     assert '"matches": false' in with_another_rule.stdout
-    with_another_rule.says(r"at version 135; .* is 0\.")
+    with_another_rule.says(rf"at version {version}; .* is 0\.")
 
 
-@pytest.mark.parametrize("mode", ["auto", "local:4"])
+@pytest.mark.parametrize("mode", ["rounds", "async", "bsp"])
 def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
     start: Start, run: Path, mode: str
 ) -> None:

@@ -29,8 +29,9 @@ from image_runs import COLOURS, SIDE, write_run
         ("digits", {"optimizer": "adamz"}, SettingError, "'adamz'"),
         ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
         ("digits", {"workers": 0}, SettingError, "workers=0"),
-        # With workers it is bsp:N, so that something else is refused.
-        ("digits", {"consistency": "bsp", "clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
+        ("digits", {"consistency": "ssp:4"}, SettingError, "'ssp:4'.*rounds, async, bsp"),
+        ("digits", {"local_steps": 0}, SettingError, "local_steps=0"),
+        ("digits", {"consistency": "bsp", "local_steps": 4}, SettingError, "local_steps=4.*bsp"),
         ("digits", {"weight_decay": 0.1}, SettingError, "weight_decay=0.1.*adamw"),
     ],
 )

@@ -54,6 +54,7 @@ EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need 
 EVALUATION_PAUSE_S = 1.0  # between long evaluations
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
+LOSS_RISE = 1.15  # from one evaluation to the next, after a worker joined
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
 """The time for the server to write its checkpoint after its command was killed."""
@@ -165,6 +166,9 @@ class LocalRun:
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._warnings = RunWarnings(display.warned)
+        self._joined = self._joined_before = 0
+        self._join_warning: str | None = None
+        self._last_loss = math.inf
         self._has_workers = False
         self._stop_reason = ""
 
@@ -284,6 +288,7 @@ class LocalRun:
                 server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
+            self._joined = report["workers_joined"]
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
                 self.stop("no progress for as many evaluations as --patience allows")
@@ -365,7 +370,8 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warnings.update(report | {"metrics_error": self._metrics.error})
+        errors = {"metrics_error": self._metrics.error, "join_warning": self._join_warning}
+        self._warnings.update(report | errors)
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
@@ -407,9 +413,21 @@ class LocalRun:
         }
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
+        self._compare_loss(evaluation.loss)
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation
+
+    def _compare_loss(self, loss: float) -> None:
+        """Prepare a warning if the test loss has risen since the last evaluation and a join."""
+        joined = self._joined - self._joined_before
+        if joined and loss > LOSS_RISE * self._last_loss:
+            self._join_warning = (
+                f"the test loss has risen from {self._last_loss:.4f} to {loss:.4f} since the last "
+                f"evaluation, in which time {joined} workers joined; if it stays there, train with "
+                f"fewer workers or a lower learning rate"
+            )
+        self._joined_before, self._last_loss = self._joined, loss
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
         """Return whether these weights are the best so far, and were written."""

@@ -352,7 +352,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
             raise JournalMismatchError(
                 f"the journal begins at version {first_version}, expected at most {version}"
             )
-        kept_bytes, samples, last_version = disk.size(path), 0, version
+        kept_bytes, samples, last_version, together = disk.size(path), 0, version, 0
         for offset, block in _blocks_from_the_end(path, kept_bytes, disk):
             try:
                 record = decode_record(block)
@@ -362,6 +362,9 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
             if isinstance(record, Checkpointed):  # of any earlier version
                 continue
             if record.version == version:
+                together += 1
+                if isinstance(record, Applied) and together < record.together:
+                    continue  # a result applied with it may be damaged
                 return JournalTail(kept_bytes, samples, last_version)
             if record.version < version:
                 break

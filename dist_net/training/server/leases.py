@@ -143,8 +143,11 @@ class LeaseLedger:
         self._collected.clear()
 
     def _return(self, left: Range) -> None:
-        self._pool.appendleft(left)
+        """Return samples to the pool, merged with those that follow: rounds are not cut short."""
         self._unleased += left.samples
+        if self._pool and self._pool[0][:2] == (left.epoch, left.stop):
+            left = left._replace(stop=self._pool.popleft().stop)
+        self._pool.appendleft(left)
 
     def applied_again(self, done: Range) -> bool:
         """Record that unleased samples are in the state.
@@ -215,7 +218,9 @@ class LeaseLedger:
                 )
             previous = left
         left_over = sum(left.samples for left in remaining)
-        self._pool = deque(remaining)
+        self._pool.clear()
+        for left in sorted(remaining, reverse=True):
+            self._return(left)
         self._next_epoch = begun
         self.applied_samples = begun * self.samples - left_over
         self._unleased = self.samples * self.epochs - self.applied_samples

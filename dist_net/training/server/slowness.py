@@ -27,8 +27,9 @@ SLOW_LINK_FACTOR = 3
 
 
 class Slowness(NamedTuple):
-    """A worker's speed as a share of the other workers' median; None if either is unknown.
+    """A worker's speed, for each of its processes, as a share of the other workers' median.
 
+    ``share`` is None if either is unknown.
     ``causes`` are phrases for the user: empty if the worker is not slow, or no cause is visible.
     """
 
@@ -42,7 +43,7 @@ def slowness_of(
 ) -> dict[int, Slowness]:
     """Compare each worker with the others; return the result by worker id."""
     rates = {
-        each.worker_id: each.speed.samples_per_s(now)
+        each.worker_id: each.speed.samples_per_s(now) / each.parts
         for each in members
         if each.speed.measured_s(now) >= MEASURED_S
     }

@@ -271,16 +271,16 @@ class WorkerLoop:
         self._socket = self._around.connect()
 
     def _begin(self, welcome: Welcome) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+        pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
+        self._heartbeats = self._around.start_heartbeats(*pulse)  # compiling may take seconds
         if self._local is None or self._local[0] != welcome.steps:
             self._local = welcome.steps, self._local_of(welcome.steps)
         _, local = self._local
         self._detach()
         if welcome.segment is not None:
             self._shared = self._around.attach(welcome.segment, local.rule.state_size)
-        if self._heartbeats is not None:
-            self._heartbeats.stop()
-        pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
-        self._heartbeats = self._around.start_heartbeats(*pulse)
         if self._processes is not None:
             self._processes.begin(welcome.steps)
         logger.info(

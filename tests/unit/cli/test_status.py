@@ -47,9 +47,10 @@ def drawn(view: Any, width: int = 80) -> str:
     return file.getvalue()
 
 
-def test_a_run_is_shown_with_its_server_disk_staleness_and_workers(report: dict[str, Any]) -> None:
-    shown = drawn(run_view(report))
+def test_a_run_is_shown_with_its_server_disk_exchanges_and_workers(report: dict[str, Any]) -> None:
+    shown = drawn(run_view(report | {"samples_per_update": 2048.0, "waiting_share": 0.125}))
     for expected in (
+        "2,048 samples per round, workers wait 12% of the time",
         "incarnation b7, start 1",
         "1 now, 1 joined, 0 lost, 0 restarted",
         "0 records (0 bytes) not on disk for 0.0 s; failed never",
@@ -60,6 +61,22 @@ def test_a_run_is_shown_with_its_server_disk_staleness_and_workers(report: dict[
     ):
         assert expected in shown, shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_an_asynchronous_run_is_shown_with_its_staleness(report: dict[str, Any]) -> None:
+    report |= {"consistency": "async", "staleness_mean": 1.5, "staleness_max": 7}
+    shown = drawn(run_view(report))
+    assert "staleness 1.5, at most 7" in shown
+    assert "2 to 3" in shown  # the histogram
+    assert "staleness 1.5, at most 7" in run_line(report)
+    assert "2 to 3" not in drawn(run_view(report | {"consistency": "rounds"}))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint_error", "journal_error", "loss_warning"])
+def test_a_warning_is_shown_in_the_view_and_in_the_line(report: dict[str, Any], kind: str) -> None:
+    report[kind] = "something to be mended"
+    assert "something to be mended" in drawn(run_view(report))
+    assert "something to be mended" in run_line(report)
 
 
 def test_a_line_says_the_same_for_a_log(report: dict[str, Any]) -> None:

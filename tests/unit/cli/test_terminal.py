@@ -68,7 +68,8 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
         staleness_histogram=[1],
         checkpoint_error=ODD,
         journal_error=None,
-        staleness_warning=None,
+        consistency="async",
+        loss_warning=None,
         link_warning=None,
     )
     plain_console(stderr=False).print(run_view(shown))
@@ -109,7 +110,9 @@ def progress_line(width: int) -> str:
         epochs=20,
         samples_per_s=63_210.0,
         worker_count=2,
-        staleness_mean=7.5,
+        consistency="rounds",
+        samples_per_update=2048.0,
+        waiting_share=0.05,
     )
     with TrainingProgress(console, 60_000, None) as display:
         display.progressed(shown)
@@ -121,8 +124,9 @@ def progress_line(width: int) -> str:
     ("width", "shown", "left_out"),
     [
         (60, ["63,210 samples/s"], ["accuracy", "workers"]),
-        (80, ["63,210 samples/s", "accuracy 98.8%"], ["staleness"]),
-        (120, ["63,210 samples/s", "accuracy", "loss 0.123", "2 workers", "staleness 7.5"], []),
+        (80, ["63,210 samples/s", "accuracy 98.8%"], ["per round"]),
+        (100, ["63,210 samples/s", "accuracy", "loss 0.123", "2 workers"], ["per round"]),
+        (160, ["2 workers", "2,048 samples per round, workers wait 5% of the time"], []),
     ],
 )
 def test_the_live_line_of_a_run_fits(width: int, shown: list[str], left_out: list[str]) -> None:

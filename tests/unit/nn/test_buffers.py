@@ -12,12 +12,15 @@ from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import ParameterError, SettingError, ShapeError
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
+from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.single_process import SingleProcess
-from dist_net.training.server.store import PrivateBuffers, WeightStore
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
+from dist_net.wire.messages import Push
 from naming import naming
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers
@@ -139,110 +142,72 @@ def test_inference_reads_the_buffers_in_the_vector() -> None:
 # Averaging
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_the_head_is_trained_and_the_tail_averaged(in_place: bool) -> None:
-    rule = start_rule(Momentum(0.5), LAYOUT, MOMENTA)
-    assert {name: state.shape for name, state in rule.state.items()} == {"velocity": (4,)}
-    own = Momentum(0.5).start(4)
-    weights, head = vector(1, 2, 3, 4, 0, 10, -10, 8), vector(1, 2, 3, 4)
+def stepped(rule: UpdateRule, state: Vector, gradient: Vector, rate: float = 0.1) -> Vector:
+    following = np.empty_like(state)
+    rule.step(state, gradient, rate, following)
+    return following
+
+
+def test_the_head_is_trained_and_the_tail_averaged() -> None:
+    rule, own = start_rule(Momentum(0.5), LAYOUT, MOMENTA), Momentum(0.5).start(4)
+    state = rule.initial(vector(1, 2, 3, 4, 0, 10, -10, 8))
+    assert rule.parts(state)["velocity"].shape == (4,)
+    head = own.initial(vector(1, 2, 3, 4))
     gradient = vector(1, -1, 2, -2, 10, 10, 10, 0)
-    for step in (1, 2):
-        out = weights if in_place else np.empty_like(weights)
-        rule.update(weights, [gradient], out, [0.1], step)
-        own.update(head, [gradient[:4]], head, [0.1], step)
-        weights = out
-    np.testing.assert_array_equal(weights[:4], head)
-    np.testing.assert_allclose(weights[4:], [1.9, 10, -6.2, 2], rtol=1e-6)
+    for _ in range(2):
+        state, head = stepped(rule, state, gradient), stepped(own, head, gradient[:4])
+    np.testing.assert_array_equal(state[:4], head[:4])
+    np.testing.assert_array_equal(state[8:], head[4:])
+    np.testing.assert_allclose(state[4:8], [1.9, 10, -6.2, 2], rtol=1e-6)
     np.testing.assert_array_equal(gradient, vector(1, -1, 2, -2, 10, 10, 10, 0))
-
-
-def test_the_tail_is_averaged_for_each_gradient_in_turn() -> None:
-    rule, together = (start_rule(Momentum(0.5), LAYOUT, MOMENTA) for _ in range(2))
-    weights, gradients = vector(1, 2, 3, 4, 0, 10, -10, 8), [vector(*range(8)), -vector(*range(8))]
-    first, second, both = (np.empty_like(weights) for _ in range(3))
-    rule.update(weights, gradients[:1], first, [0.1], 1)
-    rule.update(first, gradients[1:], second, [0.2], 2)
-    together.update(weights, gradients, both, [0.1, 0.2], 1)
-    np.testing.assert_array_equal(both, second)
-
-
-@pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.5)])
-@pytest.mark.parametrize("place", [3, 7], ids=["trained", "averaged"])
-@pytest.mark.parametrize("value", [np.nan, 3e38])
-def test_what_is_not_finite_leaves_the_state_as_it_is(
-    optimizer: Optimizer, place: int, value: float
-) -> None:
-    rule = start_rule(optimizer, LAYOUT, MOMENTA)
-    weights, out = vector(1, 2, 3, 4, 0, 10, -10, 8), vector(*[0] * 8)
-    good, bad = vector(*range(8)), vector(*range(8))
-    bad[place] = value
-    assert not rule.update(weights, [good, bad], out, [0.1, 0.1], 1, if_finite=True)
-    assert all((vector == 0).all() for vector in rule.state.values())
-    assert rule.update(weights, [good, good], out, [0.1, 0.1], 1, if_finite=True)
-
-
-def test_a_vector_of_another_length_is_refused() -> None:
-    rule, whole = start_rule(SGD(), LAYOUT, MOMENTA), np.zeros(8, np.float32)
-    for short in range(3):
-        weights, gradient, out = [whole[:7] if i == short else whole for i in range(3)]
-        with pytest.raises(ShapeError, match=naming(8, (7,))):
-            rule.update(weights, [gradient], out, [0.1], 1)
-
-
-# Averaging, asynchronously
-
-
-def a_store(first: float = 1.0, momentum: float = 0.9) -> WeightStore:
-    layout = (("weight", (1,)), ("variance", (1,)))
-    return WeightStore(
-        PrivateBuffers(2), vector(0.0, first), start_rule(SGD(), layout, (momentum,))
-    )
-
-
-@pytest.mark.parametrize("staleness", [0, 1, 4, 16, 64])
-def test_the_average_finds_what_is_observed_however_stale_that_is(staleness: int) -> None:
-    """Each worker observes 0.01, on weights of so many updates ago, after a first value of 1."""
-    store = a_store()
-    under_way = [vector(0.0, 1.0)] * staleness
-    averages = []
-    for _ in range(150 + staleness):
-        under_way.append(vector(0.0, 0.01))
-        assert store.apply([under_way.pop(0)], [0.1])
-        averages.append(float(store.weights[1]))
-    assert averages == sorted(averages, reverse=True)  # straight there, without a swing
-    assert averages[-1] == pytest.approx(0.01, rel=1e-3)
 
 
 @given(st.lists(st.floats(0, 100, width=32), max_size=80), st.sampled_from([0.0, 0.5, 0.9, 0.999]))
 def test_the_average_stays_among_what_was_observed(values: list[float], momentum: float) -> None:
-    """Whoever sends it and whenever: so a variance is never negative."""
-    store = a_store(1.0, momentum)
+    """So a variance is never negative."""
+    rule = start_rule(SGD(), (("weight", (1,)), ("variance", (1,))), (momentum,))
+    state = rule.initial(vector(0, 1))
+    rounding = 1e-6 * max([1.0, *values])
     for value in values:
-        assert store.apply([vector(0.0, value)], [0.1])
-        assert store.weights[1] >= 0
-        rounding = 1e-6 * max(1.0, *values)
-        assert min(1.0, *values) - rounding <= store.weights[1] <= max(1.0, *values) + rounding
+        state = stepped(rule, state, vector(0, value))
+        assert state[1] >= 0
+        assert min([1.0, *values]) - rounding <= state[1] <= max([1.0, *values]) + rounding
 
 
-def test_workers_that_sent_the_change_would_make_a_variance_negative() -> None:
-    """Why they do not: one that saw the first variance, of 1, and comes late."""
-    moving = 1.0
-    for _ in range(60):
-        moving += 0.1 * (0.01 - moving)
-    assert moving + 0.1 * (0.01 - 1.0) < 0
-    store = a_store()
-    for _ in range(60):
-        store.apply([vector(0.0, 0.01)], [0.1])
-    assert store.apply([vector(0.0, 0.01)], [0.1])  # what the late one observed
-    assert store.weights[1] > 0
+# Averaging over workers
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused_in_the_tail_too(bad: float) -> None:
-    store = a_store()
-    assert not store.apply([vector(1.0, bad)], [0.1])
-    np.testing.assert_array_equal(store.weights, [0, 1])
-    assert store.version == 0
+@pytest.mark.parametrize("consistency", Consistency)
+def test_buffers_of_several_workers_stay_among_their_values(consistency: Consistency) -> None:
+    """A moving mean of 20,000 beside a variance of 1e-3, whoever pushes and whenever."""
+    settings = RunSettings(
+        *("r", "d", (("weight", (300,)), ("mean", (1,)), ("variance", (1,))), 4000, 1, 4),
+        optimizer=Adam(),
+        momenta=(0.9, 0.9),
+        consistency=consistency,
+    )
+    run = RunState(settings, np.append(np.zeros(300, np.float32), vector(20_000, 1e-3)))
+    members = [run.members.join(b"%d" % each, f"{each}", each, 0.0) for each in range(3)]
+    members[0].shared = True  # the others exchange packed states
+    random, packing = np.random.default_rng(0), settings.packing
+    while run.ledger.applied_samples < 3000:
+        for member in members:
+            run.grant(member, 0.0)
+        for member in random.permutation(np.array(members, object)):
+            if (lease := run.ledger.lease_of(member.worker_id)) is None:
+                continue
+            state = base = member.base.copy()
+            if not member.shared:
+                packing.unpack_base(packing.pack_base(base), out=base)
+                state = base.copy()
+            state[:300] += random.normal(size=300).astype(np.float32)
+            state[300:302] = 20_000 + random.uniform(-1, 1), random.uniform(0.5e-3, 1.5e-3)
+            sent = state if member.shared else packing.pack_result(base, state)
+            push = Push(member.worker_id, 0, 0, lease.lease_id, 1.0, 1, 0.0, sent)
+            assert run.accept(member, push, 0.0) is not None
+        mean, variance = run.store.weights[300:]
+        assert 19_999 <= mean <= 20_001
+        assert 0.5e-3 <= variance <= 1.5e-3
 
 
 # In one process, and by its recipe
@@ -335,4 +300,4 @@ def test_an_epoch_may_end_with_a_minibatch_of_one_row() -> None:
     assert RunOptions("one").on(loaded, dataset).settings(loaded).samples == 4
     training = SingleProcess(recipe, dataset)
     assert next(training.epochs()).epoch == 1
-    assert training.updates == 2
+    assert training.weights.size == recipe.model.layout.size

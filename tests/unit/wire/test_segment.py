@@ -56,21 +56,11 @@ def test_vectors_are_zero_separate_and_aligned(owner):
     assert [set(owner.vector(index).tolist()) for index in range(3)] == [{1.0}, {2.0}, {3.0}]
 
 
-def test_what_the_owner_writes_the_other_reads(owner):
+def test_both_sides_read_what_the_other_writes(owner):
     attached = attach(owner)
-    owner.vector(2)[:] = np.arange(SIZE)
-    np.testing.assert_array_equal(attached.vector(2), np.arange(SIZE))
-
-
-def test_only_the_owner_can_write_vectors(owner):
-    with pytest.raises(ValueError, match="read-only"):
-        attach(owner).vector(0)[0] = 1
-
-
-@pytest.mark.parametrize("index", [-1, 3])
-def test_a_vector_that_is_not_there_is_named(owner, index):
-    with pytest.raises(SegmentError, match=naming(f"vector {index}", "0 to 2")):
-        owner.vector(index)
+    for index, (writer, reader) in enumerate([(owner, attached), (attached, owner)]):
+        writer.vector(index)[:] = np.arange(SIZE)
+        np.testing.assert_array_equal(reader.vector(index), np.arange(SIZE))
 
 
 def test_an_array_outlives_close_and_then_the_memory_goes(owner):
@@ -84,11 +74,11 @@ def test_an_array_outlives_close_and_then_the_memory_goes(owner):
     assert mapped_segments() == 1
 
 
-def test_a_closed_segment_gives_no_vectors(owner):
+def test_a_segment_is_closed_once(owner):
     owner.close()
+    opened = os.open(os.devnull, os.O_RDONLY)  # takes the descriptor's number
     owner.close()
-    with pytest.raises(SegmentError, match=naming("vector 0", "0 to -1")):
-        owner.vector(0)
+    os.close(opened)
 
 
 @pytest.mark.parametrize(
@@ -161,55 +151,28 @@ def test_room_that_the_system_does_not_have_is_named():
 
 
 LIMITED = """
-import resource, sys
+import os, resource
 from dist_net.errors import SegmentError
-from dist_net.wire.messages import SegmentAddress
 from dist_net.wire.segment import Segment
 
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 2**30
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-segment = Segment.create(vectors=450, size=10_000_000)
-mapped = 0
+opened = len(os.listdir("/proc/self/fd"))
 try:
-    for index in range(450):
-        segment.vector(index)[0] = 1.0
-        mapped += 1
+    Segment.create(vectors=2, size=2**30)
 except SegmentError as error:
-    print(mapped, error)
+    print(error)
+assert len(os.listdir("/proc/self/fd")) == opened
 """
 
 
-def test_only_what_is_used_is_mapped_so_that_a_process_may_have_a_limit():
+def test_memory_beyond_the_limit_of_the_process_is_refused_with_the_remedy():
     done = subprocess.run(
         [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True
     )
-    mapped, _, error = done.stdout.partition(" ")
-    assert 6 <= int(mapped) < 27  # 40 MB each
-    assert "ulimit -v" in error
-
-
-def test_memory_that_is_released_is_zero_and_used_again(owner):
-    owner.vector(1)[:] = 3.0
-    attached = attach(owner)
-    used = os.fstat(owner.address.descriptor).st_blocks
-    owner.release(1)
-    assert os.fstat(owner.address.descriptor).st_blocks < used
-    assert not attached.vector(1).any()
-    owner.vector(1)[:] = 4.0
-    assert (attached.vector(1) == 4.0).all()
-
-
-def test_vectors_are_mapped_in_groups(owner, monkeypatch):
-    monkeypatch.setattr(segment_module, "MAPPED_BYTES", 2 * 8192)
-    before = mapped_segments()
-    attached = attach(owner)
-    assert mapped_segments() == before + 1
-    assert attached.vector(1) is attached.vector(1)
-    assert mapped_segments() == before + 1
-    owner.vector(2)[5] = 6.0
-    assert attached.vector(2)[5] == 6.0
-    assert mapped_segments() == before + 2
+    assert "ulimit -v" in done.stdout
+    assert str(2**33) in done.stdout
 
 
 def test_without_memfd_there_are_no_segments(monkeypatch):

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.optim import AdamW, ConstantRate, Cosine
+from dist_net.optim import AdamW, Cosine
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.consistency import AUTO, Consistency
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal import (
     Applied,
     Checkpointed,
@@ -35,9 +35,7 @@ from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer, Record, SendToPeer
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.training.worker.step import TrainingStep
-from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
-from dist_net.wire.packing import pack_difference, unpack_weights
 from naming import naming
 
 RECIPE = Recipe(
@@ -55,13 +53,22 @@ RECIPE = Recipe(
     learning_rate=0.01,
     schedule=Cosine(),
     batch_size=32,
-    epochs=2,
+    epochs=5,
     clip_norm=0.5,
     average_decay=0.99,
 )
 DIGITS = dataset_named("digits")
 LOADED = LoadedRecipe("replayed", "replayed", {}, RECIPE)
-SETTINGS = RunOptions("replayed").on(LOADED, DIGITS).settings(LOADED)
+SETTINGS = RunOptions("replayed", local_steps=3).on(LOADED, DIGITS).settings(LOADED)
+ASYNC = replace(SETTINGS, consistency=Consistency.ASYNC)
+BSP = replace(SETTINGS, consistency=Consistency.BSP, local_steps=None)
+NODES = (b"a", b"b", b"c")
+
+
+@pytest.fixture(params=[SETTINGS, ASYNC, BSP], ids=lambda each: str(each.consistency))
+def mode(request: pytest.FixtureRequest) -> RunSettings:
+    settings: RunSettings = request.param
+    return settings
 
 
 def step_of(threads: int) -> TrainingStep:
@@ -69,90 +76,69 @@ def step_of(threads: int) -> TrainingStep:
 
 
 class Cluster:
-    """A server, and workers that compute from the weights that they were given last."""
+    """A server, and workers that push the results of their leases in any order.
 
-    def __init__(self, run: RunState, nodes: tuple[bytes, ...] = (b"a", b"b", b"c")) -> None:
+    The first has three parts, and the last exchanges states as frames.
+    """
+
+    def __init__(self, run: RunState) -> None:
         self.run = run
         self.server = ParameterServer(run)
         self.records: list[JournalRecord] = []
-        self.step = step_of(1)
+        settings = run.settings
+        rule, rate_at = settings.start_rule(), settings.learning_rate_at
+        self.local = LocalSteps(step_of(1), rule, settings.batch_size, rate_at)
         self.ids: dict[bytes, int] = {}
-        self.requests = dict.fromkeys(nodes, 1000 * run.metrics.workers_joined)
-        self.work: dict[bytes, tuple[Work, Vector]] = {}
-        for node in nodes:
+        self.requests = dict.fromkeys(NODES, 1000 * run.metrics.workers_joined)
+        self.work: dict[bytes, Work] = {}
+        for node in NODES:
             digest, size = SETTINGS.recipe_digest, SETTINGS.vector_size
-            facts = digest, size, None, self.requests[node]
-            parts = 3 if node == b"a" else 1  # for local steps
-            self.ask(node, Join(node.decode(), node[0], *facts, parts=parts))
+            facts = digest, size, node != b"c", self.requests[node]
+            self.ask(node, Join(node.decode(), node[0], *facts, parts=3 if node == b"a" else 1))
+        for node in NODES:
             self.ask(node, Pull(*self.numbered(node)))
 
     def numbered(self, node: bytes) -> tuple[int, int, int]:
-        """Return what a worker's next request begins with."""
+        """Return the first fields of a worker's next request."""
         self.requests[node] += 1
         return self.ids[node], node[0], self.requests[node]
 
     def ask(self, node: bytes, message: Message) -> None:
-        """Takes in what the server does then, and answers to any worker."""
+        """Carry out the server's commands, which may answer any worker."""
         for command in self.server.handle(node, message, 0.0):
             match command:
                 case Record(applied):
                     self.records += applied
                 case SendToPeer(of, Welcome(worker_id=worker_id)):
                     self.ids[of] = worker_id
-                case SendToPeer(of, Work(weights=weights) as work) if weights is not None:
-                    self.work[of] = work, weights.copy()
+                case SendToPeer(of, Work() as work):
+                    self.work[of] = work
 
-    def push(self, node: bytes, together: int) -> None:
-        """The worker computes so many minibatches of its lease, if it has any, and pushes them."""
+    def push(self, node: bytes) -> None:
+        """Take the local steps of the worker's lease, if it has one, and push the result."""
         if node not in self.work:
             return
-        work, weights = self.work.pop(node)
-        edges = [*range(work.start, work.stop, SETTINGS.batch_size), work.stop][: together + 1]
-        gradients, losses = [], 0.0
-        for start, stop in pairwise(edges):
-            self.step.gather(work.epoch, start, stop)
-            gradient = np.empty_like(weights)
-            losses += self.step.run(weights, gradient)[0]
-            gradients.append(gradient)
-        count = len(gradients)
-        what = tuple(edges[1:]), (work.version,) * count, losses, 0, 0.0, tuple(range(count))
-        lease = *self.numbered(node), work.lease_id, work.start
-        self.ask(node, Push(*lease, *what, tuple(gradients)))
-
-    def push_difference(self, node: bytes) -> None:
-        """The worker takes the local steps of its lease, if it has any, and pushes."""
-        if node not in self.work:
-            return
-        work, weights = self.work.pop(node)
-        rule = self.run.settings.start_local_rule()
-        local = LocalSteps(self.step, rule, SETTINGS.batch_size)
-        base = np.empty(SETTINGS.vector_size, np.float32)
-        unpack_weights(weights, out=base)
-        difference = np.empty_like(base)
-        steps = LeaseSteps(
-            work.epoch, work.start, work.stop, work.learning_rate, work.parts, work.bits
-        )
-        for _ in local.take(base, steps, difference):
+        work, packing = self.work.pop(node), self.run.settings.packing
+        assert work.state is not None
+        base = work.state
+        if node == b"c":
+            base = np.empty(self.local.rule.state_size, np.float32)
+            packing.unpack_base(work.state, out=base)
+        how = work.progress, work.pace, work.parts
+        for _ in self.local.take(base, LeaseSteps(work.epoch, work.start, work.stop, *how)):
             pass
-        what = (
-            (work.stop,),
-            (work.version,),
-            local.loss_sum,
-            0,
-            0.0,
-            (0,),
-            (pack_difference(difference, SETTINGS.buffer_count, work.bits),),
-        )
-        self.ask(node, Push(*self.numbered(node), work.lease_id, work.start, *what))
+        state = self.local.state
+        if node == b"c":
+            state = packing.pack_result(base, state)
+        sums = self.local.loss_sum, self.local.correct, 0.0
+        self.ask(node, Push(*self.numbered(node), work.lease_id, *sums, state))
 
 
 def train(run: RunState, pushes: int, seed: int) -> list[JournalRecord]:
-    """Three workers push up to three gradients at a time, in a random order; the journal of it."""
-    random = np.random.default_rng(seed)
-    cluster = Cluster(run)
+    """Let three workers push in a random order; return the journal's records."""
+    cluster, random = Cluster(run), np.random.default_rng(seed)
     for _ in range(pushes):
-        node = b"abc"[(index := random.choice(3, p=[0.5, 0.4, 0.1])) : index + 1]
-        cluster.push(node, int(random.integers(1, 4)))
+        cluster.push(NODES[random.choice(3, p=[0.5, 0.4, 0.1])])
     return cluster.records
 
 
@@ -171,7 +157,10 @@ def journal_of(records: Iterable[JournalRecord], settings: RunSettings = SETTING
 
 def started(run: RunState) -> Started:
     settings = run.settings
-    return Started(run.store.version, 16 * "0", 1, settings.clip_norm, settings.average_decay)
+    steps = settings.batch_size, settings.epochs, settings.learning_rate
+    return Started(
+        run.store.version, 16 * "0", 1, *steps, settings.clip_norm, settings.average_decay
+    )
 
 
 def assert_same(replayed: Checkpoint, trained: Checkpoint) -> None:
@@ -182,18 +171,26 @@ def assert_same(replayed: Checkpoint, trained: Checkpoint) -> None:
         np.testing.assert_array_equal(replayed.optimizer_state[name], vector)
 
 
-def replay_of(journal: Journal, begin: Checkpoint | None = None) -> Replay:
-    return Replay(SETTINGS, journal, step_of, begin or RECIPE.initial_weights(SETTINGS.seed))
+def replay_of(
+    journal: Journal, begin: Checkpoint | None = None, settings: RunSettings = SETTINGS
+) -> Replay:
+    return Replay(settings, journal, step_of, begin or RECIPE.initial_weights(SETTINGS.seed))
 
 
-def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
-    run = a_run()
+def test_a_run_with_dropout_buffers_parts_and_frames_is_replayed(mode: RunSettings) -> None:
+    run = a_run(mode)
     first = checkpointed(run.checkpoint())
-    applied = train(run, 25, seed=1)
-    assert {record.together for record in applied} == {1, 2, 3}
-    assert max(each.version - each.base_version for each in applied) > 6
+    applied = [each for each in train(run, 60, seed=1) if isinstance(each, Applied)]
+    if mode.consistency is Consistency.ASYNC:
+        assert max(each.version - each.base_version for each in applied) > 6
+    else:
+        assert {each.together for each in applied} == {3}
+    assert {each.parts for each in applied} >= {1, 3}
+    assert {each.is_packed for each in applied} == {False, True}
+    assert run.store.version > 3
     last = run.checkpoint()
-    replay = replay_of(journal_of([started(a_run()), first, *applied, checkpointed(last)]))
+    journal = journal_of([started(a_run(mode)), first, *applied, checkpointed(last)])
+    replay = replay_of(journal, settings=mode)
     told: list[tuple[int, int]] = []
     result = replay.run(progress=lambda *progress: told.append(progress))
     assert result == (last.version, sha256_of(last.weights).hex(), True, last.version)
@@ -201,154 +198,107 @@ def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
     assert_same(replay.checkpoint(), last)
 
 
-def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, consistency=Consistency.parse("bsp:4"))
-    run, path = a_run(settings), tmp_path / "journal"
+def test_a_run_is_replayed_across_a_crash_and_changed_settings(
+    tmp_path: Path, mode: RunSettings
+) -> None:
+    path = tmp_path / "journal"
+    run = a_run(mode)
     with opened_journal(path, run) as journal:
-        applied = train(run, 60, seed=11)
-        last = run.checkpoint()
-        journal.append(b"".join(map(encode_record, [*applied, checkpointed(last)])))
-    assert run.store.version > 5
-    assert {(each.together, each.averaged) for each in applied} == {(4, True)}
-    begin = RECIPE.initial_weights(SETTINGS.seed)
-    replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
-    assert replay.run().matched_version == last.version
-    assert_same(replay.checkpoint(), last)
+        journal.append(b"".join(map(encode_record, train(run, 20, seed=5))))
+        checkpoint = run.checkpoint()
+        journal.append(b"".join(map(encode_record, train(run, 10, seed=6))))
+    steps = {"batch_size": 24, "epochs": 7, "learning_rate": 0.003}
+    changed = replace(mode, **steps, clip_norm=None, average_decay=0.5)
+    resumed = RunState.resumed(changed, checkpoint)
+    with opened_journal(path, resumed, threads=2) as journal:
+        journal.append(b"".join(map(encode_record, train(resumed, 20, seed=7))))
+        last = resumed.checkpoint()
+        journal.append(encode_record(checkpointed(last)))
+    assert last.version > checkpoint.version > 0
+    read = decode_journal(path.read_bytes())
+    for begin in (None, checkpoint):
+        replay = replay_of(read, begin, mode)  # of the settings, the journal has the last word
+        assert replay.run().matches
+        assert_same(replay.checkpoint(), last)
 
 
-def test_a_run_of_local_steps_is_replayed_across_a_crash(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, consistency=Consistency.parse("local:3"), epochs=4)
-    run, path, random = a_run(settings), tmp_path / "journal", np.random.default_rng(13)
-    for _ in range(2):
-        with opened_journal(path, run) as journal:
-            cluster = Cluster(run)
-            run.members.members[1].packed_bits = 4
-            for _ in range(30):
-                cluster.push_difference(b"abc"[(index := random.integers(3)) : index + 1])
-            last = run.checkpoint()
-            journal.append(b"".join(map(encode_record, [*cluster.records, checkpointed(last)])))
-        run = RunState.resumed(replace(settings, clip_norm=None), last)
-    assert run.store.version > 5
-    applied = [each for each in cluster.records if isinstance(each, Applied)]
-    assert {each.packed_bits for each in applied} == {4, 8}
-    assert {each.parts for each in applied} >= {1, 3}
-    assert np.abs(last.optimizer_state["velocity"]).max() > 0
-    assert run.store.rule.trained_size < run.store.weights.size  # there are moving averages
-    begin = RECIPE.initial_weights(SETTINGS.seed)
-    replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
-    assert replay.run().matched_version == last.version
-    assert_same(replay.checkpoint(), last)
-
-
-def test_a_run_of_twenty_workers_in_step_at_a_bounded_rate_is_replayed() -> None:
-    settings = replace(SETTINGS, consistency=AUTO, schedule=ConstantRate())
-    run = a_run(settings)
-    nodes = tuple(bytes([97 + each]) for each in range(20))
-    cluster, random = Cluster(run, nodes), np.random.default_rng(12)
-    for _ in range(4):
-        for index in random.permutation(20):
-            cluster.push(nodes[index], 1)
-    applied = cluster.records
-    assert len(applied) > 40
-    assert {each.learning_rate for each in applied} == {0.8 * settings.learning_rate}
-    last = run.checkpoint()
-    begin = RECIPE.initial_weights(SETTINGS.seed)
-    journal = journal_of([started(a_run()), *applied, checkpointed(last)])
-    replay = Replay(settings, journal, step_of, begin)
-    assert replay.run().matched_version == last.version
-    assert_same(replay.checkpoint(), last)
-
-
-def test_a_replay_keeps_only_weights_that_are_needed_later() -> None:
-    run = a_run()
-    replay = replay_of(journal_of([started(a_run()), *train(run, 12, seed=2)]))
+def test_a_replay_keeps_only_states_that_are_needed_later() -> None:
+    run = a_run(ASYNC)
+    replay = replay_of(journal_of([started(a_run()), *train(run, 20, seed=2)]), settings=ASYNC)
     for version in range(run.store.version + 1):
         replay.run(max(version, replay.version))
         assert len(replay._kept) <= 4
     assert len(replay._kept) == 0
 
 
-def test_a_replay_stops_within_the_run_and_the_run_goes_on_from_there() -> None:
-    run = a_run()
-    applied = train(run, 20, seed=3)
-    journal = journal_of([started(a_run()), *applied])
-    replay = replay_of(journal)
-    pair = next(each for each in applied if each.together == 3)
-    assert replay.run(pair.version).version == pair.version + 2  # they were applied in one pass
+def test_a_replay_stops_within_the_run_and_the_run_continues_from_there() -> None:
+    run = a_run(ASYNC)
+    applied = [each for each in train(run, 20, seed=3) if isinstance(each, Applied)]
+    replay = replay_of(journal_of([started(a_run(ASYNC)), *applied]), settings=ASYNC)
+    assert replay.run(9).version == 9
     halfway = replay.checkpoint()
     left = sum(stop - start for _, start, stop in halfway.ledger["remaining"])
-    done = sum(each.stop - each.start for each in applied if each.version <= halfway.version)
+    done = sum(each.samples for each in applied if each.version <= 9)
     assert halfway.ledger["next_epoch"] * SETTINGS.samples - left == done
-    resumed = RunState.resumed(SETTINGS, halfway)
+    resumed = RunState.resumed(ASYNC, halfway)
     while not resumed.ledger.finished:
         train(resumed, 50, seed=4)
         for member in resumed.members.members:
             resumed.remove(member)
-    assert resumed.ledger.applied_samples == SETTINGS.samples_total
+    assert resumed.ledger.applied_samples == ASYNC.samples_total
 
 
-def test_a_run_is_replayed_across_a_crash_and_changed_settings(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
+@pytest.mark.parametrize(
+    "change", [{"progress": 999}, {"pace": 1}, {"outer": OuterStep(0.5, 0.5, 1.0)}]
+)
+def test_a_replay_reports_where_it_first_differs(change: dict[str, Any]) -> None:
     run = a_run()
-    with opened_journal(path, run) as journal:
-        journal.append(b"".join(map(encode_record, train(run, 8, seed=5))))
-        checkpoint = run.checkpoint()
-        journal.append(b"".join(map(encode_record, train(run, 5, seed=6))))
-    changed = replace(SETTINGS, clip_norm=None, average_decay=0.5)
-    resumed = RunState.resumed(changed, checkpoint)
-    with opened_journal(path, resumed, threads=2) as journal:
-        journal.append(b"".join(map(encode_record, train(resumed, 8, seed=7))))
-        last = resumed.checkpoint()
-        journal.append(encode_record(checkpointed(last)))
-    read = decode_journal(path.read_bytes())
-    for begin in (None, checkpoint):
-        replay = replay_of(read, begin)
-        assert replay.run().matches
-        assert_same(replay.checkpoint(), last)
-
-
-def test_a_replay_says_where_it_first_differs() -> None:
-    run = a_run()
-    records = [started(a_run()), checkpointed(run.checkpoint()), *train(run, 4, seed=8)]
+    records = [started(a_run()), checkpointed(run.checkpoint()), *train(run, 20, seed=8)]
     records.append(checkpointed(run.checkpoint()))
     version = run.store.version
-    records += train(run, 4, seed=9)
+    records += train(run, 20, seed=9)
     index = next(n for n, each in enumerate(records) if isinstance(each, Applied))
-    records[index] = records[index]._replace(learning_rate=0.02)
+    records[index] = records[index]._replace(**change)
     result = replay_of(journal_of(records)).run()
     assert (result.version, result.matches, result.matched_version) == (version, False, 0)
 
 
 def test_what_cannot_be_replayed_is_refused() -> None:
-    run = a_run()
-    records = [started(a_run()), *train(run, 8, seed=10)]
+    run = a_run(ASYNC)
+    records = [started(a_run()), *train(run, 20, seed=10)]
+    last = run.store.version
     journal = journal_of(records)
     with pytest.raises(JournalMismatchError, match=naming("release", "recipe", "seed")):
         replay_of(journal_of(records, replace(SETTINGS, seed=1)))
-    with pytest.raises(JournalMismatchError, match=naming("version 99", "0 to 16")):
-        replay_of(journal).run(99)
-    replay = replay_of(journal)
+    with pytest.raises(JournalMismatchError, match=naming("version 99", f"0 to {last}")):
+        replay_of(journal, settings=ASYNC).run(99)
+    replay = replay_of(journal, settings=ASYNC)
     replay.run(4)
-    with pytest.raises(JournalMismatchError, match=naming("version 5", "version 1", "checkpoint")):
-        replay_of(journal, replay.checkpoint())
-    begun_later = journal_of([Started(5, 16 * "0", 1, None, None)])
+    with pytest.raises(JournalMismatchError, match=naming("version 4", "checkpoint")):
+        replay_of(journal, replay.checkpoint(), ASYNC)
+    begun_later = journal_of([started(a_run())._replace(version=5)])
     with pytest.raises(JournalMismatchError, match=naming("version 0", "5 to 5")):
         replay_of(begun_later)
 
 
 def test_a_journal_that_applies_samples_twice_is_refused() -> None:
-    one = Applied(1, 1, 1, 0, 0, 32, 0, 0.1, together=1)
+    one = Applied(1, 1, 1, 0, 0, 32, 0, 0, 32)
     journal = journal_of([started(a_run()), one, one._replace(version=2)])
     with pytest.raises(JournalDamagedError, match=naming("0 to 32", "epoch 0", "version 2")):
         replay_of(journal).run()
 
 
-def test_a_journal_with_a_version_that_nobody_saw_is_refused() -> None:
-    one, other = (
-        Applied(version, 1, 1, 0, 32 * version, 32 * version + 32, 0, 0.1, together=2)
-        for version in (1, 2)
-    )
-    third = Applied(3, 1, 1, 0, 320, 352, 1, 0.1, together=1)
-    journal = journal_of([started(a_run()), one, other, third])
-    with pytest.raises(JournalDamagedError, match=naming("version 3", "version 1")):
-        replay_of(journal).run()
+def test_a_journal_with_a_state_that_no_worker_received_is_refused() -> None:
+    """After a restart, no worker has a state from before the checkpoint."""
+    one, two = (Applied(1 + n, 1, 1, 0, 32 * n, 32 * n + 32, 0, 32 * n, 32) for n in range(2))
+    again = started(a_run())._replace(version=1)
+    journal = journal_of([started(a_run()), one, again, two])
+    checkpoint = replace(a_run().checkpoint(), version=1)
+    with pytest.raises(JournalMismatchError, match=naming("version 1", "version 0")):
+        replay_of(journal, checkpoint)
+
+
+def test_a_result_that_makes_the_state_infinite_ends_the_replay() -> None:
+    one = Applied(1, 1, 1, 0, 0, 32, 0, 0, 32, outer=OuterStep(3e38, 0.0, 1.0))
+    result = replay_of(journal_of([started(a_run()), one])).run()
+    assert (result.version, result.matches) == (0, False)

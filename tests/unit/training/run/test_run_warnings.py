@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from dist_net.training.run.training_progress import WARNINGS, RunWarnings
 
 QUIET: dict[str, Any] = dict.fromkeys(WARNINGS)
@@ -34,8 +36,9 @@ def test_a_journal_and_a_checkpoint_are_told_apart_and_both_kept_for_the_end() -
     assert sorted(last) == ["a", "b"]
 
 
-def test_staleness_is_warned_of_once_and_kept_as_it_was_last() -> None:
-    stale = [{"staleness_warning": f"{age} updates old"} for age in (13, 14, 15)]
-    said, last = said_of(*stale[:2], {}, stale[2])
-    assert said == ["13 updates old"]
-    assert last == ["15 updates old"]
+@pytest.mark.parametrize("kind", ["loss_warning", "link_warning"])
+def test_a_rise_of_the_loss_is_warned_of_once_and_kept_as_it_was_last(kind: str) -> None:
+    risen = [{kind: f"the loss has risen to {loss}"} for loss in (13, 14, 15)]
+    said, last = said_of(*risen[:2], {}, risen[2])
+    assert said == ["the loss has risen to 13"]
+    assert last == ["the loss has risen to 15"]

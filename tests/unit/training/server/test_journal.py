@@ -15,6 +15,8 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.training.server import journal as module
+from dist_net.training.server.consistency import WHOLE as WHOLE_STEP
+from dist_net.training.server.consistency import Consistency, OuterStep, outer_step
 from dist_net.training.server.journal import (
     BLOCK_BYTES,
     Applied,
@@ -41,19 +43,19 @@ from naming import naming
 from simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
-STARTED = Started(0, 16 * "f", 4, None, None)
+STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1, None, None)
 FIRST = Checkpointed(0, bytes(range(32)))
-APPLIED = Applied(1, 2**48 + 1, 1, 0, 0, 32, 0, 0.003, together=1)
+APPLIED = Applied(1, 2**48 + 1, 1, 0, 0, 32, 0, 0, 32)
+OUTER = OuterStep(0.75, 0.875, 1.0)
 PAIR = (
-    Applied(2, 7, 2, 2**32 - 1, 2**40, 2**40 + 32, 1, 0.1, together=2),
-    Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
+    Applied(2, 7, 2, 2**32 - 1, 2**31, 2**31 + 32, 1, 2**63, 96, 32, True, 2, OUTER),
+    Applied(2, 8, 3, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 1, False, 2, OUTER),
 )
 ROUND = tuple(
-    Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, True, (0, 4, 8)[n], (1, 32, 2)[n])
-    for n in range(3)
+    Applied(3, 7, 3, 0, 32 * n, 32 * n + 32, 2, 64, 96, (1, 32, 2)[n], together=3) for n in range(3)
 )
-AGAIN = Started(3, "0123456789abcdef", 1, 0.5, 0.999)
-RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(3, bytes(32)))
+AGAIN = Started(2, "0123456789abcdef", 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
+RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(2, bytes(32)))
 
 
 def encoded(*records: JournalRecord) -> bytes:
@@ -68,20 +70,37 @@ def test_what_was_written_is_read() -> None:
     journal = decode_journal(WHOLE)
     assert tuple(journal.records()) == RECORDS
     assert list(journal.starts()) == [STARTED, AGAIN]
-    assert list(journal.pushes()) == [STARTED, (APPLIED,), PAIR, AGAIN]
-    assert journal.checkpoints == {0: bytes(range(32)), 3: bytes(32)}
+    assert list(journal.updates()) == [STARTED, (APPLIED,), PAIR, AGAIN]
+    assert journal.checkpoints == {0: bytes(range(32)), 2: bytes(32)}
     assert (journal.identity, journal.fault) == (IDENTITY, None)
-    assert (journal.first_version, journal.version) == (0, 3)
+    assert (journal.first_version, journal.version) == (0, 2)
 
 
-def test_the_gradients_of_a_round_make_one_version() -> None:
-    whole = encoded(*RECORDS, *ROUND, Checkpointed(4, bytes(32)))
+def test_the_results_of_a_round_make_one_version() -> None:
+    whole = encoded(*RECORDS, *ROUND, Checkpointed(3, bytes(32)))
     journal = decode_journal(whole)
-    assert (journal.version, journal.fault) == (4, None)
-    assert list(journal.pushes())[-1] == ROUND
-    assert decode_journal(whole[: -2 * BLOCK_BYTES]).version == 3
-    for second in (ROUND[1]._replace(version=5), ROUND[1]._replace(averaged=False)):
-        assert decode_journal(encoded(*RECORDS, ROUND[0], second)).version == 3
+    assert (journal.version, journal.fault) == (3, None)
+    assert list(journal.updates())[-1] == ROUND
+    assert decode_journal(whole[: -2 * BLOCK_BYTES]).version == 2
+    for second in (ROUND[1]._replace(version=4), ROUND[1]._replace(together=1)):
+        assert decode_journal(encoded(*RECORDS, ROUND[0], second)).version == 2
+
+
+@pytest.mark.parametrize("outer", [WHOLE_STEP, OUTER, OuterStep(0.25, 0.0, 0.25)])
+def test_the_outer_step_is_recorded(outer: OuterStep) -> None:
+    assert decode_record(encode_record(APPLIED._replace(outer=outer))) == APPLIED._replace(
+        outer=outer
+    )
+
+
+@pytest.mark.parametrize("workers", range(1, 65))
+def test_the_share_of_an_asynchronous_result_has_the_same_float32_in_a_replay(
+    workers: int,
+) -> None:
+    outer = outer_step(Consistency.ASYNC, workers)
+    record = decode_record(encode_record(APPLIED._replace(outer=outer)))
+    assert isinstance(record, Applied)
+    assert [np.float32(each) for each in record.outer] == [np.float32(each) for each in outer]
 
 
 def test_a_record_is_64_bytes() -> None:
@@ -96,7 +115,7 @@ def test_a_journal_that_is_torn_anywhere_is_read_up_to_there() -> None:
     for size in range(2 * BLOCK_BYTES, len(WHOLE)):
         journal = decode_journal(WHOLE[:size])
         whole, torn_bytes = size // BLOCK_BYTES - 1, size % BLOCK_BYTES
-        # Of gradients that were applied in one pass, either all are there or none.
+        # Of results that were applied together, either all are there or none.
         assert tuple(journal.records()) == RECORDS[: 3 if whole == 4 else whole]
         fault = None
         if torn_bytes:
@@ -127,23 +146,26 @@ def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
     "record",
     [
         APPLIED._replace(version=2),
-        APPLIED._replace(version=4, base_version=4),
-        APPLIED._replace(version=4, stop=0),
-        APPLIED._replace(version=4, learning_rate=float("nan")),
-        APPLIED._replace(version=4, learning_rate=-1.0),
-        APPLIED._replace(version=4, together=0),
-        AGAIN._replace(version=2),
-        Checkpointed(4, bytes(32)),
+        APPLIED._replace(version=4, base_version=2),
+        APPLIED._replace(version=3, base_version=3),
+        APPLIED._replace(version=3, stop=0),
+        APPLIED._replace(version=3, pace=0),
+        APPLIED._replace(version=3, together=0),
+        APPLIED._replace(version=3, outer=OuterStep(float("nan"), 0.0, 1.0)),
+        APPLIED._replace(version=3, outer=OuterStep(1.0, -1.0, 1.0)),
+        APPLIED._replace(version=3, outer=OuterStep(1.0, float("inf"), 1.0)),
+        AGAIN._replace(version=1),
+        Checkpointed(3, bytes(32)),
     ],
 )
 def test_a_record_that_cannot_be_there_ends_the_journal(record: JournalRecord) -> None:
     journal = decode_journal(encoded(*RECORDS, record))
-    assert journal.version == 3
+    assert journal.version == 2
     assert journal.fault is not None
     assert journal.fault.startswith("record 8 is damaged: ")
 
 
-def test_nothing_stands_between_gradients_of_one_push() -> None:
+def test_nothing_stands_between_the_results_of_a_round() -> None:
     one, other = PAIR
     for between in (FIRST, AGAIN, other._replace(together=1), other._replace(base_version=2)):
         journal = decode_journal(encoded(STARTED, APPLIED, one, between))
@@ -166,10 +188,10 @@ def test_what_was_never_a_journal_is_told(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
     later = encoded(STARTED)
     monkeypatch.undo()
-    with pytest.raises(JournalMismatchError, match=naming("format 2", 1)):
+    with pytest.raises(JournalMismatchError, match=naming("format 3", 2)):
         decode_journal(later)
 
 
@@ -300,7 +322,7 @@ def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path, torn: 
     with opened_journal(path, run):
         pass
     if not torn:
-        assert run.metrics.samples_done_again == 33  # of the two gradients after the checkpoint
+        assert run.metrics.samples_done_again == 33  # of the round after the checkpoint
         assert "33 samples are done again" in run.resume_warnings[0]
     journal = read_journal(path)
     *kept, started = journal.records()
@@ -314,7 +336,7 @@ def test_what_is_behind_a_damaged_record_does_not_count(tmp_path: Path) -> None:
     path.write_bytes(WHOLE[:-140] + bytes(140))  # all behind the first of the two
     assert read_tail(path, IDENTITY, 1) == JournalTail(len(encoded(*RECORDS[:3])), 32, 2)
     path.write_bytes(WHOLE[:-30] + bytes(30))
-    assert read_tail(path, IDENTITY, 3) == JournalTail(len(encoded(*RECORDS[:6])), 0, 3)
+    assert read_tail(path, IDENTITY, 2) == JournalTail(len(encoded(*RECORDS[:6])), 0, 2)
 
 
 def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
@@ -339,8 +361,8 @@ def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
 def test_each_start_has_an_incarnation_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(WHOLE)
-    go_on(path, 3)
-    journal = go_on(path, 3)
+    go_on(path, 2)
+    journal = go_on(path, 2)
     assert len({started.incarnation for started in journal.starts()}) == 4
 
 
@@ -354,11 +376,11 @@ UPGRADED = replace(SETTINGS, recipe_digest="release 2; recipe 2; data 3")
 @pytest.mark.parametrize(
     ("settings", "version", "content", "reason"),
     [
-        (UPGRADED, 2, WHOLE, "of another run"),
-        (SETTINGS, 4, WHOLE, "version 4 is not in the journal"),
-        (SETTINGS, 3, WHOLE[:-140], "version 3 is not in the journal"),
-        (SETTINGS, 3, FLIPPED[:-140], "version 3 is not in the journal"),
-        (SETTINGS, 1, encoded(AGAIN), "the journal begins at version 3"),
+        (UPGRADED, 1, WHOLE, "of another run"),
+        (SETTINGS, 3, WHOLE, "version 3 is not in the journal"),
+        (SETTINGS, 2, WHOLE[:-140], "version 2 is not in the journal"),
+        (SETTINGS, 2, FLIPPED[:-140], "version 2 is not in the journal"),
+        (SETTINGS, 1, encoded(AGAIN), "the journal begins at version 2"),
         (SETTINGS, 1, b"something else", "is no journal"),
         (SETTINGS, 1, encode_header(IDENTITY), "cut short"),
     ],

@@ -2,37 +2,59 @@
 
 import pytest
 
+from dist_net.training.server.consistency import StepLimits
 from dist_net.training.server.lease_lengths import (
+    COMPUTING_TO_EXCHANGE,
     LeaseTimes,
-    longest_round,
+    longest_round_s,
     measured,
-    needed_round,
-    round_of,
+    needed_round_s,
+    round_s,
 )
 
 FAST, SLOW, FAR = LeaseTimes(0.0, 0.1), LeaseTimes(0.0, 0.4), LeaseTimes(2.0, 0.1)
+ANY = StepLimits(1, 10**9)
 
 
-def test_the_fastest_takes_the_steps_asked_for_and_nobody_more() -> None:
-    seconds = round_of([FAST, SLOW, FAR], 64)
-    assert [each.steps_in(seconds) for each in (FAST, SLOW, FAR)] == [64, 16, 44]
+def test_workers_take_as_many_steps_as_a_round_leaves_time_for() -> None:
+    assert [each.steps_in(6.4) for each in (FAST, SLOW, FAR)] == [64, 16, 44]
+    assert FAR.steps_in(1.0) == 1
 
 
-def test_an_exchange_is_a_tenth_of_the_computing() -> None:
-    assert needed_round([FAST, FAR]) == pytest.approx(22.0)
-    assert FAR.steps_in(22.0) == 200
+def test_exchanges_take_a_small_part_of_a_round() -> None:
+    assert needed_round_s([FAST, FAR]) == pytest.approx(2.0 * (1 + COMPUTING_TO_EXCHANGE))
+    assert round_s([FAST, FAR], ANY) == needed_round_s([FAST, FAR])
 
 
-def test_a_run_keeps_its_rounds() -> None:
-    times = [FAST, SLOW, FAR]
-    seconds = longest_round(times, 7000)
-    assert sum(each.steps_in(seconds) for each in times) == pytest.approx(100, abs=1)
+@pytest.mark.parametrize("times", [[FAST], [FAST, SLOW], [FAST, SLOW, FAR]])
+def test_the_steps_of_a_round_stay_within_the_limits(times: list[LeaseTimes]) -> None:
+    for limits in (StepLimits(5000, 9000), StepLimits(100, 200)):
+        steps = sum(each.steps_in(round_s(times, limits)) for each in times)
+        assert limits.fewest - len(times) <= steps <= limits.most + len(times)
+    seconds = longest_round_s(times, StepLimits(1, 300))
+    assert sum(each.steps_in(seconds) for each in times) == pytest.approx(300, abs=2)
 
 
-def test_times_that_a_worker_reports_are_bounded_by_those_that_the_server_sees() -> None:
+def test_the_steps_of_a_workers_parts_count_too() -> None:
+    four = LeaseTimes(0.0, 0.1, parts=4)
+    seconds = longest_round_s([four, FAST], StepLimits(1, 100))
+    assert (4 * four.steps_in(seconds), FAST.steps_in(seconds)) == (80, 20)
+    assert measured(5.0, 4.0, 40, 4) == LeaseTimes(1.0, 0.4, 4)
+
+
+def test_times_are_averaged_over_a_few_leases() -> None:
+    times = FAST
+    for _ in range(30):
+        times = times.averaged(FAR)
+    assert times.exchange_s == pytest.approx(2.0, rel=1e-3)
+    assert FAST.averaged(SLOW).step_s == pytest.approx(0.175)
+
+
+def test_times_that_a_worker_reports_are_bounded_by_those_that_the_server_measures() -> None:
     assert measured(5.0, 4.0, 40) == LeaseTimes(1.0, 0.1)
     assert measured(5.0, 1e9, 50) == LeaseTimes(0.0, 0.1)
     assert measured(5.0, 0.0, 1) is None
+    assert measured(0.0, 5.0, 1) is None
     tiny = measured(5.0, 1e-300, 1)
     assert tiny is not None
-    assert tiny.steps_in(longest_round([tiny], 10**9)) < 1e9
+    assert tiny.steps_in(round_s([tiny], ANY)) < 1e9

@@ -3,18 +3,15 @@
 import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dist_net.errors import DistNetError, SegmentError
+from dist_net.errors import DistNetError
 from dist_net.files import AppendedFile
-from dist_net.nets.checkpoint import AVERAGE
-from dist_net.optim import Momentum
 from dist_net.training.server.journal import Journal, read_journal
-from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
+from dist_net.training.server.loop import ServerLoop, opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from simulation.disk import VirtualDisk, checkpoint_on
@@ -49,7 +46,7 @@ def journal_of_a_run(refuses_for_s: float) -> Journal:
     run = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
         loop.stop("enough")
         for wait_s in loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)):
             schedule.now_s += wait_s
@@ -73,13 +70,13 @@ def test_a_server_resumes_on_a_full_disk() -> None:
     first = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, first, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(first, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop = ServerLoop(first, socket, CHECKPOINT, 60.0, journal, schedule, disk)
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
     checkpoint = checkpoint_on(disk, CHECKPOINT)
     run = RunState.resumed(SETTINGS, checkpoint)
     disk.failure = errno.EROFS
     with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
         started: list[str] = []
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
         assert started
@@ -129,7 +126,7 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
     with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
         turns = loop.turns(writer)
         while schedule.now_s < 5.0:
             schedule.now_s += next(turns)
@@ -141,28 +138,3 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
         for wait_s in turns:
             schedule.now_s += wait_s
     assert disk.exists(CHECKPOINT)
-
-
-def test_without_shared_memory_the_weights_are_private() -> None:
-    def refuse(vectors: int, size: int) -> None:
-        raise SegmentError(f"cannot map {vectors} vectors of {size}")
-
-    with opened_run(SETTINGS, lambda: np.ones(3, np.float32), None, refuse) as (run, segment):
-        assert segment is None
-        assert (run.store.weights == 1).all()
-        assert not run.store.admit(1)
-
-
-def test_a_second_copy_of_a_run_takes_no_new_memory() -> None:
-    settings = replace(SETTINGS, optimizer=Momentum(0.9), average_decay=0.5)
-    run = RunState(settings, np.ones(3, np.float32))
-    first = run.checkpoint()
-    run.store.apply([np.ones(3, np.float32)], [0.1])
-    expected = run.checkpoint()
-    second = run.checkpoint(first)
-    assert second.weights is first.weights
-    np.testing.assert_array_equal(second.weights, expected.weights)
-    assert second.optimizer_state.keys() == {"velocity", AVERAGE}
-    for name, vector in second.optimizer_state.items():
-        assert vector is first.optimizer_state[name]
-        np.testing.assert_array_equal(vector, expected.optimizer_state[name])

@@ -8,9 +8,8 @@ import pytest
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer
-from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, SegmentAddress, StatusRequest
+from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, StatusRequest
 from reachable import reachable_objects
-from tests.listed_buffers import ListedBuffers
 
 SETTINGS = RunSettings(
     recipe="digits",
@@ -21,15 +20,13 @@ SETTINGS = RunSettings(
     batch_size=4,
     learning_rate=0.5,
 )
-BUFFERS = 100
 
 
 def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    buffers = ListedBuffers([np.zeros(2, np.float32) for _ in range(BUFFERS)])
-    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32), buffers))
+    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)))
     now = 0.0
 
     def come_and_go(number: int) -> None:
@@ -37,8 +34,7 @@ def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
         nonlocal now
         now += 0.5
         node = b"%d" % number
-        own = SegmentAddress(55, 9, b"t") if number % 2 else None
-        join = Join(node.decode(), number, "abc", 2, own)
+        join = Join(node.decode(), number, "abc", 2, shares_memory=number % 2 == 1)
         server.handle(node, join, now)
         (member,) = [each for each in server.run.members.members if each.node == node]
         server.handle(b"heart", Heartbeat(member.worker_id, identity=number), now)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from dist_net.training.server.consistency import AUTO
-from dist_net.training.server.members import LATE_S, NAMES_KEPT, Member, Membership
+from dist_net.training.server.members import NAMES_KEPT, Membership
 from dist_net.wire.messages import Equipment
 
 
@@ -109,36 +108,29 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
     }
 
 
-def five_in_step() -> tuple[Membership, list[Member]]:
-    """Workers that go in step, have each taken 0.1 s for a step, and begin the next at second 1."""
-    members = Membership(heartbeat_timeout_s=1.5, consistency=AUTO)
-    joined = [members.join(b"%d" % number, f"{number}", number, 0.0) for number in range(5)]
-    for member in joined:
-        member.step_began_s = 0.9
-        member.completes(1, 1.0)
-        member.step_began_s = 1.0
-    return members, joined
+def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
+    members = a_membership()
+    member = members.join(b"a", "one", 1, 0.0)
+    member.began_s = 0.0
+    members.expired(0.1)
+    members.expired(60.1)
+    member.has_computed(minibatches=5, computed_s=0.5, now=60.6)
+    assert member.lease_times == pytest.approx((0.6, 0.1, 1))
 
 
-def left_behind(members: Membership, now: float) -> list[str]:
-    members.leave_slow_behind(now)
-    return [each.name for each in members.members if each.is_left_behind]
+def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> None:
+    member = a_membership().join(b"a", "one", 1, 0.0)
+    member.has_computed(5, 0.5, 1.0)
+    assert member.lease_times is None  # its beginning is unknown
+    member.began_s = 0.0
+    member.has_computed(5, 0.5, 1.0)
+    assert member.lease_times == pytest.approx((0.5, 0.1, 1))
+    member.has_computed(5, 1.0, 1.0)
+    assert member.lease_times == pytest.approx((0.375, 0.125, 1))
 
 
-@pytest.mark.parametrize(("step_s", "expected"), [(0.19, []), (0.21, ["3"])])
-def test_a_worker_is_left_behind_if_its_steps_take_twice_as_long(
-    step_s: float, expected: list[str]
-) -> None:
-    members, joined = five_in_step()
-    joined[3].step_s = step_s
-    assert left_behind(members, 1.0) == expected
-
-
-def test_a_worker_is_left_behind_while_a_step_is_late() -> None:
-    members, joined = five_in_step()
-    for member in joined[1:]:
-        member.step_began_s = None
-    assert left_behind(members, 1.0 + LATE_S) == []
-    assert left_behind(members, 1.0 + 2 * LATE_S) == ["0"]
-    joined[0].step_began_s = None
-    assert left_behind(members, 1.0 + 3 * LATE_S) == []
+def test_a_worker_counts_as_many_times_as_it_has_parts() -> None:
+    members = a_membership()
+    members.join(b"a", "one", 1, 0.0).parts = 4
+    members.join(b"b", "two", 2, 0.0)
+    assert (len(members), members.parts) == (2, 5)

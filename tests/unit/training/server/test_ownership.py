@@ -9,6 +9,7 @@ import pytest
 
 from dist_net.errors import FileWriteError, SupersededError
 from dist_net.nets.checkpoint import write_checkpoint
+from dist_net.training.server.consistency import WHOLE
 from dist_net.training.server.journal import Applied
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
@@ -21,7 +22,7 @@ from tests.unit.training.server.test_loop import SlowWriter
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 OWNER, CHECKPOINT, JOURNAL = Path("owner"), Path("checkpoint"), Path("journal")
-APPLIED = Applied(1, 7, 1, 0, 0, 2, 0, 0.1, together=1)
+APPLIED = Applied(1, 7, 1, 0, 0, 2, 0, 0, 2)
 
 
 def claimed(disk: VirtualDisk, host: str = "one") -> RunOwnership:
@@ -60,7 +61,7 @@ def test_on_a_disk_that_cannot_be_written_the_run_goes_on_unclaimed() -> None:
     claimed(disk).require()
 
 
-@pytest.mark.parametrize("writes", ["a gradient's record", "at a tick", "a checkpoint"])
+@pytest.mark.parametrize("writes", ["a result's record", "at a tick", "a checkpoint"])
 def test_the_older_server_ends_before_it_writes(writes: str) -> None:
     schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
@@ -68,18 +69,18 @@ def test_the_older_server_ends_before_it_writes(writes: str) -> None:
     with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
         loop = ServerLoop(
-            *(run, socket, CHECKPOINT, 0.5, None, journal, schedule, disk), ownership=ownership
+            *(run, socket, CHECKPOINT, 0.5, journal, schedule, disk), ownership=ownership
         )
         turns = loop.turns(writer)
         schedule.now_s += next(turns)
-        run.store.version = 1  # so that there is something to write
+        run.store.apply(np.ones(4, np.float32), WHOLE)  # so that there is something to write
         while not writer.waiting:
             schedule.now_s += next(turns)
         before = disk.read(JOURNAL), disk.read(CHECKPOINT)
         claimed(disk, "another")
         if writes == "a checkpoint":
             writer.finish(0)
-        if writes == "a gradient's record":
+        if writes == "a result's record":
             schedule.now_s += 0.15
             with pytest.raises(SupersededError):
                 loop._record(APPLIED)
@@ -94,7 +95,7 @@ def test_a_checkpoint_is_not_replaced_against_an_objection() -> None:
     run = RunState(SETTINGS, np.zeros(3, np.float32))
     write_checkpoint(CHECKPOINT, run.checkpoint(), disk)
     before = disk.read(CHECKPOINT)
-    run.store.version = 1
+    run.store.apply(np.ones(4, np.float32), WHOLE)
 
     def objection() -> None:
         raise FileWriteError("not yours")

@@ -1,66 +1,129 @@
-"""Steps of a worker's own: a fresh optimizer for each lease, and the difference after it."""
+"""Local steps: from one training state to the next, in any number of leases."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from dist_net.optim import Adam
+from dist_net.optim import Adam, Momentum, Optimizer, start_rule
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.vector import Vector
 
-SIZE = 5000  # long enough for compiled loops
+TRAINED = 5000  # long enough for compiled loops
+SHAPES = (("weight", (TRAINED,)), ("mean", (3,)))
 
 
 class Bowl:
     """The gradient of half the squared distance to the minibatch's place."""
 
     def __init__(self) -> None:
-        self._place = 0.0
+        self.gathered: list[tuple[int, int, int]] = []
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        self._place = float(start)
+        self.gathered.append((epoch, start, stop))
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        np.subtract(weights, np.float32(self._place), out=gradient)
-        return float(np.square(gradient).sum()), 1
+        _, start, stop = self.gathered[-1]
+        np.subtract(weights, np.float32(start), out=gradient)
+        gradient[TRAINED:] = start
+        return float(stop - start), 1
 
-    def unbind(self) -> None:
-        """It holds nothing."""
+
+def a_rate(progress: float) -> float:
+    return 0.1 / (1 + progress)
 
 
-def lease(local: LocalSteps, base: Vector, stop: int = 3, parts: int = 1) -> Vector:
-    difference = np.empty_like(base)
-    for _ in local.take(base, LeaseSteps(0, 0, stop, 0.1, parts), difference):
+def local_steps(optimizer: Optimizer | None = None, batch_size: int = 1) -> LocalSteps:
+    rule = start_rule(optimizer or Adam(), SHAPES, (0.9,), 100.0, 0.9)
+    return LocalSteps(Bowl(), rule, batch_size, a_rate)
+
+
+def first_state(local: LocalSteps) -> Vector:
+    return local.rule.initial(np.linspace(-1, 1, local.rule.size, dtype=np.float32))
+
+
+def taken(local: LocalSteps, base: Vector, lease: LeaseSteps) -> Vector:
+    """Return a copy of the state after the lease."""
+    for _ in local.take(base, lease):
         pass
-    return difference
+    return local.state.copy()
 
 
-def test_each_lease_takes_the_steps_of_a_fresh_optimizer() -> None:
-    base = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    expected, rule = base.copy(), Adam().start(SIZE)
-    for step in range(3):
-        rule.update(expected, [expected - np.float32(step)], expected, [0.1], step + 1)
-    local = LocalSteps(Bowl(), Adam().start(SIZE), 1)
+@pytest.fixture(params=[Adam(), Momentum(0.9)], ids=lambda each: type(each).__name__)
+def optimizer(request: pytest.FixtureRequest) -> Optimizer:
+    chosen: Optimizer = request.param
+    return chosen
+
+
+def test_a_lease_takes_the_rules_steps_at_the_learning_rates_of_its_progress(
+    optimizer: Optimizer,
+) -> None:
+    local, bowl = local_steps(optimizer, batch_size=2), Bowl()
+    state = base = first_state(local)
+    rates = [a_rate(progress) for progress in (100, 108, 116)]
+    for rate, start, stop in zip(rates, (10, 12, 14), (12, 14, 15), strict=True):
+        bowl.gather(3, start, stop)
+        gradient, following = np.empty(local.rule.size, np.float32), np.empty_like(state)
+        bowl.run(state[: local.rule.size], gradient)
+        local.rule.step(state, gradient, rate, following)
+        state = following
     kept = base.copy()
-    first = lease(local, base)
-    np.testing.assert_allclose(first, base - expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(lease(local, base), first)
+    result = taken(local, base, LeaseSteps(3, 10, 15, progress=100, pace=8))
+    np.testing.assert_array_equal(result, state)
     np.testing.assert_array_equal(base, kept)
+    assert (local.loss_sum, local.correct) == (5.0, 3)
 
 
-def test_parts_begin_from_the_same_weights_and_their_differences_are_averaged() -> None:
-    base = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    local = LocalSteps(Bowl(), Adam().start(SIZE), 1)
-    parts = []
-    for part in LeaseSteps(0, 0, 7, 0.1, parts=3).split(1):
-        difference = np.empty_like(base)
-        for _ in local.take(base, part, difference):
+@pytest.mark.parametrize("edges", [[0, 20], [0, 7, 20], [0, 1, 2, 3, 20], [*range(21)]])
+@pytest.mark.parametrize("is_copied", [False, True], ids=["in place", "by message"])
+def test_one_lease_is_several_leases_bit_for_bit(
+    optimizer: Optimizer, edges: list[int], is_copied: bool
+) -> None:
+    whole, several = local_steps(optimizer), local_steps(optimizer)
+    expected = taken(whole, first_state(whole), LeaseSteps(0, 0, 20, 0, 1))
+    state = first_state(several)
+    for start, stop in pairwise(edges):
+        lease = LeaseSteps(0, start, stop, start, 1)
+        for _ in several.take(state, lease):
             pass
-        parts.append(difference)
-    mean = (parts[0] + parts[1] + parts[2]) * np.float32(1 / 3)
-    np.testing.assert_array_equal(lease(local, base, stop=7, parts=3), mean)
-    assert local.correct == 7
+        state = several.state.copy() if is_copied else several.state
+    np.testing.assert_array_equal(state, expected)
+    assert state[-1] == 20
+
+
+def test_a_lease_is_a_function_of_the_state_and_its_samples() -> None:
+    """Whatever else the process computed: so any worker may compute it again."""
+    local = local_steps()
+    base = first_state(local)
+    lease = LeaseSteps(1, 5, 9, 45, 1, parts=2)
+    first = taken(local, base, lease)
+    taken(local, first, LeaseSteps(1, 0, 5, 40, 1))
+    np.testing.assert_array_equal(taken(local, base, lease), first)
+    np.testing.assert_array_equal(taken(local_steps(), base, lease), first)
+
+
+def test_parts_begin_from_the_same_state_at_the_same_rate_and_are_averaged() -> None:
+    local = local_steps()
+    base = first_state(local)
+    lease = LeaseSteps(0, 0, 7, 50, 3, parts=3)
+    parts = lease.split(1)
+    assert {(part.progress, part.pace) for part in parts} == {(50, 3)}
+    one, two, three = (taken(local, base, part) for part in parts)
+    np.testing.assert_array_equal(
+        taken(local, base, lease), (one + two + three) * np.float32(1 / 3)
+    )
+    assert (local.correct, local.loss_sum) == (7, 7.0)
+
+
+def test_a_lease_that_is_not_completed_leaves_nothing_behind() -> None:
+    local = local_steps()
+    base = first_state(local)
+    expected = taken(local_steps(), base, LeaseSteps(0, 0, 3, 0, 1))
+    unfinished = local.take(base, LeaseSteps(0, 10, 20, 10, 1))
+    for _ in range(4):
+        next(unfinished)
+    np.testing.assert_array_equal(taken(local, base, LeaseSteps(0, 0, 3, 0, 1)), expected)
+    assert (local.loss_sum, local.correct) == (3.0, 3)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +133,6 @@ def test_parts_begin_from_the_same_weights_and_their_differences_are_averaged() 
 def test_a_lease_is_split_into_whole_minibatches(
     samples: int, parts: int, edges: list[int]
 ) -> None:
-    split = LeaseSteps(2, 100, 100 + samples, 0.5, parts).split(4)
+    split = LeaseSteps(2, 100, 100 + samples, 50, 8, parts).split(4)
     ends = [100 + edge for edge in edges]
-    assert split == [LeaseSteps(2, *each, 0.5) for each in pairwise(ends)]
+    assert split == [LeaseSteps(2, *each, 50, 8) for each in pairwise(ends)]

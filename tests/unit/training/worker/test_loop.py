@@ -1,51 +1,65 @@
 """The worker's loop among connections, heartbeats and memory that are made of Python objects."""
 
-from collections.abc import Iterable
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dist_net.clock import SystemClock
-from dist_net.errors import NoAnswerError, SegmentError
-from dist_net.training.worker.loop import WorkerLoop
+from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
+from dist_net.optim import SGD, UpdateRule
+from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.training.worker.state import Compute, Ended
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
+    Alive,
     Join,
+    Leave,
     Message,
     Pull,
     Push,
     Refuse,
     SegmentAddress,
+    StepSettings,
     Stop,
     Welcome,
     Work,
 )
+from dist_net.wire.packing import StatePacking
+from naming import naming
 
-SIZE = 3
-WELCOME = Welcome(1, "first", 2, 0, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
+SIZE, STATE_SIZE = 3, 4
+STEPS = StepSettings(0, 2, 1, "SGD()", 0.5)
+WELCOME = Welcome(1, "first", STEPS, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
+WORK = Work(1, 2, 9, 0, 0, 8, 0, 2, 1, None)
+STOP = Stop("every epoch is done", finished=True)
 
 
 class Memory:
-    """Vectors that are shared, until they are closed."""
+    """Two states that are shared, until they are closed."""
 
-    vectors = 9
+    vectors = 2
 
     def __init__(self, address: SegmentAddress) -> None:
         self.address = address
+        self.states = np.zeros((2, STATE_SIZE), np.float32)
         self.is_closed = False
 
     def vector(self, index: int) -> Vector:
         assert not self.is_closed
-        return np.zeros(SIZE, np.float32)
+        vector: Vector = self.states[index]
+        return vector
 
     def close(self) -> None:
         self.is_closed = True
 
 
 class Around:
-    """A connection, heartbeats and memory, and all that was attached."""
+    """A connection, heartbeats and memory, and all that was attached and sent."""
+
+    shares_memory = True
 
     def __init__(self) -> None:
         self.clock = SystemClock()
@@ -57,24 +71,17 @@ class Around:
     def connect(self) -> "Around":
         return self
 
-    def open_channel(self) -> None:
-        """Return no second connection."""
-
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> "Around":
+        self.answer = None
         return self
 
-    def share(self, vectors: int, size: int) -> Memory:
-        return Memory(SegmentAddress(1, 2, b"w"))
-
     def attach(self, address: SegmentAddress, size: int) -> Memory:
+        assert size == STATE_SIZE
         self.attached.append(Memory(address))
         return self.attached[-1]
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
-
-    def lend(self, vectors: Iterable[Vector]) -> None:
-        pass
 
     def receive(self, timeout_s: float) -> Message | None:
         raise AssertionError("messages are sent into the loop")
@@ -92,83 +99,170 @@ class Around:
         raise AssertionError
 
 
-class Step:
-    """Computes nothing, and remembers the weights that it was given, as a plan does."""
+class Ones:
+    """A gradient of ones; counts the minibatches."""
 
     def __init__(self) -> None:
-        self.bound: list[Vector] = []
+        self.minibatches = 0
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        pass
+        self.minibatches += 1
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        self.bound.append(weights)
-        return 1.0, 1
+        gradient.fill(1.0)
+        return 2.0, 1
 
-    def unbind(self) -> None:
-        self.bound.clear()
+
+class Bench:
+    """A worker's loop, to which a test sends the server's messages."""
+
+    def __init__(self, around: Around | None = None) -> None:
+        self.around = around or Around()
+        self.step = Ones()
+        self.loop = WorkerLoop(self.local_of, "server", "one", "abc", SIZE, environment=self.around)
+        self.turns = self.loop.turns()
+        self.command: Any = next(self.turns)
+
+    def local_of(self, steps: StepSettings) -> LocalSteps:
+        rate = steps.learning_rate
+        return LocalSteps(self.step, UpdateRule(SGD(), SIZE), steps.batch_size, lambda _: rate)
+
+    def begin(self, message: Message | None) -> None:
+        """Send a message, and continue to the next wait or local step."""
+        self.command = self.turns.send(message)
+
+    def answer(self, message: Message) -> Message:
+        """Send a message; return the last request once the loop waits for its answer."""
+        self.begin(message)
+        while isinstance(self.command, Compute):
+            self.begin(None)
+        return self.around.sent[-1]
+
+    def ends(self, message: Message | None) -> Ended:
+        with pytest.raises(StopIteration) as end:
+            self.turns.send(message)
+        self.loop.close()
+        ended: Ended = end.value.value
+        return ended
+
+
+def test_local_steps_lead_from_the_servers_state_to_the_workers_in_shared_memory() -> None:
+    bench = Bench()
+    assert isinstance(bench.answer(WELCOME), Pull)
+    [memory] = bench.around.attached
+    memory.states[BASE] = 10, 20, 30, 7
+    push = bench.answer(WORK)
+    assert isinstance(push, Push)
+    assert (push.lease_id, push.loss_sum, push.correct, push.state) == (9, 8.0, 4, None)
+    np.testing.assert_array_equal(memory.states[BASE], [10, 20, 30, 7])
+    np.testing.assert_array_equal(memory.states[RESULT], [8, 18, 28, 11])
+    assert bench.ends(STOP) == Ended("every epoch is done", finished=True)
+    assert memory.is_closed
+    assert isinstance(bench.around.sent[-1], Leave)
+
+
+def test_the_loop_waits_before_each_local_step() -> None:
+    bench = Bench()
+    bench.answer(WELCOME)
+    bench.begin(WORK)
+    for minibatch in range(4):
+        assert isinstance(bench.command, Compute)
+        assert bench.step.minibatches == minibatch
+        bench.begin(None)
+    assert not isinstance(bench.command, Compute)
+
+
+def test_a_worker_leaves_in_mid_lease_when_a_heartbeat_is_answered_with_stop() -> None:
+    bench = Bench()
+    bench.answer(WELCOME)
+    bench.begin(WORK)
+    bench.around.answer = Alive(), 1.0
+    bench.begin(None)
+    assert isinstance(bench.command, Compute)
+    bench.around.answer = STOP, 2.0
+    assert bench.ends(None) == Ended("every epoch is done", finished=True)
+    assert bench.step.minibatches == 1
+    assert [type(each) for each in bench.around.sent] == [Join, Pull, Leave]
+
+
+def test_a_worker_that_the_server_does_not_know_joins_again_in_mid_lease() -> None:
+    bench = Bench()
+    bench.answer(WELCOME)
+    bench.begin(WORK)
+    bench.around.answer = Refuse("unknown", may_rejoin=True), 1.0
+    bench.begin(None)
+    join = bench.around.sent[-1]
+    assert isinstance(join, Join)
+    assert bench.step.minibatches == 0
+    pull = bench.answer(WELCOME._replace(worker_id=2, request_id=join.request_id))
+    assert isinstance(pull, Pull)
+    assert [memory.is_closed for memory in bench.around.attached] == [True, False]
+    assert isinstance(bench.answer(WORK._replace(worker_id=2, request_id=pull.request_id)), Push)
+
+
+def test_a_worker_may_be_stopped_in_mid_lease_and_while_it_waits() -> None:
+    for is_computing in (True, False):
+        bench = Bench()
+        bench.answer(WELCOME)
+        if is_computing:
+            bench.begin(WORK)
+        bench.loop.stop("interrupted")
+        assert bench.ends(None) == Ended("interrupted", finished=False)
 
 
 def test_memory_of_a_server_that_is_gone_is_released_when_the_worker_is_in_again() -> None:
-    around, step = Around(), Step()
-    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, environment=around)
-    turns = loop.turns()
-
-    def answered(message: Message) -> Message:
-        """Return the request that the loop has sent when it waits again."""
-        command = turns.send(message)
-        while isinstance(command, Compute):
-            command = turns.send(None)
-        return around.sent[-1]
-
-    next(turns)
-    assert isinstance(answered(WELCOME), Pull)
-    assert isinstance(answered(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, 0, None)), Push)
-    assert len(step.bound) == 1
-    join = answered(Refuse("another server", may_rejoin=True))
+    bench = Bench()
+    bench.answer(WELCOME)
+    assert isinstance(bench.answer(WORK), Push)
+    join = bench.answer(Refuse("another server", may_rejoin=True))
     assert isinstance(join, Join)
-    assert isinstance(answered(WELCOME._replace(worker_id=2, request_id=join.request_id)), Pull)
-    assert step.bound == []
-    assert [memory.is_closed for memory in around.attached] == [True, False]
-    with pytest.raises(StopIteration) as end:
-        turns.send(Stop("every epoch is done", finished=True))
-    assert end.value.value == Ended("every epoch is done", finished=True)
-    loop.close()
-    assert all(memory.is_closed for memory in around.attached)
+    pull = bench.answer(WELCOME._replace(worker_id=2, request_id=join.request_id))
+    assert isinstance(pull, Pull)
+    assert [memory.is_closed for memory in bench.around.attached] == [True, False]
+    assert bench.ends(STOP) == Ended("every epoch is done", finished=True)
+    assert all(memory.is_closed for memory in bench.around.attached)
 
 
-@pytest.mark.parametrize("mapped", [0, 1])
-def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(mapped: int) -> None:
-    class Unmapped(Memory):
-        def vector(self, index: int) -> Vector:
-            raise SegmentError("cannot map")
-
+def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames() -> None:
     class AroundTooLittleMemory(Around):
         def attach(self, address: SegmentAddress, size: int) -> Memory:
-            if not mapped:
-                raise SegmentError("cannot map")
-            return Unmapped(address)
+            raise SegmentError("cannot map")
 
-    around, step = AroundTooLittleMemory(), Step()
-    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, environment=around)
-    turns = loop.turns()
-    next(turns)
-    turns.send(WELCOME)
-    if mapped:
-        command = turns.send(Work(2, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, 0, None))
-        while isinstance(command, Compute):
-            command = turns.send(None)
-    join = around.sent[-1]
+    bench = Bench(AroundTooLittleMemory())
+    join = bench.answer(WELCOME)
     assert isinstance(join, Join)
-    assert join.segment is None
-    framed = WELCOME._replace(segment=None, request_id=join.request_id)
-    turns.send(framed)
-    pull = around.sent[-1]
+    assert not join.shares_memory
+    pull = bench.answer(WELCOME._replace(segment=None, request_id=join.request_id))
     assert isinstance(pull, Pull)
-    weights = np.ones(SIZE, np.float32)
-    command = turns.send(Work(pull.request_id, 1, 0, 0, 2, 0, 1, 1, 0.0, 1, 8, -1, weights))
-    while isinstance(command, Compute):
-        command = turns.send(None)
-    assert isinstance(around.sent[-1], Push)
-    assert len(around.sent[-1].gradients) == 1
-    loop.close()
+    packing = StatePacking(*UpdateRule(SGD(), SIZE).sizes)
+    state = np.array([10, 20, 30, 7], np.float32)
+    framed = WORK._replace(request_id=pull.request_id, state=packing.pack_base(state))
+    push = bench.answer(framed)
+    assert isinstance(push, Push)
+    assert push.state is not None
+    packing.unpack_result(push.state, state, out=state)
+    np.testing.assert_allclose(state, [8, 18, 28, 11], rtol=1e-6)
+    bench.loop.close()
+
+
+def test_a_lease_without_a_state_is_an_error_for_a_worker_without_memory() -> None:
+    bench = Bench()
+    bench.answer(WELCOME._replace(segment=None))
+    with pytest.raises(ProtocolError, match=naming("state")):
+        bench.begin(WORK)
+    bench.loop.close()
+
+
+def test_other_settings_make_other_local_steps_when_the_worker_joins_again() -> None:
+    bench = Bench()
+    bench.answer(WELCOME)
+    bench.answer(WORK)
+    for learning_rate, result in ((0.5, -2.0), (0.25, -1.0)):
+        join = bench.answer(Refuse("resumed", may_rejoin=True))
+        assert isinstance(join, Join)
+        steps = STEPS._replace(learning_rate=learning_rate)
+        pull = bench.answer(WELCOME._replace(steps=steps, request_id=join.request_id))
+        assert isinstance(pull, Pull)
+        bench.answer(WORK._replace(request_id=pull.request_id))
+        np.testing.assert_array_equal(bench.around.attached[-1].states[RESULT][:SIZE], result)
+    bench.loop.close()

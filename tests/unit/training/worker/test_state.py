@@ -1,5 +1,7 @@
 """The worker's cycle, in memory, on a clock that is a number."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -18,14 +20,13 @@ from dist_net.training.worker.state import (
     Begin,
     Compute,
     Ended,
-    Gather,
+    Phase,
     Receive,
     Reconnect,
     SendToServer,
     WorkerCommand,
     WorkerState,
 )
-from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
     Join,
@@ -35,23 +36,25 @@ from dist_net.wire.messages import (
     Push,
     Refuse,
     SegmentAddress,
+    StepSettings,
     Stop,
-    Wait,
     Welcome,
     Work,
 )
 from naming import naming
 
-JOIN = Join("one", 1, "abc", 5, SegmentAddress(55, 9, b"w"))
-WELCOME = Welcome(3, "b7", 4, 0, 0.3, 1.5, None, 1)
-GRADIENT = np.zeros(5, np.float32)
+JOIN = Join("one", 1, "abc", 5, shares_memory=True)
+STEPS = StepSettings(0, 4, 2, "SGD()", 0.5)
+WELCOME = Welcome(3, "b7", STEPS, 0.3, 1.5, SegmentAddress(55, 9, b"w"), 1)
+STATE = np.zeros(6, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
+STOP = Stop("every epoch is done", finished=True)
+LEAVING = [SendToServer(Leave(3, 1)), Ended("every epoch is done", finished=True)]
+LEASE = Compute(LeaseSteps(0, 0, 8, 16, 4, 2), None)
 
 
-def work(
-    request_id: int, lease_id: int, start: int, stop: int, version: int = 0, together: int = 2
-) -> Work:
-    return Work(request_id, lease_id, 0, start, stop, version, 2, together, 0.0, 1, 8, 2, None)
+def work(request_id: int, lease_id: int = 7) -> Work:
+    return Work(3, request_id, lease_id, 0, 0, 8, 16, 4, 2, None)
 
 
 def join(request_id: int) -> SendToServer:
@@ -66,251 +69,154 @@ def pull(request_id: int, worker_id: int = 3) -> SendToServer:
     return SendToServer(Pull(worker_id, 1, request_id))
 
 
-@pytest.fixture
-def joined() -> WorkerState:
-    """A worker that has just been welcomed and has asked for work, at second 0."""
+def push(request_id: int, computed_s: float, lease_id: int = 7) -> SendToServer:
+    return SendToServer(Push(3, 1, request_id, lease_id, 0.5, 3, computed_s, None))
+
+
+def joining() -> WorkerState:
     worker = WorkerState(JOIN, "tcp://server:5555")
     assert worker.start(0.0) == [join(1)]
+    return worker
+
+
+def requesting() -> WorkerState:
+    """Return a worker that has just been welcomed and has requested work, at second 0."""
+    worker = joining()
     assert worker.received(WELCOME, 0.0) == [Begin(WELCOME), pull(2)]
     return worker
 
 
-def push(request_id: int, start: int, stop: int, version: int, slot: int) -> Push:
-    """What is sent of one minibatch."""
-    return Push(3, 1, request_id, 7, start, (stop,), (version,), 0.5, 3, 0.0, (slot,), ())
+def computing() -> WorkerState:
+    worker = requesting()
+    assert worker.received(work(2), 0.0) == []
+    return worker
 
 
-def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
-    assert joined.received(work(2, 7, 0, 22), 0.0) == []
-    assert compute(joined) == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
-    assert joined.computed(0.5, 3, None, 0.1) == [
-        SendToServer(push(3, 0, 4, 0, 0)),
-        Gather(0, 4, 8),
-    ]
-    for slot, now in ((1, 0.3), (2, 0.4), (3, 0.5)):
-        assert joined.can_compute
-        start, stop = 4 * slot, 4 * slot + 4
-        assert compute(joined) == [Compute(0, start, stop, 2, None, slot)]
-        assert joined.computed(0.5, 3, None, now) == [
-            SendToServer(push(3 + slot, start, stop, 0, slot)),
-            Gather(0, stop, min(stop + 4, 22)),
-        ]
-    # The server wants two at a time, and twice as many are on their way.
-    assert not joined.can_compute
-    assert joined.received(work(3, 7, 4, 22, version=1), 0.5) == []
-    # In the first slot, as what lay there is taken up.
-    assert compute(joined) == [Compute(0, 16, 20, 2, None, 0)]
-    # The rest of the lease is shorter than a minibatch.
-    assert joined.computed(0.5, 3, None, 0.6) == [
-        SendToServer(push(7, 16, 20, 1, 0)),
-        Gather(0, 20, 22),
-    ]
-    assert joined.received(work(6, 7, 16, 22, version=4), 0.7) == []
-    assert compute(joined) == [Compute(0, 20, 22, 2, None, 1)]
-    assert joined.computed(0.5, 3, None, 0.8) == [SendToServer(push(8, 20, 22, 4, 1))]
-    assert not joined.can_compute
+def ended() -> WorkerState:
+    worker = requesting()
+    assert worker.leave("enough") == [SendToServer(Leave(3, 1)), Ended("enough", finished=False)]
+    return worker
 
 
-def compute(worker: WorkerState) -> list[WorkerCommand]:
-    """What the next minibatch needs, if no message arrives before it."""
-    commands = worker.next_commands(0.0)
-    if commands == [Receive(0)]:
-        assert worker.received(None, 0.0) == []
-        commands = worker.next_commands(0.0)
-    return commands
+@pytest.fixture
+def joined() -> WorkerState:
+    return requesting()
 
 
-def next_pushed(worker: WorkerState, now: float, gradient: Vector | None = None) -> list[Message]:
-    compute(worker)
-    commands = worker.computed(0.5, 3, gradient, now)
-    return [each.message for each in commands if isinstance(each, SendToServer)]
+# The table of transitions
+
+STATES = {
+    Phase.JOINING: joining,
+    Phase.REQUESTING: requesting,
+    Phase.COMPUTING: computing,
+    Phase.ENDED: ended,
+}
 
 
-def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 22), 0.0)
-    assert next_pushed(joined, 1.0) == [push(3, 0, 4, 0, 0)]
-    assert next_pushed(joined, 1.001) == []
-    joined.received(work(3, 7, 4, 22, version=1), 1.001)
-    assert next_pushed(joined, 1.002) == [
-        Push(3, 1, 4, 7, 4, (8, 12), (0, 1), 1.0, 6, 0.0, (1, 0), ())
-    ]
-    assert next_pushed(joined, 1.003) == []
-    # There is no room for another one, or none is left: then none is waited for.
-    assert next_pushed(joined, 1.004) == [
-        Push(3, 1, 5, 7, 12, (16, 20), (1, 1), 1.0, 6, 0.0, (2, 3), ())
-    ]
-    assert not joined.can_compute
-    joined.received(work(4, 7, 12, 22, version=3), 1.004)
-    assert next_pushed(joined, 1.005) == [push(6, 20, 22, 3, 0)]
+@pytest.mark.parametrize("phase", Phase)
+def test_a_worker_is_in_the_phase_that_its_last_event_led_to(phase: Phase) -> None:
+    assert STATES[phase]().phase is phase
 
 
-def test_a_worker_without_work_waits_until_something_is_due(joined: WorkerState) -> None:
-    assert joined.next_commands(0.0) == [Receive(MAX_WAIT_S)]
-    assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
-    assert joined.received(Wait(2, 0.1), 4.4) == []
-    assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
-    assert joined.received(None, 4.5) == [pull(3)]
-
-
-def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
-    assert joined.next_commands(100.0) == [Receive(MAX_WAIT_S)]
-    assert joined.received(work(2, 7, 0, 8), 100.1) == []
-    assert joined.can_compute
-
-
-def test_a_worker_joins_again_at_the_end_of_a_wait_for_a_server_that_is_silent(
-    joined: WorkerState,
+@pytest.mark.parametrize(
+    ("phase", "event", "following", "commands"),
+    [
+        (Phase.JOINING, WELCOME, Phase.REQUESTING, [Begin(WELCOME), pull(2)]),
+        (Phase.REQUESTING, work(2), Phase.COMPUTING, []),
+        (Phase.JOINING, STOP, Phase.ENDED, LEAVING[1:]),
+        (Phase.REQUESTING, STOP, Phase.ENDED, LEAVING),
+        (Phase.JOINING, UNKNOWN, Phase.JOINING, rejoin(2)),
+        (Phase.REQUESTING, UNKNOWN, Phase.JOINING, rejoin(3)),
+        (Phase.REQUESTING, work(1), Phase.REQUESTING, []),  # late
+        (Phase.REQUESTING, WELCOME, Phase.REQUESTING, []),  # delivered twice
+    ],
+)
+def test_an_answer_leads_to_the_next_phase(
+    phase: Phase, event: Message, following: Phase, commands: list[WorkerCommand]
 ) -> None:
-    assert joined.received(None, 4.6, heartbeat=(Alive(2.0, 2, 1), 2.0)) == []
-    assert joined.received(None, 6.6, heartbeat=(Alive(2.0, 2, 1), 2.0)) == rejoin(3)
+    worker = STATES[phase]()
+    assert worker.received(event, 1.0) == commands
+    assert worker.phase is following
 
 
-def test_a_worker_looks_for_messages_between_two_minibatches(joined: WorkerState) -> None:
-    assert joined.received(work(2, 7, 0, 12), 0.0) == []
-    assert joined.next_commands(0.0) == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
-    joined.computed(0.5, 3, None, 0.1)
-    assert joined.next_commands(0.1) == [Receive(0)]
-    assert joined.received(None, 0.1) == []
-    assert joined.next_commands(0.1) == [Compute(0, 4, 8, 2, None, 1)]
-
-
-def test_answers_that_are_there_are_taken_in_before_the_next_minibatch(
-    joined: WorkerState,
+@pytest.mark.parametrize(
+    ("phase", "event", "following", "commands"),
+    [
+        (Phase.REQUESTING, STOP, Phase.ENDED, LEAVING),
+        (Phase.COMPUTING, STOP, Phase.ENDED, LEAVING),  # in mid-lease
+        (Phase.REQUESTING, UNKNOWN, Phase.JOINING, rejoin(3)),
+        (Phase.COMPUTING, UNKNOWN, Phase.JOINING, rejoin(3)),  # in mid-lease
+        (Phase.REQUESTING, Alive(0.0, 1, 1), Phase.REQUESTING, [pull(2)]),  # request lost
+        (Phase.REQUESTING, Alive(0.0, 2, 2), Phase.REQUESTING, [pull(3)]),  # answer lost
+        (Phase.REQUESTING, Alive(0.0, 2, 1), Phase.REQUESTING, []),  # waits for others
+        (Phase.COMPUTING, Alive(0.0, 2, 2), Phase.COMPUTING, []),
+        (Phase.JOINING, UNKNOWN, Phase.JOINING, []),  # of the former membership
+        (Phase.JOINING, STOP, Phase.JOINING, []),
+    ],
+)
+def test_a_heartbeats_answer_leads_to_the_next_phase(
+    phase: Phase, event: Message, following: Phase, commands: list[WorkerCommand]
 ) -> None:
-    joined.received(work(2, 7, 0, 22), 0.0)
-    for now in (0.1, 0.2):
-        compute(joined)
-        joined.computed(0.5, 3, None, now)
-    assert joined.received(work(3, 7, 4, 22, version=1), 0.3) == []
-    assert joined.next_commands(0.3) == [Compute(0, 8, 12, 2, None, 0)]
-    joined.computed(0.5, 3, None, 0.4)
-    assert joined.received(work(3, 7, 4, 22, version=1), 0.4) == []
-    assert joined.next_commands(0.4) == [Receive(0)]  # the newest weights may be here, too
-    assert joined.received(work(5, 7, 12, 22, version=3), 0.4) == []
-    assert joined.next_commands(0.4)[0].start == 12
+    worker = STATES[phase]()
+    assert worker.heartbeat_answered(event, 2.0, now=2.1) == commands
+    assert worker.phase is following
 
 
-def test_as_many_go_together_as_the_server_says(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 40, together=3), 0.0)
-    pushed = [next_pushed(joined, now) for now in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
-    assert [[each.stops for each in pushes] for pushes in pushed] == [
-        [(4,)], [], [], [(8, 12, 16)], [], [(20, 24)]
-    ]  # fmt: skip
-    assert not joined.can_compute  # each slot holds a gradient that the server has yet to read
-    joined.received(work(5, 7, 24, 40, version=6, together=1), 1.0)
-    assert [each.stops for each in next_pushed(joined, 1.0)] == [(28,)]
-
-
-def test_gradients_that_travel_go_together_too(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 20), 0.0)
-    next_pushed(joined, 1.0, GRADIENT)
-    next_pushed(joined, 1.0, GRADIENT)
-    (both,) = next_pushed(joined, 1.0, GRADIENT + 1)
-    assert both.slots == (1, 2)  # the first one is on its way, and stays as it is
-    np.testing.assert_array_equal(both.gradients, [GRADIENT, GRADIENT + 1])
-
-
-@pytest.mark.parametrize(("stop", "depth"), [(8, 2), (22, 1)])
-def test_what_is_held_back_is_pushed_once_no_other_may_follow(
-    joined: WorkerState, stop: int, depth: int
+@pytest.mark.parametrize(
+    ("phase", "following", "commands"),
+    [
+        (Phase.JOINING, Phase.JOINING, rejoin(2)),
+        (Phase.REQUESTING, Phase.JOINING, rejoin(3)),
+        (Phase.COMPUTING, Phase.COMPUTING, []),  # a lease may take as long as it likes
+        (Phase.ENDED, Phase.ENDED, []),
+    ],
+)
+def test_a_silent_server_is_joined_again_by_a_worker_that_waits_for_it(
+    phase: Phase, following: Phase, commands: list[WorkerCommand]
 ) -> None:
-    joined.received(work(2, 7, 0, 22), 0.0)
-    assert next_pushed(joined, 1.0) == [push(3, 0, 4, 0, 0)]
-    assert next_pushed(joined, 1.001) == []
-    # The rest of the lease was shared, or more workers have joined.
-    answer = work(3, 7, 4, stop, version=1, together=depth)._replace(depth=depth)
-    assert joined.received(answer, 1.01) == []
-    assert joined.next_commands(1.01) == [SendToServer(push(4, 4, 8, 0, 1))]
-    assert joined.next_commands(1.01) == [Receive(MAX_WAIT_S)]
+    worker = STATES[phase]()
+    assert worker.tick(4.4) == []
+    assert worker.tick(5.1) == commands
+    assert worker.phase is following
 
 
-def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 12), 0.0)
-    compute(joined)
-    joined.computed(np.nan, 0, None, 1.0)
-    compute(joined)
-    assert joined.computed(0.5, 3, None, 1.001) == [Gather(0, 8, 12)]
-    joined.received(work(3, 8, 12, 20, version=1), 1.001)  # the first one was refused
-    compute(joined)
-    pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, SendToServer)]
-    assert pushes == [SendToServer(Push(3, 1, 4, 8, 12, (16,), (1,), 0.5, 3, 0.0, (0,), ()))]
+def test_a_lease_is_computed_and_pushed_with_its_time() -> None:
+    worker = computing()
+    assert worker.next_commands(0.0) == [LEASE]
+    assert worker.computed(0.5, 3, None, 2.5) == [push(3, 2.5)]
+    assert worker.phase is Phase.REQUESTING
+    assert worker.next_commands(2.5) == [Receive(MAX_WAIT_S)]
+    assert worker.received(work(3, lease_id=8), 2.6) == []
+    assert worker.next_commands(2.6) == [LEASE]
+    assert worker.computed(0.5, 3, None, 2.7) == [push(4, pytest.approx(0.1), 8)]
 
 
-def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 0.0)
-    compute(joined)
-    joined.computed(np.nan, 0, GRADIENT, 0.1)
-    joined.received(work(3, 8, 0, 8), 0.2)
-    assert compute(joined) == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+def test_a_state_in_a_message_is_computed_from_and_the_result_pushed(joined: WorkerState) -> None:
+    joined.received(work(2)._replace(state=STATE), 0.0)
+    [compute] = joined.next_commands(0.0)
+    assert isinstance(compute, Compute)
+    assert compute.state is STATE
+    [sent] = joined.computed(0.5, 3, STATE, 1.0)
+    assert isinstance(sent, SendToServer)
+    assert isinstance(sent.message, Push)
+    assert sent.message.state is STATE
 
 
-def test_each_computation_is_pushed_once(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 0.0)
-    compute(joined)
-    joined.computed(1.0, 1, GRADIENT, 0.1)
+@pytest.mark.parametrize("state", [joining, requesting, ended])
+def test_a_result_without_a_lease_is_a_mistake(state: Callable[[], WorkerState]) -> None:
     with pytest.raises(RuntimeError, match=naming("computed()", "Compute")):
-        joined.computed(1.0, 1, GRADIENT, 0.2)
+        state().computed(1.0, 1, STATE, 0.2)
 
 
-def test_a_worker_told_to_wait_asks_again_when_it_is_time(joined: WorkerState) -> None:
-    assert joined.received(Wait(2, 0.5), 1.0) == []
-    assert joined.wakes_at_s == 1.5
-    assert joined.tick(1.4) == []
-    assert joined.tick(1.5) == [pull(3)]
-    assert joined.tick(1.6) == []
-
-
-def test_a_worker_told_to_stop_leaves_and_does_no_more(joined: WorkerState) -> None:
-    assert joined.received(Stop("every epoch is done", finished=True), 1.0) == [
-        SendToServer(Leave(3, 1)),
-        Ended("every epoch is done", finished=True),
-    ]
-    assert joined.received(work(2, 7, 0, 8), 1.0) == []
-    assert not joined.can_compute
-    assert joined.wakes_at_s is None
-    assert joined.tick(1000.0) == []
-
-
-def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    compute(joined)
-    assert joined.leave("interrupted") == [
-        SendToServer(Leave(3, 1)),
-        Ended("interrupted", finished=False),
-    ]
-    with pytest.raises(RuntimeError, match=naming("computed()", "Compute")):
-        joined.computed(1.0, 1, GRADIENT, 2.0)
-
-
-def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
-    worker = WorkerState(JOIN, "tcp://server:5555")
-    worker.start(0.0)
-    assert worker.leave("interrupted") == [Ended("interrupted", finished=False)]
-
-
-def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    compute(joined)
-    joined.computed(1.0, 1, GRADIENT, 2.0)
-    assert joined.received(Refuse("silent for too long", may_rejoin=True), 3.0) == rejoin(4)
-    welcome = WELCOME._replace(worker_id=4, request_id=4)
-    assert joined.received(welcome, 3.0) == [Begin(welcome), pull(5, worker_id=4)]
-    # A server that was resumed from an older checkpoint may grant the same lease again.
-    joined.received(work(5, 7, 0, 8), 3.0)
-    assert compute(joined) == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
-
-
-def test_what_was_prepared_before_a_worker_joins_again_is_prepared_anew(
-    joined: WorkerState,
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(requesting, Alive()), (computing, work(2)), (ended, work(2)), (joining, work(1))],
+)
+def test_an_answer_that_was_not_requested_is_an_error(
+    state: Callable[[], WorkerState], message: Message
 ) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    compute(joined)
-    assert joined.computed(1.0, 1, GRADIENT, 2.0)[-1] == Gather(0, 4, 8)
-    joined.received(Refuse("silent for too long", may_rejoin=True), 3.0)
-    # The seed may be another one then.
-    joined.received(WELCOME._replace(worker_id=4, request_id=4), 3.0)
-    joined.received(work(5, 8, 4, 8), 3.0)
-    assert compute(joined) == [Gather(0, 4, 8), Compute(0, 4, 8, 2, None, 0)]
+    with pytest.raises(ProtocolError, match=naming("tcp://server:5555", type(message).__name__)):
+        state().received(message, 1.0)
 
 
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
@@ -322,54 +228,32 @@ def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerSt
         newcomer.received(Refuse("another recipe", may_rejoin=False), 1.0)
 
 
-def test_a_server_that_does_not_answer_is_silent_after_three_timeouts(joined: WorkerState) -> None:
+def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
+    worker = WorkerState(JOIN, "tcp://server:5555")
+    worker.start(0.0)
+    assert worker.leave("interrupted") == [Ended("interrupted", finished=False)]
+
+
+# Waiting
+
+
+def test_a_worker_waits_until_its_answer_is_overdue(joined: WorkerState) -> None:
+    assert joined.next_commands(0.0) == [Receive(MAX_WAIT_S)]
+    assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
     assert joined.wakes_at_s == 4.5
-    assert joined.tick(4.4) == []
-    assert joined.tick(4.5) == rejoin(3)
+
+
+def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
+    assert joined.next_commands(100.0) == [Receive(MAX_WAIT_S)]
+    assert joined.received(work(2), 100.1) == []
+    assert joined.next_commands(100.1) == [LEASE]
 
 
 def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerState) -> None:
-    assert joined.heartbeat_answered(Alive(3.0, 2, 1), 3.0, now=3.3) == []
+    assert joined.received(None, 3.3, (Alive(3.0, 2, 1), 3.0)) == []
     assert not joined.is_overdue(7.4)
     assert joined.wakes_at_s == 7.5
-    assert joined.tick(7.5) == rejoin(3)
-
-
-def test_a_request_that_was_lost_is_sent_again_after_the_next_heartbeat(
-    joined: WorkerState,
-) -> None:
-    unheard = Alive(received_id=1, answered_id=1)
-    assert joined.heartbeat_answered(unheard, MAX_TRAVEL_S, now=1.1) == []  # on its way
-    assert joined.heartbeat_answered(unheard, 1.2, now=1.3) == [pull(2)]
-    assert joined.heartbeat_answered(unheard, 1.2, now=1.5) == []  # known already
-    assert joined.heartbeat_answered(unheard, 2.4, now=2.5) == [pull(2)]
-    assert joined.received(work(2, 7, 0, 8), 2.6) == []
-    assert joined.can_compute
-
-
-def test_pushes_that_were_lost_are_sent_again_in_their_order_as_they_were(
-    joined: WorkerState,
-) -> None:
-    joined.received(work(2, 7, 0, 40), 0.0)
-    pushes = [push for now in (0.1, 0.2, 0.3, 0.4) for push in next_pushed(joined, now)]
-    assert not joined.can_compute
-    repeated = joined.heartbeat_answered(Alive(1.5, received_id=4, answered_id=4), 1.5, now=1.6)
-    assert repeated == [SendToServer(push) for push in pushes[2:]]
-    assert not joined.can_compute  # the server reads their slots
-    joined.received(work(6, 7, 16, 40, version=4), 1.7)
-    assert next_pushed(joined, 2.0) == [push(7, 16, 20, 4, 0)]
-
-
-def test_work_whose_answer_was_lost_is_asked_for_anew(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 0.0)
-    assert next_pushed(joined, 0.1) == [push(3, 0, 4, 0, 0)]
-    assert next_pushed(joined, 0.2) == [push(4, 4, 8, 0, 1)]
-    answered = Alive(1.5, received_id=4, answered_id=4)
-    assert joined.heartbeat_answered(answered, 1.5, now=1.6) == [pull(5)]
-    assert joined.received(work(4, 8, 20, 28, version=2), 1.7) == []  # it was late, and is not used
-    assert not joined.can_compute
-    assert joined.received(work(5, 8, 20, 28, version=2), 1.8) == []
-    assert compute(joined)[-1].start == 20
+    assert joined.received(None, 7.5, (Alive(3.0, 2, 1), 3.0)) == rejoin(3)
 
 
 def test_an_answer_that_waits_for_other_workers_is_waited_for(joined: WorkerState) -> None:
@@ -379,6 +263,93 @@ def test_an_answer_that_waits_for_other_workers_is_waited_for(joined: WorkerStat
     answered = Alive(received_id=2, answered_id=2)
     assert joined.received(None, 1000.1, (answered, 1000.0)) == []  # it may be on its way
     assert joined.received(None, 1000.4, (answered, 1000.3)) == [pull(3)]
+
+
+def test_a_lease_may_take_as_long_as_it_likes() -> None:
+    worker = computing()
+    assert worker.wakes_at_s is None
+    assert worker.computed(0.5, 3, None, 3600.0) == [push(3, 3600.0)]
+    assert worker.received(None, 3600.2, (Alive(3599.9, 3, 2), 3599.9)) == []
+    assert worker.wakes_at_s == 3600.0 + 4.5
+
+
+# Requests and answers that are lost
+
+
+def test_a_lost_request_is_sent_again_after_the_next_heartbeat(joined: WorkerState) -> None:
+    unheard = Alive(received_id=1, answered_id=1)
+    assert joined.heartbeat_answered(unheard, MAX_TRAVEL_S, now=1.1) == []  # on its way
+    assert joined.heartbeat_answered(unheard, 1.2, now=1.3) == [pull(2)]
+    assert joined.heartbeat_answered(unheard, 1.2, now=1.5) == []  # known already
+    assert joined.heartbeat_answered(unheard, 2.4, now=2.5) == [pull(2)]
+    assert joined.received(work(2), 2.6) == []
+    assert joined.phase is Phase.COMPUTING
+
+
+def test_a_lost_push_is_sent_again_as_it_was() -> None:
+    worker = computing()
+    sent = worker.computed(0.5, 3, STATE, 1.0)
+    assert worker.heartbeat_answered(Alive(0.0, 2, 2), 2.0, now=2.1) == []  # on its way
+    assert worker.heartbeat_answered(Alive(0.0, 2, 2), 2.1, now=2.2) == sent
+
+
+def test_work_whose_answer_was_lost_is_requested_anew() -> None:
+    worker = computing()
+    worker.computed(0.5, 3, None, 1.0)
+    assert worker.heartbeat_answered(Alive(0.0, 3, 3), 2.1, now=2.2) == [pull(4)]
+    assert worker.received(work(3, lease_id=8), 2.3) == []  # it was late, and is not used
+    assert worker.phase is Phase.REQUESTING
+    assert worker.received(work(4, lease_id=8), 2.4) == []
+    assert worker.computed(0.5, 3, None, 3.4) == [push(5, pytest.approx(1.0), lease_id=8)]
+
+
+def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_seen() -> None:
+    size = 5_000_000
+    state = np.zeros(size, np.float32)
+    worker = WorkerState(JOIN._replace(vector_size=size), "server")
+    worker.start(0.0)
+    worker.received(WELCOME._replace(segment=None), 0.0)
+    unheard = Alive(received_id=1, answered_id=1)
+    assert worker.heartbeat_answered(unheard, 100.0, 100.0) == []  # of the network nothing is known
+    worker.received(work(2)._replace(state=state), 100.0)  # which does 200 kB/s
+    [lost] = worker.computed(0.5, 3, state, 101.0)
+    # 40 MB in 200 s, or thrice that, and a second.
+    unheard = Alive(received_id=2, answered_id=2)
+    assert worker.heartbeat_answered(unheard, 101.0 + 600.0, 701.0) == []
+    assert worker.heartbeat_answered(unheard, 101.0 + 602.0, 703.0) == [lost]
+    # Or the network does less by now.
+    assert worker.heartbeat_answered(unheard, 703.0 + 1200.0, 1903.0) == []
+    assert worker.heartbeat_answered(unheard, 703.0 + 1202.0, 1905.0) == [lost]
+
+
+# Joining again
+
+
+def test_a_worker_that_joins_again_has_no_lease() -> None:
+    worker = computing()
+    assert worker.heartbeat_answered(UNKNOWN, 1.0, now=1.3) == rejoin(3)
+    # That is the last answer to a heartbeat until the worker is in again.
+    assert worker.heartbeat_answered(UNKNOWN, 1.0, now=1.6) == []
+    welcome = WELCOME._replace(worker_id=4, request_id=3)
+    assert worker.received(welcome, 1.7) == [Begin(welcome), pull(4, worker_id=4)]
+    assert worker.received(welcome, 1.7) == []
+    # A server that was resumed from an older checkpoint may grant the same lease again.
+    assert worker.received(work(4), 3.0) == []
+    assert worker.next_commands(3.0) == [LEASE]
+
+
+def test_answers_to_a_membership_that_ended_are_dropped(joined: WorkerState) -> None:
+    assert joined.tick(6.0) == rejoin(3)
+    assert joined.received(work(2), 6.1) == []
+    assert joined.phase is Phase.JOINING
+    assert joined.wakes_at_s == 6.0 + FIRST_TRY_S
+
+
+def test_a_worker_without_memory_to_map_joins_again_and_says_so(joined: WorkerState) -> None:
+    framed = JOIN._replace(shares_memory=False, request_id=3)
+    assert joined.rejoin_with_frames("cannot map", 1.0) == [Reconnect(), SendToServer(framed)]
+    again = framed._replace(request_id=4)
+    assert joined.tick(3.0) == [Reconnect(), SendToServer(again)]  # from now on
 
 
 def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
@@ -407,15 +378,15 @@ def test_time_in_which_a_worker_stood_still_is_none_of_its_tries(joined: WorkerS
     assert joined.received(welcome, 10_000.5) == [Begin(welcome), pull(5, worker_id=4)]
 
 
-def test_a_worker_that_is_in_again_has_as_much_patience_as_before(joined: WorkerState) -> None:
+def test_a_worker_with_a_new_lease_has_as_much_patience_as_before(joined: WorkerState) -> None:
     now = 0.0
     for number in range(3, 33, 3):
         now += 5.0
         assert joined.tick(now) == rejoin(number)
         assert joined.wakes_at_s == now + FIRST_TRY_S
         joined.received(WELCOME._replace(worker_id=number, request_id=number), now)
-        joined.received(Wait(number + 1, 0.0), now)
-        assert joined.tick(now) == [pull(number + 2, worker_id=number)]
+        joined.received(work(number + 1), now)
+        joined.computed(0.5, 3, None, now)
 
 
 def test_a_server_that_lets_a_worker_in_and_says_no_more_is_lost_in_the_end(
@@ -432,18 +403,6 @@ def test_a_server_that_lets_a_worker_in_and_says_no_more_is_lost_in_the_end(
         let_in_and_leave_alone()
 
 
-def test_answers_to_a_membership_that_ended_are_dropped(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    next_pushed(joined, 1.0)
-    next_pushed(joined, 1.1)
-    assert joined.tick(6.0) == rejoin(5)
-    assert not joined.can_compute
-    assert joined.received(work(3, 7, 4, 8, version=1), 6.1) == []
-    assert joined.received(Wait(4, 0.1), 6.1) == []
-    assert not joined.can_compute
-    assert joined.wakes_at_s == 6.0 + FIRST_TRY_S
-
-
 def test_a_worker_leaves_while_it_tries_to_join_again(joined: WorkerState) -> None:
     joined.tick(4.6)
     assert joined.leave("interrupted") == [Ended("interrupted", finished=False)]
@@ -456,36 +415,6 @@ def test_another_runs_server_at_the_address_refuses_a_worker_that_comes_back(
     joined.tick(4.6)
     with pytest.raises(JoinRefusedError, match=naming("tcp://server:5555", "another recipe")):
         joined.received(Refuse("another recipe", may_rejoin=False), 4.7)
-
-
-def test_a_step_may_take_as_long_as_it_likes(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 0.0)
-    compute(joined)
-    joined.computed(0.5, 3, None, 1.0)
-    compute(joined)  # it takes an hour, in which the answer to the push arrives
-    joined.computed(0.5, 3, None, 3600.0)
-    beat = (Alive(3599.9, 3, 3), 3599.9)
-    assert joined.next_commands(3600.0) == [Receive(MAX_WAIT_S)]
-    assert joined.received(work(3, 7, 4, 8, version=1), 3600.0, beat) == []
-    assert joined.received(None, 3600.2, beat) == []
-    assert joined.wakes_at_s == 3600.0 + 4.5
-
-
-def test_a_worker_that_a_restarted_server_does_not_know_joins_again(joined: WorkerState) -> None:
-    assert joined.heartbeat_answered(UNKNOWN, 1.0, now=1.3) == rejoin(3)
-    # That is the last answer to a heartbeat until the worker is in again.
-    assert joined.heartbeat_answered(UNKNOWN, 1.0, now=1.6) == []
-    welcome = WELCOME._replace(worker_id=4, request_id=3)
-    assert joined.received(welcome, 1.7) == [Begin(welcome), pull(4, worker_id=4)]
-    assert joined.received(welcome, 1.7) == []
-
-
-def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    compute(joined)
-    assert joined.heartbeat_answered(UNKNOWN, 1.0, now=1.3) == []
-    push = Push(3, 1, 3, 7, 0, (4,), (0,), 1.0, 1, 0.0, (0,), ())
-    assert joined.computed(1.0, 1, None, 2.0) == [SendToServer(push), Gather(0, 4, 8)]
 
 
 def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> None:
@@ -504,75 +433,3 @@ def test_a_first_try_to_join_that_was_lost_is_followed_by_others() -> None:
     assert worker.tick(10.2) == rejoin(3)
     welcome = WELCOME._replace(request_id=3)
     assert worker.received(welcome, 10.3) == [Begin(welcome), pull(4)]
-
-
-def test_nobody_is_missed_while_nothing_is_asked(joined: WorkerState) -> None:
-    joined.received(work(2, 7, 0, 8), 1.0)
-    assert joined.wakes_at_s is None
-    assert joined.tick(1000.0) == []
-
-
-def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
-    assert joined.received(WELCOME, 0.0) == []
-    first, second = work(2, 7, 0, 12), work(3, 7, 4, 12, version=1)
-    third = work(4, 8, 12, 16, version=2)
-    joined.received(first, 1.0)
-    compute(joined)
-    joined.computed(1.0, 1, GRADIENT, 2.0)
-    joined.received(first, 2.0)
-    assert joined.wakes_at_s == 6.5  # the push is still unanswered
-    joined.received(second, 2.0)
-    assert joined.wakes_at_s is None
-    compute(joined)
-    joined.computed(1.0, 1, GRADIENT, 3.0)
-    joined.received(third, 3.0)
-    joined.received(second, 3.0)
-    assert compute(joined) == [Gather(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
-
-
-def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
-    with pytest.raises(ProtocolError, match=naming("tcp://server:5555", "Alive")):
-        joined.received(Alive(), 1.0)
-
-
-def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_seen() -> None:
-    size = 5_000_000
-    gradient = np.zeros(size, np.float32)
-    worker = WorkerState(JOIN._replace(vector_size=size, segment=None), "server")
-    worker.start(0.0)
-    worker.received(WELCOME, 0.0)
-    unheard = Alive(received_id=1, answered_id=1)
-    assert worker.heartbeat_answered(unheard, 100.0, 100.0) == []  # of the network nothing is known
-    worker.received(work(2, 7, 0, 8)._replace(weights=gradient), 100.0)  # which does 200 kB/s
-    [lost] = next_pushed(worker, 101.0, gradient)
-    # 40 MB in 200 s, or thrice that, and a second.
-    unheard = Alive(received_id=2, answered_id=2)
-    assert worker.heartbeat_answered(unheard, 101.0 + 600.0, 701.0) == []
-    assert worker.heartbeat_answered(unheard, 101.0 + 602.0, 703.0) == [SendToServer(lost)]
-    # Or the network does less by now.
-    assert worker.heartbeat_answered(unheard, 703.0 + 1200.0, 1903.0) == []
-    assert worker.heartbeat_answered(unheard, 703.0 + 1202.0, 1905.0) == [SendToServer(lost)]
-
-
-def test_a_worker_that_waits_for_work_joins_again_when_its_connection_ends(
-    joined: WorkerState,
-) -> None:
-    joined.received(Wait(2, 0.01), 0.0)
-    ended = Refuse("it closed the connection", may_rejoin=True)
-    assert joined.received(ended, 0.005) == [Reconnect(), join(3)]
-
-
-def test_local_steps_are_pushed_as_one_difference_after_all_of_the_lease() -> None:
-    worker = WorkerState(JOIN, "tcp://server:5555")
-    worker.start(0.0)
-    worker.received(WELCOME._replace(optimizer="SGD()"), 0.0)
-    lease = work(2, 7, 0, 10, version=4)._replace(depth=1, together=1, learning_rate=0.5)
-    worker.received(lease, 0.0)
-    (taken,) = compute(worker)
-    assert isinstance(taken, Compute)
-    assert (taken.start, taken.stop, taken.local) == (0, 10, LeaseSteps(0, 0, 10, 0.5))
-    (sent,) = worker.computed(3.0, 6, GRADIENT, 2.5)
-    assert isinstance(sent, SendToServer)
-    assert isinstance(sent.message, Push)
-    assert sent.message[3:] == (7, 0, (10,), (4,), 3.0, 6, 2.5, (0,), (GRADIENT,))
-    assert not worker.can_compute

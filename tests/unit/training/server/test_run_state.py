@@ -1,0 +1,510 @@
+"""Leases and their results: rounds, single results, and what is refused."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+import pytest
+
+from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
+from dist_net.errors import CheckpointError, DistNetError, SettingError
+from dist_net.optim import SGD, Adam, Momentum
+from dist_net.training.server.consistency import WHOLE, Consistency
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.run_state import LATE_S, RunState, epoch_means
+from dist_net.training.server.state import Record
+from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
+from naming import naming
+
+ROUNDS, ASYNC, BSP = Consistency
+
+
+def two_workers(**settings: Any) -> tuple[Desk, Work, Work]:
+    """A server and the first leases of two workers, ``a`` and ``b``."""
+    desk = Desk(a_run(**settings))
+    desk.join(b"a")
+    desk.join(b"b")
+    return desk, desk.pull(b"a", 1), desk.pull(b"b", 2)
+
+
+# Rounds
+
+
+@pytest.mark.parametrize("consistency", [ROUNDS, BSP])
+def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consistency) -> None:
+    local_steps = None if consistency is BSP else 2
+    desk, one, other = two_workers(consistency=consistency, local_steps=local_steps)
+    assert one.state is other.state is desk.state
+    assert (one.start, one.stop) == (0, other.start)
+    assert desk.has_to_wait(b"a", desk.a_push(one))
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (0, 0)
+    record, *answers = desk.commands(b"b", desk.a_push(other, change=3.0))
+    assert isinstance(record, Record)
+    assert [(each.version, each.start, each.together) for each in record.applied] == [
+        (1, one.start, 2),
+        (1, other.start, 2),
+    ]
+    assert {answer.node for answer in answers} == {b"a", b"b"}
+    assert all(answer.message.state is desk.state for answer in answers)
+    assert (desk.state[SIZE:] == 2.0).all()  # the workers' mean
+    assert desk.run.ledger.applied_samples == other.stop
+
+
+def test_a_synchronous_step_is_the_mean_of_one_step_of_each_worker() -> None:
+    desk, one, other = two_workers(consistency=BSP, local_steps=None)
+    assert [work.stop - work.start for work in (one, other)] == [4, 4]
+    desk.answers(b"a", desk.a_push(one, 1.0))
+    desk.answers(b"b", desk.a_push(other, 3.0))
+    np.testing.assert_array_equal(desk.state, 2.0)
+
+
+@pytest.mark.parametrize("consistency", [ROUNDS, BSP])
+def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
+    consistency: Consistency,
+) -> None:
+    random = np.random.default_rng(0)
+    states = random.standard_normal((3, STATE_SIZE)).astype(np.float32)
+    found = set()
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        desk = Desk(a_run(consistency=consistency, local_steps=None))
+        nodes = [b"a", b"b", b"c"]
+        for node in nodes:
+            desk.join(node)
+        works = [desk.pull(node, number) for number, node in enumerate(nodes, 1)]
+        for index in order:
+            desk.answers(nodes[index], desk.a_push(works[index], state=states[index]))
+        assert desk.run.store.version == 1
+        found.add(desk.state.tobytes())
+    assert len(found) == 1
+
+
+def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_workers() -> None:
+    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48))
+    desk.join(b"host", parts=3)
+    desk.join(b"b")
+    one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
+    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 12, 4)
+    assert one.pace == other.pace == 4 * 4
+    desk.answers(b"host", desk.a_push(one, 1.0))
+    desk.answers(b"b", desk.a_push(other, 5.0))
+    np.testing.assert_array_equal(desk.state, 2.0)
+
+
+def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
+    desk, one, other = two_workers()
+    assert (one.progress, other.progress, one.pace, other.pace) == (0, 0, 8, 8)
+    desk.answers(b"a", desk.a_push(one))
+    following = desk.answers(b"b", desk.a_push(other))
+    assert {work.progress for work in following.values()} == {other.stop}
+
+
+def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:
+    desk, one, other = two_workers()
+    desk.join(b"c")
+    assert desk.has_to_wait(b"c", desk.a_pull(3))
+    desk.answers(b"a", desk.a_push(one))
+    following = desk.answers(b"b", desk.a_push(other))
+    assert set(following) == {b"a", b"b", b"c"}
+    assert len({work.start for work in following.values()}) == 3
+    desk.answers(b"a", desk.a_push(following[b"a"]))
+    desk.answers(b"b", desk.a_push(following[b"b"]))
+    assert desk.run.store.version == 1
+    desk.answers(b"c", desk.a_push(following[b"c"]))
+    assert desk.run.store.version == 2
+
+
+def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one, 1.0))
+    _, answer = desk.leave(b"b", 2)
+    assert answer.node == b"a"
+    again = answer.message
+    assert (again.start, again.stop, again.state) == (other.start, other.stop, desk.state)
+    desk.push(b"a", again, 3.0)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.stop)
+    assert (desk.state[SIZE:] == 2.0).all()
+
+
+def test_the_result_of_a_worker_that_left_stays_in_its_round() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one, 1.0))
+    desk.leave(b"a", 1)
+    desk.push(b"b", other, 3.0)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.stop)
+
+
+def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    desk.leave(b"a", 1)
+    desk.leave(b"b", 2)
+    desk.join(b"c")
+    work = desk.pull(b"c", 3)
+    assert (work.start, work.stop) == (other.start, other.stop)
+    assert desk.push(b"c", work).state is desk.state
+    assert desk.run.ledger.applied_samples == other.stop
+
+
+def test_an_idle_worker_shares_a_late_lease_and_the_first_result_counts() -> None:
+    desk, slow, fast = two_workers()
+    assert desk.has_to_wait(b"b", desk.a_push(fast))
+    desk.now += 0.9 * LATE_S
+    assert desk.server.tick(desk.now) == []
+    desk.now += 0.2 * LATE_S
+    [shared] = desk.server.tick(desk.now)
+    assert (shared.node, shared.message[3:6]) == (b"b", slow[3:6])
+    assert desk.push(b"b", shared.message).state is desk.state
+    assert desk.run.store.version == 1
+    again = desk.push(b"a", slow)
+    assert (again.state is desk.state, again.lease_id > slow.lease_id) == (True, True)
+    assert desk.report()["duplicates_dropped"] == 1
+    assert desk.run.store.version == 1
+
+
+def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    desk.now += 10.0
+    following = desk.answers(b"b", desk.a_push(other))
+    desk.answers(b"a", desk.a_push(following[b"a"]))
+    for _ in range(29):
+        desk.now += 1.0
+        desk.beat(1)
+        desk.beat(2)
+        assert desk.server.tick(desk.now) == []
+    desk.now += 1.1
+    shared = desk.answers(b"observer", StatusRequest(0))[b"a"]
+    assert (shared.start, shared.stop) == (following[b"b"].start, following[b"b"].stop)
+
+
+def test_a_round_with_a_state_that_is_not_finite_is_done_again_until_workers_learn_why() -> None:
+    desk, one, other = two_workers()
+    works = {b"a": one, b"b": other}
+    for _ in range(3):
+        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], 3e18))
+        works = desk.answers(b"b", desk.a_push(works[b"b"], 3e19))
+    assert "learning rate" in works[b"b"].reason
+    assert desk.run.store.version == desk.report()["samples"] == 0
+    work = works[b"a"]  # of the samples, none is lost
+    assert (work.epoch, work.start) == (0, 0)
+
+
+def test_the_rounds_of_an_epoch_are_equally_long() -> None:
+    desk = Desk(a_run(samples=44, local_steps=4))  # 11 minibatches
+    desk.join(b"a")
+    lengths = []
+    work = desk.pull(b"a", 1)
+    while isinstance(work, Work):
+        lengths.append(work.stop - work.start)
+        work = desk.push(b"a", work)
+    assert lengths == [16, 16, 12] * 2
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consistency) -> None:
+    desk = Desk(a_run(samples=4000, local_steps=None, consistency=consistency))
+    speeds = {b"a": 0.1, b"b": 0.1, b"c": 0.4}  # seconds for a minibatch
+    working: list[tuple[float, bytes, Work]] = []
+    trained = Counter[bytes]()
+
+    def begin(works: dict[bytes, Any]) -> None:
+        for node, work in works.items():
+            if isinstance(work, Work):
+                took_s = speeds[node] * -(-(work.stop - work.start) // 4)
+                heappush(working, (desk.now + took_s, node, work))
+
+    for node in speeds:
+        desk.join(node)
+    for worker_id, node in enumerate(speeds, 1):
+        begin(desk.answers(node, desk.a_pull(worker_id)))
+    while working:
+        desk.now, node, work = heappop(working)
+        trained[node] += work.stop - work.start
+        for worker_id in (1, 2, 3):
+            begin(
+                desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
+            )
+        computed_s = speeds[node] * -(-(work.stop - work.start) // 4)
+        begin(desk.answers(node, desk.a_push(work, 0.0, computed_s=computed_s)))
+    report = desk.report()
+    assert (report["samples"], report["workers_lost"]) == (8000, 0)
+    if consistency is ROUNDS:
+        assert report["waiting_share"] < 0.25  # with equal leases, 0.5
+    if consistency is not BSP:
+        assert 3 < trained[b"a"] / trained[b"c"] < 5
+
+
+# Asynchronous results
+
+
+def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> None:
+    desk, one, other = two_workers(consistency=ASYNC)
+    following = desk.push(b"a", one, 1.0)
+    assert (following.state is desk.state, desk.run.store.version) == (True, 1)
+    np.testing.assert_array_equal(desk.state, 0.5)
+    # The other's change of the weights counts on the weights of now; all else moves to its values.
+    desk.push(b"b", other, 3.0)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.5 + 3.0 / 2)
+    np.testing.assert_array_equal(desk.state[SIZE:], (0.5 + 3.0) / 2)
+    report = desk.report()
+    assert (report["staleness_max"], report["staleness_mean"]) == (1, 0.5)
+    assert report["staleness_histogram"] == [1, 1]
+
+
+def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None:
+    desk = Desk(a_run(consistency=ASYNC))
+    desk.join(b"host", parts=3)
+    desk.join(b"b")
+    desk.push(b"host", desk.pull(b"host", 1), 1.0)
+    np.testing.assert_array_equal(desk.state, 0.75)
+
+
+def test_an_asynchronous_worker_never_waits_and_shares_the_last_leases() -> None:
+    desk, slow, fast = two_workers(consistency=ASYNC)
+    while (fast := desk.push(b"b", fast)).start != slow.start or fast.epoch != slow.epoch:
+        pass
+    assert fast.lease_id != slow.lease_id
+    assert desk.push(b"b", fast) == Stop("every epoch is done", finished=True)
+    assert desk.push(b"a", slow) == Stop("every epoch is done", finished=True)
+    report = desk.report()
+    assert (report["samples"], report["duplicates_dropped"]) == (SETTINGS.samples_total, 1)
+
+
+def test_one_asynchronous_step_to_a_lease_is_a_push_for_each_minibatch() -> None:
+    desk = Desk(a_run(consistency=ASYNC, local_steps=1))
+    desk.join(b"a")
+    desk.trained(b"a", 1)
+    assert desk.run.store.version == 20
+
+
+# Results between hosts, and from an old base
+
+
+def test_a_packed_result_changes_the_state_as_the_worker_changed_its_rounded_base() -> None:
+    run = a_run(optimizer=Adam(), momenta=(0.9,))
+    packing, rule = run.settings.packing, run.store.rule
+    random = np.random.default_rng(0)
+    run.store.apply(random.random(rule.state_size, np.float32), WHOLE)
+    state = run.store.state
+    base = np.empty_like(state)
+    packing.unpack_base(run.packed_state(), out=base)
+    change = np.linspace(-1, 1, rule.state_size, dtype=np.float32)
+    result = run.result_of(packing.pack_result(base, base + change), state, is_packed=True)
+    np.testing.assert_allclose(result[:4], state[:4] + change[:4], atol=1 / 127)
+    np.testing.assert_array_equal(result[4:6], (base + change)[4:6])  # buffers are exact
+    assert result[-1] == (base + change)[-1]
+    assert result is not state
+
+
+def test_a_state_is_packed_once_for_all_workers_of_a_version() -> None:
+    desk = Desk()
+    desk.join(b"a", shares_memory=False)
+    desk.join(b"b", shares_memory=False)
+    one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
+    assert one.state is other.state
+    assert desk.run.packed_state() is one.state
+
+
+# Refused results
+
+
+@pytest.mark.parametrize("loss_sum", [np.nan, np.inf, -np.inf, 1e200, -1e200])
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_huge_or_infinite_loss_is_refused_and_the_checkpoint_stays_readable(
+    consistency: Consistency, loss_sum: float
+) -> None:
+    local_steps = None if consistency is BSP else 2
+    settings = replace(SETTINGS, consistency=consistency, local_steps=local_steps)
+    desk = Desk(RunState(settings, vector(0.0)))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    for _ in range(2):
+        again = desk.push(b"a", work, loss_sum=loss_sum)
+        assert (again.start, again.stop, again.lease_id > work.lease_id) == (
+            *(work.start, work.stop),
+            True,
+        )
+        work = again
+    desk.push(b"a", work, loss_sum=1e99)
+    checkpoint = desk.run.checkpoint()
+    counters = json.loads(json.dumps(checkpoint.counters, allow_nan=False))
+    resumed = RunState.resumed(settings, replace(checkpoint, counters=counters))
+    assert resumed.metrics.gradients_refused == 2
+    assert resumed.metrics.records[-1]["loss"] == pytest.approx(1e99 / (work.stop - work.start))
+
+
+@pytest.mark.parametrize("place", range(STATE_SIZE))
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: float) -> None:
+    desk, good, other = two_workers()
+    assert desk.has_to_wait(b"a", desk.a_push(good))
+    push = desk.a_push(other)
+    assert push.state is not None
+    push.state[place] = bad
+    again = desk.ask(b"b", push)
+    assert (again.start, again.stop) == (other.start, other.stop)
+    desk.answers(b"b", desk.a_push(again))
+    report = desk.report()
+    assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
+
+
+# Warnings
+
+
+def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
+    losses = [1.0] * 40 + [0.5] * 20 + [0.55] * 20
+    found = []
+    for consistency in (ROUNDS, ASYNC):
+        run = a_run(consistency=consistency)
+        for count in (1, 40, 60, 80, 100):
+            rising = [*losses, *[0.9] * 20][:count]
+            run.metrics.records.clear()
+            run.metrics.records.extend(
+                {"loss": loss, "epoch": number / RECORDS_PER_EPOCH}
+                for number, loss in enumerate(rising, 1)
+            )
+            found.append(run.loss_warning)
+    *quiet, warning = found[:5]
+    assert quiet == [None] * 4
+    assert warning is not None
+    for word in ("0.5", "0.9", "3.0", "learning rate", "fewer workers"):
+        assert word in warning
+    assert "--consistency rounds" not in warning
+    assert found[9] is not None
+    assert "--consistency rounds" in found[9]
+
+
+def test_a_loss_near_zero_may_rise() -> None:
+    run = a_run()
+    run.metrics.records.extend({"loss": 1.0, "epoch": 1.0} for _ in range(20))
+    run.metrics.records.extend({"loss": 1e-5, "epoch": 2.0} for _ in range(20))
+    run.metrics.records.extend({"loss": 1e-3, "epoch": 3.0} for _ in range(20))
+    assert run.loss_warning is None
+
+
+def test_epoch_means_are_moving_means_over_an_epoch() -> None:
+    assert epoch_means([1.0] * (RECORDS_PER_EPOCH - 1)) == []
+    means = epoch_means([1.0] * RECORDS_PER_EPOCH + [3.0] * RECORDS_PER_EPOCH)
+    assert means[:: RECORDS_PER_EPOCH // 2] == [1.0, 2.0, 3.0]
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(consistency: Consistency) -> None:
+    local_steps = None if consistency is BSP else 2
+    settings = replace(
+        SETTINGS,
+        optimizer=Momentum(0.9),
+        average_decay=0.5,
+        consistency=consistency,
+        local_steps=local_steps,
+    )
+    whole = Desk(RunState(settings, vector(0.0)))
+    whole.join(b"a")
+    whole.trained(b"a", 1)
+
+    first = Desk(RunState(settings, vector(0.0)))
+    first.join(b"a")
+    first.trained(b"a", 1, samples_at_most=52)  # in mid-epoch
+    checkpoint = first.run.checkpoint()
+    first.trained(b"a", 1)
+    second = Desk(RunState.resumed(settings, checkpoint))
+    second.now = 7000.0
+    second.join(b"a")
+    second.trained(b"a", 1)
+
+    np.testing.assert_array_equal(second.state, whole.state)
+    np.testing.assert_array_equal(second.run.store.outer_momentum, whole.run.store.outer_momentum)
+    expected, report = whole.report(), second.report()
+    for name in ("samples", "version", "pushes_applied", "staleness_histogram", "next_record"):
+        assert report[name] == expected[name]
+    assert report["seconds"] == pytest.approx(expected["seconds"])
+    assert report["workers_joined"] == 2
+
+
+def test_collected_results_of_a_round_are_computed_again_after_a_resume() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    resumed = Desk(RunState.resumed(SETTINGS, desk.run.checkpoint()))
+    resumed.join(b"a")
+    resumed.join(b"b")
+    assert [resumed.pull(node, number).start for node, number in ((b"a", 1), (b"b", 2))] == [
+        one.start,
+        other.start,
+    ]
+
+
+def test_other_settings_may_change_when_a_run_is_resumed() -> None:
+    checkpoint = a_run().checkpoint()
+    changed = replace(SETTINGS, batch_size=8, epochs=5, learning_rate=0.1, local_steps=4)
+    run = RunState.resumed(changed, checkpoint)
+    assert (run.settings, run.is_resumed) == (changed, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"samples": 41},
+        {"optimizer": Momentum()},
+        {"consistency": ASYNC},
+        {"layout": (("weight", (2, 2)), ("bias", (1, 2)))},
+    ],
+)
+def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any]) -> None:
+    checkpoint = a_run().checkpoint()
+    with pytest.raises(CheckpointError, match=naming("'digits'", "expected")):
+        RunState.resumed(replace(SETTINGS, **change), checkpoint)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 0},
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"batch_size": -1},
+        {"batch_size": 41},
+        {"local_steps": 0},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"clip_norm": 0.0},
+        {"average_decay": 1.0},
+        {"heartbeat_interval_s": 0.0},
+        {"heartbeat_timeout_s": 0.5},
+        {"layout": ()},
+        {"layout": (("a", (1,)), ("a", (1,)))},
+        {"layout": (("a", (0,)),)},
+        {"layout": (("optimizer/velocity", (1,)),)},
+        {"momenta": (1.0,)},
+        {"momenta": (-0.1,)},
+        {"momenta": (0.9, 0.9)},
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_its_value(change: dict[str, Any]) -> None:
+    [name] = change
+    with pytest.raises(SettingError, match=rf"\b{name}=") as caught:
+        replace(SETTINGS, **change)
+    assert isinstance(caught.value, DistNetError)
+    assert caught.value.exit_code == 2
+
+
+def test_synchronous_runs_have_one_local_step() -> None:
+    with pytest.raises(SettingError, match=naming("local_steps=2", "bsp", "rounds")):
+        replace(SETTINGS, consistency=BSP)
+    assert replace(SETTINGS, consistency=BSP, local_steps=1).local_steps == 1
+
+
+def test_settings_are_kept_as_json() -> None:
+    kept = json.loads(json.dumps(replace(SETTINGS, optimizer=SGD()).to_json()))
+    assert kept["optimizer"] == "SGD()"
+    assert (kept["samples"], kept["consistency"]) == (40, "rounds")
