@@ -27,6 +27,7 @@ COSTS = ClusterCosts(
     shared_memory=FREE,
     tcp=FREE,
 )
+SHORT = replace(COSTS, minibatches=10_000)
 FAST = Network(bytes_per_s=1e30)
 PLAN = ClusterPlan(1, COSTS, FAST, cores=1, local_steps=10)
 ASYNC = replace(PLAN, consistency=Consistency.ASYNC)
@@ -120,8 +121,8 @@ def test_a_step_of_two_threads_needs_two_cores() -> None:
 
 @pytest.mark.parametrize("plan", [PLAN, ASYNC])
 def test_leases_are_as_long_as_exchanges_need_within_the_servers_limits(plan: ClusterPlan) -> None:
-    automatic = replace(plan, local_steps=None)
-    fewest, most = step_limits(plan.consistency, 1, COSTS.minibatches)
+    automatic = replace(plan, local_steps=None, costs=SHORT)
+    fewest, most = step_limits(plan.consistency, 1, SHORT.minibatches)
     between = (fewest + most) / 2
     needed_us = 1e6 * between * STEP_S / COMPUTING_TO_EXCHANGE
     for cost_us, steps in ((0, fewest), (needed_us, between), (1e9, most)):
@@ -158,7 +159,7 @@ def test_no_lease_goes_beyond_an_epoch() -> None:
         ({"network": Network(1e8), "consistency": Consistency.ASYNC}, "network"),
         ({"network": Network(), "cores": 6}, "cores"),
         ({"costs": replace(COSTS, tcp=ExchangeCost(3000, 1, 3000, 2))}, "server"),
-        ({"local_steps": None, "costs": replace(COSTS, tcp=ExchangeCost(9, 2, 9, 2))}, "server"),
+        ({"local_steps": None, "costs": replace(SHORT, tcp=ExchangeCost(9, 2, 9, 2))}, "server"),
     ],
 )
 @pytest.mark.parametrize("workers", [1, 7, 300])
