@@ -16,7 +16,7 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import Applied, JournalFile, read_journal
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
-from dist_net.training.server.run_state import LATE_FACTOR, LATE_S, RunState
+from dist_net.training.server.run_state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
@@ -58,7 +58,7 @@ class RunChecks:
         self._acknowledged = 0
         self._kept = 0
         self._turned_s = 0.0
-        self._longest_round_s = 0.0
+        self._longest_round_s = FIRST_ROUND_S
         self.progress_s = 0.0  # when something was last applied
         self.calm_since_s = math.inf  # when the last fault was over
         self.breaks_gradients = False
@@ -87,7 +87,7 @@ class RunChecks:
         require(is_same, "the momentum of the outer steps is not restored")
         self.run, self._journal, self._settings = run, journal, run.settings
         self._acknowledged = version
-        self._longest_round_s = 0.0
+        self._longest_round_s = FIRST_ROUND_S
         self._check_ledger(run)
 
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:

@@ -36,7 +36,11 @@ from dist_net.wire.messages import Push
 
 LATE_S = 0.2
 LATE_FACTOR = 3
-"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``."""
+FIRST_ROUND_S = 1.0
+"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``.
+
+The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
+"""
 
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
@@ -174,7 +178,7 @@ class RunState:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
         if self._is_async:
             return True
-        late_s = max(LATE_S, LATE_FACTOR * self._last_round_s)
+        late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
         return now - self._round_began_s > late_s
 
     def _steps_of(self, member: Member) -> int:
@@ -219,6 +223,7 @@ class RunState:
         record = Applied(0, *who, *lease.range, lease.version, *how, not member.shared)
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
+        self._last_round_s = self._last_round_s or now - self._round_began_s
         is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
         return self._apply_round(staleness, now) if is_whole else ()
 
