@@ -100,5 +100,5 @@ def test_a_worker_may_leave_while_its_processes_compute() -> None:
     with PartProcesses(2, STATE_SIZE, local_of) as processes:
         processes.begin(STEPS)
         steps = processes.take(BASE, LeaseSteps(0, 1002, 1008, 0, 1, 2))
-        for _ in range(3):  # it is asked several times a second
+        for _ in range(3):  # several times a second
             next(steps)

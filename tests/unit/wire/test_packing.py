@@ -1,4 +1,4 @@
-"""Training states in fewer bytes: what is rounded, and what must not be."""
+"""Training states in fewer bytes: weights and moments are rounded, all else is exact."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The modes, and what one worker and several have in common."""
+"""The modes, their outer steps and the limits of their rounds."""
 
 import pytest
 

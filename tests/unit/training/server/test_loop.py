@@ -7,13 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from dist_net.errors import DistNetError
+from dist_net.errors import DistNetError, SegmentError
 from dist_net.files import AppendedFile
 from dist_net.training.server.journal import Journal, read_journal
 from dist_net.training.server.loop import ServerLoop, opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import ParameterServer
+from dist_net.vector import Vector
+from dist_net.wire.messages import (
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    Refuse,
+    SegmentAddress,
+    Welcome,
+    Work,
+)
 from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.network import VirtualNetwork
 from simulation.schedule import TracedSchedule
@@ -138,3 +152,150 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
         for wait_s in turns:
             schedule.now_s += wait_s
     assert disk.exists(CHECKPOINT)
+
+
+# Memory that workers share
+
+
+class Memory:
+    """Two states in memory, until they are closed."""
+
+    vectors = 2
+
+    def __init__(self, size: int) -> None:
+        self.address = SegmentAddress(1, id(self), b"t")
+        self.states = np.zeros((2, size), np.float32)
+        self.is_closed = False
+
+    def vector(self, index: int) -> Vector:
+        assert not self.is_closed
+        vector: Vector = self.states[index]
+        return vector
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Socket:
+    """Keeps what is sent; a test sends messages into the loop."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.failed: list[Message] = []
+
+    def receive(self, timeout_s: float) -> tuple[bytes, Message] | None:
+        raise AssertionError("messages are sent into the loop")
+
+    def send(self, node: bytes, message: Message) -> None:
+        self.sent.append(message)
+
+    def send_one(self, node: bytes, message: Message) -> bool:
+        self.sent.append(message)
+        return True
+
+    def answer_failure(self, node: bytes, message: Message) -> None:
+        self.failed.append(message)
+
+
+class ServerBench:
+    """A server's loop, and the memory that it has created."""
+
+    def __init__(self, *, is_short_of_memory: bool = False) -> None:
+        self.memory: list[Memory] = []
+        self.socket = Socket()
+        self.run = RunState(SETTINGS, np.ones(3, np.float32))
+        schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
+
+        def share(vectors: int, size: int) -> Memory:
+            assert (vectors, size) == (2, 4)
+            if is_short_of_memory:
+                raise SegmentError("too little memory")
+            self.memory.append(Memory(size))
+            return self.memory[-1]
+
+        self.loop = ServerLoop(
+            *(self.run, self.socket, CHECKPOINT, 60.0, None, schedule, disk), share=share
+        )
+        self.turns = self.loop.turns(SlowWriter())
+        next(self.turns)
+
+    def ask(self, message: Message) -> Message:
+        self.turns.send((b"node", message))
+        return self.socket.sent[-1]
+
+    def join(self, identity: int = 7, **facts: Any) -> Message:
+        return self.ask(Join("one", identity, "abc", 3, True)._replace(**facts))
+
+
+def test_a_worker_of_this_host_exchanges_states_in_memory_of_its_own() -> None:
+    bench = ServerBench()
+    welcome = bench.join()
+    assert isinstance(welcome, Welcome)
+    [memory] = bench.memory
+    assert welcome.segment == memory.address
+    work = bench.ask(Pull(welcome.worker_id, 7, 1))
+    assert isinstance(work, Work)
+    assert work.state is None
+    np.testing.assert_array_equal(memory.states, [[1, 1, 1, 0], [0, 0, 0, 0]])
+    memory.states[1] = 5, 6, 7, 1
+    following = bench.ask(Push(welcome.worker_id, 7, 2, work.lease_id, 1.0, 1, 0.1, None))
+    assert isinstance(following, Work)
+    np.testing.assert_array_equal(bench.run.store.state, [5, 6, 7, 1])
+    np.testing.assert_array_equal(memory.states[0], [5, 6, 7, 1])
+    memory.states[:] = np.nan  # the worker's, and no longer the server's
+    np.testing.assert_array_equal(bench.run.store.state, [5, 6, 7, 1])
+
+
+def test_memory_is_released_with_its_worker_and_at_the_end() -> None:
+    bench = ServerBench()
+    first = bench.join()
+    assert isinstance(first, Welcome)
+    bench.join(request_id=1)  # the same worker, again
+    assert [memory.is_closed for memory in bench.memory] == [True, False]
+    second = bench.socket.sent[-1]
+    assert isinstance(second, Welcome)
+    bench.turns.send((b"node", Leave(second.worker_id, 7)))
+    bench.join(8)
+    assert [memory.is_closed for memory in bench.memory] == [True, True, False]
+    bench.turns.close()
+    assert all(memory.is_closed for memory in bench.memory)
+
+
+def test_memory_for_a_worker_that_is_refused_is_released() -> None:
+    bench = ServerBench()
+    assert isinstance(bench.join(recipe_digest="another"), Refuse)
+    assert [memory.is_closed for memory in bench.memory] == [True]
+
+
+def test_a_join_that_is_repeated_keeps_its_memory() -> None:
+    bench = ServerBench()
+    bench.join()
+    bench.turns.send((b"node", Join("one", 7, "abc", 3, True)))
+    assert [memory.is_closed for memory in bench.memory] == [False, True]
+
+
+@pytest.mark.parametrize("shares_memory", [True, False])
+def test_without_shared_memory_states_travel_as_frames(shares_memory: bool) -> None:
+    bench = ServerBench(is_short_of_memory=shares_memory)
+    welcome = bench.join(shares_memory=shares_memory)
+    assert isinstance(welcome, Welcome)
+    assert welcome.segment is None
+    assert bench.memory == []
+    work = bench.ask(Pull(welcome.worker_id, 7, 1))
+    assert isinstance(work, Work)
+    assert work.state is bench.run.packed_state()
+
+
+def test_a_join_whose_handling_fails_is_answered_and_may_be_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = ServerBench()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParameterServer, "_join", fail)
+        bench.turns.send((b"node", Join("one", 7, "abc", 3, True)))
+    assert len(bench.socket.failed) == 1
+    assert isinstance(bench.join(), Welcome)

@@ -1,4 +1,4 @@
-"""Leases and their results: rounds, single results, and what is refused."""
+"""Leases and their results: rounds, single results, and refusals."""
 
 import json
 from collections import Counter
