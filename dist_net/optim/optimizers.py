@@ -130,6 +130,11 @@ class Adam(Optimizer):
     def constants(self) -> tuple[float, ...]:
         return 1 - self.beta1, 1 - self.beta2, self.epsilon, CRUMB
 
+    def rate_scale(self, share: float) -> float:
+        # A step is divided by the root of g², which noise multiplies by 1 / share (Malladi et al.
+        # 2022, arXiv 2205.10287).
+        return 1 / math.sqrt(share)
+
     def rate(self, learning_rate: float, step: float) -> float:
         towards, towards_square = 1 - self.beta1**step, 1 - self.beta2**step
         return float(learning_rate * math.sqrt(towards_square) / towards)
@@ -189,6 +194,11 @@ class AdaGrad(Optimizer):
     def __post_init__(self) -> None:
         require_positive("epsilon", self.epsilon)
         require_not_negative("initial_accumulator", self.initial_accumulator)
+
+    def rate_scale(self, share: float) -> float:
+        # A step is divided by the root of g², which noise multiplies by 1 / share (Malladi et al.
+        # 2022, arXiv 2205.10287).
+        return 1 / math.sqrt(share)
 
     @property
     def initial_state(self) -> dict[str, float]:

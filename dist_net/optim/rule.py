@@ -79,6 +79,14 @@ class Optimizer(ABC):
         """
         return learning_rate
 
+    def rate_scale(self, share: float) -> float:
+        """Return the factor of the learning rate for this share of a minibatch.
+
+        Steps along the gradients of all shares must be as long, on average, as one along their
+        mean, where its noise is larger than the gradient.
+        """
+        return 1.0
+
     def decay(self, learning_rate: float) -> float | None:
         """Return the share of each weight to subtract before the update; None: no decay."""
         return None

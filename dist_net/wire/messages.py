@@ -154,7 +154,7 @@ class Pull(NamedTuple):
 class Work(NamedTuple):
     """A lease, and the training state to begin from; also the acknowledgement of a push.
 
-    The worker takes a local step for each minibatch of samples ``start`` to ``stop`` of the
+    The worker takes a local step for each ``batch_size`` samples of ``start`` to ``stop`` of the
     shuffled order of ``epoch``, in ``parts`` parts that begin from the same state. Its first step
     has the learning rate after ``progress`` samples of the run, each further step that after
     ``pace`` samples more: all workers advance at the same time. A worker without shared memory
@@ -169,6 +169,7 @@ class Work(NamedTuple):
     stop: int
     progress: int
     pace: int
+    batch_size: Annotated[int, Limits(low=1)]
     parts: Parts
     state: Vector | None
 

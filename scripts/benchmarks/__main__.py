@@ -19,7 +19,6 @@ from benchmarks import (
     on_ray,
     photos,
     photos_honesty,
-    push_pull,
     recovery,
     serving,
     slow_networks,
@@ -33,7 +32,6 @@ from dist_net.processes.terminal import plain_console
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
-    "push-pull": push_pull.measure,
     "darknet53": darknet53.measure,
     "photos": photos.measure,
     "photos-honesty": photos_honesty.measure,

@@ -270,7 +270,7 @@ class VirtualCluster:
         if work.worker_id != self._requests[node][0]:
             return  # of a worker that was replaced
         samples = work.epoch, work.start, work.stop
-        lease = LeaseSteps(*samples, work.progress, work.pace, work.parts)
+        lease = LeaseSteps(*samples, work.progress, work.pace, work.batch_size, work.parts)
         for _ in self._local.take(work.state, lease):
             pass
         result = self._local.loss_sum, self._local.correct, self._seconds_of(node, work)
@@ -278,8 +278,8 @@ class VirtualCluster:
         self._handle(node, Push(*who, work.lease_id, *result, self._local.state))
 
     def _seconds_of(self, node: int, work: Work) -> float:
-        minibatches = -(-(work.stop - work.start) // self._run.settings.batch_size)
-        return float(STEP_S / self._speeds[node] * minibatches)
+        share = (work.stop - work.start) / self._run.settings.batch_size
+        return float(STEP_S / self._speeds[node] * share)
 
     def _handle(self, node: int, message: Join | Pull | Push) -> list[Any]:
         commands = self._server.handle(b"%d" % node, message, self._now_s)

@@ -125,7 +125,7 @@ class RunChecks:
         consistency = self._settings.consistency
         is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
         progress = int(self._versions[record.base_version].applied.sum())
-        pace = self._settings.batch_size  # of each part
+        pace = record.batch_size  # of each part
         broken = {
             f"not one of {together} of version {version}": (
                 (record.version, record.together) != (version, together)
@@ -144,7 +144,7 @@ class RunChecks:
         parts = sum(each.parts for each in records)
         mean = 0.0
         for record in records:
-            steps = math.ceil(record.samples / self._settings.batch_size)
+            steps = math.ceil(record.samples / record.batch_size)
             base = self._versions[record.base_version].state[-1]
             mean += (base * record.parts + steps) / parts
         expected = before[-1] + records[0].outer.share * (mean - before[-1])
@@ -160,10 +160,10 @@ class RunChecks:
         parts = sum(each.parts for each in records)
         change = np.zeros(counted)
         for record in records:
-            how = record.progress, record.pace, record.parts
-            for part in LeaseSteps(*record.range, *how).split(settings.batch_size):
+            how = record.progress, record.pace, record.batch_size, record.parts
+            for part in LeaseSteps(*record.range, *how).split():
                 first = record.epoch * settings.samples
-                starts = range(part.start, part.stop, settings.batch_size)
+                starts = range(part.start, part.stop, record.batch_size)
                 for number, start in enumerate(starts):
                     samples = slice(first + start, first + min(starts.stop, start + starts.step))
                     learning_rate = settings.learning_rate_at(part.progress + number * part.pace)

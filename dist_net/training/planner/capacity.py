@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dist_net.errors import SettingError
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
-from dist_net.training.server.consistency import Consistency, step_limits
+from dist_net.training.server.consistency import Consistency, local_batch_size, step_limits
 from dist_net.training.server.lease_lengths import COMPUTING_TO_EXCHANGE, LeaseTimes, round_s
 from dist_net.wire.packing import BLOCK, StatePacking
 
@@ -133,11 +133,18 @@ class ClusterPlan:
         measured_s = self._cost.round_trip_s(self.state_size)
         return measured_s + sum(self._transfers_s) + 2 * self.network.latency_s
 
+    @property
+    def _share(self) -> float:
+        """The part of a minibatch that a worker takes: a step's time is proportional to it."""
+        costs, parts = self.costs, self.exchanges * self.parts
+        facts = costs.minibatches, costs.batch_size
+        return local_batch_size(self.consistency, parts, *facts) / costs.batch_size
+
     def _used_s(self, steps: int) -> dict[str, float]:
         """Return the seconds that a lease and its exchange occupy each shared resource."""
         used_s = {"server": self._cost.server_s(self.state_size)}
         if self.shares_memory:
-            computing_s = steps * self.costs.threads * 1e-3 * self.costs.step_ms
+            computing_s = steps * self.costs.threads * 1e-3 * self.costs.step_ms * self._share
             return used_s | {"cores": (computing_s + self._alone_s) / self.cores}
         # In a round, all results arrive before the first worker is answered.
         return used_s | {"network": (max if self._is_async else sum)(self._transfers_s)}
@@ -148,17 +155,18 @@ class ClusterPlan:
         steps = self.local_steps
         if steps is None:
             times = LeaseTimes(exchange_s, step_s, self.parts)
-            parts, minibatches = self.exchanges * self.parts, self.costs.minibatches
+            parts = self.exchanges * self.parts
+            minibatches = self.costs.minibatches / self._share
             limits = step_limits(self.consistency, parts, minibatches)
             steps = times.steps_in(round_s([times] * self.exchanges, limits))
         # Leases (async) or rounds divide an epoch into equal parts.
-        ahead = math.ceil(self.costs.minibatches / self.costs.epochs)
+        ahead = math.ceil(self.costs.minibatches / self._share / self.costs.epochs)
         rounds = -(-ahead // (steps * self.parts * together))
         return max(1, round(ahead / (rounds * self.parts * together)))
 
     def predict(self) -> PredictedCapacity:
         count, alone_s = self.exchanges, self._alone_s
-        unhindered_s = 1e-3 * self.costs.step_ms
+        unhindered_s = 1e-3 * self.costs.step_ms * self._share
         threads = self.costs.threads * (self.workers if self.shares_memory else self.parts)
         step_s = unhindered_s * max(1.0, threads / self.cores)
         busiest_s = max(self._used_s(0).values())
@@ -175,7 +183,7 @@ class ClusterPlan:
         worker_s = steps * unhindered_s + alone_s
         return PredictedCapacity(
             self.workers,
-            self.workers * steps * self.costs.batch_size / cycle_s,
+            self.workers * steps * self.costs.batch_size * self._share / cycle_s,
             steps,
             1 - steps * step_s / cycle_s,
             count - 1 if self._is_async else 0,

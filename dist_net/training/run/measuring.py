@@ -56,7 +56,7 @@ def measure_step(
     whole_minibatches = settings.samples // settings.batch_size * settings.batch_size
     began_s: list[float] = []
     while True:
-        for _ in local.take(state, LeaseSteps(0, 0, whole_minibatches, 0, 0)):
+        for _ in local.take(state, LeaseSteps(0, 0, whole_minibatches, 0, 0, settings.batch_size)):
             began_s.append(time.perf_counter())
             # The first step compiles.
             if len(began_s) > MIN_STEPS and began_s[-1] > began_s[1] + STEP_SECONDS:

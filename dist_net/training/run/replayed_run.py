@@ -184,7 +184,7 @@ class Replay:
         if applied.is_packed:
             rounded = np.empty_like(base)
             packing.unpack_base(packing.pack_base(base), out=rounded)
-        how = applied.progress, applied.pace, applied.parts
+        how = applied.progress, applied.pace, applied.batch_size, applied.parts
         for _ in local.take(rounded, LeaseSteps(*applied.range, *how)):
             pass
         state = local.state

@@ -83,7 +83,8 @@ class SingleProcess:
         ``start`` begins a minibatch.
         """
         progress = epoch * self._samples + start
-        lease = LeaseSteps(epoch, start, stop, progress, self._recipe.batch_size)
+        size = self._recipe.batch_size
+        lease = LeaseSteps(epoch, start, stop, progress, pace=size, batch_size=size)
         for _ in self._local.take(self._state, lease):
             pass
         self._state = self._local.state

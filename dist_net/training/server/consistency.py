@@ -53,8 +53,12 @@ WHOLE = OuterStep(1.0, 0.0, 1.0)
 
 
 ROUNDS = 128
-USUAL_STEPS, FEWEST_STEPS = 32, 8
+USUAL_STEPS, FEWEST_STEPS = 32, 4
 """Local steps of a worker; see ``step_limits``."""
+
+MINIBATCHES = 2500
+FEWEST_SAMPLES = 4
+"""See ``local_batch_size``."""
 
 
 class StepLimits(NamedTuple):
@@ -64,12 +68,35 @@ class StepLimits(NamedTuple):
     most: float
 
 
-def step_limits(consistency: Consistency, workers: int, minibatches: int) -> StepLimits:
-    """Return the limits for a round of ``workers`` in a run of ``minibatches``.
+def local_batch_size(
+    consistency: Consistency, workers: int, minibatches: int, batch_size: int
+) -> int:
+    """Return the number of samples of a worker's minibatches in a run of ``minibatches``.
 
-    A run needs ``ROUNDS`` rounds, or more than one process learns from its first samples is lost.
-    Each worker takes ``USUAL_STEPS`` steps if there are enough, which costs few exchanges, and
-    ``FEWEST_STEPS`` in any case, since the average of shorter leases is too cautious.
+    M workers could take turns with whole minibatches, and then the run has one step in turn for M
+    steps of one process; or share each minibatch, and then each worker takes as many steps as one
+    process. With more workers, and in shorter runs, a minibatch is shared by more of them: each
+    half of the number of workers, on a logarithmic scale, and by all if the run has fewer than
+    ``MINIBATCHES`` for each. A share has ``FEWEST_SAMPLES`` or more. In ``bsp`` all share one.
+    """
+    if consistency is Consistency.BSP:
+        return -(-batch_size // workers)
+    sharing = 1
+    while (
+        workers > sharing * min(2 * sharing, minibatches / MINIBATCHES)
+        and sharing < workers
+        and batch_size >= 2 * sharing * FEWEST_SAMPLES
+    ):
+        sharing *= 2
+    return -(-batch_size // sharing)
+
+
+def step_limits(consistency: Consistency, workers: int, minibatches: float) -> StepLimits:
+    """Return the limits for a round of ``workers`` in a run of ``minibatches`` of their size.
+
+    A run needs ``ROUNDS`` rounds, or the momentum of the outer steps has no time to act. Each
+    worker takes ``USUAL_STEPS`` steps if the run has enough, which costs few exchanges, and
+    ``FEWEST_STEPS`` in any case.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
@@ -77,16 +104,17 @@ def step_limits(consistency: Consistency, workers: int, minibatches: int) -> Ste
     return StepLimits(min(USUAL_STEPS * workers, most), most)
 
 
-def outer_step(consistency: Consistency, workers: float) -> OuterStep:
-    """Return the outer step for ``workers``.
+def outer_step(consistency: Consistency, workers: float, turns: float = 1.0) -> OuterStep:
+    """Return the outer step for ``workers``, of which ``turns`` have minibatches of their own.
 
-    One worker alone computes what one process computes. M workers in turn would move the weights
-    about M times as far as their mean does, so the momentum makes up for that: over many rounds it
-    multiplies a change by rate / (1 - momentum), which is M.
+    One worker alone computes what one process computes, and so do, on average, workers that share
+    each minibatch. M workers that took turns would move the weights about M times as far as the
+    mean of their changes: over many rounds, momentum multiplies a change by
+    ``rate / (1 - momentum)``, which is ``turns``.
     """
     if consistency is Consistency.ASYNC:
         return OuterStep(1 / workers, 0.0, 1 / workers)
-    if workers == 1 or consistency is Consistency.BSP:
+    if turns <= 1 or consistency is Consistency.BSP:
         return WHOLE
-    share = 0.3 / math.sqrt(workers)
-    return OuterStep(share * workers, 1 - share, 1.0)
+    share = 0.3 / math.sqrt(turns)
+    return OuterStep(share * turns, 1 - share, 1.0)

@@ -43,7 +43,7 @@ UNUSABLE = JournalMismatchError, JournalDamagedError
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
-_APPLIED = struct.Struct("<BBHQQIIIIIQIff")
+_APPLIED = struct.Struct("<BBHQQIIIIQIIff")
 _STARTED = struct.Struct("<B3xQ8sdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _CHECKSUM = struct.Struct("<I")
@@ -53,19 +53,19 @@ class Applied(NamedTuple):
     """The result of a lease, which made the state ``version`` with ``together`` - 1 others.
 
     The lease was samples ``start`` to ``stop`` of an epoch's shuffled order, computed from the
-    state ``base_version``; ``progress``, ``pace`` and ``parts``: see ``Work``. With ``is_packed``,
+    state ``base_version``; for the rest of its fields see ``Work``. With ``is_packed``,
     base and result travelled as frames, and were rounded. ``outer`` applied the results' mean.
     """
 
     version: int
     worker_id: int
-    lease_id: int
     epoch: int
     start: int
     stop: int
     base_version: int
     progress: int
     pace: int
+    batch_size: int
     parts: int = 1
     is_packed: bool = False
     together: int = 1
@@ -124,9 +124,9 @@ def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):
         rate, momentum, share = record.outer
         bits = record.is_packed + 2 * (share == 1) + 4 * (record.parts - 1)
-        staleness, lease = record.version - record.base_version, record.lease_id % 2**32
-        numbers = record.version, record.worker_id, lease, staleness, record.start, record.samples
-        how = record.epoch, record.progress, record.pace, rate, momentum
+        staleness = record.version - record.base_version
+        numbers = record.version, record.worker_id, staleness, record.start, record.samples
+        how = record.epoch, record.progress, record.pace, record.batch_size, rate, momentum
         return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, *how))
     if isinstance(record, Started):
         version, incarnation, *whole, rate, clip_norm, decay = record
@@ -141,15 +141,13 @@ def decode_record(block: bytes) -> JournalRecord:
     content = _checked(block)
     (kind,) = _KIND.unpack(content)
     if kind == 1:
-        _, bits, together, version, worker, lease, staleness, *rest = _APPLIED.unpack(content)
-        start, size, epoch, progress, pace, rate, momentum = rest
+        _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
+        start, size, epoch, *how, rate, momentum = rest
         outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
-        samples, how = (
-            (epoch, start, start + size),
-            (progress, pace, 1 + (bits >> 2), bool(bits & 1)),
-        )
-        base = version - staleness
-        return Applied(version, worker, lease, *samples, base, *how, together, outer)
+        samples, parts, is_packed = (epoch, start, start + size), 1 + (bits >> 2), bool(bits & 1)
+        progress, pace, batch_size = how
+        what = version, worker, *samples, version - staleness, progress, pace, batch_size
+        return Applied(*what, parts, is_packed, together, outer)
     if kind == 2:
         _, version, name, rate, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
         clip_norm, decay = (None if math.isnan(each) else each for each in limits)
@@ -205,7 +203,7 @@ class _RecordOrder:
                     record.version == self.version + self.is_whole
                     and 0 <= self.first_version <= record.base_version < record.version
                     and record.start < record.stop
-                    and record.pace > 0
+                    and record.pace > 0 < record.batch_size
                     and record.together >= 1 + (0 if self.is_whole else self._missing)
                     and all(0 <= each < math.inf for each in record.outer)
                 )

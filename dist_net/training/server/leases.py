@@ -31,7 +31,7 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A range held by a worker, in ``parts`` parts; see ``Work`` for ``progress`` and ``pace``.
+    """A range held by a worker; see ``Work`` for ``pace``, ``batch_size``, ``parts``, ``progress``.
 
     It begins from the state ``version``. ``rival`` is the other worker with the same range.
     """
@@ -39,6 +39,7 @@ class Lease:
     lease_id: int
     range: Range
     pace: int
+    batch_size: int
     parts: int = 1
     rival: int | None = None
     version: int = 0
@@ -52,11 +53,10 @@ class LeaseLedger:
     the next epoch.
     """
 
-    def __init__(self, samples: int, epochs: int, batch_size: int) -> None:
+    def __init__(self, samples: int, epochs: int) -> None:
         self.samples = samples
         self.epochs = epochs
         self.applied_samples = 0
-        self._batch_size = batch_size
         self._collected: list[Range] = []
         self._pool: deque[Range] = deque()
         self._unleased = samples * epochs
@@ -84,17 +84,18 @@ class LeaseLedger:
         return bool(self._leases)
 
     @property
-    def minibatches_ahead(self) -> int:
-        """The number of minibatches in the range of which the next lease is a part."""
-        ahead = self._pool[0].samples if self._pool else self.samples
-        return -(-ahead // self._batch_size)
+    def samples_ahead(self) -> int:
+        """The number of samples in the range of which the next lease is a part."""
+        return self._pool[0].samples if self._pool else self.samples
 
     def lease_of(self, worker_id: int, lease_id: int | None = None) -> Lease | None:
         """Return the worker's lease, if it has this number."""
         lease = self._leases.get(worker_id)
         return lease if lease is None or lease_id in (None, lease.lease_id) else None
 
-    def grant(self, worker_id: int, minibatches: int, pace: int = 1, parts: int = 1) -> Lease:
+    def grant(
+        self, worker_id: int, minibatches: int, batch_size: int, pace: int = 1, parts: int = 1
+    ) -> Lease:
         """Grant the next ``minibatches`` of an epoch, or as many as are left of it.
 
         Call this only while something is unleased, for a worker without a lease.
@@ -103,12 +104,12 @@ class LeaseLedger:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + self._batch_size * minibatches)
+        stop = min(end, start + batch_size * minibatches)
         if stop < end:
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
-        parts = min(parts, -(-(stop - start) // self._batch_size))
-        return self._lease(worker_id, Range(epoch, start, stop), pace, parts)
+        parts = min(parts, -(-(stop - start) // batch_size))
+        return self._lease(worker_id, Range(epoch, start, stop), pace, batch_size, parts)
 
     def _lease(self, worker_id: int, *facts: Any) -> Lease:
         lease = self._leases[worker_id] = Lease(self._next_lease_id, *facts)
@@ -120,7 +121,8 @@ class LeaseLedger:
         for holder, lease in self._leases.items():
             if lease.rival is None:
                 lease.rival = worker_id
-                return self._lease(worker_id, lease.range, lease.pace, lease.parts, holder)
+                facts = lease.range, lease.pace, lease.batch_size, lease.parts
+                return self._lease(worker_id, *facts, holder)
         return None
 
     def collect(self, worker_id: int) -> Lease:

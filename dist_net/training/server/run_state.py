@@ -15,6 +15,7 @@ from dist_net.training.server.consistency import (
     Consistency,
     OuterStep,
     StepLimits,
+    local_batch_size,
     outer_step,
     step_limits,
 )
@@ -53,10 +54,11 @@ WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
 
 class RoundPlan(NamedTuple):
-    """A round of ``leases`` leases; those of automatic length are multiplied by ``scale``."""
+    """A round of ``leases`` leases, whose lengths are multiplied by ``scale``."""
 
     leases: int
     scale: float
+    batch_size: int
     outer: OuterStep
 
 
@@ -69,7 +71,7 @@ class RunState:
     def __init__(self, settings: RunSettings, weights: Vector, first_worker_id: int = 1) -> None:
         self.settings = settings
         self.members = Membership(settings.heartbeat_timeout_s, first_worker_id)
-        self.ledger = LeaseLedger(settings.samples, settings.epochs, settings.batch_size)
+        self.ledger = LeaseLedger(settings.samples, settings.epochs)
         self.store = StateStore(settings.start_rule(), weights)
         self.metrics = RunMetrics()
         self.is_resumed = False
@@ -153,26 +155,31 @@ class RunState:
         return not self.ledger.everything_is_leased and (self._is_async or not is_full)
 
     def _next_lease(self, member: Member, now: float) -> Lease:
-        wanted, ahead = self._steps_of(member) * member.parts, self.ledger.minibatches_ahead
+        wanted = self._steps_of(member) * member.parts
         if self._is_async:
+            batch_size = self._batch_size
+            ahead = -(-self.ledger.samples_ahead // batch_size)
             minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
         else:
             if self._plan is None:
-                self._plan, self._round_began_s = self._plan_round(ahead), now
+                self._plan, self._round_began_s = self._plan_round(), now
+            batch_size = self._plan.batch_size
             minibatches = max(1, round(wanted * self._plan.scale))
-        pace = self.settings.batch_size * self.members.parts
-        return self.ledger.grant(member.worker_id, minibatches, pace, member.parts)
+        pace = batch_size * self.members.parts
+        return self.ledger.grant(member.worker_id, minibatches, batch_size, pace, member.parts)
 
-    def _plan_round(self, ahead: int) -> RoundPlan:
+    def _plan_round(self) -> RoundPlan:
         """Return the plan of a round of all workers but those that still compute an ended lease.
 
-        The rounds of an epoch are equally long, because no lease goes beyond an epoch, which has
-        ``ahead`` minibatches left.
+        The rounds of an epoch are equally long, because no lease goes beyond an epoch.
         """
         present = [each for each in self.members.members if each.began_s is None]
         steps = sum(self._steps_of(each) * each.parts for each in present)
-        outer = outer_step(self.settings.consistency, sum(each.parts for each in present))
-        return RoundPlan(len(present), ahead / (-(-ahead // steps) * steps), outer)
+        parts, batch_size = sum(each.parts for each in present), self._batch_size
+        ahead = -(-self.ledger.samples_ahead // batch_size)
+        turns = parts * batch_size / self.settings.batch_size
+        outer = outer_step(self.settings.consistency, parts, turns)
+        return RoundPlan(len(present), ahead / (-(-ahead // steps) * steps), batch_size, outer)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
@@ -197,7 +204,15 @@ class RunState:
 
     @property
     def _limits(self) -> StepLimits:
-        return step_limits(self.settings.consistency, self.members.parts, self.settings.minibatches)
+        settings, parts = self.settings, self.members.parts
+        minibatches = settings.minibatches * settings.batch_size / self._batch_size
+        return step_limits(settings.consistency, parts, minibatches)
+
+    @property
+    def _batch_size(self) -> int:
+        settings, parts = self.settings, self.members.parts
+        facts = settings.minibatches, settings.batch_size
+        return local_batch_size(settings.consistency, parts, *facts)
 
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
         """Take in the result of the worker's lease, and apply what can be applied.
@@ -209,7 +224,7 @@ class RunState:
         assert lease is not None
         assert push.state is not None
         samples = lease.range.samples
-        member.has_computed(-(-samples // self.settings.batch_size), push.computed_s, now)
+        member.has_computed(-(-samples // lease.batch_size), push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
         if not abs(push.loss_sum) < LARGEST_LOSS or not np.isfinite(result).all():
@@ -219,8 +234,9 @@ class RunState:
         staleness = self.store.version - lease.version
         member.pushes += 1
         member.staleness_sum += staleness
-        who, how = (member.worker_id, lease.lease_id), (lease.progress, lease.pace, lease.parts)
-        record = Applied(0, *who, *lease.range, lease.version, *how, not member.shared)
+        how = lease.progress, lease.pace, lease.batch_size, lease.parts
+        origin = member.worker_id, *lease.range, lease.version
+        record = Applied(0, *origin, *how, is_packed=not member.shared)
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
         self._last_round_s = self._last_round_s or now - self._round_began_s

@@ -294,6 +294,7 @@ class ParameterServer:
             *lease.range,
             lease.progress,
             lease.pace,
+            lease.batch_size,
             lease.parts,
             state,
         )

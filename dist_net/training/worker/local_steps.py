@@ -31,6 +31,8 @@ class MinibatchStep(Protocol):
 class LeaseSteps(NamedTuple):
     """The local steps of a lease, on samples ``start`` to ``stop`` of the order of ``epoch``.
 
+    Minibatches have ``batch_size`` samples.
+
     The first step has the learning rate after ``progress`` samples of the run, each further step
     that after ``pace`` samples more. The ``parts`` of the lease begin from the same state.
     """
@@ -40,16 +42,17 @@ class LeaseSteps(NamedTuple):
     stop: int
     progress: int
     pace: int
+    batch_size: int
     parts: int = 1
 
-    def split(self, batch_size: int) -> list["LeaseSteps"]:
+    def split(self) -> list["LeaseSteps"]:
         """Return the parts, of whole minibatches and as equal as possible, in the samples' order.
 
         A lease has at least as many minibatches as parts.
         """
-        minibatches = -(-(self.stop - self.start) // batch_size)
+        minibatches = -(-(self.stop - self.start) // self.batch_size)
         ends = [
-            min(self.start + part * minibatches // self.parts * batch_size, self.stop)
+            min(self.start + part * minibatches // self.parts * self.batch_size, self.stop)
             for part in range(self.parts + 1)
         ]
         return [self._replace(start=start, stop=stop, parts=1) for start, stop in pairwise(ends)]
@@ -58,7 +61,8 @@ class LeaseSteps(NamedTuple):
 class LocalSteps:
     """Take the local steps of leases by ``rule``, with the gradients of ``step``.
 
-    ``learning_rate_at`` returns the learning rate after a number of samples of the run.
+    ``learning_rate_at`` returns the learning rate after a number of samples of the run, for
+    minibatches of ``batch_size``.
     ``state`` is the training state after the last lease: the mean of its parts. It is valid until
     the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. Allocate three
     vectors at first, and a fourth with the first lease of several parts.
@@ -92,7 +96,7 @@ class LocalSteps:
             return
         if self._mean is None:
             self._mean = np.empty(self.rule.state_size, np.float32)
-        for number, part in enumerate(lease.split(self._batch_size)):
+        for number, part in enumerate(lease.split()):
             yield from self._take_part(base, part)
             if number:
                 self._mean += self._latest[0]
@@ -105,12 +109,13 @@ class LocalSteps:
         if base is not self._latest[0]:
             np.copyto(self._latest[0], base)
         loss_sum = 0.0
-        for number, start in enumerate(range(part.start, part.stop, self._batch_size)):
+        scale = self.rule.optimizer.rate_scale(part.batch_size / self._batch_size)
+        for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
             yield
-            self._step.gather(part.epoch, start, min(start + self._batch_size, part.stop))
+            self._step.gather(part.epoch, start, min(start + part.batch_size, part.stop))
             state, weights = self._latest
             loss, correct = self._step.run(weights, self._gradient)
-            rate = self._learning_rate_at(part.progress + number * part.pace)
+            rate = scale * self._learning_rate_at(part.progress + number * part.pace)
             self.rule.step(state, self._gradient, rate, self._other[0])
             self._latest, self._other = self._other, self._latest
             loss_sum += loss

@@ -91,7 +91,7 @@ class PartProcesses:
         assert self._settings is not None
         np.copyto(self._base[: base.size], base)
         self.loss_sum, self.correct = 0.0, 0
-        parts = lease.split(self._settings.batch_size)
+        parts = lease.split()
         mean: Vector | None = None
         for first in range(0, len(parts), len(self)):  # more only in a lease of another host
             taken = dict(zip(self._channels, parts[first : first + len(self)], strict=False))

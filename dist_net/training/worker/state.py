@@ -179,7 +179,7 @@ class WorkerState:
         if work is None:
             return [Receive(self._patience_s(now))]
         samples = work.epoch, work.start, work.stop
-        lease = LeaseSteps(*samples, work.progress, work.pace, work.parts)
+        lease = LeaseSteps(*samples, work.progress, work.pace, work.batch_size, work.parts)
         return [Compute(lease, work.state)]
 
     def _patience_s(self, now: float) -> float:

@@ -34,7 +34,7 @@ def steps_of(
 
     def step() -> np.float32:
         nonlocal position
-        summed_loss, _ = training.step(0, position * batch, (position + 1) * batch)
+        summed_loss, _ = training.train(0, position * batch, (position + 1) * batch)
         position = (position + 1) % count
         return np.float32(summed_loss / batch)
 

@@ -18,7 +18,7 @@ def measure(batch_size: int) -> task.Case:
 
     def step() -> None:
         nonlocal position
-        training.step(0, position, position + batch_size)
+        training.train(0, position, position + batch_size)
         position = (position + batch_size) % (task.SAMPLES - batch_size)
 
     return training_case(0, batch_size, median_us(step))
