@@ -53,11 +53,11 @@ WHOLE = OuterStep(1.0, 0.0, 1.0)
 
 
 ROUNDS = 128
-USUAL_STEPS, FEWEST_STEPS = 32, 4
+USUAL_STEPS, FEWEST_STEPS = 32, 2
 """Local steps of a worker; see ``step_limits``."""
 
 MINIBATCHES = 2500
-FEWEST_SAMPLES = 4
+FEWEST_SAMPLES = 2
 """See ``local_batch_size``."""
 
 
