@@ -67,6 +67,7 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
 ) -> None:
     random = np.random.default_rng(0)
     states = random.standard_normal((3, STATE_SIZE)).astype(np.float32)
+    states[:, -1] = 1, 2, 4  # steps
     found = set()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         desk = Desk(a_run(consistency=consistency, local_steps=None))
@@ -228,7 +229,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
                 desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
             )
         computed_s = speeds[node] * -(-(work.stop - work.start) // 4)
-        begin(desk.answers(node, desk.a_push(work, 0.0, computed_s=computed_s)))
+        begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
     assert (report["samples"], report["workers_lost"]) == (8000, 0)
     if consistency is ROUNDS:
@@ -349,6 +350,20 @@ def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: f
     desk.answers(b"b", desk.a_push(again))
     report = desk.report()
     assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("steps", [-1e9, -1.0, 0.0, 0.5])
+def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
+    """Adam's next step would divide by 0, in every worker."""
+    desk = Desk(a_run(optimizer=Adam()))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    push = desk.a_push(work)
+    assert push.state is not None
+    push.state[-1] = steps
+    again = desk.ask(b"a", push)
+    assert (again.start, again.state is work.state) == (work.start, True)
+    assert desk.report()["gradients_refused"] == 1
 
 
 # Warnings
