@@ -1,26 +1,32 @@
-"""A model whose weights count how often each sample was applied, and from which weights."""
+"""A model whose weights show which samples were applied, and from which weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from dist_net.optim import ArrayShapes
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
+from dist_net.wire.messages import StepSettings
 
-MIXED = 4
-"""The number of further parameters, whose gradients depend on the weights."""
+MIXED, OBSERVED = 4, 2
+"""The numbers of further parameters, and of buffers, which depend on the weights."""
 
+MOMENTA = (0.9,)
 PULL = np.float32(0.01)
 
 
-class CountingStep:
-    """A `MinibatchStep` of the worker's loop with one parameter per sample of each epoch.
+def counting_layout(epochs: int, samples: int) -> ArrayShapes:
+    """Return a layout with one parameter for each sample of each epoch; the rest is mixed."""
+    return ("applied", (epochs, samples)), ("mixed", (MIXED,)), ("observed", (OBSERVED,))
 
-    The gradient is -1 at the samples of the minibatch. With a learning rate of 1, the weights
-    therefore count how often each sample was applied. A round averages its gradients with equal
-    shares: then the learning rate must be the number of gradients. With ``weights_are_torn`` the
-    gradient is invalid and must not be applied. ``is_broken`` decides for each gradient whether it
-    is not finite.
+
+class CountingStep:
+    """A `MinibatchStep` with the gradient -1 at the samples of the minibatch, and 0 at others.
+
+    ``is_broken`` decides for each gradient whether it is not finite.
     """
 
     def __init__(
@@ -30,7 +36,6 @@ class CountingStep:
         self._samples = settings.samples
         self._counted = settings.samples_total
         self._minibatch = 0, 0, 0
-        self.weights_are_torn = False
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
         self._minibatch = epoch, start, stop
@@ -39,18 +44,18 @@ class CountingStep:
         epoch, start, stop = self._minibatch
         first = epoch * self._samples
         gradient.fill(0)
-        gradient[first + start : first + stop] = -1000 if self.weights_are_torn else -1
+        gradient[first + start : first + stop] = -1
         mixed = weights[self._counted :]
         np.multiply(mixed - np.float32(first + start), PULL, out=gradient[self._counted :])
         if self._is_broken():
             gradient[-1] = np.nan
         return 1.0, 1
 
-    def unbind(self) -> None:
-        """Do nothing: the step holds no resources."""
 
-
-def counts(settings: RunSettings, weights: Vector) -> Vector:
-    """Return how often each sample of each epoch was applied; as int8, differences are rounded."""
-    counted = weights[: settings.samples_total]
-    return np.round(counted, 1) if settings.takes_local_steps else counted
+def counting_steps(
+    settings: RunSettings, steps: StepSettings, is_broken: Callable[[], bool] = lambda: False
+) -> LocalSteps:
+    """Return a worker's local steps for the settings of a server that it has joined."""
+    joined = replace(settings, batch_size=steps.batch_size, learning_rate=steps.learning_rate)
+    step, rule = CountingStep(joined, is_broken), joined.start_rule()
+    return LocalSteps(step, rule, joined.batch_size, joined.learning_rate_at)

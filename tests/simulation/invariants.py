@@ -1,140 +1,245 @@
 """The invariants of a simulated training run, checked at every event."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.errors import BadInputError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
-from dist_net.training.server.journal import JournalFile, read_journal
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.journal import Applied, JournalFile, read_journal
 from dist_net.training.server.loop import ServerLoop
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.members import Member
+from dist_net.training.server.run_state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.wire.messages import Message, Stop, Work
-from simulation.counting import CountingStep, counts
+from dist_net.training.worker.local_steps import LeaseSteps
+from dist_net.vector import Vector
+from dist_net.wire.messages import Alive, Message, Push, Stop, Work
+from simulation.counting import CountingStep
 from simulation.disk import VirtualDisk, checkpoint_on
 from simulation.failures import InvariantBrokenError, require
+from simulation.memory import VirtualMemory
 
-MAX_WAIT_IN_STEP_S = 7.0
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
+MAX_WAIT_S = 1.0
+"""The longest wait for a late lease that another worker may share, after it has become late."""
+
+MAX_UNANSWERED_S = 10.0
+"""The longest time to notice that a request or its answer was lost, on the slowest link."""
+
+ROUNDING = 0.1
+"""The largest error of a sample's change, as a share of it: differences travel as int8."""
+
+
+class KnownVersion(NamedTuple):
+    """The training state and the outer momentum of a version, and which samples are in it."""
+
+    state: Vector
+    momentum: Vector
+    applied: NDArray[np.bool_]
 
 
 class RunChecks:
     """Checks the run of a counting model through all starts of its server."""
 
-    def __init__(self, settings: RunSettings, disk: VirtualDisk) -> None:
+    def __init__(self, settings: RunSettings, disk: VirtualDisk, memory: VirtualMemory) -> None:
         self._settings = settings
         self._disk = disk
+        self._memory = memory
         self.run: RunState | None = None
         self._journal: JournalFile | None = None
-        self._version = 0
+        self._versions: dict[int, KnownVersion] = {}
         self._acknowledged = 0
         self._kept = 0
-        self._staleness_limit = self._stalest = 0
-        # Rounds of different sizes count each sample by different shares.
-        is_counted = str(settings.consistency) not in ("local:3", "local:5:3", "local:auto")
-        self._counts_samples = isinstance(settings.optimizer, SGD) and is_counted
+        self._turned_s = 0.0
+        self._longest_round_s = FIRST_ROUND_S
         self.progress_s = 0.0  # when something was last applied
         self.calm_since_s = math.inf  # when the last fault was over
+        self.breaks_gradients = False
 
-    def begin(self, run: RunState, journal: JournalFile, checkpoint: Checkpoint | None) -> None:
+    @property
+    def _version(self) -> int:
+        """The version that the checks have seen last."""
+        return max(self._versions)
+
+    def begin(self, run: RunState, journal: JournalFile) -> None:
         """Check a server that begins the run or resumes from a checkpoint."""
-        state = {} if checkpoint is None else checkpoint.optimizer_state
-        for name, vector in state.items():
-            is_same = np.array_equal(run.store.state[name], vector)
-            require(is_same, f"the optimizer's {name} is not that of the checkpoint")
-        self._staleness_limit, self._stalest = 0, run.metrics.staleness_max
-        self.run, self._journal = run, journal
-        self._version = self._acknowledged = run.store.version
-        if self._version < self._kept:
-            raise InvariantBrokenError(
-                f"version {self._version} is what a server goes on from, and the checkpoint of "
-                f"version {self._kept} was written"
-            )
-        self._check_counts(run)
+        store, version = run.store, run.store.version
+        if not self._versions:
+            applied = np.zeros(self._settings.samples_total, np.bool_)
+            self._versions[0] = KnownVersion(store.state, store.outer_momentum, applied)
+        require(version <= self._version, f"version {version} was never reached")
+        require(
+            version >= self._kept,
+            f"version {version} is what a server continues from, and the checkpoint of version "
+            f"{self._kept} was written",
+        )
+        self._versions = {each: of for each, of in self._versions.items() if each <= version}
+        known = self._versions[version]
+        require(np.array_equal(store.state, known.state), "the training state is not restored")
+        is_same = np.array_equal(store.outer_momentum, known.momentum)
+        require(is_same, "the momentum of the outer steps is not restored")
+        self.run, self._journal, self._settings = run, journal, run.settings
+        self._acknowledged = version
+        self._longest_round_s = FIRST_ROUND_S
+        self._check_ledger(run)
 
-    def turned(self, loop: ServerLoop, now: float) -> None:
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+        """Call ``RunState.accept`` of the run, and check what it applies."""
+        run = self.run
+        assert run is not None
+        records = RunState.accept(run, member, push, now)
+        require(records is not None or self.breaks_gradients, "a result is not finite")
+        if records:
+            self._check_applied(run, records)
+            self._longest_round_s = max(self._longest_round_s, now - self.progress_s)
+            self.progress_s = now
+        return records
+
+    def _check_applied(self, run: RunState, records: Sequence[Applied]) -> None:
+        """Check the next version: what the journal records is what the state contains."""
+        version = self._version + 1
+        before, store = self._versions[version - 1], run.store
+        require(store.version == version, f"version {store.version} follows {version - 1}")
+        applied = before.applied.copy()
+        for record in records:
+            self._check_record(record, version, len(records))
+            first = record.epoch * self._settings.samples
+            samples = slice(first + record.start, first + record.stop)
+            if applied[samples].any():
+                raise InvariantBrokenError(f"samples are applied a second time: {record}")
+            applied[samples] = True
+        self._check_steps(before.state, store.state, records)
+        if isinstance(self._settings.optimizer, SGD):
+            self._check_change(before, store.state, records)
+        self._versions[version] = KnownVersion(store.state, store.outer_momentum, applied)
+        self._check_ledger(run)
+
+    def _check_record(self, record: Applied, version: int, together: int) -> None:
+        consistency = self._settings.consistency
+        is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
+        progress = int(self._versions[record.base_version].applied.sum())
+        pace = self._settings.batch_size  # of each part
+        broken = {
+            f"not one of {together} of version {version}": (
+                (record.version, record.together) != (version, together)
+            ),
+            f"{progress} samples were applied before": record.progress != progress,
+            f"pace {record.pace}": record.pace % pace or record.pace < pace * record.parts,
+            "more than one step": is_bsp and record.samples > pace * record.parts,
+            "a result of another round": not is_async and record.base_version != version - 1,
+            "more than the result is applied": is_async and not 0 < record.outer.rate <= 1,
+        }
+        if reasons := [reason for reason, is_broken in broken.items() if is_broken]:
+            raise InvariantBrokenError(f"{reasons}: {record}")
+
+    def _check_steps(self, before: Vector, state: Vector, records: Sequence[Applied]) -> None:
+        """Check that the count of steps is the mean of the workers', as the optimizer's vectors."""
+        parts = sum(each.parts for each in records)
+        mean = 0.0
+        for record in records:
+            steps = math.ceil(record.samples / self._settings.batch_size)
+            base = self._versions[record.base_version].state[-1]
+            mean += (base * record.parts + steps) / parts
+        expected = before[-1] + records[0].outer.share * (mean - before[-1])
+        is_mean = abs(state[-1] - expected) < 1e-3 * (1 + expected)
+        require(is_mean, f"the state has {state[-1]} steps, expected {expected}")
+
+    def _check_change(
+        self, before: KnownVersion, state: Vector, records: Sequence[Applied]
+    ) -> None:
+        """Check that each recorded sample, and no other, has changed its parameter by its rate."""
+        settings, (rate, momentum, _) = self._settings, records[0].outer
+        counted = settings.samples_total
+        parts = sum(each.parts for each in records)
+        change = np.zeros(counted)
+        for record in records:
+            how = record.progress, record.pace, record.parts
+            for part in LeaseSteps(*record.range, *how).split(settings.batch_size):
+                first = record.epoch * settings.samples
+                starts = range(part.start, part.stop, settings.batch_size)
+                for number, start in enumerate(starts):
+                    samples = slice(first + start, first + min(starts.stop, start + starts.step))
+                    learning_rate = settings.learning_rate_at(part.progress + number * part.pace)
+                    change[samples] = -learning_rate / parts
+        followed = momentum * before.momentum[:counted] + change
+        expected = before.state[:counted] - rate * (change + momentum * followed)
+        off = np.abs(state[:counted] - expected) / (rate * (1 + momentum) / parts)
+        wrong = np.flatnonzero(~(off < ROUNDING))
+        if wrong.size:
+            details = {int(each): float(off[each]) for each in wrong[:12]}
+            raise InvariantBrokenError(f"samples are not in the weights once, but off by {details}")
+
+    def _check_ledger(self, run: RunState) -> None:
+        """Check that each sample is in the ledger once, or else applied."""
+        settings, ledger = self._settings, run.ledger
+        found = np.zeros(settings.samples_total, np.int64)
+        found[ledger._next_epoch * settings.samples :] += 1
+        held = {lease.range for lease in ledger._leases.values()}
+        for epoch, start, stop in (*held, *ledger._pool, *ledger._collected):
+            found[epoch * settings.samples + start : epoch * settings.samples + stop] += 1
+        applied = self._versions[run.store.version].applied
+        wrong = np.flatnonzero(found + applied != 1)
+        require(not wrong.size, f"samples that are not in one place: {wrong[:12]}")
+        is_counted = ledger.applied_samples == applied.sum()
+        require(is_counted, f"{ledger.applied_samples} of {applied.sum()} samples are counted")
+
+    def turned(self, loop: ServerLoop, process_id: int, now: float) -> None:
         """Check the server's state after each of its steps."""
         run = self.run
         assert run is not None
-        self._check_leaks(run, loop)
-        self._check_lead(run)
-        self._check_wait(run, loop, now)
-        limit = max(self._staleness_limit, run.members.staleness_limit)
-        self._staleness_limit = run.members.staleness_limit
-        version = run.store.version
-        if version != self._version:
-            require(version > self._version, f"version {version} follows {self._version}")
-            stalest = run.metrics.staleness_max
-            is_bounded = stalest <= max(limit, self._stalest)
-            require(is_bounded, f"a gradient was {stalest} versions old: the limit is {limit}")
-            self._stalest = stalest
-            self._version, self.progress_s = version, now
-            self._check_counts(run)
+        require(run.store.version == self._version, f"version {run.store.version} appeared")
+        self._check_leaks(run, loop, process_id)
+        self._check_waits(run, loop, now)
+        is_over = self.is_finished and loop._server._waiting
+        require(not is_over, "workers that wait do not learn that the run is finished")
 
-    def _check_leaks(self, run: RunState, loop: ServerLoop) -> None:
+    def _check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
         """Check that the server holds nothing for workers that have left the run."""
         members = {member.worker_id for member in run.members.members}
-        held: dict[str, Collection[int]] = {
-            "pins": run.store._pins,
+        held: dict[str, dict[int, Any]] = {
             "leases": run.ledger._leases,
-            "memory": loop._gradients,
+            "memory": loop._shared,
             "answers": loop._server._waiting,
         }
         for what, of in held.items():
-            require(members >= {*of}, f"{what} of workers that are gone: {({*of}) - members}")
-        pins = sum(map(len, run.store._pins.values()))
-        require(pins == sum(run.store._pinned), "a snapshot is pinned that no worker has pinned")
+            if gone := of.keys() - members:
+                raise InvariantBrokenError(f"{what} of workers that are gone: {gone}")
+        segments = len(self._memory.segments_of(process_id))
+        is_used = segments == len(loop._shared)
+        require(is_used, f"{segments} segments for {len(loop._shared)} workers")
 
-    def _check_lead(self, run: RunState) -> None:
-        """Check that with ``ssp:N`` no computing worker is more than N steps ahead of another."""
-        consistency = self._settings.consistency
-        if consistency.max_ahead is None or consistency.is_automatic:
+    def _check_waits(self, run: RunState, loop: ServerLoop, now: float) -> None:
+        """Check that no worker waits for a late lease that has no rival."""
+        if now - self._turned_s > LATE_S:  # the server was stopped
+            self.calm_since_s = max(self.calm_since_s, now)
+        self._turned_s = now
+        waiting = loop._server._waiting.values()
+        if not any(lease.rival is None for lease in run.ledger._leases.values()):
             return
-        members = [each for each in run.members.members if run.ledger.holds_lease(each.worker_id)]
-        clocks = [each.clock for each in members]
-        computing = [
-            each.clock
-            for each in members
-            if each.step_began_s is not None and not each.told_to_stop
-        ]
-        lead = max(computing, default=0) - min(clocks, default=0)
-        require(lead <= consistency.max_ahead, f"a worker is {lead} steps ahead")
-
-    def _check_wait(self, run: RunState, loop: ServerLoop, now: float) -> None:
-        """Check that with ``auto`` workers in step do not wait for a much slower worker."""
-        if self._settings.consistency.is_automatic and run.members.go_in_step:
-            waited_s = now - max(self.progress_s, self.calm_since_s)
-            is_patient = loop._server._waiting and waited_s > MAX_WAIT_IN_STEP_S
-            require(not is_patient, f"workers wait for a slow one for {waited_s:.1f} s")
-
-    def _check_counts(self, run: RunState) -> None:
-        """Check that each sample is applied at most once, as often as the ledger records."""
-        # Other optimizers and lower rates count differently; a replay shows what they apply.
-        share = self._settings.consistency.max_rate_share(
-            len(run.members), self._settings.optimizer.full_rate_staleness
-        )
-        self._counts_samples &= share == 1.0
-        if not self._counts_samples:
-            return
-        applied = counts(self._settings, run.store.weights)
-        if applied.max() > 1 or applied.min() < 0 or applied.sum() != run.ledger.applied_samples:
-            again = np.flatnonzero((applied != 0) & (applied != 1))
-            raise InvariantBrokenError(
-                f"{applied.sum():g} samples are in the weights, and the ledger says "
-                f"{run.ledger.applied_samples}; applied how often: "
-                f"{ {int(sample): float(applied[sample]) for sample in again} }"
-            )
+        late_s = max(LATE_S, LATE_FACTOR * self._longest_round_s) + MAX_WAIT_S
+        for member in waiting:
+            began_s = max(member.waits_since_s or now, self.progress_s, self.calm_since_s)
+            require(now - began_s < late_s, f"{member.name} waits for {now - began_s:.1f} s")
 
     def sent(self, message: Message) -> None:
         """Note that the server answers, which acknowledges all updates so far."""
+        if self.is_finished and isinstance(message, Work | Alive):
+            kind = type(message).__name__
+            raise InvariantBrokenError(f"the run is finished, and the server sends {kind}")
         if isinstance(message, Work | Stop) and self.run is not None:
             self._acknowledged = self.run.store.version
+
+    def unanswered(self, name: str, unanswered_s: float, now: float) -> None:
+        """Check that a worker notices the loss of a request or its answer."""
+        is_noticed = min(unanswered_s, now - self.calm_since_s) < MAX_UNANSWERED_S
+        require(is_noticed, f"{name} waits for the answer to a message that was lost")
 
     @property
     def is_finished(self) -> bool:
@@ -156,7 +261,7 @@ class RunChecks:
         journal = read_journal(JOURNAL, self._disk)
         if journal.version < self._acknowledged:
             raise InvariantBrokenError(
-                f"version {self._acknowledged} was acknowledged, and the journal goes to "
+                f"version {self._acknowledged} was acknowledged, and the journal ends at "
                 f"{journal.version}: {journal.fault}"
             )
 
@@ -172,23 +277,31 @@ class RunChecks:
         """Check that checkpoint and journal of a finished run are complete and agree."""
         settings = self._settings
         checkpoint = checkpoint_on(self._disk, CHECKPOINT)
-        uncounted = self._counts_samples and (counts(settings, checkpoint.weights) != 1).any()
-        if checkpoint.ledger["remaining"] or uncounted:
-            raise InvariantBrokenError("samples are missing in the last checkpoint")
+        require(not checkpoint.ledger["remaining"], "samples are missing in the last checkpoint")
         try:
             journal = read_journal(JOURNAL, self._disk)
             begin = np.zeros(settings.vector_size, np.float32)
             replay = Replay(settings, journal, lambda _: CountingStep(settings), begin)
             result = replay.run()
-            is_complete = replay._run.ledger.finished  # it refuses a sample's second time
         except BadInputError as error:
             raise InvariantBrokenError(f"the journal cannot be replayed: {error}") from error
         fault = journal.fault
         if self._journal is not None and self._journal.error is not None:
             fault = None  # the server reported that the disk refused its last record
-        if not result.matches or result.version != checkpoint.version or fault is not None:
+        replayed = replay.checkpoint()
+        is_same = replayed.version == checkpoint.version and _are_equal(replayed, checkpoint)
+        if not result.matches or not is_same or fault is not None:
             raise InvariantBrokenError(
-                f"a replay gives other weights than the run, or ends elsewhere: {result}, "
+                f"a replay returns other weights than the run, or ends elsewhere: {result}, "
                 f"checkpoint of version {checkpoint.version}, journal: {journal.fault}"
             )
-        require(is_complete, "samples are missing in the journal")
+        require(replay._run.ledger.finished, "samples are missing in the journal")
+
+
+def _are_equal(one: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether the checkpoints have the same training state."""
+    states = one.optimizer_state, other.optimizer_state
+    names = states[0].keys() | states[1].keys()
+    return np.array_equal(one.weights, other.weights) and all(
+        np.array_equal(states[0][name], states[1][name]) for name in names
+    )

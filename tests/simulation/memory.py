@@ -1,65 +1,82 @@
 """Memory shared by the processes of one virtual host."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dist_net.errors import SegmentError
+from dist_net.training.server.loop import BASE, RESULT
 from dist_net.vector import Vector
 from dist_net.wire.messages import SegmentAddress
 
 
 class VirtualSegment:
-    """A `dist_net.wire.segment.SharedVectors`; attached processes can only read it."""
+    """A server's or a worker's mapping of a `dist_net.wire.segment.SharedVectors`.
 
-    def __init__(self, address: SegmentAddress, vectors: list[Vector], is_own: bool) -> None:
+    The server can write ``BASE`` only, the worker ``RESULT`` only.
+    """
+
+    def __init__(self, address: SegmentAddress, vectors: list[Vector], written: int) -> None:
         self.address = address
-        self._vectors = vectors
-        self._is_own = is_own
+        self._vectors = [each.view() for each in vectors]
+        for index, vector in enumerate(self._vectors):
+            vector.flags.writeable = index == written
 
     @property
     def vectors(self) -> int:
         return len(self._vectors)
 
     def vector(self, index: int) -> Vector:
-        if not 0 <= index < len(self._vectors):
-            raise SegmentError(f"there is no vector {index} in {self.address}")
-        if self._is_own:
-            return self._vectors[index]
-        view = self._vectors[index].view()
-        view.flags.writeable = False
-        return view
-
-    def release(self, index: int) -> None:
-        """Overwrite the vector with garbage: late readers must notice."""
-        self._vectors[index].fill(np.nan)
+        return self._vectors[index]
 
     def close(self) -> None:
-        """Release the memory."""
+        """Unmap the memory."""
         self._vectors = []
 
 
 class VirtualMemory:
-    """The segments of a host's processes; a segment can be attached while its owner lives."""
+    """A host's shared memory; a process may share at most ``limit`` segments.
 
-    def __init__(self) -> None:
-        self._vectors: dict[SegmentAddress, list[Vector]] = {}
+    A segment can be attached until its owner closes it or ends, unless ``cannot_map`` returns True.
+    """
+
+    def __init__(self, limit: int = 4096, cannot_map: Callable[[], bool] = lambda: False) -> None:
+        self._limit = limit
+        self._cannot_map = cannot_map
+        self._shared: dict[SegmentAddress, tuple[VirtualSegment, list[Vector]]] = {}
+        self._numbers = 0
 
     def share(self, process_id: int, vectors: int, size: int) -> VirtualSegment:
-        """Create a segment of a process."""
-        own = [each for each in self._vectors if each.process_id == process_id]
-        token = b"%d of %d" % (len(own), process_id)
-        address = SegmentAddress(process_id, len(own), token)
+        """Create a segment of a process. Raise ``SegmentError`` if the memory is used up."""
+        if len(self.segments_of(process_id)) >= self._limit:
+            raise SegmentError(f"{self._limit} segments are the limit of this host")
+        self._numbers += 1
+        address = SegmentAddress(process_id, self._numbers, b"%d" % self._numbers)
         rows = list(np.zeros((vectors, size), np.float32))
-        self._vectors[address] = rows
-        return VirtualSegment(address, rows, is_own=True)
+        self._shared[address] = VirtualSegment(address, rows, written=BASE), rows
+        return self._shared[address][0]
+
+    def segments_of(self, process_id: int) -> list[VirtualSegment]:
+        """Return the segments that a process shares and has not closed."""
+        return [
+            segment
+            for address, (segment, _) in self._shared.items()
+            if address.process_id == process_id and segment.vectors
+        ]
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
-        """Attach another process's segment; raises SegmentError if it is gone."""
-        found = self._vectors.get(address)
-        if found is None or found[0].size != size:
+        """Attach a segment of another process.
+
+        Raise ``SegmentError`` if it is gone, or cannot be mapped.
+        """
+        if self._cannot_map():
+            raise SegmentError("there is no address space left")
+        segment, rows = self._shared.get(address, (None, []))
+        if segment is None or not segment.vectors or rows[0].size != size:
             raise SegmentError(f"there is no segment {address} of vectors of {size} elements")
-        return VirtualSegment(address, found, is_own=False)
+        return VirtualSegment(address, rows, written=RESULT)
 
     def process_ended(self, process_id: int) -> None:
         """Remove the segments of a process; attached processes keep them."""
-        for address in [each for each in self._vectors if each.process_id == process_id]:
-            del self._vectors[address]
+        for address in [each for each in self._shared if each.process_id == process_id]:
+            del self._shared[address]

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import count
-from typing import Any
 
 import numpy as np
 
 from dist_net.errors import NoAnswerError
-from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -36,8 +34,8 @@ HEADER_BYTES = 100
 
 TOLD_OF: dict[type, tuple[str, ...]] = {
     Welcome: ("worker_id", "incarnation"),
-    Work: ("request_id", "lease_id", "epoch", "start", "stop", "version"),
-    Push: ("request_id", "worker_id", "lease_id", "start", "stops", "base_versions"),
+    Work: ("request_id", "lease_id", "epoch", "start", "stop", "parts"),
+    Push: ("request_id", "worker_id", "lease_id"),
     Refuse: ("reason",),
     Stop: ("reason",),
 }
@@ -123,15 +121,13 @@ def size_in_bytes(message: Message) -> int:
     return size
 
 
-def with_arrays(message: Message, of: Callable[[Any], Any]) -> Message:
-    """Return the message with ``of(array)`` in place of each array."""
+def copied(message: Message) -> Message:
+    """Return the message with a copy of its array, which the sender may overwrite."""
     match message:
-        case Work(weights=weights) if weights is not None:
-            return message._replace(weights=of(weights))
-        case Snapshot(weights=weights):
-            return message._replace(weights=of(weights))
-        case Push(gradients=gradients) if gradients:
-            return message._replace(gradients=tuple(of(gradient) for gradient in gradients))
+        case Work(state=array) | Push(state=array) if array is not None:
+            return message._replace(state=array.copy())
+        case Snapshot(weights=array):
+            return message._replace(weights=array.copy())
     return message
 
 
@@ -284,42 +280,28 @@ class Way:
 
     def _arrive(self, number: int) -> None:
         if (message := self._travelling.pop(number, None)) is not None:
-            self._receive(with_arrays(message, np.copy))
+            self._receive(message)
 
     def lose(self) -> None:
         """Drop the messages in transit."""
         self._travelling.clear()
 
     def keep(self, late_s: float = 0.0) -> None:
-        """Deliver the messages in transit as they are now, later and without the connection."""
+        """Deliver the messages in transit later, without the connection."""
         travelling, self._travelling = self._travelling, {}
         for message in travelling.values():
-            kept = with_arrays(message, np.copy)
-            self.deliver(max(self._last_s, self._schedule.now_s) + late_s, kept)
+            self.deliver(max(self._last_s, self._schedule.now_s) + late_s, message)
 
 
-class LendingSocket:
-    """The common part of both ends. ``on_arrival`` is called when a message has arrived.
-
-    Arrays are copied when they are sent; lent arrays as late as possible.
-    """
+class VirtualSocket:
+    """The common part of both ends. ``on_arrival`` is called when a message has arrived."""
 
     def __init__(self, network: VirtualNetwork) -> None:
         self.network = network
         self.on_arrival: Callable[[], None] = lambda: None
-        self._lent: dict[int, Vector] = {}
-
-    def lend(self, vectors: Iterable[Vector]) -> None:
-        """Send these arrays without a copy from now on."""
-        self._lent |= {id(vector): vector for vector in vectors}
-
-    def _sent(self, message: Message) -> Message:
-        return with_arrays(
-            message, lambda array: array if id(array) in self._lent else array.copy()
-        )
 
 
-class VirtualServerSocket(LendingSocket):
+class VirtualServerSocket(VirtualSocket):
     """A server's end, like `dist_net.wire.transport.ServerSocket`, but it never waits."""
 
     def __init__(self, network: VirtualNetwork, host: str) -> None:
@@ -357,7 +339,7 @@ class VirtualServerSocket(LendingSocket):
         """Send a message; it is dropped if the node is gone."""
         self.on_send(message)
         if node in self._clients:
-            self._clients[node].answer(self._sent(message))
+            self._clients[node].answer(copied(message))
 
     def send_one(self, node: bytes, message: Message) -> bool:
         self.send(node, message)
@@ -381,7 +363,7 @@ class VirtualServerSocket(LendingSocket):
         self.on_arrival()
 
 
-class VirtualClientSocket(LendingSocket):
+class VirtualClientSocket(VirtualSocket):
     """A client's end, like `dist_net.wire.transport.ClientSocket`, but it never waits."""
 
     def __init__(self, network: VirtualNetwork, host: str, server_host: str, owner: str) -> None:
@@ -430,10 +412,10 @@ class VirtualClientSocket(LendingSocket):
     def send(self, message: Message) -> None:
         """Send a message as soon as the connection is up."""
         if self._connection is None:
-            self._unsent.append(self._sent(message))
+            self._unsent.append(copied(message))
             return
         _, _, there, _ = self._connection
-        self.network.transmit(there, self._sent(message), self)
+        self.network.transmit(there, copied(message), self)
 
     def answer(self, message: Message) -> None:
         """Carry an answer of the server."""

@@ -7,21 +7,20 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from dist_net.errors import DistNetError
-from dist_net.training.server.loop import Received, ServerLoop, opened_journal, opened_run
-from dist_net.training.server.members import SLOWEST_TO_MEAN
+from dist_net.errors import DistNetError, SegmentError
+from dist_net.training.server.loop import Received, ServerLoop, new_run, opened_journal
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import MinibatchStep
-from dist_net.training.worker.loop import WorkerLoop
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
+from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.vector import Vector
-from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress, StepSettings
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
-from simulation.failures import InvariantBrokenError
+from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
 from simulation.memory import VirtualMemory, VirtualSegment
 from simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
@@ -29,8 +28,8 @@ from simulation.schedule import TracedSchedule
 
 SERVER = "server"
 WRITING_S = 0.15
-SHARED_READERS = 4
-"""Few, so that sometimes a worker gets none."""
+GARBAGE = 1000.0
+"""What a worker leaves in shared memory until its result is there."""
 
 
 class VirtualProcess:
@@ -141,17 +140,11 @@ class VirtualHeartbeats:
             self._socket.close()
 
 
-class SimulatedStep(MinibatchStep, Protocol):
-    """A step that is notified if the weights change during its computation."""
-
-    weights_are_torn: bool
-
-
 class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
     ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
-    returns the duration of each step; ``parts``: see ``WorkerLoop``.
+    returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``.
     """
 
     def __init__(
@@ -161,7 +154,7 @@ class WorkerProcess(VirtualProcess):
         network: VirtualNetwork,
         memory: VirtualMemory | None,
         settings: RunSettings,
-        step: SimulatedStep,
+        local_of: Callable[[StepSettings], LocalSteps],
         seconds_of_step: Callable[[], float],
         parts: int = 1,
     ) -> None:
@@ -170,20 +163,19 @@ class WorkerProcess(VirtualProcess):
         self.leaves = False
         self._network = network
         self._memory = memory
-        self._step = step
         self._seconds_of_step = seconds_of_step
         self._sockets: list[VirtualClientSocket] = []
         self._segment: VirtualSegment | None = None
+        self._base: Vector | None = None
         self._waits = 0
         self._is_waiting = False
         digest, size = settings.recipe_digest, settings.vector_size
         # Where train supervises its own workers, they wait for their server as long as it does.
         timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
         self.loop = WorkerLoop(
-            *(lambda _: step, SERVER, name, digest, size),
+            *(local_of, SERVER, name, digest, size),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
-            rule_of=lambda *_: settings.start_local_rule(),
             parts=parts,
             environment=self,
         )
@@ -198,6 +190,13 @@ class WorkerProcess(VirtualProcess):
         """Make the worker leave the run at its loop's next turn, as SIGTERM does."""
         self.leaves = True
         self.loop.stop("it is to leave")
+
+    def unanswered_s(self) -> float:
+        """Return the age of the worker's unanswered request; 0 without one, and while stopped."""
+        state = self.loop._state
+        if not self.is_alive or state.phase is not Phase.REQUESTING:
+            return 0.0
+        return self.schedule.now_s - max(state._asked_s, self._stopped_until_s)
 
     def lose_connection(self) -> None:
         """Lose a connection, and reconnect."""
@@ -214,23 +213,26 @@ class WorkerProcess(VirtualProcess):
         self._sockets.append(self._network.connect(self.host, SERVER, self.name))
         return self._sockets[-1]
 
-    def open_channel(self) -> None:
-        """Return None: all that a simulated worker sends crosses the simulated network."""
-
     def start_heartbeats(
         self, worker_id: int, identity: int, interval_s: float
     ) -> VirtualHeartbeats:
         self.schedule.note(self.name, "is worker %d", worker_id)
         return VirtualHeartbeats(self, self._connect(), worker_id, identity, interval_s)
 
-    def share(self, vectors: int, size: int) -> VirtualSegment | None:
-        return None if self._memory is None else self._memory.share(self.process_id, vectors, size)
+    @property
+    def shares_memory(self) -> bool:
+        return self._memory is not None
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
         assert self._memory is not None
-        if self._segment is not None and self._segment.vectors:
-            raise InvariantBrokenError(f"{self.name} still has the memory of a server before")
-        self._segment = self._memory.attach(address, size)
+        is_free = self._segment is None or not self._segment.vectors
+        require(is_free, f"{self.name} still has the memory of a server before")
+        try:
+            self._segment = self._memory.attach(address, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "maps nothing: %s", error)
+            raise
+        self.schedule.note(self.name, "shares memory with the server")
         return self._segment
 
     def _resume(self, message: Message | None) -> None:
@@ -241,8 +243,9 @@ class WorkerProcess(VirtualProcess):
                 command = self._turns.send(message)
                 message = None
                 if isinstance(command, Compute):
-                    self._compute(command)
+                    self._compute()
                     return
+                self._base = None
                 message = self._socket.receive()
                 if message is None and command.timeout_s > 0:
                     self._wait(command.timeout_s)
@@ -251,16 +254,16 @@ class WorkerProcess(VirtualProcess):
             self._socket.close()
             self.end(None)
 
-    def _compute(self, command: Compute) -> None:
-        read = np.empty(0, np.float32)
-        if command.weights is None and self._segment is not None:
-            read = self._segment.vector(command.snapshot)
-        self.after(self._seconds_of_step(), self._computed, read, read.copy())
-
-    def _computed(self, read: Vector, before: Vector) -> None:
-        # Memory of a membership that has ended may change; but then nothing of it is applied.
-        self._step.weights_are_torn = not np.array_equal(read, before)
-        self._resume(None)
+    def _compute(self) -> None:
+        """Take a local step; check that the server writes nothing before the lease is done."""
+        segment = self._segment
+        if segment is not None and segment.vectors:
+            if self._base is None:
+                self._base = segment.vector(BASE).copy()
+                segment.vector(RESULT).fill(GARBAGE)
+            is_torn = not np.array_equal(segment.vector(BASE), self._base)
+            require(not is_torn, f"the state changes from which {self.name} computes")
+        self.after(self._seconds_of_step(), self._resume, None)
 
     def _wait(self, timeout_s: float) -> None:
         self._waits += 1
@@ -285,15 +288,11 @@ class WorkerProcess(VirtualProcess):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The options of a server; it needs ``service_s`` per message.
-
-    ``slowest_to_mean``: see ``PoolMembership``.
-    """
+    """The options of a server; it needs ``service_s`` per message."""
 
     sync: str = "never"
     checkpoint_every_s: float = 1.0
     service_s: float = 0.0
-    slowest_to_mean: float = SLOWEST_TO_MEAN
 
 
 class ServerProcess(VirtualProcess):
@@ -327,32 +326,31 @@ class ServerProcess(VirtualProcess):
         disk, checkpoint = self._disk, None
         if disk.exists(CHECKPOINT):
             checkpoint = checkpoint_on(disk, CHECKPOINT)
-        run, segment = self._context.enter_context(
-            opened_run(
-                self._settings,
-                lambda: np.zeros(self._settings.vector_size, np.float32),
-                checkpoint,
-                lambda vectors, size: self._memory.share(self.process_id, vectors, size),
-                self.random,
-                SHARED_READERS,
-            )
-        )
+        weights = np.zeros(self._settings.vector_size, np.float32)
+        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
+        vars(run)["accept"] = self._checks.accept
         journal = self._context.enter_context(
             opened_journal(JOURNAL, run, 1, self._options.sync, disk, self.random)
         )
-        run.members.slowest_to_mean = self._options.slowest_to_mean
-        self._checks.begin(run, journal, checkpoint)
-        self.schedule.note(self.name, "goes on from version %d", run.store.version)
+        self._checks.begin(run, journal)
+        self.schedule.note(self.name, "continues from version %d", run.store.version)
         socket = self._socket = self._network.listen(SERVER)
         socket.on_arrival = lambda: self.do(self._look)
         socket.on_send = self._checks.sent
         self.loop = ServerLoop(
-            *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, segment, journal),
-            *(self.schedule, disk, self._memory.attach),
+            *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, journal, self.schedule),
+            *(disk, self._share),
             keep_checkpoints=2,
         )
         self._turns = self.loop.turns(VirtualWriter(self))
         self._resume(None)
+
+    def _share(self, vectors: int, size: int) -> VirtualSegment:
+        try:
+            return self._memory.share(self.process_id, vectors, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "shares nothing: %s", error)
+            raise
 
     def terminate(self) -> None:
         """Make the server write a checkpoint and end at its loop's next turn, as SIGTERM does."""
@@ -369,7 +367,7 @@ class ServerProcess(VirtualProcess):
         except StopIteration:
             self.end(None)
             return
-        self._checks.turned(self.loop, self.schedule.now_s)
+        self._checks.turned(self.loop, self.process_id, self.schedule.now_s)
         if received is not None and self._options.service_s:
             self.after(self._options.service_s, self._next, timeout_s)
         else:

@@ -14,7 +14,7 @@ PLANTED = sorted((Path(__file__).parent / "planted").rglob("*.patch"))
 SEEDS = 1000
 QUICK = {
     "leased_samples_are_not_kept": 20,
-    "slot_is_used_before_the_answer": 40,
+    "parts_weigh_as_one": 40,
     "optimizer_of_a_lease_is_kept": 20,
     "pool/second_batch_is_not_retried": 10,
 }

@@ -1,46 +1,54 @@
 """Workers of given speeds and a server, in virtual time."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
+from typing import NamedTuple
 
+from dist_net.training.server.loop import TICK_S, ServerLoop
 from dist_net.training.server.run_state import RunState
-from dist_net.training.server.state import ParameterServer, SendToPeer, ServerCommand
-from dist_net.training.worker.state import Compute
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
+from simulation.invariants import CHECKPOINT
+from simulation.memory import VirtualMemory
 from simulation.network import Link, VirtualNetwork
 from simulation.processes import SERVER, WorkerProcess
 from simulation.schedule import TracedSchedule
 
-TICK_S = 0.1
 
-ComputeGradient = Callable[[Compute, Vector], tuple[float, int, Vector]]
+class Minibatch(NamedTuple):
+    """Samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+ComputeGradient = Callable[[Minibatch, Vector], tuple[float, int, Vector]]
 """Loss sum, number of correct answers and gradient of a minibatch at these weights."""
 
 
 class TimedStep:
-    """A step of a worker's loop that calls ``compute_gradient``."""
+    """A `MinibatchStep` that calls ``compute_gradient``."""
 
     def __init__(self, compute_gradient: ComputeGradient) -> None:
-        self.weights_are_torn = False
         self._compute_gradient = compute_gradient
-        self._minibatch = 0, 0, 0
+        self._minibatch = Minibatch(0, 0, 0)
 
     def gather(self, epoch: int, start: int, stop: int) -> None:
-        self._minibatch = epoch, start, stop
+        self._minibatch = Minibatch(epoch, start, stop)
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        compute = Compute(*self._minibatch, snapshot=-1, weights=weights, slot=0)
-        loss_sum, correct, gradient[:] = self._compute_gradient(compute, weights)
+        loss_sum, correct, gradient[:] = self._compute_gradient(self._minibatch, weights)
         return loss_sum, correct
-
-    def unbind(self) -> None:
-        """Do nothing: the step holds no resources."""
 
 
 class TimedCluster:
     """A run's server and one worker per entry of ``steps_s``, without faults.
 
-    ``links`` are the workers' links; the server has the default link, or its link in ``network``.
+    ``links`` are the workers' links; without any, all workers are on the server's host and share
+    its memory. The server has the default link, or its link in ``network``.
     """
 
     def __init__(
@@ -52,29 +60,40 @@ class TimedCluster:
         network: VirtualNetwork | None = None,
     ) -> None:
         self.run = run
-        self.server = ParameterServer(run)
         self.compute_gradient = compute_gradient
         self.network = network or VirtualNetwork(TracedSchedule())
         self.schedule = self.network.schedule
         self.workers: dict[str, WorkerProcess] = {}
+        self._memory = VirtualMemory()
         self._process_ids = count(1)
         self._socket = self.network.listen(SERVER)
         self._socket.on_arrival = self._serve
-        for index, times in enumerate(zip(steps_s, links or [Link()] * len(steps_s), strict=True)):
-            self.add_worker(f"worker-{index}", *times)
+        share = partial(self._memory.share, next(self._process_ids))
+        self._loop = ServerLoop(
+            *(run, self._socket, CHECKPOINT, math.inf), clock=self.schedule, share=share
+        )
+        self.server = self._loop._server
+        own: Sequence[Link | None] = links or [None] * len(steps_s)
+        for index, (step_s, link) in enumerate(zip(steps_s, own, strict=True)):
+            self.add_worker(f"worker-{index}", step_s, link)
         self.schedule.after(TICK_S, self._tick)
 
     def add_worker(
         self, name: str, step_s: float, link: Link | None = None, parts: int = 1
     ) -> WorkerProcess:
-        """Add a worker on its own host, which needs ``step_s`` for a gradient.
+        """Add a worker that needs ``step_s`` for a local step, with ``link`` on its own host.
 
         With ``parts`` it takes the parts of a lease at the same time.
         """
-        self.network.set_link(name, link or Link())
+        if link is not None:
+            self.network.set_link(name, link)
+        settings = self.run.settings
+        rule, rate_at = settings.start_rule(), settings.learning_rate_at
+        local = LocalSteps(TimedStep(self.compute_gradient), rule, settings.batch_size, rate_at)
+        memory = self._memory if link is None else None
         worker = self.workers[name] = WorkerProcess(
-            *(name, next(self._process_ids), self.network, None, self.run.settings),
-            *(TimedStep(self.compute_gradient), lambda: step_s / parts, parts),
+            *(name, next(self._process_ids), self.network, memory, settings),
+            *(lambda _: local, lambda: step_s / parts, parts),
         )
         worker.start()
         return worker
@@ -99,15 +118,8 @@ class TimedCluster:
         worker.kill()
 
     def _serve(self) -> None:
-        received = self._socket.receive()
-        assert received is not None
-        self._carry_out(self.server.handle(*received, self.now))
+        self._loop._handle(self._socket.receive())
 
     def _tick(self) -> None:
-        self._carry_out(self.server.tick(self.now))
+        self._loop._carry_out(self.server.tick(self.now))
         self.schedule.after(TICK_S, self._tick)
-
-    def _carry_out(self, commands: Sequence[ServerCommand]) -> None:
-        for command in commands:
-            if isinstance(command, SendToPeer):
-                self._socket.send(*command)

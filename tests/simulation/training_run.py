@@ -6,6 +6,9 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from dist_net.errors import (
     DistNetError,
@@ -13,12 +16,12 @@ from dist_net.errors import (
     JoinRefusedError,
     WorkerRefusedError,
 )
-from dist_net.optim import SGD, Adam, Momentum, Optimizer
+from dist_net.optim import SGD, Adam, ConstantRate, Cosine, Momentum, Optimizer
 from dist_net.processes.supervisor import RestartBudget
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
-from simulation.counting import MIXED, CountingStep
+from simulation.counting import MOMENTA, counting_layout, counting_steps
 from simulation.disk import VirtualDisk
 from simulation.failures import InvariantBrokenError, SimulationFailedError
 from simulation.invariants import RunChecks
@@ -34,17 +37,21 @@ from simulation.processes import (
 from simulation.schedule import TracedSchedule
 
 BATCH_SIZE = 3
-CONSISTENCIES = (
-    *("auto", "auto", "auto", "async", "async"),
-    *("ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4"),
-    *("local:1:4", "local:2:2", "local:4:1", "local:3", "local:5:3", "local:auto"),
-)
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
 MAX_STALL_S = 30.0
 """How long nothing may be applied, once nothing goes wrong any more."""
 
 SUPERVISION_POLL_S = 0.1
+MAX_SEGMENTS = 2
+"""Few, so that sometimes a worker of the server's host gets none."""
+
+CHANGED_SETTINGS = 0.6
+"""The share of the resumes after an orderly end with another batch size and learning rate."""
+
+UNMAPPABLE = 0.05
+"""The share of a worker's attempts to map a segment that fail."""
+
 REMOTE_SHARE = 0.5
 BROKEN_GRADIENTS = 0.05
 """The share of gradients that are not finite, during the faults of every fourth run."""
@@ -73,45 +80,45 @@ class TrainingRun:
         self.seed = seed
         self.schedule = TracedSchedule(seed, trace_length)
         random = self.random = self.schedule.random
-        consistency = Consistency.parse(str(random.choice(CONSISTENCIES)))
+        consistency = Consistency.parse(str(random.choice(list(Consistency))))
         minibatches = 4 * int(random.integers(2, 5))
         samples, epochs = BATCH_SIZE * minibatches, int(random.integers(1, 4))
-        optimizer = OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))]
+        local_steps = int(random.integers(0, 7)) or None
         self.settings = RunSettings(
             recipe="counting",
             recipe_digest="counting",
-            layout=(("applied", (epochs, samples)), ("mixed", (MIXED,))),
+            layout=counting_layout(epochs, samples),
             samples=samples,
             epochs=epochs,
             batch_size=BATCH_SIZE,
-            learning_rate=float(consistency.round_leases or 1),
-            lease_minibatches=int(random.integers(1, 7)),
+            optimizer=OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))],
+            learning_rate=1.0,
+            schedule=Cosine(final=0.5) if random.random() < 0.5 else ConstantRate(),
+            momenta=MOMENTA,
+            average_decay=0.9 if random.random() < 0.3 else None,
             consistency=consistency,
-            optimizer=optimizer,
-            outer_learning_rate=1.0,
-            outer_momentum=0.0 if isinstance(optimizer, SGD) else 0.9,
+            local_steps=None if consistency is Consistency.BSP else local_steps,
         )
         self.options = ServerOptions(
             sync=str(random.choice(["always", "never", "0.5"])),
             checkpoint_every_s=float(random.uniform(0.3, 3.0)),
             service_s=float(random.choice([0.0, 0.0, 0.001, 0.02])),
-            slowest_to_mean=float(random.choice([10.0, 1.0])),
         )
         self.network = VirtualNetwork(self.schedule, self._network_faults())
         self.network.set_link(SERVER, Link(float(random.choice([1e-5, 1e-3]))))
         self.disk = VirtualDisk(random)
-        self.memory = VirtualMemory()
-        self.checks = RunChecks(self.settings, self.disk)
+        self.memory = VirtualMemory(MAX_SEGMENTS, lambda: random.random() < UNMAPPABLE)
+        self.checks = RunChecks(self.settings, self.disk, self.memory)
         self.workers: dict[str, WorkerProcess] = {}
         self.faults_until_s = float(random.uniform(2.0, 12.0))
         self._process_ids = iter(range(1, 10**9))
         self._budgets: defaultdict[str, RestartBudget] = defaultdict(
             lambda: RestartBudget(math.inf)
         )
-        self._breaks_gradients = random.random() < 0.25
+        self.checks.breaks_gradients = self._breaks_gradients = random.random() < 0.25
         self._is_done = False
         self._start_server()
-        for _ in range(int(random.integers(1, 8 if consistency.is_automatic else 5))):
+        for _ in range(int(random.integers(1, 6))):
             self._join()
         self._plan_faults()
         self.schedule.after(0.0, self._observe)
@@ -138,7 +145,8 @@ class TrainingRun:
         except Exception as error:
             raise SimulationFailedError(
                 f"seed {self.seed}: {type(error).__name__}: {error}\n"
-                f"{self.settings.consistency}, {self.options}, {self.network.faults}\n"
+                f"{self.settings.consistency}, {self.settings.optimizer}, {self.options}, "
+                f"{self.network.faults}\n"
                 f"{self.schedule.trace()}"
             ) from error
 
@@ -159,8 +167,18 @@ class TrainingRun:
         elif error is None:
             self.checks.ended_in_order()
             self._is_done = self.checks.is_finished
+            self._change_settings()
         if not self._is_done:
             self.schedule.after(self._pause_s(server), self._start_server)
+
+    def _change_settings(self) -> None:
+        """Resume with other settings, which a user may change."""
+        if self.random.random() < CHANGED_SETTINGS:
+            batch_size = int(self.random.integers(1, BATCH_SIZE + 2))
+            learning_rate = float(self.random.choice([0.5, 1.0]))
+            changed: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
+            self.settings = replace(self.settings, **changed)
+            self.schedule.note("user", "resumes with %s", changed)
 
     def _join(self) -> None:
         """Start a worker, on the server's host or on its own host."""
@@ -188,7 +206,8 @@ class TrainingRun:
     ) -> None:
         worker = WorkerProcess(
             *(name, next(self._process_ids), self.network, memory, self.settings),
-            *(CountingStep(self.settings, self._is_broken), seconds_of_step),
+            partial(counting_steps, self.settings, is_broken=self._is_broken),
+            seconds_of_step,
             parts=1 + int(name[-1]) % 3,
         )
         self.workers[name] = worker
@@ -205,7 +224,7 @@ class TrainingRun:
         worker.start()
 
     def _is_broken(self) -> bool:
-        """Return whether a gradient is not finite; then it is computed again."""
+        """Return whether a gradient is not finite; then its lease is computed again."""
         return self._breaks_gradients and self.random.random() < BROKEN_GRADIENTS
 
     def _pause_s(self, ended: VirtualProcess) -> float:
@@ -309,6 +328,8 @@ class TrainingRun:
         if not self._is_done:
             self._ends = False
             self._observer.send(StatusRequest(self._next_record))
+            for worker in self.workers.values():
+                self.checks.unanswered(worker.name, worker.unanswered_s(), self.schedule.now_s)
             self.schedule.after(OBSERVE_EVERY_S, self._ask)
 
     def _observed(self) -> None:

@@ -1,1 +1,0 @@
-"""Predict a planned cluster's throughput: the shipped state machines, timed by measured costs."""

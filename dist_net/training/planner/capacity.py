@@ -1,427 +1,201 @@
-"""Predict a cluster's samples per second, staleness, waits and bottleneck.
+"""Predict a cluster's samples per second, waits and bottleneck from measured costs. Pure.
 
-The simulation runs the shipped state machines of the server and the workers. Their vectors have
-one element, but every operation takes the time that it costs with vectors of the real size.
+A worker takes the local steps of a lease, as many as the server would choose, and then exchanges
+its state for the server's. The workers share the server, its network and, in memory, the cores:
+
+rounds, bsp: all workers exchange after their leases, one after the other, and then begin together.
+async: leases and exchanges overlap until one resource is always busy.
 """
 
-from collections import deque
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
-import numpy as np
-
 from dist_net.errors import SettingError
-from dist_net.training.planner.costs import GOODPUT, Network, TransportCosts
-from dist_net.training.planner.shared_resources import (
-    EventSchedule,
-    RunFor,
-    SerialQueue,
-    SharedResource,
-    Then,
-)
-from dist_net.training.server.consistency import AUTO, AUTOMATIC_STEPS, Consistency
-from dist_net.training.server.members import PIPELINES
-from dist_net.training.server.metrics import RunMetrics
-from dist_net.training.server.run_state import RunState
-from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, SendToPeer
-from dist_net.training.worker.state import (
-    Compute,
-    Receive,
-    SendToServer,
-    WorkerCommand,
-    WorkerState,
-)
-from dist_net.vector import Vector
-from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import Join, Message, Push, Wait, Work
-from dist_net.wire.packing import pack_difference, packed_size
+from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
+from dist_net.training.server.consistency import Consistency, step_limits
+from dist_net.training.server.lease_lengths import COMPUTING_TO_EXCHANGE, LeaseTimes, round_s
+from dist_net.wire.packing import BLOCK, StatePacking
 
-FULL = 0.9
-"""A resource this busy is the bottleneck."""
+MAX_WORKERS = 1000
 
-STEP_SPREAD = 0.1
-"""Step times vary by ±10 %."""
+GOODPUT = 1448 / 1538
+"""Share of the line rate left to messages after Ethernet, IP and TCP headers (MTU 1,500 bytes)."""
 
-MUCH = 0.5
-"""A resource this busy is also saturated if workers wait for at least this share of the time."""
+SATURATED = 1 - 1e-9
+"""From this load on, a resource is the bottleneck: 1, but for rounding."""
 
-WARM_UP_ROUNDS = 2
-ROUNDS = 3
-MIN_GRADIENTS = 1000
 
-MOST = {
-    "workers": 10_000,
-    "step_s": 1_000_000,
-    "batch_size": 1_000_000_000,
-    "parameters": MAX_ARRAY_BYTES // 4,  # or they could not be sent
-    "threads": 1000,
-}
-"""Upper limits of a plan; a larger value is probably a typing error."""
+class PredictedCapacity(NamedTuple):
+    """The prediction for one number of workers.
 
-MAX_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
-"""With more workers, each waits for newer weights after every push."""
+    ``waiting`` is the share of its time that a worker does not compute. ``staleness`` is in
+    updates. ``load`` maps each shared resource, ``server``, ``network`` or ``cores``, to the time
+    that it needs for a lease and an exchange of every worker, as a share of the time that a lease
+    and an exchange take a worker that is alone (asymptotic bounds: Denning and Buzen 1978).
+    """
+
+    workers: int
+    samples_per_s: float
+    local_steps: int
+    waiting: float
+    staleness: int
+    load: dict[str, float]
+
+    @property
+    def busiest(self) -> str:
+        """The resource with the highest load."""
+        return max(self.load, key=self.load.__getitem__)
+
+    @property
+    def is_saturated(self) -> bool:
+        return self.load[self.busiest] >= SATURATED
+
+    @property
+    def bottleneck(self) -> str:
+        """The busiest resource if it is saturated: more workers are no or little faster.
+
+        Else ``workers`` if they compute for at least half of the time, or ``exchange``.
+        """
+        return (
+            self.busiest if self.is_saturated else "exchange" if self.waiting > 0.5 else "workers"
+        )
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
     """A cluster to predict: a server and ``workers``, on hosts of ``cores`` each.
 
-    ``step_s`` is the time of a minibatch when each of a worker's ``threads`` has its own core.
-    With shared memory, all processes run on one host. Otherwise the server has its own host and
-    every other host runs ``workers_per_host``. Raise ``SettingError`` for impossible plans.
+    With shared memory, all processes run on one host. Otherwise the server has its own host, and
+    the ``workers_per_host`` of every other host exchange together. ``local_steps``: see
+    ``RunSettings``. Raise ``SettingError`` for impossible plans.
     """
 
     workers: int
-    step_s: float
-    batch_size: int
-    parameters: int
+    costs: ClusterCosts
     network: Network
-    costs: TransportCosts
-    threads: int = 1
-    cores: int = 2
+    cores: int
     workers_per_host: int = 1
-    consistency: Consistency = AUTO
+    consistency: Consistency = Consistency.ROUNDS
+    local_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads > self.cores:
-            raise SettingError(
-                f"threads={self.threads}: expected at most {self.cores}, the cores of a host"
-            )
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise SettingError(f"{name}={getattr(self, name)}: expected at most {most:,}")
-        if self.consistency.local_steps == AUTOMATIC_STEPS:
-            raise SettingError(
-                "consistency='local:auto': lengths follow measured times; expected local:H"
-            )
-        if self.beats_share >= 1:
-            raise SettingError(
-                f"workers={self.workers}: expected fewer than "
-                f"{self.workers / self.beats_share:,.0f}: heartbeats alone would saturate the "
-                f"server"
-            )
+        if self.workers > MAX_WORKERS:
+            raise SettingError(f"workers={self.workers}: expected at most {MAX_WORKERS:,}")
+        if self.consistency is Consistency.BSP and self.local_steps not in (None, 1):
+            raise SettingError(f"local_steps={self.local_steps}: expected 1 with consistency='bsp'")
 
     @property
     def shares_memory(self) -> bool:
         return self.network.bytes_per_s is None
 
     @property
-    def beats_share(self) -> float:
-        """Share of the server's time spent on heartbeats."""
-        return self.workers * 1e-6 * self.costs.server.message_us / RunSettings.heartbeat_interval_s
+    def parts(self) -> int:
+        """The workers that exchange together."""
+        return 1 if self.shares_memory else min(self.workers_per_host, self.workers)
 
     @property
-    def steps(self) -> int:
-        """Minibatches in a push: 1, or the local steps of a lease."""
-        return self.consistency.local_steps or 1
+    def exchanges(self) -> int:
+        """The number of exchanges in which all workers take part once."""
+        return -(-self.workers // self.parts)
 
     @property
-    def processes(self) -> int:
-        """The workers of a host that exchange together: with local steps, all of them."""
-        is_local = self.consistency.local_steps is not None
-        return self.workers_per_host if is_local and not self.shares_memory else 1
+    def state_size(self) -> int:
+        """The number of elements of a training state."""
+        return self.costs.parameters * self.costs.state_vectors + 1
 
     @property
-    def samples_in_push(self) -> int:
-        return self.steps * self.batch_size * self.processes
+    def exchange_bytes(self) -> tuple[int, int]:
+        """The bytes that the server receives and sends in an exchange; see ``StatePacking``."""
+        n = self.costs.parameters
+        received = StatePacking(n, n, self.costs.state_vectors - 1, self.state_size).result_size
+        scales, int8, float16 = -(-n // BLOCK), -(-n // 4), -(-n // 2)  # of the weights
+        sent = received - scales - int8 + float16
+        return (0, 0) if self.shares_memory else (4 * received, 4 * sent)
 
     @property
-    def push_bytes(self) -> int:
-        """Bytes of a gradient or a difference on the network."""
-        is_packed = self.consistency.local_steps is not None
-        size = packed_size(self.parameters) if is_packed else self.parameters
-        return 0 if self.shares_memory else 4 * size
+    def _is_async(self) -> bool:
+        return self.consistency is Consistency.ASYNC
 
     @property
-    def answer_bytes(self) -> int:
-        """Bytes of the weights on the network."""
-        element_bytes = 4 if self.consistency.local_steps is None else 2
-        return 0 if self.shares_memory else element_bytes * self.parameters
-
-    def transfer_s(self, size_bytes: int) -> float:
-        """Return the time of so many bytes on the server's network interface."""
-        if self.network.bytes_per_s is None:
-            return 0.0
-        return size_bytes / (GOODPUT * self.network.bytes_per_s)
+    def _cost(self) -> ExchangeCost:
+        return self.costs.shared_memory if self.shares_memory else self.costs.tcp
 
     @property
-    def latency_s(self) -> float:
-        return self.network.latency_s + 1e-6 * self.costs.latency_us
-
-    def name_of(self, part: str) -> str:
-        """Return the name of the bottleneck when ``part`` is saturated."""
-        if part == "server":
-            vectors_s = self.costs.server.vectors_s(1, self.parameters)
-            others_s = self.costs.server.exchange_s(1, self.parameters) - vectors_s
-            return "update" if vectors_s > others_s else "messages"
-        return "messages" if part == "transport" else part
+    def _transfers_s(self) -> list[float]:
+        """The seconds that an exchange occupies the server's interface, per direction."""
+        rate = GOODPUT * (self.network.bytes_per_s or math.inf)
+        return [size_bytes / rate for size_bytes in self.exchange_bytes]
 
     @property
-    def pushed(self) -> Vector:
-        """What simulated workers push."""
-        return ONE_NUMBER if self.consistency.local_steps is None else pack_difference(ONE_NUMBER)
+    def _alone_s(self) -> float:
+        """The seconds of an exchange while no other worker exchanges."""
+        measured_s = self._cost.round_trip_s(self.state_size)
+        return measured_s + sum(self._transfers_s) + 2 * self.network.latency_s
 
-    def first_bound(self) -> tuple[str, float]:
-        """Return the resource that saturates first, and at about how many workers.
-
-        Asymptotic bounds (Denning and Buzen 1978): the resource that a gradient occupies longest,
-        and the time between a worker's gradients divided by that occupancy.
-        """
-        costs, exchange = self.costs, (1, self.parameters)
-        server_s = costs.server.exchange_s(*exchange)
-        transport_s = costs.server_transport.exchange_s(*exchange)
-        worker_s = self.steps * self.step_s + costs.worker.exchange_s(*exchange)
-        of_worker_s = costs.worker_transport.exchange_s(*exchange)
-        network_s = self.transfer_s(max(self.push_bytes, self.answer_bytes))
-        needed_s = {"server": server_s, "transport": transport_s, "network": network_s}
+    def _used_s(self, steps: int) -> dict[str, float]:
+        """Return the seconds that a lease and its exchange occupy each shared resource."""
+        used_s = {"server": self._cost.server_s(self.state_size)}
         if self.shares_memory:
-            threads_s = (self.threads - 1) * self.steps * self.step_s  # besides the first
-            all_s = worker_s + threads_s + of_worker_s + server_s + transport_s
-            needed_s["cores"] = all_s / self.cores
-        most = max(needed_s, key=lambda part: needed_s[part])
-        if worker_s <= MAX_THAT_RUN_AHEAD * needed_s[most]:
-            return self.name_of(most), self.processes * worker_s / needed_s[most]
-        travel_s = self.transfer_s(self.push_bytes + self.answer_bytes) + 2 * self.latency_s
-        waits_s = of_worker_s + server_s + transport_s + travel_s
-        return self.name_of(most), self.processes * (worker_s + waits_s) / needed_s[most]
+            computing_s = steps * self.costs.threads * 1e-3 * self.costs.step_ms
+            return used_s | {"cores": (computing_s + self._alone_s) / self.cores}
+        # In a round, all results arrive before the first worker is answered.
+        return used_s | {"network": (max if self._is_async else sum)(self._transfers_s)}
 
-
-class PredictedCapacity(NamedTuple):
-    """The prediction for one number of workers.
-
-    ``idle`` is the share of its time that a worker waits for the server. ``busy`` maps each
-    shared resource to the share of time that it is busy: the server's ``network`` interface, its
-    update thread (``server``), its ``transport`` thread and, with shared memory, the host's
-    ``cores``. ``bound_by`` is the bottleneck: ``network``; ``update`` or ``messages``, whichever
-    takes more of the server's time; ``cores``; or ``workers`` if no resource is saturated and
-    more workers raise the throughput.
-    """
-
-    workers: int
-    samples_per_s: float
-    staleness_mean: float
-    staleness_max: int
-    idle: float
-    bound_by: str
-    busy: dict[str, float]
-
-
-class PlannedWorker:
-    """The shipped worker state machine on a simulated host; it waits only for messages."""
-
-    def __init__(self, cluster: "PlannedCluster", index: int, cores: SharedResource) -> None:
-        self.node = b"%d" % index
-        self._idle_s = 0.0
-        self._cluster = cluster
-        self._schedule = cluster.schedule
-        self._cores = cores
-        self.transport = SerialQueue(self._schedule, cores.run)
-        # Each direction of a connection keeps its order.
-        self.inwards = SerialQueue(self._schedule, cluster.inwards.run)
-        self.outwards = SerialQueue(self._schedule, cluster.outwards.run)
-        settings = cluster.run.settings
-        join = Join(f"worker-{index}", index, "", settings.vector_size)
-        self._state = WorkerState(join, "the server")
-        self._arrived: deque[Message] = deque()
-        self._waits_since_s: float | None = None
-        self._cycle = self._train()
-        self._schedule.after(cluster.plan.step_s * cluster.schedule.random.random(), self._go_on)
-
-    def arrives(self, message: Message) -> None:
-        self._arrived.append(message)
-        self._wake()
-
-    @property
-    def idle_s(self) -> float:
-        """Time spent waiting for messages so far."""
-        since_s = self._waits_since_s
-        return self._idle_s + (0.0 if since_s is None else self._schedule.now_s - since_s)
-
-    def _go_on(self) -> None:
-        """Run the worker until it computes or waits for a message."""
-        busy = next(self._cycle)
-        if busy is None:
-            self._waits_since_s = self._schedule.now_s
-        else:
-            self._compute(*busy)
-
-    def _compute(self, seconds: float, threads: int) -> None:
-        """Keep ``threads`` busy for ``seconds`` each; resume when all are done."""
-        running = threads
-
-        def done() -> None:
-            nonlocal running
-            running -= 1
-            if not running:
-                self._go_on()
-
-        for _ in range(threads):
-            self._cores.run(seconds, done)
-
-    def _wake(self) -> None:
-        if self._waits_since_s is not None:
-            self._idle_s, self._waits_since_s = self.idle_s, None
-            self._go_on()
-
-    def _train(self) -> Iterator[tuple[float, int] | None]:
-        """Yield ``(seconds, threads)`` for each computation; None: wait for a message."""
-        schedule, state, plan = self._schedule, self._state, self._cluster.plan
-        pending: deque[WorkerCommand] = deque(state.start(schedule.now_s))
-        while True:
-            if not pending:
-                pending.extend(state.next_commands(schedule.now_s))
-            match pending.popleft():
-                case SendToServer(message):
-                    gradients = gradients_in(message)
-                    parameters = plan.parameters if gradients else 0
-                    exchange_s = plan.costs.worker.exchange_s(gradients, parameters)
-                    yield exchange_s, 1
-                    self._cluster.send(self, message)
-                case Receive():
-                    if not (self._arrived or state.can_compute):
-                        yield None
-                    arrived = self._arrived.popleft() if self._arrived else None
-                    pending.extend(state.received(arrived, schedule.now_s))
-                    if isinstance(arrived, Wait):
-                        schedule.after(arrived.retry_after_s, self._wake)
-                case Compute(_, start, stop):
-                    steps = -(-(stop - start) // (plan.batch_size * plan.processes))
-                    spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
-                    yield steps * plan.step_s * (1 + spread), plan.threads * plan.processes
-                    pending.extend(state.computed(0.0, 0, plan.pushed, schedule.now_s))
-
-
-ONE_NUMBER = np.zeros(1, np.float32)
-
-
-def gradients_in(message: Message) -> int:
-    return len(message.gradients) if isinstance(message, Push) else 0
-
-
-class PlannedCluster:
-    """The server and the workers of a plan, in virtual time."""
-
-    def __init__(self, plan: ClusterPlan, seed: int = 0) -> None:
-        self.plan = plan
-        self.schedule = EventSchedule(seed)
-        consistency, workers = plan.consistency, -(-plan.workers // plan.processes)
-        if consistency.local_steps is not None:  # of equal length: the server's clock stands still
-            consistency = replace(consistency, round_leases=workers)
-        never_done = RunSettings(
-            recipe="",
-            recipe_digest="",
-            layout=(("weights", (1,)),),
-            samples=10**15,
-            epochs=1,
-            batch_size=plan.batch_size * plan.processes,
-            consistency=consistency,
-        )
-        self.run = RunState(never_done, ONE_NUMBER)
-        self._server = ParameterServer(self.run)
-        self._host = SharedResource(self.schedule, plan.cores)
-        self._thread = SerialQueue(self.schedule, self._between_heartbeats)
-        self._transport = SerialQueue(self.schedule, self._host.run)
-        self.inwards, self.outwards = (SharedResource(self.schedule) for _ in range(2))
-        self._workers: dict[bytes, PlannedWorker] = {}
-        cores = self._host
-        for index in range(workers):
-            if not plan.shares_memory and index * plan.processes % plan.workers_per_host == 0:
-                cores = SharedResource(self.schedule, plan.cores)
-            worker = PlannedWorker(self, index, cores)
-            self._workers[worker.node] = worker
-
-    def _between_heartbeats(self, seconds: float, then: Then) -> None:
-        self._host.run(seconds / (1 - self.plan.beats_share), then)
+    def _local_steps(self, exchange_s: float, step_s: float) -> int:
+        """Return the local steps that the server would choose; see ``RunState``."""
+        together = 1 if self._is_async else self.exchanges
+        steps = self.local_steps
+        if steps is None:
+            times = LeaseTimes(exchange_s, step_s, self.parts)
+            parts, minibatches = self.exchanges * self.parts, self.costs.minibatches
+            limits = step_limits(self.consistency, parts, minibatches)
+            steps = times.steps_in(round_s([times] * self.exchanges, limits))
+        # Leases (async) or rounds divide an epoch into equal parts.
+        ahead = math.ceil(self.costs.minibatches / self.costs.epochs)
+        rounds = -(-ahead // (steps * self.parts * together))
+        return max(1, round(ahead / (rounds * self.parts * together)))
 
     def predict(self) -> PredictedCapacity:
-        """Train through a warm-up, then measure."""
-        plan, ledger = self.plan, self.run.ledger
-        self._let_apply(WARM_UP_ROUNDS * plan.workers * plan.steps)
-        before = ledger.applied_samples
-        self.run.metrics = metrics = RunMetrics()
-        began_s, busy_s, idle_s = self.schedule.now_s, self._busy_s(), self._idle_s()
-        self._let_apply(max(MIN_GRADIENTS, ROUNDS * plan.workers * plan.steps))
-        seconds = self.schedule.now_s - began_s
-        busy = {
-            name: (until_s - busy_s[name]) / seconds for name, until_s in self._busy_s().items()
-        }
-        idle = (self._idle_s() - idle_s) / seconds / self.plan.workers
+        count, alone_s = self.exchanges, self._alone_s
+        unhindered_s = 1e-3 * self.costs.step_ms
+        threads = self.costs.threads * (self.workers if self.shares_memory else self.parts)
+        step_s = unhindered_s * max(1.0, threads / self.cores)
+        busiest_s = max(self._used_s(0).values())
+        if self._is_async:  # workers lengthen their leases until the queue is empty
+            exchange_s = max(alone_s, count * busiest_s / (1 + COMPUTING_TO_EXCHANGE))
+        else:
+            exchange_s = alone_s + (count - 1) * busiest_s
+        steps = self._local_steps(exchange_s, step_s)
+        used_s = self._used_s(steps)
+        if self._is_async:
+            cycle_s = max(steps * step_s + alone_s, count * max(used_s.values()))
+        else:
+            cycle_s = steps * step_s + exchange_s
+        worker_s = steps * unhindered_s + alone_s
         return PredictedCapacity(
-            self.plan.workers,
-            (ledger.applied_samples - before) / seconds,
-            metrics.staleness_sum / metrics.pushes_applied,
-            metrics.staleness_max,
-            idle,
-            self._bound_by(busy, idle),
-            busy,
-        )
-
-    def _let_apply(self, gradients: int) -> None:
-        """Advance time until ``gradients`` more have been applied."""
-        until = self.run.ledger.applied_samples + gradients * self.plan.batch_size
-        while self.run.ledger.applied_samples < until:
-            self.schedule.step()
-
-    def _idle_s(self) -> float:
-        return sum(worker.idle_s for worker in self._workers.values())
-
-    def _busy_s(self) -> dict[str, float]:
-        """Return the busy time of each shared resource."""
-        parts = {"server": self._thread.busy_s, "transport": self._transport.busy_s}
-        if self.plan.shares_memory:
-            return parts | {"cores": self._host.busy_s / self.plan.cores}
-        inwards_s, outwards_s = self.inwards.busy_s, self.outwards.busy_s
-        in_step = self.run.members.go_in_step  # in step, only one direction is busy at a time
-        return parts | {"network": (sum if in_step else max)((inwards_s, outwards_s))}
-
-    def _bound_by(self, busy: dict[str, float], idle: float) -> str:
-        if busy.get("cores", 0.0) >= FULL:
-            return "cores"  # a shortage of cores prolongs everything else
-        fullest = max(busy, key=lambda name: busy[name])
-        # In step, one resource after the other is busy while the rest of the cluster waits.
-        busiest = sum(busy.values()) if self.run.members.go_in_step else busy[fullest]
-        is_full = busiest >= FULL or min(busiest, idle) >= MUCH
-        return self.plan.name_of(fullest) if is_full else "workers"
-
-    def send(self, worker: PlannedWorker, message: Message) -> None:
-        """Carry a worker's message to the server's queue."""
-        plan, costs, gradients = self.plan, self.plan.costs, gradients_in(message)
-        parameters = plan.parameters if gradients else 0
-        follow(
-            (worker.transport.submit, costs.worker_transport.request_s(gradients, parameters)),
-            (worker.inwards.submit, plan.transfer_s(gradients * plan.push_bytes)),
-            (self.schedule.after, plan.latency_s),
-            (self._transport.submit, costs.server_transport.request_s(gradients, parameters)),
-            (self._thread.submit, costs.server.exchange_s(gradients, parameters)),
-            then=partial(self._handle, worker, message),
-        )
-
-    def _handle(self, worker: PlannedWorker, message: Message) -> None:
-        # The server's clock stands still; otherwise it would only ask workers to retry later.
-        for command in self._server.handle(worker.node, message, 0.0):
-            if isinstance(command, SendToPeer):
-                self._answer(self._workers[command.node], command.message)
-
-    def _answer(self, worker: PlannedWorker, message: Message) -> None:
-        plan, costs = self.plan, self.plan.costs
-        weights = int(isinstance(message, Work))
-        parameters = weights * plan.parameters
-        follow(
-            (self._transport.submit, costs.server_transport.answer_s(parameters)),
-            (worker.outwards.submit, plan.transfer_s(weights * plan.answer_bytes)),
-            (self.schedule.after, plan.latency_s),
-            (worker.transport.submit, costs.worker_transport.answer_s(parameters)),
-            then=partial(worker.arrives, message),
+            self.workers,
+            self.workers * steps * self.costs.batch_size / cycle_s,
+            steps,
+            1 - steps * step_s / cycle_s,
+            count - 1 if self._is_async else 0,
+            {name: count * each_s / worker_s for name, each_s in used_s.items()},
         )
 
 
-def follow(*stages: tuple[RunFor, float], then: Then) -> None:
-    """Run the stages in order, each for its seconds, then call ``then``."""
-    for place, (run, seconds) in enumerate(stages):
-        if seconds > 0:
-            run(seconds, partial(follow, *stages[place + 1 :], then=then))
-            return
-    then()
+def saturation(plan: ClusterPlan) -> PredictedCapacity | None:
+    """Return the prediction for the fewest workers that saturate a resource.
+
+    If the plan's workers saturate one, all numbers of workers from the result's up to theirs do.
+    Otherwise it is the first larger number; None beyond ``MAX_WORKERS``.
+    """
+
+    def predicted(workers: int) -> PredictedCapacity:
+        return replace(plan, workers=workers).predict()
+
+    workers = plan.workers
+    while workers <= MAX_WORKERS and not predicted(workers).is_saturated:
+        workers += 1
+    while workers > 1 and predicted(workers - 1).is_saturated:
+        workers -= 1
+    return predicted(workers) if workers <= MAX_WORKERS else None

@@ -1,19 +1,17 @@
-"""Measured costs of a push and its reply, stored as JSON. Pure."""
+"""The costs of a cluster: its network, its exchanges of training states, and its steps. Pure."""
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from dist_net.errors import CostsDamagedError, SettingError
+from dist_net.optim import Optimizer, optimizer_named
 
 SHARED_MEMORY = "shared-memory"
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-GOODPUT = 1448 / 1538
-"""Share of the line rate left to messages after Ethernet, IP and TCP headers (MTU 1,500 bytes)."""
-
-LARGEST = 1e12
 TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,12 @@ class Network:
     """The network between a server and its workers.
 
     ``bytes_per_s``: rate of the server's interface per direction; None: shared memory.
-    ``latency_s``: one-way latency.
+    ``latency_s``: one-way latency. ``text``: as for ``parse``.
     """
 
     bytes_per_s: float | None = None
     latency_s: float = 0.0
+    text: str = SHARED_MEMORY
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -41,80 +40,63 @@ class Network:
                 f"such as 1gbit:0.1ms or 100mbit:20ms"
             )
         bits_per_s = float(found[1]) * RATE_UNITS[found[2]]
-        return cls(bits_per_s / 8, float(found[3]) * TIME_UNITS[found[4]])
+        return cls(bits_per_s / 8, float(found[3]) * TIME_UNITS[found[4]], text)
 
-    def __str__(self) -> str:
-        if self.bytes_per_s is None:
-            return SHARED_MEMORY
-        bits_per_s = 8 * self.bytes_per_s
-        unit = next((name for name in ("gbit", "mbit") if bits_per_s >= RATE_UNITS[name]), "kbit")
-        return f"{bits_per_s / RATE_UNITS[unit]:g}{unit}:{1e3 * self.latency_s:g}ms"
+
+def state_vectors(optimizer: str | Optimizer) -> int:
+    """Return ``ClusterCosts.state_vectors``; raise ``SettingError`` for an unknown optimizer."""
+    return 1 + len(optimizer_named(optimizer).initial_state)
 
 
 @dataclass(frozen=True)
 class ExchangeCost:
-    """CPU time that a thread spends on a push of gradients and its reply.
+    """The cost of an exchange: a worker pushes its result and receives the next state.
 
-    The sum of ``message_us``, ``gradient_us`` per gradient, ``weights_ns`` per parameter, and
-    ``gradient_ns`` per parameter of each gradient.
+    CPU times are the sum of a fixed part and a part per element of the training state: ``server``,
+    of the busier of the server's two threads (one copies and encrypts messages), and
+    ``round_trip``, of server and worker together, which work in turn. Raise ``SettingError`` for
+    values out of range.
     """
 
-    message_us: float
-    gradient_us: float
-    weights_ns: float
-    gradient_ns: float
+    server_us: float
+    server_ns: float
+    round_trip_us: float
+    round_trip_ns: float
 
-    def request_s(self, gradients: int, parameters: int) -> float:
-        """Return the cost of the push."""
-        of_gradient_s = 1e-6 * self.gradient_us + 1e-9 * self.gradient_ns * parameters
-        return 0.5e-6 * self.message_us + gradients * of_gradient_s
+    def __post_init__(self) -> None:
+        _require_numbers(vars(self), least=0)
 
-    def answer_s(self, parameters: int) -> float:
-        """Return the cost of the reply."""
-        return 0.5e-6 * self.message_us + 1e-9 * self.weights_ns * parameters
+    def server_s(self, elements: int) -> float:
+        return 1e-6 * self.server_us + 1e-9 * self.server_ns * elements
 
-    def exchange_s(self, gradients: int, parameters: int) -> float:
-        """Return the cost of the push and its reply."""
-        return self.request_s(gradients, parameters) + self.answer_s(parameters)
-
-    def vectors_s(self, gradients: int, parameters: int) -> float:
-        """Return the part of the cost that is proportional to the number of parameters."""
-        return 1e-9 * parameters * (self.weights_ns + gradients * self.gradient_ns)
-
-
-@dataclass(frozen=True)
-class TransportCosts:
-    """CPU time per thread of the server and a worker, and the latency of a message.
-
-    The ``server`` thread updates the weights and the ``worker`` thread computes gradients. The
-    ``server_transport`` and ``worker_transport`` threads copy and encrypt. ``latency_us`` is one
-    way and comes on top.
-    """
-
-    server: ExchangeCost
-    server_transport: ExchangeCost
-    worker: ExchangeCost
-    worker_transport: ExchangeCost
-    latency_us: float
-
-    @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Self:
-        """Return costs from a ``dataclasses.asdict`` dict; raise ``KeyError``, ``TypeError``."""
-        *threads, latency = (each.name for each in fields(cls))
-        costs: dict[str, Any] = {name: ExchangeCost(**state[name]) for name in threads}
-        return cls(**costs, **{latency: state[latency]})
+    def round_trip_s(self, elements: int) -> float:
+        return 1e-6 * self.round_trip_us + 1e-9 * self.round_trip_ns * elements
 
 
 @dataclass(frozen=True)
 class ClusterCosts:
-    """Costs measured on one host: a training step of a recipe, and each transport."""
+    """The size of a run, the time of its local steps, and the costs of its exchanges.
+
+    A training state has ``state_vectors`` vectors of ``parameters`` elements: the parameters and
+    the optimizer's vectors. ``minibatches`` counts all ``epochs``. ``step_ms`` is the time of
+    a minibatch if each of a worker's ``threads`` has its own core. Raise ``SettingError`` for
+    values out of range.
+    """
 
     parameters: int
+    state_vectors: int
     batch_size: int
+    minibatches: int
+    epochs: int
     threads: int
     step_ms: float
-    shared_memory: TransportCosts
-    tcp: TransportCosts
+    shared_memory: ExchangeCost
+    tcp: ExchangeCost
+
+    def __post_init__(self) -> None:
+        *counts, step, _, _ = vars(self).items()
+        _require_numbers(dict(counts), least=1)
+        _require_numbers(dict([step]), least=1e-6)
 
     def to_json(self) -> str:
         """Return JSON for ``from_json``, one number per line."""
@@ -125,30 +107,19 @@ class ClusterCosts:
         """Return the saved costs; raise ``CostsDamagedError`` if ``text`` is invalid."""
         try:
             state = json.loads(text)
-            for name in ("shared_memory", "tcp"):
-                state[name] = TransportCosts.from_json(state[name])
-            costs = cls(**state)
-            _require_numbers(asdict(costs))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            exchanges = {name: ExchangeCost(**state[name]) for name in ("shared_memory", "tcp")}
+            return cls(**state | exchanges)
+        except (SettingError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CostsDamagedError(
                 f"invalid cluster costs ({error}); expected a file written by 'dist-net simulate "
                 f"RECIPE --measure --save-costs FILE'"
             ) from error
-        return costs
 
 
-def _require_numbers(state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        if isinstance(value, dict):
-            _require_numbers(value)
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is {value!r}")
-        elif (
-            (
-                name in ("parameters", "batch_size", "threads")
-                and not (isinstance(value, int) and value >= 1)
+def _require_numbers(values: dict[str, Any], least: float) -> None:
+    for name, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and least <= value <= LARGEST):
+            raise SettingError(
+                f"{name}={value!r:.40}: expected a number from {least:g} to {LARGEST:g}"
             )
-            or not 0 <= value <= LARGEST
-            or (name == "step_ms" and value == 0)
-        ):
-            raise ValueError(f"{name} is {value!r}")

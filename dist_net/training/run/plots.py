@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dist_net.training.planner.capacity import PredictedCapacity
+
 
 MAX_POINTS = 300  # of a curve; more than that is only noise
 MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
@@ -119,37 +121,35 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.f
         axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
 
 
-def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: Figure) -> None:
-    """Draw samples per second, staleness and idle time over the number of workers.
-
-    ``predictions`` are as ``dist-net simulate --json`` has them, and ``figure`` is an empty one.
-    """
+def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: Figure) -> None:
+    """Draw samples per second, waits and loads over the number of workers; ``figure`` is empty."""
     figure.suptitle(title, **AS_IT_IS)
-    workers = [each["workers"] for each in predictions]
-
-    def values(quantity: str) -> list[float]:
-        return [each[quantity] for each in predictions]
-
-    speed, staleness, idle = figure.subplots(1, 3)
-    first = predictions[0]
-    of_one = first["samples_per_s"] / first["workers"]
+    workers = [each.workers for each in predictions]
+    speed, waiting, load = figure.subplots(1, 3)
+    of_one = predictions[0].samples_per_s / workers[0]
     speed.set_title("samples/s")
-    speed.plot(workers, [of_one * each for each in workers], "--", color="gray", label="no waits")
-    speed.plot(workers, values("samples_per_s"), "o-", markersize=3, label="predicted")
+    speed.plot(
+        workers, [of_one * each for each in workers], "--", color="gray", label="in proportion"
+    )
+    speed.plot(workers, [each.samples_per_s for each in predictions], "o-", label="predicted")
     speed.set_yscale("log")
-    speed.legend()
-    staleness.set_title("mean staleness, in versions")
-    staleness.plot(workers, values("staleness_mean"), "o-", markersize=3)
-    staleness.set_ylim(bottom=0)
-    idle.set_title("share of time that a worker waits")
-    idle.plot(workers, values("idle"), "o-", markersize=3)
-    idle.set_ylim(0, 1)
-    idle.yaxis.set_major_formatter("{x:.0%}")
-    for axes in (speed, staleness, idle):
+    waiting.set_title("share of time that a worker waits")
+    waiting.plot(workers, [each.waiting for each in predictions], "o-")
+    waiting.set_ylim(0, 1)
+    load.set_title("load (from 100%, a resource is the bottleneck)")
+    for name in predictions[0].load:
+        load.plot(workers, [each.load[name] for each in predictions], "o-", label=name)
+    load.axhline(1, linestyle="--", color="gray")
+    load.set_yscale("log")
+    for axes in (waiting, load):
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:,.4g}%")
+    for axes in (speed, waiting, load):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("workers")
         axes.grid(alpha=0.3)
+        if axes is not waiting:
+            axes.legend()
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -12,6 +12,7 @@ async: each at once, divided by the number of workers, since so many change the 
 bsp: rounds of one local step, whose results are averaged (bulk synchronous parallel).
 """
 
+import math
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -51,6 +52,11 @@ class OuterStep(NamedTuple):
 WHOLE = OuterStep(1.0, 0.0, 1.0)
 
 
+ROUNDS = 128
+USUAL_STEPS, FEWEST_STEPS = 32, 8
+"""Local steps of a worker; see ``step_limits``."""
+
+
 class StepLimits(NamedTuple):
     """The local steps that all leases of a round may have together, for the sake of accuracy."""
 
@@ -59,20 +65,28 @@ class StepLimits(NamedTuple):
 
 
 def step_limits(consistency: Consistency, workers: int, minibatches: int) -> StepLimits:
-    """Return the limits for a round of ``workers`` in a run of ``minibatches``."""
+    """Return the limits for a round of ``workers`` in a run of ``minibatches``.
+
+    A run needs ``ROUNDS`` rounds, or more than one process learns from its first samples is lost.
+    Each worker takes ``USUAL_STEPS`` steps if there are enough, which costs few exchanges, and
+    ``FEWEST_STEPS`` in any case, since the average of shorter leases is too cautious.
+    """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
-    steps = min(64 * workers, max(workers, minibatches / 90))
-    return StepLimits(steps, 2 * steps)
+    most = max(minibatches / ROUNDS, FEWEST_STEPS * workers)
+    return StepLimits(min(USUAL_STEPS * workers, most), most)
 
 
-def outer_step(consistency: Consistency, workers: float, rounds: float = 0.0) -> OuterStep:
-    """Return the outer step for ``workers`` in a run of about ``rounds`` rounds.
+def outer_step(consistency: Consistency, workers: float) -> OuterStep:
+    """Return the outer step for ``workers``.
 
-    One worker alone computes what one process computes.
+    One worker alone computes what one process computes. M workers in turn would move the weights
+    about M times as far as their mean does, so the momentum makes up for that: over many rounds it
+    multiplies a change by rate / (1 - momentum), which is M.
     """
     if consistency is Consistency.ASYNC:
         return OuterStep(1 / workers, 0.0, 1 / workers)
     if workers == 1 or consistency is Consistency.BSP:
         return WHOLE
-    return OuterStep(0.7, 0.9, 1.0)
+    share = 0.3 / math.sqrt(workers)
+    return OuterStep(share * workers, 1 - share, 1.0)

@@ -56,9 +56,15 @@ def measured(
 
 
 def round_s(times: Sequence[LeaseTimes], limits: StepLimits) -> float:
-    """Return the seconds of a round: as many as the exchanges need, within the limits."""
+    """Return the seconds of a round: as many as the exchanges need, within the limits.
+
+    The slowest worker takes whole steps, or others would wait for the rest of its last one.
+    """
     shortest_s, longest_s = (_seconds_of(times, steps) for steps in limits)
-    return min(max(needed_round_s(times), shortest_s), longest_s)
+    wanted_s = min(max(needed_round_s(times), shortest_s), longest_s)
+    able = [each for each in times if each.exchange_s + each.step_s <= wanted_s]
+    slowest = max(able or times, key=lambda each: each.step_s)
+    return slowest.exchange_s + slowest.steps_in(wanted_s) * slowest.step_s
 
 
 def needed_round_s(times: Sequence[LeaseTimes]) -> float:

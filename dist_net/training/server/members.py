@@ -26,10 +26,11 @@ class Member:
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
     the results refused in a row. A worker that was ``told_to_stop`` and goes silent is not lost.
-    ``began_s``: its lease was granted; ``waits_since_s``: its request, while it waits for others;
-    None else. ``starts`` counts the processes of its name that joined; with ``is_restart``, this
-    process was not the first and has just joined. ``staleness_sum`` is the sum over its ``pushes``;
-    ``lease_times`` are of its local steps, which ``parts`` processes take at the same time.
+    ``began_s``: its lease was granted, while it computes; ``waits_since_s``: its request, while it
+    waits for others; None else. ``starts`` counts the processes of its name that joined; with
+    ``is_restart``, this process was not the first and has just joined. ``staleness_sum`` is the sum
+    over its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at
+    the same time.
     """
 
     worker_id: int

@@ -36,7 +36,11 @@ from dist_net.wire.messages import Push
 
 LATE_S = 0.2
 LATE_FACTOR = 3
-"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``."""
+FIRST_ROUND_S = 1.0
+"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``.
+
+The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
+"""
 
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
@@ -74,7 +78,7 @@ class RunState:
         self._plan: RoundPlan | None = None
         self._results: list[tuple[Applied, Vector]] = []  # of the round
         self._sums = 0.0, 0
-        self._round_began_s: float | None = None
+        self._round_began_s = 0.0
         self._last_round_s = 0.0
         self._packed: tuple[int, Vector] | None = None
 
@@ -132,10 +136,10 @@ class RunState:
 
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
-        ledger = self.ledger
+        ledger, member.began_s = self.ledger, None
         if (lease := ledger.lease_of(member.worker_id)) is None:
             if self._may_begin():
-                lease = self._next_lease(member)
+                lease = self._next_lease(member, now)
             elif self._has_late_leases(now):
                 lease = ledger.share(member.worker_id)
         if lease is not None:
@@ -148,38 +152,40 @@ class RunState:
         is_full = self._plan is not None and self.ledger.granted >= self._plan.leases
         return not self.ledger.everything_is_leased and (self._is_async or not is_full)
 
-    def _next_lease(self, member: Member) -> Lease:
+    def _next_lease(self, member: Member, now: float) -> Lease:
         wanted, ahead = self._steps_of(member) * member.parts, self.ledger.minibatches_ahead
         if self._is_async:
             minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
         else:
-            self._plan = self._plan or self._plan_round(ahead)
+            if self._plan is None:
+                self._plan, self._round_began_s = self._plan_round(ahead), now
             minibatches = max(1, round(wanted * self._plan.scale))
         pace = self.settings.batch_size * self.members.parts
         return self.ledger.grant(member.worker_id, minibatches, pace, member.parts)
 
     def _plan_round(self, ahead: int) -> RoundPlan:
-        """Return the plan of a round of all present workers.
+        """Return the plan of a round of all workers but those that still compute an ended lease.
 
         The rounds of an epoch are equally long, because no lease goes beyond an epoch, which has
         ``ahead`` minibatches left.
         """
-        steps = sum(self._steps_of(each) * each.parts for each in self.members.members)
-        rounds = self.settings.minibatches / steps
-        outer = outer_step(self.settings.consistency, self.members.parts, rounds)
-        return RoundPlan(len(self.members), ahead / (-(-ahead // steps) * steps), outer)
+        present = [each for each in self.members.members if each.began_s is None]
+        steps = sum(self._steps_of(each) * each.parts for each in present)
+        outer = outer_step(self.settings.consistency, sum(each.parts for each in present))
+        return RoundPlan(len(present), ahead / (-(-ahead // steps) * steps), outer)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
         if self._is_async:
             return True
-        late_s = max(LATE_S, LATE_FACTOR * self._last_round_s)
-        return self._round_began_s is not None and now - self._round_began_s > late_s
+        late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
+        return now - self._round_began_s > late_s
 
     def _steps_of(self, member: Member) -> int:
         """Return the local steps of each part of the worker's next lease."""
         known = [each.lease_times for each in self.members.members if each.lease_times is not None]
-        limits, fixed = self._limits, self.settings.local_steps
+        is_bsp = self.settings.consistency is Consistency.BSP
+        limits, fixed = self._limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
             return max(1, min(usual, FIRST_STEPS) if len(self.members) > 1 else usual)
@@ -219,8 +225,7 @@ class RunState:
         record = Applied(0, *who, *lease.range, lease.version, *how, not member.shared)
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
-        if self._round_began_s is None:
-            self._round_began_s = now
+        self._last_round_s = self._last_round_s or now - self._round_began_s
         is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
         return self._apply_round(staleness, now) if is_whole else ()
 
@@ -241,7 +246,7 @@ class RunState:
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
         records = [record for record, _ in results]
-        share = self.members.parts / records[0].parts
+        share = max(1.0, self.members.parts / records[0].parts)  # a rival may have fewer parts
         outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
@@ -251,8 +256,7 @@ class RunState:
             member.refusals = 0
         samples = sum(each.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
-        self._last_round_s = now - (self._round_began_s or now)
-        self._round_began_s = now
+        self._last_round_s = now - self._round_began_s
         self._record(records[-1])
         version, together = self.store.version, len(records)
         return tuple(
