@@ -227,7 +227,9 @@ class RunState:
         member.has_computed(-(-samples // lease.batch_size), push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
-        if not abs(push.loss_sum) < LARGEST_LOSS or not np.isfinite(result).all():
+        # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
+        is_usable = np.isfinite(result).all() and result[-1] >= 1
+        if not (is_usable and abs(push.loss_sum) < LARGEST_LOSS):
             self.ledger.release(member.worker_id)
             return None
         self.ledger.collect(member.worker_id)

@@ -202,6 +202,7 @@ def test_buffers_of_several_workers_stay_among_their_values(consistency: Consist
                 state = base.copy()
             state[:300] += random.normal(size=300).astype(np.float32)
             state[300:302] = 20_000 + random.uniform(-1, 1), random.uniform(0.5e-3, 1.5e-3)
+            state[-1] += 1  # step
             sent = state if member.shared else packing.pack_result(base, state)
             push = Push(member.worker_id, 0, 0, lease.lease_id, 1.0, 1, 0.0, sent)
             assert run.accept(member, push, 0.0) is not None

@@ -25,11 +25,8 @@ def test_an_unknown_mode_is_refused_with_all_modes(text: str) -> None:
 
 
 @pytest.mark.parametrize("mode", Consistency)
-@pytest.mark.parametrize("rounds", [0.0, 1.0, 1e6])
-def test_one_worker_alone_computes_what_one_process_computes(
-    mode: Consistency, rounds: float
-) -> None:
-    assert outer_step(mode, 1, rounds) == WHOLE
+def test_one_worker_alone_computes_what_one_process_computes(mode: Consistency) -> None:
+    assert outer_step(mode, 1) == WHOLE
 
 
 @pytest.mark.parametrize("workers", [2, 16])

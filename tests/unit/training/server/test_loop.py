@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ class ServerBench:
     def __init__(self, *, is_short_of_memory: bool = False) -> None:
         self.memory: list[Memory] = []
         self.socket = Socket()
-        self.run = RunState(SETTINGS, np.ones(3, np.float32))
+        self.run = RunState(replace(SETTINGS, local_steps=1), np.ones(3, np.float32))
         schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
 
         def share(vectors: int, size: int) -> Memory:

@@ -14,7 +14,7 @@ from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, Adam, Momentum
 from dist_net.training.server.consistency import WHOLE, Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
-from dist_net.training.server.run_state import LATE_S, RunState, epoch_means
+from dist_net.training.server.run_state import LATE_FACTOR, RunState, epoch_means
 from dist_net.training.server.state import Record
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
@@ -67,6 +67,7 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
 ) -> None:
     random = np.random.default_rng(0)
     states = random.standard_normal((3, STATE_SIZE)).astype(np.float32)
+    states[:, -1] = 1, 2, 4  # steps
     found = set()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         desk = Desk(a_run(consistency=consistency, local_steps=None))
@@ -150,18 +151,21 @@ def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() ->
 
 def test_an_idle_worker_shares_a_late_lease_and_the_first_result_counts() -> None:
     desk, slow, fast = two_workers()
+    desk.now += 0.2
     assert desk.has_to_wait(b"b", desk.a_push(fast))
-    desk.now += 0.9 * LATE_S
+    desk.now += 0.2 * LATE_FACTOR - 0.21
     assert desk.server.tick(desk.now) == []
-    desk.now += 0.2 * LATE_S
+    desk.now += 0.02
     [shared] = desk.server.tick(desk.now)
     assert (shared.node, shared.message[3:6]) == (b"b", slow[3:6])
-    assert desk.push(b"b", shared.message).state is desk.state
-    assert desk.run.store.version == 1
-    again = desk.push(b"a", slow)
-    assert (again.state is desk.state, again.lease_id > slow.lease_id) == (True, True)
-    assert desk.report()["duplicates_dropped"] == 1
-    assert desk.run.store.version == 1
+    following = desk.push(b"b", shared.message)
+    assert (desk.run.store.version, following.state is desk.state) == (1, True)
+    # The next round is the fast worker's; the slow one takes part in the round after that.
+    assert desk.has_to_wait(b"a", desk.a_push(slow))
+    assert (desk.run.store.version, desk.report()["duplicates_dropped"]) == (1, 1)
+    answers = desk.answers(b"b", desk.a_push(following))
+    assert (desk.run.store.version, set(answers)) == (2, {b"a", b"b"})
+    assert answers[b"a"].lease_id > slow.lease_id
 
 
 def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
@@ -184,8 +188,8 @@ def test_a_round_with_a_state_that_is_not_finite_is_done_again_until_workers_lea
     desk, one, other = two_workers()
     works = {b"a": one, b"b": other}
     for _ in range(3):
-        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], 3e18))
-        works = desk.answers(b"b", desk.a_push(works[b"b"], 3e19))
+        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], 1e30))
+        works = desk.answers(b"b", desk.a_push(works[b"b"], 1e30))
     assert "learning rate" in works[b"b"].reason
     assert desk.run.store.version == desk.report()["samples"] == 0
     work = works[b"a"]  # of the samples, none is lost
@@ -228,7 +232,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
                 desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
             )
         computed_s = speeds[node] * -(-(work.stop - work.start) // 4)
-        begin(desk.answers(node, desk.a_push(work, 0.0, computed_s=computed_s)))
+        begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
     assert (report["samples"], report["workers_lost"]) == (8000, 0)
     if consistency is ROUNDS:
@@ -349,6 +353,20 @@ def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: f
     desk.answers(b"b", desk.a_push(again))
     report = desk.report()
     assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("steps", [-1e9, -1.0, 0.0, 0.5])
+def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
+    """Adam's next step would divide by 0, in every worker."""
+    desk = Desk(a_run(optimizer=Adam()))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    push = desk.a_push(work)
+    assert push.state is not None
+    push.state[-1] = steps
+    again = desk.ask(b"a", push)
+    assert (again.start, again.state is work.state) == (work.start, True)
+    assert desk.report()["gradients_refused"] == 1
 
 
 # Warnings

@@ -114,13 +114,13 @@ def test_a_state_is_shared_or_travels_packed_with_the_work() -> None:
     assert here.state is desk.state
     packing = desk.run.settings.packing
     assert afar.state.nbytes < here.state.nbytes
-    assert desk.has_to_wait(b"here", desk.a_push(here, 0.25))
+    assert desk.has_to_wait(b"here", desk.a_push(here, 1.25))
     base = np.empty_like(desk.state)
     packing.unpack_base(afar.state, out=base)
-    pushed = packing.pack_result(base, base + np.float32(0.75))
+    pushed = packing.pack_result(base, base + np.float32(1.75))
     desk.answers(b"afar", desk.a_push(afar, state=pushed))
     assert desk.run.store.version == 1
-    np.testing.assert_array_equal(desk.state[100:], 0.5)
+    np.testing.assert_array_equal(desk.state[100:], 1.5)
     report = desk.report()
     assert report["bytes_received_per_sample"] == pushed.nbytes / 16
     assert report["bytes_sent_per_sample"] == 2 * afar.state.nbytes / 16
