@@ -281,7 +281,7 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
     run.metrics.record(8, 64, 1, 0.1)
     run.metrics.push_applied(8, 1.0, 0, [0, 5], 1.0)
     worker = run.members.join(b"a", "a", b"", 0.0)
-    run.ledger.grant(worker.worker_id)
+    run.ledger.grant(worker.worker_id, 1, 2)
     whole = run.checkpoint()
     refused = tried = 0
     for part in ("settings", "ledger", "counters"):
@@ -302,7 +302,7 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
                     refused += 1
                     continue
                 json.dumps(resumed.report(0, 1.0))
-                resumed.ledger.grant(1)
+                resumed.ledger.grant(1, 1, 2)
                 resumed.metrics.push_applied(8, 1.0, 0, [0, 5], 1.0)
                 resumed.metrics.record(16, 64, 2, 0.1)
                 resumed.checkpoint()

@@ -147,8 +147,8 @@ def test_a_diverging_loss_is_carried(loss):
         JOIN,
         WELCOME,
         WELCOME._replace(segment=SEGMENT),
-        Work(3, 9, 1, 0, 0, 32, 0, 2, 1, None),
-        Work(3, 9, 1, 0, 0, 32, 0, 2, 32, None),
+        Work(3, 9, 1, 0, 0, 32, 0, 2, 2, 1, None),
+        Work(3, 9, 1, 0, 0, 32, 0, 2, 2, 32, None),
         PUSH,
     ],
 )
