@@ -34,7 +34,7 @@ from dist_net.training.server import loop as process
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.store import OUTER_MOMENTUM
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.state import Ended
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
@@ -69,7 +69,7 @@ class Disturbed:
         return result
 
 
-def disturbed(recipe: Recipe, disturb: Disturb) -> Callable[[StepSettings], LocalSteps]:
+def disturbed(recipe: Recipe, disturb: Disturb) -> LocalStepsOf:
     """Return the ``local_of`` of a worker with such a step."""
 
     def local_of(settings: StepSettings) -> LocalSteps:

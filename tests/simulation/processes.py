@@ -14,11 +14,11 @@ import numpy as np
 from dist_net.errors import DistNetError, SegmentError
 from dist_net.training.server.loop import Received, ServerLoop, new_run, opened_journal
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.vector import Vector
-from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress, StepSettings
+from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
@@ -154,7 +154,7 @@ class WorkerProcess(VirtualProcess):
         network: VirtualNetwork,
         memory: VirtualMemory | None,
         settings: RunSettings,
-        local_of: Callable[[StepSettings], LocalSteps],
+        local_of: LocalStepsOf,
         seconds_of_step: Callable[[], float],
         parts: int = 1,
     ) -> None:

@@ -30,18 +30,16 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.loop import opened_server
 from dist_net.training.worker import step
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import Ended
-from dist_net.wire.messages import Snapshot, StepSettings
+from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 
 LOOPBACK = "tcp://127.0.0.1:0"
 MAX_THREADS = 65  # a server and workers
 POLL_S = 0.01
 CHECKPOINT_EVERY_S = 30.0
-
-LocalStepsOf = Callable[[StepSettings], LocalSteps]
 
 
 def _loaded(recipe: Recipe) -> LoadedRecipe:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dist_net.optim import UpdateRule
 from dist_net.vector import Vector
+from dist_net.wire.messages import StepSettings
 
 
 class MinibatchStep(Protocol):
@@ -121,3 +122,7 @@ class LocalSteps:
             loss_sum += loss
             self.correct += correct
         self.loss_sum += loss_sum
+
+
+LocalStepsOf = Callable[[StepSettings], LocalSteps]
+"""Return the local steps for the settings of a run."""

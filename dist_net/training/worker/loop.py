@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from random import Random, SystemRandom
 from typing import Protocol, Self
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
@@ -131,7 +131,7 @@ class WorkerLoop:
 
     def __init__(
         self,
-        local_of: Callable[[StepSettings], LocalSteps],
+        local_of: LocalStepsOf,
         address: str,
         name: str,
         recipe_digest: str,

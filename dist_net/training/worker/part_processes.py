@@ -10,22 +10,20 @@ import select
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Self
 
 import numpy as np
 
 from dist_net.processes.entry import terminate_after
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import LeaseSteps, LocalStepsOf
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.segment import Segment
 
 MAX_ORDER_BYTES = 1 << 16
 POLL_S = 0.2
-
-LocalStepsOf = Callable[[StepSettings], LocalSteps]
 
 
 class PartProcesses:
