@@ -52,7 +52,8 @@ PAIR = (
     Applied(2, 8, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 16, 1, False, 2, OUTER),
 )
 ROUND = tuple(
-    Applied(3, 7, 0, 32 * n, 32 * n + 32, 2, 64, 96, 32, (1, 32, 2)[n], together=3) for n in range(3)
+    Applied(3, 7, 0, 32 * n, 32 * n + 32, 2, 64, 96, 32, (1, 32, 2)[n], together=3)
+    for n in range(3)
 )
 AGAIN = Started(2, "0123456789abcdef", 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(2, bytes(32)))
