@@ -14,6 +14,7 @@ from dist_net.errors import BadInputError, FileWriteError, MissingExtraError
 from dist_net.training.planner.capacity import GOODPUT
 from dist_net.training.planner.costs import ClusterCosts
 from dist_net.training.run import measuring
+from dist_net.training.server.consistency import Consistency, local_batch_size
 from naming import naming
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
@@ -31,7 +32,8 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
     one, many = result.pop("predictions")
     assert (one["workers"], many["workers"]) == (1, 16)
     assert (one["bottleneck"], many["bottleneck"]) == ("exchange", "network")
-    assert many["samples_per_s"] == pytest.approx(32 * GOODPUT * 125e6 / 600_004)
+    batch_size = local_batch_size(Consistency.ASYNC, 16, 10_000, 32)
+    assert many["samples_per_s"] == pytest.approx(batch_size * GOODPUT * 125e6 / 600_004)
     assert (one["staleness"], many["staleness"]) == (0, 15)
     assert {*many} == {
         *("workers", "samples_per_s", "local_steps", "waiting", "staleness", "load", "bottleneck")

@@ -277,9 +277,9 @@ def places(part: Any, *place: Any) -> list[tuple[Any, ...]]:
 def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> None:
     settings = RunSettings("line", "abc", (("weight", (3,)),), 64, 2, 8)
     run = RunState(settings, np.zeros(3, np.float32))
-    run.metrics.push_applied(8, -1.0, 0, [0, 5], 1.0)
+    run.metrics.pushes_accepted(8, -1.0, 0, [0, 5], 1.0)
     run.metrics.record(8, 64, 1, 0.1)
-    run.metrics.push_applied(8, 1.0, 0, [0, 5], 1.0)
+    run.metrics.pushes_accepted(8, 1.0, 0, [0, 5], 1.0)
     worker = run.members.join(b"a", "a", b"", 0.0)
     run.ledger.grant(worker.worker_id, 1, 2)
     whole = run.checkpoint()
@@ -303,7 +303,7 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
                     continue
                 json.dumps(resumed.report(0, 1.0))
                 resumed.ledger.grant(1, 1, 2)
-                resumed.metrics.push_applied(8, 1.0, 0, [0, 5], 1.0)
+                resumed.metrics.pushes_accepted(8, 1.0, 0, [0, 5], 1.0)
                 resumed.metrics.record(16, 64, 2, 0.1)
                 resumed.checkpoint()
     assert refused > tried // 4 > 100

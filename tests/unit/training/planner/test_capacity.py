@@ -10,7 +10,7 @@ from dist_net.errors import SettingError
 from dist_net.optim import Adam
 from dist_net.training.planner.capacity import GOODPUT, ClusterPlan, saturation
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
-from dist_net.training.server.consistency import Consistency, step_limits
+from dist_net.training.server.consistency import Consistency, local_batch_size, step_limits
 from dist_net.training.server.lease_lengths import COMPUTING_TO_EXCHANGE
 from dist_net.wire.packing import StatePacking
 
@@ -31,6 +31,12 @@ SHORT = replace(COSTS, minibatches=10_000)
 FAST = Network(bytes_per_s=1e30)
 PLAN = ClusterPlan(1, COSTS, FAST, cores=1, local_steps=10)
 ASYNC = replace(PLAN, consistency=Consistency.ASYNC)
+
+
+def ten_local_steps(workers: int) -> tuple[float, float]:
+    """Return the samples and the seconds of a lease of ``PLAN``, whose workers share minibatches."""
+    batch_size = local_batch_size(PLAN.consistency, workers, COSTS.minibatches, COSTS.batch_size)
+    return 10 * batch_size, 10 * STEP_S * batch_size / COSTS.batch_size
 
 
 def with_cost(plan: ClusterPlan, *cost: float) -> ClusterPlan:
@@ -60,18 +66,20 @@ def test_a_worker_waits_for_its_exchange_after_each_lease() -> None:
 def test_in_rounds_the_server_takes_one_exchange_after_the_other() -> None:
     plan = with_cost(replace(PLAN, workers=11), 2000, 0, 2000, 0)
     predicted = plan.predict()
-    assert predicted.samples_per_s == pytest.approx(11 * 320 / (10 * STEP_S + 11 * 0.002))
-    assert predicted.load["server"] == pytest.approx(11 * 0.002 / (10 * STEP_S + 0.002))
+    samples, lease_s = ten_local_steps(11)
+    assert predicted.samples_per_s == pytest.approx(11 * samples / (lease_s + 11 * 0.002))
+    assert predicted.load["server"] == pytest.approx(11 * 0.002 / (lease_s + 0.002))
     assert predicted.staleness == 0
 
 
 def test_asynchronous_exchanges_overlap_with_steps_until_the_server_is_always_busy() -> None:
     plan = with_cost(ASYNC, 2000, 0, 2000, 0)
-    some, many = (replace(plan, workers=workers).predict() for workers in (11, 42))
-    assert some.samples_per_s == pytest.approx(11 * 320 / (10 * STEP_S + 0.002))
-    assert many.samples_per_s == pytest.approx(320 / 0.002)
+    some, many = (replace(plan, workers=workers).predict() for workers in (5, 42))
+    samples, lease_s = ten_local_steps(5)
+    assert some.samples_per_s == pytest.approx(5 * samples / (lease_s + 0.002))
+    assert many.samples_per_s == pytest.approx(ten_local_steps(42)[0] / 0.002)
     assert (some.bottleneck, many.bottleneck) == ("workers", "server")
-    assert (some.staleness, many.staleness) == (10, 41)
+    assert (some.staleness, many.staleness) == (4, 41)
 
 
 def test_the_network_carries_a_rounds_results_and_then_its_bases() -> None:
@@ -79,7 +87,8 @@ def test_the_network_carries_a_rounds_results_and_then_its_bases() -> None:
     received, sent = plan.exchange_bytes
     transfer_s = (received + sent) / (GOODPUT * 1e8)
     predicted = plan.predict()
-    assert predicted.samples_per_s == pytest.approx(8 * 320 / (10 * STEP_S + 8 * transfer_s))
+    samples, lease_s = ten_local_steps(8)
+    assert predicted.samples_per_s == pytest.approx(8 * samples / (lease_s + 8 * transfer_s))
     asynchronous = replace(plan, workers=8, consistency=Consistency.ASYNC).predict()
     one_way_s = max(received, sent) / (GOODPUT * 1e8)
     assert asynchronous.load["network"] * transfer_s == pytest.approx(
@@ -111,7 +120,8 @@ def test_the_workers_of_a_host_exchange_together_and_share_its_cores() -> None:
     plan = with_cost(replace(PLAN, workers=8, workers_per_host=4, cores=2), 2000, 0, 2000, 0)
     predicted = plan.predict()
     assert plan.exchanges == 2
-    assert predicted.samples_per_s == pytest.approx(8 * 320 / (2 * 10 * STEP_S + 2 * 0.002))
+    samples, lease_s = ten_local_steps(8)
+    assert predicted.samples_per_s == pytest.approx(8 * samples / (2 * lease_s + 2 * 0.002))
 
 
 def test_a_step_of_two_threads_needs_two_cores() -> None:
@@ -144,7 +154,7 @@ def test_bulk_synchronous_workers_take_single_steps() -> None:
 
 
 def test_no_lease_goes_beyond_an_epoch() -> None:
-    costs = replace(COSTS, minibatches=400, epochs=4)
+    costs = replace(COSTS, minibatches=100, epochs=4)  # which all four workers share
     plan = replace(PLAN, costs=costs, workers=4, local_steps=20)
     assert plan.predict().local_steps == round(100 / 2 / 4)
     asynchronous = replace(plan, consistency=Consistency.ASYNC, local_steps=70)

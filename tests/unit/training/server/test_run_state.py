@@ -55,7 +55,7 @@ def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consi
 
 def test_a_synchronous_step_is_the_mean_of_one_step_of_each_worker() -> None:
     desk, one, other = two_workers(consistency=BSP, local_steps=None)
-    assert [work.stop - work.start for work in (one, other)] == [4, 4]
+    assert [work.stop - work.start for work in (one, other)] == [2, 2]
     desk.answers(b"a", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 3.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -87,8 +87,8 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
     desk.join(b"host", parts=3)
     desk.join(b"b")
     one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
-    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 12, 4)
-    assert one.pace == other.pace == 4 * 4
+    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 3, 1)
+    assert one.pace == other.pace == 4
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -96,7 +96,7 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
 
 def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
     desk, one, other = two_workers()
-    assert (one.progress, other.progress, one.pace, other.pace) == (0, 0, 8, 8)
+    assert (one.progress, other.progress, one.pace, other.pace) == (0, 0, 4, 4)
     desk.answers(b"a", desk.a_push(one))
     following = desk.answers(b"b", desk.a_push(other))
     assert {work.progress for work in following.values()} == {other.stop}
@@ -217,7 +217,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
     def begin(works: dict[bytes, Any]) -> None:
         for node, work in works.items():
             if isinstance(work, Work):
-                took_s = speeds[node] * -(-(work.stop - work.start) // 4)
+                took_s = speeds[node] * -(-(work.stop - work.start) // work.batch_size)
                 heappush(working, (desk.now + took_s, node, work))
 
     for node in speeds:
@@ -231,7 +231,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
             begin(
                 desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
             )
-        computed_s = speeds[node] * -(-(work.stop - work.start) // 4)
+        computed_s = speeds[node] * -(-(work.stop - work.start) // work.batch_size)
         begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
     assert (report["samples"], report["workers_lost"]) == (8000, 0)
