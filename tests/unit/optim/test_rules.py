@@ -457,3 +457,27 @@ def test_only_the_recipes_own_optimizer_may_be_of_a_class_of_its_own() -> None:
     for text in ("Halving(share=0.4)", "Adam(beta1=x)", "Adam(beta1=2.0)", "Adam(b=1)", "", "(=("):
         with pytest.raises(SettingError, match="optimizer"):
             parse_optimizer(text, Halving())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_along_the_shares_of_noise_are_as_long_on_average_as_one_along_the_whole(
+    name: str,
+) -> None:
+    shares, size, steps = 4, 2000, 6
+    optimizer = OPTIMIZERS[name]
+    noise = np.random.default_rng(0).normal(scale=100, size=(steps, shares, size))
+
+    def moved(gradients: Floats, share: float) -> Floats:
+        """Return the change of the weights, from 0, by steps along the gradients."""
+        rule = optimizer.start(size, np.float64)
+        state = rule.initial(np.zeros(size))
+        for gradient in gradients:
+            out = np.empty_like(state)
+            rule.step(state, gradient, 0.1 * optimizer.rate_scale(share), out)
+            state = out
+        return state[:size]
+
+    whole = moved(noise.mean(1), 1.0)
+    mean = np.mean([moved(noise[:, part], 1 / shares) for part in range(shares)], axis=0)
+    assert np.linalg.norm(mean) == pytest.approx(np.linalg.norm(whole), rel=0.05)
+    assert optimizer.rate_scale(1.0) == 1.0

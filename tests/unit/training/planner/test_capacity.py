@@ -34,7 +34,7 @@ ASYNC = replace(PLAN, consistency=Consistency.ASYNC)
 
 
 def ten_local_steps(workers: int) -> tuple[float, float]:
-    """Return the samples and the seconds of a lease of ``PLAN``, whose workers share minibatches."""
+    """Return the samples and the seconds of a lease of ``PLAN``, with shared minibatches."""
     batch_size = local_batch_size(PLAN.consistency, workers, COSTS.minibatches, COSTS.batch_size)
     return 10 * batch_size, 10 * STEP_S * batch_size / COSTS.batch_size
 

@@ -1,12 +1,19 @@
 """The modes, their outer steps and the limits of their rounds."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dist_net.errors import SettingError
 from dist_net.training.server.consistency import (
+    FEWEST_SAMPLES,
+    MINIBATCHES,
     WHOLE,
     Consistency,
     OuterStep,
+    local_batch_size,
     outer_step,
     step_limits,
 )
@@ -45,3 +52,48 @@ def test_synchronous_results_are_averaged() -> None:
 def test_each_worker_takes_a_step_in_each_round_at_least(workers: int, minibatches: int) -> None:
     fewest, most = step_limits(Consistency.ROUNDS, workers, minibatches)
     assert workers <= fewest <= most
+
+
+@pytest.mark.parametrize("minibatches", [1, 10**6])
+@pytest.mark.parametrize("mode", Consistency)
+def test_one_worker_takes_whole_minibatches(mode: Consistency, minibatches: int) -> None:
+    assert local_batch_size(mode, 1, minibatches, 33) == 33
+
+
+@pytest.mark.parametrize("mode", [Consistency.ROUNDS, Consistency.ASYNC])
+def test_two_workers_take_turns_in_long_runs_and_share_minibatches_in_short_ones(
+    mode: Consistency,
+) -> None:
+    assert local_batch_size(mode, 2, 2 * MINIBATCHES, 32) == 32
+    assert local_batch_size(mode, 2, 2 * MINIBATCHES - 1, 32) == 16
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch_size", "share"),
+    [(2, 32, 16), (3, 32, 8), (4, 32, 8), (16, 32, 2), (64, 32, 2), (2, 5, 3), (2, 3, 3)],
+)
+def test_all_workers_share_the_minibatches_of_a_short_run(
+    workers: int, batch_size: int, share: int
+) -> None:
+    assert local_batch_size(Consistency.ROUNDS, workers, 1, batch_size) == share
+
+
+def test_synchronous_workers_share_each_minibatch_in_any_run() -> None:
+    shares = [local_batch_size(Consistency.BSP, workers, 10**6, 32) for workers in (2, 3, 16)]
+    assert shares == [16, 11, 2]
+
+
+@given(
+    st.sampled_from([Consistency.ROUNDS, Consistency.ASYNC]),
+    st.integers(1, 1000),
+    st.integers(1, 10**7),
+    st.integers(1, 1000),
+)
+def test_a_share_is_a_power_of_two_and_has_two_samples_where_a_minibatch_has(
+    mode: Consistency, workers: int, minibatches: int, batch_size: int
+) -> None:
+    share = local_batch_size(mode, workers, minibatches, batch_size)
+    assert share in {math.ceil(batch_size / 2**power) for power in range(11)}
+    assert min(batch_size, FEWEST_SAMPLES) <= share <= batch_size
+    assert local_batch_size(mode, workers + 1, minibatches, batch_size) <= share
+    assert share <= local_batch_size(mode, workers, minibatches + 1, batch_size)
