@@ -80,7 +80,7 @@ class Optimizer(ABC):
         return learning_rate
 
     def rate_scale(self, share: float) -> float:
-        """Return the factor of the learning rate for this share of a minibatch.
+        """Return the factor of the update for this share of a minibatch.
 
         Steps along the gradients of all shares must be as long, on average, as one along their
         mean, where its noise is larger than the gradient.
@@ -207,10 +207,18 @@ class UpdateRule:
         parts = {name: state[first + i * n : first + (i + 1) * n] for i, name in places}
         return parts | {STEPS: state[-1:]}
 
-    def step(self, state: Floats, gradient: Floats, learning_rate: float, out: Floats) -> None:
+    def step(
+        self,
+        state: Floats,
+        gradient: Floats,
+        learning_rate: float,
+        out: Floats,
+        share: float = 1.0,
+    ) -> None:
         """Write the state after a step along ``gradient`` to ``out``; allocates no vector.
 
-        ``gradient`` has ``size`` elements and is only read. ``out`` must not overlap ``state``.
+        ``gradient`` has ``size`` elements, is only read, and is of this ``share`` of a minibatch.
+        ``out`` must not overlap ``state``.
         """
         self._require_length("gradient", gradient, self.size)
         before, after = self.parts(state), self.parts(out)
@@ -222,7 +230,8 @@ class UpdateRule:
             descent = self._within_norm(descent, self._clip_norm)
         np.add(before[STEPS], 1, out=after[STEPS])
         step = float(after[STEPS][0])
-        factors = [self.optimizer.rate(learning_rate, step)]
+        scale = self.optimizer.rate_scale(share)  # the decay does not depend on gradients
+        factors = [scale * self.optimizer.rate(learning_rate, step)]
         decay = self.optimizer.decay(learning_rate)
         if decay is not None:
             factors.append(decay)

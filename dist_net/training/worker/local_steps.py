@@ -110,14 +110,14 @@ class LocalSteps:
         if base is not self._latest[0]:
             np.copyto(self._latest[0], base)
         loss_sum = 0.0
-        scale = self.rule.optimizer.rate_scale(part.batch_size / self._batch_size)
+        share = part.batch_size / self._batch_size
         for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
             yield
             self._step.gather(part.epoch, start, min(start + part.batch_size, part.stop))
             state, weights = self._latest
             loss, correct = self._step.run(weights, self._gradient)
-            rate = scale * self._learning_rate_at(part.progress + number * part.pace)
-            self.rule.step(state, self._gradient, rate, self._other[0])
+            rate = self._learning_rate_at(part.progress + number * part.pace)
+            self.rule.step(state, self._gradient, rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest
             loss_sum += loss
             self.correct += correct

@@ -473,7 +473,7 @@ def test_steps_along_the_shares_of_noise_are_as_long_on_average_as_one_along_the
         state = rule.initial(np.zeros(size))
         for gradient in gradients:
             out = np.empty_like(state)
-            rule.step(state, gradient, 0.1 * optimizer.rate_scale(share), out)
+            rule.step(state, gradient, 0.1, out, share)
             state = out
         return state[:size]
 
@@ -481,3 +481,12 @@ def test_steps_along_the_shares_of_noise_are_as_long_on_average_as_one_along_the
     mean = np.mean([moved(noise[:, part], 1 / shares) for part in range(shares)], axis=0)
     assert np.linalg.norm(mean) == pytest.approx(np.linalg.norm(whole), rel=0.05)
     assert optimizer.rate_scale(1.0) == 1.0
+
+
+def test_weights_decay_as_much_in_a_share_as_in_the_whole() -> None:
+    rule = AdamW().start(3)
+    states = np.empty((2, rule.state_size), np.float32)
+    for out, share in zip(states, (1.0, 0.25), strict=True):
+        rule.step(rule.initial(np.ones(3, np.float32)), np.zeros(3, np.float32), 0.5, out, share)
+    np.testing.assert_array_equal(*states)
+    assert (states[:, :3] == np.float32(1 - 0.5 * 0.004)).all()

@@ -136,3 +136,12 @@ def test_a_lease_is_split_into_whole_minibatches(
     split = LeaseSteps(2, 100, 100 + samples, 50, 8, 4, parts).split()
     ends = [100 + edge for edge in edges]
     assert split == [LeaseSteps(2, *each, 50, 8, 4) for each in pairwise(ends)]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_share_of_a_minibatch_has_the_rate_of_its_optimizer(parts: int) -> None:
+    local, whole = local_steps(batch_size=4), local_steps(batch_size=1)
+    base = first_state(local)
+    lease = LeaseSteps(0, 0, 2, 0, 4, 1, parts)
+    moved, usual = (taken(each, base, lease)[:TRAINED] - base[:TRAINED] for each in (local, whole))
+    np.testing.assert_allclose(moved, 2 * usual, atol=0.01)
