@@ -21,6 +21,8 @@ from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 
+MAX_PLANS = 4  # the whole minibatch, a share of it, and the last minibatch of each
+
 
 class Minibatch(NamedTuple):
     """The arrays for minibatches of one size."""
@@ -40,8 +42,9 @@ class Binding(NamedTuple):
 class TrainingStep:
     """Compute gradients of a model over minibatches of a dataset's shuffled epochs.
 
-    A plan and its arrays are made once for each size of minibatch, and a plan is bound once to
-    each pair of weights and gradient vector, so that the steady state allocates nothing.
+    A plan and its arrays are made once for each size of minibatch, up to ``MAX_PLANS``, and a plan
+    is bound once to each pair of weights and gradient vector, so that the steady state allocates
+    nothing.
 
     The random numbers of a layer such as Dropout depend only on ``seed``, ``epoch`` and ``start``:
     every worker draws the same numbers for a minibatch, and minibatches differ.
@@ -119,6 +122,9 @@ class TrainingStep:
 
     def _plan(self, size: int) -> tuple[Plan, Minibatch]:
         if size not in self._plans:
+            if len(self._plans) == MAX_PLANS:
+                self._plans.clear()
+                self._bound.clear()
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             self._plans[size] = (
                 self._model.compile_training(
