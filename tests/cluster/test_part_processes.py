@@ -57,7 +57,7 @@ def test_processes_compute_what_one_computes_bit_for_bit() -> None:
     with PartProcesses(2, STATE_SIZE + 99, local_of) as processes:
         processes.begin(STEPS)
         for parts in (1, 2, 5):  # also a lease of a host with more processes
-            lease = LeaseSteps(3, 10, 33, 100, 4, parts)
+            lease = LeaseSteps(3, 10, 33, 100, 4, 2, parts)
             assert taken(processes, lease) == taken(alone, lease)
         for changed in (STEPS._replace(seed=6), STEPS._replace(learning_rate=0.2)):
             processes.begin(changed)
@@ -73,10 +73,10 @@ def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
     monkeypatch.setattr(module, "POLL_S", 3600.0)
     with PartProcesses(3, STATE_SIZE, local_of) as processes:
         processes.begin(STEPS)
-        taken(processes, LeaseSteps(0, 0, 12, 0, 1, 3))
+        taken(processes, LeaseSteps(0, 0, 12, 0, 1, 2, 3))
         os.kill(processes.process_ids[number], signal.SIGKILL)
         select.select([processes._channels[number]], [], [], 60)
-        lease = LeaseSteps(0, 1002, 1008, 0, 1, 2)
+        lease = LeaseSteps(0, 1002, 1008, 0, 1, 2, 2)
         with pytest.raises(ChildProcessError, match=str(processes.process_ids[number])):
             taken(processes, lease)
     for process_id in processes.process_ids:
@@ -88,7 +88,7 @@ def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
 def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -> None:
     with PartProcesses(3, STATE_SIZE, local_of) as processes:
         processes.begin(STEPS)
-        steps = processes.take(BASE, LeaseSteps(0, 1002, 1006, 0, 1, 2))
+        steps = processes.take(BASE, LeaseSteps(0, 1002, 1006, 0, 1, 2, 2))
         next(steps)
         os.kill(processes.process_ids[number], signal.SIGKILL)
         with pytest.raises(ChildProcessError, match=str(processes.process_ids[number])):
@@ -99,6 +99,6 @@ def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -
 def test_a_worker_may_leave_while_its_processes_compute() -> None:
     with PartProcesses(2, STATE_SIZE, local_of) as processes:
         processes.begin(STEPS)
-        steps = processes.take(BASE, LeaseSteps(0, 1002, 1008, 0, 1, 2))
+        steps = processes.take(BASE, LeaseSteps(0, 1002, 1008, 0, 1, 2, 2))
         for _ in range(3):  # several times a second
             next(steps)

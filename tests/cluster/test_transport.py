@@ -121,7 +121,7 @@ def a_push(state):
 
 
 def some_work(state):
-    return Work(1, 3, 0, 0, 32, 64, 6, 32, 1, state)
+    return Work(1, 3, 0, 0, 32, 64, 6, 32, 32, 1, state)
 
 
 def test_states_travel_both_ways(server, client):

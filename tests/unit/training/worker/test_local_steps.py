@@ -68,7 +68,7 @@ def test_a_lease_takes_the_rules_steps_at_the_learning_rates_of_its_progress(
         local.rule.step(state, gradient, rate, following)
         state = following
     kept = base.copy()
-    result = taken(local, base, LeaseSteps(3, 10, 15, progress=100, pace=8))
+    result = taken(local, base, LeaseSteps(3, 10, 15, progress=100, pace=8, batch_size=2))
     np.testing.assert_array_equal(result, state)
     np.testing.assert_array_equal(base, kept)
     assert (local.loss_sum, local.correct) == (5.0, 3)
@@ -80,10 +80,10 @@ def test_one_lease_is_several_leases_bit_for_bit(
     optimizer: Optimizer, edges: list[int], is_copied: bool
 ) -> None:
     whole, several = local_steps(optimizer), local_steps(optimizer)
-    expected = taken(whole, first_state(whole), LeaseSteps(0, 0, 20, 0, 1))
+    expected = taken(whole, first_state(whole), LeaseSteps(0, 0, 20, 0, 1, 1))
     state = first_state(several)
     for start, stop in pairwise(edges):
-        lease = LeaseSteps(0, start, stop, start, 1)
+        lease = LeaseSteps(0, start, stop, start, 1, 1)
         for _ in several.take(state, lease):
             pass
         state = several.state.copy() if is_copied else several.state
@@ -95,9 +95,9 @@ def test_a_lease_is_a_function_of_the_state_and_its_samples() -> None:
     """Whatever else the process computed: so any worker may compute it again."""
     local = local_steps()
     base = first_state(local)
-    lease = LeaseSteps(1, 5, 9, 45, 1, parts=2)
+    lease = LeaseSteps(1, 5, 9, 45, 1, 1, parts=2)
     first = taken(local, base, lease)
-    taken(local, first, LeaseSteps(1, 0, 5, 40, 1))
+    taken(local, first, LeaseSteps(1, 0, 5, 40, 1, 1))
     np.testing.assert_array_equal(taken(local, base, lease), first)
     np.testing.assert_array_equal(taken(local_steps(), base, lease), first)
 
@@ -105,8 +105,8 @@ def test_a_lease_is_a_function_of_the_state_and_its_samples() -> None:
 def test_parts_begin_from_the_same_state_at_the_same_rate_and_are_averaged() -> None:
     local = local_steps()
     base = first_state(local)
-    lease = LeaseSteps(0, 0, 7, 50, 3, parts=3)
-    parts = lease.split(1)
+    lease = LeaseSteps(0, 0, 7, 50, 3, 1, parts=3)
+    parts = lease.split()
     assert {(part.progress, part.pace) for part in parts} == {(50, 3)}
     one, two, three = (taken(local, base, part) for part in parts)
     np.testing.assert_array_equal(
@@ -118,11 +118,11 @@ def test_parts_begin_from_the_same_state_at_the_same_rate_and_are_averaged() -> 
 def test_a_lease_that_is_not_completed_leaves_nothing_behind() -> None:
     local = local_steps()
     base = first_state(local)
-    expected = taken(local_steps(), base, LeaseSteps(0, 0, 3, 0, 1))
-    unfinished = local.take(base, LeaseSteps(0, 10, 20, 10, 1))
+    expected = taken(local_steps(), base, LeaseSteps(0, 0, 3, 0, 1, 1))
+    unfinished = local.take(base, LeaseSteps(0, 10, 20, 10, 1, 1))
     for _ in range(4):
         next(unfinished)
-    np.testing.assert_array_equal(taken(local, base, LeaseSteps(0, 0, 3, 0, 1)), expected)
+    np.testing.assert_array_equal(taken(local, base, LeaseSteps(0, 0, 3, 0, 1, 1)), expected)
     assert (local.loss_sum, local.correct) == (3.0, 3)
 
 
@@ -133,6 +133,6 @@ def test_a_lease_that_is_not_completed_leaves_nothing_behind() -> None:
 def test_a_lease_is_split_into_whole_minibatches(
     samples: int, parts: int, edges: list[int]
 ) -> None:
-    split = LeaseSteps(2, 100, 100 + samples, 50, 8, parts).split(4)
+    split = LeaseSteps(2, 100, 100 + samples, 50, 8, 4, parts).split()
     ends = [100 + edge for edge in edges]
-    assert split == [LeaseSteps(2, *each, 50, 8) for each in pairwise(ends)]
+    assert split == [LeaseSteps(2, *each, 50, 8, 4) for each in pairwise(ends)]
