@@ -15,8 +15,9 @@ from naming import naming
 class Accountant:
     """Drives a ledger as a server would, and counts each sample that is applied."""
 
-    def __init__(self, ledger: LeaseLedger) -> None:
+    def __init__(self, ledger: LeaseLedger, batch_size: int = 2) -> None:
         self.ledger = ledger
+        self._batch_size = batch_size
         self.applied: Counter[tuple[int, int]] = Counter()
         self._collected: list[Range] = []
 
@@ -27,7 +28,7 @@ class Accountant:
         if ledger.everything_is_leased:
             ledger.share(worker_id)
         else:
-            ledger.grant(worker_id, minibatches)
+            ledger.grant(worker_id, minibatches, self._batch_size)
 
     def push(self, worker_id: int) -> None:
         """Collect the worker's lease, if it has one; a rival's is ended by it."""
@@ -50,8 +51,8 @@ class Accountant:
 
     def restart(self) -> None:
         state = json.loads(json.dumps(self.ledger.to_json()))
-        samples, epochs, batch_size = self.ledger.samples, self.ledger.epochs, 1
-        self.ledger = LeaseLedger(samples, epochs, batch_size)
+        samples, epochs = self.ledger.samples, self.ledger.epochs
+        self.ledger = LeaseLedger(samples, epochs)
         self.ledger.restore(state)
         self._collected.clear()
 
@@ -86,7 +87,7 @@ class Accountant:
 def test_every_sample_is_applied_once_whatever_the_workers_do(
     samples: int, epochs: int, batch_size: int, events: list[tuple[str, int, int]]
 ) -> None:
-    accountant = Accountant(LeaseLedger(samples, epochs, batch_size))
+    accountant = Accountant(LeaseLedger(samples, epochs), batch_size)
     for event, worker_id, minibatches in events:
         match event:
             case "pull":
@@ -102,47 +103,47 @@ def test_every_sample_is_applied_once_whatever_the_workers_do(
             case "restart":
                 accountant.restart()
         assert accountant.ledger.applied_samples == sum(accountant.applied.values())
-        left = LeaseLedger(samples, epochs, batch_size)
+        left = LeaseLedger(samples, epochs)
         left.restore(accountant.ledger.to_json())  # at any time
         assert left.applied_samples == accountant.ledger.applied_samples
     accountant.finish()
 
 
 def test_a_lease_is_the_next_minibatches_of_an_epoch_and_never_of_two() -> None:
-    ledger = LeaseLedger(samples=22, epochs=2, batch_size=4)
-    leases = [ledger.grant(worker_id, minibatches=4).range for worker_id in range(4)]
+    ledger = LeaseLedger(samples=22, epochs=2)
+    leases = [ledger.grant(worker_id, 4, 4).range for worker_id in range(4)]
     assert leases == [(0, 0, 16), (0, 16, 22), (1, 0, 16), (1, 16, 22)]
     assert ledger.everything_is_leased
     assert not ledger.finished
 
 
-def test_the_minibatches_ahead_end_with_the_epoch() -> None:
-    ledger = LeaseLedger(samples=22, epochs=2, batch_size=4)
-    assert ledger.minibatches_ahead == 6
-    ledger.grant(1, 4)
-    assert ledger.minibatches_ahead == 2
-    ledger.grant(2, 2)
-    assert ledger.minibatches_ahead == 6
+def test_the_samples_ahead_end_with_the_epoch() -> None:
+    ledger = LeaseLedger(samples=22, epochs=2)
+    assert ledger.samples_ahead == 22
+    ledger.grant(1, 4, 4)
+    assert ledger.samples_ahead == 6
+    ledger.grant(2, 2, 4)
+    assert ledger.samples_ahead == 22
 
 
 def test_a_lease_has_a_minibatch_for_each_part() -> None:
-    ledger = LeaseLedger(samples=22, epochs=1, batch_size=4)
-    assert [ledger.grant(each, 4, 8, parts=4).parts for each in (1, 2)] == [4, 2]
+    ledger = LeaseLedger(samples=22, epochs=1)
+    assert [ledger.grant(each, 4, 4, 8, parts=4).parts for each in (1, 2)] == [4, 2]
 
 
 def test_a_worker_has_one_lease_and_its_number_never_returns() -> None:
-    ledger = LeaseLedger(samples=8, epochs=1, batch_size=2)
-    first = ledger.grant(1, 2)
+    ledger = LeaseLedger(samples=8, epochs=1)
+    first = ledger.grant(1, 2, 2)
     assert ledger.lease_of(1) is ledger.lease_of(1, first.lease_id) is first
     assert ledger.lease_of(1, first.lease_id + 1) is ledger.lease_of(2) is None
     ledger.release(1)
-    again = ledger.grant(1, 2)
+    again = ledger.grant(1, 2, 2)
     assert (again.range, again.lease_id > first.lease_id) == (first.range, True)
 
 
 def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
-    ledger = LeaseLedger(4, 1, batch_size=2)
-    first = ledger.grant(1, 2, pace=8, parts=2)
+    ledger = LeaseLedger(4, 1)
+    first = ledger.grant(1, 2, 2, pace=8, parts=2)
     second = ledger.share(2)
     assert second is not None
     return ledger, first, second
@@ -180,35 +181,35 @@ def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
 
 
 def test_the_oldest_lease_is_shared_first() -> None:
-    ledger = LeaseLedger(8, 1, batch_size=2)
-    ledger.grant(1, 2)
-    ledger.grant(2, 2)
+    ledger = LeaseLedger(8, 1)
+    ledger.grant(1, 2, 2)
+    ledger.grant(2, 2, 2)
     shared = [ledger.share(worker_id) for worker_id in (3, 4, 5)]
     assert [each.range.start for each in shared if each] == [0, 4]
 
 
 def test_samples_of_a_dropped_round_are_leased_again_in_their_order() -> None:
-    ledger = LeaseLedger(12, 1, batch_size=2)
-    ranges = [ledger.grant(worker_id, 2).range for worker_id in (1, 2, 3)]
+    ledger = LeaseLedger(12, 1)
+    ranges = [ledger.grant(worker_id, 2, 2).range for worker_id in (1, 2, 3)]
     for worker_id in (3, 1, 2):
         ledger.collect(worker_id)
     assert ledger.granted == 3
     ledger.drop_collected()
     assert (ledger.applied_samples, ledger.granted) == (0, 0)
-    assert [ledger.grant(worker_id, 2).range for worker_id in (1, 2, 3)] == ranges
+    assert [ledger.grant(worker_id, 2, 2).range for worker_id in (1, 2, 3)] == ranges
 
 
 def test_what_a_dead_worker_leaves_goes_to_the_next_one_first() -> None:
-    ledger = LeaseLedger(samples=40, epochs=1, batch_size=2)
-    ledger.grant(1, 4)
-    ledger.grant(2, 4)
+    ledger = LeaseLedger(samples=40, epochs=1)
+    ledger.grant(1, 4, 2)
+    ledger.grant(2, 4, 2)
     assert ledger.release(1) == 8
     assert ledger.release(1) == 0
-    assert ledger.grant(3, 10).range == (0, 0, 8)  # no lease has a gap
+    assert ledger.grant(3, 10, 2).range == (0, 0, 8)  # no lease has a gap
 
 
 def test_samples_that_a_journal_lists_are_applied_in_any_order_and_once() -> None:
-    ledger = LeaseLedger(samples=10, epochs=2, batch_size=2)
+    ledger = LeaseLedger(samples=10, epochs=2)
     for done in (Range(1, 4, 6), Range(0, 0, 10), Range(1, 0, 4)):
         assert ledger.applied_again(done)
     assert ledger.applied_samples == 16
@@ -220,44 +221,44 @@ def test_samples_that_a_journal_lists_are_applied_in_any_order_and_once() -> Non
 
 
 def test_a_resumed_run_may_have_more_epochs_but_not_fewer_than_were_begun() -> None:
-    ledger = LeaseLedger(samples=4, epochs=2, batch_size=4)
-    ledger.grant(1, 1)
-    ledger.grant(2, 1)
+    ledger = LeaseLedger(samples=4, epochs=2)
+    ledger.grant(1, 1, 4)
+    ledger.grant(2, 1, 4)
     state = ledger.to_json()
-    longer = LeaseLedger(samples=4, epochs=3, batch_size=4)
+    longer = LeaseLedger(samples=4, epochs=3)
     longer.restore(state)
     Accountant(longer).finish()
     with pytest.raises(SettingError, match=naming("epochs=1", "epoch 2")):
-        LeaseLedger(samples=4, epochs=1, batch_size=4).restore(state)
+        LeaseLedger(samples=4, epochs=1).restore(state)
 
 
 def test_a_resumed_run_may_have_another_batch_size() -> None:
-    ledger = LeaseLedger(samples=10, epochs=1, batch_size=4)
-    ledger.grant(1, 1)
+    ledger = LeaseLedger(samples=10, epochs=1)
+    ledger.grant(1, 1, 4)
     ledger.collect(1)
     ledger.apply_collected()
-    resumed = LeaseLedger(samples=10, epochs=1, batch_size=5)
+    resumed = LeaseLedger(samples=10, epochs=1)
     resumed.restore(ledger.to_json())
-    assert resumed.minibatches_ahead == 2
-    assert [resumed.grant(each, 1).range for each in (1, 2)] == [(0, 4, 9), (0, 9, 10)]
+    assert resumed.samples_ahead == 6
+    assert [resumed.grant(each, 1, 5).range for each in (1, 2)] == [(0, 4, 9), (0, 9, 10)]
 
 
 @pytest.mark.parametrize(
     "remaining", [[[0, 0, 5]], [[1, 0, 4]], [[0, 0, 3], [0, 2, 4]], [[0, 3, 3]], [[0, -1, 2]]]
 )
 def test_ranges_that_cannot_be_are_refused(remaining: list[list[int]]) -> None:
-    ledger = LeaseLedger(samples=4, epochs=2, batch_size=4)
+    ledger = LeaseLedger(samples=4, epochs=2)
     with pytest.raises(CheckpointError, match=naming("samples", "epochs")):
         ledger.restore({"remaining": remaining, "next_epoch": 1})
 
 
 def test_samples_that_return_to_the_pool_are_merged_so_that_the_next_lease_may_be_long() -> None:
-    ledger = LeaseLedger(samples=40, epochs=2, batch_size=2)
+    ledger = LeaseLedger(samples=40, epochs=2)
     for worker_id in (1, 2, 3):
-        ledger.grant(worker_id, 2)
-    resumed = LeaseLedger(samples=40, epochs=2, batch_size=2)
+        ledger.grant(worker_id, 2, 2)
+    resumed = LeaseLedger(samples=40, epochs=2)
     resumed.restore(ledger.to_json())
-    assert resumed.minibatches_ahead == 20
+    assert resumed.samples_ahead == 40
     for worker_id in (3, 2, 1):
         ledger.release(worker_id)
-    assert ledger.grant(4, 20).range == (0, 0, 40)
+    assert ledger.grant(4, 20, 2).range == (0, 0, 40)
