@@ -124,7 +124,7 @@ class Cluster:
         if node == b"c":
             base = np.empty(self.local.rule.state_size, np.float32)
             packing.unpack_base(work.state, out=base)
-        how = work.progress, work.pace, work.parts
+        how = work.progress, work.pace, work.batch_size, work.parts
         for _ in self.local.take(base, LeaseSteps(work.epoch, work.start, work.stop, *how)):
             pass
         state = self.local.state
@@ -282,7 +282,7 @@ def test_what_cannot_be_replayed_is_refused() -> None:
 
 
 def test_a_journal_that_applies_samples_twice_is_refused() -> None:
-    one = Applied(1, 1, 1, 0, 0, 32, 0, 0, 32)
+    one = Applied(1, 1, 0, 0, 32, 0, 0, 32, 32)
     journal = journal_of([started(a_run()), one, one._replace(version=2)])
     with pytest.raises(JournalDamagedError, match=naming("0 to 32", "epoch 0", "version 2")):
         replay_of(journal).run()
@@ -290,7 +290,7 @@ def test_a_journal_that_applies_samples_twice_is_refused() -> None:
 
 def test_a_journal_with_a_state_that_no_worker_received_is_refused() -> None:
     """After a restart, no worker has a state from before the checkpoint."""
-    one, two = (Applied(1 + n, 1, 1, 0, 32 * n, 32 * n + 32, 0, 32 * n, 32) for n in range(2))
+    one, two = (Applied(1 + n, 1, 0, 32 * n, 32 * n + 32, 0, 32 * n, 32, 32) for n in range(2))
     again = started(a_run())._replace(version=1)
     journal = journal_of([started(a_run()), one, again, two])
     checkpoint = replace(a_run().checkpoint(), version=1)
@@ -299,6 +299,6 @@ def test_a_journal_with_a_state_that_no_worker_received_is_refused() -> None:
 
 
 def test_a_result_that_makes_the_state_infinite_ends_the_replay() -> None:
-    one = Applied(1, 1, 1, 0, 0, 32, 0, 0, 32, outer=OuterStep(3e38, 0.0, 1.0))
+    one = Applied(1, 1, 0, 0, 32, 0, 0, 32, 32, outer=OuterStep(3e38, 0.0, 1.0))
     result = replay_of(journal_of([started(a_run()), one])).run()
     assert (result.version, result.matches) == (0, False)

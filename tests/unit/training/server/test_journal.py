@@ -45,14 +45,15 @@ from simulation.disk import VirtualDisk
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
 STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1, None, None)
 FIRST = Checkpointed(0, bytes(range(32)))
-APPLIED = Applied(1, 2**48 + 1, 1, 0, 0, 32, 0, 0, 32)
+APPLIED = Applied(1, 2**48 + 1, 0, 0, 32, 0, 0, 32, 32)
 OUTER = OuterStep(0.75, 0.875, 1.0)
 PAIR = (
-    Applied(2, 7, 2, 2**32 - 1, 2**31, 2**31 + 32, 1, 2**63, 96, 32, True, 2, OUTER),
-    Applied(2, 8, 3, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 1, False, 2, OUTER),
+    Applied(2, 7, 2**32 - 1, 2**31, 2**31 + 32, 1, 2**63, 96, 32, 32, True, 2, OUTER),
+    Applied(2, 8, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 32, 1, False, 2, OUTER),
 )
 ROUND = tuple(
-    Applied(3, 7, 3, 0, 32 * n, 32 * n + 32, 2, 64, 96, (1, 32, 2)[n], together=3) for n in range(3)
+    Applied(3, 7, 0, 32 * n, 32 * n + 32, 2, 64, 96, 32, (1, 32, 2)[n], together=3)
+    for n in range(3)
 )
 AGAIN = Started(2, "0123456789abcdef", 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(2, bytes(32)))

@@ -22,7 +22,7 @@ from tests.unit.training.server.test_loop import SlowWriter
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 OWNER, CHECKPOINT, JOURNAL = Path("owner"), Path("checkpoint"), Path("journal")
-APPLIED = Applied(1, 7, 1, 0, 0, 2, 0, 0, 2)
+APPLIED = Applied(1, 7, 0, 0, 2, 0, 0, 2, 2)
 
 
 def claimed(disk: VirtualDisk, host: str = "one") -> RunOwnership:
