@@ -15,7 +15,7 @@ from naming import naming
 class Accountant:
     """Drives a ledger as a server would, and counts each sample that is applied."""
 
-    def __init__(self, ledger: LeaseLedger, batch_size: int = 1) -> None:
+    def __init__(self, ledger: LeaseLedger, batch_size: int = 2) -> None:
         self.ledger = ledger
         self._batch_size = batch_size
         self.applied: Counter[tuple[int, int]] = Counter()
@@ -258,7 +258,7 @@ def test_samples_that_return_to_the_pool_are_merged_so_that_the_next_lease_may_b
         ledger.grant(worker_id, 2, 2)
     resumed = LeaseLedger(samples=40, epochs=2)
     resumed.restore(ledger.to_json())
-    assert resumed.samples_ahead == 60
+    assert resumed.samples_ahead == 40
     for worker_id in (3, 2, 1):
         ledger.release(worker_id)
     assert ledger.grant(4, 20, 2).range == (0, 0, 40)
