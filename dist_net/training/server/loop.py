@@ -17,7 +17,7 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
@@ -189,7 +189,7 @@ def opened_server(
     See ``opened_run``, ``opened_journal``, ``LocalServerSocket`` and, for ``options``,
     ``ServerLoop``.
     """
-    checkpoint = read_checkpoint(checkpoint_path) if resumes else None
+    checkpoint = read_resumable_checkpoint(checkpoint_path) if resumes else None
     with (
         opened_run(settings, initial_weights, checkpoint) as (run, segment),
         opened_journal(journal_path, run, threads, sync) as journal,

@@ -3,6 +3,7 @@
 import os
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import (
+    CheckpointError,
     ModelFileError,
     ModelLoadError,
     ModelSourceError,
@@ -39,10 +41,11 @@ from dist_net.nets.sources import (
     model_source,
     parse_named_source,
 )
-from dist_net.nets.trained_model import recipe_code_digests
+from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.model_loader import described
+from dist_net.trained_run import load
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import ServerAccess
@@ -263,6 +266,22 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))
     )
+
+
+def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run):
+    checkpoint = read_checkpoint(run.checkpoint)
+    write_checkpoint(run.checkpoint, replace(checkpoint, version=6), kept=3, previous_version=5)
+    whole = run.checkpoint.read_bytes()
+    source = called(run.path)
+    for content in (whole[: len(whole) // 2], b"", None):
+        run.checkpoint.unlink()
+        if content is not None:
+            run.checkpoint.write_bytes(content)
+        for read in (source.read, partial(load, run.path), partial(load_trained, run.checkpoint)):
+            with pytest.raises(CheckpointError, match=naming(run.checkpoint)):
+                read()
+    run.checkpoint.write_bytes(whole)
+    source.read()
 
 
 def outputs_of(source):
