@@ -62,7 +62,6 @@ class Catalogue:
         self._sent: set[str] = set()  # the models that this loader was sent a request for
         self._crashes: dict[str, int] = defaultdict(int)
         self._suspects: set[str] = set()  # read together when a loader crashed
-        self._unwanted: set[str] = set()  # unloaded, though its training run may have versions
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
             self._prepare(name)
@@ -75,12 +74,12 @@ class Catalogue:
 
     def wanted(self) -> list[ModelVersions]:
         """Return the models to serve: all except the unloaded ones."""
-        return [model for name, model in self.models.items() if name not in self._unwanted]
+        return [model for model in self.models.values() if not model.is_unloaded]
 
     def description(self, model: str, version: int | None) -> ModelDescription | None:
         """Return the description of a version, by default the newest; None if it is not served."""
         found = self.models.get(model)
-        if found is None or found.is_unloaded:
+        if found is None:
             return None
         one = found.newest if version is None else found.versions.get(version)
         return None if one is None else one.description
@@ -89,19 +88,19 @@ class Catalogue:
 
     def reload(self, model: str, request_id: int) -> None:
         """Read a model again. The request ends when workers serve it, or it failed."""
-        self._unwanted.discard(model)
         self._reloads[model].append(_Reload(request_id, self._prepare(model)))
 
     def prepare_again(self, model: str) -> None:
         """Read a model again whose file of arrays was removed, unless it is being read."""
-        if model not in self._requested and model not in self._unwanted:
+        if model not in self._requested and not self.models[model].is_unloaded:
             logger.warning("arrays_removed model=%s", model)
             self._prepare(model)
 
     def unload(self, model: str, reason: str) -> None:
-        """Stop serving a model until it is reloaded."""
-        self._unwanted.add(model)
+        """Stop serving a model until it is reloaded; pending reloads fail."""
         self.models[model].unload(reason)
+        for reload in self._reloads[model]:
+            reload.result = reload.result or Result(Status.FAILED, reason=reason)
 
     def loader_joined(self, node: bytes, message: JoinAsLoader) -> bool:
         """Admit a peer as the loader; return False if its token is wrong."""
@@ -150,17 +149,17 @@ class Catalogue:
             self._sent.discard(name)
             if name in self._requested_next:
                 self._requested[name] = self._requested_next.pop(name)
-        if name in self._unwanted:
+        if model.is_unloaded and all(each.result is not None for each in self._reloads[name]):
             logger.info("version_ignored model=%s reason=unloaded", name)
-        else:
-            reason = reason or _add_version(model, message)
+            return
+        reason = reason or _add_version(model, message)
         for reload in self._reloads[name]:
             # A version that arrived unrequested, or was read before the reload, does not count.
             if reload.place is None and reload.requested <= message.requested:
                 reload.place, reload.version = model.came, message.version
                 if reason:
                     reload.result = Result(Status.BAD_INPUT, reason=reason)
-        if reason and name not in self._unwanted:
+        if reason:
             logger.warning("prepare_failed model=%s reason=%s", name, reason)
             model.reason = reason
 

@@ -235,7 +235,7 @@ class OpenRequests:
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
-        """Bind requests for the newest version to this one: newer versions take other inputs."""
+        """Bind requests without a version to this one: no later version may answer them."""
         number = version.description.version
         for lane in [*self.lanes.values()]:
             if lane.key.model == model.name and lane.key.version is None:
@@ -319,8 +319,6 @@ class OpenRequests:
             version.bound -= 1
             if not version.bound:
                 self.unsettled[name] = None
-        if model.is_unloaded and not model.pending:
-            self.unsettled[name] = None
 
 
 def _glimpse(payload: Payload) -> bytes:

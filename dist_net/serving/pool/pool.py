@@ -106,6 +106,8 @@ class Pool:
         """Stop serving a model until it is reloaded; admitted requests are answered."""
         if model not in self._models:
             return no_such_model(model, self._models)
+        if (newest := self._models[model].newest) is not None:
+            self._requests.bind(self._models[model], newest, self._workers)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
         return Result(Status.OK)

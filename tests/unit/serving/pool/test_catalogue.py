@@ -184,6 +184,29 @@ def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -
     assert desk.catalogue.models["m"].came == 1
 
 
+def test_a_reload_before_an_unload_does_not_load_the_model_again() -> None:
+    desk = Desk("m")
+    reload = desk.reload()
+    desk.catalogue.unload("m", "on request")
+    desk.comes(2, requested=2)
+    desk.load()
+    assert desk.results[reload].status is Status.FAILED
+    assert not desk.catalogue.models["m"].is_ready
+    again = desk.reload()
+    desk.comes(3, requested=3)
+    desk.load()
+    assert desk.results[again].status is Status.OK
+
+
+def test_a_failed_reload_leaves_an_unloaded_model_unloaded() -> None:
+    desk = Desk("m")
+    desk.catalogue.unload("m", "on request")
+    desk.reload()
+    desk.comes(2, requested=2, reason="no such file")
+    assert desk.catalogue.models["m"].is_unloaded
+    assert desk.catalogue.models["m"].reason == "no such file"
+
+
 def test_a_reload_ends_when_workers_have_loaded_it() -> None:
     desk = Desk("m")
     reload = desk.reload()

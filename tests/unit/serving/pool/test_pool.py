@@ -893,21 +893,51 @@ def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> 
     assert desk.runs(TWO)[0].version == 2
 
 
-def test_a_version_that_waits_ends_the_naming_of_old_ones() -> None:
+def test_a_version_may_be_named_until_workers_have_replaced_it() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
+    desk.prepare(3)  # it waits
+    assert [*desk.pool.catalogue.served()["net"].versions] == [1]
+    desk.ask(version=1)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2)
+    (run,) = desk.runs(TWO)
+    assert [load.version for load in desk.sent(Load, ONE)] == [2, 3]
     desk.ask(version=1)
-    (run,) = desk.runs(ONE)
-    for node in (ONE, TWO):
-        desk.sent(Load, node)
+    desk.load(ONE, 3)
+    desk.ask(version=2)
+    desk.load(TWO, 3)
+    assert [desk.refused(version=each).status for each in (1, 2)] == 2 * [Status.NOT_FOUND]
+    desk.done(TWO, run)
+    assert [*desk.pool.catalogue.served()["net"].versions] == [3]
+
+
+def test_a_version_waits_until_the_closing_versions_are_dropped() -> None:
+    desk = Desk(max_batch_size=1)
+    desk.ask(version=1)
+    (run,) = desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
     desk.prepare(3)
-    assert not desk.sent(Load, ONE)
-    assert desk.refused(version=1).status is Status.NOT_FOUND
+    assert [load.version for load in desk.sent(Load, ONE)] == [2]
     desk.done(ONE, run)
     desk.dispatch()
+    assert desk.sent(Drop, ONE) == [Drop("net", 1)]
     assert [load.version for load in desk.sent(Load, ONE)] == [3]
+
+
+def test_a_closing_version_serves_again_if_workers_cannot_load_the_version_after_it() -> None:
+    desk = Desk()
+    desk.ask(version=1)
+    desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.lose(ONE)
+    desk.enlist(TWO)
+    desk.load(TWO, 1)
+    desk.load(TWO, 2, reason="no memory")
+    served = desk.pool.catalogue.served()["net"]
+    assert ([*served.versions], served.is_ready) == ([1], True)
 
 
 def test_a_version_is_kept_while_a_request_names_it_and_no_longer() -> None:
@@ -1035,10 +1065,11 @@ def test_a_replaced_version_that_is_loaded_again_answers_only_those_who_name_it(
     desk.runs()
     desk.prepare(2)
     desk.load(ONE, 2)
+    unnamed = desk.ask()
     desk.lose(ONE)
     desk.enlist(TWO)
     desk.load(TWO, 1)
-    unnamed = desk.ask()
+    assert desk.refused().status is Status.UNAVAILABLE  # until it has loaded version 2
     (run,) = desk.runs(TWO)
     desk.done(TWO, run)
     assert not desk.runs(TWO)
