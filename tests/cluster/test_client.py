@@ -65,6 +65,7 @@ MODELS = [
     ServedModel("sums", SUMS, {6: OLD_SUMS, 7: SUMS}, True, ""),
     ServedModel("bytes", BYTES, {1: BYTES}, True, ""),
     ServedModel("absent", None, {}, False, "its file is missing"),
+    ServedModel("gone", None, {}, False, "it was unloaded", is_unloaded=True),
 ]
 DEADLINE_S = 60.0
 Replies = Callable[[Message], list[Message]]
@@ -340,7 +341,7 @@ def test_a_version_and_a_time_travel_with_a_request(client: Client, gateway: Gat
 
 
 def test_models_are_told(client: Client) -> None:
-    sums, _, absent = client.models()
+    sums, _, absent, gone = client.models()
     assert (sums.name, sums.versions, sums.input_shape, sums.labels) == (
         "sums",
         (6, 7),
@@ -348,6 +349,7 @@ def test_models_are_told(client: Client) -> None:
         LABELS,
     )
     assert (absent.is_ready, absent.reason, absent.classes) == (False, "its file is missing", 0)
+    assert (absent.is_unloaded, gone.is_unloaded) == (False, True)
 
 
 def test_a_image_is_sent_as_it_is_and_pixels_as_a_png(
@@ -461,6 +463,15 @@ def test_models_are_reloaded_and_unloaded(client: Client) -> None:
         client.reload("absent")
     with pytest.raises(ReloadError, match="its file is missing"):
         client.unload("absent")
+
+
+def test_an_unloaded_model_is_not_served_and_a_model_without_a_version_is_unavailable(
+    client: Client,
+) -> None:
+    with pytest.raises(ModelNotServedError, match="it was unloaded"):
+        client.predict("gone", np.zeros(4, np.float32))
+    with pytest.raises(PoolUnavailableError, match="its file is missing"):
+        client.predict("absent", np.zeros(4, np.float32))
 
 
 def test_beyond_this_host_keys_are_needed() -> None:

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
 from dist_net.cli import main
-from dist_net.errors import BadRequestError, DistNetError, ShapeError
+from dist_net.errors import BadRequestError, DistNetError, ModelNotServedError, ShapeError
 from dist_net.nets.darknet import DarknetNetwork
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
@@ -390,8 +390,12 @@ def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually)
 def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
     pool = serve(net.source, "--workers", "1")
     assert pool.post(f"/v2/repository/models/{TINY}/unload")[0] == 200
+    for path in (f"/v2/models/{TINY}", f"/v2/models/{TINY}/ready", f"/v2/models/{TINY}/versions/1"):
+        assert pool.get(path)[0] == 404
+    assert pool.post(f"/v2/models/{TINY}/infer", b"{}")[0] == 404
+    assert pool.post(f"/v1/models/{TINY}/classify", b"image")[0] == 404
     with Client(pool.address) as client:
-        with pytest.raises(DistNetError, match="unload"):
+        with pytest.raises(ModelNotServedError, match="unload"):
             client.predict(TINY, ROWS[0])
         assert client.reload(TINY, timeout_s=60) == 2
         assert client.predict(TINY, ROWS[0]).version == 2

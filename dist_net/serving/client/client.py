@@ -336,6 +336,8 @@ class Client:
         if summary is None:
             hint = suggestion(model, self._summaries)
             raise ModelNotServedError(f"no model {model!r}; {hint}")
+        if summary.is_unloaded:
+            raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
         if not summary.classes:
             raise PoolUnavailableError(f"model {model!r} is not available: {summary.reason}")
         if version is None:

@@ -17,6 +17,7 @@ from dist_net.serving.http.exchange import (
     HttpExchange,
     RequestMemory,
     description_of,
+    not_ready,
     served_model,
     version_number,
 )
@@ -92,9 +93,7 @@ class Models:
         """Report whether a model is ready."""
         served, _ = self._served(request)
         if not served.is_ready:
-            raise PoolUnavailableError(
-                f"{served.name} is not ready: {served.reason or 'no worker has loaded it'}"
-            )
+            raise not_ready(served)
         return Json({"name": served.name, "ready": True})
 
     async def model(self, request: Request) -> Json:

@@ -107,6 +107,7 @@ class ServedModel:
 
     ``description`` is None before a version is loaded and after the model is unloaded, for
     ``reason``. ``is_ready``: a worker has loaded it. ``samples``: of its newest version.
+    ``is_unloaded``: it stays unavailable until it is reloaded.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ServedModel:
     is_ready: bool
     reason: str
     samples: tuple[EncodedImage, ...] = ()
+    is_unloaded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class ModelSummary(VersionSummary):
     """A model as a client sees it: its newest version, and ``others``.
 
     While no version is loaded ``version`` and ``classes`` are 0, ``input_datatype`` is "", and
-    ``reason`` states the cause. ``versions``: the numbers of the served versions.
+    ``reason`` states the cause; ``is_unloaded``: see ``ServedModel``. ``versions``: the numbers of the served versions.
     """
 
     name: str
@@ -130,6 +132,7 @@ class ModelSummary(VersionSummary):
     is_ready: bool
     reason: str
     others: tuple[VersionSummary, ...] = ()
+    is_unloaded: bool = False
 
     def of_version(self, number: int) -> VersionSummary | None:
         """Return a served version; None if it is not served."""
@@ -172,6 +175,7 @@ def summary_of(model: ServedModel) -> ModelSummary:
         name=model.name,
         versions=tuple(model.versions),
         is_ready=model.is_ready,
+        is_unloaded=model.is_unloaded,
         reason=model.reason,
         others=tuple(VersionSummary(**_summary_of(one)) for one in others),
         **_summary_of(newest or _NO_VERSION),

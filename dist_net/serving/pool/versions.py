@@ -103,7 +103,8 @@ class ModelVersions:
         newest = self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description, samples = (newest.description, newest.samples) if newest else (None, ())
-        return ServedModel(self.name, description, versions, self.is_ready, self.reason, samples)
+        state = self.is_ready, self.reason, samples, self.is_unloaded
+        return ServedModel(self.name, description, versions, *state)
 
     def may_name(self, number: int) -> bool:
         """Return whether a request may name this version."""

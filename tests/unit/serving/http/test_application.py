@@ -359,6 +359,32 @@ def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) 
     assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 503
 
 
+def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(
+    ask: Ask, service: FakeService
+) -> None:
+    gone = ServedModel("animals", None, {}, False, "it was unloaded", is_unloaded=True)
+    service.served["animals"] = gone
+    images = {"content": b"image"}
+    responses = [ask("GET", f"/v2/models/animals{end}") for end in ("", "/ready", "/config")]
+    responses += [
+        ask("GET", "/v2/models/animals/versions/7"),
+        ask("POST", "/v2/models/animals/infer", json=INFER),
+        ask("POST", "/v2/models/animals/versions/7/infer", json=INFER),
+        ask("POST", "/v1/models/animals/classify", **images),
+    ]
+    for response in responses:
+        assert response.status_code == 404
+        assert "it was unloaded" in error_of(response)
+        assert "retry-after" not in response.headers
+
+
+def test_a_version_that_all_workers_have_lost_is_unavailable_not_unknown(
+    ask: Ask, service: FakeService
+) -> None:
+    service.served["animals"] = ServedModel("animals", ANIMALS, {}, False, "")
+    assert ask("GET", "/v2/models/animals/versions/7").status_code == 503
+
+
 def test_metadata_and_configuration(ask: Ask) -> None:
     assert "binary_tensor_data" in ask("GET", "/v2").json()["extensions"]
     described = ask("GET", "/v2/models/digits").json()
