@@ -19,6 +19,7 @@ import argparse
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.worker.loaded_models import keep_newest
-from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.messages import Heartbeat, Message, Refuse
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
 from dist_net.wire.transport import ClientSocket
@@ -177,6 +178,7 @@ class ModelLoader:
         self._token = token
         self._socket = ClientSocket(address)
         self._leave_reason: str | None = None
+        self._beats_s = self._beat_at_s = math.inf  # until the gateway states the interval
 
     def stop(self, reason: str) -> None:
         """End at the next turn of the loop; safe in a signal handler."""
@@ -196,7 +198,7 @@ class ModelLoader:
         Raise JoinRefusedError if the gateway refuses this loader. Silence of the gateway is never a
         timeout: this process ends with it.
         """
-        self._socket.send(JoinAsLoader(os.getpid(), self._token))
+        self._socket.send(JoinAsLoader(os.getpid(), self._token, socket.gethostname()))
         message = None
         while message is None and self._leave_reason is None:
             message = self._socket.receive(POLL_S)
@@ -220,16 +222,21 @@ class ModelLoader:
                 self._socket.send(ModelPrepared(model, version, "", reason, version))
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
-            case PoolWelcome():
+            case PoolWelcome(_, heartbeat_interval_s):
+                self._beats_s, self._beat_at_s = heartbeat_interval_s, self._clock.now()
                 logger.info("joined models=%s", ",".join(self._readers))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
     def answer(self) -> None:
-        """Send the results, and a failure for each model that takes too long.
+        """Send heartbeats, the results, and a failure for each model that takes too long.
 
         Its reader continues. Its result is sent later, as the answer.
         """
+        now = self._clock.now()
+        if now >= self._beat_at_s:
+            self._beat_at_s = now + self._beats_s
+            self._socket.send(Heartbeat(0, now))
         while True:
             try:
                 prepared = self._read.get_nowait()
@@ -238,7 +245,6 @@ class ModelLoader:
             if self._requested.get(prepared.model, (-1, 0.0))[0] == prepared.requested:
                 del self._requested[prepared.model]
             self._socket.send(prepared)
-        now = self._clock.now()
         for model, (version, asked_s) in self._requested.items():
             if now - asked_s > MAX_READ_S:
                 self._requested[model] = version, math.inf

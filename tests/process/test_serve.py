@@ -482,6 +482,17 @@ def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
     assert pool.workers() == before
 
 
+@pytest.mark.parametrize("name", ["model-loader", "fork-server"])
+def test_a_loader_or_fork_server_that_hangs_is_replaced(serve, net, eventually, name):
+    pool = serve(net.source, "--workers", "1")
+    hanging = pool.command.children[name]
+    os.kill(hanging, signal.SIGSTOP)
+    eventually(lambda: pool.command.children.get(name) not in (None, hanging))
+    if name == "model-loader":
+        with Client(pool.address, timeout_s=60) as client:
+            assert client.reload(TINY, timeout_s=60) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
     serve, net, expected, eventually, number

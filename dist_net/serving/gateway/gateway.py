@@ -145,6 +145,10 @@ class Gateway:
     def retire_workers(self) -> None:
         self._execute(self._pool.retire())
 
+    def is_member(self, process_id: int, host: str) -> bool:
+        """Return whether a process has joined the pool, and is not lost."""
+        return self._pool.is_member(process_id, host)
+
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
         """Process the exit of a child at once, without waiting for a timeout."""
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))

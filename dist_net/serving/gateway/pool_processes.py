@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from dist_net.processes.supervisor import Supervisor
 logger = logging.getLogger(__name__)
 
 FORK_SERVER = "dist_net.serving.worker.inference_worker_process"
+JOINS_WITHIN_S = 60.0
+"""A process that is no member of the pool for this long hangs: before it joins, or afterwards."""
 MAX_EARLY_ENDS = 3
 """The pool fails to start if a process ends this often before the pool is ready."""
 
@@ -35,7 +38,7 @@ MAX_EARLY_ENDS = 3
 class PoolProcesses:
     """Keep a process of this host running for each of ``roles``.
 
-    Each is restarted however often it ends. ``is_begun``: the pool has been ready; before that, an
+    Each is restarted however often it ends, and killed if it does not join. ``is_begun``: the pool has been ready; before that, an
     end that would be repeated makes ``require_startable`` raise.
     """
 
@@ -50,6 +53,7 @@ class PoolProcesses:
         self._ends: Counter[str] = Counter()
         self._failure: DistNetError | None = None
         self._wake = asyncio.Event()
+        self._member_s: dict[tuple[int, str], float] = {}  # when each started, or was a member last
         self.is_begun = False
 
     def add_ray(self, ray: RayCluster, worker: Callable[[str], Role], count: int | None) -> None:
@@ -58,13 +62,16 @@ class PoolProcesses:
         self._supervisors.append(on_ray)
         self._start_on_ray = partial(on_ray.add_workers, worker, count)
 
-    def start(self, ended: Callable[[int, str, str], None]) -> asyncio.Task[None]:
+    def start(
+        self, ended: Callable[[int, str, str], None], is_member: Callable[[int, str], bool]
+    ) -> asyncio.Task[None]:
         """Start the processes; return the task that supervises them on the running event loop.
 
-        ``ended(process_id, host, reason)`` is called when a process has ended. Raises
+        ``ended(process_id, host, reason)`` is called when a process has ended;
+        ``is_member(process_id, host)`` returns whether one is in the pool. Raise
         ProcessFailedError.
         """
-        self._ended = ended
+        self._ended, self._is_member = ended, is_member
         loop = asyncio.get_running_loop()
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
@@ -104,10 +111,30 @@ class PoolProcesses:
 
     async def _supervise(self) -> None:
         while True:
+            self._local.receive()
+            self._kill_outsiders(time.monotonic())
             pause_s = min(each.poll() for each in self._supervisors)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause_s)
             self._wake.clear()
+
+    def _kill_outsiders(self, now: float) -> None:
+        """Kill the processes that have not been members for ``JOINS_WITHIN_S``."""
+        children = [child for supervisor in self._supervisors for child in supervisor.children]
+        running = [
+            (child.process_id, child.host)
+            for child in children
+            if child.exit_code is None
+            and child.process_id > 0  # it was placed by Ray, or forked
+            and child.name != self._local.fork_server.name  # which has limits of its own
+        ]
+        self._member_s = {
+            process: now if self._is_member(*process) else self._member_s.get(process, now)
+            for process in running
+        }
+        for process, member_s in self._member_s.items():
+            if now - member_s > JOINS_WITHIN_S:
+                self.kill(*process, f"it was not in the pool for {JOINS_WITHIN_S:g} s")
 
     def _may_restart(self, child: RunningChild) -> bool:
         self._ended(child.process_id, child.host, child.last_words)

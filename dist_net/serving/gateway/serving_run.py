@@ -168,7 +168,7 @@ async def _run(
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        supervising = processes.start(gateway.child_ended)
+        supervising = processes.start(gateway.child_ended, gateway.is_member)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them

@@ -13,11 +13,22 @@ from dataclasses import dataclass
 
 from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
-from dist_net.serving.pool.requests import EndRequest, PoolCommand, Result, SendToNode, Status
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    EvictWorker,
+    PoolCommand,
+    Result,
+    SendToNode,
+    Status,
+)
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
 
 logger = logging.getLogger(__name__)
+
+LOADER_BEATS_S = 1.0
+LOADER_SILENT_S = 10.0
+"""A loader that is silent for this long hangs. It has a low priority, so it may be late."""
 
 MAX_CRASHES = 2
 """The number of consecutive crashes of the loader after which a model is read only on request."""
@@ -41,7 +52,7 @@ class Catalogue:
     """All models by name, and their loader: the peer that knows ``token``.
 
     The token prevents other peers from naming files, which workers may fetch. The loader has at
-    most one request for each model; a further one waits. If it crashes, the next loader receives
+    most one request for each model; a further one waits. If it ends, the next loader receives
     the unanswered requests; one by one, if any of several models may be the cause.
     ``unreadable``: by model, why the last attempt to read it failed, or "" if it succeeded; a model
     is missing until it has been read.
@@ -55,7 +66,8 @@ class Catalogue:
         self._bad_input: dict[str, bool] = {}
         self._token = token
         self._loader: bytes | None = None
-        self._process_id = 0
+        self._process = 0, ""  # its id and host
+        self._heard_s = 0.0
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
         self._requested: dict[str, int] = {}  # unanswered requests
         self._requested_next: dict[str, int] = {}  # requests that wait for an unanswered one
@@ -102,21 +114,35 @@ class Catalogue:
         for reload in self._reloads[model]:
             reload.result = reload.result or Result(Status.FAILED, reason=reason)
 
-    def loader_joined(self, node: bytes, message: JoinAsLoader) -> bool:
+    def loader_joined(self, node: bytes, message: JoinAsLoader, now: float) -> bool:
         """Admit a peer as the loader; return False if its token is wrong."""
         if not hmac.compare_digest(message.token, self._token):
             return False
         logger.info("loader_joined process=%d", message.process_id)
         self._loader_gone()
-        self._loader, self._process_id = node, message.process_id
+        self._loader, self._process = node, (message.process_id, message.host)
+        self._heard_s = now
         return True
 
     def is_loader(self, node: bytes) -> bool:
         return node == self._loader
 
-    def loader_ended(self, process_id: int, reason: str) -> ModelPrepared | None:
-        """Process the exit of a process. Return a failure if a model crashed the loader again."""
-        if process_id != self._process_id or self._loader is None:
+    def is_loader_process(self, process_id: int, host: str) -> bool:
+        return self._loader is not None and self._process == (process_id, host)
+
+    def loader_heard(self, now: float) -> None:
+        """Record that the loader was heard, or that its silence does not count."""
+        self._heard_s = now
+
+    def hanging_loader(self, now: float) -> EvictWorker | None:
+        """Return the command to kill a silent loader."""
+        if self._loader is None or now - self._heard_s < LOADER_SILENT_S:
+            return None
+        return EvictWorker(self._loader, *self._process, f"silent for {LOADER_SILENT_S:g} s")
+
+    def loader_ended(self, process_id: int, host: str, reason: str) -> ModelPrepared | None:
+        """Process the exit of a process. Return a failure if a model ended the loader again."""
+        if not self.is_loader_process(process_id, host):
             return None
         if len(self._sent) != 1:
             self._suspects |= self._sent
