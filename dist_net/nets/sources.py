@@ -51,10 +51,10 @@ from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import (
     calibrated_weights,
+    calibration_of,
     image_recipe_of,
     load_run_recipe,
     load_trained,
-    read_calibration,
     read_held_out,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
@@ -243,8 +243,8 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = _class_names(loaded, self._labels, record.class_names, has_classes, self._progress)
-        calibration = read_calibration(self._path)
-        weights = calibrated_weights(loaded, checkpoint, calibration)
+        calibration = calibration_of(checkpoint)
+        weights = calibrated_weights(loaded, checkpoint)
         return replace(
             _found(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import image_runs
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import (
     CheckpointError,
@@ -140,16 +141,20 @@ def test_a_source_may_be_given_a_name(text, parts):
         assert parse_named_source(text) == NamedSource(*parts)
 
 
-def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
-    run.write(run.calibration, '{"temperature": 2.0, "threshold": 0.5, "precision": 0.9}')
-    read, read_text = [], Path.read_text
-    monkeypatch.setattr(
-        Path,
-        "read_text",
-        lambda path, *rest, **named: read.append(path) or read_text(path, *rest, **named),
-    )
-    assert called(run.path).read().unknown_below == 0.5
-    assert read.count(run.calibration) == 1
+def test_the_model_of_a_folder_is_one_file_with_its_recipe_and_its_calibration(tmp_path):
+    photos = RunDirectory(image_runs.write_run(tmp_path / "photos", threshold=0.5))
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(photos.best.read_bytes())
+    assert called(alone).read().unknown_below == 0.5
+    assert called(alone).read().labels == image_runs.COLOURS
+
+
+def test_the_last_checkpoint_of_a_folder_does_not_replace_its_missing_model(tmp_path):
+    photos = RunDirectory(image_runs.write_run(tmp_path / "photos"))
+    photos.write(photos.folder, "{}")
+    photos.best.rename(photos.checkpoint)
+    with pytest.raises(CheckpointError, match=naming(photos.best)):
+        called(photos.path).read()
 
 
 def test_a_checkpoint_is_called_after_its_run(run):
