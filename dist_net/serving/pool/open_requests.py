@@ -199,7 +199,8 @@ class OpenRequests:
         """End the requests of a finished batch, and count them."""
         model, version = batch.description.name, batch.description.version
         statistics = self._models[model].statistics_of(version)
-        statistics.ran(batch.rows, done.compute_s, now)
+        if rows := batch.computed_rows(done):
+            statistics.ran(rows, done.compute_s, now)
         transit_s = max(now - batch.sent_s - done.prepare_s - done.compute_s, 0.0)
         ended = []
         for request, result in zip(batch.requests, batch.results(done), strict=True):

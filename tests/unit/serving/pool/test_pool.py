@@ -742,6 +742,18 @@ def test_one_bad_image_fails_alone() -> None:
     assert ends[bad].reason == "why"
 
 
+def test_only_images_that_were_decoded_count_as_inferences() -> None:
+    desk = Desk()
+    for statuses in ([Status.OK, Status.BAD_INPUT, Status.OK], [Status.BAD_INPUT]):
+        for _ in statuses:
+            desk.ask(is_image=True)
+        (run,) = desk.runs()
+        desk.done(ONE, run, bytes(statuses))
+    counted = desk.pool.catalogue.models["net"].statistics[1]
+    assert (counted.inference_count, counted.execution_count) == (2, 1)
+    assert (counted.success.count, counted.fail.count) == (2, 2)
+
+
 def test_bad_images_do_not_tell_how_long_good_ones_take() -> None:
     desk = Desk(max_batch_size=1)
     for _ in range(12):
