@@ -161,6 +161,8 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
         np.testing.assert_allclose(
             client.predict(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
         )
+        # More than a batch.
+        np.testing.assert_allclose(client.predict(TINY, ROWS).probabilities, expected, atol=1e-6)
     body = {
         "inputs": [
             {

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -79,6 +80,10 @@ OUTPUT_DTYPE = np.dtype("<f4")
 MAX_OPEN = 256
 """The maximum number of open requests; a further request waits."""
 
+PARTS_OPEN = 16
+"""The maximum number of open requests for one prediction of many rows."""
+REPLACED_TRIES = 3
+
 HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
 
@@ -97,18 +102,26 @@ ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 class Outputs:
     """The outputs of a version of a model.
 
-    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one image, or for one row
-    without the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's
-    time for the whole batch. ``unknown_below``: the minimum probability of a known class; 0 without
-    a threshold.
+    ``values``: (rows, outputs) float32, read-only; (outputs,) for one image, or for one row without
+    the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's time for
+    the whole batch, or batches. ``unknown_below``: the minimum probability of a known class; 0
+    without a threshold.
     """
 
-    probabilities: NDArray[np.float32]
+    values: NDArray[np.float32]
     version: int
     queue_s: float
     compute_s: float
     labels: tuple[str, ...]
     unknown_below: float = 0.0
+    has_classes: bool = True
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The ``values`` of a model with classes; raise BadRequestError for any other."""
+        if not self.has_classes:
+            raise BadRequestError("the model predicts numbers, not classes; read Outputs.values")
+        return self.values
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
         """Return the ``top`` likeliest classes of a row, likeliest first."""
@@ -152,17 +165,20 @@ class Pending:
             self._is_outdated()
             raise
         try:
-            probabilities = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
+            values = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
             if self._rows is not None:
-                probabilities = probabilities.reshape((self._rows, -1), copy=False)
+                values = values.reshape((self._rows, -1), copy=False)
             labels, unknown_below = self._known.labels, self._known.unknown_below
+            has_classes = self._known.has_classes
             if len(answer.payloads) > 1:
                 others = [json.loads(bytes(each)) for each in answer.payloads[1:]]
                 labels = tuple(map(str, others[0]))
                 unknown_below = float(others[1]) if len(others) > 1 else 0.0
+                has_classes = bool(labels)
                 self._is_outdated()
             times = answer.queue_s, answer.compute_s
-            return Outputs(probabilities, int(answer.version), *times, labels, unknown_below)
+            classes = labels, unknown_below, has_classes
+            return Outputs(values, int(answer.version), *times, *classes)
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
 
@@ -213,8 +229,49 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Outputs:
-        """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``."""
-        return self.submit(model, inputs, version, timeout_s).result()
+        """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``.
+
+        More rows than the gateway's batch are sent as several requests to one version, each with
+        ``timeout_s``.
+        """
+        array, summary = self._fitting(model, version, inputs)
+        row_bytes = array[:1].size * INPUT_DTYPES[summary.input_datatype].itemsize
+        max_rows = self._summaries[model].max_batch_size
+        max_rows = max(1, min(max_rows, MAX_REQUEST_BYTES // max(1, row_bytes)))
+        if array.ndim == len(summary.input_shape) or len(array) <= max_rows:
+            return self.submit(model, array, version, timeout_s).result()
+        parts = [array[start : start + max_rows] for start in range(0, len(array), max_rows)]
+        for _ in range(REPLACED_TRIES):
+            number = self._summary(model, None).version if version is None else version
+            try:
+                return joined(self._predict_each(model, parts, number, timeout_s))
+            except ModelNotServedError:  # replaced since the client requested the description
+                self._summaries.clear()
+                if version is not None:
+                    raise
+        raise PoolUnavailableError(
+            f"model {model!r} was replaced during {REPLACED_TRIES} predictions of {len(array):,} "
+            f"rows; expected one version for all. Send fewer rows, or name a version",
+            retry_after_s=1.0,
+        )
+
+    def _predict_each(
+        self, model: str, parts: list[NDArray[Any]], version: int, timeout_s: float | None
+    ) -> list[Outputs]:
+        """Return the outputs of each part; keep ``PARTS_OPEN`` requests open."""
+        pending: deque[Pending] = deque()
+        outputs: list[Outputs] = []
+        try:
+            for part in parts:
+                if len(pending) == PARTS_OPEN:
+                    outputs.append(pending.popleft().result())
+                pending.append(self.submit(model, part, version, timeout_s))
+            while pending:
+                outputs.append(pending.popleft().result())
+        finally:
+            for each in pending:
+                each.cancel()
+        return outputs
 
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
@@ -349,6 +406,16 @@ class Client:
                 f"{', '.join(map(str, summary.versions)) or 'none'}"
             )
         return named
+
+
+def joined(parts: list[Outputs]) -> Outputs:
+    """Return the outputs of consecutive rows, answered by one version."""
+    return replace(
+        parts[0],
+        values=np.concatenate([each.values for each in parts]),
+        queue_s=max(each.queue_s for each in parts),
+        compute_s=sum(each.compute_s for each in parts),
+    )
 
 
 def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:

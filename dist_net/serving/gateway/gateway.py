@@ -111,6 +111,11 @@ class Gateway:
         """Return the statistics of a model's requests, by version."""
         return self._pool.catalogue.models[model].statistics
 
+    @property
+    def max_batch_size(self) -> int:
+        """The maximum number of rows of a request."""
+        return self._pool.max_batch_size
+
     def status(self) -> dict[str, Any]:
         """Return the current state of the pool for people: workers, queue, models."""
         return self._pool.status(self._clock.now())

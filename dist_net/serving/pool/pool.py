@@ -70,6 +70,7 @@ class Pool:
         self._release = release
         self.catalogue = Catalogue(model_names, loader_token)
         self._settings = settings
+        self.max_batch_size = settings.max_batch_size
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)

@@ -1293,4 +1293,4 @@ def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
     assert refused.status_code == 400
     assert "/v2/models/animals/infer" in refused.json()["error"]
     (output,) = ask("GET", "/v2/models/animals").json()["outputs"]
-    assert output == {"name": "output", "datatype": "FP32", "shape": [-1, 3]}
+    assert output == {"name": "values", "datatype": "FP32", "shape": [-1, 3]}
