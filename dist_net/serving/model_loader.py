@@ -42,7 +42,6 @@ from dist_net.errors import (
     DistNetError,
     JoinRefusedError,
     ModelLoadError,
-    ModelSourceError,
     RunDirectoryError,
 )
 from dist_net.images.fitting import unfitted
@@ -51,7 +50,7 @@ from dist_net.nets.sources import (
     FoundModel,
     ModelSource,
     model_source,
-    parse_named_source,
+    parse_pool_sources,
 )
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
@@ -360,27 +359,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read models until a signal, or until the parent process ends."""
-    named = [parse_named_source(text) for text in arguments.sources]
-    if len({each.name for each in named}) < len(named):
-        names = ", ".join(each.name for each in named)
-        raise ModelSourceError(f"the models are named {names}; expected unique names")
-    if len(named) > 1 and (arguments.weights or arguments.labels):
-        raise ModelSourceError(
-            "--weights or --labels with several models; expected the files after the source of "
-            "their model: NAME=SOURCE,weights=FILE,labels=FILE"
-        )
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
-        name: model_source(
-            source,
-            weights or arguments.weights,
-            labels or arguments.labels,
-            progress,
-            keys,
-            arguments.trust_recipe,
+        name: model_source(source, weights, labels, progress, keys, arguments.trust_recipe)
+        for name, source, weights, labels in parse_pool_sources(
+            arguments.sources, arguments.weights, arguments.labels
         )
-        for name, source, weights, labels in named
     }
     with ModelLoader(
         arguments.connect,

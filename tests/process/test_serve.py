@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -415,6 +416,8 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         (["darknet53", "--http", "0.0.0.0:0"], "token"),
         (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),
         (["darknet53", "--listen", "nonsense"], "tcp://HOST:PORT"),
+        (["m=darknet53", "m=darknet53"], "m, m"),
+        (["darknet53", "m=darknet53", "--labels", "names"], "--labels"),
         (["darknet53", "--log-dir", "/dev/null/x"], "--log-dir /dev/null/x"),
     ],
 )
@@ -422,6 +425,16 @@ def test_bad_arguments_end_with_one_line(refuses, arguments, words):
     where = [] if "--http" in arguments else ["--http", "127.0.0.1:0"]
     where += [] if "--listen" in arguments else ["--listen", "tcp://127.0.0.1:0"]
     refuses(f".*{re.escape(words)}.*", "serve", *arguments, *where)
+
+
+def test_an_address_in_use_is_named_by_its_option_and_hides_no_wrong_model(refuses):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        http, listen = ("--http", address), ("--listen", f"tcp://{address}")
+        free = ("--http", "127.0.0.1:0"), ("--listen", "tcp://127.0.0.1:0")
+        refuses("'no/such/run'", "serve", "no/such/run", *http, *listen)
+        refuses(f"--http.*{address}", "serve", "darknet53", *http, *free[1])
+        refuses(f"--listen.*{address}", "serve", "darknet53", *free[0], *listen)
 
 
 def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
