@@ -23,7 +23,7 @@ from dist_net.serving.http.exchange import (
 )
 from dist_net.serving.http.open_inference import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, result_reply
-from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.description import ModelDescription, ServedModel, summary_of
 from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
 
@@ -34,6 +34,10 @@ _EXTENSIONS = (
     "model_configuration",
     "model_repository",
     "statistics",
+)
+_LISTED = (
+    *("name", "version", "versions", "is_ready", "reason", "max_batch_size"),
+    *("input_datatype", "input_shape", "takes_images", "has_classes", "classes"),
 )
 _KEPT_VERSIONS = 2
 _OWN_FILES = ("config", "file:")  # parameters by which Triton's clients send a model's files
@@ -59,6 +63,7 @@ class Models:
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_statistics),
+            Route("/v1/models", self.models),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -88,6 +93,13 @@ class Models:
         if not self._gateway.is_ready:
             raise PoolUnavailableError("not every model is ready; see /pool")
         return Json({"ready": True})
+
+    async def models(self, _: Request) -> Json:
+        """List the models, with the input and the number of classes of their newest versions."""
+        summaries = [
+            summary_of(each, self._max_batch_size) for each in self._gateway.models().values()
+        ]
+        return Json([{name: getattr(each, name) for name in _LISTED} for each in summaries])
 
     async def model_ready(self, request: Request) -> Json:
         """Report whether a model is ready."""

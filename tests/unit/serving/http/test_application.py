@@ -359,6 +359,15 @@ def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) 
     assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 503
 
 
+def test_models_are_listed_with_their_inputs(ask: Ask, service: FakeService) -> None:
+    service.served["gone"] = ServedModel("gone", None, {}, False, "unloaded", is_unloaded=True)
+    digits, animals, gone = ask("GET", "/v1/models").json()
+    assert (digits["name"], digits["version"], digits["versions"]) == ("digits", 3, [2, 3])
+    assert (digits["input_datatype"], digits["input_shape"]) == ("FP32", [4])
+    assert (animals["takes_images"], animals["has_classes"], animals["classes"]) == (True, True, 3)
+    assert (gone["name"], gone["is_ready"], gone["reason"]) == ("gone", False, "unloaded")
+
+
 def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(
     ask: Ask, service: FakeService
 ) -> None:
