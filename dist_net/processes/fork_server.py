@@ -43,6 +43,7 @@ class ForkingProcesses(LocalProcesses):
         super().__init__(logs)
         self.fork_server = Role("fork-server", module, (FORK_SERVER_OPTION,))
         self._orders: deque[_ForkedProcess] = deque()
+        self._heartbeat_at_s = self._answer_by_s = math.inf
         self._child: Child | None = None
 
     @property

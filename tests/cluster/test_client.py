@@ -482,21 +482,17 @@ def test_more_rows_than_a_batch_are_split_and_answered_by_one_version(
     assert gateway.requests()[-1].version == ""
 
 
-def test_split_rows_are_asked_again_if_their_version_was_replaced(
+def test_split_rows_are_for_the_version_that_is_served_now(
     client: Client, gateway: Gateway
 ) -> None:
-    def replaced_once(request: Ask) -> list[Message]:
-        if len(gateway.requests()) < 3:
-            return [refusal_of(request, Status.NOT_FOUND)]
-        return [answer_to(request)]
-
-    gateway.on_ask = replaced_once
     rows = np.ones((20, 4), np.float32)
+    client.predict("sums", rows[:1])  # the client knows version 7
+    newer = replace(SUMS, version=8)
+    gateway.models = summaries_to_json([ServedModel("sums", newer, {8: newer}, True, "")], 8)
     assert client.predict("sums", rows).probabilities.shape == (20, 3)
-    with pytest.raises(ModelNotServedError):  # it was named: no other may answer
-        client.predict("sums", rows.astype(np.uint8).reshape(-1, 2, 2), version=5)
+    assert {each.version for each in gateway.requests()[1:]} == {"8"}
     gateway.on_ask = lambda request: [refusal_of(request, Status.NOT_FOUND)]
-    with pytest.raises(PoolUnavailableError, match=naming("'sums'", "20")):
+    with pytest.raises(ModelNotServedError):
         client.predict("sums", rows)
 
 

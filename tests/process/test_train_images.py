@@ -18,6 +18,7 @@ from dist_net.photos.image_run import ImageOptions
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import REPORTED, LocalRunSettings
 from dist_net.training.run.single_process import EpochResult
+from dist_net.training.run.training_progress import TrainingProgress
 from drawn_images import draw_shapes
 
 Start = Callable[..., Any]
@@ -182,14 +183,18 @@ def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
     def resume() -> None:
         options, local = ImageOptions.read(run.folder), LocalRunSettings(1)
         with run.locked():
-            train_and_report(run, options, local, plain_console(quiet=True), lambda _: pytest.fail())
+            train_and_report(run, options, local, plain_console(quiet=True), no_cluster)
+
+    def no_cluster(_: int) -> TrainingProgress:
+        pytest.fail("a head needs no cluster")
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(image_report, "report_content", interrupted)
-        resume()
+        with pytest.raises(KeyboardInterrupt):
+            resume()
     assert [file.read_bytes() for file in files] == before
     dist_net.load(run.path)
     resume()

@@ -82,7 +82,6 @@ MAX_OPEN = 256
 
 PARTS_OPEN = 16
 """The maximum number of open requests for one prediction of many rows."""
-REPLACED_TRIES = 3
 
 HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
@@ -176,9 +175,15 @@ class Pending:
                 unknown_below = float(others[1]) if len(others) > 1 else 0.0
                 has_classes = bool(labels)
                 self._is_outdated()
-            times = answer.queue_s, answer.compute_s
-            classes = labels, unknown_below, has_classes
-            return Outputs(values, int(answer.version), *times, *classes)
+            return Outputs(
+                values,
+                int(answer.version),
+                answer.queue_s,
+                answer.compute_s,
+                labels,
+                unknown_below,
+                has_classes,
+            )
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
 
@@ -232,46 +237,28 @@ class Client:
         """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``.
 
         More rows than the gateway's batch are sent as several requests to one version, each with
-        ``timeout_s``.
+        ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
         """
         array, summary = self._fitting(model, version, inputs)
-        row_bytes = array[:1].size * INPUT_DTYPES[summary.input_datatype].itemsize
-        max_rows = self._summaries[model].max_batch_size
-        max_rows = max(1, min(max_rows, MAX_REQUEST_BYTES // max(1, row_bytes)))
-        if array.ndim == len(summary.input_shape) or len(array) <= max_rows:
+        size = self._summaries[model].max_batch_size
+        if array.ndim == len(summary.input_shape) or len(array) <= size:
             return self.submit(model, array, version, timeout_s).result()
-        parts = [array[start : start + max_rows] for start in range(0, len(array), max_rows)]
-        for _ in range(REPLACED_TRIES):
-            number = self._summary(model, None).version if version is None else version
-            try:
-                return joined(self._predict_each(model, parts, number, timeout_s))
-            except ModelNotServedError:  # replaced since the client requested the description
-                self._summaries.clear()
-                if version is not None:
-                    raise
-        raise PoolUnavailableError(
-            f"model {model!r} was replaced during {REPLACED_TRIES} predictions of {len(array):,} "
-            f"rows; expected one version for all. Send fewer rows, or name a version",
-            retry_after_s=1.0,
-        )
-
-    def _predict_each(
-        self, model: str, parts: list[NDArray[Any]], version: int, timeout_s: float | None
-    ) -> list[Outputs]:
-        """Return the outputs of each part; keep ``PARTS_OPEN`` requests open."""
-        pending: deque[Pending] = deque()
+        if version is None:
+            self.models()  # or the version could be one that was replaced long ago
+            version = self._summary(model, None).version
         outputs: list[Outputs] = []
-        try:
-            for part in parts:
-                if len(pending) == PARTS_OPEN:
-                    outputs.append(pending.popleft().result())
-                pending.append(self.submit(model, part, version, timeout_s))
-            while pending:
+        pending: deque[Pending] = deque()
+        for start in range(0, len(array), size):
+            if len(pending) == PARTS_OPEN:
                 outputs.append(pending.popleft().result())
-        finally:
-            for each in pending:
-                each.cancel()
-        return outputs
+            pending.append(self.submit(model, array[start : start + size], version, timeout_s))
+        outputs += [each.result() for each in pending]
+        return replace(
+            outputs[0],
+            values=np.concatenate([each.values for each in outputs]),
+            queue_s=max(each.queue_s for each in outputs),
+            compute_s=sum(each.compute_s for each in outputs),
+        )
 
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
@@ -406,16 +393,6 @@ class Client:
                 f"{', '.join(map(str, summary.versions)) or 'none'}"
             )
         return named
-
-
-def joined(parts: list[Outputs]) -> Outputs:
-    """Return the outputs of consecutive rows, answered by one version."""
-    return replace(
-        parts[0],
-        values=np.concatenate([each.values for each in parts]),
-        queue_s=max(each.queue_s for each in parts),
-        compute_s=sum(each.compute_s for each in parts),
-    )
 
 
 def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:

@@ -38,8 +38,9 @@ MAX_EARLY_ENDS = 3
 class PoolProcesses:
     """Keep a process of this host running for each of ``roles``.
 
-    Each is restarted however often it ends, and killed if it does not join. ``is_begun``: the pool has been ready; before that, an
-    end that would be repeated makes ``require_startable`` raise.
+    Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
+    the pool has been ready; before that, an end that would be repeated makes ``require_startable``
+    raise.
     """
 
     def __init__(self, roles: Sequence[Role], logs: Path) -> None:
@@ -120,20 +121,16 @@ class PoolProcesses:
 
     def _kill_outsiders(self, now: float) -> None:
         """Kill the processes that have not been members for ``JOINS_WITHIN_S``."""
-        children = [child for supervisor in self._supervisors for child in supervisor.children]
-        running = [
-            (child.process_id, child.host)
-            for child in children
-            if child.exit_code is None
-            and child.process_id > 0  # it was placed by Ray, or forked
-            and child.name != self._local.fork_server.name  # which has limits of its own
-        ]
-        self._member_s = {
-            process: now if self._is_member(*process) else self._member_s.get(process, now)
-            for process in running
-        }
-        for process, member_s in self._member_s.items():
-            if now - member_s > JOINS_WITHIN_S:
+        member_s, self._member_s = self._member_s, {}
+        for child in (each for supervisor in self._supervisors for each in supervisor.children):
+            process = child.process_id, child.host
+            is_started = child.exit_code is None and child.process_id > 0  # by Ray, or forked
+            if not is_started or child.name == self._local.fork_server.name:  # it has own limits
+                continue
+            self._member_s[process] = last_s = (
+                now if self._is_member(*process) else member_s.get(process, now)
+            )
+            if now - last_s > JOINS_WITHIN_S:
                 self.kill(*process, f"it was not in the pool for {JOINS_WITHIN_S:g} s")
 
     def _may_restart(self, child: RunningChild) -> bool:

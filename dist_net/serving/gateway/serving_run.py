@@ -96,10 +96,10 @@ class StopSignals:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal arrives; return the exit code."""
     options = options_from(arguments)
-    for _, model, *files in parse_pool_sources(options.sources, options.weights, options.labels):
-        confirm_recipe(model, options.trust_recipe)
-        if not is_live(model):  # the loader connects later
-            model_source(model, *files, progress=lambda _: None)
+    for each in parse_pool_sources(options.sources, options.weights, options.labels):
+        confirm_recipe(each.source, options.trust_recipe)
+        if not is_live(each.source):  # the loader connects later
+            model_source(each.source, each.weights, each.labels, progress=lambda _: None)
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
         return runner.run(serve(options))
 

@@ -199,7 +199,6 @@ class ModelVersions:
         if self._waiting is not None and self._is_settled(workers) and not has_closing:
             number = self._waiting.description.version
             logger.info("version_begins model=%s version=%d", self.name, number)
-            self._forget_unloaded(workers)
             self.versions[number] = self._target = self._waiting
             self._waiting = None
         commands += self._load(workers, now)
@@ -242,7 +241,7 @@ class ModelVersions:
     def _settle(self, workers: PoolMembership) -> None:
         """Close the versions that the target replaces; or the target, if no worker could load it.
 
-        Then the last version that a worker has is the target again.
+        Then the last version that a worker has is the target again, or else the waiting version.
         """
         target = self._target
         if target is None:
@@ -261,6 +260,8 @@ class ModelVersions:
             self._target = (held or others)[-1]
             self._target.state = VersionState.LOADING
             self.refresh(workers)
+        elif self._waiting is not None and target is not self.newest:  # there was no worker
+            target.state, self._target = VersionState.CLOSING, None
 
     def _load(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         commands = []
@@ -305,16 +306,6 @@ class ModelVersions:
                     commands.append(self._drop(worker, number))
                 self._forget(number, workers)
         return commands
-
-    def _forget_unloaded(self, workers: PoolMembership) -> None:
-        """Forget the versions that arrived while there was no worker.
-
-        Requests without a version may still be bound to the newest.
-        """
-        for number, one in list(self.versions.items()):
-            is_loading = one.state is VersionState.LOADING
-            if is_loading and not one.bound and one is not self.newest:
-                self._forget(number, workers)
 
     def _drop(self, worker: Worker, number: int) -> SendToNode:
         numbers = worker.holds[self.name]
