@@ -49,7 +49,7 @@ from dist_net.photos.bases import (
     base_called,
     joined_weights,
 )
-from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
+from dist_net.photos.head import calibrated_losses, mean_and_error
 from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import calibrate
@@ -385,12 +385,11 @@ def write_model(
     directory: RunDirectory, options: ImageOptions, trained: TrainedImages, calibration: Calibration
 ) -> None:
     """Replace the model of a run: its weights, recipe and calibration are one file."""
-    recipe, judged = trained.recipe, trained.judged
-    loaded = recipe.loaded()
+    loaded = trained.recipe.loaded()
     training = options.of_training().on(loaded, loaded.recipe.load_dataset())
     directory.begin(training.to_json(), loaded.files)
     settings = training.settings(loaded)
-    of_model = {"image_recipe": recipe.to_json(), "calibration": asdict(calibration)}
+    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
     write_checkpoint(
         directory.best,
         Checkpoint(
@@ -401,10 +400,7 @@ def write_model(
             version=0,
             settings=settings.to_json(),
             ledger={},
-            counters={
-                "accuracy": float((judged.logits.argmax(1) == judged.targets).mean()),
-                "loss": cross_entropy(judged.logits, judged.targets),
-            },
+            counters={},
             weights=trained.weights,
             optimizer_state={},
         ),

@@ -87,7 +87,7 @@ class ForkingProcesses(LocalProcesses):
         if self._is_free and self._orders and now >= self._retry_at_s:
             self._send(self._orders[0])
         elif self._is_free and now >= self._heartbeat_at_s:
-            with suppress(BrokenPipeError):
+            with suppress(OSError):  # it has ended
                 self._socket.send(HEARTBEAT)
             self._answer_by_s = now + ANSWERS_WITHIN_S
         elif now > self._answer_by_s and self._child.exit_code is None:

@@ -175,15 +175,8 @@ class Pending:
                 unknown_below = float(others[1]) if len(others) > 1 else 0.0
                 has_classes = bool(labels)
                 self._is_outdated()
-            return Outputs(
-                values,
-                int(answer.version),
-                answer.queue_s,
-                answer.compute_s,
-                labels,
-                unknown_below,
-                has_classes,
-            )
+            version, times = int(answer.version), (answer.queue_s, answer.compute_s)
+            return Outputs(values, version, *times, labels, unknown_below, has_classes)
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
 

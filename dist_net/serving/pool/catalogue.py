@@ -54,8 +54,8 @@ class Catalogue:
     The token prevents other peers from naming files, which workers may fetch. The loader has at
     most one request for each model; a further one waits. If it ends, the next loader receives
     the unanswered requests; one by one, if any of several models may be the cause.
-    ``unreadable``: by model, why the last attempt to read it failed, or "" if it succeeded; a model
-    is missing until it has been read.
+    ``loader_heard_s``: when it was last heard. ``unreadable``: by model, why the last attempt to
+    read it failed, or "" if it succeeded; a model is missing until it has been read.
 
     After any event call ``advance`` for the resulting commands.
     """
@@ -67,7 +67,7 @@ class Catalogue:
         self._token = token
         self._loader: bytes | None = None
         self._process = 0, ""  # its id and host
-        self._heard_s = 0.0
+        self.loader_heard_s = 0.0
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
         self._requested: dict[str, int] = {}  # unanswered requests
         self._requested_next: dict[str, int] = {}  # requests that wait for an unanswered one
@@ -121,7 +121,7 @@ class Catalogue:
         logger.info("loader_joined process=%d", message.process_id)
         self._loader_gone()
         self._loader, self._process = node, (message.process_id, message.host)
-        self._heard_s = now
+        self.loader_heard_s = now
         return True
 
     def is_loader(self, node: bytes) -> bool:
@@ -130,13 +130,9 @@ class Catalogue:
     def is_loader_process(self, process_id: int, host: str) -> bool:
         return self._loader is not None and self._process == (process_id, host)
 
-    def loader_heard(self, now: float) -> None:
-        """Record that the loader was heard, or that its silence does not count."""
-        self._heard_s = now
-
     def hanging_loader(self, now: float) -> EvictWorker | None:
         """Return the command to kill a silent loader."""
-        if self._loader is None or now - self._heard_s < LOADER_SILENT_S:
+        if self._loader is None or now - self.loader_heard_s < LOADER_SILENT_S:
             return None
         return EvictWorker(self._loader, *self._process, f"silent for {LOADER_SILENT_S:g} s")
 

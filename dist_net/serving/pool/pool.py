@@ -118,7 +118,7 @@ class Pool:
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         """Process a message from the workers' socket."""
         if self.catalogue.is_loader(node):
-            self.catalogue.loader_heard(now)
+            self.catalogue.loader_heard_s = now
         if isinstance(message, BatchDone | Loaded):
             worker = self._at(node, now)
             if worker is None:
@@ -202,7 +202,7 @@ class Pool:
 
     def stood_still(self, for_s: float, now: float) -> None:
         """Ignore the silence of others while the gateway was stopped for ``for_s``."""
-        self.catalogue.loader_heard(now)
+        self.catalogue.loader_heard_s = now
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
