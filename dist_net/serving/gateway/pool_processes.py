@@ -29,7 +29,7 @@ from dist_net.processes.supervisor import Supervisor
 logger = logging.getLogger(__name__)
 
 FORK_SERVER = "dist_net.serving.worker.inference_worker_process"
-JOINS_WITHIN_S = 60.0
+JOINS_WITHIN_S = 120.0
 """A process that is no member of the pool for this long hangs: before it joins, or afterwards."""
 MAX_EARLY_ENDS = 3
 """The pool fails to start if a process ends this often before the pool is ready."""
