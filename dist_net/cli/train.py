@@ -319,7 +319,7 @@ def draw(
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Plot the run as far as there is data; print the reason if that fails."""
+    """Plot the recorded part of the run; print the reason if that fails."""
     try:
         records = directory.read_metrics()
         if records:

@@ -132,7 +132,7 @@ class Gateway:
         return self._pool.failures()
 
     async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
-        """Admit no more requests and answer the admitted ones; return False after the timeout."""
+        """Admit no more requests, answer admitted requests; return False after the timeout."""
         self._pool.drain()
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:

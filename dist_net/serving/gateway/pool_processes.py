@@ -1,4 +1,4 @@
-"""The processes that the gateway starts: the model loader and the workers, here or on Ray's nodes.
+"""The processes that the gateway starts, on its host or Ray's nodes: the model loader and workers.
 
 The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
 """
@@ -103,7 +103,7 @@ class PoolProcesses:
                     child.kill()
 
     def close(self, grace_s: float) -> None:
-        """End all processes, and kill those that still run after ``grace_s``."""
+        """End all processes; kill the remaining processes after ``grace_s``."""
         self._supervising.cancel()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._local.stop_forking()

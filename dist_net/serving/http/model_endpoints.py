@@ -129,7 +129,7 @@ class Models:
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """List every model and version; with ``{"ready": true}`` only the ready ones."""
+        """List every model and version; with ``{"ready": true}`` only ready models."""
         only_ready = (await self._content(request)).get("ready") is True
         return Json(list(_index(self._gateway.models().values(), only_ready)))
 
@@ -187,7 +187,7 @@ def _loaded(name: str, result: Result) -> Json:
 
 
 def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str, Any]:
-    """Return a model's inputs and outputs; -1 stands for any number of rows."""
+    """Return a model's inputs and outputs; -1 means any number of rows."""
     return {
         "name": model.name,
         "versions": [str(version) for version in versions],

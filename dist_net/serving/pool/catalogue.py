@@ -85,7 +85,7 @@ class Catalogue:
         return {name: model.served() for name, model in self.models.items()}
 
     def wanted(self) -> list[ModelVersions]:
-        """Return the models to serve: all except the unloaded ones."""
+        """Return the models to serve: all except unloaded models."""
         return [model for model in self.models.values() if not model.is_unloaded]
 
     def description(self, model: str, version: int | None) -> ModelDescription | None:
@@ -103,7 +103,7 @@ class Catalogue:
         self._reloads[model].append(_Reload(request_id, self._prepare(model)))
 
     def prepare_again(self, model: str) -> None:
-        """Read a model again whose file of arrays was removed, unless it is being read."""
+        """Read a model again after its file of arrays was removed, unless it is being read."""
         if model not in self._requested and not self.models[model].is_unloaded:
             logger.warning("arrays_removed model=%s", model)
             self._prepare(model)
@@ -186,7 +186,7 @@ class Catalogue:
             model.reason = reason
 
     def advance(self) -> list[PoolCommand]:
-        """Return the requests to the loader, and end the reloads whose version is settled."""
+        """Return the requests to the loader, and end the reloads with a settled version."""
         commands: list[PoolCommand] = []
         if self._loader is not None:
             for name, number in self._requested.items():

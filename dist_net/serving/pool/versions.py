@@ -61,7 +61,7 @@ class Version:
 
     @property
     def takes(self) -> tuple[object, ...]:
-        """The requirements for a request; versions with equal ones may answer for each other."""
+        """The requirements for a request; versions with equal requirements are interchangeable."""
         one = self.description
         return one.input_datatype, one.input_shape, one.takes_images, one.has_classes
 
@@ -281,7 +281,7 @@ class ModelVersions:
         return commands
 
     def _wanted(self, worker: Worker, workers: PoolMembership) -> list[int]:
-        """Return the versions that the worker must load: the target, and missing bound ones."""
+        """Return the versions that the worker must load: the target, and missing bound versions."""
         return [
             number
             for number, one in self.versions.items()
