@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="with rows: write the outputs (probabilities or numbers) to a .npy or .csv file",
+        help="with rows: write the outputs (probabilities or values) to a .npy or .csv file",
     )
     add_trust_argument(parser)
     parser.add_argument(
@@ -124,7 +124,7 @@ def show_row(
         predictions = top_predictions(output, found.labels, arguments.top)
         show({"row": place}, predictions, found.unknown_below)
     elif arguments.json:
-        print(json.dumps({"row": place, "outputs": output.tolist()}), flush=True)
+        print(json.dumps({"row": place, "values": output.tolist()}), flush=True)
     else:
         print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
 

@@ -30,10 +30,10 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import read_resumable_checkpoint
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe, load_trained
+from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import (
     AUTO,
     add_cluster_arguments,
@@ -172,8 +172,8 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-checkpoints",
         type=int,
         metavar="K",
-        help="keep the last K checkpoints; if one is damaged, the previous one is used "
-        "(default: 3)",
+        help="keep the last K checkpoints; a run resumes from the previous one if the last is "
+        "damaged (default: 3)",
     )
     parser.add_argument(
         "--sync",
@@ -231,7 +231,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         loaded = load_recipe(options.recipe)
     else:
         confirm_recipe(directory.path, arguments.trust_recipe)
-        loaded, _ = load_trained(directory.path, arguments.trust_recipe)
+        loaded = load_run_recipe(directory, arguments.trust_recipe)
     loading = announced(console, f"loading the dataset of {loaded.name}")
     with FetchProgress(console) as fetching, loading:
         dataset = loaded.recipe.load_dataset(fetching)
@@ -254,7 +254,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     ):
         if not is_new:
             # Raises if the checkpoint does not fit, before any file of the run is changed.
-            RunState.resumed(settings, read_checkpoint(directory.checkpoint))
+            RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
@@ -309,7 +309,7 @@ def draw(
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Plot the run as far as there is data; print the reason if that fails."""
+    """Plot the recorded part of the run; print the reason if that fails."""
     try:
         records = directory.read_metrics()
         if records:

@@ -131,11 +131,6 @@ def calibrated_losses(logits: FeatureRows, labels: ClassIndices) -> Losses:
     return cross_entropies(logits / np.float32(temperature_of(logits, labels)), labels)
 
 
-def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:
-    """Return the mean cross-entropy."""
-    return float(cross_entropies(logits, labels).mean())
-
-
 class _Problem:
     """M heads at once, on principal components of centred and scaled features.
 

@@ -37,10 +37,10 @@ from dist_net.errors import (
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
-from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
+from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
 from dist_net.photos.bases import (
     NONE,
     FeatureExtractor,
@@ -49,9 +49,10 @@ from dist_net.photos.bases import (
     base_called,
     joined_weights,
 )
-from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
+from dist_net.photos.head import calibrated_losses, mean_and_error
 from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.photo_statistics import calibrate
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
@@ -61,7 +62,6 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -217,7 +217,6 @@ class ImageRun:
         features = self._features(found, cache, images, digests)
         head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
-        self._keep(whole, weights, head.judged)
         self._console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
             f"{head.heads.steps} steps"
@@ -226,6 +225,10 @@ class ImageRun:
         kept = TrainedImages(images, whole, weights, head.judged, head.folds, head, report, "")
         if not self._options.fine_tune:
             return kept
+        if not self._directory.best.exists():  # a model, if the fine-tuning is interrupted
+            judged = head.judged
+            calibration = calibrate(judged.logits, judged.targets, self._options.precision)
+            write_model(self._directory, self._options, kept, calibration)
         initial, logits = head.without(images.rows(VALIDATION))
         tuned, judged, report = self._train_whole(
             images, whole, joined_weights(whole, found, initial)
@@ -242,7 +245,6 @@ class ImageRun:
         self._console.print(f"fine-tuning: {tuning}")
         if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
-        self._keep(whole, tuned, judged)
         return TrainedImages(images, whole, tuned, judged, None, None, report, tuning)
 
     def _read(
@@ -356,17 +358,6 @@ class ImageRun:
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
 
-    def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
-        """Write the weights to use; replace earlier weights."""
-        loaded = recipe.loaded()
-        options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
-        settings = options.settings(loaded)
-        self._directory.begin(options.to_json(), loaded.files)
-        self._directory.best.unlink(missing_ok=True)
-        accuracy = float((judged.logits.argmax(1) == judged.targets).mean())
-        loss = cross_entropy(judged.logits, judged.targets)
-        BestWeights(self._directory.best, settings).take(accuracy, loss, 0, weights)
-
     def _train_whole(
         self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
     ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
@@ -388,6 +379,32 @@ class ImageRun:
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
         judged = judged_by(recipe, weights, images, VALIDATION)
         return weights, judged, summary
+
+
+def write_model(
+    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, calibration: Calibration
+) -> None:
+    """Replace the model of a run: its weights, recipe and calibration are one file."""
+    loaded = trained.recipe.loaded()
+    training = options.of_training().on(loaded, loaded.recipe.load_dataset())
+    directory.begin(training.to_json(), loaded.files)
+    settings = training.settings(loaded)
+    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
+    write_checkpoint(
+        directory.best,
+        Checkpoint(
+            recipe=settings.recipe,
+            recipe_digest=settings.recipe_digest,
+            recipe_record=settings.recipe_record | of_model,
+            layout=settings.layout,
+            version=0,
+            settings=settings.to_json(),
+            ledger={},
+            counters={},
+            weights=trained.weights,
+            optimizer_state={},
+        ),
+    )
 
 
 def _head_report(

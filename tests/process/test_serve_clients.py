@@ -90,7 +90,7 @@ TRITON_CLIENT = """
     try:
         client.infer("tiny", [tensor(True)])
     except InferenceServerException as error:
-        assert error.status() == "503" and "unload" in error.message(), error
+        assert error.status() == "404" and "unload" in error.message(), error
     else:
         raise AssertionError("a model that was unloaded has answered")
     client.load_model("tiny")

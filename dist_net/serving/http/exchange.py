@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.errors import (
     BadRequestError,
+    DistNetError,
     ModelNotServedError,
     PoolUnavailableError,
     RequestTooLargeError,
@@ -342,22 +343,29 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
     """Return the description of ``version`` of a model, by default the newest.
 
-    Raise ModelNotServedError for an unknown one, PoolUnavailableError while no version is served.
+    Raise ModelNotServedError for an unknown one, and see ``not_ready``.
     """
     description = gateway.description(name, version) if version is None else None
     if description is not None:
         return description
     served = served_model(gateway, name)
-    if version is None:
-        raise PoolUnavailableError(
-            f"no version of {name} is served: {served.reason or 'it is being loaded'}"
-        )
+    if version is None or not served.is_ready:
+        raise not_ready(served)
     if version not in served.versions:
         raise ModelNotServedError(
             f"{name} has no version {version}; expected one of "
             f"{', '.join(map(str, served.versions)) or 'none'}"
         )
     return served.versions[version]
+
+
+def not_ready(served: ServedModel) -> DistNetError:
+    """Return the error for a model that no worker serves, or that is unloaded until a reload."""
+    if served.is_unloaded:
+        return ModelNotServedError(f"{served.name} is not served: {served.reason}; load it first")
+    return PoolUnavailableError(
+        f"{served.name} is not ready: {served.reason or 'no worker has loaded it'}"
+    )
 
 
 def version_number(request: Request) -> int | None:

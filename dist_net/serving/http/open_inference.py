@@ -120,8 +120,8 @@ class ResponseForm:
 
 
 def output_name(model: ModelDescription) -> str:
-    """Return the name of a model's output: probabilities if it has classes."""
-    return "probabilities" if model.has_classes else "output"
+    """Return the name of a model's output."""
+    return "probabilities" if model.has_classes else "values"
 
 
 def read_request(

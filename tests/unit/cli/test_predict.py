@@ -54,7 +54,7 @@ def test_numbers_are_predicted_for_rows(
     assert main(["predict", plane, str(rows), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers == [
-        {"row": f"{rows}:{number}", "outputs": output} for number, output in enumerate(OUTPUTS)
+        {"row": f"{rows}:{number}", "values": output} for number, output in enumerate(OUTPUTS)
     ]
 
 

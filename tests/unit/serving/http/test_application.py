@@ -359,6 +359,41 @@ def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) 
     assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 503
 
 
+def test_models_are_listed_with_their_inputs(ask: Ask, service: FakeService) -> None:
+    service.served["gone"] = ServedModel("gone", None, {}, False, "unloaded", is_unloaded=True)
+    digits, animals, gone = ask("GET", "/v1/models").json()
+    assert (digits["name"], digits["version"], digits["versions"]) == ("digits", 3, [2, 3])
+    assert (digits["input_datatype"], digits["input_shape"]) == ("FP32", [4])
+    assert (animals["takes_images"], animals["has_classes"], animals["classes"]) == (True, True, 3)
+    assert (gone["name"], gone["is_ready"], gone["reason"]) == ("gone", False, "unloaded")
+
+
+def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(
+    ask: Ask, service: FakeService
+) -> None:
+    gone = ServedModel("animals", None, {}, False, "it was unloaded", is_unloaded=True)
+    service.served["animals"] = gone
+    images = {"content": b"image"}
+    responses = [ask("GET", f"/v2/models/animals{end}") for end in ("", "/ready", "/config")]
+    responses += [
+        ask("GET", "/v2/models/animals/versions/7"),
+        ask("POST", "/v2/models/animals/infer", json=INFER),
+        ask("POST", "/v2/models/animals/versions/7/infer", json=INFER),
+        ask("POST", "/v1/models/animals/classify", **images),
+    ]
+    for response in responses:
+        assert response.status_code == 404
+        assert "it was unloaded" in error_of(response)
+        assert "retry-after" not in response.headers
+
+
+def test_a_version_that_all_workers_have_lost_is_unavailable_not_unknown(
+    ask: Ask, service: FakeService
+) -> None:
+    service.served["animals"] = ServedModel("animals", ANIMALS, {}, False, "")
+    assert ask("GET", "/v2/models/animals/versions/7").status_code == 503
+
+
 def test_metadata_and_configuration(ask: Ask) -> None:
     assert "binary_tensor_data" in ask("GET", "/v2").json()["extensions"]
     described = ask("GET", "/v2/models/digits").json()
@@ -1267,4 +1302,4 @@ def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
     assert refused.status_code == 400
     assert "/v2/models/animals/infer" in refused.json()["error"]
     (output,) = ask("GET", "/v2/models/animals").json()["outputs"]
-    assert output == {"name": "output", "datatype": "FP32", "shape": [-1, 3]}
+    assert output == {"name": "values", "datatype": "FP32", "shape": [-1, 3]}

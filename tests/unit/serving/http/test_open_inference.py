@@ -293,7 +293,7 @@ def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -
     body, json_bytes = a_body()
     _, wanted = read_request(body, json_bytes, model, None)
     answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
-    assert json.loads(answer)["outputs"][0]["name"] == "output"
-    body, json_bytes = a_body(outputs=[{"name": "output", "parameters": {"classification": 1}}])
+    assert json.loads(answer)["outputs"][0]["name"] == "values"
+    body, json_bytes = a_body(outputs=[{"name": "values", "parameters": {"classification": 1}}])
     with pytest.raises(BadRequestError, match=naming("digits")):
         read_request(body, json_bytes, model, None)
