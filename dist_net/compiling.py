@@ -73,7 +73,7 @@ def _own_cache(file: Path, signature: Any) -> Iterator[None]:
 
 @cache
 def _announce() -> None:
-    logger.warning("compiling_kernels: numba compiles them once for this release, in 10 to 20 s")
+    logger.warning("compiling_kernels: numba compiles them once for this release, in seconds")
 
 
 def _digest(*contents: bytes) -> str:
