@@ -89,7 +89,7 @@ def files_in(given: str) -> list[str]:
 
 def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]) -> int:
     """Print the classes of every readable image; return the exit code."""
-    classifier = classifier_from(found, arguments.model, available_cores())
+    classifier = classifier_from(found, arguments.model, available_cores(), len(images))
     show = show_json if arguments.json else show_bars
     errors = []
     answers = classifier.predict_each(images, arguments.top)
@@ -105,7 +105,8 @@ def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]
 def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
     """Print the outputs of every row, or write them to a file; return the exit code."""
     rows = {file: read_rows(Path(file), found.model) for file in files}
-    outputs = {file: outputs_for(found, each, available_cores()) for file, each in rows.items()}
+    options = available_cores(), sum(map(len, rows.values()))
+    outputs = {file: outputs_for(found, each, *options) for file, each in rows.items()}
     if arguments.output is not None:
         write_rows(arguments.output, np.concatenate(list(outputs.values())))
         return 0

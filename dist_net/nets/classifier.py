@@ -17,7 +17,7 @@ from dist_net.images.labels import Prediction, require_labels, top_predictions
 from dist_net.nets.darknet.configuration import Configuration
 from dist_net.nets.sources import DarknetFiles, FoundModel
 from dist_net.nn import Model
-from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.nn.inference import MIN_COMPILED, Inference, Prepared, softmax
 from dist_net.nn.model import Batch
 
 ClassifiedImage = list[Prediction] | ImageError | NotFiniteError
@@ -28,7 +28,8 @@ class Classifier:
     """Classifies images with a model and the kernels prepared from its weights.
 
     See ``ImageInputs`` for suitable models. ``has_logits``: the outputs are logits instead of
-    probabilities. At most ``batch_size`` images are in memory at a time.
+    probabilities. At most ``batch_size`` images are in memory at a time. ``compiled``: see
+    ``Inference``.
 
     Raise ShapeError if the model's inputs cannot be images, and ModelFileError unless there is one
     label per class.
@@ -43,13 +44,14 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
         fitting: str = "pad",
+        compiled: bool | None = None,
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
         self._inputs = ImageInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
-        self._outputs = Inference(model, prepared, threads, batch_size)
+        self._outputs = Inference(model, prepared, threads, batch_size, compiled=compiled)
 
     def close(self) -> None:
         self._outputs.close()
@@ -117,9 +119,12 @@ def load_classifier(
     )
 
 
-def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
+def classifier_from(
+    found: FoundModel, name: str, threads: int = 1, images: int | None = None
+) -> Classifier:
     """Return a classifier with the model ``found``, called ``name`` in errors.
 
+    ``images`` is their number in all, if known: NumPy computes fewer than ``MIN_COMPILED``.
     Raise ModelSourceError if its inputs are not images or its outputs not classes.
     """
     if not (found.labels and found.takes_images):
@@ -135,11 +140,22 @@ def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifie
         found.has_logits,
         threads=threads,
         fitting=found.fitting,
+        compiled=_compiled_for(images),
     )
 
 
-def outputs_for(found: FoundModel, inputs: Batch, threads: int = 1) -> NDArray[np.float32]:
-    """Return a row of outputs for each input: probabilities if the model has classes."""
-    with closing(Inference(found.model, found.prepared, threads)) as session:
+def outputs_for(
+    found: FoundModel, inputs: Batch, threads: int = 1, rows: int | None = None
+) -> NDArray[np.float32]:
+    """Return a row of outputs for each input: probabilities if the model has classes.
+
+    ``rows`` is the number of inputs of all calls, if known; see ``classifier_from``.
+    """
+    compiled = _compiled_for(rows)
+    with closing(Inference(found.model, found.prepared, threads, compiled=compiled)) as session:
         outputs = session(inputs)
     return softmax(outputs) if found.labels and found.has_logits else outputs
+
+
+def _compiled_for(inputs: int | None) -> bool | None:
+    return False if inputs is not None and inputs < MIN_COMPILED else None

@@ -33,6 +33,11 @@ from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 
+MIN_COMPILED = 16
+"""Fewer inputs are computed sooner by NumPy: loading compiled kernels takes half a second, and on
+first use compiling them a few; Darknet-53 saves about a tenth of a second per image by them.
+"""
+
 Prepared = Mapping[str, Array]
 """Arrays by name that depend only on a network's weights and are computed once."""
 

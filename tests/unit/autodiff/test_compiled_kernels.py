@@ -540,20 +540,33 @@ def make_numba_missing(monkeypatch):
     monkeypatch.delitem(sys.modules, "dist_net.autodiff.kernels.compiled.vectors")
 
 
-PLAIN_PROCESS = """
+PROCESS = """
 import sys
 import numpy as np
-import dist_net.nets.classifier
-from dist_net.nn import Dense, Model
+from dist_net.nn import Conv2D, DepthwiseConv2D, Model
 from dist_net.nn.inference import Inference, prepare
-model = Model(Dense(2), (3,), input_dtype="f4")
+model = Model({layer}, (4, 4, 16), input_dtype="f4")
 prepared = prepare(model, model.layout.initial(np.random.default_rng(0)))
-Inference(model, prepared, compiled=False).close()
+session = Inference(model, prepared, compiled={compiled})
+session(np.zeros((1, 4, 4, 16), "f4"))
+session.close()
+prefix = "dist_net.autodiff.kernels.compiled."
+print(*sorted(name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)))
 print("numba" in sys.modules)
 """
 
 
-def test_numba_is_imported_only_for_compiled_kernels():
-    command = [sys.executable, "-c", PLAIN_PROCESS]
+@pytest.mark.parametrize(
+    ("layer", "compiled", "loaded"),
+    [
+        ("Conv2D(16, 3)", False, ""),
+        ("Conv2D(16, 1)", True, "im2row_loops vectors"),
+        ("DepthwiseConv2D(3)", True, "depthwise_loops im2row_loops vectors"),
+        ("Conv2D(16, 3)", True, "im2row_loops vectors winograd_loops"),
+    ],
+)
+def test_numba_and_the_loops_are_loaded_only_for_the_layers_that_need_them(layer, compiled, loaded):
+    script = PROCESS.format(layer=layer, compiled=compiled)
+    command = [sys.executable, "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    assert result.stdout.splitlines() == [loaded, str(compiled)]
