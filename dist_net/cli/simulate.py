@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--consistency", default="auto", metavar="MODE", help="as for train (default: auto)"
     )
     _add_cost_arguments(parser)
-    parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--seed", type=count_from(0), default=0, metavar="N", help="of the model (default: 0)"
+    )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="plot against the number of workers: .png or .svg"
     )
@@ -88,7 +90,7 @@ def _add_cost_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=count_from(1),
         metavar="N",
-        help=f"default: the recipe's, or {DEFAULT_BATCH_SIZE}",
+        help=f"samples per minibatch (default: the recipe's, or {DEFAULT_BATCH_SIZE})",
     )
     hosts = parser.add_argument_group("hosts")
     hosts.add_argument("--threads", type=count_from(1), metavar="N", help="per worker (default: 1)")

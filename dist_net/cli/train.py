@@ -34,6 +34,7 @@ from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_trained
+from dist_net.printable import counted
 from dist_net.processes.cluster_options import (
     AUTO,
     add_cluster_arguments,
@@ -74,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=worker_count,
         default=DEFAULT_WORKERS,
         metavar="N",
-        help="default: %(default)s; with --cluster ray also auto: as many as Ray has room for",
+        help="worker processes (default: %(default)s); 0: all workers join from other hosts; auto, "
+        "with --cluster ray: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
     _add_learning_arguments(parser)
@@ -126,13 +128,33 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the training options; the recipe provides the defaults."""
-    parser.add_argument("--epochs", type=int, metavar="N")
-    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the training samples (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="samples per minibatch of a worker (default: the recipe's)",
+    )
     parser.add_argument(
         "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad"
     )
-    parser.add_argument("--learning-rate", type=float, metavar="RATE")
-    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="for adamw")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="factor of each update, which the recipe's schedule lowers (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="SHARE",
+        help="for adamw: share of each weight, times the learning rate, to subtract per update",
+    )
     parser.add_argument(
         "--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to this norm"
     )
@@ -167,18 +189,20 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop a worker whose step takes longer than this, and ten times as long as usual, "
         f"while others wait for it (default: {PROGRESS_TIMEOUT_S:g})",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
 
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="files of the run (default: under runs/)"
+    )
     parser.add_argument(
         "--checkpoint-every",
         dest="checkpoint_every_s",
         type=float,
         metavar="SECONDS",
-        help="default: 30",
+        help="time between checkpoints (default: 30)",
     )
     parser.add_argument(
         "--keep-checkpoints",
@@ -264,8 +288,8 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
-            f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
-            f"{AUTO if workers is None else workers} workers"
+            f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
+            f"{settings.batch_size}; {AUTO if workers is None else counted(workers, 'worker')}"
         )
         training = LocalRun(directory, loaded, dataset, options, local, display)
         try:
