@@ -401,21 +401,6 @@ def test_a_loop_is_compiled_again_when_a_function_that_it_calls_has_changed(tmp_
         assert len(kept) == 1  # what was compiled of the sources before is removed
 
 
-def test_compiling_is_announced_before_it_begins_and_reading_the_cache_is_not(
-    tmp_path, monkeypatch, caplog
-):
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    (tmp_path / "loop_of_parts.py").write_text(LOOP)
-    (tmp_path / "part_of_loop.py").write_text(PART.format(number=3))
-    importlib.invalidate_caches()
-    for announced in (1, 1):
-        compiling._announce.cache_clear()
-        importlib.import_module("loop_of_parts")
-        del sys.modules["loop_of_parts"], sys.modules["part_of_loop"]
-        assert caplog.text.count("compiling_kernels") == announced
-
-
 def as_written(value):
     """The project's function behind a compiled or traced one; None for anything else."""
     function = getattr(value, "py_func", value)
