@@ -15,6 +15,7 @@ Arrays are passed flat. Functions are compiled when their module is imported.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partialmethod
 from inspect import signature
 from typing import Any, TypeVar, cast
 
@@ -82,17 +83,6 @@ class Tracer:
         self.builder = builder
         self.value = value
 
-    def __add__(self, other: Any) -> Tracer:
-        return self._append("add", other)
-
-    def __sub__(self, other: Any) -> Tracer:
-        return self._append("sub", other)
-
-    def __mul__(self, other: Any) -> Tracer:
-        return self._append("mul", other)
-
-    __rmul__ = __mul__
-
     def _append(self, instruction: str, other: Any) -> Tracer:
         type_ = self.value.type
         is_vector = type_ == _LLVM
@@ -101,6 +91,10 @@ class Tracer:
             other = Tracer(self.builder, constant)
         method = getattr(self.builder, f"f{instruction}" if is_vector else instruction)
         return Tracer(self.builder, method(self.value, other.value))
+
+    __add__ = partialmethod(_append, "add")
+    __sub__ = partialmethod(_append, "sub")
+    __mul__ = __rmul__ = partialmethod(_append, "mul")
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:

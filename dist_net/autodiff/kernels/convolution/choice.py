@@ -165,10 +165,10 @@ def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Alg
         return algorithm
     # Each module needs numba, which is optional, and compiles its loops when first imported.
     if isinstance(algorithm, Depthwise):
-        from dist_net.autodiff.kernels.compiled import depthwise_loops
+        from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
+        from dist_net.autodiff.kernels.compiled.vectors import LANES
 
-        is_wide = problem.out[3] >= depthwise_loops.LANES
-        return depthwise_loops.CompiledDepthwise() if is_wide else algorithm
+        return CompiledDepthwise() if problem.out[3] >= LANES else algorithm
     if isinstance(algorithm, Im2Row):
         from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 
