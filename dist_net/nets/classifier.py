@@ -17,7 +17,7 @@ from dist_net.images.labels import Prediction, require_labels, top_predictions
 from dist_net.nets.darknet.configuration import Configuration
 from dist_net.nets.sources import DarknetFiles, FoundModel
 from dist_net.nn import Model
-from dist_net.nn.inference import MIN_COMPILED, Inference, Prepared, softmax
+from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.nn.model import Batch
 
 ClassifiedImage = list[Prediction] | ImageError | NotFiniteError
@@ -44,7 +44,7 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
         fitting: str = "pad",
-        compiled: bool | None = None,
+        compiled: bool = True,
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
@@ -120,11 +120,10 @@ def load_classifier(
 
 
 def classifier_from(
-    found: FoundModel, name: str, threads: int = 1, images: int | None = None
+    found: FoundModel, name: str, threads: int = 1, compiled: bool = True
 ) -> Classifier:
     """Return a classifier with the model ``found``, called ``name`` in errors.
 
-    ``images`` is their number in all, if known: NumPy computes fewer than ``MIN_COMPILED``.
     Raise ModelSourceError if its inputs are not images or its outputs not classes.
     """
     if not (found.labels and found.takes_images):
@@ -140,22 +139,14 @@ def classifier_from(
         found.has_logits,
         threads=threads,
         fitting=found.fitting,
-        compiled=_compiled_for(images),
+        compiled=compiled,
     )
 
 
 def outputs_for(
-    found: FoundModel, inputs: Batch, threads: int = 1, rows: int | None = None
+    found: FoundModel, inputs: Batch, threads: int = 1, compiled: bool = True
 ) -> NDArray[np.float32]:
-    """Return a row of outputs for each input: probabilities if the model has classes.
-
-    ``rows`` is the number of inputs of all calls, if known; see ``classifier_from``.
-    """
-    compiled = _compiled_for(rows)
+    """Return a row of outputs for each input: probabilities if the model has classes."""
     with closing(Inference(found.model, found.prepared, threads, compiled=compiled)) as session:
         outputs = session(inputs)
     return softmax(outputs) if found.labels and found.has_logits else outputs
-
-
-def _compiled_for(inputs: int | None) -> bool | None:
-    return False if inputs is not None and inputs < MIN_COMPILED else None

@@ -26,17 +26,12 @@ from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.errors import MissingExtraError, ShapeError
+from dist_net.errors import ShapeError
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope
 from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
-
-MIN_COMPILED = 16
-"""Fewer inputs are computed sooner by NumPy: loading compiled kernels takes half a second, and on
-first use compiling them a few; Darknet-53 saves about a tenth of a second per image by them.
-"""
 
 Prepared = Mapping[str, Array]
 """Arrays by name that depend only on a network's weights and are computed once."""
@@ -53,9 +48,8 @@ class Inference:
     takes a fifth longer for a batch of 8 if BLAS packs its operands, and no longer otherwise; see
     ``dist_net.autodiff.kernels.gemm``. Dense layers process eight inputs at a time, so one input
     takes as long as eight. Without it, outputs may differ in the last digits between batches, but
-    not for the same batch. ``compiled``: use the kernels of the extra ``fast``, whose outputs
-    differ in the last digits; None: use them if installed. Raise ``MissingExtraError`` if
-    ``compiled`` is true and the extra is not installed.
+    not for the same batch. ``compiled``: use the kernels of the extra ``fast`` if it is installed;
+    their outputs differ in the last digits.
 
     Not thread-safe, except for ``rebound``. ``threads`` is the number of threads of the session.
     """
@@ -67,16 +61,17 @@ class Inference:
         threads: int = 1,
         batch_size: int = 8,
         reproducible: bool = True,
-        compiled: bool | None = None,
+        compiled: bool = True,
     ) -> None:
         self._model = model
         self._prepared = prepared
         self._batch_size = integer("Inference: batch_size", batch_size, least=1)
-        is_compiled = _is_compiled(compiled)
+        compiled = compiled and _has_numba()
+        logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
         pool = ThreadPool(
             integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
         )
-        self._plans = _Plans(model, pool, batch_size, reproducible, is_compiled)
+        self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
         self._plans.join()
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
@@ -280,26 +275,17 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 
 def import_kernels() -> None:
     """Import the kernels that sessions need; takes a second with the extra ``fast``."""
-    if _is_compiled(None):
+    if _has_numba():
         import_module("dist_net.autodiff.kernels.compiled.depthwise_loops")
         import_module("dist_net.autodiff.kernels.compiled.winograd_loops")  # and im2row_loops
 
 
-def _is_compiled(wanted: bool | None) -> bool:
-    """Return whether to use compiled kernels; None: if they can be imported."""
-    is_compiled = wanted is not False
-    if is_compiled:
-        try:
-            import_module("dist_net.autodiff.kernels.compiled.vectors")
-        except ImportError as error:
-            if wanted:
-                raise MissingExtraError(
-                    f"compiled kernels need numba, which cannot be imported ({error}); install it "
-                    f"with: pip install -e '.[fast]', or use the NumPy kernels"
-                ) from error
-            is_compiled = False
-    logger.info("inference kernels=%s", "compiled" if is_compiled else "numpy")
-    return is_compiled
+def _has_numba() -> bool:
+    try:
+        import_module("dist_net.autodiff.kernels.compiled.vectors")
+    except ImportError:
+        return False
+    return True
 
 
 def _specialised(

@@ -20,7 +20,6 @@ from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epil
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.errors import MissingExtraError
 from dist_net.nn import (
     BatchNorm,
     Conv2D,
@@ -46,7 +45,6 @@ from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
 from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
-from naming import naming
 
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
@@ -512,12 +510,6 @@ def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, m
         make_numba_missing(monkeypatch)
         assert inference_of()(IMAGES).tobytes() == plain.tobytes()
     assert "kernels=numpy" in caplog.text
-
-
-def test_asking_for_what_is_not_installed_says_what_to_install(monkeypatch):
-    make_numba_missing(monkeypatch)
-    with pytest.raises(MissingExtraError, match=naming("numba", ".[fast]")):
-        Inference(MODEL, {}, compiled=True)
 
 
 def make_numba_missing(monkeypatch):
