@@ -194,18 +194,7 @@ class DepthwiseConv2D(Described):
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("DepthwiseConv2D", x)
-        layer = Conv2D(
-            x.shape[3],
-            self.size,
-            self.stride,
-            self.padding,
-            x.shape[3],
-            self.activation,
-            self.use_bias,
-            self.kernel_initializer,
-            self.bias_initializer,
-        )
-        return layer(x, scope)
+        return Conv2D(x.shape[3], groups=x.shape[3], **vars(self))(x, scope)
 
 
 @dataclass(frozen=True, repr=False)

@@ -132,9 +132,8 @@ class Model:
         """
         shape, dtype = targets.shape[1:], targets.dtype
         if dtype.kind not in "iuf":
-            remedy = "targets.astype(int)"
-            if dtype.kind != "b":
-                remedy = "class_names, targets = np.unique(targets, return_inverse=True)"
+            numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
+            remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
             raise DTypeError(f"targets of dtype {dtype}; expected numbers, as from {remedy}")
         if dtype.kind == "f" or (self.classes > 1 and self.classifies(shape, dtype)):
             return targets
