@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with --cluster ray: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
-    _add_learning_arguments(parser)
+    _add_learning_arguments(parser.add_argument_group("learning (default: the recipe's values)"))
     _add_kept_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -126,39 +126,26 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keys", type=Path, metavar="DIR", help="use these keys; create none")
 
 
-def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_learning_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the training options; the recipe provides the defaults."""
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        metavar="N",
-        help="passes over the training samples (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="samples per minibatch of a worker (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--epochs", type=int, metavar="N", help="passes over the training samples")
+    option("--batch-size", type=int, metavar="N", help="samples per minibatch of a worker")
+    option("--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad")
+    option(
         "--learning-rate",
         type=float,
         metavar="RATE",
-        help="factor of each update, which the recipe's schedule lowers (default: the recipe's)",
+        help="factor of each update, before the recipe's schedule",
     )
-    parser.add_argument(
+    option(
         "--weight-decay",
         type=float,
         metavar="SHARE",
         help="for adamw: share of each weight, times the learning rate, to subtract per update",
     )
-    parser.add_argument(
-        "--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to this norm"
-    )
-    parser.add_argument(
+    option("--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to NORM")
+    option(
         "--average-decay",
         type=float,
         metavar="DECAY",
