@@ -80,11 +80,15 @@ def mark_per_batch(
     """Return ``outputs`` such that no fixed value with a row per input is computed beforehand.
 
     ``others`` is the same graph for another number of inputs. An example is a class token that is
-    broadcast: as a prepared array it would have the rows of one batch size.
+    broadcast: as a prepared array it would have the rows of one batch size. Graphs that cannot be
+    compared, since they have other numbers of nodes, are returned as they are.
     """
     fixed = _fixed(outputs, weights)
     new: dict[int, Expression] = {}
-    for node, other in zip(topological_order(outputs), topological_order(others), strict=False):
+    order, other_order = topological_order(outputs), topological_order(others)
+    if len(order) != len(other_order):
+        return [*outputs]
+    for node, other in zip(order, other_order, strict=True):
         inputs = [new[id(each)] for each in node.inputs]
         is_per_batch = id(node) in fixed and not _is_same(node.operation, other.operation)
         if is_per_batch:

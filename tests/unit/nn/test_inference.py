@@ -160,6 +160,17 @@ def test_values_with_a_row_per_input_are_left_to_the_plan(inference_of, layer, r
         assert np.array_equal(single, session(inputs))
 
 
+def test_a_network_of_other_operations_for_another_batch_size_is_left_as_it_is(inference_of):
+    def padded(x):
+        x = ad.astype(x, np.float32)
+        return x if len_of(x) % 3 else ad.tanh(x) * 1.0
+
+    model = Model(Sequential(Lambda(padded), Dense(3)), (5,))
+    weights, inputs = weights_of(model), samples(model, 2)
+    plain = Predictor(model, weights)(inputs)
+    np.testing.assert_allclose(inference_of(model, weights)(inputs), plain, rtol=1e-5)
+
+
 def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of):
     model = model_of()
     printed = str(inference_of(model, weights_of(model), batch_size=4).plan(4))
