@@ -66,7 +66,7 @@ class Inference:
         self._model = model
         self._prepared = prepared
         self._batch_size = integer("Inference: batch_size", batch_size, least=1)
-        compiled = compiled and _has_numba()
+        compiled = compiled and import_kernels()
         logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
         pool = ThreadPool(
             integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
@@ -273,16 +273,10 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
     raise misfits[0]
 
 
-def import_kernels() -> None:
-    """Import the kernels that sessions need; takes a second with the extra ``fast``."""
-    if _has_numba():
-        import_module("dist_net.autodiff.kernels.compiled.depthwise_loops")
-        import_module("dist_net.autodiff.kernels.compiled.winograd_loops")  # and im2row_loops
-
-
-def _has_numba() -> bool:
+def import_kernels() -> bool:
+    """Import what all compiled kernels need, in a second; return False without ``fast``."""
     try:
-        import_module("dist_net.autodiff.kernels.compiled.vectors")
+        import_module("dist_net.autodiff.kernels.compiled.im2row_loops")
     except ImportError:
         return False
     return True

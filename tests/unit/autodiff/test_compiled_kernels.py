@@ -514,7 +514,8 @@ def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, m
 
 def make_numba_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "dist_net.autodiff.kernels.compiled.vectors")
+    for name in ("vectors", "im2row_loops"):
+        monkeypatch.delitem(sys.modules, f"dist_net.autodiff.kernels.compiled.{name}")
 
 
 PROCESS = """
