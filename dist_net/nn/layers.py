@@ -376,13 +376,13 @@ class Sequential:
         for layer in self.layers:
             if isinstance(layer, type) or not callable(layer) or layer in activations:
                 raise ParameterError(
-                    f"Sequential: {shown(layer)} is not a layer; expected objects such as "
-                    f'Dense(10). Pass an activation to the layer before, Dense(10, "relu"), or use '
-                    f"Lambda(relu)"
+                    f"{type(self).__name__}: {shown(layer)} is not a layer; expected objects such "
+                    f"as Dense(10). Pass an activation to the layer before, Dense(10, 'relu'), or "
+                    f"use Lambda(relu)"
                 )
 
     def __repr__(self) -> str:
-        return f"Sequential({', '.join(map(repr, self.layers))})"
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
@@ -390,17 +390,11 @@ class Sequential:
         return x
 
 
-class Residual:
+class Residual(Sequential):
     """x + layers(x): the layers learn what to add (He et al. 2016)."""
 
-    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
-        self.inner = Sequential(*layers)
-
-    def __repr__(self) -> str:
-        return f"Residual({', '.join(map(repr, self.inner.layers))})"
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        change = self.inner(x, scope)
+        change = super().__call__(x, scope)
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
