@@ -23,6 +23,7 @@ from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.own_directory import log_directory, temporary_directory
@@ -80,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
             samples = prepare_recipe(offered, directory, arguments, console)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
-        console.print(f"{offered.name}: {settings.workers} workers join {server.address}")
+        console.print(
+            f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
+        )
         joined = JoinedRun(server, directory, logs, settings, display)
         joined.run()
     console.print(f"{offered.name}: the run is done")

@@ -323,6 +323,8 @@ def load_recipe(reference: str) -> LoadedRecipe:
             f"of images"
         )
         hint = did_you_mean(reference, names) or expected
+        if path.is_file():
+            hint = "a Python file reads data such as this: see docs/learn/your_own_data.md"
         raise RecipeError(f"no recipe {reference!r}; {hint}")
     path = path.resolve()
     return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))

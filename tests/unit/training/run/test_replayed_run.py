@@ -249,7 +249,8 @@ def test_a_replay_stops_within_the_run_and_the_run_continues_from_there() -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"progress": 999}, {"pace": 1}, {"batch_size": 16}, {"outer": OuterStep(0.5, 0.5, 1.0)}]
+    "change",
+    [{"progress": 999}, {"pace": 1}, {"batch_size": 16}, {"outer": OuterStep(0.5, 0.5, 1.0)}],
 )
 def test_a_replay_reports_where_it_first_differs(change: dict[str, Any]) -> None:
     run = a_run()
