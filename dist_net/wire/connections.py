@@ -45,6 +45,19 @@ _RESET = struct.pack("=ii", 1, 0)  # socket(7), SO_LINGER: close at once, and di
 _TCP_INFO = struct.Struct("<120xQQ")  # linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received
 
 
+def transferred_bytes(descriptor: int) -> tuple[int, int]:
+    """Return how many bytes a connection's peer has acknowledged, and how many arrived from it.
+
+    Return zeros without Linux's TCP_INFO, and for a descriptor that is no socket any more.
+    """
+    try:
+        with _borrowed(descriptor) as borrowed:
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            return _TCP_INFO.unpack(info)
+    except (AttributeError, OSError, struct.error):
+        return 0, 0
+
+
 def max_connections() -> int:
     """Return the number of connections that a socket may have: a quarter of the descriptors."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -175,18 +188,13 @@ class Connections(threading.Thread):
         """Return how many bytes arrived, and record whether the peer is admitted.
 
         Both come from one system call, as an honest peer sends messages as soon as it has
-        acknowledged READY. Without Linux's TCP_INFO, return 0.
+        acknowledged READY.
         """
-        try:
-            with _borrowed(descriptor) as borrowed:
-                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-                acknowledged_bytes, received_bytes = _TCP_INFO.unpack(info)
-        except (AttributeError, OSError, struct.error):
-            return 0
+        acknowledged_bytes, received_bytes = transferred_bytes(descriptor)
         connection.is_admitted |= (
             descriptor in self._heard or acknowledged_bytes > _SENT_TO_STRANGERS
         )
-        return int(received_bytes)
+        return received_bytes
 
     def _drop_revoked(self) -> None:
         """Drop connections whose key was already revoked at the last call.

@@ -31,10 +31,11 @@ class HttpSettings:
     ``max_batch_size`` is the pool's, for the models' configuration.
 
     A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
-    ``queue_bytes``, as in the pool. A client must send its body, and read its answer, at
-    ``min_bytes_per_s`` or faster over any ``rate_window_s``. The request line and headers have at
-    most ``header_bytes``, in at most ``headers`` headers. There are at most ``connections``: a new
-    one replaces the connection idle longest. On each connection at most ``pipelined`` requests
+    ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
+    at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
+    a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
+    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection
+    that waits longest for its client. On each connection at most ``pipelined`` requests
     wait while another is being answered.
     """
 
@@ -47,12 +48,12 @@ class HttpSettings:
     body_bytes: int = 16 * MIB
     queue_bytes: int = 256 * MIB
     min_bytes_per_s: int = 8192
-    rate_window_s: float = 10.0
+    body_timeout_s: float = 10.0
+    client_timeout_s: float = 60.0
     header_bytes: int = 16 * 1024
     headers: int = 64
     connections: int = 512
     pipelined: int = 16
-    idle_timeout_s: float = 60.0
     shutdown_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:

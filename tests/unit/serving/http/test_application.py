@@ -1,8 +1,6 @@
 """The application over HTTP in front of a fake gateway: every address, every error; no sockets."""
 
 import asyncio
-import contextlib
-import itertools
 import json
 import re
 import threading
@@ -946,7 +944,7 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
         {"certificate": Path("c")},
         {"private_key": Path("k")},
         {"body_bytes": 0},
-        {"rate_window_s": -1.0},
+        {"body_timeout_s": -1.0},
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
@@ -1126,50 +1124,6 @@ def test_forms_are_taken_apart_by_threads(
     assert threads
     assert threading.current_thread() not in threads
     assert bytes(service.requests[0].payload) == JPEG
-
-
-class OwnTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock goes on only when a test says so."""
-
-    now_s = 0.0
-
-    def time(self) -> float:
-        return self.now_s
-
-
-@pytest.mark.parametrize(
-    ("pieces", "seconds", "code"),
-    [
-        ([100] * 50, 9.0, 200),  # 11 bytes/s, for 450 s
-        ([100] * 50, 10.1, 408),
-        ([1] * 5000, 0.1, 408),  # 10 bytes/s, but not quite
-        ([1] * 5000, 0.09, 200),
-        ([4999, 1], 9.9, 200),
-        ([4999, 1], 10.1, 408),  # however quickly the rest came
-        ([], 10.1, 408),
-    ],
-)
-def test_a_body_must_keep_a_minimum_rate(
-    service: FakeService, pieces: list[int], seconds: float, code: int
-) -> None:
-    loop = OwnTime()
-
-    class Slow(Client):
-        async def receive(self) -> dict[str, Any]:
-            loop.now_s += seconds
-            for _ in range(3):  # for timers that are due
-                await asyncio.sleep(0)
-            return await super().receive()
-
-    body = BODY.ljust(5000)
-    ends = [sum(pieces[:count]) for count in range(len(pieces) + 1)]
-    events = [piece(body[a:b], b < 5000) for a, b in itertools.pairwise(ends)]
-    client = Slow(*events)
-    settings = HttpSettings(min_bytes_per_s=10, rate_window_s=10)
-    app = application(service, settings)
-    with contextlib.closing(loop):
-        loop.run_until_complete(app(SCOPE, client.receive, client.send))  # type: ignore[arg-type]
-    assert client.sent[0]["status"] == code
 
 
 @pytest.mark.parametrize(
