@@ -177,7 +177,8 @@ def _decoded(file: BinaryIO, name: str, max_pixels: int, formats: Sequence[str])
                 _require_few_scans(file, image.width * image.height, name, max_pixels)
             image.load()
             upright = _upright(image)
-            return np.asarray(_on_white(_of_bytes(upright, name)))
+        del image  # unless it is upright itself, to have the memory
+        return np.asarray(_on_white(_of_bytes(upright, name)))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
