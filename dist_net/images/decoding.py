@@ -21,19 +21,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    IMAGELENGTH,
-    IMAGEWIDTH,
-    ROWSPERSTRIP,
-    SAMPLESPERPIXEL,
-    STRIPOFFSETS,
-    TILELENGTH,
-    TILEOFFSETS,
-    TILEWIDTH,
-    ImageFileDirectory_v2,
-)
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dist_net.errors import ImageError
 
@@ -85,8 +73,8 @@ MAX_SCANS = 64
 proportionally more."""
 MAX_PROFILES = 16
 """Colour profiles in a PNG; one is usual, and each is decompressed to up to 1 MiB."""
-MAX_STRIPS = 1 << 16
-"""Strips or tiles of a TIFF; Pillow needs 10 us and 300 bytes for each."""
+STRIP_BYTES = 300
+"""Memory that Pillow needs for each strip or tile of a TIFF, beside its pixels."""
 PIECE_BYTES = 1 << 20
 
 
@@ -217,13 +205,11 @@ def _require_modest_header(file: BinaryIO, name: str, max_pixels: int) -> None:
         raise _error(name, f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
     if magic[:2] in (b"II", b"MM"):
         strips, strip_bytes = _tiff_strips(file)
-        if strips > MAX_STRIPS:
-            raise _error(name, f"a TIFF file of {strips:,} strips; expected at most {MAX_STRIPS:,}")
-        if strips * strip_bytes > max_pixels * BYTES_PER_PIXEL:
+        if strips * (strip_bytes + STRIP_BYTES) > (most := max_pixels * BYTES_PER_PIXEL):
             raise _error(
                 name,
                 f"a TIFF file of {strips:,} strips of {strip_bytes:,} bytes; expected at most "
-                f"{max_pixels * BYTES_PER_PIXEL:,} bytes in all",
+                f"{most:,} bytes in all",
             )
     file.seek(0)
 
@@ -251,23 +237,22 @@ def _count(file: BinaryIO, mark: bytes) -> int:
 
 
 def _tiff_strips(file: BinaryIO) -> tuple[int, int]:
-    """Return the number of strips, or tiles, in the first directory of a TIFF file, and the size.
+    """Return the number of a TIFF file's strips or tiles, and their size, which Pillow allocates.
 
-    The decoder allocates a whole strip or tile, which may be larger than the image.
+    A tile may be larger than the image, and strips may share their bytes in the file.
     """
+    tiff = TiffImagePlugin
     file.seek(0)
     header = file.read(16)
-    tags = ImageFileDirectory_v2(header if header[2] == 43 else header[:8])
+    tags = tiff.ImageFileDirectory_v2(header if header[2] == 43 else header[:8])
     file.seek(tags.next)
     tags.load(file)
-    if TILEWIDTH in tags:
-        pixels = tags[TILEWIDTH] * tags[TILELENGTH]
-    else:
-        height = tags.get(IMAGELENGTH, 0)
-        pixels = tags.get(IMAGEWIDTH, 0) * min(tags.get(ROWSPERSTRIP, height), height)
-    bits = max(tags.get(BITSPERSAMPLE, (1,))) * tags.get(SAMPLESPERPIXEL, 1)
-    strips = max(len(tags.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS))
-    return strips, pixels * bits // 8
+    width, height = tags.get(tiff.IMAGEWIDTH, 0), tags.get(tiff.IMAGELENGTH, 0)
+    width = tags.get(tiff.TILEWIDTH, width)
+    height = tags.get(tiff.TILELENGTH, min(tags.get(tiff.ROWSPERSTRIP, height), height))
+    bits = max(tags.get(tiff.BITSPERSAMPLE, (1,))) * tags.get(tiff.SAMPLESPERPIXEL, 1)
+    strips = max(len(tags.get(tag, ())) for tag in (tiff.STRIPOFFSETS, tiff.TILEOFFSETS))
+    return strips, width * height * bits // 8
 
 
 def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:

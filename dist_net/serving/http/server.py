@@ -16,7 +16,7 @@ from asyncio import Transport
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import httptools
 import orjson
@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 _CHECK_EVERY_S = 0.25  # 4 us a connection
-_PROBE_AFTER_S = 1.0  # most requests are answered earlier
-_PROBE = b"HTTP/1.1 "  # every answer begins so
 
 
 class HttpServer:
@@ -227,7 +225,7 @@ class _HttpConnection(HttpToolsProtocol):
         self._unanswered = 0
         self._awaited = ""  # the incomplete part of a request: "head" or "body"
         self._is_ending = False  # once the complete requests are answered
-        self._last_answer: _BegunTransport | None = None  # to a client that has ended its side
+        self._half_closed_s = math.inf  # when the client ended its side
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -273,16 +271,14 @@ class _HttpConnection(HttpToolsProtocol):
             self._parse(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Close the connection, but not before the client's complete requests are answered.
+        """Close the connection once the client's complete requests are answered, if that is soon.
 
-        TLS connections cannot be half closed in asyncio.
+        The client may still read, or be gone. TLS connections cannot be half closed in asyncio.
         """
         if self._awaited or not self._unanswered or self.scheme == "https":
             return False
         self._is_ending = True
-        if self._unanswered == 1:
-            self._last_answer = _BegunTransport(self.transport, self.loop.time())
-            self.cycle.transport = cast(Transport, self._last_answer)
+        self._half_closed_s = self.loop.time()
         return True
 
     def pause_writing(self) -> None:
@@ -339,10 +335,8 @@ class _HttpConnection(HttpToolsProtocol):
         waiting.transferred(self, self._transferred_bytes - before, now)
         is_body = self._awaited == "body" and not self.flow.write_paused
         limit_s = settings.body_timeout_s if is_body else settings.client_timeout_s
-        if self.waited_s() > limit_s:
+        if max(self.waited_s() - limit_s, now - self._half_closed_s - settings.half_closed_s) > 0:
             self.time_out()
-        elif self._last_answer is not None and not self.cycle.response_started:
-            self._last_answer.probe(now)
 
     def waited_s(self) -> float:
         """Return how long the client has kept this connection waiting."""
@@ -374,31 +368,6 @@ class _HttpConnection(HttpToolsProtocol):
             % (code, HTTPStatus(code).phrase.encode(), len(content), content)
         )
         self.transport.close()
-
-
-class _BegunTransport:
-    """The transport of the answer to a client that has ended its side of the connection.
-
-    Such a client still reads, or is gone; only a byte that its host refuses tells them apart. So
-    the first bytes of a late answer, which are always the same, are sent ahead, one a check.
-    """
-
-    def __init__(self, transport: Transport, ended_s: float) -> None:
-        self._transport = transport
-        self._ended_s = ended_s
-        self._sent_bytes = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def probe(self, now: float) -> None:
-        if now > self._ended_s + _PROBE_AFTER_S and self._sent_bytes < len(_PROBE):
-            self._transport.write(_PROBE[self._sent_bytes : self._sent_bytes + 1])
-            self._sent_bytes += 1
-
-    def write(self, data: bytes) -> None:
-        self._transport.write(data[self._sent_bytes :])
-        self._sent_bytes = 0
 
 
 def _tls_context(settings: HttpSettings) -> ssl.SSLContext:

@@ -39,9 +39,10 @@ class HttpSettings:
     ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
     at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
     a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
-    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection
-    that waits longest for its client. On each connection at most ``pipelined`` requests
-    wait while another is being answered.
+    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
+    waits longest for its client. A client that has ended its side of a connection is answered
+    within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
+    requests wait while another is being answered.
     """
 
     address: str = "127.0.0.1:8000"
@@ -55,6 +56,7 @@ class HttpSettings:
     min_bytes_per_s: int = 8192
     body_timeout_s: float = 10.0
     client_timeout_s: float = 60.0
+    half_closed_s: float = 10.0
     header_bytes: int = 16 * 1024
     headers: int = 64
     connections: int = 512
