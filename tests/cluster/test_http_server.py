@@ -473,6 +473,8 @@ def test_a_slow_reader_is_answered_if_it_keeps_the_rate(
         with connection:
             asked = large_answers(1).replace(b"Host", b"Connection: close\r\nHost", 1)
             await asyncio.get_running_loop().run_in_executor(None, connection.sendall, asked)
+            if not is_encrypted:
+                connection.shutdown(socket.SHUT_WR)  # and reads on
             answer = bytearray(await read(1000))
             size = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
             started = asyncio.get_running_loop().time()
@@ -485,7 +487,8 @@ def test_a_slow_reader_is_answered_if_it_keeps_the_rate(
         return size
 
     files = request.getfixturevalue("tls") if is_encrypted else {}
-    while_serving(client, client_timeout_s=timeout_s, min_bytes_per_s=1, **files)
+    limits = {"client_timeout_s": timeout_s, "half_closed_s": timeout_s, "min_bytes_per_s": 1}
+    while_serving(client, **limits, **files)
 
 
 LOOPS = pytest.mark.parametrize("run_loop", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])

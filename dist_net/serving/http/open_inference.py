@@ -173,7 +173,7 @@ def _raw_request(
 def json_object(text: Payload, example: str = "") -> dict[str, Any]:
     """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError.
 
-    The message about other JSON ends with ``example``.
+    Their messages about another body end with ``example``.
     """
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
@@ -189,7 +189,9 @@ def json_object(text: Payload, example: str = "") -> dict[str, Any]:
     try:
         request = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is not JSON: {error}") from error
+        raise BadRequestError(
+            f"the request is not JSON: {error}; expected a JSON object{example}"
+        ) from error
     if not isinstance(request, dict):
         raise BadRequestError(f"the request is {shown(request)}; expected a JSON object{example}")
     return request

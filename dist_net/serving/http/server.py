@@ -322,10 +322,13 @@ class _HttpConnection(HttpToolsProtocol):
         if self._unanswered == 0 and self._is_ending:
             self.transport.close()
 
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether the server works on a complete request; only the last one may be incomplete."""
+        return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
+
     def _note_wait(self) -> None:
-        # The server is at work on a complete request; only the last one may be incomplete.
-        is_at_work = self._unanswered > (self._awaited == "body") and not self.flow.write_paused
-        self._connections.await_client(self, not is_at_work)
+        self._connections.await_client(self, not self._is_at_work)
 
     def check(self, now: float) -> None:
         """Measure the progress of the client, and end the connection if it is too slow."""
@@ -335,7 +338,8 @@ class _HttpConnection(HttpToolsProtocol):
         waiting.transferred(self, self._transferred_bytes - before, now)
         is_body = self._awaited == "body" and not self.flow.write_paused
         limit_s = settings.body_timeout_s if is_body else settings.client_timeout_s
-        if max(self.waited_s() - limit_s, now - self._half_closed_s - settings.half_closed_s) > 0:
+        is_gone = self._is_at_work and now - self._half_closed_s > settings.half_closed_s
+        if is_gone or self.waited_s() > limit_s:
             self.time_out()
 
     def waited_s(self) -> float:
