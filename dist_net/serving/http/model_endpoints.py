@@ -60,6 +60,7 @@ class Models:
         """Return the routes of the server, of each model and version, and of the repository."""
         routes = [
             Route("/v2", self.server),
+            Route("/v2/", self.server),  # as the protocol spells it
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_statistics),
