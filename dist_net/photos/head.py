@@ -1,13 +1,15 @@
 """The head of a classifier: multinomial logistic regression on the features of a frozen network.
 
-The loss is convex and minimized to convergence in this process, in float32 on one thread: equal
-features produce bitwise equal heads. One pass over the features trains the head on all images
-and, for each fold, the head that is judged on the images of that fold.
+The loss is convex and minimized in this process until its gradient vanishes, in float32 on one
+thread: equal features produce bitwise equal heads. The head of all images and, for each fold, the
+head that is judged on the images of that fold are trained together, by products of matrices.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +20,20 @@ from dist_net.photos.photo_statistics import temperature_of
 FeatureRows = NDArray[np.float32]
 ClassIndices = NDArray[np.integer]
 Losses = NDArray[np.float64]
+HeadValues = NDArray[np.float32]
+"""A number for each of M heads, (M,)."""
 
 FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
 """L2 penalties of the summed loss, 1 / C in scikit-learn."""
-MAX_STEPS = 300
+MAX_STEPS = 1000
 CONVERGED = 0.05
-"""The largest change of a logit in one step."""
-CHECK_EVERY = 5
+"""The largest norm of a head's gradient, as a share of the norm of its penalty's gradient."""
+MEMORY = 10
+MAX_TRIALS = 12
+SMALLEST_CURVATURE = 1e-3
+FLAT = 0.5
+"""The largest derivative at the end of a step, as a share of that at its beginning."""
 
 
 class HeadWeights(NamedTuple):
@@ -90,24 +98,24 @@ def train_heads(
         problem = _Problem(features, labels, classes, folds)
         count = judged or len(labels)
         least = chosen = None
-        weights, bias = problem.zeros()
+        weights = problem.zeros()
         steps = 0
         for penalty in penalties:
-            weights, bias, taken = problem.solve(penalty, weights, bias)
+            weights, taken = problem.solve(penalty, weights)
             steps += taken
-            logits = problem.out_of_fold(weights, bias)[:count]
+            logits = problem.out_of_fold(weights)[:count]
             losses = calibrated_losses(logits, labels[:count])
             if least is None:
                 least = losses
             excess, error = mean_and_error(losses - least)
             if excess > error:
                 break
-            chosen = penalty, weights, bias, logits
+            chosen = penalty, weights, logits
             if excess < 0:
                 least = losses
         assert chosen is not None
-        penalty, weights, bias, logits = chosen
-        *of_folds, final = problem.heads(weights, bias)
+        penalty, weights, logits = chosen
+        *of_folds, final = problem.heads(weights)
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps)
 
 
@@ -139,9 +147,9 @@ def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:
 class _Problem:
     """M heads at once, on principal components of centred and scaled features.
 
-    Weights are (components, M, classes): a head for each fold and, last, the head of all rows.
-    In these coordinates the bound of the Hessian by Böhning (1992), half the covariance plus the
-    penalty, is diagonal and holds for every subset of the rows: it sizes the steps.
+    Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
+    the last component is the constant 1, whose weights are the biases and bear no penalty.
+    In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
     """
 
     def __init__(
@@ -155,70 +163,147 @@ class _Problem:
         gram = centred @ centred.T if is_wide else centred.T @ centred
         variances, vectors = np.linalg.eigh(gram)
         is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
-        self._variances, vectors = variances[is_kept], vectors[:, is_kept]
+        variances, vectors = variances[is_kept], vectors[:, is_kept]
         if is_wide:
-            vectors = centred.T @ vectors / np.sqrt(self._variances)
+            vectors = centred.T @ vectors / np.sqrt(variances)
         self._basis = vectors
-        self._rows = (centred @ vectors).astype(np.float32)
+        rows = np.column_stack([centred @ vectors, np.ones(len(features))])
+        self._rows = rows.astype(np.float32)
+        self._is_penalized = np.append(np.ones(len(variances)), 0)[:, None, None]
         self._folds = folds
         self._count = int(folds.max()) + 1
         self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
         self._is_trained[np.arange(len(features)), folds] = 0
         self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
 
-    def zeros(self) -> tuple[FeatureRows, FeatureRows]:
-        models, classes = self._count + 1, self._wanted.shape[2]
-        shape = self._rows.shape[1], models, classes
-        return np.zeros(shape, np.float32), np.zeros((models, classes), np.float32)
+    def zeros(self) -> FeatureRows:
+        return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
 
-    def solve(
-        self, penalty: float, weights: FeatureRows, bias: FeatureRows
-    ) -> tuple[FeatureRows, FeatureRows, int]:
-        """Minimize by Nesterov's method, restarted after an overshoot (arXiv 1204.3982)."""
-        rows, shape = self._rows, weights.shape
-        step = (1 / (0.5 * self._variances + penalty)).astype(np.float32)[:, None, None]
-        bias_step = 2 / self._is_trained.sum(0)
-        ahead, bias_ahead = weights, bias
-        age = np.ones(shape[1])
-        for taken in range(1, MAX_STEPS + 1):
-            errors = (rows @ ahead.reshape(shape[0], -1, copy=False)).reshape(
-                -1, *shape[1:], copy=False
-            ) + bias_ahead
-            errors -= errors.max(2, keepdims=True)
-            np.exp(errors, out=errors)
-            errors /= errors.sum(2, keepdims=True)
-            errors -= self._wanted
-            errors *= self._is_trained
-            gradient = (rows.T @ errors.reshape(len(rows), -1, copy=False)).reshape(
-                shape, copy=False
-            ) + penalty * ahead
-            bias_gradient = errors.sum(0)
-            new, new_bias = ahead - step * gradient, bias_ahead - bias_step * bias_gradient
-            moved, bias_moved = new - weights, new_bias - bias
-            uphill = (gradient * moved).sum((0, 2)) + (bias_gradient * bias_moved).sum(1)
-            age = np.where(uphill > 0, 1.0, age)
-            older = (1 + np.sqrt(1 + 4 * age * age)) / 2
-            momentum = ((age - 1) / older).astype(np.float32)[:, None]
-            ahead, bias_ahead = new + momentum * moved, new_bias + momentum * bias_moved
-            weights, bias, age = new, new_bias, older
-            if taken % CHECK_EVERY == 0:
-                change = rows @ moved.reshape(shape[0], -1, copy=False)
-                if np.abs(change).max() + np.abs(bias_moved).max() < CONVERGED:
-                    break
-        return weights, bias, taken
+    def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
+        """Minimize by L-BFGS (Liu and Nocedal 1989); return the weights and the number of steps.
 
-    def out_of_fold(self, weights: FeatureRows, bias: FeatureRows) -> FeatureRows:
+        Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
+        is then within a share of ``CONVERGED``² of the minimum.
+        """
+        penalties = (penalty * self._is_penalized).astype(np.float32)
+        memory: deque[_Move] = deque(maxlen=MEMORY)
+        logits = _product(self._rows, weights)
+        errors = self._errors(logits)
+        gradient = _product(self._rows.T, errors) + penalties * weights
+        # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
+        of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
+        inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
+        taken = 0
+        while taken < MAX_STEPS:
+            largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
+            is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
+            if not is_open.any():
+                break
+            direction = _direction(gradient, inverse, memory) * is_open[:, None]
+            change = _product(self._rows, direction)
+            slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
+            bend = _dot(penalties * direction, direction)
+            step, errors = self._line_search(logits, change, slopes, bend)
+            moved, before = step[:, None] * direction, gradient
+            weights, logits = weights + moved, logits + step[:, None] * change
+            gradient = _product(self._rows.T, errors) + penalties * weights
+            memory.append(_Move.of(moved, gradient - before, inverse))
+            taken += 1
+        return weights, taken
+
+    def _line_search(
+        self,
+        logits: FeatureRows,
+        change: FeatureRows,
+        slopes: tuple[HeadValues, HeadValues],
+        bend: HeadValues,
+    ) -> tuple[HeadValues, FeatureRows]:
+        """Return a step of each head along which the objective flattens, and the errors there.
+
+        ``slopes`` are the derivatives at 0 of the objective and of its penalty, ``bend`` the second
+        derivative of the penalty. The objective is convex: bisection finds where it is flat.
+        """
+        low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
+        step = np.ones_like(bend)
+        for _ in range(MAX_TRIALS):
+            errors = self._errors(logits + step[:, None] * change)
+            slope = _dot(errors, change) + slopes[1] + step * bend
+            is_flat = np.abs(slope) <= FLAT * np.abs(slopes[0])
+            if is_flat.all():
+                break
+            low, high = np.where(slope < 0, step, low), np.where(slope < 0, high, step)
+            between = np.where(np.isinf(high), 2 * step, (low + high) / 2)
+            step = np.where(is_flat, step, between)
+        return step, errors
+
+    def _errors(self, logits: FeatureRows) -> FeatureRows:
+        """Return the derivatives of the losses by the logits; 0 for rows that are out of fold."""
+        errors: FeatureRows = logits - logits.max(2, keepdims=True)
+        np.exp(errors, out=errors)
+        errors /= errors.sum(2, keepdims=True)
+        errors -= self._wanted
+        errors *= self._is_trained
+        return errors
+
+    def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
         logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
         for fold in range(self._count):
             is_out = self._folds == fold
-            logits[is_out] = self._rows[is_out] @ weights[:, fold] + bias[fold]
+            logits[is_out] = self._rows[is_out] @ weights[:, fold]
         return logits
 
-    def heads(self, weights: FeatureRows, bias: FeatureRows) -> list[HeadWeights]:
+    def heads(self, weights: FeatureRows) -> list[HeadWeights]:
         """Return the heads for the original, unscaled features; the head of all rows is last."""
         found = []
         for model in range(self._count + 1):
-            kernel = self._basis @ weights[:, model] / self._scale
-            shift = bias[model] - self._mean @ kernel
+            kernel = self._basis @ weights[:-1, model] / self._scale
+            shift = weights[-1, model] - self._mean @ kernel
             found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
         return found
+
+
+class _Move(NamedTuple):
+    """A step of L-BFGS and the change of the gradient, (components + 1, M, classes).
+
+    ``inverse_curvature`` is 0 and ``scale`` 1 for heads that did not move.
+    """
+
+    step: FeatureRows
+    turn: FeatureRows
+    inverse_curvature: HeadValues
+    scale: HeadValues
+
+    @classmethod
+    def of(cls, step: FeatureRows, turn: FeatureRows, inverse: FeatureRows) -> Self:
+        curvature, length = _dot(step, turn), _dot(turn, inverse * turn)
+        is_moved = curvature > 0
+        curvature, length = np.where(is_moved, (curvature, length), 1)
+        return cls(step, turn, is_moved / curvature, curvature / length)
+
+
+def _direction(gradient: FeatureRows, inverse: FeatureRows, memory: Sequence[_Move]) -> FeatureRows:
+    """Return the direction of L-BFGS, by its two loops; ``inverse`` preconditions it."""
+    direction = -gradient
+    shares = []
+    for move in reversed(memory):
+        shares.append(move.inverse_curvature * _dot(move.step, direction))
+        direction -= shares[-1][:, None] * move.turn
+    direction *= inverse
+    if memory:
+        direction *= memory[-1].scale[:, None]
+    for move in memory:
+        share = shares.pop() - move.inverse_curvature * _dot(move.turn, direction)
+        direction += share[:, None] * move.step
+    return direction
+
+
+def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
+    """Return the dot product of each head, (M,)."""
+    products: HeadValues = np.einsum("kmc,kmc->m", one, other)
+    return products
+
+
+def _product(rows: FeatureRows, columns: FeatureRows) -> FeatureRows:
+    """Return the product of a matrix and (K, M, classes) as (N, M, classes)."""
+    flat = rows @ columns.reshape(len(columns), -1, copy=False)
+    return flat.reshape(-1, *columns.shape[1:], copy=False)
