@@ -11,7 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+
+MIN_GROUPS = 3
+"""The number of groups into which the images of a class are divided at least, to be split."""
 
 Contents = Mapping[str, str]
 """Maps the path of each image to its content."""
@@ -70,6 +76,21 @@ def without_contradictions(
 
 def _held_back(image: LabelledImage) -> int:
     return PARTS.index(image.part) if image.part else 0
+
+
+def divided_groups(groups: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the groups of images, (N,), divided where a class has less than ``MIN_GROUPS``.
+
+    Without an image of every class in training and in evaluation, the figures would be those of
+    another task. Such a class is divided into runs of consecutive images, which are most alike.
+    """
+    divided = groups.astype(np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(np.unique(groups[rows])) < MIN_GROUPS:
+            for run in np.array_split(rows, MIN_GROUPS):
+                divided[run] = divided.max() + 1
+    return divided
 
 
 def with_validation_split_off(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -50,6 +51,7 @@ class TrainedHeads(NamedTuple):
     """The head of all rows, and the heads of the folds with their logits out of fold.
 
     ``logits`` is (N, classes): the head trained without a row's fold computes that row.
+    ``weights`` are those of all heads, as the solution of ``problem``.
     """
 
     final: HeadWeights
@@ -57,6 +59,18 @@ class TrainedHeads(NamedTuple):
     logits: FeatureRows
     penalty: float
     steps: int
+    problem: HeadProblem
+    weights: FeatureRows
+
+    def without_class(self, label: int) -> FeatureRows:
+        """Return logits, (N, classes - 1), of the same heads trained without a class.
+
+        The head of all other images computes those of the class; the other rows are out of fold.
+        """
+        with threadpool_limits(1, "blas"):
+            problem = self.problem.without_class(label)
+            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
+            return problem.out_of_fold(weights)[: len(self.logits)]
 
 
 def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
@@ -66,15 +80,17 @@ def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: i
     """
     generator = np.random.default_rng(seed)
     names, group_of = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group_of)
+    counts = np.zeros(
+        (len(names), labels.max() + 1), np.int64
+    )  # images of each class in each group
+    np.add.at(counts, (group_of, labels), 1)
     fold_of_group = np.zeros(len(names), np.int64)
     filled = np.zeros((labels.max() + 1, folds))  # images of each class in each fold
     order = generator.permutation(len(names))
-    for group in order[np.argsort(-sizes[order], kind="stable")]:
-        counts = np.bincount(labels[group_of == group], minlength=len(filled))
-        load = counts @ filled + filled.sum(0) / (1 + filled.sum())
+    for group in order[np.argsort(-counts.sum(1)[order], kind="stable")]:
+        load = counts[group] @ filled + filled.sum(0) / (1 + filled.sum())
         fold_of_group[group] = load.argmin()
-        filled[:, load.argmin()] += counts
+        filled[:, load.argmin()] += counts[group]
     return fold_of_group[group_of]
 
 
@@ -95,7 +111,7 @@ def train_heads(
     images.
     """
     with threadpool_limits(1, "blas"):
-        problem = _Problem(features, labels, classes, folds)
+        problem = HeadProblem(features, labels, classes, folds)
         count = judged or len(labels)
         least = chosen = None
         weights = problem.zeros()
@@ -107,7 +123,7 @@ def train_heads(
             losses = calibrated_losses(logits, labels[:count])
             if least is None:
                 least = losses
-            excess, error = mean_and_error(losses - least)
+            excess, error = mean_and_error(losses - least, np.arange(count))
             if excess > error:
                 break
             chosen = penalty, weights, logits
@@ -116,14 +132,20 @@ def train_heads(
         assert chosen is not None
         penalty, weights, logits = chosen
         *of_folds, final = problem.heads(weights)
-        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps)
+        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
 
 
-def mean_and_error(values: Losses) -> tuple[float, float]:
-    """Return the mean and its standard error, which is infinite for a single value."""
-    count = len(values)
-    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
-    return float(values.mean()), error
+def mean_and_error(values: Losses, groups: ClassIndices) -> tuple[float, float]:
+    """Return the mean and its standard error, of values that are alike within their group.
+
+    The error is infinite for a single group.
+    """
+    mean, count = float(values.mean()), len(np.unique(groups))
+    of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
+    if count < 2:
+        return mean, float("inf")
+    error = np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values)
+    return mean, float(error)
 
 
 def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
@@ -136,7 +158,8 @@ def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
 
 def calibrated_losses(logits: FeatureRows, labels: ClassIndices) -> Losses:
     """Return the cross-entropy of each row at the best temperature, to compare nets fairly."""
-    return cross_entropies(logits / np.float32(temperature_of(logits, labels)), labels)
+    temperature = temperature_of(logits, labels, len(labels))
+    return cross_entropies(logits / np.float32(temperature), labels)
 
 
 def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:
@@ -144,7 +167,7 @@ def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:
     return float(cross_entropies(logits, labels).mean())
 
 
-class _Problem:
+class HeadProblem:
     """M heads at once, on principal components of centred and scaled features.
 
     Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
@@ -175,6 +198,15 @@ class _Problem:
         self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
         self._is_trained[np.arange(len(features)), folds] = 0
         self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
+
+    def without_class(self, label: int) -> HeadProblem:
+        """Return the problem of the other classes; out of fold, the class has the last head."""
+        other = copy(self)
+        is_out = self._wanted[:, 0, label] > 0
+        other._folds = np.where(is_out, self._count, self._folds)
+        other._is_trained = self._is_trained * ~is_out[:, None, None]
+        other._wanted = np.delete(self._wanted, label, 2)
+        return other
 
     def zeros(self) -> FeatureRows:
         return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
@@ -246,8 +278,9 @@ class _Problem:
         return errors
 
     def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
+        """Return the logits, (N, classes), of each row by the head of its fold."""
         logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
-        for fold in range(self._count):
+        for fold in range(self._count + 1):
             is_out = self._folds == fold
             logits[is_out] = self._rows[is_out] @ weights[:, fold]
         return logits

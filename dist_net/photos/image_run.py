@@ -50,8 +50,9 @@ from dist_net.photos.bases import (
     joined_weights,
 )
 from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
-from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
+from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
@@ -157,14 +158,15 @@ class TrainedImages(NamedTuple):
     """A finished run: its images, its recipe, and the weights to use.
 
     ``judged`` holds images with the logits of nets that were not trained on them: all images out
-    of fold, or the validation split if ``folds`` is None. ``head`` is None for a whole net.
+    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
+    ``head`` is None for a whole net.
     """
 
     images: PreparedImages
     recipe: ImageRecipe
     weights: Vector
     judged: JudgedImages
-    folds: int | None
+    groups: SampleIndices
     head: HeadTraining | None
     report: dict[str, Any]
     tuning: str
@@ -205,8 +207,8 @@ class ImageRun:
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
-            weights, judged, report = self._train_whole(images, whole, None)
-            return TrainedImages(images, whole, weights, judged, None, None, report, "")
+            weights, judged, report = self._train_whole(images, groups, whole, None)
+            return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         for name in ("epochs", "learning_rate"):
             if getattr(self._options.run, name) is not None:
                 self._console.print(
@@ -223,17 +225,17 @@ class ImageRun:
             f"{head.heads.steps} steps"
         )
         report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
-        kept = TrainedImages(images, whole, weights, head.judged, head.folds, head, report, "")
+        kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
         if not self._options.fine_tune:
             return kept
         initial, logits = head.without(images.rows(VALIDATION))
         tuned, judged, report = self._train_whole(
-            images, whole, joined_weights(whole, found, initial)
+            images, groups, whole, joined_weights(whole, found, initial)
         )
         of_head, of_tuned = (
             calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
         )
-        lead, uncertainty = mean_and_error(of_head - of_tuned)
+        lead, uncertainty = mean_and_error(of_head - of_tuned, judged.groups)
         tuning = (
             f"the loss on images of the validation split is lower by {lead:.4f} (standard error "
             f"{uncertainty:.4f}): "
@@ -243,7 +245,7 @@ class ImageRun:
         if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
         self._keep(whole, tuned, judged)
-        return TrainedImages(images, whole, tuned, judged, None, None, report, tuning)
+        return TrainedImages(images, whole, tuned, judged, groups, None, report, tuning)
 
     def _read(
         self,
@@ -368,7 +370,11 @@ class ImageRun:
         BestWeights(self._directory.best, settings).take(accuracy, loss, 0, weights)
 
     def _train_whole(
-        self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
+        self,
+        images: PreparedImages,
+        groups: SampleIndices,
+        recipe: ImageRecipe,
+        initial: Vector | None,
     ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
         """Train with a cluster or resume; return the last weights, the judged images, a report."""
         directory = self._directory
@@ -386,7 +392,7 @@ class ImageRun:
             )
             summary = LocalRun(directory, loaded, dataset, options, local, display).run()
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
-        judged = judged_by(recipe, weights, images, VALIDATION)
+        judged = judged_by(recipe, weights, images, groups, VALIDATION)
         return weights, judged, summary
 
 

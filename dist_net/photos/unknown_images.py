@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dist_net.nn.inference import softmax
-from dist_net.photos.head import ClassIndices, FeatureRows, train_heads
-from dist_net.photos.photo_statistics import calibrate
+from dist_net.photos.head import ClassIndices, FeatureRows, TrainedHeads
+from dist_net.photos.photo_statistics import JudgedImages
 
 DIRECTIONS = 32
 SHRINKAGE = 0.5
@@ -27,8 +27,6 @@ USUAL_SHARE = 0.9
 """Distances up to this quantile of the images out of fold do not change the logits."""
 
 MAX_LEFT_OUT = 10
-MAX_LEFT_OUT_ROWS = 500
-"""The maximum number of images, evenly spread, from which the shares are measured."""
 KNOWN_LOST = 0.05
 
 
@@ -129,41 +127,40 @@ class LeftOutClass:
 
 def left_out_classes(
     features: FeatureRows,
-    labels: ClassIndices,
+    heads: TrainedHeads,
+    judged: JudgedImages,
     folds: ClassIndices,
-    penalty: float,
     names: Sequence[str],
     precision: float,
 ) -> list[LeftOutClass]:
-    """Leave out each of the first ten classes; return [] for two classes."""
+    """Leave out each of the first ten classes; return [] for two classes.
+
+    ``features`` is (N, F), of the images that were ``judged`` out of ``folds``.
+    """
     if len(names) < 3:
         return []
-    step = -(-len(labels) // MAX_LEFT_OUT_ROWS)
-    features, labels, folds = features[::step], labels[::step], folds[::step] % 5
     found = []
     for label, name in enumerate(names[:MAX_LEFT_OUT]):
-        is_known = labels != label
-        known = labels[is_known] - (labels[is_known] > label)
-        others, shown = features[is_known], features[~is_known]
-        is_whole = np.unique(known).size == len(names) - 1
-        if not is_whole or not len(shown) or np.unique(folds[is_known]).size < 2:
+        is_known = judged.targets != label
+        known = judged.targets[is_known] - (judged.targets[is_known] > label)
+        if np.unique(folds[is_known]).size < 2:
             continue
-        fold_of = np.unique(folds[is_known], return_inverse=True)[1]
-        heads = train_heads(others, known, len(names) - 1, fold_of, (penalty,))
-        distances, distance = distances_out_of_fold(others, known, len(names) - 1, fold_of)
-        of_shown = heads.final(shown)
-        plain = heads.logits, of_shown
-        tempered = tempered_by(distances, heads.logits), tempered_by(distance(shown), of_shown)
-        shares = []
-        for logits, unseen in (plain, tempered):
-            calibration = calibrate(logits, known, precision)
-            certain, uncertain = (
-                softmax(each / np.float32(calibration.temperature)).max(1)
-                for each in (logits, unseen)
-            )
-            shares.append(float((uncertain < np.quantile(certain, KNOWN_LOST)).mean()))
-        unknown, lost = (
-            float((each < calibration.threshold).mean()) for each in (uncertain, certain)
+        plain, distances = heads.without_class(label), np.empty(len(features), np.float32)
+        distances[is_known], distance = distances_out_of_fold(
+            features[is_known], known, len(names) - 1, folds[is_known]
         )
-        found.append(LeftOutClass(name, len(shown), len(known), unknown, lost, *shares))
+        distances[~is_known] = distance(features[~is_known])
+        shares = []
+        for logits in (plain, tempered_by(distances, plain)):
+            of_known = JudgedImages(
+                (), known, logits[is_known], judged.groups[is_known], judged.folds
+            )
+            calibration = of_known.calibrate(precision)
+            confidence = softmax(logits / np.float32(calibration.temperature)).max(1)
+            lost = np.quantile(confidence[is_known], KNOWN_LOST)
+            shares.append(float((confidence[~is_known] < lost).mean()))
+        is_unknown = confidence < calibration.threshold
+        unknown, known_lost = (float(is_unknown[of].mean()) for of in (~is_known, is_known))
+        counts = int((~is_known).sum()), len(known)
+        found.append(LeftOutClass(name, *counts, unknown, known_lost, *shares))
     return found

@@ -81,7 +81,7 @@ def test_the_weakest_penalty_within_a_standard_error_of_the_least_loss_is_used()
     chosen = train_heads(features, labels, 3, folds).penalty
     least = min(losses, key=lambda penalty: losses[penalty].mean())
     assert chosen < least
-    lead, error = mean_and_error(losses[chosen] - losses[least])
+    lead, error = mean_and_error(losses[chosen] - losses[least], np.arange(60))
     assert lead < 1.2 * error  # a head solved after stronger penalties differs a little
 
 
@@ -118,3 +118,26 @@ def test_folds_keep_groups_together_and_classes_even():
         assert np.bincount(folds[labels == label], minlength=5).tolist() == [4] * 5
     assert (folds == fold_of_each(labels, groups, 5, seed=0)).all()
     assert (folds != fold_of_each(labels, groups, 5, seed=1)).any()
+
+
+def test_the_error_of_a_mean_counts_groups():
+    values = np.random.default_rng(0).normal(size=50)
+    mean, error = mean_and_error(values, np.arange(50))
+    assert (mean, error) == pytest.approx((values.mean(), values.std(ddof=1) / 50**0.5))
+    repeated = mean_and_error(np.repeat(values, 4), np.repeat(np.arange(50), 4))
+    assert repeated == pytest.approx((mean, error))
+    assert mean_and_error(values, np.zeros(50, int))[1] == np.inf
+
+
+def test_heads_without_a_class_are_those_that_are_trained_without_its_rows():
+    features, labels = drawn(spread=0.3)
+    folds = np.arange(len(labels)) // 3 % 5
+    found = train_heads(features, labels, 3, folds, (3.0,))
+    is_known = labels != 1
+    alone = train_heads(features[is_known], labels[is_known] // 2, 2, folds[is_known], (2.9,))
+    logits = found.without_class(1)
+    apart = logits - logits.mean(1, keepdims=True)
+    expected = np.empty_like(logits)
+    expected[is_known], expected[~is_known] = alone.logits, alone.final(features[~is_known])
+    expected -= expected.mean(1, keepdims=True)
+    assert np.abs(apart - expected).max() < 0.1 * np.abs(expected).max()
