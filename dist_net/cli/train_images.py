@@ -69,6 +69,14 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "scene, are never split between training and evaluation",
     )
     group.add_argument(
+        "--no-groups",
+        dest="groups",
+        action="store_false",
+        default=None,
+        help="evaluate on near-duplicates of images that are trained on; only if images that look "
+        "alike, as of a fixed camera, are different ones",
+    )
+    group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
@@ -107,7 +115,7 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = image_options_given(arguments).keys() - {"folder"}
     if given:
-        names = {"labels_csv": "labels", "flip": "no-flip"}
+        names = {"labels_csv": "labels", "flip": "no-flip", "groups": "no-groups"}
         option = "--" + names.get(min(given), min(given)).replace("_", "-")
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 

@@ -7,8 +7,8 @@ contradict each other and are left out; equal images of a class are never on bot
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,17 +98,18 @@ def with_validation_split_off(
 ) -> list[LabelledImage]:
     """Assign images without a part: about ``share`` to validation, the rest to train.
 
-    Returns the images in the same order. Every class is split in proportion; a class with two
-    different images has at least one on either side. The choice depends only on the paths, the
+    Return the images in the same order. Images of equal content stay together, also of different
+    classes. Every class is split in proportion; a class with two different images has at least one
+    on either side. The choice depends only on the paths, the
     contents and the seed, so it is the same on every host; adding an image to the folder moves few
     others.
     """
-    of_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for path, class_name, part, *_ in images:
-        if not part:
-            of_class[class_name][contents[path]].append(path)
+    groups: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        if not image.part:
+            groups[contents[image.path]].append(image)
     chosen = {
-        path for equal in of_class.values() for path in _split_off(equal.values(), share, seed)
+        image.path for group in _split_off([*groups.values()], share, seed) for image in group
     }
     return [
         image if image.part else image._replace(part=VALIDATION if image.path in chosen else TRAIN)
@@ -116,19 +117,34 @@ def with_validation_split_off(
     ]
 
 
-def _split_off(groups: Iterable[list[str]], share: float, seed: int) -> list[str]:
-    """Return about a ``share`` of one class's paths; a group of equal images stays together."""
-    shuffled = sorted(groups, key=lambda group: _rank(group[0], seed))
-    if len(shuffled) < 2:
-        return []
-    room = max(1, round(share * sum(map(len, shuffled))))
-    # Choose at least one group (the smallest if none fits), and leave at least one for training.
-    chosen: list[list[str]] = []
-    for group in shuffled:
-        if len(group) <= room and len(chosen) < len(shuffled) - 1:
-            chosen.append(group)
-            room -= len(group)
-    return [path for group in chosen or [min(shuffled, key=len)] for path in group]
+def _split_off(
+    groups: Sequence[list[LabelledImage]], share: float, seed: int
+) -> list[list[LabelledImage]]:
+    """Return groups with about a ``share`` of each class's images.
+
+    Choose at least one group of a class (the smallest if none fits), and leave at least one.
+    """
+    counts = [Counter(image.class_name for image in group) for group in groups]
+    left = Counter(name for count in counts for name in count)
+    totals = Counter(image.class_name for group in groups for image in group)
+    room = Counter({name: max(1, round(share * total)) for name, total in totals.items()})
+    order = sorted(range(len(groups)), key=lambda index: _rank(groups[index][0].path, seed))
+    chosen: list[int] = []
+    represented: set[str] = set()
+
+    def choose(index: int) -> None:
+        chosen.append(index)
+        room.subtract(counts[index])
+        left.subtract(counts[index].keys())
+        represented.update(counts[index])
+
+    for index in order:
+        if all(count <= room[name] and left[name] > 1 for name, count in counts[index].items()):
+            choose(index)
+    for index in sorted(order, key=lambda index: len(groups[index])):
+        if counts[index].keys() - represented and all(left[name] > 1 for name in counts[index]):
+            choose(index)
+    return [groups[index] for index in chosen]
 
 
 def _rank(path: str, seed: int) -> bytes:

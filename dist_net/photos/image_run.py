@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.console import Console
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.image_split import TRAIN, VALIDATION
+from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION
 from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
@@ -52,6 +52,7 @@ from dist_net.photos.bases import (
 from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
 from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.near_duplicates import near_duplicates
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
@@ -81,6 +82,7 @@ class ImageOptions:
     ``fine_tune``: the number of epochs to train the whole net after its head. ``run``: the options
     of training a whole net; its epochs and learning rate apply only without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
+    ``groups``: whether near-duplicates are never split.
     ``fitting``: replaces the base's fitting. Raise SettingError for values out of range.
     """
 
@@ -95,6 +97,7 @@ class ImageOptions:
     precision: float = 0.95
     cache_bytes: int = CACHE_BYTES
     group_by: str | None = None
+    groups: bool = True
     flip: bool = True
     fitting: str | None = None
 
@@ -317,10 +320,12 @@ class ImageRun:
         paths = [folder.images[row].path for row in rows.tolist()]
         scenes = scene_of_each(paths, self._options.group_by)
         groups = np.arange(len(labels))
-        groups[rows] = rows[groups_of(thumbnails, labels[rows], scenes)]
+        alike = near_duplicates(thumbnails) if self._options.groups else ()
+        groups[rows] = rows[groups_of(scenes, alike)]
         images.folder = folder.regrouped(
             groups.tolist(), self._options.validation, self._options.run.seed
         )
+        self._show_groups(groups[rows], labels[rows], folder.class_names)
         for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
             one, other = (folder.class_names[label] for label in pair)
             self._console.print(
@@ -329,6 +334,24 @@ class ImageRun:
                 style="yellow",
             )
         return groups, digests
+
+    def _show_groups(
+        self, groups: SampleIndices, labels: SampleIndices, class_names: Sequence[str]
+    ) -> None:
+        """Print the number of groups, and a warning for each class that has too few."""
+        count = len(np.unique(groups))
+        if count < len(groups):
+            self._console.print(f"{len(groups):,} images are {count:,} groups of similar images")
+        for label, name in enumerate(class_names):
+            of_class = groups[labels == label]
+            count = len(np.unique(of_class))
+            if count < min(MIN_GROUPS, len(of_class)):
+                self._console.print(
+                    f"class {name!r}: {len(of_class):,} images are {count} groups of similar "
+                    f"images, which are divided to evaluate the net; its figures may be too good. "
+                    f"Add other images, or pass --no-groups if these differ",
+                    style="yellow",
+                )
 
     def _whole(self, found: FoundBase, folder: ImageFolder, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
