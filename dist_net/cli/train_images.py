@@ -196,6 +196,12 @@ def train_images(
             raise
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
     show_summary(summary, console, _figures(content["measured"][-1]))
+    if content["left_out"]:
+        shares = [each["unknown"] for each in content["left_out"]]
+        console.print(
+            f"images of other classes: {min(shares):.0%} to {max(shares):.0%} were reported as "
+            f"unknown when their class was left out; the others got an answer"
+        )
     console.print(f"report: {directory.report}")
     if arguments.json:
         print(json.dumps(summary))
@@ -206,7 +212,7 @@ def _figures(measured: Mapping[str, Any]) -> str:
     """Return the figures of the report on the data measured last: ``test/``, if there is one."""
     low, high = measured["accuracy_interval"]
     return (
-        f"{measured['right']} right answers ({low:.1%} to {high:.1%}), "
-        f"{measured['answered_right']} of the {measured['answered']} certain ones; "
-        f"measured on {measured['data']}"
+        f"{measured['right']:,} of {measured['images']:,} right: {measured['accuracy']:.1%} "
+        f"({low:.1%} to {high:.1%}), {measured['answered_right']:,} of the "
+        f"{measured['answered']:,} certain ones; measured on {measured['data']}"
     )

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -262,7 +263,9 @@ class ImageRun:
             *(options.folder, options.labels_csv, options.validation, options.run.seed),
             run_directory=directory.path,
         )
-        require_same_data(directory, folder)
+        before = ImageCache.read(directory.images) if directory.images.exists() else None
+        if before is not None:
+            require_same_classes(directory, before.folder, folder)
         # Written once the base, folder and options are valid: from now on the run can be resumed.
         directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
@@ -277,7 +280,10 @@ class ImageRun:
         )
         images = self._prepare(cache)
         groups, digests = self._group(cache.folder, images)
-        cache = replace(cache, folder=images.folder)
+        hexadecimal = tuple(each.hex() for each in digests)
+        cache = replace(cache, folder=images.folder, digests=hexadecimal)
+        if before is not None:
+            require_same_images(directory, before, cache)
         self._directory.write(self._directory.images, cache.to_json())
         if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(cache).to_json())
@@ -444,29 +450,33 @@ def _head_report(
     )
 
 
-def require_same_data(directory: RunDirectory, folder: ImageFolder) -> None:
-    """Raise RunDirectoryError if a run to resume was trained on other images.
-
-    Labels may change until the training of the whole net has written a checkpoint.
-    """
-    if not directory.images.exists():
-        return
-    before = ImageCache.read(directory.images).folder
+def require_same_classes(directory: RunDirectory, before: ImageFolder, folder: ImageFolder) -> None:
+    """Raise RunDirectoryError if a run to resume was trained on other classes."""
     if before.class_names != folder.class_names:
         raise RunDirectoryError(
             f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run in "
             f"{directory.path} has {', '.join(before.class_names)}; expected the same classes: "
             f"start a new run with another --run-dir"
         )
-    sizes = [{each.size_bytes for each in of.images} for of in (before, folder)]
-    if len(sizes[0] & sizes[1]) < len(sizes[0]) / 2:
+
+
+def require_same_images(directory: RunDirectory, before: ImageCache, cache: ImageCache) -> None:
+    """Raise RunDirectoryError if more than half of a resumed run's images are no longer there.
+
+    Once the training of the whole net has written a checkpoint, no image and no label may change.
+    Images are the same if their pixels are, whatever their names.
+    """
+    root = cache.folder.root
+    common = (Counter(before.digests) & Counter(cache.digests)).total()
+    if common < len(before.digests) / 2:
         raise RunDirectoryError(
-            f"{folder.root} holds other images than those that {directory.path} was trained on; "
-            f"expected the same folder: start a new run with another --run-dir"
+            f"{root} holds {common:,} of the {len(before.digests):,} images that {directory.path} "
+            f"was trained on (or another version of Pillow decodes them); expected the same "
+            f"folder: start a new run with another --run-dir"
         )
-    labelled = [{each[:2] for each in of.images} for of in (before, folder)]
-    if directory.checkpoint.exists() and labelled[0] != labelled[1]:
+    labelled = [({each[:2] for each in of.folder.images}, of.digests) for of in (before, cache)]
+    if before.digests and directory.checkpoint.exists() and labelled[0] != labelled[1]:
         raise RunDirectoryError(
-            f"{folder.root} has changed since {directory.path} began to train the whole net; "
+            f"{root} has changed since {directory.path} began to train the whole net; "
             f"expected the same files and labels: start a new run with another --run-dir"
         )

@@ -63,20 +63,25 @@ def _facts(content: Mapping[str, Any]) -> str:
     rows = (
         (
             escape(each["data"]),
+            f"{each['groups']:,}",
             _proven(each["right"], each["images"], each["accuracy_interval"]),
             f"{each['answered']:,} of {each['images']:,}",
             _proven(each["answered_right"], each["answered"], each["right_of_answered_interval"]),
         )
         for each in content["measured"]
     )
-    head = ("measured on", "right answers", "answered; others: unknown", "right of those answered")
+    head = (
+        *("measured on", "groups", "right answers"),
+        *("answered; others: unknown", "right of those answered"),
+    )
     used = ""
     if "fold" in content["measured"][0]["data"]:
         counts = content["images"]
         used = f"The head is trained on all {counts['train'] + counts['validation']:,} images. "
     text = (
         "The interval behind each share holds its true value with a confidence of 95 % (Wilson; "
-        "out of fold, corrected for heads that share images)."
+        "out of fold, corrected for heads that share images). A group of similar images counts as "
+        "one image."
     )
     tuning = content["fine_tuning"] and f"<p>Fine-tuning: {escape(content['fine_tuning'])}.</p>"
     return _table("measured", head, rows) + f"<p>{used}{text}</p>{tuning}"

@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import DatasetError, SettingError
-from dist_net.photos.image_run import ImageOptions, new_run
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
+from dist_net.errors import DatasetError, RunDirectoryError, SettingError
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos.image_run import ImageOptions, new_run, require_same_images
 from dist_net.training.run.run_options import RunOptions
+from drawn_images import cats_and_dogs
 from naming import naming
 
 RUN = RunOptions("images")
@@ -38,3 +43,22 @@ def test_what_needs_a_base_is_refused_without_one(asked: dict[str, int]) -> None
         SettingError, match=naming(*(f"{name}={value}" for name, value in asked.items()), "none")
     ):
         ImageOptions("photos", "none", RUN, **asked)  # type: ignore[arg-type]
+
+
+def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:
+    preprocessing = ImagePreprocessing((8, 8, 3), "crop")
+    return ImageCache(place, folder, preprocessing, digests=digests)
+
+
+def test_a_resumed_run_needs_half_of_its_images_whatever_their_sizes(tmp_path: Path) -> None:
+    folder = cats_and_dogs(tmp_path / "photos", 2)
+    directory = RunDirectory(tmp_path / "run")
+    directory.make()
+    before = cached(tmp_path, folder, ("a", "a", "b", "c"))
+    require_same_images(directory, before, cached(tmp_path, folder, ("a", "b", "d", "e")))
+    with pytest.raises(RunDirectoryError, match=naming(folder.root, 1, 4, directory.path)):
+        require_same_images(directory, before, cached(tmp_path, folder, ("a", "d", "e", "f")))
+    directory.checkpoint.touch()
+    require_same_images(directory, before, before)
+    with pytest.raises(RunDirectoryError, match=naming(folder.root, directory.path)):
+        require_same_images(directory, before, cached(tmp_path, folder, ("a", "a", "b", "d")))
