@@ -30,7 +30,7 @@ CURVES = [
 ]
 
 
-def judged(times: int = 1, folds: int | None = 5) -> JudgedImages:
+def judged(times: int = 1, folds: int | None = 5, in_group: int = 1) -> JudgedImages:
     """Five images, of which the second is a confident mistake and the fourth an unsure one."""
     probabilities = np.array(
         [
@@ -44,7 +44,7 @@ def judged(times: int = 1, folds: int | None = 5) -> JudgedImages:
     files = [f"{index}.jpg" for index in range(5)] * times
     logits = np.log(np.tile(probabilities, (times, 1))).astype("f4")
     targets = np.tile([0, 0, 1, 1, 2], times)
-    return JudgedImages(files, targets, logits, np.arange(5 * times), folds)
+    return JudgedImages(files, targets, logits, np.arange(5 * times) // in_group, folds)
 
 
 def content(**changes):
@@ -130,6 +130,20 @@ def test_few_images_are_counted_and_many_are_a_share():
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
     assert not content()["calibration"]["is_proven"]
     assert content(calibration=Calibration(1.0, 0.5, 0.2))["calibration"]["is_proven"]
+
+
+def test_similar_images_are_counted_once() -> None:
+    apart, alike = (content(judged=judged(20, in_group=each)) for each in (1, 10))
+    assert [each["measured"][0]["groups"] for each in (apart, alike)] == [100, 10]
+    widths = [np.ptp(each["measured"][0]["accuracy_interval"]) for each in (apart, alike)]
+    assert widths[1] > 2 * widths[0]
+    assert content(judged=judged(20), calibration=Calibration(1.0, 0.5, 0.5))["calibration"][
+        "is_proven"
+    ]
+    assert not content(judged=judged(20, in_group=10), calibration=Calibration(1.0, 0.5, 0.5))[
+        "calibration"
+    ]["is_proven"]
+    assert "10" in Seen(report_page(alike, {})).text.split("groups", 1)[1][:200]
 
 
 class Seen(HTMLParser):
