@@ -7,10 +7,8 @@ head that is judged on the images of that fold are trained together, by products
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +26,11 @@ FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
 """L2 penalties of the summed loss, 1 / C in scikit-learn."""
 MAX_STEPS = 1000
-CONVERGED = 0.05
+CONVERGED = 0.02
 """The largest norm of a head's gradient, as a share of the norm of its penalty's gradient."""
-MEMORY = 10
 MAX_TRIALS = 12
 SMALLEST_CURVATURE = 1e-3
-FLAT = 0.5
+FLAT = 0.2
 """The largest derivative at the end of a step, as a share of that at its beginning."""
 
 
@@ -212,51 +209,55 @@ class HeadProblem:
         return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
 
     def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
-        """Minimize by L-BFGS (Liu and Nocedal 1989); return the weights and the number of steps.
+        """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
 
         Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
         is then within a share of ``CONVERGED``² of the minimum.
         """
         penalties = (penalty * self._is_penalized).astype(np.float32)
-        memory: deque[_Move] = deque(maxlen=MEMORY)
         logits = _product(self._rows, weights)
         errors = self._errors(logits)
         gradient = _product(self._rows.T, errors) + penalties * weights
         # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
         of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
         inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
+        descent = direction = -inverse * gradient
+        step = np.ones(weights.shape[1], np.float32)
         taken = 0
         while taken < MAX_STEPS:
             largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
             is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
             if not is_open.any():
                 break
-            direction = _direction(gradient, inverse, memory) * is_open[:, None]
+            direction = direction * is_open[:, None]
             change = _product(self._rows, direction)
             slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
             bend = _dot(penalties * direction, direction)
-            step, errors = self._line_search(logits, change, slopes, bend)
-            moved, before = step[:, None] * direction, gradient
-            weights, logits = weights + moved, logits + step[:, None] * change
-            gradient = _product(self._rows.T, errors) + penalties * weights
-            memory.append(_Move.of(moved, gradient - before, inverse))
+            step, errors = self._line_search(step, logits, change, slopes, bend)
+            weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
+            before, gradient = gradient, _product(self._rows.T, errors) + penalties * weights
+            length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
+            descent = -inverse * gradient
+            kept = np.maximum(_dot(gradient - before, descent) / length, 0)
+            direction = descent + kept[:, None] * direction
             taken += 1
         return weights, taken
 
     def _line_search(
         self,
+        step: HeadValues,
         logits: FeatureRows,
         change: FeatureRows,
         slopes: tuple[HeadValues, HeadValues],
         bend: HeadValues,
     ) -> tuple[HeadValues, FeatureRows]:
-        """Return a step of each head along which the objective flattens, and the errors there.
+        """Return each head's step to where the objective is flat, and the errors after it.
 
-        ``slopes`` are the derivatives at 0 of the objective and of its penalty, ``bend`` the second
-        derivative of the penalty. The objective is convex: bisection finds where it is flat.
+        ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
+        penalty, ``bend`` the second derivative of the penalty. The objective is convex: bisection
+        finds where it is flat.
         """
         low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
-        step = np.ones_like(bend)
         for _ in range(MAX_TRIALS):
             errors = self._errors(logits + step[:, None] * change)
             slope = _dot(errors, change) + slopes[1] + step * bend
@@ -293,41 +294,6 @@ class HeadProblem:
             shift = weights[-1, model] - self._mean @ kernel
             found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
         return found
-
-
-class _Move(NamedTuple):
-    """A step of L-BFGS and the change of the gradient, (components + 1, M, classes).
-
-    ``inverse_curvature`` is 0 and ``scale`` 1 for heads that did not move.
-    """
-
-    step: FeatureRows
-    turn: FeatureRows
-    inverse_curvature: HeadValues
-    scale: HeadValues
-
-    @classmethod
-    def of(cls, step: FeatureRows, turn: FeatureRows, inverse: FeatureRows) -> Self:
-        curvature, length = _dot(step, turn), _dot(turn, inverse * turn)
-        is_moved = curvature > 0
-        curvature, length = np.where(is_moved, (curvature, length), 1)
-        return cls(step, turn, is_moved / curvature, curvature / length)
-
-
-def _direction(gradient: FeatureRows, inverse: FeatureRows, memory: Sequence[_Move]) -> FeatureRows:
-    """Return the direction of L-BFGS, by its two loops; ``inverse`` preconditions it."""
-    direction = -gradient
-    shares = []
-    for move in reversed(memory):
-        shares.append(move.inverse_curvature * _dot(move.step, direction))
-        direction -= shares[-1][:, None] * move.turn
-    direction *= inverse
-    if memory:
-        direction *= memory[-1].scale[:, None]
-    for move in memory:
-        share = shares.pop() - move.inverse_curvature * _dot(move.turn, direction)
-        direction += share[:, None] * move.step
-    return direction
 
 
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:

@@ -62,7 +62,7 @@ def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Di
     means = np.stack([features[labels == label].mean(0) for label in range(classes)])
     means = means.astype(np.float64)
     step = -(-len(features) // MAX_ROWS)
-    residuals = (features - means[labels])[::step]
+    residuals = features[::step] - means[labels[::step]]
     count, width = residuals.shape
     isotropic = max(float((residuals * residuals).mean()), 1e-9)
     with threadpool_limits(1, "blas"):

@@ -70,7 +70,7 @@ def test_labels_without_a_pattern_promise_nothing():
 
 
 def test_the_weakest_penalty_within_a_standard_error_of_the_least_loss_is_used():
-    features, labels = drawn(count=60, width=200, spread=0.5)
+    features, labels = drawn(count=60, width=200, spread=0.1)
     folds = fold_of_each(labels, np.arange(60), 10, seed=0)
     losses = {
         penalty: calibrated_losses(
