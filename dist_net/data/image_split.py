@@ -100,9 +100,8 @@ def with_validation_split_off(
 
     Return the images in the same order. Images of equal content stay together, also of different
     classes. Every class is split in proportion; a class with two different images has at least one
-    on either side. The choice depends only on the paths, the
-    contents and the seed, so it is the same on every host; adding an image to the folder moves few
-    others.
+    on either side. The choice depends only on the paths, the contents and the seed, so it is the
+    same on every host; adding an image to the folder moves few others.
     """
     groups: dict[str, list[LabelledImage]] = defaultdict(list)
     for image in images:

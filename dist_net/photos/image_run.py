@@ -265,9 +265,10 @@ class ImageRun:
         )
         before = ImageCache.read(directory.images) if directory.images.exists() else None
         if before is not None:
-            require_same_classes(directory, before.folder, folder)
-        # Written once the base, folder and options are valid: from now on the run can be resumed.
-        directory.write(directory.folder, options.to_json() + "\n")
+            require_same_classes(before, folder)
+        else:
+            # The base, folder and options are valid: from now on the run can be resumed.
+            directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
             f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
             f"base {found.base.name}"
@@ -283,7 +284,8 @@ class ImageRun:
         hexadecimal = tuple(each.hex() for each in digests)
         cache = replace(cache, folder=images.folder, digests=hexadecimal)
         if before is not None:
-            require_same_images(directory, before, cache)
+            require_same_images(before, cache, directory.checkpoint.exists())
+        directory.write(directory.folder, options.to_json() + "\n")
         self._directory.write(self._directory.images, cache.to_json())
         if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(cache).to_json())
@@ -331,7 +333,7 @@ class ImageRun:
         images.folder = folder.regrouped(
             groups.tolist(), self._options.validation, self._options.run.seed
         )
-        self._show_groups(groups[rows], labels[rows], folder.class_names)
+        self._warn_of_few_groups(groups[rows], labels[rows], folder.class_names)
         for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
             one, other = (folder.class_names[label] for label in pair)
             self._console.print(
@@ -341,20 +343,16 @@ class ImageRun:
             )
         return groups, digests
 
-    def _show_groups(
+    def _warn_of_few_groups(
         self, groups: SampleIndices, labels: SampleIndices, class_names: Sequence[str]
     ) -> None:
-        """Print the number of groups, and a warning for each class that has too few."""
-        count = len(np.unique(groups))
-        if count < len(groups):
-            self._console.print(f"{len(groups):,} images are {count:,} groups of similar images")
         for label, name in enumerate(class_names):
             of_class = groups[labels == label]
             count = len(np.unique(of_class))
             if count < min(MIN_GROUPS, len(of_class)):
                 self._console.print(
-                    f"class {name!r}: {len(of_class):,} images are {count} groups of similar "
-                    f"images, which are divided to evaluate the net; its figures may be too good. "
+                    f"class {name!r}: its {len(of_class):,} images form {count} groups of similar "
+                    f"images, which are divided to evaluate the net: its figures may be too good. "
                     f"Add other images, or pass --no-groups if these differ",
                     style="yellow",
                 )
@@ -450,33 +448,33 @@ def _head_report(
     )
 
 
-def require_same_classes(directory: RunDirectory, before: ImageFolder, folder: ImageFolder) -> None:
+def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:
     """Raise RunDirectoryError if a run to resume was trained on other classes."""
-    if before.class_names != folder.class_names:
+    if before.folder.class_names != folder.class_names:
         raise RunDirectoryError(
-            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run in "
-            f"{directory.path} has {', '.join(before.class_names)}; expected the same classes: "
-            f"start a new run with another --run-dir"
+            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run to resume "
+            f"has {', '.join(before.folder.class_names)}; expected the same classes: start a new "
+            f"run with another --run-dir"
         )
 
 
-def require_same_images(directory: RunDirectory, before: ImageCache, cache: ImageCache) -> None:
-    """Raise RunDirectoryError if more than half of a resumed run's images are no longer there.
+def require_same_images(before: ImageCache, cache: ImageCache, has_checkpoint: bool) -> None:
+    """Raise RunDirectoryError if a run to resume was trained on other images.
 
-    Once the training of the whole net has written a checkpoint, no image and no label may change.
-    Images are the same if their pixels are, whatever their names.
+    Images are the same if their pixels are, whatever their names; half of them may change. With a
+    checkpoint of the whole net, no image and no label may change.
     """
-    root = cache.folder.root
+    root, known = cache.folder.root, len(before.digests)
     common = (Counter(before.digests) & Counter(cache.digests)).total()
-    if common < len(before.digests) / 2:
+    if common < known / 2:
         raise RunDirectoryError(
-            f"{root} holds {common:,} of the {len(before.digests):,} images that {directory.path} "
-            f"was trained on (or another version of Pillow decodes them); expected the same "
-            f"folder: start a new run with another --run-dir"
+            f"{root} holds {common:,} of the {known:,} images that the run to resume was trained "
+            f"on (or another version of Pillow decodes them); expected the same folder: start a "
+            f"new run with another --run-dir"
         )
     labelled = [({each[:2] for each in of.folder.images}, of.digests) for of in (before, cache)]
-    if before.digests and directory.checkpoint.exists() and labelled[0] != labelled[1]:
+    if known and has_checkpoint and labelled[0] != labelled[1]:
         raise RunDirectoryError(
-            f"{root} has changed since {directory.path} began to train the whole net; "
-            f"expected the same files and labels: start a new run with another --run-dir"
+            f"{root} has changed since the run to resume began to train the whole net; expected "
+            f"the same files and labels: start a new run with another --run-dir"
         )

@@ -80,10 +80,11 @@ def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[
     own = probabilities[np.arange(len(is_right)), judged.targets]
     total, right, answered = len(is_right), int(is_right.sum()), int(is_answered.sum())
     answered_right = int((is_right & is_answered).sum())
+    groups = len(np.unique(judged.groups))
     return {
-        "data": f"{total:,} images {data}",
+        "data": f"{total:,} images in {groups:,} groups {data}",
         "images": total,
-        "groups": len(np.unique(judged.groups)),
+        "groups": groups,
         "right": right,
         "accuracy": right / total,
         "accuracy_interval": judged.interval(is_right, np.full(total, True)),

@@ -13,12 +13,7 @@ MAX_CLASSES_COUNTED = 40
 """With more classes the confusion matrix is omitted as unreadable; the class table remains."""
 
 MIN_IMAGES_FOR_SHARE = 30
-LEFT_OUT = {
-    "unknown": "called unknown",
-    "known_lost": "others called unknown",
-    "by_confidence": "found by probability",
-    "by_distance": "found with distance",
-}
+LEFT_OUT = {"unknown": "called unknown", "known_lost": "others called unknown"}
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
 
@@ -63,17 +58,13 @@ def _facts(content: Mapping[str, Any]) -> str:
     rows = (
         (
             escape(each["data"]),
-            f"{each['groups']:,}",
             _proven(each["right"], each["images"], each["accuracy_interval"]),
             f"{each['answered']:,} of {each['images']:,}",
             _proven(each["answered_right"], each["answered"], each["right_of_answered_interval"]),
         )
         for each in content["measured"]
     )
-    head = (
-        *("measured on", "groups", "right answers"),
-        *("answered; others: unknown", "right of those answered"),
-    )
+    head = ("measured on", "right answers", "answered; others: unknown", "right of those answered")
     used = ""
     if "fold" in content["measured"][0]["data"]:
         counts = content["images"]
@@ -243,9 +234,7 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
     return (
         section
         + "<p>How the model answers images of an unknown class: each class was left out in turn, "
-        "and its images were shown to a head trained on the others. The last two columns compare, "
-        "when 5 % of the other images are lost, the probability alone with the probability lowered "
-        "by the distance to the known classes, which the model uses.</p>"
+        "and its images were shown to the same heads, trained on the other classes.</p>"
         + _table("left-out", ("left out", *LEFT_OUT.values()), rows)
     )
 

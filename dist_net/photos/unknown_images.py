@@ -27,7 +27,6 @@ USUAL_SHARE = 0.9
 """Distances up to this quantile of the images out of fold do not change the logits."""
 
 MAX_LEFT_OUT = 10
-KNOWN_LOST = 0.05
 
 
 class Distance(NamedTuple):
@@ -111,9 +110,7 @@ class LeftOutClass:
 
     ``images`` counts the images of the class, ``others`` the images of the other classes.
     ``unknown`` is the share of the class that is classified as unknown; ``known_lost`` is the same
-    share of the other classes, out of fold. ``by_confidence`` and ``by_distance`` are the shares
-    of the class recognised as unknown when 5 % of the other images are lost: by the probability
-    alone, and by the probability lowered by the distance, as in the model.
+    share of the other classes, out of fold.
     """
 
     name: str
@@ -121,8 +118,6 @@ class LeftOutClass:
     others: int
     unknown: float
     known_lost: float
-    by_confidence: float
-    by_distance: float
 
 
 def left_out_classes(
@@ -137,30 +132,22 @@ def left_out_classes(
 
     ``features`` is (N, F), of the images that were ``judged`` out of ``folds``.
     """
-    if len(names) < 3:
-        return []
     found = []
-    for label, name in enumerate(names[:MAX_LEFT_OUT]):
+    for label, name in enumerate(names[:MAX_LEFT_OUT] if len(names) > 2 else ()):
         is_known = judged.targets != label
         known = judged.targets[is_known] - (judged.targets[is_known] > label)
         if np.unique(folds[is_known]).size < 2:
             continue
-        plain, distances = heads.without_class(label), np.empty(len(features), np.float32)
+        distances = np.empty(len(features), np.float32)
         distances[is_known], distance = distances_out_of_fold(
             features[is_known], known, len(names) - 1, folds[is_known]
         )
         distances[~is_known] = distance(features[~is_known])
-        shares = []
-        for logits in (plain, tempered_by(distances, plain)):
-            of_known = JudgedImages(
-                (), known, logits[is_known], judged.groups[is_known], judged.folds
-            )
-            calibration = of_known.calibrate(precision)
-            confidence = softmax(logits / np.float32(calibration.temperature)).max(1)
-            lost = np.quantile(confidence[is_known], KNOWN_LOST)
-            shares.append(float((confidence[~is_known] < lost).mean()))
-        is_unknown = confidence < calibration.threshold
+        logits = tempered_by(distances, heads.without_class(label))
+        of_known = JudgedImages((), known, logits[is_known], judged.groups[is_known], judged.folds)
+        calibration = of_known.calibrate(precision)
+        probabilities = softmax(logits / np.float32(calibration.temperature))
+        is_unknown = probabilities.max(1) < calibration.threshold
         unknown, known_lost = (float(is_unknown[of].mean()) for of in (~is_known, is_known))
-        counts = int((~is_known).sum()), len(known)
-        found.append(LeftOutClass(name, *counts, unknown, known_lost, *shares))
+        found.append(LeftOutClass(name, int((~is_known).sum()), len(known), unknown, known_lost))
     return found

@@ -2,8 +2,6 @@
 
 import re
 
-import pytest
-
 from dist_net.cli.train_images import _figures, _other_objects
 from naming import naming
 
@@ -21,12 +19,6 @@ def test_right_answers_are_a_count_and_a_share_of_all() -> None:
     assert re.match(naming("143 of 151", "94.7%", "86.9%", "98.0%", 118, 120), _figures(measured))
 
 
-@pytest.mark.parametrize(
-    ("shares", "said"), [((0.1, 0.35), ("10%", "35%")), ((0.95, 1.0), ("95%",))]
-)
-def test_how_often_other_objects_are_noticed_is_said(
-    shares: tuple[float, ...], said: tuple[str, ...]
-) -> None:
-    found = _other_objects([{"unknown": share} for share in shares])
-    assert re.match(naming(*said), found)
-    assert ("often answered" in found) == (min(shares) < 0.9)
+def test_how_often_other_objects_are_noticed_is_said() -> None:
+    found = _other_objects([{"unknown": share} for share in (0.35, 0.1, 0.2)])
+    assert re.match(naming("10%", "35%"), found)

@@ -8,7 +8,6 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RunDirectoryError, SettingError
-from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.image_run import ImageOptions, new_run, require_same_images
 from dist_net.training.run.run_options import RunOptions
 from drawn_images import cats_and_dogs
@@ -52,13 +51,17 @@ def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageC
 
 def test_a_resumed_run_needs_half_of_its_images_whatever_their_sizes(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", 2)
-    directory = RunDirectory(tmp_path / "run")
-    directory.make()
     before = cached(tmp_path, folder, ("a", "a", "b", "c"))
-    require_same_images(directory, before, cached(tmp_path, folder, ("a", "b", "d", "e")))
-    with pytest.raises(RunDirectoryError, match=naming(folder.root, 1, 4, directory.path)):
-        require_same_images(directory, before, cached(tmp_path, folder, ("a", "d", "e", "f")))
-    directory.checkpoint.touch()
-    require_same_images(directory, before, before)
-    with pytest.raises(RunDirectoryError, match=naming(folder.root, directory.path)):
-        require_same_images(directory, before, cached(tmp_path, folder, ("a", "a", "b", "d")))
+
+    def resume(*digests: str, has_checkpoint: bool = False) -> None:
+        require_same_images(before, cached(tmp_path, folder, digests), has_checkpoint)
+
+    resume("a", "b", "d", "e")
+    with pytest.raises(RunDirectoryError, match=naming(folder.root, 1, 4)):
+        resume("a", "d", "e", "f")
+    resume("a", "a", "b", "c", has_checkpoint=True)
+    with pytest.raises(RunDirectoryError, match=naming(folder.root)):
+        resume("a", "a", "b", "d", has_checkpoint=True)
+    read = tmp_path / "pictures.json"
+    read.write_text(before.to_json())
+    assert ImageCache.read(read).digests == before.digests
