@@ -216,8 +216,9 @@ def _figures(measured: Mapping[str, Any]) -> str:
 
 def _other_objects(left_out: Sequence[Mapping[str, Any]]) -> str:
     """Return how often images of unknown classes are noticed: those left out in the report."""
-    low, *_, high = sorted(each["unknown"] for each in left_out)
+    shares = [each["unknown"] for each in left_out]
+    bounds = dict.fromkeys(f"{each:.0%}" for each in (min(shares), max(shares)))
     return (
-        f"images of other classes: {low:.0%} to {high:.0%} are reported as unknown, the others as "
+        f"images of other classes: {' to '.join(bounds)} are reported as unknown, the others as "
         f"one of these classes (measured by leaving out each class)"
     )

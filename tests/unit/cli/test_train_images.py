@@ -22,3 +22,4 @@ def test_right_answers_are_a_count_and_a_share_of_all() -> None:
 def test_how_often_other_objects_are_noticed_is_said() -> None:
     found = _other_objects([{"unknown": share} for share in (0.35, 0.1, 0.2)])
     assert re.match(naming("10%", "35%"), found)
+    assert _other_objects([{"unknown": 1.0}]).count("100%") == 1
