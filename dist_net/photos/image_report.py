@@ -16,9 +16,9 @@ from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import Calibration, RunDirectory
-from dist_net.photos.head_training import JudgedImages, judged_by
+from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages, write_model
-from dist_net.photos.photo_statistics import calibrate
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_report
 from dist_net.photos.report_page import report_page
@@ -44,13 +44,15 @@ def train_and_report(
     trained = ImageRun(directory, options, local, console, display).train()
     with trained.images as images:
         recipe, judged, head = trained.recipe, trained.judged, trained.head
-        calibration = calibrate(judged.logits, judged.targets, options.precision)
+        calibration = judged.calibrate(options.precision)
         has_test = len(images.rows(TEST)) > 0
-        tested = judged_by(recipe, trained.weights, images, TEST) if has_test else None
+        tested = None
+        if has_test:
+            tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
         left_out = []
         if head is not None:
             left_out = left_out_classes(
-                *(head.features, head.labels, head.fold_of, head.heads.penalty),
+                *(head.features, head.heads, judged, head.fold_of),
                 *(recipe.class_names, options.precision),
             )
         samples = len(images.rows(TRAIN))
@@ -58,7 +60,6 @@ def train_and_report(
             _about(options, trained),
             recipe.class_names,
             judged,
-            trained.folds,
             tested,
             calibration,
             left_out,
