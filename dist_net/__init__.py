@@ -54,6 +54,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name or package on first use."""
     if name in MODULE_OF:
         return getattr(import_module(MODULE_OF[name]), name)
+    if name == "__version__":
+        return import_module("dist_net.release").VERSION
     if name in PACKAGES:
         return import_module(f"dist_net.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,7 +59,7 @@ def _own_cache(file: Path, signature: Any) -> Iterator[None]:
     sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
     of_state = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
     if not of_state.exists():
-        _announce()
+        logger.info("compiling_loops directory=%s", of_state)
         for another in {*of_state.parent.glob("compiled-*")} - {of_state}:
             shutil.rmtree(another, ignore_errors=True)
     before = numba.config.CACHE_DIR
@@ -69,11 +68,6 @@ def _own_cache(file: Path, signature: Any) -> Iterator[None]:
         yield
     finally:
         numba.config.CACHE_DIR = before
-
-
-@cache
-def _announce() -> None:
-    logger.warning("compiling_kernels: numba compiles them once for this release, in 10 to 20 s")
 
 
 def _digest(*contents: bytes) -> str:

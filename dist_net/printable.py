@@ -1,4 +1,4 @@
-"""Make text from other hosts safe to print on a terminal."""
+"""Text for a terminal: counted nouns, and text from other hosts made safe to print."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def printable(text: str, kept: str = "") -> str:
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 worker`` or ``2 workers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class PrintableFormatter(logging.Formatter):

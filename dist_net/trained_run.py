@@ -23,7 +23,6 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import (
     calibrated_weights,
     load_trained,
-    read_calibration,
     read_held_out,
     read_out_of_fold,
 )
@@ -81,7 +80,7 @@ class Run:
         """Return the trained model with its evaluated weights, calibrated if the run is."""
         loaded, checkpoint = self.trained
         model = loaded.recipe.model
-        model.weights = calibrated_weights(loaded, checkpoint, read_calibration(self.path))
+        model.weights = calibrated_weights(loaded, checkpoint)
         return model
 
     @property

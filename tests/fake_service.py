@@ -59,6 +59,7 @@ class FakeService:
     scripted: list[Result] = field(default_factory=list)
     is_silent: bool = False
     is_ready: bool = True
+    max_batch_size: int = 8
     requests: list[InferenceRequest] = field(default_factory=list)
     futures: list[Future[Result]] = field(default_factory=list)
     done_to_models: list[str] = field(default_factory=list)

@@ -1,11 +1,13 @@
 """A run on a folder of images, as training leaves it, of a net whose answers are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dist_net.data import Dataset
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.evaluation import BestWeights
@@ -52,7 +54,9 @@ def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -
     options = RunOptions(IMAGES).on(loaded, dataset)
     directory.begin(options.to_json(), loaded.files)
     settings = options.settings(loaded)
-    BestWeights(directory.best, settings).take(1.0, 0.1, 1, colour_weights(times_likelier))
+    record = settings.recipe_record | {"image_recipe": RECIPE.to_json()}
+    best = BestWeights(directory.best, replace(settings, recipe_record=record))
+    best.take(1.0, 0.1, 1, colour_weights(times_likelier))
     write_calibration(path, threshold)
     np.save(directory.held_out, held_out)
     told = {"part": "validation", "of": 12, "names": [], "labels": targets.tolist()}
@@ -75,7 +79,10 @@ def colour_weights(times_likelier: float) -> np.ndarray:
     return weights
 
 
-def write_calibration(path: Path, threshold: float) -> None:
+def write_calibration(path: Path, threshold: float, temperature: float = 1.0) -> None:
     """What of the run's answers is to be relied on from now on."""
-    told = {"temperature": 1.0, "threshold": threshold, "precision": 0.95}
-    (path / "calibration.json").write_text(json.dumps(told))
+    told = {"temperature": temperature, "threshold": threshold, "precision": 0.95}
+    best = RunDirectory(path).best
+    checkpoint = read_checkpoint(best)
+    record = checkpoint.recipe_record | {"calibration": told}
+    write_checkpoint(best, replace(checkpoint, recipe_record=record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,8 +41,17 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         number = None
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f" of at least {least}"
-        raise ShapeError(f"{name} {value!r}; expected an integer{bound}")
+        found = shown(value)
+        hint = f"; pass an activation by name: activation={found}" if callable(value) else ""
+        raise ShapeError(f"{name} {found}; expected an integer{bound}{hint}")
     return number
+
+
+def shown(value: Any) -> str:
+    """Return the ``repr`` of a value, with functions by their names instead of addresses."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(shown, value))})"
+    return value.__name__ if isinstance(value, FunctionType) else repr(value)
 
 
 def integers(name: str, values: Any) -> Shape:

@@ -15,7 +15,11 @@ from dist_net.trained_run import load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", metavar="RUN", type=Path, nargs="?", help="a run's directory or checkpoint"
+        "run",
+        metavar="RUN",
+        type=Path,
+        nargs="?",
+        help="a run's directory or checkpoint (default: the newest run under runs/)",
     )
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -24,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate the model, print the result and return the exit code."""
     console = plain_console()
-    path = RunDirectory.newest().path if arguments.run is None else arguments.run
+    path = arguments.run
+    if path is None:
+        path = RunDirectory.newest().path
+        console.print(f"evaluating {path}, the newest run")
     confirm_recipe(path, arguments.trust_recipe)
     trained = load(path, trust_recipe=arguments.trust_recipe)
     with FetchProgress(console) as progress:

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
     )
-    parser.add_argument("--format", choices=list(FORMATS), help="default: the extension of FILE")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="format of FILE (default: its extension)"
+    )
     parser.add_argument(
         "--preprocessing",
         action="store_true",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import platformdirs
 from rich.console import Console
@@ -23,6 +23,7 @@ from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.own_directory import log_directory, temporary_directory
@@ -80,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
             samples = prepare_recipe(offered, directory, arguments, console)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
-        console.print(f"{offered.name}: {settings.workers} workers join {server.address}")
+        console.print(
+            f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
+        )
         joined = JoinedRun(server, directory, logs, settings, display)
         joined.run()
     console.print(f"{offered.name}: the run is done")
@@ -102,11 +105,23 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
         ) from error
     copy = opened.enter_context(temporary_directory()) / "data"
     try:
-        filesystem, path = fsspec.core.url_to_fs(data)
-        for name in filesystem.find(path):  # fsspec writes such a file outside of the copy
-            if ".." in name.split("/"):
+        chain = data.split("::")
+        if all("://" in each or each in fsspec.available_protocols() for each in chain):
+            filesystem, root = fsspec.core.url_to_fs(data)
+        else:  # "::" in a name, which fsspec takes for a chain of URLs
+            kind = fsspec.get_filesystem_class(data.partition("://")[0])
+            filesystem = kind(**kind._get_kwargs_from_urls(data))
+            root = kind._strip_protocol(data)
+        root = root.rstrip("/")
+        files = filesystem.find(root)  # unlike ``get``, without patterns such as [2024]
+        if files in ([], [root]):
+            raise ValueError("it is no directory of files")
+        for name in files:
+            place = PurePosixPath(name.removeprefix(root).lstrip("/"))
+            if ".." in place.parts:  # fsspec writes such a file outside of the copy
                 raise ValueError(f"{name} lies outside of it")
-        filesystem.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
+            (copy / place).parent.mkdir(parents=True, exist_ok=True)
+            filesystem.get_file(name, str(copy / place))
     except Exception as error:  # of the package that reads this kind of URL
         raise DatasetError(
             f"--data {data} cannot be read ({error!r:.500}); expected the URL of a directory, and "

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=TOKEN_LIFETIME_S,
         metavar="SECONDS",
-        help="default: a day",
+        help="how long the token is valid (default: a day)",
     )
     taken_back.add_argument("names", metavar="NAME", nargs="+", help="a token id or a key name")
     for action in (create, token, taken_back):
@@ -80,6 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.action == "create":
         return _create(arguments)
+    if not arguments.directory.is_dir():
+        raise KeyFileError(
+            f"no directory {arguments.directory}; expected a run directory, or a directory that "
+            f"'dist-net keys create' made"
+        )
     of_run = RunDirectory(arguments.directory).keys
     directory = of_run if of_run.is_dir() else arguments.directory
     if arguments.action == "token":

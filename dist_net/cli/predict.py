@@ -18,7 +18,13 @@ from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
-from dist_net.nets.row_files import is_row_file, read_rows, write_rows
+from dist_net.nets.row_files import (
+    ROW_SUFFIXES,
+    is_row_file,
+    read_rows,
+    write_rows,
+    write_table,
+)
 from dist_net.nets.sources import MODELS, FoundModel, model_source
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
@@ -26,6 +32,11 @@ from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 BAR_LENGTH = 20
+MIN_COMPILED = 16
+"""Fewer inputs are computed sooner by NumPy: loading compiled kernels takes half a second, and on
+first use compiling them a few; Darknet-53 saves about a tenth of a second per image by them.
+"""
+ANSWER_COLUMNS = "image", "answer", "label", "probability", "error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="with rows: write the outputs (probabilities or numbers) to a .npy or .csv file",
+        help="write to a file: the likeliest class of each image to .csv, or the outputs of each "
+        "row (probabilities or values) to .npy or .csv",
     )
     add_trust_argument(parser)
     parser.add_argument(
@@ -57,9 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Predict for every image and row, and return the exit code."""
     files = [file for given in arguments.files for file in files_in(given)]
     has_rows = any(map(is_row_file, files))
-    if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):
+    suffixes = ROW_SUFFIXES if has_rows else (".csv",)
+    if arguments.output is not None and arguments.output.suffix.lower() not in suffixes:
         raise ModelSourceError(
-            f"--output {arguments.output}: expected a .npy or .csv file name, and rows as inputs"
+            f"--output {arguments.output}: expected a {' or '.join(suffixes)} file name for the "
+            f"outputs of {'rows' if has_rows else 'images'}"
         )
     confirm_recipe(arguments.model, arguments.trust_recipe)
     # Pillow's warnings about odd images are noise: real failures become the image's result.
@@ -88,24 +102,39 @@ def files_in(given: str) -> list[str]:
 
 
 def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]) -> int:
-    """Print the classes of every readable image; return the exit code."""
-    classifier = classifier_from(found, arguments.model, available_cores())
+    """Print the classes of every readable image, or write the likeliest; return the exit code."""
+    compiled = len(images) >= MIN_COMPILED
+    classifier = classifier_from(found, arguments.model, available_cores(), compiled)
     show = show_json if arguments.json else show_bars
-    errors = []
+    errors, rows = [], []
     answers = classifier.predict_each(images, arguments.top)
     for image, answer in zip(images, answers, strict=True):
-        show({"image": image}, answer, found.unknown_below)
+        if arguments.output is None or isinstance(answer, DistNetError):
+            show({"image": image}, answer, found.unknown_below)
+        rows.append(answer_row(image, answer, found.unknown_below))
         if isinstance(answer, DistNetError):
             errors.append(answer)
+    if arguments.output is not None:
+        write_table(arguments.output, ANSWER_COLUMNS, rows)
     if len(errors) == len(images):
         return errors[0].exit_code
     return 1 if errors else 0
 
 
+def answer_row(image: str, answer: ClassifiedImage, unknown_below: float) -> list[object]:
+    """Return the ``ANSWER_COLUMNS`` of an image; ``answer`` is "unknown" below the threshold."""
+    if isinstance(answer, DistNetError):
+        return [image, "", "", "", str(answer)]
+    best = answer[0]
+    given = "unknown" if unknown_below and is_unknown(answer, unknown_below) else best.label
+    return [image, given, best.label, f"{best.probability:.9g}", ""]
+
+
 def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
     """Print the outputs of every row, or write them to a file; return the exit code."""
     rows = {file: read_rows(Path(file), found.model) for file in files}
-    outputs = {file: outputs_for(found, each, available_cores()) for file, each in rows.items()}
+    options = available_cores(), sum(map(len, rows.values())) >= MIN_COMPILED  # for all files alike
+    outputs = {file: outputs_for(found, each, *options) for file, each in rows.items()}
     if arguments.output is not None:
         write_rows(arguments.output, np.concatenate(list(outputs.values())))
         return 0
@@ -124,7 +153,7 @@ def show_row(
         predictions = top_predictions(output, found.labels, arguments.top)
         show({"row": place}, predictions, found.unknown_below)
     elif arguments.json:
-        print(json.dumps({"row": place, "outputs": output.tolist()}), flush=True)
+        print(json.dumps({"row": place, "values": output.tolist()}), flush=True)
     else:
         print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
 

@@ -11,7 +11,7 @@ from dist_net.command_line import add_trust_argument
 from dist_net.errors import ReplayError
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe, load_trained
+from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.replayed_run import Replay
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
     confirm_recipe(directory.path, arguments.trust_recipe)
     journal = read_journal(directory.journal)
-    loaded, _ = load_trained(directory.path, arguments.trust_recipe)
+    loaded = load_run_recipe(directory, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
     options = RunOptions.from_json(directory.options.read_text()).on(loaded, dataset)

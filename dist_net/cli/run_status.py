@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from dist_net.printable import counted
 from dist_net.training.run.training_progress import exchange_facts
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
@@ -44,7 +45,7 @@ def run_line(report: Report) -> str:
         f"version {report['version']:,}",
         f"{report['samples_per_s']:,.0f} samples/s",
         exchange_facts(report),
-        f"{report['worker_count']} workers",
+        counted(report["worker_count"], "worker"),
         f"start {report['server_starts']}",
         f"journal {report['journal_lag_records']:,} records, {report['journal_lag_s']:.1f} s "
         f"behind",

@@ -18,7 +18,7 @@ from dist_net.cli.parser import number_above_zero
 from dist_net.cli.run_status import run_line, run_view
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Observer
-from dist_net.printable import printable_report
+from dist_net.printable import counted, printable_report
 from dist_net.processes.terminal import plain_console
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
 
@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
     parser.add_argument(
-        "--timeout", type=number_above_zero, default=5.0, metavar="SECONDS", help="default: 5"
+        "--timeout",
+        type=number_above_zero,
+        default=5.0,
+        metavar="SECONDS",
+        help="to wait for a report (default: 5)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument(
@@ -160,7 +164,7 @@ def pool_view(report: dict[str, Any]) -> RenderableType:
 def pool_line(report: dict[str, Any]) -> str:
     """Return one log line about the pool and its models."""
     models = (f"{each['name']} {each['requests_per_s']:,.1f}/s" for each in report["models"])
-    return "; ".join([_pool(report), *models, f"{len(report['workers'])} workers"])
+    return "; ".join([_pool(report), *models, counted(len(report["workers"]), "worker")])
 
 
 def _pool(report: dict[str, Any]) -> str:

@@ -30,10 +30,11 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import read_resumable_checkpoint
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe, load_trained
+from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
+from dist_net.printable import counted
 from dist_net.processes.cluster_options import (
     AUTO,
     add_cluster_arguments,
@@ -73,10 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=worker_count,
         default=DEFAULT_WORKERS,
         metavar="N",
-        help="default: %(default)s; with --cluster ray also auto: as many as Ray has room for",
+        help="worker processes (default: %(default)s); 0: all workers join from other hosts; auto, "
+        "with --cluster ray: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
-    _add_learning_arguments(parser)
+    _add_learning_arguments(parser.add_argument_group("learning (default: the recipe's values)"))
     _add_kept_arguments(parser)
     parser.add_argument(
         "--resume",
@@ -123,31 +125,38 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keys", type=Path, metavar="DIR", help="use these keys; create none")
 
 
-def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_learning_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the training options; the recipe provides the defaults."""
-    parser.add_argument("--epochs", type=int, metavar="N")
-    parser.add_argument("--batch-size", type=int, metavar="N")
-    parser.add_argument(
-        "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad"
+    option = parser.add_argument
+    option("--epochs", type=int, metavar="N", help="passes over the training samples")
+    option("--batch-size", type=int, metavar="N", help="samples per minibatch of a worker")
+    option("--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad")
+    option(
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="factor of each update, before the recipe's schedule",
     )
-    parser.add_argument("--learning-rate", type=float, metavar="RATE")
-    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="for adamw")
-    parser.add_argument(
-        "--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to this norm"
+    option(
+        "--weight-decay",
+        type=float,
+        metavar="SHARE",
+        help="for adamw: share of each weight, times the learning rate, to subtract per update",
     )
-    parser.add_argument(
+    option("--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to NORM")
+    option(
         "--average-decay",
         type=float,
         metavar="DECAY",
         help="use an exponential moving average of the weights, such as 0.999",
     )
-    parser.add_argument(
+    option(
         "--consistency",
         choices=tuple(map(str, Consistency)),
         help="rounds (default): the server averages the results of all workers; async: it applies "
         "each at once; bsp: rounds of single steps",
     )
-    parser.add_argument(
+    option(
         "--local-steps",
         type=local_steps,
         metavar="H",
@@ -155,25 +164,27 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         "if it is slower than others; auto (default): as many as accuracy permits and the network "
         "needs",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    option("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
 
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="files of the run (default: under runs/)"
+    )
     parser.add_argument(
         "--checkpoint-every",
         dest="checkpoint_every_s",
         type=float,
         metavar="SECONDS",
-        help="default: 30",
+        help="time between checkpoints (default: 30)",
     )
     parser.add_argument(
         "--keep-checkpoints",
         type=int,
         metavar="K",
-        help="keep the last K checkpoints; if one is damaged, the previous one is used "
-        "(default: 3)",
+        help="keep the last K checkpoints; a run resumes from the previous one if the last is "
+        "damaged (default: 3)",
     )
     parser.add_argument(
         "--sync",
@@ -231,7 +242,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         loaded = load_recipe(options.recipe)
     else:
         confirm_recipe(directory.path, arguments.trust_recipe)
-        loaded, _ = load_trained(directory.path, arguments.trust_recipe)
+        loaded = load_run_recipe(directory, arguments.trust_recipe)
     loading = announced(console, f"loading the dataset of {loaded.name}")
     with FetchProgress(console) as fetching, loading:
         dataset = loaded.recipe.load_dataset(fetching)
@@ -254,11 +265,11 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     ):
         if not is_new:
             # Raises if the checkpoint does not fit, before any file of the run is changed.
-            RunState.resumed(settings, read_checkpoint(directory.checkpoint))
+            RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
-            f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
-            f"{AUTO if workers is None else workers} workers"
+            f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
+            f"{settings.batch_size}; {AUTO if workers is None else counted(workers, 'worker')}"
         )
         training = LocalRun(directory, loaded, dataset, options, local, display)
         try:
@@ -309,7 +320,7 @@ def draw(
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Plot the run as far as there is data; print the reason if that fails."""
+    """Plot the recorded part of the run; print the reason if that fails."""
     try:
         records = directory.read_metrics()
         if records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "scene, are never split between training and evaluation",
     )
     group.add_argument(
+        "--no-groups",
+        dest="groups",
+        action="store_false",
+        default=None,
+        help="evaluate on near-duplicates of images that are trained on; only if images that look "
+        "alike, as of a fixed camera, are different ones",
+    )
+    group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
@@ -107,7 +115,7 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = image_options_given(arguments).keys() - {"folder"}
     if given:
-        names = {"labels_csv": "labels", "flip": "no-flip"}
+        names = {"labels_csv": "labels", "flip": "no-flip", "groups": "no-groups"}
         option = "--" + names.get(min(given), min(given)).replace("_", "-")
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
@@ -188,6 +196,8 @@ def train_images(
             raise
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
     show_summary(summary, console, _figures(content["measured"][-1]))
+    if content["left_out"]:
+        console.print(_other_objects(content["left_out"]))
     console.print(f"report: {directory.report}")
     if arguments.json:
         print(json.dumps(summary))
@@ -198,7 +208,17 @@ def _figures(measured: Mapping[str, Any]) -> str:
     """Return the figures of the report on the data measured last: ``test/``, if there is one."""
     low, high = measured["accuracy_interval"]
     return (
-        f"{measured['right']} right answers ({low:.1%} to {high:.1%}), "
-        f"{measured['answered_right']} of the {measured['answered']} certain ones; "
-        f"measured on {measured['data']}"
+        f"{measured['right']:,} of {measured['images']:,} right: {measured['accuracy']:.1%} "
+        f"({low:.1%} to {high:.1%}), {measured['answered_right']:,} of the "
+        f"{measured['answered']:,} certain ones; measured on {measured['data']}"
+    )
+
+
+def _other_objects(left_out: Sequence[Mapping[str, Any]]) -> str:
+    """Return how often images of unknown classes are noticed: those left out in the report."""
+    shares = [each["unknown"] for each in left_out]
+    bounds = dict.fromkeys(f"{each:.0%}" for each in (min(shares), max(shares)))
+    return (
+        f"images of other classes: {' to '.join(bounds)} are reported as unknown, the others as "
+        f"one of these classes (measured by leaving out each class)"
     )

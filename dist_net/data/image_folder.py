@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+import numpy as np
+
 from dist_net.data.image_split import (
     TEST,
     TRAIN,
     VALIDATION,
     LabelledImage,
     LeftOut,
+    divided_groups,
     with_validation_split_off,
     without_contradictions,
 )
@@ -114,26 +117,28 @@ class ImageFolder:
     def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> ImageFolder:
         """Return the folder with every group of images on one side of each split.
 
-        ``groups`` has the group number of each image, ``(N,)``. Validation images that were split
+        ``groups`` has the group number of each image, ``(N,)``; see ``divided_groups`` for classes
+        of few groups. Validation images that were split
         off are split off again. Images that share a group with an image of ``test/`` lose their
         part and are left out. Raise ``DatasetError`` if a class has no training image left,
         or the folder no validation image.
         """
-        group_of = {each.path: str(group) for each, group in zip(self.images, groups, strict=True)}
-        tested = {group_of[each.path]: each.path for each in self.images if each.part == TEST}
+        tested = {groups[row]: self.images[row].path for row in self.of_part(TEST)}
         images, left_out = [], list(self.left_out)
-        for image in self.images:
-            like = tested.get(group_of[image.path])
+        for image, group in zip(self.images, groups, strict=True):
+            like = tested.get(group)
             if like is not None and image.part in (TRAIN, VALIDATION):
                 left_out.append(LeftOut(image.path, f"nearly the same image as {like}, in test/"))
             part = image.part if like is None or image.part == TEST else "left out"
             images.append(image._replace(part=part))
         if not self.has_validation:
-            images = [
-                each._replace(part="") if each.part in (TRAIN, VALIDATION) else each
-                for each in images
-            ]
-            images = with_validation_split_off(images, group_of, validation, seed)
+            rows = [row for row, each in enumerate(images) if each.part in (TRAIN, VALIDATION)]
+            of_rows = (np.array(each)[rows] for each in (groups, self.labels))
+            contents = {}
+            for row, group in zip(rows, divided_groups(*of_rows).tolist(), strict=True):
+                images[row] = images[row]._replace(part="")
+                contents[images[row].path] = str(group)
+            images = with_validation_split_off(images, contents, validation, seed)
         found = replace(
             self,
             images=tuple(each._replace(part=each.part.replace("left out", "")) for each in images),
@@ -143,12 +148,12 @@ class ImageFolder:
             if not any(each.part == TRAIN and each.class_name == name for each in found.images):
                 raise DatasetError(
                     f"{self.root}: every image of class {name!r} to train on is nearly the same "
-                    f"as one in test/; expected at least one other"
+                    f"as one in test/; expected at least one other, or --no-groups"
                 )
         if not found.of_part(VALIDATION):
             raise DatasetError(
-                f"{self.root}: the images of each class are nearly the same, or of one group; "
-                f"expected a class with at least two different images"
+                f"{self.root}: no image is left to validate on; expected a class with at least two "
+                f"images that are not in test/"
             )
         return found
 

@@ -7,11 +7,17 @@ contradict each other and are left out; equal images of a class are never on bot
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+
+MIN_GROUPS = 3
+"""The number of groups into which the images of a class are divided at least, to be split."""
 
 Contents = Mapping[str, str]
 """Maps the path of each image to its content."""
@@ -72,22 +78,37 @@ def _held_back(image: LabelledImage) -> int:
     return PARTS.index(image.part) if image.part else 0
 
 
+def divided_groups(groups: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the groups of images, (N,), divided where a class has less than ``MIN_GROUPS``.
+
+    Without an image of every class in training and in evaluation, the figures would be those of
+    another task. Such a class is divided into runs of consecutive images, which are most alike.
+    """
+    divided = groups.astype(np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(np.unique(groups[rows])) < MIN_GROUPS:
+            for run in np.array_split(rows, MIN_GROUPS):
+                divided[run] = divided.max() + 1
+    return divided
+
+
 def with_validation_split_off(
     images: Sequence[LabelledImage], contents: Contents, share: float, seed: int
 ) -> list[LabelledImage]:
     """Assign images without a part: about ``share`` to validation, the rest to train.
 
-    Returns the images in the same order. Every class is split in proportion; a class with two
-    different images has at least one on either side. The choice depends only on the paths, the
-    contents and the seed, so it is the same on every host; adding an image to the folder moves few
-    others.
+    Return the images in the same order. Images of equal content stay together, also of different
+    classes. Every class is split in proportion; a class with two different images has at least one
+    on either side. The choice depends only on the paths, the contents and the seed, so it is the
+    same on every host; adding an image to the folder moves few others.
     """
-    of_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for path, class_name, part, *_ in images:
-        if not part:
-            of_class[class_name][contents[path]].append(path)
+    groups: dict[str, list[LabelledImage]] = defaultdict(list)
+    for image in images:
+        if not image.part:
+            groups[contents[image.path]].append(image)
     chosen = {
-        path for equal in of_class.values() for path in _split_off(equal.values(), share, seed)
+        image.path for group in _split_off([*groups.values()], share, seed) for image in group
     }
     return [
         image if image.part else image._replace(part=VALIDATION if image.path in chosen else TRAIN)
@@ -95,19 +116,34 @@ def with_validation_split_off(
     ]
 
 
-def _split_off(groups: Iterable[list[str]], share: float, seed: int) -> list[str]:
-    """Return about a ``share`` of one class's paths; a group of equal images stays together."""
-    shuffled = sorted(groups, key=lambda group: _rank(group[0], seed))
-    if len(shuffled) < 2:
-        return []
-    room = max(1, round(share * sum(map(len, shuffled))))
-    # Choose at least one group (the smallest if none fits), and leave at least one for training.
-    chosen: list[list[str]] = []
-    for group in shuffled:
-        if len(group) <= room and len(chosen) < len(shuffled) - 1:
-            chosen.append(group)
-            room -= len(group)
-    return [path for group in chosen or [min(shuffled, key=len)] for path in group]
+def _split_off(
+    groups: Sequence[list[LabelledImage]], share: float, seed: int
+) -> list[list[LabelledImage]]:
+    """Return groups with about a ``share`` of each class's images.
+
+    Choose at least one group of a class (the smallest if none fits), and leave at least one.
+    """
+    counts = [Counter(image.class_name for image in group) for group in groups]
+    left = Counter(name for count in counts for name in count)
+    totals = Counter(image.class_name for group in groups for image in group)
+    room = Counter({name: max(1, round(share * total)) for name, total in totals.items()})
+    order = sorted(range(len(groups)), key=lambda index: _rank(groups[index][0].path, seed))
+    chosen: list[int] = []
+    represented: set[str] = set()
+
+    def choose(index: int) -> None:
+        chosen.append(index)
+        room.subtract(counts[index])
+        left.subtract(counts[index].keys())
+        represented.update(counts[index])
+
+    for index in order:
+        if all(count <= room[name] and left[name] > 1 for name, count in counts[index].items()):
+            choose(index)
+    for index in sorted(order, key=lambda index: len(groups[index])):
+        if counts[index].keys() - represented and all(left[name] > 1 for name in counts[index]):
+            choose(index)
+    return [groups[index] for index in chosen]
 
 
 def _rank(path: str, seed: int) -> bytes:

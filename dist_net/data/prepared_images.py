@@ -146,8 +146,9 @@ class ImageCache:
 
     ``cache_bytes`` limits the whole cache directory. To make room, the least recently used entries
     are removed, except those in use; images that exceed the limit by themselves are not stored.
-    Networks are evaluated on ``test_part`` during training. Every method except ``to_json`` and
-    ``read`` raises ``FetchError`` if the directory is not usable.
+    Networks are evaluated on ``test_part`` during training. ``digests`` are the SHA-256 of the
+    usable images' pixels, in hexadecimal; none until they are computed. Every method except
+    ``to_json`` and ``read`` raises ``FetchError`` if the directory is not usable.
     """
 
     cache_dir: Path
@@ -155,6 +156,7 @@ class ImageCache:
     preprocessing: ImagePreprocessing
     cache_bytes: int = CACHE_BYTES
     test_part: str = VALIDATION
+    digests: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return all fields as a JSON object."""
@@ -178,6 +180,7 @@ class ImageCache:
                 ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
                 told["cache_bytes"],
                 told["test_part"],
+                tuple(told.get("digests", ())),
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecipeError(

@@ -13,6 +13,7 @@ Colour profiles are ignored, as in Darknet.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +21,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import STRIPOFFSETS, TILEOFFSETS, ImageFileDirectory_v2
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from dist_net.errors import ImageError
 
@@ -32,16 +32,24 @@ ImageSource = str | Path | bytes | BinaryIO
 """An image's path, the bytes of its file, or the file, open for reading."""
 
 MAX_PIXELS = 1 << 26
-"""The default limit of pixels; decoding takes up to 16 bytes for each.
+"""The default limit of pixels; decoding takes up to ``BYTES_PER_PIXEL`` for each.
 
 Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
 """
+BYTES_PER_PIXEL = 16
+_BYTES_PER_PIXEL_OF = {"WEBP": 24, "AVIF": 24}  # of these an image may have fewer pixels
 
 # Pillow reads more formats, but some start programs (EPS), others have no signature (TGA), and
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+BOUNDED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM")
+"""Formats whose decoders allocate no more than the size in the header requires."""
 ISO_FORMATS = ("AVIF", "HEIF")
-"""Formats in ISO media files, where Pillow, or a plugin that is registered, reads them."""
+"""Formats in ISO media files, where Pillow, or a plugin that is registered, reads them.
+
+Their frames may be larger than the header states: 1,070 bytes take 250 MB for 64 x 64 pixels.
+"""
+_PLAIN_FORMATS = (*BOUNDED_FORMATS, "TIFF")
+FORMATS = (*_PLAIN_FORMATS, *ISO_FORMATS)
 
 ORIENTATION = 0x0112  # the EXIF tag, and the inverse of each of its values
 UPRIGHT = {
@@ -65,29 +73,33 @@ MAX_SCANS = 64
 proportionally more."""
 MAX_PROFILES = 16
 """Colour profiles in a PNG; one is usual, and each is decompressed to up to 1 MiB."""
-MAX_STRIPS = 1 << 16
-"""Strips of a TIFF; Pillow needs 10 us and 300 bytes for each."""
+STRIP_BYTES = 300
+"""Memory that Pillow needs for each strip or tile of a TIFF, beside its pixels."""
 PIECE_BYTES = 1 << 20
 
 
 def load_image(
-    source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
 ) -> Pixels:
     """Return the image in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
     Errors name it ``name``, by default its path. Raise ImageError, in one line, for a file that is
-    unreadable, not in one of ``FORMATS``, damaged, cut short or empty, or that has more than
-    ``max_pixels``, which is checked before decoding.
+    unreadable, not in one of ``formats``, damaged, cut short or empty, or that has more than
+    ``max_pixels``, which is checked before decoding. For images of strangers pass
+    ``BOUNDED_FORMATS``.
     """
     if name is None:
         name = name_of(source)
     try:
         if isinstance(source, bytes):
-            return _decoded(BytesIO(source), name, max_pixels)
+            return _decoded(BytesIO(source), name, max_pixels, formats)
         if not isinstance(source, str | Path):
-            return _decoded(source, name, max_pixels)
+            return _decoded(source, name, max_pixels, formats)
         with Path(source).open("rb") as file:
-            return _decoded(file, name, max_pixels)
+            return _decoded(file, name, max_pixels, formats)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _error(name, f"{reason}; expected an image file") from error
@@ -137,21 +149,24 @@ class _LimitedReads(io.IOBase):
         return True
 
 
-def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
+def _decoded(file: BinaryIO, name: str, max_pixels: int, formats: Sequence[str]) -> Pixels:
     if not file.seekable():
         raise _error(name, "a pipe; expected a file, because decoders seek")
     if not file.read(1):
         raise _error(name, "an empty file, 0 bytes; expected an image")
     limited = cast(BinaryIO, _LimitedReads(file, name))
     try:
-        _require_modest_header(file, name)
-        with Image.open(limited, formats=_formats_of(file)) as image:
-            _require_size(*image.size, name, max_pixels)
+        _require_modest_header(file, name, max_pixels)
+        with Image.open(limited, formats=_formats_of(file, formats)) as image:
+            bytes_per_pixel = _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
+            max_size = max_pixels * BYTES_PER_PIXEL // bytes_per_pixel
+            _require_size(*image.size, name, max_size)
             if image.format in ("JPEG", "MPO"):
                 _require_few_scans(file, image.width * image.height, name, max_pixels)
             image.load()
             upright = _upright(image)
-            return np.asarray(_on_white(_of_bytes(upright, name)))
+        del image  # unless it is upright itself, to have the memory
+        return np.asarray(_on_white(_of_bytes(upright, name)))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -159,17 +174,18 @@ def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
             name, f"{error}; expected at most {max_pixels:,}; make the image smaller first"
         ) from error
     except UnidentifiedImageError as error:
-        raise _error(name, f"not an image; expected one of {', '.join(FORMATS)}") from error
+        expected = ", ".join(each for each in formats if each not in ISO_FORMATS)
+        raise _error(name, f"not an image; expected one of {expected}") from error
     except Exception as error:  # a decoder may raise anything for a damaged file
         raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
 
 
-def _formats_of(file: BinaryIO) -> tuple[str, ...]:
-    """Return the formats that a file may have; Pillow loads its rarer plugins only for those."""
+def _formats_of(file: BinaryIO, formats: Sequence[str]) -> list[str]:
+    """Return the ``formats`` that a file may have: those in ISO files load more of Pillow."""
     file.seek(4)
     is_iso = file.read(4) == b"ftyp"
     file.seek(0)
-    return iso_formats() if is_iso else FORMATS
+    return [each for each in formats if each in (iso_formats() if is_iso else _PLAIN_FORMATS)]
 
 
 @cache
@@ -179,16 +195,22 @@ def iso_formats() -> tuple[str, ...]:
     return tuple(each for each in ISO_FORMATS if each in Image.OPEN)
 
 
-def _require_modest_header(file: BinaryIO, name: str) -> None:
-    """Refuse files that keep Pillow busy for minutes before it knows an image's size."""
+def _require_modest_header(file: BinaryIO, name: str, max_pixels: int) -> None:
+    """Refuse files that keep Pillow busy for minutes, or whose parts are larger than the image."""
     file.seek(0)
     magic = file.read(4)
     if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take quadratic time
         raise _error(name, "a text PPM file; expected a binary PPM file")
     if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MAX_PROFILES:
         raise _error(name, f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
-    if magic[:2] in (b"II", b"MM") and (strips := _tiff_strips(file)) > MAX_STRIPS:
-        raise _error(name, f"a TIFF file of {strips:,} strips; expected at most {MAX_STRIPS:,}")
+    if magic[:2] in (b"II", b"MM"):
+        strips, strip_bytes = _tiff_strips(file)
+        if strips * (strip_bytes + STRIP_BYTES) > (most := max_pixels * BYTES_PER_PIXEL):
+            raise _error(
+                name,
+                f"a TIFF file of {strips:,} strips of {strip_bytes:,} bytes; expected at most "
+                f"{most:,} bytes in all",
+            )
     file.seek(0)
 
 
@@ -214,14 +236,23 @@ def _count(file: BinaryIO, mark: bytes) -> int:
     return count
 
 
-def _tiff_strips(file: BinaryIO) -> int:
-    """Return the number of strips, or tiles, in the first directory of a TIFF file."""
+def _tiff_strips(file: BinaryIO) -> tuple[int, int]:
+    """Return the number of a TIFF file's strips or tiles, and their size, which Pillow allocates.
+
+    A tile may be larger than the image, and strips may share their bytes in the file.
+    """
+    tiff = TiffImagePlugin
     file.seek(0)
     header = file.read(16)
-    directory = ImageFileDirectory_v2(header if header[2] == 43 else header[:8])
-    file.seek(directory.next)
-    directory.load(file)
-    return max(len(directory.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS))
+    tags = tiff.ImageFileDirectory_v2(header if header[2] == 43 else header[:8])
+    file.seek(tags.next)
+    tags.load(file)
+    width, height = tags.get(tiff.IMAGEWIDTH, 0), tags.get(tiff.IMAGELENGTH, 0)
+    width = tags.get(tiff.TILEWIDTH, width)
+    height = tags.get(tiff.TILELENGTH, min(tags.get(tiff.ROWSPERSTRIP, height), height))
+    bits = max(tags.get(tiff.BITSPERSAMPLE, (1,))) * tags.get(tiff.SAMPLESPERPIXEL, 1)
+    strips = max(len(tags.get(tag, ())) for tag in (tiff.STRIPOFFSETS, tiff.TILEOFFSETS))
+    return strips, width * height * bits // 8
 
 
 def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.errors import ImageError, SettingError, ShapeError
-from dist_net.images.decoding import MAX_PIXELS, ImageSource, Pixels, grey, load_image, name_of
+from dist_net.images.decoding import (
+    FORMATS,
+    MAX_PIXELS,
+    ImageSource,
+    Pixels,
+    grey,
+    load_image,
+    name_of,
+)
 from dist_net.nn import Model
 
 Indices = NDArray[np.intp]
@@ -218,16 +227,17 @@ def fit_image(
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
-    return _fitted(image, shape, fitting_named(fitting), max_pixels)
+    read = partial(load_image, max_pixels=max_pixels)
+    return _fitted(image, shape, fitting_named(fitting), read)
 
 
 def _fitted(
     image: ImageSource | NDArray[np.uint8],
     shape: tuple[int, ...],
     fit: Callable[[Pixels, int, int], NDArray[Any]],
-    max_pixels: int,
+    read: Callable[[ImageSource], Pixels],
 ) -> NDArray[Any]:
-    pixels = _pixels(image, max_pixels)
+    pixels = _pixels(image, read)
     if shape[2:] != (3,):
         pixels = grey(pixels)
     try:
@@ -237,10 +247,12 @@ def _fitted(
         raise ImageError(f"{name}: {error}") from error
 
 
-def _pixels(image: ImageSource | NDArray[np.uint8], max_pixels: int) -> Pixels:
+def _pixels(
+    image: ImageSource | NDArray[np.uint8], read: Callable[[ImageSource], Pixels]
+) -> Pixels:
     """Return the image in colour, (H, W, 3)."""
     if not isinstance(image, np.ndarray):
-        return load_image(image, max_pixels=max_pixels)
+        return read(image)
     shape = image.shape
     if image.dtype != np.uint8 or not _is_image_shape(shape):
         raise ImageError(
@@ -256,16 +268,23 @@ class ImageInputs:
     """Converts images to inputs of a model.
 
     Inputs in float32 are made by ``letterbox``, for Darknet's nets; inputs in uint8 by
-    ``fit_image``, for recipes. Raise ShapeError if the model's inputs cannot be images.
+    ``fit_image``, for recipes. Files may have ``max_pixels`` and one of ``formats``. Raise
+    ShapeError if the model's inputs cannot be images.
     """
 
-    def __init__(self, model: Model, max_pixels: int = MAX_PIXELS, fitting: str = "pad") -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_pixels: int = MAX_PIXELS,
+        fitting: str = "pad",
+        formats: Sequence[str] = FORMATS,
+    ) -> None:
         _require_image_shape(model.input_shape)
         self._shape = model.input_shape
         is_darknet = model.input_dtype == np.float32
         self._fit = letterbox if is_darknet else fitting_named(fitting)
-        self._max_pixels = max_pixels
+        self._read = partial(load_image, max_pixels=max_pixels, formats=formats)
 
     def fit(self, image: ImageSource) -> NDArray[np.generic]:
         """Return the image as the model's input; raise ImageError if it does not fit."""
-        return _fitted(image, self._shape, self._fit, self._max_pixels)
+        return _fitted(image, self._shape, self._fit, self._read)

@@ -54,7 +54,7 @@ class Checkpoint:
     ``optimizer_state`` has the other parts of the training state, see ``UpdateRule``, and the
     momentum of the server's outer steps. ``settings``, ``ledger`` and ``counters`` are JSON objects
     of the server's components. ``recipe_record`` is for readers of the weights; see
-    ``RecipeRecord``. ``damage`` explains why a newer checkpoint was not read.
+    ``RecipeRecord``. ``damage``: see ``read_resumable_checkpoint``.
     """
 
     recipe: str
@@ -199,14 +199,14 @@ def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
     return parameters
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint in the file ``path``, verified by its digest.
+def read_resumable_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint from which the run of ``path`` resumes.
 
     If the file is damaged or missing, log a warning and return the newest usable checkpoint kept
     beside it, with the reason in ``damage``. Raise ``CheckpointError``.
     """
     try:
-        return _read(path)
+        return read_checkpoint(path)
     except CheckpointError as error:
         try:
             kept = _kept_checkpoints(path)
@@ -215,13 +215,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         for version, name in kept:
             with suppress(CheckpointError):
                 damage = f"{error}. The previous checkpoint, of version {version:,}, is used"
-                checkpoint = replace(_read(name), damage=damage)
+                checkpoint = replace(read_checkpoint(name), damage=damage)
                 logger.warning("%s", damage)
                 return checkpoint
         raise
 
 
-def _read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint in the file ``path``, verified by its digest.
+
+    Raise ``CheckpointError`` if it is damaged or missing: an earlier checkpoint is another model.
+    """
     try:
         with path.open("rb") as file:
             beginning = file.read(9)
@@ -250,7 +254,7 @@ def _read(path: Path) -> Checkpoint:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
-        f"expected the whole file: copy it again or resume from another checkpoint"
+        f"expected the whole file: copy it again, or pass another checkpoint"
     )
 
 

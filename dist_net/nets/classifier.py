@@ -28,7 +28,8 @@ class Classifier:
     """Classifies images with a model and the kernels prepared from its weights.
 
     See ``ImageInputs`` for suitable models. ``has_logits``: the outputs are logits instead of
-    probabilities. At most ``batch_size`` images are in memory at a time.
+    probabilities. At most ``batch_size`` images are in memory at a time. ``compiled``: see
+    ``Inference``.
 
     Raise ShapeError if the model's inputs cannot be images, and ModelFileError unless there is one
     label per class.
@@ -43,13 +44,14 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
         fitting: str = "pad",
+        compiled: bool = True,
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
         self._inputs = ImageInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
-        self._outputs = Inference(model, prepared, threads, batch_size)
+        self._outputs = Inference(model, prepared, threads, batch_size, compiled=compiled)
 
     def close(self) -> None:
         self._outputs.close()
@@ -117,7 +119,9 @@ def load_classifier(
     )
 
 
-def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifier:
+def classifier_from(
+    found: FoundModel, name: str, threads: int = 1, compiled: bool = True
+) -> Classifier:
     """Return a classifier with the model ``found``, called ``name`` in errors.
 
     Raise ModelSourceError if its inputs are not images or its outputs not classes.
@@ -135,11 +139,14 @@ def classifier_from(found: FoundModel, name: str, threads: int = 1) -> Classifie
         found.has_logits,
         threads=threads,
         fitting=found.fitting,
+        compiled=compiled,
     )
 
 
-def outputs_for(found: FoundModel, inputs: Batch, threads: int = 1) -> NDArray[np.float32]:
+def outputs_for(
+    found: FoundModel, inputs: Batch, threads: int = 1, compiled: bool = True
+) -> NDArray[np.float32]:
     """Return a row of outputs for each input: probabilities if the model has classes."""
-    with closing(Inference(found.model, found.prepared, threads)) as session:
+    with closing(Inference(found.model, found.prepared, threads, compiled=compiled)) as session:
         outputs = session(inputs)
     return softmax(outputs) if found.labels and found.has_logits else outputs

@@ -1,9 +1,13 @@
-"""Files of a model's inputs and outputs: arrays of rows as .npy or CSV."""
+"""Files of a model's inputs and outputs: arrays of rows as .npy or CSV, and tables of answers."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +75,29 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
 
 def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
     """Write (N, ...) rows to a file of either kind; raise DatasetError."""
+    with _written(path) as file:
+        if path.suffix.lower() == ".npy":
+            np.save(file, rows)
+        else:
+            np.savetxt(file, rows.reshape(len(rows), -1, copy=False), "%.9g", ",")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file with a line of column names, in UTF-8; raise DatasetError.
+
+    Undecodable bytes of file names are kept.
+    """
+    with _written(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
+        csv.writer(text).writerows([columns, *rows])
+        text.detach()
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces ``path`` when it is complete; raise DatasetError."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
-            if path.suffix.lower() == ".npy":
-                np.save(file, rows)
-            else:
-                np.savetxt(file, rows.reshape(len(rows), -1, copy=False), "%.9g", ",")
+            yield file
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}; expected a writable file") from error

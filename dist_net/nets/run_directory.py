@@ -39,7 +39,8 @@ class RunDirectory:
     checkpoint.safetensors  the weights, the optimizer's state, and the samples left to do
     checkpoint-version-N.safetensors    earlier checkpoints
     journal                 the applied gradients; see ``dist_net.training.server.journal``
-    best.safetensors        the weights with the best evaluation, if they are kept
+    best.safetensors        the weights with the best evaluation, if they are kept; the model of a
+                            folder of images, with its recipe and its ``Calibration``
     options.json            the run's options
     recipe.py               a copy of the recipe, unless built in, and of the files it imports
     recipe.json             the recipe of a folder of images, which is data
@@ -56,7 +57,6 @@ class RunDirectory:
     pictures.json           the images, and the location of the prepared images on this host
     manifest.json           the images for other hosts, if hosts may join: see ImageManifest
     skipped.csv             the files that are not used, with reasons
-    calibration.json        the temperature and the threshold of the classifier: ``Calibration``
     held_out.npy, .json     images to evaluate on, excluded from training
     report.html, .png, .json
 
@@ -82,7 +82,6 @@ class RunDirectory:
         self.images = path / "pictures.json"
         self.manifest = path / "manifest.json"
         self.skipped = path / "skipped.csv"
-        self.calibration = path / "calibration.json"
         self.held_out = path / "held_out.npy"
         self.report = path / "report.html"
         self.training_plot = path / "training.png"
@@ -155,8 +154,11 @@ class RunDirectory:
 
     @property
     def trained(self) -> Path:
-        """Return the checkpoint to use: the best, if it is kept, else the last."""
-        return self.best if self.best.exists() else self.checkpoint
+        """Return the checkpoint to use: the best, if it is kept, else the last.
+
+        The last checkpoint of a run on a folder is a net that is not calibrated or not chosen.
+        """
+        return self.best if self.best.exists() or self.folder.exists() else self.checkpoint
 
     @contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -51,10 +51,10 @@ from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import (
     calibrated_weights,
+    calibration_of,
     image_recipe_of,
     load_run_recipe,
     load_trained,
-    read_calibration,
     read_held_out,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
@@ -243,8 +243,8 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = _class_names(loaded, self._labels, record.class_names, has_classes, self._progress)
-        calibration = read_calibration(self._path)
-        weights = calibrated_weights(loaded, checkpoint, calibration)
+        calibration = calibration_of(checkpoint)
+        weights = calibrated_weights(loaded, checkpoint)
         return replace(
             _found(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,
@@ -414,8 +414,7 @@ def model_source(
     path = Path(model)
     if path.suffix == ".cfg":
         return _configured(path, weights, labels)
-    is_live = model.startswith(LIVE) or (is_token(model) and not path.exists())
-    if not is_live and not path.exists():
+    if not is_live(model) and not path.exists():
         known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
         hint = known or suggest_runs(path) or f"expected {MODELS}"
         raise ModelSourceError(f"no model {model!r}; {hint}")
@@ -423,13 +422,18 @@ def model_source(
         raise ModelSourceError(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
-    if is_live and not model.startswith(LIVE):
+    if not is_live(model):
+        return TrainedRun(path, labels, progress, trust_recipe)
+    if not model.startswith(LIVE):
         token = JoinToken.parse(model)
         token.require_kind(TRAINING)
         model, keys = join_by_token(token, CLIENT)
-    if is_live:
-        return FollowedRun(model, keys, labels, progress, trust_recipe)
-    return TrainedRun(path, labels, progress, trust_recipe)
+    return FollowedRun(model, keys, labels, progress, trust_recipe)
+
+
+def is_live(model: str) -> bool:
+    """Return whether ``model`` names a parameter server, by its address or a join token."""
+    return model.startswith(LIVE) or (is_token(model) and not Path(model).exists())
 
 
 def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:
@@ -470,6 +474,28 @@ def parse_named_source(text: str) -> NamedSource:
             f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
     return NamedSource(name, source, files.get("weights"), files.get("labels"))
+
+
+def parse_pool_sources(
+    texts: Sequence[str], weights: Path | None, labels: Path | None
+) -> list[NamedSource]:
+    """Parse the models of one pool; ``weights`` and ``labels`` are those of its only model.
+
+    Raise ModelSourceError for names that are not unique, and for files of several models.
+    """
+    sources = [parse_named_source(text) for text in texts]
+    if len({each.name for each in sources}) < len(sources):
+        names = ", ".join(each.name for each in sources)
+        raise ModelSourceError(f"the models are named {names}; expected unique names")
+    if len(sources) > 1 and (weights or labels):
+        raise ModelSourceError(
+            "--weights or --labels with several models; expected the files after the source of "
+            "their model: NAME=SOURCE,weights=FILE,labels=FILE"
+        )
+    return [
+        each._replace(weights=each.weights or weights, labels=each.labels or labels)
+        for each in sources
+    ]
 
 
 def _name_after(source: str) -> str:

@@ -59,34 +59,34 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
         raise CheckpointError(f"no run or checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
-    loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
+    if checkpoint.recipe == IMAGES and record.image_recipe:
+        loaded = ImageRecipe.from_json(record.image_recipe).loaded()
+    else:
+        loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
     if record.files and loaded.file_digests != record.files:
         logger.warning("recipe_changed_since_training name=%s checkpoint=%s", loaded.name, file)
     checkpoint.require_layout(loaded.recipe.model.layout.shapes)
     return loaded, checkpoint
 
 
-def read_calibration(path: Path) -> Calibration | None:
-    """Return the calibration of a run directory, or of a checkpoint's; None if there is none.
+def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
+    """Return the calibration of a checkpoint; None if it has none.
 
-    Raise RunDirectoryError for an invalid file.
+    Raise CheckpointError for an invalid one.
     """
-    file = RunDirectory(path if path.is_dir() else path.parent).calibration
-    if not file.exists():
-        return None
+    calibration = RecipeRecord.from_json(checkpoint.recipe_record).calibration
     try:
-        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
-    except UNREADABLE as error:
-        raise RunDirectoryError(
-            f"{file}: {error}; expected temperature, threshold and precision, as training wrote"
+        return Calibration(**calibration) if calibration else None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the calibration of the model is invalid: {error}; expected temperature, threshold "
+            f"and precision, as training wrote"
         ) from error
 
 
-def calibrated_weights(
-    loaded: LoadedRecipe, checkpoint: Checkpoint, calibration: Calibration | None
-) -> Vector:
+def calibrated_weights(loaded: LoadedRecipe, checkpoint: Checkpoint) -> Vector:
     """Return the weights of a checkpoint, such that the probabilities are calibrated."""
-    weights = checkpoint.evaluated_weights
+    weights, calibration = checkpoint.evaluated_weights, calibration_of(checkpoint)
     if loaded.reference != IMAGES or calibration is None:
         return weights
     return image_recipe_of(loaded).tempered(weights, calibration.temperature)

@@ -16,11 +16,17 @@ from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.arrays import Call, Shape, integer
-from dist_net.autodiff.compiler.specialise import Specialised, specialise
+from dist_net.autodiff.compiler.specialise import (
+    PerBatch,
+    Specialised,
+    mark_per_batch,
+    specialise,
+)
+from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.errors import MissingExtraError, ShapeError
+from dist_net.errors import ShapeError
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope
 from dist_net.vector import Vector
@@ -42,9 +48,8 @@ class Inference:
     takes a fifth longer for a batch of 8 if BLAS packs its operands, and no longer otherwise; see
     ``dist_net.autodiff.kernels.gemm``. Dense layers process eight inputs at a time, so one input
     takes as long as eight. Without it, outputs may differ in the last digits between batches, but
-    not for the same batch. ``compiled``: use the kernels of the extra ``fast``, whose outputs
-    differ in the last digits; None: use them if installed. Raise ``MissingExtraError`` if
-    ``compiled`` is true and the extra is not installed.
+    not for the same batch. ``compiled``: use the kernels of the extra ``fast`` if it is installed;
+    their outputs differ in the last digits.
 
     Not thread-safe, except for ``rebound``. ``threads`` is the number of threads of the session.
     """
@@ -56,16 +61,17 @@ class Inference:
         threads: int = 1,
         batch_size: int = 8,
         reproducible: bool = True,
-        compiled: bool | None = None,
+        compiled: bool = True,
     ) -> None:
         self._model = model
         self._prepared = prepared
         self._batch_size = integer("Inference: batch_size", batch_size, least=1)
-        is_compiled = _is_compiled(compiled)
+        compiled = compiled and import_kernels()
+        logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
         pool = ThreadPool(
             integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
         )
-        self._plans = _Plans(model, pool, batch_size, reproducible, is_compiled)
+        self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
         self._plans.join()
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
@@ -117,8 +123,8 @@ class Inference:
                 chunk = inputs[start : start + self._batch_size]
                 batch, bound = self._bind(len(chunk))
                 with self._plans.turn:
-                    batch[...] = chunk
-                    outputs[start : start + len(chunk)] = bound.run()[0]
+                    batch[: len(chunk)] = chunk
+                    outputs[start : start + len(chunk)] = bound.run()[0][: len(chunk)]
         return outputs
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -170,7 +176,8 @@ class _Plans:
         self._model = model
         self._pool = pool
         self._arena = Arena()
-        self._inputs = np.empty((batch_size, *model.input_shape), model.input_dtype)
+        rows = max(batch_size, least_batch_size(model))
+        self._inputs = np.zeros((rows, *model.input_shape), model.input_dtype)
         self._options = {"reproducible": reproducible, "compiled": compiled}
         self._plans: dict[int, tuple[Plan, Mapping[str, Shape]]] = {}
         self._sessions: int | None = 0
@@ -208,18 +215,20 @@ class _Plans:
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
         """Return an input array and the plan bound to it and to ``prepared``.
 
-        Compiles the plan if necessary. Raise ``ShapeError`` for arrays of another model.
+        The array has ``least_batch_size`` rows at least. Compiles the plan if necessary. Raise
+        ``ShapeError`` for arrays of another model.
         """
+        rows = max(batch_size, least_batch_size(self._model))
         with self.turn:
             if batch_size not in self._plans:
-                graph = _specialised(self._model, batch_size, self._pool, **self._options)
+                graph = _specialised(self._model, rows, self._pool, **self._options)
                 plan = compile(graph.outputs, self._pool, self._arena)
                 shapes = {name: node.shape for name, node in graph.prepared.items()}
                 self._plans[batch_size] = plan, shapes
         plan, expected = self._plans[batch_size]
         if (misfit := _misfit(expected, prepared)) is not None:
             raise misfit
-        batch = self._inputs[:batch_size]
+        batch = self._inputs[:rows]
         return batch, plan.bind({INPUTS: batch, **prepared})
 
 
@@ -235,7 +244,7 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
     Filters have the layout of this machine's BLAS; another machine uses them more slowly.
     """
-    graph = _specialised(model, 1, ThreadPool(1, fastest_gemm()))
+    graph = _specialised(model, least_batch_size(model), ThreadPool(1, fastest_gemm()))
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     return dict(zip(graph.prepared, arrays, strict=True))
 
@@ -246,7 +255,7 @@ def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
 
     ``gemm``: the matrix product of the machine that prepared them; ``fastest_gemm()`` for this one.
     """
-    graph = _specialised(model, 1, ThreadPool(1, gemm))
+    graph = _specialised(model, least_batch_size(model), ThreadPool(1, gemm))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 
@@ -264,28 +273,13 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
     raise misfits[0]
 
 
-def import_kernels() -> None:
-    """Import the kernels that sessions need; takes a second with the extra ``fast``."""
-    if _is_compiled(None):
-        import_module("dist_net.autodiff.kernels.compiled.depthwise_loops")
-        import_module("dist_net.autodiff.kernels.compiled.winograd_loops")  # and im2row_loops
-
-
-def _is_compiled(wanted: bool | None) -> bool:
-    """Return whether to use compiled kernels; None: if they can be imported."""
-    is_compiled = wanted is not False
-    if is_compiled:
-        try:
-            import_module("dist_net.autodiff.kernels.compiled.vectors")
-        except ImportError as error:
-            if wanted:
-                raise MissingExtraError(
-                    f"compiled kernels need numba, which cannot be imported ({error}); install it "
-                    f"with: pip install -e '.[fast]', or use the NumPy kernels"
-                ) from error
-            is_compiled = False
-    logger.info("inference kernels=%s", "compiled" if is_compiled else "numpy")
-    return is_compiled
+def import_kernels() -> bool:
+    """Import what all compiled kernels need, in a second; return False without ``fast``."""
+    try:
+        import_module("dist_net.autodiff.kernels.compiled.im2row_loops")
+    except ImportError:
+        return False
+    return True
 
 
 def _specialised(
@@ -295,9 +289,31 @@ def _specialised(
     reproducible: bool = True,
     compiled: bool = False,
 ) -> Specialised:
-    names = [name for name, _ in model.layout.shapes]
-    outputs = model.network(model.input(batch_size), Scope())
-    return specialise([outputs], names, pool, reproducible, compiled)
+    weights = [name for name, _ in model.layout.shapes]
+    outputs = (
+        _marked(model, batch_size) if least_batch_size(model) > 1 else _graph(model, batch_size)
+    )
+    return specialise(outputs, weights, pool, reproducible, compiled)
+
+
+@lru_cache(maxsize=4)
+def least_batch_size(model: Model) -> int:
+    """Return 2 if a value other than the inputs has a row per input, such as a class token.
+
+    With a single row, it could not be told from a value that fits any number of inputs.
+    """
+    nodes = topological_order(_marked(model, 2))
+    return 1 + any(isinstance(each.operation, PerBatch) for each in nodes)
+
+
+def _marked(model: Model, batch_size: int) -> list[Expression]:
+    weights = [name for name, _ in model.layout.shapes]
+    graphs = _graph(model, batch_size), _graph(model, batch_size + 1)
+    return mark_per_batch(*graphs, weights)
+
+
+def _graph(model: Model, batch_size: int) -> list[Expression]:
+    return [model.network(model.input(batch_size), Scope())]
 
 
 def _misfit(shapes: Mapping[str, Shape], prepared: Prepared) -> ShapeError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Literal, Protocol
 
@@ -32,7 +32,7 @@ from dist_net.autodiff import (
     uniform,
     where,
 )
-from dist_net.autodiff.arrays import integer
+from dist_net.autodiff.arrays import integer, shown
 from dist_net.autodiff.expression import Variable, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
@@ -86,8 +86,8 @@ def activate(x: Expression, activation: Activation | str | None) -> Expression:
     activated = activation(x) if callable(activation) else activation
     if not isinstance(activated, Expression):
         raise ParameterError(
-            f"the activation {activation!r:.80} is no function of an expression that returns one; "
-            f"expected one of {', '.join(ACTIVATIONS)}, such a function, or None"
+            f"the activation {shown(activation):.80} is no function of an expression that returns "
+            f"one; expected one of {', '.join(ACTIVATIONS)}, such a function, or None"
         )
     return activated
 
@@ -100,8 +100,18 @@ class Layer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Dense:
+@dataclass(frozen=True, repr=False)
+class Described:
+    """A layer whose ``repr`` has the arguments that differ from the defaults."""
+
+    def __repr__(self) -> str:
+        given = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
+        arguments = [f"{name}={shown(value)}" for name, value, usual in given if value != usual]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Dense(Described):
     """activation(x · kernel + bias): (N, I) to (N, units)."""
 
     units: int
@@ -121,8 +131,8 @@ class Dense:
         return activate(x @ kernel + bias, self.activation)
 
 
-@dataclass(frozen=True)
-class Conv2D:
+@dataclass(frozen=True, repr=False)
+class Conv2D(Described):
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
     ``padding`` is "same", "valid", a number for every side, or ((top, bottom), (left, right)).
@@ -167,8 +177,8 @@ class Conv2D:
         return activate(y, self.activation)
 
 
-@dataclass(frozen=True)
-class DepthwiseConv2D:
+@dataclass(frozen=True, repr=False)
+class DepthwiseConv2D(Described):
     """``Conv2D`` with one filter per channel, which reads only that channel.
 
     (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
@@ -184,22 +194,11 @@ class DepthwiseConv2D:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("DepthwiseConv2D", x)
-        layer = Conv2D(
-            x.shape[3],
-            self.size,
-            self.stride,
-            self.padding,
-            x.shape[3],
-            self.activation,
-            self.use_bias,
-            self.kernel_initializer,
-            self.bias_initializer,
-        )
-        return layer(x, scope)
+        return Conv2D(x.shape[3], groups=x.shape[3], **vars(self))(x, scope)
 
 
-@dataclass(frozen=True)
-class MaxPool:
+@dataclass(frozen=True, repr=False)
+class MaxPool(Described):
     """The largest element of each window: (N, H, W, C) to (N, H', W', C).
 
     ``stride`` defaults to ``size``; padding is ignored by the maximum.
@@ -213,8 +212,8 @@ class MaxPool:
         return max_pool(x, self.size, self.stride, self.padding)
 
 
-@dataclass(frozen=True)
-class AveragePool:
+@dataclass(frozen=True, repr=False)
+class AveragePool(Described):
     """The mean of each window: (N, H, W, C) to (N, H', W', C).
 
     ``stride`` defaults to ``size``; the mean excludes padding.
@@ -228,8 +227,8 @@ class AveragePool:
         return average_pool(x, self.size, self.stride, self.padding)
 
 
-@dataclass(frozen=True)
-class GlobalAveragePool:
+@dataclass(frozen=True, repr=False)
+class GlobalAveragePool(Described):
     """The mean of each channel: (N, H, W, C) to (N, C)."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
@@ -237,8 +236,8 @@ class GlobalAveragePool:
         return mean(x, (1, 2))
 
 
-@dataclass(frozen=True)
-class BatchNorm:
+@dataclass(frozen=True, repr=False)
+class BatchNorm(Described):
     """activation((x - mean) · gamma / deviation + beta) for each channel, the last axis.
 
     Training normalises by the mean and variance of the batch, and the buffers ``mean`` and
@@ -299,8 +298,8 @@ class BatchNorm:
         return self._deviation(maximum(variance, self.epsilon**2))
 
 
-@dataclass(frozen=True)
-class FrozenBatchNorm:
+@dataclass(frozen=True, repr=False)
+class FrozenBatchNorm(Described):
     """A network whose batch norm also uses its buffers in training; for fine-tuning.
 
     Means and variances stay constant. Gamma and beta have gradients only if ``trained``; weight
@@ -315,16 +314,16 @@ class FrozenBatchNorm:
         return self.network(x, scope.with_batch_norm("frozen" if self.trained else "fixed"))
 
 
-@dataclass(frozen=True)
-class Flatten:
+@dataclass(frozen=True, repr=False)
+class Flatten(Described):
     """(N, ...) to (N, features)."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
-@dataclass(frozen=True)
-class Rescale:
+@dataclass(frozen=True, repr=False)
+class Rescale(Described):
     """x · scale + offset, as float32; the defaults map pixels from 0..255 to 0..1."""
 
     scale: float = 1 / 255
@@ -334,8 +333,8 @@ class Rescale:
         return astype(x, "float32") * self.scale + self.offset
 
 
-@dataclass(frozen=True)
-class Lambda:
+@dataclass(frozen=True, repr=False)
+class Lambda(Described):
     """A layer that calls a function of expressions; it has no parameters."""
 
     function: Callable[[Expression], Expression]
@@ -344,8 +343,8 @@ class Lambda:
         return self.function(x)
 
 
-@dataclass(frozen=True)
-class Dropout:
+@dataclass(frozen=True, repr=False)
+class Dropout(Described):
     """In training, set each element to 0 with probability ``rate`` and scale up the others.
 
     At inference, return x (inverted dropout, Srivastava et al. 2014).
@@ -377,10 +376,13 @@ class Sequential:
         for layer in self.layers:
             if isinstance(layer, type) or not callable(layer) or layer in activations:
                 raise ParameterError(
-                    f"Sequential: {layer!r} is not a layer; expected objects such as Dense(10). "
-                    f'Pass an activation to the layer before, Dense(10, "relu"), or use '
-                    f"Lambda(relu)"
+                    f"{type(self).__name__}: {shown(layer)} is not a layer; expected objects such "
+                    f"as Dense(10). Pass an activation to the layer before, Dense(10, 'relu'), or "
+                    f"use Lambda(relu)"
                 )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
@@ -388,14 +390,11 @@ class Sequential:
         return x
 
 
-class Residual:
+class Residual(Sequential):
     """x + layers(x): the layers learn what to add (He et al. 2016)."""
 
-    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
-        self.inner = Sequential(*layers)
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        change = self.inner(x, scope)
+        change = super().__call__(x, scope)
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
@@ -413,8 +412,8 @@ def _expect_floats(name: str, x: Expression) -> None:
 PARAMETRIC = matmul.MatMul | convolution.Conv2D
 
 
-@dataclass(frozen=True)
-class Features:
+@dataclass(frozen=True, repr=False)
+class Features(Described):
     """A network without its last dense layer or convolution and everything after it.
 
     The output, ``(N, features)``, is that layer's input, averaged over rows and columns if it is a

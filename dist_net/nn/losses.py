@@ -38,7 +38,7 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
     needs no such bound. Raise ``DTypeError`` unless labels are integers.
     """
-    require_class_indices("cross_entropy_of_probabilities", labels)
+    require_class_indices("cross_entropy_of_probabilities", probabilities, labels)
     return -log(maximum(gather(probabilities, labels), MIN_PROBABILITY))
 
 
@@ -48,13 +48,13 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     ``labels`` have the shape of the outputs, or are integers without the last axis and become
     one-hot. Raise ``ShapeError`` for other shapes.
     """
-    is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu"
+    is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu" and outputs.shape[-1] > 1
     targets = one_hot(labels, outputs.shape[-1]) if is_class else labels
     if targets.shape != outputs.shape:
         raise ShapeError(
             f"mean_squared_error: targets of shape {of_samples(targets)} and dtype {targets.dtype} "
-            f"for outputs of shape {of_samples(outputs)}; expected class indices, integers of "
-            f"shape (N,), or the outputs' shape{_reshaped(targets, outputs)}"
+            f"for outputs of shape {of_samples(outputs)}; expected the outputs' shape"
+            f"{_reshaped(targets, outputs) or ', or class indices, integers of shape (N,)'}"
         )
     return mean(square(outputs - astype(targets, outputs.dtype)), range(1, outputs.ndim))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,12 +22,12 @@ from dist_net.autodiff import (
     sum,
     variable,
 )
-from dist_net.autodiff.arrays import integer, integers
+from dist_net.autodiff.arrays import integer, integers, shown
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.errors import ParameterError, ShapeError
+from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import Loss, loss_named, mean_loss, of_samples
 from dist_net.nn.parameters import Layout, Scope
@@ -69,6 +70,12 @@ class Model:
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
         self._predictor: Predictor | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.network!r}, {self.input_shape}, loss={shown(self.loss)}, "
+            f"input_dtype={self.input_dtype}) with {self.layout.trained_size:,} parameters"
+        )
 
     @property
     def weights(self) -> Vector | None:
@@ -116,6 +123,26 @@ class Model:
                 "minibatches of one sample have no variance for BatchNorm to normalise by; "
                 "expected a batch_size of at least 2, and at least 2 samples"
             )
+
+    def targets_of(self, targets: NDArray[Any]) -> NDArray[Any]:
+        """Return targets as float32 if they are integers that are no class indices.
+
+        They are numbers to predict if the network has a single output, or if the loss accepts
+        floats of their shape. Raise ``DTypeError`` for bools, strings and objects.
+        """
+        shape, dtype = targets.shape[1:], targets.dtype
+        if dtype.kind not in "iuf":
+            numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
+            remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
+            raise DTypeError(f"targets of dtype {dtype}; expected numbers, as from {remedy}")
+        if dtype.kind == "f" or (self.classes > 1 and self.classifies(shape, dtype)):
+            return targets
+        try:
+            self.require_targets(shape, np.float32)
+        except (ShapeError, DTypeError) as error:
+            if self.classes > 1 or isinstance(error, DTypeError):
+                return targets
+        return targets.astype(np.float32)
 
     def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
         """Raise ``ShapeError`` or ``DTypeError`` unless the loss accepts such targets."""

@@ -119,7 +119,11 @@ def _run(path: Path, name: str) -> FoundBase:
 
 
 def _require_images(base: Base) -> None:
-    base.features  # noqa: B018 - raises if the base has no features
+    if not base.features.layout.size:  # raises if the base has no features
+        raise ModelSourceError(
+            f"the base {base.name} has a single layer, its classifier; expected trained layers "
+            f"before it, which compute features: {BASES}"
+        )
     if base.input_shape[2:] not in ((), (1,), (3,)):
         raise ModelSourceError(
             f"the base {base.name} takes inputs of {base.input_shape}; expected images, "

@@ -1,12 +1,13 @@
 """The head of a classifier: multinomial logistic regression on the features of a frozen network.
 
-The loss is convex and minimized to convergence in this process, in float32 on one thread: equal
-features produce bitwise equal heads. One pass over the features trains the head on all images
-and, for each fold, the head that is judged on the images of that fold.
+The loss is convex and minimized in this process until its gradient vanishes, in float32 on one
+thread: equal features produce bitwise equal heads. The head of all images and, for each fold, the
+head that is judged on the images of that fold are trained together, by products of matrices.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,19 @@ from dist_net.photos.photo_statistics import temperature_of
 FeatureRows = NDArray[np.float32]
 ClassIndices = NDArray[np.integer]
 Losses = NDArray[np.float64]
+HeadValues = NDArray[np.float32]
+"""A number for each of M heads, (M,)."""
 
 FOLDS = 10
 PENALTIES = tuple(float(each) for each in 10.0 ** np.arange(3, -1.6, -0.5))
 """L2 penalties of the summed loss, 1 / C in scikit-learn."""
-MAX_STEPS = 300
-CONVERGED = 0.05
-"""The largest change of a logit in one step."""
-CHECK_EVERY = 5
+MAX_STEPS = 1000
+CONVERGED = 0.02
+"""The largest norm of a head's gradient, as a share of the norm of its penalty's gradient."""
+MAX_TRIALS = 12
+SMALLEST_CURVATURE = 1e-3
+FLAT = 0.2
+"""The largest derivative at the end of a step, as a share of that at its beginning."""
 
 
 class HeadWeights(NamedTuple):
@@ -42,6 +48,7 @@ class TrainedHeads(NamedTuple):
     """The head of all rows, and the heads of the folds with their logits out of fold.
 
     ``logits`` is (N, classes): the head trained without a row's fold computes that row.
+    ``weights`` are those of all heads, as the solution of ``problem``.
     """
 
     final: HeadWeights
@@ -49,6 +56,18 @@ class TrainedHeads(NamedTuple):
     logits: FeatureRows
     penalty: float
     steps: int
+    problem: HeadProblem
+    weights: FeatureRows
+
+    def without_class(self, label: int) -> FeatureRows:
+        """Return logits, (N, classes - 1), of the same heads trained without a class.
+
+        The head of all other images computes those of the class; the other rows are out of fold.
+        """
+        with threadpool_limits(1, "blas"):
+            problem = self.problem.without_class(label)
+            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
+            return problem.out_of_fold(weights)[: len(self.logits)]
 
 
 def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
@@ -58,15 +77,17 @@ def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: i
     """
     generator = np.random.default_rng(seed)
     names, group_of = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group_of)
+    counts = np.zeros(
+        (len(names), labels.max() + 1), np.int64
+    )  # images of each class in each group
+    np.add.at(counts, (group_of, labels), 1)
     fold_of_group = np.zeros(len(names), np.int64)
     filled = np.zeros((labels.max() + 1, folds))  # images of each class in each fold
     order = generator.permutation(len(names))
-    for group in order[np.argsort(-sizes[order], kind="stable")]:
-        counts = np.bincount(labels[group_of == group], minlength=len(filled))
-        load = counts @ filled + filled.sum(0) / (1 + filled.sum())
+    for group in order[np.argsort(-counts.sum(1)[order], kind="stable")]:
+        load = counts[group] @ filled + filled.sum(0) / (1 + filled.sum())
         fold_of_group[group] = load.argmin()
-        filled[:, load.argmin()] += counts
+        filled[:, load.argmin()] += counts[group]
     return fold_of_group[group_of]
 
 
@@ -87,35 +108,41 @@ def train_heads(
     images.
     """
     with threadpool_limits(1, "blas"):
-        problem = _Problem(features, labels, classes, folds)
+        problem = HeadProblem(features, labels, classes, folds)
         count = judged or len(labels)
         least = chosen = None
-        weights, bias = problem.zeros()
+        weights = problem.zeros()
         steps = 0
         for penalty in penalties:
-            weights, bias, taken = problem.solve(penalty, weights, bias)
+            weights, taken = problem.solve(penalty, weights)
             steps += taken
-            logits = problem.out_of_fold(weights, bias)[:count]
+            logits = problem.out_of_fold(weights)[:count]
             losses = calibrated_losses(logits, labels[:count])
             if least is None:
                 least = losses
-            excess, error = mean_and_error(losses - least)
+            excess, error = mean_and_error(losses - least, np.arange(count))
             if excess > error:
                 break
-            chosen = penalty, weights, bias, logits
+            chosen = penalty, weights, logits
             if excess < 0:
                 least = losses
         assert chosen is not None
-        penalty, weights, bias, logits = chosen
-        *of_folds, final = problem.heads(weights, bias)
-        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps)
+        penalty, weights, logits = chosen
+        *of_folds, final = problem.heads(weights)
+        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
 
 
-def mean_and_error(values: Losses) -> tuple[float, float]:
-    """Return the mean and its standard error, which is infinite for a single value."""
-    count = len(values)
-    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
-    return float(values.mean()), error
+def mean_and_error(values: Losses, groups: ClassIndices) -> tuple[float, float]:
+    """Return the mean and its standard error, of values that are alike within their group.
+
+    The error is infinite for a single group.
+    """
+    mean, count = float(values.mean()), len(np.unique(groups))
+    of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
+    if count < 2:
+        return mean, float("inf")
+    error = np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values)
+    return mean, float(error)
 
 
 def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
@@ -128,20 +155,16 @@ def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
 
 def calibrated_losses(logits: FeatureRows, labels: ClassIndices) -> Losses:
     """Return the cross-entropy of each row at the best temperature, to compare nets fairly."""
-    return cross_entropies(logits / np.float32(temperature_of(logits, labels)), labels)
+    temperature = temperature_of(logits, labels, len(labels))
+    return cross_entropies(logits / np.float32(temperature), labels)
 
 
-def cross_entropy(logits: FeatureRows, labels: ClassIndices) -> float:
-    """Return the mean cross-entropy."""
-    return float(cross_entropies(logits, labels).mean())
-
-
-class _Problem:
+class HeadProblem:
     """M heads at once, on principal components of centred and scaled features.
 
-    Weights are (components, M, classes): a head for each fold and, last, the head of all rows.
-    In these coordinates the bound of the Hessian by Böhning (1992), half the covariance plus the
-    penalty, is diagonal and holds for every subset of the rows: it sizes the steps.
+    Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
+    the last component is the constant 1, whose weights are the biases and bear no penalty.
+    In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
     """
 
     def __init__(
@@ -155,70 +178,126 @@ class _Problem:
         gram = centred @ centred.T if is_wide else centred.T @ centred
         variances, vectors = np.linalg.eigh(gram)
         is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
-        self._variances, vectors = variances[is_kept], vectors[:, is_kept]
+        variances, vectors = variances[is_kept], vectors[:, is_kept]
         if is_wide:
-            vectors = centred.T @ vectors / np.sqrt(self._variances)
+            vectors = centred.T @ vectors / np.sqrt(variances)
         self._basis = vectors
-        self._rows = (centred @ vectors).astype(np.float32)
+        rows = np.column_stack([centred @ vectors, np.ones(len(features))])
+        self._rows = rows.astype(np.float32)
+        self._is_penalized = np.append(np.ones(len(variances)), 0)[:, None, None]
         self._folds = folds
         self._count = int(folds.max()) + 1
         self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
         self._is_trained[np.arange(len(features)), folds] = 0
         self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
 
-    def zeros(self) -> tuple[FeatureRows, FeatureRows]:
-        models, classes = self._count + 1, self._wanted.shape[2]
-        shape = self._rows.shape[1], models, classes
-        return np.zeros(shape, np.float32), np.zeros((models, classes), np.float32)
+    def without_class(self, label: int) -> HeadProblem:
+        """Return the problem of the other classes; out of fold, the class has the last head."""
+        other = copy(self)
+        is_out = self._wanted[:, 0, label] > 0
+        other._folds = np.where(is_out, self._count, self._folds)
+        other._is_trained = self._is_trained * ~is_out[:, None, None]
+        other._wanted = np.delete(self._wanted, label, 2)
+        return other
 
-    def solve(
-        self, penalty: float, weights: FeatureRows, bias: FeatureRows
-    ) -> tuple[FeatureRows, FeatureRows, int]:
-        """Minimize by Nesterov's method, restarted after an overshoot (arXiv 1204.3982)."""
-        rows, shape = self._rows, weights.shape
-        step = (1 / (0.5 * self._variances + penalty)).astype(np.float32)[:, None, None]
-        bias_step = 2 / self._is_trained.sum(0)
-        ahead, bias_ahead = weights, bias
-        age = np.ones(shape[1])
-        for taken in range(1, MAX_STEPS + 1):
-            errors = (rows @ ahead.reshape(shape[0], -1, copy=False)).reshape(
-                -1, *shape[1:], copy=False
-            ) + bias_ahead
-            errors -= errors.max(2, keepdims=True)
-            np.exp(errors, out=errors)
-            errors /= errors.sum(2, keepdims=True)
-            errors -= self._wanted
-            errors *= self._is_trained
-            gradient = (rows.T @ errors.reshape(len(rows), -1, copy=False)).reshape(
-                shape, copy=False
-            ) + penalty * ahead
-            bias_gradient = errors.sum(0)
-            new, new_bias = ahead - step * gradient, bias_ahead - bias_step * bias_gradient
-            moved, bias_moved = new - weights, new_bias - bias
-            uphill = (gradient * moved).sum((0, 2)) + (bias_gradient * bias_moved).sum(1)
-            age = np.where(uphill > 0, 1.0, age)
-            older = (1 + np.sqrt(1 + 4 * age * age)) / 2
-            momentum = ((age - 1) / older).astype(np.float32)[:, None]
-            ahead, bias_ahead = new + momentum * moved, new_bias + momentum * bias_moved
-            weights, bias, age = new, new_bias, older
-            if taken % CHECK_EVERY == 0:
-                change = rows @ moved.reshape(shape[0], -1, copy=False)
-                if np.abs(change).max() + np.abs(bias_moved).max() < CONVERGED:
-                    break
-        return weights, bias, taken
+    def zeros(self) -> FeatureRows:
+        return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
 
-    def out_of_fold(self, weights: FeatureRows, bias: FeatureRows) -> FeatureRows:
+    def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
+        """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
+
+        Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
+        is then within a share of ``CONVERGED``² of the minimum.
+        """
+        penalties = (penalty * self._is_penalized).astype(np.float32)
+        logits = _product(self._rows, weights)
+        errors = self._errors(logits)
+        gradient = _product(self._rows.T, errors) + penalties * weights
+        # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
+        of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
+        inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
+        descent = direction = -inverse * gradient
+        step = np.ones(weights.shape[1], np.float32)
+        taken = 0
+        while taken < MAX_STEPS:
+            largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
+            is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
+            if not is_open.any():
+                break
+            direction = direction * is_open[:, None]
+            change = _product(self._rows, direction)
+            slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
+            bend = _dot(penalties * direction, direction)
+            step, errors = self._line_search(step, logits, change, slopes, bend)
+            weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
+            before, gradient = gradient, _product(self._rows.T, errors) + penalties * weights
+            length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
+            descent = -inverse * gradient
+            kept = np.maximum(_dot(gradient - before, descent) / length, 0)
+            direction = descent + kept[:, None] * direction
+            taken += 1
+        return weights, taken
+
+    def _line_search(
+        self,
+        step: HeadValues,
+        logits: FeatureRows,
+        change: FeatureRows,
+        slopes: tuple[HeadValues, HeadValues],
+        bend: HeadValues,
+    ) -> tuple[HeadValues, FeatureRows]:
+        """Return each head's step to where the objective is flat, and the errors after it.
+
+        ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
+        penalty, ``bend`` the second derivative of the penalty. The objective is convex: bisection
+        finds where it is flat.
+        """
+        low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
+        for _ in range(MAX_TRIALS):
+            errors = self._errors(logits + step[:, None] * change)
+            slope = _dot(errors, change) + slopes[1] + step * bend
+            is_flat = np.abs(slope) <= FLAT * np.abs(slopes[0])
+            if is_flat.all():
+                break
+            low, high = np.where(slope < 0, step, low), np.where(slope < 0, high, step)
+            between = np.where(np.isinf(high), 2 * step, (low + high) / 2)
+            step = np.where(is_flat, step, between)
+        return step, errors
+
+    def _errors(self, logits: FeatureRows) -> FeatureRows:
+        """Return the derivatives of the losses by the logits; 0 for rows that are out of fold."""
+        errors: FeatureRows = logits - logits.max(2, keepdims=True)
+        np.exp(errors, out=errors)
+        errors /= errors.sum(2, keepdims=True)
+        errors -= self._wanted
+        errors *= self._is_trained
+        return errors
+
+    def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
+        """Return the logits, (N, classes), of each row by the head of its fold."""
         logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
-        for fold in range(self._count):
+        for fold in range(self._count + 1):
             is_out = self._folds == fold
-            logits[is_out] = self._rows[is_out] @ weights[:, fold] + bias[fold]
+            logits[is_out] = self._rows[is_out] @ weights[:, fold]
         return logits
 
-    def heads(self, weights: FeatureRows, bias: FeatureRows) -> list[HeadWeights]:
+    def heads(self, weights: FeatureRows) -> list[HeadWeights]:
         """Return the heads for the original, unscaled features; the head of all rows is last."""
         found = []
         for model in range(self._count + 1):
-            kernel = self._basis @ weights[:, model] / self._scale
-            shift = bias[model] - self._mean @ kernel
+            kernel = self._basis @ weights[:-1, model] / self._scale
+            shift = weights[-1, model] - self._mean @ kernel
             found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
         return found
+
+
+def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:
+    """Return the dot product of each head, (M,)."""
+    products: HeadValues = np.einsum("kmc,kmc->m", one, other)
+    return products
+
+
+def _product(rows: FeatureRows, columns: FeatureRows) -> FeatureRows:
+    """Return the product of a matrix and (K, M, classes) as (N, M, classes)."""
+    flat = rows @ columns.reshape(len(columns), -1, copy=False)
+    return flat.reshape(-1, *columns.shape[1:], copy=False)

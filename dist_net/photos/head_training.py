@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dist_net.data.image_split import TRAIN, VALIDATION
+from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION, divided_groups
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.nets.recipes.image_recipe import ImageRecipe
@@ -24,6 +23,7 @@ from dist_net.photos.head import (
     fold_of_each,
     train_heads,
 )
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.unknown_images import distances_out_of_fold, tempered_by
 from dist_net.processes.cores import available_cores
 from dist_net.vector import Vector
@@ -31,23 +31,14 @@ from dist_net.vector import Vector
 BATCH_SIZE = 8
 
 
-class JudgedImages(NamedTuple):
-    """Images on which a net was not trained, and the net's logits for them.
-
-    ``logits`` is (N, classes) float32, before calibration; ``targets`` (N,) class indices.
-    """
-
-    names: Sequence[str]
-    targets: NDArray[np.integer]
-    logits: FeatureRows
-
-
 class HeadTraining:
     """The head of all images except test/, and its logits out of fold.
 
     ``features`` is (views, N, F): the head trains on every view and is judged on the first view.
-    ``labels`` and ``groups`` are (N,); a group shares a fold. ``rows`` are the indices of the
-    images in the folder's list.
+    ``labels`` and ``groups`` are (N,); a group shares a fold, unless it leaves a class too few
+    folds. There are at most as many folds as the smallest class has groups, so that each head
+    trains on about the same share of every class. ``rows`` are the indices of the images in the
+    folder's list.
     """
 
     def __init__(
@@ -64,8 +55,11 @@ class HeadTraining:
         self._names = names
         self._classes = int(labels.max()) + 1
         self.features, self.labels, self.rows = features[0], labels, rows
-        self.folds = min(FOLDS, len(np.unique(groups)))
-        self.fold_of = fold_of_each(labels, groups, self.folds, seed)
+        self._groups = groups
+        divided = divided_groups(groups, labels)
+        smallest = min(len(np.unique(divided[labels == label])) for label in np.unique(labels))
+        self.folds = min(FOLDS, max(MIN_GROUPS, smallest), len(np.unique(divided)))
+        self.fold_of = fold_of_each(labels, divided, self.folds, seed)
         self.heads = self._train(self.fold_of, PENALTIES)
         distances, self.distance = distances_out_of_fold(
             self.features, labels, self._classes, self.fold_of
@@ -100,7 +94,7 @@ class HeadTraining:
     @property
     def judged(self) -> JudgedImages:
         """Return the images, with logits out of fold."""
-        return JudgedImages(self._names, self.labels, self._out_of_fold)
+        return JudgedImages(self._names, self.labels, self._out_of_fold, self._groups, self.folds)
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return the head and its logits of these rows."""
@@ -110,9 +104,9 @@ class HeadTraining:
 
 
 def judged_by(
-    recipe: ImageRecipe, weights: Vector, images: PreparedImages, part: str
+    recipe: ImageRecipe, weights: Vector, images: PreparedImages, groups: SampleIndices, part: str
 ) -> JudgedImages:
-    """Compute a whole net's logits of the images of a part."""
+    """Compute a whole net's logits of the images of a part; ``groups`` as in ``from_images``."""
     samples = images.samples(part)
     model = recipe.model
     logits = np.empty((len(samples), model.classes), np.float32)
@@ -124,5 +118,6 @@ def judged_by(
             indices = np.arange(start, min(start + BATCH_SIZE, len(samples)))
             samples.read(indices, batch[: len(indices)])
             logits[indices] = inference(batch[: len(indices)])
-    names = [images.folder.images[row].path for row in images.rows(part)]
-    return JudgedImages(names, images.labels(part), logits)
+    rows = images.rows(part)
+    names = [images.folder.images[row].path for row in rows]
+    return JudgedImages(names, images.labels(part), logits, groups[rows], None)

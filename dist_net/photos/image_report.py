@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from io import BytesIO
 from typing import Any
 
@@ -16,10 +15,10 @@ from rich.console import Console
 from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import MissingExtraError
-from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.head_training import JudgedImages, judged_by
-from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages
-from dist_net.photos.photo_statistics import calibrate
+from dist_net.nets.run_directory import Calibration, RunDirectory
+from dist_net.photos.head_training import judged_by
+from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages, write_model
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_report
 from dist_net.photos.report_page import report_page
@@ -45,14 +44,15 @@ def train_and_report(
     trained = ImageRun(directory, options, local, console, display).train()
     with trained.images as images:
         recipe, judged, head = trained.recipe, trained.judged, trained.head
-        calibration = calibrate(judged.logits, judged.targets, options.precision)
-        directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
+        calibration = judged.calibrate(options.precision)
         has_test = len(images.rows(TEST)) > 0
-        tested = judged_by(recipe, trained.weights, images, TEST) if has_test else None
+        tested = None
+        if has_test:
+            tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
         left_out = []
         if head is not None:
             left_out = left_out_classes(
-                *(head.features, head.labels, head.fold_of, head.heads.penalty),
+                *(head.features, head.heads, judged, head.fold_of),
                 *(recipe.class_names, options.precision),
             )
         samples = len(images.rows(TRAIN))
@@ -60,13 +60,12 @@ def train_and_report(
             _about(options, trained),
             recipe.class_names,
             judged,
-            trained.folds,
             tested,
             calibration,
             left_out,
             [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
         )
-        _keep_held_out(directory, trained, tested, content["loss"])
+        _write_version(directory, options, trained, calibration, tested, content["loss"])
         _write_report(directory, content, _thumbnails(images, content), console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.trained)} | measured
@@ -92,13 +91,18 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
     }
 
 
-def _keep_held_out(
-    directory: RunDirectory, trained: TrainedImages, tested: JudgedImages | None, loss: float
+def _write_version(
+    directory: RunDirectory,
+    options: ImageOptions,
+    trained: TrainedImages,
+    calibration: Calibration,
+    tested: JudgedImages | None,
+    loss: float,
 ) -> None:
-    """Write held-out images for trying the model, evenly spread, at most ``HELD_OUT_BYTES``.
+    """Replace the model, and the held-out images for trying it, once all files are complete.
 
-    A head is also trained on the validation split: without test/, its answers out of fold are
-    written too.
+    The images are evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
+    validation split: without test/, its answers out of fold are written too.
     """
     images = trained.images
     part = VALIDATION if tested is None else TEST
@@ -107,7 +111,6 @@ def _keep_held_out(
     indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
     kept = np.empty((len(indices), *samples.shape), np.uint8)
     samples.read(indices, kept)
-    directory.save(directory.held_out, kept)
     rows = images.rows(part)[indices].tolist()
     told: dict[str, Any] = {
         "part": part,
@@ -122,7 +125,15 @@ def _keep_held_out(
             "answers": judged.logits.argmax(1).tolist(),
             "loss": loss,
         }
-    directory.write(directory.held_out.with_suffix(".json"), json.dumps(told))
+    held_out = directory.held_out
+    with (
+        directory.replacing(held_out.with_suffix(".json")) as about,
+        directory.replacing(held_out) as file,
+    ):
+        about.write_text(json.dumps(told), encoding="utf-8")
+        with file.open("wb") as opened:
+            np.save(opened, kept)
+        write_model(directory, options, trained, calibration)
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:

@@ -12,7 +12,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from rich.console import Console
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.image_split import TRAIN, VALIDATION
+from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION
 from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
@@ -37,10 +38,10 @@ from dist_net.errors import (
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
-from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
+from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
 from dist_net.photos.bases import (
     NONE,
     FeatureExtractor,
@@ -49,9 +50,11 @@ from dist_net.photos.bases import (
     base_called,
     joined_weights,
 )
-from dist_net.photos.head import calibrated_losses, cross_entropy, mean_and_error
-from dist_net.photos.head_training import HeadTraining, JudgedImages, judged_by
+from dist_net.photos.head import calibrated_losses, mean_and_error
+from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_preparation import prepare_images
+from dist_net.photos.near_duplicates import near_duplicates
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
@@ -61,7 +64,6 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -80,6 +82,7 @@ class ImageOptions:
     ``fine_tune``: the number of epochs to train the whole net after its head. ``run``: the options
     of training a whole net; its epochs and learning rate apply only without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
+    ``groups``: whether near-duplicates are never split.
     ``fitting``: replaces the base's fitting. Raise SettingError for values out of range.
     """
 
@@ -94,6 +97,7 @@ class ImageOptions:
     precision: float = 0.95
     cache_bytes: int = CACHE_BYTES
     group_by: str | None = None
+    groups: bool = True
     flip: bool = True
     fitting: str | None = None
 
@@ -157,14 +161,15 @@ class TrainedImages(NamedTuple):
     """A finished run: its images, its recipe, and the weights to use.
 
     ``judged`` holds images with the logits of nets that were not trained on them: all images out
-    of fold, or the validation split if ``folds`` is None. ``head`` is None for a whole net.
+    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
+    ``head`` is None for a whole net.
     """
 
     images: PreparedImages
     recipe: ImageRecipe
     weights: Vector
     judged: JudgedImages
-    folds: int | None
+    groups: SampleIndices
     head: HeadTraining | None
     report: dict[str, Any]
     tuning: str
@@ -205,8 +210,8 @@ class ImageRun:
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
-            weights, judged, report = self._train_whole(images, whole, None)
-            return TrainedImages(images, whole, weights, judged, None, None, report, "")
+            weights, judged, report = self._train_whole(images, groups, whole, None)
+            return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         for name in ("epochs", "learning_rate"):
             if getattr(self._options.run, name) is not None:
                 self._console.print(
@@ -217,23 +222,25 @@ class ImageRun:
         features = self._features(found, cache, images, digests)
         head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
-        self._keep(whole, weights, head.judged)
         self._console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
             f"{head.heads.steps} steps"
         )
         report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
-        kept = TrainedImages(images, whole, weights, head.judged, head.folds, head, report, "")
+        kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
         if not self._options.fine_tune:
             return kept
+        if not self._directory.best.exists():  # a model, if the fine-tuning is interrupted
+            calibration = head.judged.calibrate(self._options.precision)
+            write_model(self._directory, self._options, kept, calibration)
         initial, logits = head.without(images.rows(VALIDATION))
         tuned, judged, report = self._train_whole(
-            images, whole, joined_weights(whole, found, initial)
+            images, groups, whole, joined_weights(whole, found, initial)
         )
         of_head, of_tuned = (
             calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
         )
-        lead, uncertainty = mean_and_error(of_head - of_tuned)
+        lead, uncertainty = mean_and_error(of_head - of_tuned, judged.groups)
         tuning = (
             f"the loss on images of the validation split is lower by {lead:.4f} (standard error "
             f"{uncertainty:.4f}): "
@@ -242,8 +249,7 @@ class ImageRun:
         self._console.print(f"fine-tuning: {tuning}")
         if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
-        self._keep(whole, tuned, judged)
-        return TrainedImages(images, whole, tuned, judged, None, None, report, tuning)
+        return TrainedImages(images, whole, tuned, judged, groups, None, report, tuning)
 
     def _read(
         self,
@@ -257,9 +263,12 @@ class ImageRun:
             *(options.folder, options.labels_csv, options.validation, options.run.seed),
             run_directory=directory.path,
         )
-        require_same_data(directory, folder)
-        # Written once the base, folder and options are valid: from now on the run can be resumed.
-        directory.write(directory.folder, options.to_json() + "\n")
+        before = ImageCache.read(directory.images) if directory.images.exists() else None
+        if before is not None:
+            require_same_classes(before, folder)
+        else:
+            # The base, folder and options are valid: from now on the run can be resumed.
+            directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
             f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
             f"base {found.base.name}"
@@ -272,7 +281,11 @@ class ImageRun:
         )
         images = self._prepare(cache)
         groups, digests = self._group(cache.folder, images)
-        cache = replace(cache, folder=images.folder)
+        hexadecimal = tuple(each.hex() for each in digests)
+        cache = replace(cache, folder=images.folder, digests=hexadecimal)
+        if before is not None:
+            require_same_images(before, cache, directory.checkpoint.exists())
+        directory.write(directory.folder, options.to_json() + "\n")
         self._directory.write(self._directory.images, cache.to_json())
         if self._local.listening.listen:
             self._directory.write(self._directory.manifest, ImageManifest.of(cache).to_json())
@@ -315,10 +328,12 @@ class ImageRun:
         paths = [folder.images[row].path for row in rows.tolist()]
         scenes = scene_of_each(paths, self._options.group_by)
         groups = np.arange(len(labels))
-        groups[rows] = rows[groups_of(thumbnails, labels[rows], scenes)]
+        alike = near_duplicates(thumbnails) if self._options.groups else ()
+        groups[rows] = rows[groups_of(scenes, alike)]
         images.folder = folder.regrouped(
             groups.tolist(), self._options.validation, self._options.run.seed
         )
+        self._warn_of_few_groups(groups[rows], labels[rows], folder.class_names)
         for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
             one, other = (folder.class_names[label] for label in pair)
             self._console.print(
@@ -327,6 +342,20 @@ class ImageRun:
                 style="yellow",
             )
         return groups, digests
+
+    def _warn_of_few_groups(
+        self, groups: SampleIndices, labels: SampleIndices, class_names: Sequence[str]
+    ) -> None:
+        for label, name in enumerate(class_names):
+            of_class = groups[labels == label]
+            count = len(np.unique(of_class))
+            if count < min(MIN_GROUPS, len(of_class)):
+                self._console.print(
+                    f"class {name!r}: its {len(of_class):,} images form {count} groups of similar "
+                    f"images, which are divided to evaluate the net: its figures may be too good. "
+                    f"Add other images, or pass --no-groups if these differ",
+                    style="yellow",
+                )
 
     def _whole(self, found: FoundBase, folder: ImageFolder, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
@@ -356,19 +385,12 @@ class ImageRun:
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
 
-    def _keep(self, recipe: ImageRecipe, weights: Vector, judged: JudgedImages) -> None:
-        """Write the weights to use; replace earlier weights."""
-        loaded = recipe.loaded()
-        options = self._options.of_training().on(loaded, loaded.recipe.load_dataset())
-        settings = options.settings(loaded)
-        self._directory.begin(options.to_json(), loaded.files)
-        self._directory.best.unlink(missing_ok=True)
-        accuracy = float((judged.logits.argmax(1) == judged.targets).mean())
-        loss = cross_entropy(judged.logits, judged.targets)
-        BestWeights(self._directory.best, settings).take(accuracy, loss, 0, weights)
-
     def _train_whole(
-        self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
+        self,
+        images: PreparedImages,
+        groups: SampleIndices,
+        recipe: ImageRecipe,
+        initial: Vector | None,
     ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
         """Train with a cluster or resume; return the last weights, the judged images, a report."""
         directory = self._directory
@@ -386,8 +408,34 @@ class ImageRun:
             )
             summary = LocalRun(directory, loaded, dataset, options, local, display).run()
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
-        judged = judged_by(recipe, weights, images, VALIDATION)
+        judged = judged_by(recipe, weights, images, groups, VALIDATION)
         return weights, judged, summary
+
+
+def write_model(
+    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, calibration: Calibration
+) -> None:
+    """Replace the model of a run: its weights, recipe and calibration are one file."""
+    loaded = trained.recipe.loaded()
+    training = options.of_training().on(loaded, loaded.recipe.load_dataset())
+    directory.begin(training.to_json(), loaded.files)
+    settings = training.settings(loaded)
+    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
+    write_checkpoint(
+        directory.best,
+        Checkpoint(
+            recipe=settings.recipe,
+            recipe_digest=settings.recipe_digest,
+            recipe_record=settings.recipe_record | of_model,
+            layout=settings.layout,
+            version=0,
+            settings=settings.to_json(),
+            ledger={},
+            counters={},
+            weights=trained.weights,
+            optimizer_state={},
+        ),
+    )
 
 
 def _head_report(
@@ -415,29 +463,33 @@ def _head_report(
     )
 
 
-def require_same_data(directory: RunDirectory, folder: ImageFolder) -> None:
+def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:
+    """Raise RunDirectoryError if a run to resume was trained on other classes."""
+    if before.folder.class_names != folder.class_names:
+        raise RunDirectoryError(
+            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run to resume "
+            f"has {', '.join(before.folder.class_names)}; expected the same classes: start a new "
+            f"run with another --run-dir"
+        )
+
+
+def require_same_images(before: ImageCache, cache: ImageCache, has_checkpoint: bool) -> None:
     """Raise RunDirectoryError if a run to resume was trained on other images.
 
-    Labels may change until the training of the whole net has written a checkpoint.
+    Images are the same if their pixels are, whatever their names; half of them may change. With a
+    checkpoint of the whole net, no image and no label may change.
     """
-    if not directory.images.exists():
-        return
-    before = ImageCache.read(directory.images).folder
-    if before.class_names != folder.class_names:
+    root, known = cache.folder.root, len(before.digests)
+    common = (Counter(before.digests) & Counter(cache.digests)).total()
+    if common < known / 2:
         raise RunDirectoryError(
-            f"{folder.root} has the classes {', '.join(folder.class_names)}, and the run in "
-            f"{directory.path} has {', '.join(before.class_names)}; expected the same classes: "
-            f"start a new run with another --run-dir"
+            f"{root} holds {common:,} of the {known:,} images that the run to resume was trained "
+            f"on (or another version of Pillow decodes them); expected the same folder: start a "
+            f"new run with another --run-dir"
         )
-    sizes = [{each.size_bytes for each in of.images} for of in (before, folder)]
-    if len(sizes[0] & sizes[1]) < len(sizes[0]) / 2:
+    labelled = [({each[:2] for each in of.folder.images}, of.digests) for of in (before, cache)]
+    if known and has_checkpoint and labelled[0] != labelled[1]:
         raise RunDirectoryError(
-            f"{folder.root} holds other images than those that {directory.path} was trained on; "
-            f"expected the same folder: start a new run with another --run-dir"
-        )
-    labelled = [{each[:2] for each in of.images} for of in (before, folder)]
-    if directory.checkpoint.exists() and labelled[0] != labelled[1]:
-        raise RunDirectoryError(
-            f"{folder.root} has changed since {directory.path} began to train the whole net; "
-            f"expected the same files and labels: start a new run with another --run-dir"
+            f"{root} has changed since the run to resume began to train the whole net; expected "
+            f"the same files and labels: start a new run with another --run-dir"
         )

@@ -1,10 +1,13 @@
 """Calibration and confidence intervals, from logits of images outside the training data.
 
-``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
+Similar images, such as the frames of one scene, are right or wrong together: a group of them
+counts as one image. ``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,)
+class indices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -16,7 +19,8 @@ from dist_net.nn.inference import softmax
 
 Scores = NDArray[np.float32]
 Targets = NDArray[np.integer]
-Counts = NDArray[np.integer]
+Groups = NDArray[np.integer]
+"""The group of each image, (N,): a number of at least 0 that only similar images share."""
 
 BINS = 15
 CONFIDENCE = 0.95
@@ -30,11 +34,40 @@ class Interval(NamedTuple):
     high: float
 
 
+class JudgedImages(NamedTuple):
+    """Images on which a net was not trained, and the net's logits for them.
+
+    ``logits`` is (N, classes) float32, before calibration; ``targets`` and ``groups`` are (N,).
+    ``folds`` is the number of heads that computed the logits out of fold, or None for one net.
+    """
+
+    names: Sequence[str]
+    targets: Targets
+    logits: Scores
+    groups: Groups
+    folds: int | None
+
+    def calibrate(self, precision: float) -> Calibration:
+        """Return the temperature and the threshold at which the answers reach ``precision``."""
+        independent = independent_share(self.folds) * effective_count(self.groups)
+        temperature = temperature_of(self.logits, self.targets, independent)
+        probabilities = softmax(self.logits / np.float32(temperature))
+        threshold = threshold_of(probabilities, self.targets, self.groups, precision)
+        return Calibration(temperature, threshold, precision)
+
+    def interval(self, is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_]) -> Interval:
+        """Return the 95 % interval of the share of right answers among the counted images."""
+        counted = independent_share(self.folds) * effective_count(self.groups[is_counted])
+        share = float(is_right[is_counted].mean()) if counted else 0.0
+        return wilson_interval(share * counted, counted)
+
+
 def wilson_interval(right: float, total: float) -> Interval:
     """Return the two-sided 95 % interval of a share, observed as ``right`` of ``total``.
 
     Unlike the normal approximation, Wilson's interval is valid for few observations and for shares
-    near 0 and 1 (Wilson 1927). Return ``(0, 1)`` without observations.
+    near 0 and 1 (Wilson 1927). The numbers need not be whole. Return ``(0, 1)`` without
+    observations.
     """
     if not total:
         return Interval(0.0, 1.0)
@@ -44,20 +77,37 @@ def wilson_interval(right: float, total: float) -> Interval:
     return Interval(max(0.0, low), min(1.0, high))
 
 
-def out_of_fold_interval(right: int, total: int, folds: int) -> Interval:
-    """Return the interval of a share that was measured out of fold.
+def effective_count(groups: Groups) -> float:
+    """Return the number of independent images among groups of similar images (Kish 1965).
+
+    Images of one group count as a single one if groups are equally large. Without similar images
+    it is the number of images.
+    """
+    counts = np.unique(groups, return_counts=True)[1].astype(np.float64)
+    return float(counts.sum() ** 2 / np.square(counts).sum()) if len(counts) else 0.0
+
+
+def independent_share(folds: int | None) -> float:
+    """Return the share of the images that count as independent; 1 unless out of fold.
 
     The heads of the folds share training images, so their answers are not independent. The
-    variance is corrected by 1 + K / (K - 1) for K folds (Nadeau and Bengio 2003): the result is
-    Wilson's interval for fewer observations.
+    variance is corrected by 1 + K / (K - 1) for K folds (Nadeau and Bengio 2003).
     """
-    independent = 1 / (1 + folds / (folds - 1))
-    return wilson_interval(independent * right, independent * total)
+    return 1.0 if folds is None else 1 / (1 + folds / (folds - 1))
 
 
-def lower_bounds(right: Counts, total: Counts) -> NDArray[np.float64]:
-    """Return the one-sided 95 % lower bound (Wilson) of each share, (N,) float64."""
-    return _wilson(right / total, total, -NormalDist().inv_cdf(CONFIDENCE))
+def lower_bounds(is_right: NDArray[np.bool_], groups: Groups) -> NDArray[np.float64]:
+    """Return the one-sided 95 % lower bound of the share of right answers up to each, (N,).
+
+    It is Wilson's bound for the ``effective_count`` of the images up to there.
+    """
+    total = np.arange(1, len(groups) + 1)
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    earlier = np.empty(len(groups))  # images of the same group before each
+    earlier[order] = total - 1 - np.repeat(starts, np.diff(starts, append=len(groups)))
+    independent = total**2 / (2 * earlier + 1).cumsum()
+    return _wilson(is_right.cumsum() / total, independent, -NormalDist().inv_cdf(CONFIDENCE))
 
 
 def _wilson(share: NDArray[np.floating], total: NDArray[Any], z: float) -> NDArray[np.float64]:
@@ -65,21 +115,14 @@ def _wilson(share: NDArray[np.floating], total: NDArray[Any], z: float) -> NDArr
     return np.asarray((share + z * z / (2 * total) + z * spread) / (1 + z * z / total))
 
 
-def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration:
-    """Return the temperature and the threshold at which the answers reach ``precision``."""
-    temperature = temperature_of(logits, targets)
-    probabilities = softmax(logits / np.float32(temperature))
-    return Calibration(temperature, threshold_of(probabilities, targets, precision), precision)
-
-
-def temperature_of(logits: Scores, targets: Targets) -> float:
+def temperature_of(logits: Scores, targets: Targets, independent: float) -> float:
     """Return the temperature with the least cross-entropy (Guo et al. 2017, arXiv 1706.04599).
 
-    An extra sample, spread over all classes, keeps the temperature finite if every answer is right
-    (Platt 1999).
+    An extra sample beside the ``independent`` ones, spread over all classes, keeps the temperature
+    finite if every answer is right (Platt 1999).
     """
     rows = np.asarray(logits, np.float64)
-    others = 1 / (len(rows) + 1)
+    others = 1 / (independent + 1)
     wanted = (1 - others) * rows[np.arange(len(rows)), targets] + others * rows.mean(1)
 
     def slope(inverse: float) -> float:
@@ -94,7 +137,9 @@ def temperature_of(logits: Scores, targets: Targets) -> float:
     return float(np.clip(np.exp(-low), MIN_TEMPERATURE, MAX_TEMPERATURE))
 
 
-def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> float:
+def threshold_of(
+    probabilities: Scores, targets: Targets, groups: Groups, precision: float
+) -> float:
     """Return the lowest probability above which the answers prove ``precision``.
 
     A precision is proven if the 95 % lower bound of the share of right answers reaches it. If the
@@ -104,8 +149,7 @@ def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> f
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
-    right = (probabilities.argmax(1) == targets)[order].cumsum()
-    bounds = lower_bounds(right, np.arange(1, len(order) + 1))
+    bounds = lower_bounds((probabilities.argmax(1) == targets)[order], groups[order])
     is_last_of_equals = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
     enough = np.flatnonzero((bounds >= precision) & is_last_of_equals)
     return float(sorted_confidence[enough[-1]]) if len(enough) else precision

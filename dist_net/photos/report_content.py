@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
-from dist_net.photos.head_training import JudgedImages
-from dist_net.photos.photo_statistics import (
-    Interval,
-    calibration_error,
-    lower_bounds,
-    out_of_fold_interval,
-    wilson_interval,
-)
+from dist_net.photos.photo_statistics import JudgedImages, calibration_error, lower_bounds
 from dist_net.photos.unknown_images import LeftOutClass
 
 TINY = np.finfo(np.float32).tiny
@@ -34,7 +27,6 @@ def report_content(
     run: Mapping[str, Any],
     class_names: Sequence[str],
     judged: JudgedImages,
-    folds: int | None,
     tested: JudgedImages | None,
     calibration: Calibration,
     left_out: Sequence[LeftOutClass],
@@ -42,16 +34,17 @@ def report_content(
 ) -> dict[str, Any]:
     """Return the report of a run as a JSON object; ``run`` holds its name and description.
 
-    ``judged`` holds the images of the calibration, out of fold if ``folds`` is not None.
-    ``tested`` holds the images of test/; if not None, the accuracy and the tables use them.
+    ``judged`` holds the images of the calibration. ``tested`` holds the images of
+    test/; if not None, the accuracy and the tables use them.
     """
     main = judged if tested is None else tested
     probabilities = _probabilities(main, calibration)
     confusion = confusion_of(main.targets, probabilities.argmax(1), len(class_names))
+    folds = judged.folds
     kind = "split off" if folds is None else f"out of fold, by {folds} heads"
-    measured = [_figures(judged, calibration, f"not trained on, {kind}", folds)]
+    measured = [_figures(judged, calibration, f"not trained on, {kind}")]
     if tested is not None:
-        measured.append(_figures(tested, calibration, "in test/", None))
+        measured.append(_figures(tested, calibration, "in test/"))
     return {
         **run,
         "judged_on": measured[-1]["data"],
@@ -79,34 +72,28 @@ def _probabilities(judged: JudgedImages, calibration: Calibration) -> NDArray[np
     return softmax(judged.logits / np.float32(calibration.temperature))
 
 
-def _figures(
-    judged: JudgedImages, calibration: Calibration, data: str, folds: int | None
-) -> dict[str, Any]:
+def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[str, Any]:
     """Return the shares measured on these images, with numerators and 95 % intervals."""
     probabilities = _probabilities(judged, calibration)
     is_right = probabilities.argmax(1) == judged.targets
     is_answered = probabilities.max(1) >= calibration.threshold
     own = probabilities[np.arange(len(is_right)), judged.targets]
-
-    def interval(right: int, total: int) -> Interval:
-        if folds is None:
-            return wilson_interval(right, total)
-        return out_of_fold_interval(right, total, folds)
-
     total, right, answered = len(is_right), int(is_right.sum()), int(is_answered.sum())
     answered_right = int((is_right & is_answered).sum())
+    groups = len(np.unique(judged.groups))
     return {
-        "data": f"{total:,} images {data}",
+        "data": f"{total:,} images in {groups:,} groups {data}",
         "images": total,
+        "groups": groups,
         "right": right,
         "accuracy": right / total,
-        "accuracy_interval": interval(right, total),
+        "accuracy_interval": judged.interval(is_right, np.full(total, True)),
         "loss": float(-np.log(np.maximum(own, TINY)).mean()),
         "answered": answered,
         "answered_share": answered / total,
         "answered_right": answered_right,
         "right_of_answered": answered_right / answered if answered else None,
-        "right_of_answered_interval": interval(answered_right, answered) if answered else None,
+        "right_of_answered_interval": judged.interval(is_right, is_answered) if answered else None,
     }
 
 
@@ -123,9 +110,9 @@ def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
     """Return whether the images prove that the answers reach the requested precision."""
     probabilities = _probabilities(judged, calibration)
     is_answered = probabilities.max(1) >= calibration.threshold
-    is_right = (probabilities.argmax(1) == judged.targets) & is_answered
-    answered, right = np.array([is_answered.sum()]), np.array([is_right.sum()])
-    return bool(answered[0] and lower_bounds(right, answered)[0] >= calibration.precision)
+    is_right = probabilities.argmax(1) == judged.targets
+    bounds = lower_bounds(is_right[is_answered], judged.groups[is_answered])
+    return bool(len(bounds) and bounds[-1] >= calibration.precision)
 
 
 def confusion_of(

@@ -13,12 +13,7 @@ MAX_CLASSES_COUNTED = 40
 """With more classes the confusion matrix is omitted as unreadable; the class table remains."""
 
 MIN_IMAGES_FOR_SHARE = 30
-LEFT_OUT = {
-    "unknown": "called unknown",
-    "known_lost": "others called unknown",
-    "by_confidence": "found by probability",
-    "by_distance": "found with distance",
-}
+LEFT_OUT = {"unknown": "called unknown", "known_lost": "others called unknown"}
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
 
@@ -76,7 +71,8 @@ def _facts(content: Mapping[str, Any]) -> str:
         used = f"The head is trained on all {counts['train'] + counts['validation']:,} images. "
     text = (
         "The interval behind each share holds its true value with a confidence of 95 % (Wilson; "
-        "out of fold, corrected for heads that share images)."
+        "out of fold, corrected for heads that share images). A group of similar images counts as "
+        "one image."
     )
     tuning = content["fine_tuning"] and f"<p>Fine-tuning: {escape(content['fine_tuning'])}.</p>"
     return _table("measured", head, rows) + f"<p>{used}{text}</p>{tuning}"
@@ -238,9 +234,7 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
     return (
         section
         + "<p>How the model answers images of an unknown class: each class was left out in turn, "
-        "and its images were shown to a head trained on the others. The last two columns compare, "
-        "when 5 % of the other images are lost, the probability alone with the probability lowered "
-        "by the distance to the known classes, which the model uses.</p>"
+        "and its images were shown to the same heads, trained on the other classes.</p>"
         + _table("left-out", ("left out", *LEFT_OUT.values()), rows)
     )
 

@@ -1,8 +1,6 @@
-"""Similar images, by thumbnails: near-duplicates, and classes that are mirror images of each other.
+"""Groups of similar images, and classes that are mirror images of each other.
 
-The same pixels saved again, and bursts of one scene, form groups that must not be split. The
-perceptual hash of an image is its thumbnail: 16x16 grey levels, which another file format, quality
-or size changes little.
+Near-duplicates, whatever their class, and images of one scene form groups that must not be split.
 
 Features of pretrained nets hardly change when an image is mirrored, so they cannot separate left
 and right arrows. Such classes are found by the edges of thumbnails, counted on a grid around their
@@ -13,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +20,9 @@ from PIL import Image
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import SettingError
 from dist_net.photos.head import ClassIndices, FeatureRows, fold_of_each, train_heads
+from dist_net.photos.near_duplicates import SIDE, Thumbnails
 
-SIDE = 16
-MAX_DIFFERENCE = 3.0
-"""The largest root mean square difference of two near-duplicates, in grey levels of 255."""
-ROWS_AT_ONCE = 1024
-
+EDGES_SIDE = 16
 FOLDS = 3
 PENALTY = 10.0
 MAX_ROWS = 1500
@@ -36,11 +31,9 @@ CELLS, REACH = 8, 2.5
 """The grid's cells along each axis, and its reach in standard deviations of the edges."""
 MIRRORED_SHARE = 0.75
 
-Thumbnails = NDArray[np.uint8]
-
 
 def thumbnails_and_digests(samples: Samples) -> tuple[Thumbnails, list[bytes]]:
-    """Return the thumbnail of each image, (N, 256), and the SHA-256 of its pixels."""
+    """Return the thumbnail of each image, (N, SIDE²), and the SHA-256 of its pixels."""
     thumbnails, digests = np.empty((len(samples), SIDE * SIDE), np.uint8), []
     image = np.empty((1, *samples.shape), np.uint8)
     for index, thumbnail in enumerate(thumbnails):
@@ -52,18 +45,19 @@ def thumbnails_and_digests(samples: Samples) -> tuple[Thumbnails, list[bytes]]:
 
 
 def groups_of(
-    thumbnails: Thumbnails, labels: NDArray[np.int64], scenes: Sequence[str]
+    scenes: Sequence[str], near_duplicates: Iterable[tuple[int, SampleIndices]]
 ) -> SampleIndices:
     """Return the group of each image, (N,): the index of its first image.
 
-    Near-duplicates of one class share a group. Images of one scene do too, unless the scene is "".
+    Near-duplicates, an image and the indices of others, share a group. Images of one scene do too,
+    unless the scene is "".
     """
-    first_of = np.arange(len(labels))
+    first_of = list(range(len(scenes)))
 
     def root(index: int) -> int:
         while first_of[index] != index:
             first_of[index] = first_of[first_of[index]]
-            index = int(first_of[index])
+            index = first_of[index]
         return index
 
     def join(one: int, other: int) -> None:
@@ -74,18 +68,10 @@ def groups_of(
     for index, scene in enumerate(scenes):
         if scene:
             join(of_scene.setdefault(scene, index), index)
-    for label in range(int(labels.max(initial=-1)) + 1):
-        rows = np.flatnonzero(labels == label)
-        grey = thumbnails[rows].astype(np.float32)
-        squares = (grey * grey).sum(1)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            distances = squares[part, None] + squares - 2 * grey[part] @ grey.T
-            pairs = np.argwhere(distances <= thumbnails.shape[1] * MAX_DIFFERENCE**2)
-            for one, other in pairs.tolist():
-                if one + start < other:
-                    join(int(rows[one + start]), int(rows[other]))
-    return np.array([root(index) for index in range(len(labels))], np.int64)
+    for one, others in near_duplicates:
+        for other in others.tolist():
+            join(one, other)
+    return np.array([root(index) for index in range(len(scenes))], np.int64)
 
 
 def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
@@ -118,7 +104,8 @@ def mirrored_classes(
     if len(np.unique(groups)) < FOLDS:
         return []
     folds = fold_of_each(labels, groups, FOLDS, seed=0)
-    grey = thumbnails.reshape(-1, SIDE, SIDE, copy=False).astype(np.float64)
+    cells = SIDE // EDGES_SIDE
+    grey = thumbnails.reshape(-1, EDGES_SIDE, cells, EDGES_SIDE, cells, copy=False).mean((2, 4))
     heads = train_heads(_edges(grey), labels, int(labels.max()) + 1, folds, (PENALTY,))
     flipped, mirrored = _edges(grey[:, :, ::-1]), np.empty_like(heads.logits)
     for fold, head in enumerate(heads.of_folds):
@@ -141,7 +128,7 @@ def _edges(grey: NDArray[np.float64]) -> FeatureRows:
     """Return the share of edges in each cell of a grid that is fitted to them, (N, cells)."""
     strength = np.hypot(*np.gradient(grey, axis=(1, 2)))
     strength = np.maximum(strength - strength.mean((1, 2), keepdims=True), 0) + 1e-6
-    down, across = np.mgrid[:SIDE, :SIDE].reshape(2, -1, copy=False)
+    down, across = np.mgrid[:EDGES_SIDE, :EDGES_SIDE].reshape(2, -1, copy=False)
     found = np.empty((len(grey), CELLS * CELLS), np.float32)
     for cells, image in zip(found, strength.reshape(len(grey), -1, copy=False), strict=True):
         share = image / image.sum()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dist_net.nn.inference import softmax
-from dist_net.photos.head import ClassIndices, FeatureRows, train_heads
-from dist_net.photos.photo_statistics import calibrate
+from dist_net.photos.head import ClassIndices, FeatureRows, TrainedHeads
+from dist_net.photos.photo_statistics import JudgedImages
 
 DIRECTIONS = 32
 SHRINKAGE = 0.5
@@ -27,9 +27,6 @@ USUAL_SHARE = 0.9
 """Distances up to this quantile of the images out of fold do not change the logits."""
 
 MAX_LEFT_OUT = 10
-MAX_LEFT_OUT_ROWS = 500
-"""The maximum number of images, evenly spread, from which the shares are measured."""
-KNOWN_LOST = 0.05
 
 
 class Distance(NamedTuple):
@@ -64,7 +61,7 @@ def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Di
     means = np.stack([features[labels == label].mean(0) for label in range(classes)])
     means = means.astype(np.float64)
     step = -(-len(features) // MAX_ROWS)
-    residuals = (features - means[labels])[::step]
+    residuals = features[::step] - means[labels[::step]]
     count, width = residuals.shape
     isotropic = max(float((residuals * residuals).mean()), 1e-9)
     with threadpool_limits(1, "blas"):
@@ -113,9 +110,7 @@ class LeftOutClass:
 
     ``images`` counts the images of the class, ``others`` the images of the other classes.
     ``unknown`` is the share of the class that is classified as unknown; ``known_lost`` is the same
-    share of the other classes, out of fold. ``by_confidence`` and ``by_distance`` are the shares
-    of the class recognised as unknown when 5 % of the other images are lost: by the probability
-    alone, and by the probability lowered by the distance, as in the model.
+    share of the other classes, out of fold.
     """
 
     name: str
@@ -123,47 +118,36 @@ class LeftOutClass:
     others: int
     unknown: float
     known_lost: float
-    by_confidence: float
-    by_distance: float
 
 
 def left_out_classes(
     features: FeatureRows,
-    labels: ClassIndices,
+    heads: TrainedHeads,
+    judged: JudgedImages,
     folds: ClassIndices,
-    penalty: float,
     names: Sequence[str],
     precision: float,
 ) -> list[LeftOutClass]:
-    """Leave out each of the first ten classes; return [] for two classes."""
-    if len(names) < 3:
-        return []
-    step = -(-len(labels) // MAX_LEFT_OUT_ROWS)
-    features, labels, folds = features[::step], labels[::step], folds[::step] % 5
+    """Leave out each of the first ten classes; return [] for two classes.
+
+    ``features`` is (N, F), of the images that were ``judged`` out of ``folds``.
+    """
     found = []
-    for label, name in enumerate(names[:MAX_LEFT_OUT]):
-        is_known = labels != label
-        known = labels[is_known] - (labels[is_known] > label)
-        others, shown = features[is_known], features[~is_known]
-        is_whole = np.unique(known).size == len(names) - 1
-        if not is_whole or not len(shown) or np.unique(folds[is_known]).size < 2:
+    for label, name in enumerate(names[:MAX_LEFT_OUT] if len(names) > 2 else ()):
+        is_known = judged.targets != label
+        known = judged.targets[is_known] - (judged.targets[is_known] > label)
+        if np.unique(folds[is_known]).size < 2:
             continue
-        fold_of = np.unique(folds[is_known], return_inverse=True)[1]
-        heads = train_heads(others, known, len(names) - 1, fold_of, (penalty,))
-        distances, distance = distances_out_of_fold(others, known, len(names) - 1, fold_of)
-        of_shown = heads.final(shown)
-        plain = heads.logits, of_shown
-        tempered = tempered_by(distances, heads.logits), tempered_by(distance(shown), of_shown)
-        shares = []
-        for logits, unseen in (plain, tempered):
-            calibration = calibrate(logits, known, precision)
-            certain, uncertain = (
-                softmax(each / np.float32(calibration.temperature)).max(1)
-                for each in (logits, unseen)
-            )
-            shares.append(float((uncertain < np.quantile(certain, KNOWN_LOST)).mean()))
-        unknown, lost = (
-            float((each < calibration.threshold).mean()) for each in (uncertain, certain)
+        distances = np.empty(len(features), np.float32)
+        distances[is_known], distance = distances_out_of_fold(
+            features[is_known], known, len(names) - 1, folds[is_known]
         )
-        found.append(LeftOutClass(name, len(shown), len(known), unknown, lost, *shares))
+        distances[~is_known] = distance(features[~is_known])
+        logits = tempered_by(distances, heads.without_class(label))
+        of_known = JudgedImages((), known, logits[is_known], judged.groups[is_known], judged.folds)
+        calibration = of_known.calibrate(precision)
+        probabilities = softmax(logits / np.float32(calibration.temperature))
+        is_unknown = probabilities.max(1) < calibration.threshold
+        unknown, known_lost = (float(is_unknown[of].mean()) for of in (~is_known, is_known))
+        found.append(LeftOutClass(name, int((~is_known).sum()), len(known), unknown, known_lost))
     return found

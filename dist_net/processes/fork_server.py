@@ -18,12 +18,16 @@ from pathlib import Path
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
-from dist_net.processes.forking import FORK_SERVER_OPTION, READY_TO_FORK
+from dist_net.processes.forking import FORK_SERVER_OPTION, HEARTBEAT, READY_TO_FORK
 from dist_net.processes.roles import LocalProcesses, Role, parent_option
 
 logger = logging.getLogger(__name__)
 
-BORN_WITHIN_S = 5.0  # a fork takes about 10 ms; a fork server that needs longer than this hangs
+ANSWERS_WITHIN_S = 5.0  # a fork takes about 10 ms; a fork server that needs longer than this hangs
+STARTS_WITHIN_S = (
+    300.0  # without a cache, numba compiles for 10 to 20 s, on a slow host for minutes
+)
+HEARTBEAT_S = 5.0
 RETRY_S = 0.5  # after the system refused a resource, such as a descriptor
 IDLE_POLL_S = 1.0  # SIGCHLD reports the end of a process at once
 MAX_MESSAGE_BYTES = 64
@@ -41,6 +45,7 @@ class ForkingProcesses(LocalProcesses):
         super().__init__(logs)
         self.fork_server = Role("fork-server", module, (FORK_SERVER_OPTION,))
         self._orders: deque[_ForkedProcess] = deque()
+        self._heartbeat_at_s = self._answer_by_s = math.inf
         self._child: Child | None = None
 
     @property
@@ -73,16 +78,28 @@ class ForkingProcesses(LocalProcesses):
                 pass
 
     def receive(self) -> None:
-        """Note the processes that were born, and send the next order."""
+        """Note the processes that were born, and send the next order, or a heartbeat.
+
+        Kill a fork server that does not answer in time.
+        """
         if self._child is None:
             return
         self._read()  # first: this process itself may have been stopped, not the fork server
         now = time.monotonic()
         if self._is_free and self._orders and now >= self._retry_at_s:
             self._send(self._orders[0])
-        elif now > self._sent_s + BORN_WITHIN_S and self._child.exit_code is None:
-            logger.warning("fork_server_killed reason=no fork in %g s", BORN_WITHIN_S)
+        elif self._is_free and now >= self._heartbeat_at_s:
+            with suppress(OSError):  # it has ended
+                self._socket.send(HEARTBEAT)
+            self._answer_by_s = now + ANSWERS_WITHIN_S
+        elif now > self._answer_by_s and self._child.exit_code is None:
+            logger.warning("fork_server_killed reason=it did not answer in time")
             self._child.kill()
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether the fork server has answered each message."""
+        return self._answer_by_s == math.inf
 
     def cancel(self, process: _ForkedProcess) -> None:
         """Do not fork a process, unless it is born meanwhile."""
@@ -96,7 +113,7 @@ class ForkingProcesses(LocalProcesses):
         self.stop_forking()
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
-        self._is_free, self._sent_s, self._retry_at_s = False, math.inf, 0.0
+        self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
         role = self.fork_server
         with remote:
             self._child = Child(role.name, role.module, role.words({}), self._logs, remote)
@@ -108,7 +125,8 @@ class ForkingProcesses(LocalProcesses):
             while message := self._socket.recv(MAX_MESSAGE_BYTES):
                 if message != READY_TO_FORK:
                     self._orders.popleft().pid = int(message)
-                self._is_free, self._sent_s = True, math.inf
+                self._answer_by_s = math.inf
+                self._heartbeat_at_s = time.monotonic() + HEARTBEAT_S
 
     def _send(self, order: _ForkedProcess) -> None:
         # No descriptor, no worker: libzmq aborts a process that cannot accept a connection.
@@ -120,7 +138,7 @@ class ForkingProcesses(LocalProcesses):
             logger.warning("child_not_started name=%s reason=%s", order.name, error)
             self._retry_at_s = time.monotonic() + RETRY_S
         else:
-            self._is_free, self._sent_s = False, time.monotonic()
+            self._answer_by_s = time.monotonic() + ANSWERS_WITHIN_S
 
 
 class _ForkedProcess:

@@ -25,6 +25,8 @@ from pathlib import Path
 from dist_net.errors import ProcessFailedError
 
 READY_TO_FORK = b"ready"
+HEARTBEAT = b"[]"
+"""An order that forks no process; the fork server responds with ``READY_TO_FORK``."""
 FORK_SERVER_OPTION = "--fork-server"
 MAX_ORDER_BYTES = 1 << 16
 ADOPTION_POLL_S = 0.0005
@@ -44,6 +46,9 @@ def fork_on_orders(orders: socket.socket, run: Callable[[Sequence[str]], int]) -
         orders.send(READY_TO_FORK)
         while (received := socket.recv_fds(orders, MAX_ORDER_BYTES, 2))[0]:
             order, outputs, _, _ = received
+            if order == HEARTBEAT:
+                orders.send(READY_TO_FORK)
+                continue
             name, *arguments = json.loads(order)
             _fork(orders, outputs, name, partial(run, arguments))
             for descriptor in outputs:

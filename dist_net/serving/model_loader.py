@@ -19,6 +19,7 @@ import argparse
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,6 @@ from dist_net.errors import (
     DistNetError,
     JoinRefusedError,
     ModelLoadError,
-    ModelSourceError,
     RunDirectoryError,
 )
 from dist_net.images.fitting import unfitted
@@ -50,14 +50,14 @@ from dist_net.nets.sources import (
     FoundModel,
     ModelSource,
     model_source,
-    parse_named_source,
+    parse_pool_sources,
 )
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.worker.loaded_models import keep_newest
-from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.messages import Heartbeat, Message, Refuse
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
 from dist_net.wire.transport import ClientSocket
@@ -177,6 +177,7 @@ class ModelLoader:
         self._token = token
         self._socket = ClientSocket(address)
         self._leave_reason: str | None = None
+        self._beats_s = self._beat_at_s = math.inf  # until the gateway states the interval
 
     def stop(self, reason: str) -> None:
         """End at the next turn of the loop; safe in a signal handler."""
@@ -196,7 +197,7 @@ class ModelLoader:
         Raise JoinRefusedError if the gateway refuses this loader. Silence of the gateway is never a
         timeout: this process ends with it.
         """
-        self._socket.send(JoinAsLoader(os.getpid(), self._token))
+        self._socket.send(JoinAsLoader(os.getpid(), self._token, socket.gethostname()))
         message = None
         while message is None and self._leave_reason is None:
             message = self._socket.receive(POLL_S)
@@ -220,16 +221,21 @@ class ModelLoader:
                 self._socket.send(ModelPrepared(model, version, "", reason, version))
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
-            case PoolWelcome():
+            case PoolWelcome(_, heartbeat_interval_s):
+                self._beats_s, self._beat_at_s = heartbeat_interval_s, self._clock.now()
                 logger.info("joined models=%s", ",".join(self._readers))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
     def answer(self) -> None:
-        """Send the results, and a failure for each model that takes too long.
+        """Send heartbeats, the results, and a failure for each model that takes too long.
 
         Its reader continues. Its result is sent later, as the answer.
         """
+        now = self._clock.now()
+        if now >= self._beat_at_s:
+            self._beat_at_s = now + self._beats_s
+            self._socket.send(Heartbeat(0, now))
         while True:
             try:
                 prepared = self._read.get_nowait()
@@ -238,7 +244,6 @@ class ModelLoader:
             if self._requested.get(prepared.model, (-1, 0.0))[0] == prepared.requested:
                 del self._requested[prepared.model]
             self._socket.send(prepared)
-        now = self._clock.now()
         for model, (version, asked_s) in self._requested.items():
             if now - asked_s > MAX_READ_S:
                 self._requested[model] = version, math.inf
@@ -354,27 +359,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read models until a signal, or until the parent process ends."""
-    named = [parse_named_source(text) for text in arguments.sources]
-    if len({each.name for each in named}) < len(named):
-        names = ", ".join(each.name for each in named)
-        raise ModelSourceError(f"the models are named {names}; expected unique names")
-    if len(named) > 1 and (arguments.weights or arguments.labels):
-        raise ModelSourceError(
-            "--weights or --labels with several models; expected the files after the source of "
-            "their model: NAME=SOURCE,weights=FILE,labels=FILE"
-        )
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
-        name: model_source(
-            source,
-            weights or arguments.weights,
-            labels or arguments.labels,
-            progress,
-            keys,
-            arguments.trust_recipe,
+        name: model_source(source, weights, labels, progress, keys, arguments.trust_recipe)
+        for name, source, weights, labels in parse_pool_sources(
+            arguments.sources, arguments.weights, arguments.labels
         )
-        for name, source, weights, labels in named
     }
     with ModelLoader(
         arguments.connect,

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -39,10 +40,29 @@ _SENT_TO_STRANGERS = 64 + 170 + 12
 _CHECK_EVERY_S = 0.02
 _CHECK_S_PER_CONNECTION = 0.0005
 _REFRESH_KEYS_EVERY_S = 1.0
+# ZeroMQ takes 64 bytes for a frame of 2, and reports neither. So while a message is incomplete,
+# this process may grow by this much, a multiple of all unread bytes, and one of the kernel's huge
+# pages for each connection. With keys, encryption makes the smallest frame 35 bytes long.
+MAX_GROWTH_BYTES = 64 * 2**20
+_GROWTH_OF_UNREAD = 3
+_HUGE_PAGE_BYTES = 2 * 2**20
 
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event and a descriptor
 _RESET = struct.pack("=ii", 1, 0)  # socket(7), SO_LINGER: close at once, and discard unsent data
 _TCP_INFO = struct.Struct("<120xQQ")  # linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received
+
+
+def transferred_bytes(descriptor: int) -> tuple[int, int]:
+    """Return how many bytes a connection's peer has acknowledged, and how many arrived from it.
+
+    Return zeros without Linux's TCP_INFO, and for a descriptor that is no socket any more.
+    """
+    try:
+        with _borrowed(descriptor) as borrowed:
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            return _TCP_INFO.unpack(info)
+    except (AttributeError, OSError, struct.error):
+        return 0, 0
 
 
 def max_connections() -> int:
@@ -57,6 +77,9 @@ class _Connection:
     is_admitted: bool = False
     key: str = ""
     read_bytes: int = 0  # received in all at the time of the last whole message
+    unread_bytes: int = 0
+    resident_bytes: int = 0  # of this process, before the message that is incomplete
+    max_growth_bytes: int = 0
     is_revoked: bool = False
 
 
@@ -82,6 +105,7 @@ class Connections(threading.Thread):
         self._open: dict[int, _Connection] = {}  # by ZeroMQ's descriptor, oldest first
         self._heard: dict[int, str] = {}
         self._strangers = 0
+        self._resident_bytes = 0
         watched.monitor(_ADDRESS, _EVENTS)
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.connect(_ADDRESS)
@@ -142,7 +166,8 @@ class Connections(threading.Thread):
                 self._make_room()
             self._heard.pop(descriptor, None)
             with suppress(OSError), _borrowed(descriptor) as connection:
-                self._open[descriptor] = _Connection(connection.getpeername())
+                peer = connection.getpeername()
+                self._open[descriptor] = _Connection(peer, resident_bytes=_resident_bytes())
 
     def _admit(self) -> None:
         """Admit or refuse a peer in its handshake."""
@@ -161,32 +186,45 @@ class Connections(threading.Thread):
         self._drop(victim, f"more than {self._max_connections} connections")
 
     def _check(self) -> None:
-        """Drop connections with too many unread bytes."""
-        for descriptor, each in list(self._open.items()):
+        """Drop connections with too many bytes, or too many frames, of an incomplete message."""
+        for descriptor, each in self._open.items():
             received_bytes = self._received_bytes(descriptor, each)
-            unread_bytes = received_bytes - each.read_bytes
-            is_known = each.is_admitted or self._allow_list is None
             if (key := self._heard.pop(descriptor, None)) is not None:
                 each.key, each.read_bytes = key, received_bytes
-            elif unread_bytes > (self._max_unread_bytes if is_known else MAX_HANDSHAKE_BYTES):
-                self._drop(descriptor, f"it sent {unread_bytes} bytes of an incomplete message")
+            each.unread_bytes = received_bytes - each.read_bytes
+        self._measure_growth()
+        for descriptor, each in list(self._open.items()):
+            is_known = each.is_admitted or self._allow_list is None
+            if each.unread_bytes > (self._max_unread_bytes if is_known else MAX_HANDSHAKE_BYTES):
+                reason = f"it sent {each.unread_bytes} bytes of an incomplete message"
+                self._drop(descriptor, reason)
+            elif self._resident_bytes - each.resident_bytes > each.max_growth_bytes:
+                self._drop(descriptor, "it sent too many frames of an incomplete message")
+
+    def _measure_growth(self) -> None:
+        """Update the growth of this process while messages are incomplete, without keys."""
+        if self._allow_list is not None:
+            return
+        self._resident_bytes = _resident_bytes()
+        unread = [each.unread_bytes for each in self._open.values()]
+        growth_bytes = MAX_GROWTH_BYTES + _GROWTH_OF_UNREAD * sum(unread)
+        growth_bytes += _HUGE_PAGE_BYTES * sum(count > MAX_HANDSHAKE_BYTES for count in unread)
+        for each in self._open.values():
+            if each.unread_bytes <= MAX_HANDSHAKE_BYTES:
+                each.resident_bytes, each.max_growth_bytes = self._resident_bytes, 0
+            each.max_growth_bytes = max(each.max_growth_bytes, growth_bytes)
 
     def _received_bytes(self, descriptor: int, connection: _Connection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
 
         Both come from one system call, as an honest peer sends messages as soon as it has
-        acknowledged READY. Without Linux's TCP_INFO, return 0.
+        acknowledged READY.
         """
-        try:
-            with _borrowed(descriptor) as borrowed:
-                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-                acknowledged_bytes, received_bytes = _TCP_INFO.unpack(info)
-        except (AttributeError, OSError, struct.error):
-            return 0
+        acknowledged_bytes, received_bytes = transferred_bytes(descriptor)
         connection.is_admitted |= (
             descriptor in self._heard or acknowledged_bytes > _SENT_TO_STRANGERS
         )
-        return int(received_bytes)
+        return received_bytes
 
     def _drop_revoked(self) -> None:
         """Drop connections whose key was already revoked at the last call.
@@ -226,3 +264,11 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         yield borrowed
     finally:
         borrowed.detach()
+
+
+def _resident_bytes() -> int:
+    """Return the size of this process in memory; 0 without Linux's /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0

@@ -22,6 +22,7 @@ Clients and workers connect to different sockets of the gateway, so a client can
 
     model loader                      gateway
     JoinAsLoader    ──────────────▶   PoolWelcome
+    Heartbeat       ──────────────▶   (none)
                     ◀──────────────   PrepareModel
     ModelPrepared   ──────────────▶
 
@@ -157,6 +158,7 @@ class JoinAsLoader(NamedTuple):
 
     process_id: int
     token: bytes
+    host: HostName = ""
 
 
 class PoolWelcome(NamedTuple):

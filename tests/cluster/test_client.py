@@ -61,10 +61,13 @@ OLD_SUMS = replace(
     SUMS, version=6, input_datatype="UINT8", input_shape=(2, 2), labels=("hen", "owl", "rook")
 )
 BYTES = described("bytes", input_datatype="UINT8", input_shape=(2, 2), takes_images=True)
+PRICES = described("prices", classes=3, labels=(), has_classes=False)
 MODELS = [
     ServedModel("sums", SUMS, {6: OLD_SUMS, 7: SUMS}, True, ""),
     ServedModel("bytes", BYTES, {1: BYTES}, True, ""),
+    ServedModel("prices", PRICES, {1: PRICES}, True, ""),
     ServedModel("absent", None, {}, False, "its file is missing"),
+    ServedModel("gone", None, {}, False, "it was unloaded", is_unloaded=True),
 ]
 DEADLINE_S = 60.0
 Replies = Callable[[Message], list[Message]]
@@ -96,7 +99,7 @@ def never(_request: Message) -> list[Message]:
 class Gateway:
     """Answers everything, unless ``replies`` is replaced; keeps what it heard."""
 
-    models = summaries_to_json(MODELS)
+    models = summaries_to_json(MODELS, 8)
 
     def __init__(self, name: str = "first") -> None:
         self.name = name
@@ -208,7 +211,7 @@ def test_the_threshold_of_a_version_that_the_client_knows_is_used(
 ) -> None:
     strict = replace(SUMS, unknown_below=0.75)
     versions = {6: OLD_SUMS, 7: strict}
-    told = summaries_to_json([ServedModel("sums", strict, versions, True, "")])
+    told = summaries_to_json([ServedModel("sums", strict, versions, True, "")], 8)
     monkeypatch.setattr(Gateway, "models", told)
     assert client.submit_image("sums", b"image").result().is_unknown()
     assert not client.submit_image("sums", b"image", version=6).result().is_unknown()
@@ -246,7 +249,7 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
     pixels = np.full((1, 2, 2), 50, np.uint8)
     outputs = client.predict("sums", pixels, version=6)
     (request,) = gateway.requests()
-    said = known(summary_of(MODELS[0]).others[0])
+    said = known(summary_of(MODELS[0], 8).others[0])
     assert (request.version, request.payloads) == ("6", (pixels.tobytes(), said))
     assert outputs.labels == ("hen", "owl", "rook")
     assert outputs.likeliest(1)[0].label == "hen"
@@ -340,7 +343,8 @@ def test_a_version_and_a_time_travel_with_a_request(client: Client, gateway: Gat
 
 
 def test_models_are_told(client: Client) -> None:
-    sums, _, absent = client.models()
+    sums, _, prices, absent, gone = client.models()
+    assert (sums.has_classes, prices.has_classes, prices.max_batch_size) == (True, False, 8)
     assert (sums.name, sums.versions, sums.input_shape, sums.labels) == (
         "sums",
         (6, 7),
@@ -348,6 +352,7 @@ def test_models_are_told(client: Client) -> None:
         LABELS,
     )
     assert (absent.is_ready, absent.reason, absent.classes) == (False, "its file is missing", 0)
+    assert (absent.is_unloaded, gone.is_unloaded) == (False, True)
 
 
 def test_a_image_is_sent_as_it_is_and_pixels_as_a_png(
@@ -461,6 +466,51 @@ def test_models_are_reloaded_and_unloaded(client: Client) -> None:
         client.reload("absent")
     with pytest.raises(ReloadError, match="its file is missing"):
         client.unload("absent")
+
+
+def test_more_rows_than_a_batch_are_split_and_answered_by_one_version(
+    client: Client, gateway: Gateway
+) -> None:
+    rows = np.arange(4 * 300, dtype=np.float32).reshape(-1, 4)
+    outputs = client.predict("sums", rows)
+    np.testing.assert_array_equal(outputs.probabilities[:, 0], rows.sum(1))
+    asked = gateway.requests()
+    assert [len(each.payloads[0]) // 16 for each in asked] == [8] * 37 + [4]
+    assert {each.version for each in asked} == {"7"}
+    assert (outputs.version, outputs.queue_s, outputs.compute_s) == (7, 0.25, 38 * 0.5)
+    assert client.predict("sums", rows[:8]).version == 7
+    assert gateway.requests()[-1].version == ""
+
+
+def test_split_rows_are_for_the_version_that_is_served_now(
+    client: Client, gateway: Gateway
+) -> None:
+    rows = np.ones((20, 4), np.float32)
+    client.predict("sums", rows[:1])  # the client knows version 7
+    newer = replace(SUMS, version=8)
+    gateway.models = summaries_to_json([ServedModel("sums", newer, {8: newer}, True, "")], 8)
+    assert client.predict("sums", rows).probabilities.shape == (20, 3)
+    assert {each.version for each in gateway.requests()[1:]} == {"8"}
+    gateway.on_ask = lambda request: [refusal_of(request, Status.NOT_FOUND)]
+    with pytest.raises(ModelNotServedError):
+        client.predict("sums", rows)
+
+
+def test_the_numbers_of_a_regression_are_values_not_probabilities(client: Client) -> None:
+    outputs = client.predict("prices", np.ones((2, 4), np.float32))
+    np.testing.assert_array_equal(outputs.values[:, 0], [4, 4])
+    for read in (lambda: outputs.probabilities, outputs.likeliest, outputs.is_unknown):
+        with pytest.raises(BadRequestError, match=r"Outputs\.values"):
+            read()
+
+
+def test_an_unloaded_model_is_not_served_and_a_model_without_a_version_is_unavailable(
+    client: Client,
+) -> None:
+    with pytest.raises(ModelNotServedError, match="it was unloaded"):
+        client.predict("gone", np.zeros(4, np.float32))
+    with pytest.raises(PoolUnavailableError, match="its file is missing"):
+        client.predict("absent", np.zeros(4, np.float32))
 
 
 def test_beyond_this_host_keys_are_needed() -> None:

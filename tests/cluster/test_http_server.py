@@ -10,6 +10,7 @@ import ssl
 import struct
 import subprocess
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,66 @@ def test_requests_are_answered_one_after_the_other_and_in_order() -> None:
     while_serving(client)
 
 
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40])
+def test_a_request_to_upgrade_is_ignored_and_its_body_read(pieces: int) -> None:
+    """Java's HttpClient sends one with its first request."""
+    service = FakeService()
+
+    async def client(server: HttpServer) -> None:
+        connection = await connected(server)
+        request = HEAD + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(INFER) + INFER
+        if pieces == 2:  # a body in a segment of its own, which looks like a request
+            connection[1].write(HEAD + UPGRADE + b"Content-Length: %d\r\n\r\n" % len(REQUEST))
+            await asyncio.sleep(0.05)
+            connection[1].write(REQUEST)
+            assert (await said(connection))[0] == 400  # no JSON
+            assert not service.requests
+        for start in range(0, len(request), len(request) // pieces):
+            connection[1].write(request[start : start + len(request) // pieces])
+            await asyncio.sleep(0.001)
+        assert (await said(connection))[0] == 200
+        upgraded = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE + b"\r\n"
+        connection[1].write(upgraded + REQUEST + upgraded)
+        assert [(await said(connection))[0] for _ in range(3)] == [200, 200, 200]
+        connection[1].close()
+
+    while_serving(client, service)
+    assert len(service.requests) == 2
+
+
+def test_a_tunnel_is_refused_and_its_content_is_no_request() -> None:
+    service = FakeService()
+
+    async def client(server: HttpServer) -> tuple[int, str]:
+        return await answer_to(server, b"CONNECT localhost:80 HTTP/1.1\r\n\r\n" + REQUEST)
+
+    assert while_serving(client, service)[0] == 501
+    assert not service.requests
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_client_that_sends_no_more_is_answered(requests: int) -> None:
+    """As by ``nc -N``; the answers come when the end of the client's side is known."""
+    service = FakeService(is_silent=True)
+
+    async def client(server: HttpServer) -> None:
+        connection = await connected(server)
+        connection[1].write(REQUEST * requests)
+        connection[1].write_eof()
+        for number in range(requests):
+            while len(service.futures) <= number:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.3)  # until the server has seen the end
+            service.futures[number].set_result(service._answer(service.requests[number]))
+            assert (await said(connection))[0] == 200
+        assert await end(connection) == b""
+
+    while_serving(client, service)
+
+
 def test_a_client_is_told_to_go_on_with_its_body() -> None:
     async def client(server: HttpServer) -> None:
         connection = await connected(server)
@@ -141,7 +202,7 @@ def test_what_a_client_asked_that_goes_is_cancelled() -> None:
         while not service.futures[0].cancelled():
             await asyncio.sleep(0.001)
 
-    while_serving(client, service)
+    while_serving(client, service, half_closed_s=0.1)
 
 
 def test_a_server_that_stops_answers_what_was_asked() -> None:
@@ -267,7 +328,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_came() -> None:
         await end(connection)
         return code
 
-    assert while_serving(client, idle_timeout_s=0.2) == 413
+    assert while_serving(client, client_timeout_s=0.2) == 413
 
 
 @pytest.mark.parametrize(
@@ -287,7 +348,7 @@ def test_a_client_is_not_awaited_for_ever(piece: bytes) -> None:
         connection[1].write(piece)
         await end(connection)
 
-    while_serving(client, rate_window_s=0.1, idle_timeout_s=0.1)
+    while_serving(client, body_timeout_s=0.1, client_timeout_s=0.1)
 
 
 def test_a_slow_body_is_received_if_it_keeps_the_rate() -> None:
@@ -309,7 +370,7 @@ def test_a_slow_body_is_received_if_it_keeps_the_rate() -> None:
         return pieces
 
     window_s = 3.0
-    assert while_serving(client, rate_window_s=window_s, min_bytes_per_s=1) > 4
+    assert while_serving(client, body_timeout_s=window_s, min_bytes_per_s=1) > 4
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])
@@ -330,7 +391,7 @@ def test_a_body_below_the_minimum_rate_is_refused(path: str) -> None:
         connection[1].close()
         return code
 
-    assert while_serving(client, None, refusals, rate_window_s=0.2, min_bytes_per_s=10**6) == 408
+    assert while_serving(client, None, refusals, body_timeout_s=0.2, min_bytes_per_s=10**6) == 408
     assert refusals.counts[408] == 1
 
 
@@ -349,13 +410,17 @@ def test_bodies_that_stand_still_give_way_to_others() -> None:
             asking[1].close()
             await asyncio.sleep(0.01)
         assert set(codes) <= {200, 503}
-        assert (await said(short_ones[0]))[0] == 408
-        short_ones[3][1].write(b"x")
-        assert (await said(short_ones[3]))[0] == 400  # received, and no JSON
+        answers = [asyncio.create_task(said(each)) for each in short_ones]
+        await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        for (_, writer), answer in zip(short_ones, answers, strict=True):
+            if not answer.done():
+                writer.write(b"x")
+        codes = [(await answer)[0] for answer in answers]
+        assert sorted(codes) == [400, 400, 400, 408]  # the others are received, and no JSON
         for _, writer in short_ones:
             writer.close()
 
-    while_serving(client, queue_bytes=4000, rate_window_s=600)
+    while_serving(client, queue_bytes=4000, body_timeout_s=600)
 
 
 def test_a_client_that_does_not_read_is_not_awaited_for_ever() -> None:
@@ -374,7 +439,56 @@ def test_a_client_that_does_not_read_is_not_awaited_for_ever() -> None:
             await asyncio.sleep(0.01)
         writer.close()
 
-    while_serving(client, rate_window_s=0.3, idle_timeout_s=60)
+    while_serving(client, client_timeout_s=0.3)
+
+
+def large_answers(count: int) -> bytes:
+    """Requests, each of which is answered with 16 MB, more than waits in the kernel."""
+    body = bytes(16 * 500_000)
+    head = HEAD + b"Inference-Header-Content-Length: 0\r\nContent-Length: %d\r\n\r\n"
+    return count * (head % len(body) + body)
+
+
+async def at_leisure(server: HttpServer, context: ssl.SSLContext | None) -> socket.socket:
+    """A connected socket, from which nothing is read until the test does."""
+    loop, port = asyncio.get_running_loop(), int(server.url.rpartition(":")[2])
+
+    def connect() -> socket.socket:
+        plain = socket.create_connection(("127.0.0.1", port))
+        return plain if context is None else context.wrap_socket(plain)
+
+    return await loop.run_in_executor(None, connect)
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_a_slow_reader_is_answered_if_it_keeps_the_rate(
+    request: pytest.FixtureRequest, is_encrypted: bool
+) -> None:
+    """Reading takes longer than the timeout."""
+    timeout_s = 3.0
+
+    async def client(server: HttpServer) -> int:
+        connection = await at_leisure(server, trusting() if is_encrypted else None)
+        read = partial(asyncio.get_running_loop().run_in_executor, None, connection.recv)
+        with connection:
+            asked = large_answers(1).replace(b"Host", b"Connection: close\r\nHost", 1)
+            await asyncio.get_running_loop().run_in_executor(None, connection.sendall, asked)
+            if not is_encrypted:
+                connection.shutdown(socket.SHUT_WR)  # and reads on
+            answer = bytearray(await read(1000))
+            size = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
+            started = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() < started + 2 * timeout_s:
+                answer += await read(2**14)
+                await asyncio.sleep(0.02)
+            while piece := await read(2**20):
+                answer += piece
+            assert len(answer.partition(b"\r\n\r\n")[2]) == size
+        return size
+
+    files = request.getfixturevalue("tls") if is_encrypted else {}
+    limits = {"client_timeout_s": timeout_s, "half_closed_s": timeout_s, "min_bytes_per_s": 1}
+    while_serving(client, **limits, **files)
 
 
 LOOPS = pytest.mark.parametrize("run_loop", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
@@ -403,6 +517,36 @@ def test_beyond_the_limit_the_connection_that_is_idle_longest_is_dropped(
 
     while_serving(client, None, refusals, run_loop, connections=4)
     assert refusals.counts[503] >= 16
+
+
+UNFINISHED = HEAD + b"Content-Length: 1000\r\n\r\nx"
+# Answered at once, and connected still.
+REFUSED = UNFINISHED.replace(b"digits", b"nothing").replace(b"POST", b"PUT")
+
+
+@LOOPS
+@pytest.mark.parametrize(
+    "sent",
+    [UNFINISHED, REFUSED, large_answers(1), large_answers(1) + UNFINISHED],
+    ids=["unfinished body", "refused body", "unread answers", "both"],
+)
+def test_connections_that_wait_for_their_clients_give_way(
+    sent: bytes, run_loop: Callable[[Any], Any]
+) -> None:
+    async def client(server: HttpServer) -> None:
+        slow_ones = [await at_leisure(server, None) for _ in range(4)]
+        for each in slow_ones:
+            await asyncio.get_running_loop().run_in_executor(None, each.sendall, sent)
+        await asyncio.sleep(1)  # until the answers are stuck
+        for _ in range(20):
+            asking = await connected(server)
+            asking[1].write(REQUEST)
+            assert (await said(asking))[0] == 200
+            asking[1].close()
+        for each in slow_ones:
+            each.close()
+
+    while_serving(client, None, None, run_loop, connections=4)
 
 
 def test_a_connection_whose_request_is_not_answered_is_not_dropped() -> None:
@@ -442,11 +586,15 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
+def trusting() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 async def encrypted(server: HttpServer) -> Connection:
-    trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     port = int(server.url.rpartition(":")[2])
-    return await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+    return await asyncio.open_connection("127.0.0.1", port, ssl=trusting())
 
 
 @LOOPS
@@ -475,7 +623,7 @@ def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
             connection[1].write(piece)
             assert await end(connection) == b""
 
-    while_serving(client, idle_timeout_s=0.1, **tls)
+    while_serving(client, client_timeout_s=0.1, **tls)
 
 
 def test_connections_by_tls_are_limited(tls: dict[str, Path]) -> None:

@@ -260,6 +260,40 @@ def test_a_message_without_an_end_ends_its_connection_only(caplog):
     assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
 
 
+def test_a_message_of_countless_frames_without_an_end_ends_its_connection_only(caplog):
+    """ZeroMQ takes 64 bytes for each empty frame, 245 MiB for these."""
+    with (
+        ServerSocket([LOOPBACK], max_array_bytes=2**25) as server,
+        ClientSocket(server.contact_addresses[0]) as client,
+        raw_dealer(server.contact_addresses[0]) as endless,
+    ):
+        with suppress(ConnectionError):
+            endless.sendall(4_000_000 * b"\x01\x00")  # each says that more follow
+        wait_for_log(caplog, "too many frames of an incomplete message")
+        exchange(server, client)
+    assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
+
+
+def test_a_server_that_grows_keeps_the_connections_that_wait_for_no_message(monkeypatch, caplog):
+    looks = []
+    look = connections.Connections._check
+    monkeypatch.setattr(
+        connections.Connections, "_check", lambda self: (look(self), looks.append(0))
+    )
+    with ServerSocket([LOOPBACK]) as server, ClientSocket(server.contact_addresses[0]) as client:
+        exchange(server, client)
+        grown = np.ones(2 * connections.MAX_GROWTH_BYTES, np.uint8)
+        looked, deadline = len(looks), time.monotonic() + DEADLINE_S
+        while len(looks) < looked + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with ClientSocket(server.contact_addresses[0]) as late:
+            exchange(server, late)
+        exchange(server, client)
+        assert grown.all()
+    assert "dropped" not in caplog.text
+
+
 def raw_dealer(address: str) -> socket.socket:
     """A connection after ZMTP's handshake, on which frames can be sent one by one (RFC 37)."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")

@@ -163,14 +163,37 @@ def test_a_fork_server_that_forks_nothing_is_killed(
 ) -> None:
     forks.order("one", "return")
     eventually(lambda: forks.born)
-    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 0.1)
+    monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 0.1)
     os.kill(forks.child.process_id, signal.SIGSTOP)
     forks.order("two", "return")
     eventually(lambda: forks.born == forks.ordered or forks.child.exit_code is not None)
     assert len(forks.born) == 1
-    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 60.0)
+    monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 60.0)
     forks.start()
     eventually(lambda: len(forks.born) == 2)
+
+
+def test_a_fork_server_that_hangs_without_an_order_is_killed(
+    forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "HEARTBEAT_S", 0.0)
+    forks.order("one", "return")
+    eventually(lambda: forks.born)
+    for _ in range(100):
+        forks.launcher.receive()  # it answers heartbeats
+    assert forks.child.exit_code is None
+    monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 0.1)
+    os.kill(forks.child.process_id, signal.SIGSTOP)
+    eventually(lambda: forks.born and forks.child.exit_code is not None)
+
+
+def test_a_fork_server_that_hangs_while_it_starts_is_killed(
+    forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "STARTS_WITHIN_S", 0.0)
+    forks.start()
+    os.kill(forks.child.process_id, signal.SIGSTOP)
+    eventually(lambda: forks.launcher.receive() or forks.child.exit_code is not None)
 
 
 @pytest.mark.parametrize("is_sent", [False, True])
@@ -192,7 +215,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
 
     async def live() -> list[int]:
         processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], logs)
-        supervising = processes.start(lambda process_id, *_: ended.append(process_id))
+        supervising = processes.start(lambda process_id, *_: ended.append(process_id), is_member)
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -217,7 +240,7 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
 
     async def live() -> None:
         processes = PoolProcesses([Role("one", "no_such_module", ())], logs)
-        supervising = processes.start(lambda process_id, *_: lives.append(process_id))
+        supervising = processes.start(lambda process_id, *_: lives.append(process_id), is_member)
         try:
             async with asyncio.timeout(60):
                 while True:
@@ -232,6 +255,43 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
     assert len(lives) == 3
     assert "one has ended 3 times" in str(raised.value)
     assert str(logs / "one.log") in str(raised.value)
+
+
+def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
+    loop: asyncio.AbstractEventLoop, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_processes, "FORK_SERVER", "forker")
+    ended: list[int] = []
+    stopped: list[int] = []
+    members: set[int] = set()
+
+    async def live() -> None:
+        roles = [Role(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
+        processes = PoolProcesses(roles, logs)
+        processes.is_begun = True
+        supervising = processes.start(
+            lambda process_id, *_: ended.append(process_id),
+            lambda process_id, _: process_id in members,
+        )
+        async with asyncio.timeout(60):
+            for name, joins in (("one", True), ("two", False)):
+                while (ready := words_of(logs / f"{name}.out"))[:1] != ["READY"]:
+                    await asyncio.sleep(0.01)
+                (members.add if joins else stopped.append)(int(ready[2]))
+            os.kill(stopped[0], signal.SIGSTOP)
+            monkeypatch.setattr(pool_processes, "JOINS_WITHIN_S", 0.1)
+            while not ended:
+                await asyncio.sleep(0.01)
+        processes.close(1.0)
+        await asyncio.wait([supervising])
+
+    loop.run_until_complete(live())
+    assert ended[0] == stopped[0]
+    assert members.isdisjoint(ended)
+
+
+def is_member(*_: object) -> bool:
+    return True
 
 
 def words_of(file: Path) -> list[str]:

@@ -212,7 +212,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
         *("join", token, "--workers", "2", "--trust-recipe"),
         prefix=[*hosts.on("worker-0"), *other],
     )
-    joined.says(r"2 workers join tcp://10\.77\.\d\.1:\d+")
+    joined.says(r"joining tcp://10\.77\.\d\.1:\d+ with 2 workers")
     server.report(
         lambda report: (
             [each["processes"] for each in report["workers"]] == [2]

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
 from dist_net.cli import main
-from dist_net.errors import BadRequestError, DistNetError, ShapeError
+from dist_net.errors import BadRequestError, DistNetError, ModelNotServedError, ShapeError
 from dist_net.nets.darknet import DarknetNetwork
 from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
@@ -161,6 +162,8 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
         np.testing.assert_allclose(
             client.predict(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
         )
+        # More than a batch.
+        np.testing.assert_allclose(client.predict(TINY, ROWS).probabilities, expected, atol=1e-6)
     body = {
         "inputs": [
             {
@@ -390,8 +393,12 @@ def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually)
 def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
     pool = serve(net.source, "--workers", "1")
     assert pool.post(f"/v2/repository/models/{TINY}/unload")[0] == 200
+    for path in (f"/v2/models/{TINY}", f"/v2/models/{TINY}/ready", f"/v2/models/{TINY}/versions/1"):
+        assert pool.get(path)[0] == 404
+    assert pool.post(f"/v2/models/{TINY}/infer", b"{}")[0] == 404
+    assert pool.post(f"/v1/models/{TINY}/classify", b"image")[0] == 404
     with Client(pool.address) as client:
-        with pytest.raises(DistNetError, match="unload"):
+        with pytest.raises(ModelNotServedError, match="unload"):
             client.predict(TINY, ROWS[0])
         assert client.reload(TINY, timeout_s=60) == 2
         assert client.predict(TINY, ROWS[0]).version == 2
@@ -409,6 +416,8 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         (["darknet53", "--http", "0.0.0.0:0"], "token"),
         (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),
         (["darknet53", "--listen", "nonsense"], "tcp://HOST:PORT"),
+        (["m=darknet53", "m=darknet53"], "m, m"),
+        (["darknet53", "m=darknet53", "--labels", "names"], "--labels"),
         (["darknet53", "--log-dir", "/dev/null/x"], "--log-dir /dev/null/x"),
     ],
 )
@@ -416,6 +425,16 @@ def test_bad_arguments_end_with_one_line(refuses, arguments, words):
     where = [] if "--http" in arguments else ["--http", "127.0.0.1:0"]
     where += [] if "--listen" in arguments else ["--listen", "tcp://127.0.0.1:0"]
     refuses(f".*{re.escape(words)}.*", "serve", *arguments, *where)
+
+
+def test_an_address_in_use_is_named_by_its_option_and_hides_no_wrong_model(refuses):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        http, listen = ("--http", address), ("--listen", f"tcp://{address}")
+        free = ("--http", "127.0.0.1:0"), ("--listen", "tcp://127.0.0.1:0")
+        refuses("'no/such/run'", "serve", "no/such/run", *http, *listen)
+        refuses(f"--http.*{address}", "serve", "darknet53", *http, *free[1])
+        refuses(f"--listen.*{address}", "serve", "darknet53", *free[0], *listen)
 
 
 def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
@@ -476,6 +495,17 @@ def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
                 client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
             )
     assert pool.workers() == before
+
+
+@pytest.mark.parametrize("name", ["model-loader", "fork-server"])
+def test_a_loader_or_fork_server_that_hangs_is_replaced(serve, net, eventually, name):
+    pool = serve(net.source, "--workers", "1")
+    hanging = pool.command.children[name]
+    os.kill(hanging, signal.SIGSTOP)
+    eventually(lambda: pool.command.children.get(name) not in (None, hanging))
+    if name == "model-loader":
+        with Client(pool.address, timeout_s=60) as client:
+            assert client.reload(TINY, timeout_s=60) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -4,6 +4,7 @@ import http.client
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from PIL import Image
 
 from dist_net import Client
+from dist_net.errors import ReloadError
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from image_runs import colour_weights, write_calibration, write_run
+from naming import naming
 from process import test_hosts, test_serve, test_serve_hosts
 
 serve = test_serve.serve
@@ -24,6 +27,7 @@ GREY = (90, 90, 90)
 ASK = """
 import sys
 from dist_net import Client
+from dist_net.errors import ReloadError
 
 with Client(sys.argv[1], sys.argv[2], timeout_s=30) as client:
     for image in sys.argv[3:]:
@@ -86,6 +90,25 @@ def test_a_reload_brings_new_weights_and_a_new_threshold(
         assert client.reload("colours", timeout_s=60) == 2
         assert client.submit_image("colours", image((255, 0, 0))).result().is_unknown()
     assert answer() == (2, pytest.approx(8 / 10), True)
+
+
+def test_a_reload_of_a_half_copied_run_keeps_the_served_version(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = RunDirectory(write_run(tmp_path / "run"))
+    checkpoint = read_checkpoint(run.best)
+    write_checkpoint(run.best, replace(checkpoint, version=2), kept=3, previous_version=1)
+    pool = serve(f"colours={run.path}", "--workers", "1")
+    whole = run.best.read_bytes()
+    run.best.write_bytes(whole[: len(whole) // 2])
+    with Client(pool.address) as client:
+        with pytest.raises(ReloadError, match=naming(run.best)):
+            client.reload("colours", timeout_s=60)
+        red = image((255, 0, 0))
+        assert client.submit_image("colours", red).result().version == 1
+        run.best.write_bytes(whole)
+        number = client.reload("colours", timeout_s=60)
+        assert client.submit_image("colours", red).result().version == number
 
 
 def test_workers_of_other_hosts_get_the_recipe_and_the_threshold(

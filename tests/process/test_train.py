@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from journaled import assert_each_sample_once
 
 Start = Callable[..., Any]
@@ -73,6 +75,28 @@ def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
     assert report["test_accuracy"] == max(accuracies)
     evaluated = start("evaluate", str(run), "--json").result()
     assert evaluated["test_accuracy"] == report["test_accuracy"]
+
+
+def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
+    start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    start("train", "digits", "--epochs", "2", "--run-dir", str(run)).ends()
+    newest = run / "checkpoint.safetensors"
+    before = read_checkpoint(newest)
+    write_checkpoint(newest, replace(before, version=before.version + 1), kept=3)
+    write_checkpoint(run / f"checkpoint-version-{before.version}.safetensors", before)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    image = tmp_path / "image.png"
+    for refused in (["evaluate", str(run)], ["predict", str(run), str(image)], ["serve", str(run)]):
+        where = ["--http", "", "--listen", "tcp://127.0.0.1:0"] if refused[0] == "serve" else []
+        command = start(*refused, *where)
+        assert command.ends() == 2
+        command.says(str(newest))
+    assert start("export", str(run), str(tmp_path / "a.npz")).ends() == 2
+    resumed = start("train", "--resume", "--run-dir", str(run), "--epochs", "3", "--json")
+    assert resumed.result()["epochs"] == 3
+    resumed.says(f"version {before.version:,}, is used")
 
 
 def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_there(

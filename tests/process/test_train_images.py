@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dist_net
-from dist_net.training.run.local_run import REPORTED
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos import image_report
+from dist_net.photos.image_report import train_and_report
+from dist_net.photos.image_run import ImageOptions
+from dist_net.processes.terminal import plain_console
+from dist_net.training.run.local_run import REPORTED, LocalRunSettings
 from dist_net.training.run.single_process import EpochResult
+from dist_net.training.run.training_progress import TrainingProgress
 from drawn_images import draw_shapes
 
 Start = Callable[..., Any]
@@ -49,7 +57,7 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert evaluated["test_loss"] == pytest.approx(report["test_loss"], rel=1e-3)
     predicted = start("predict", str(moved), str(image), "--json").result()
     assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
-    calibration = json.loads((moved / "calibration.json").read_text())
+    calibration = read_checkpoint(moved / "best.safetensors").recipe_record["calibration"]
     assert report["pushes_applied"] == 0  # no cluster trains a head
     assert "out of fold" in told["judged_on"] or "split off" in told["judged_on"]
     most = predicted["predictions"][0]["probability"]
@@ -155,10 +163,43 @@ def test_the_same_folder_and_seed_give_the_same_head_and_report(
     runs = [tmp_path / name for name in ("once", "again")]
     for run in runs:
         start("train", str(photos), "--base", str(base), "--run-dir", str(run), "--json").result()
-    for name in ("calibration.json", "report.json", "report.html", "held_out.json"):
+    for name in ("report.json", "report.html", "held_out.json"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    records = [read_checkpoint(run / "best.safetensors").recipe_record for run in runs]
+    assert records[0]["calibration"] == records[1]["calibration"]
     weights = [dist_net.load(run).model.weights for run in runs]
     assert weights[0].tobytes() == weights[1].tobytes()
+
+
+def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
+    photos: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = tmp_path / "photos", RunDirectory(tmp_path / "run")
+    shutil.copytree(photos, folder)
+    dist_net.train(folder, base=str(base), run_dir=run.path, quiet=True)
+    files = [run.best, run.held_out, run.held_out.with_suffix(".json")]
+    before = [file.read_bytes() for file in files]
+    (folder / "circle" / "000.jpg").rename(folder / "square" / "corrected.jpg")
+
+    def resume() -> None:
+        options, local = ImageOptions.read(run.folder), LocalRunSettings(1)
+        with run.locked():
+            train_and_report(run, options, local, plain_console(quiet=True), no_cluster)
+
+    def no_cluster(_: int) -> TrainingProgress:
+        pytest.fail("a head needs no cluster")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_report, "report_content", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resume()
+    assert [file.read_bytes() for file in files] == before
+    dist_net.load(run.path)
+    resume()
+    assert all(file.read_bytes() != old for file, old in zip(files, before, strict=True))
 
 
 def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
@@ -184,3 +225,23 @@ def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
         assert command.ends() == 2
         assert len(command.stderr.strip().splitlines()) == 1
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == kept
+
+
+def test_similar_images_are_one_group_unless_groups_are_turned_off(
+    start: Start, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for path in sorted((folder / "square").glob("*.jpg")):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".png"))
+    counts = []
+    for option in ([], ["--no-groups"]):
+        run = tmp_path / f"run{len(counts)}"
+        asked = ["train", str(folder), "--base", str(base), "--run-dir", str(run), "--json"]
+        command = start(*asked, *option)
+        command.result()
+        measured = json.loads((run / "report.json").read_text())["measured"][0]
+        counts.append((measured["groups"], measured["images"]))
+        command.says(rf"of {measured['images']} right: [0-9.]+%")
+    assert counts == [(36, 48), (48, 48)]

@@ -96,9 +96,9 @@ class RunChecks:
         assert run is not None
         records = RunState.accept(run, member, push, now)
         require(records is not None or self.breaks_gradients, "a result is not finite")
+        self._longest_round_s = max(self._longest_round_s, run._last_round_s)
         if records:
             self._check_applied(run, records)
-            self._longest_round_s = max(self._longest_round_s, now - self.progress_s)
             self.progress_s = now
         return records
 

@@ -287,13 +287,19 @@ class VirtualModelLoader:
         self._is_reading = False
         self._socket = network.connect(WORKERS, WORKERS)
         self._socket.on_arrival = self._go_on
-        self._socket.send(JoinAsLoader(process_id, TOKEN))
+        self._socket.send(JoinAsLoader(process_id, TOKEN, WORKERS))
 
     def _go_on(self) -> None:
         while not self._is_reading and (message := self._socket.receive()) is not None:
             if isinstance(message, PrepareModel):
                 self._is_reading = True
                 self._thread.after(self._read_s(), self._has_read, message)
+            elif isinstance(message, PoolWelcome):
+                self._beat(message.heartbeat_interval_s)
+
+    def _beat(self, interval_s: float) -> None:
+        self._socket.send(Heartbeat(0))
+        self._thread.after(interval_s, self._beat, interval_s)
 
     def _has_read(self, asked: PrepareModel) -> None:
         self._is_reading = False

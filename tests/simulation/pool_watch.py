@@ -193,3 +193,5 @@ class WatchedPool:
         for model in self._pool.catalogue.models.values():
             names = list(model.versions)
             require(len(names) <= MAX_VERSIONS, f"{model.name} has versions {names}")
+            may_be_named = bool(model.served().versions)
+            require(model.is_ready == may_be_named, f"{model.name} is ready, and has no version")

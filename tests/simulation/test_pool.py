@@ -14,7 +14,7 @@ from simulation.pool_faults import TROUBLES, TroubledPool
 
 SEEDS = 200
 SEEDS_A_TEST = 50
-SEED_WITH_LOSSES = 0
+SEED_WITH_LOSSES = 35
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))

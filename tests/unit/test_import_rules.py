@@ -97,7 +97,7 @@ NEEDS_AN_EXTRA = {
     "compiling": "numba",
     "onnx": "onnx",
     "run_metrics": "starlette prometheus_client",
-    "http": "starlette uvicorn prometheus_client python_multipart orjson",
+    "http": "starlette uvicorn httptools prometheus_client python_multipart orjson",
 }
 CAN_DO_WITHOUT = {
     "join": "fsspec",

@@ -1,6 +1,5 @@
 """What ``dist_net.train`` refuses before it starts anything, and what ``load`` returns later."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from dist_net.errors import (
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nn.inference import softmax
-from image_runs import COLOURS, SIDE, write_run
+from image_runs import COLOURS, SIDE, write_calibration, write_run
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,7 @@ def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
     temperature: float, tmp_path: Path
 ) -> None:
     path = write_run(tmp_path / "my run", times_likelier=4.0)
-    told = {"temperature": temperature, "threshold": 0.5, "precision": 0.9}
-    (path / "calibration.json").write_text(json.dumps(told))
+    write_calibration(path, 0.5, temperature)
     run = dist_net.load(str(path))
     assert run.class_names == COLOURS
     red = np.zeros((1, SIDE, SIDE, 3), np.uint8)

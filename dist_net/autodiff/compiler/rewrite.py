@@ -176,7 +176,8 @@ def merge_scales_and_shifts(node: Expression) -> Expression | None:
         if isinstance(second.operation, ScaleAndShift) and first.shape == second.shape:
             other_shift, *other_terms = second.inputs
             return apply(first.operation, shift + other_shift, *terms, *other_terms)
-        if second.size == shift.size and second.shape[-1:] == shift.shape:
+        is_one_per_column = second.size == shift.size and second.shape[-1:] == shift.shape
+        if is_one_per_column and node.shape == first.shape:
             return apply(first.operation, shift + reshape(second, shift.shape), *terms)
     return None
 

@@ -15,11 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
+    Operation,
     Variable,
+    View,
     apply,
     constant,
     topological_order,
@@ -69,6 +72,49 @@ def specialise(
     fused = _Fusion(rewrite(outputs), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)
     return _split(planned, weights)
+
+
+def mark_per_batch(
+    outputs: Sequence[Expression], others: Sequence[Expression], weights: Collection[str]
+) -> list[Expression]:
+    """Return ``outputs`` such that no fixed value with a row per input is computed beforehand.
+
+    ``others`` is the same graph for another number of inputs. An example is a class token that is
+    broadcast: as a prepared array it would have the rows of one batch size. Graphs that cannot be
+    compared, since they have other numbers of nodes, are returned as they are.
+    """
+    fixed = _fixed(outputs, weights)
+    new: dict[int, Expression] = {}
+    order, other_order = topological_order(outputs), topological_order(others)
+    if len(order) != len(other_order):
+        return [*outputs]
+    for node, other in zip(order, other_order, strict=True):
+        inputs = [new[id(each)] for each in node.inputs]
+        is_per_batch = id(node) in fixed and not _is_same(node.operation, other.operation)
+        if is_per_batch:
+            inputs = [apply(PerBatch(), each) for each in inputs]
+        rebuilt = node.with_inputs(inputs)
+        new[id(node)] = apply(PerBatch(), rebuilt) if is_per_batch and not inputs else rebuilt
+    return [new[id(each)] for each in outputs]
+
+
+def _is_same(operation: Operation, other: Operation) -> bool:
+    if isinstance(operation, Constant) and isinstance(other, Constant):
+        a, b = operation.value, other.value
+        return a.shape == b.shape and a.tobytes() == b.tobytes()
+    return operation == other
+
+
+class PerBatch(View):
+    """The identity, computed by plans: equal only to itself, it is never computed beforehand."""
+
+    keeps_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, inputs[0].dtype
+
+    def view(self, array: Array) -> Array:
+        return array
 
 
 def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dist_net.autodiff.arrays import Array, Shape, integer
+from dist_net.autodiff.arrays import Array, Shape, integer, shown
 from dist_net.errors import ShapeError
 
 Pair: TypeAlias = tuple[int, int]
@@ -85,7 +85,7 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
             sides = pair("padding", padding[0], 0), pair("padding", padding[1], 0)
         case _:
             raise ShapeError(
-                f"padding {padding!r}: expected 'same', 'valid', a number, or "
+                f"padding {shown(padding)}: expected 'same', 'valid', a number, or "
                 f"((top, bottom), (left, right))"
             )
     return Windows(size, stride, sides)
@@ -106,7 +106,7 @@ def pair(name: str, value: int | Pair, least: int) -> Pair:
     """Return one or two integers as a pair; raise ``ShapeError`` if one is below ``least``."""
     two = value if isinstance(value, Sequence) else (value, value)
     if len(two) != 2:
-        raise ShapeError(f"{name} {value!r}; expected one or two integers")
+        raise ShapeError(f"{name} {shown(value)}; expected one or two integers")
     return integer(name, two[0], least), integer(name, two[1], least)
 
 

@@ -157,8 +157,15 @@ def log_softmax(logits: Expression) -> Expression:
     return shifted - log(sum(exp(shifted), -1, keepdims=True))
 
 
-def require_class_indices(name: str, labels: Expression) -> None:
-    """Raise ``DTypeError`` unless the labels of the loss ``name`` are integers."""
+def require_class_indices(name: str, outputs: Expression, labels: Expression) -> None:
+    """Raise ``DTypeError`` or ``ShapeError`` unless the loss ``name`` has an integer per row."""
+    if outputs.ndim == 2 and labels.ndim > 1:
+        is_one_hot = labels.shape == outputs.shape and labels.shape[1] > 1
+        remedy = "targets.argmax(1)" if is_one_hot else "targets.reshape(-1)"
+        raise ShapeError(
+            f"{name}: targets of shape {labels.shape[1:]} each; expected class indices, integers "
+            f"of shape (N,), as from {remedy}"
+        )
     if labels.dtype.kind not in "iu":
         raise DTypeError(
             f"{name}: targets of dtype {labels.dtype}; expected integer class indices; to predict "
@@ -171,6 +178,6 @@ def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expressio
 
     Raise ``DTypeError`` unless labels are integers.
     """
-    require_class_indices("cross_entropy_of_logits", labels)
+    require_class_indices("cross_entropy_of_logits", logits, labels)
     shifted = shifted_to_zero(logits)
     return log(sum(exp(shifted), -1)) - gather(shifted, labels)

@@ -245,12 +245,15 @@ class RecipeRecord:
     """A checkpoint's record of its recipe, besides the reference.
 
     ``files`` are the digests of the recipe's files, ``class_names`` the dataset's. Early releases
-    recorded neither.
+    recorded neither. The model of a folder of images also has its recipe, as JSON, and its
+    ``calibration``, the fields of a ``Calibration``: one file replaces a version by the next.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     fitting: str = ""
+    image_recipe: str = ""
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -263,9 +266,12 @@ class RecipeRecord:
                 f"a run's record of its recipe is {values!r:.80}; expected a JSON object"
             )
         files, names = values.get("files", {}), values.get("class_names", [])
-        fitting = values.get("fitting", "")
+        fitting, image_recipe = values.get("fitting", ""), values.get("image_recipe", "")
+        calibration = values.get("calibration", {})
         if not (
             isinstance(files, dict)
+            and isinstance(calibration, dict)
+            and isinstance(image_recipe, str)
             and isinstance(names, list)
             and all(isinstance(each, str) for each in (*files.values(), *names))
             and fitting in ("", *FITTINGS)
@@ -274,7 +280,7 @@ class RecipeRecord:
                 f"a run's record of its recipe is {str(values)[:80]!r}; expected digests of "
                 f"files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
             )
-        return cls(files, tuple(names), fitting)
+        return cls(files, tuple(names), fitting, image_recipe, calibration)
 
 
 def own_release() -> str:
@@ -317,6 +323,8 @@ def load_recipe(reference: str) -> LoadedRecipe:
             f"of images"
         )
         hint = did_you_mean(reference, names) or expected
+        if path.is_file():
+            hint = "a Python file reads data such as this: see docs/learn/your_own_data.md"
         raise RecipeError(f"no recipe {reference!r}; {hint}")
     path = path.resolve()
     return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -79,6 +80,9 @@ OUTPUT_DTYPE = np.dtype("<f4")
 MAX_OPEN = 256
 """The maximum number of open requests; a further request waits."""
 
+PARTS_OPEN = 16
+"""The maximum number of open requests for one prediction of many rows."""
+
 HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
 
@@ -97,18 +101,26 @@ ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 class Outputs:
     """The outputs of a version of a model.
 
-    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one image, or for one row
-    without the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's
-    time for the whole batch. ``unknown_below``: the minimum probability of a known class; 0 without
-    a threshold.
+    ``values``: (rows, outputs) float32, read-only; (outputs,) for one image, or for one row without
+    the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's time for
+    the whole batch, or batches. ``unknown_below``: the minimum probability of a known class; 0
+    without a threshold.
     """
 
-    probabilities: NDArray[np.float32]
+    values: NDArray[np.float32]
     version: int
     queue_s: float
     compute_s: float
     labels: tuple[str, ...]
     unknown_below: float = 0.0
+    has_classes: bool = True
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The ``values`` of a model with classes; raise BadRequestError for any other."""
+        if not self.has_classes:
+            raise BadRequestError("the model predicts numbers, not classes; read Outputs.values")
+        return self.values
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
         """Return the ``top`` likeliest classes of a row, likeliest first."""
@@ -152,17 +164,19 @@ class Pending:
             self._is_outdated()
             raise
         try:
-            probabilities = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
+            values = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
             if self._rows is not None:
-                probabilities = probabilities.reshape((self._rows, -1), copy=False)
+                values = values.reshape((self._rows, -1), copy=False)
             labels, unknown_below = self._known.labels, self._known.unknown_below
+            has_classes = self._known.has_classes
             if len(answer.payloads) > 1:
                 others = [json.loads(bytes(each)) for each in answer.payloads[1:]]
                 labels = tuple(map(str, others[0]))
                 unknown_below = float(others[1]) if len(others) > 1 else 0.0
+                has_classes = bool(labels)
                 self._is_outdated()
-            times = answer.queue_s, answer.compute_s
-            return Outputs(probabilities, int(answer.version), *times, labels, unknown_below)
+            version, times = int(answer.version), (answer.queue_s, answer.compute_s)
+            return Outputs(values, version, *times, labels, unknown_below, has_classes)
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
 
@@ -213,8 +227,31 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Outputs:
-        """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``."""
-        return self.submit(model, inputs, version, timeout_s).result()
+        """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``.
+
+        More rows than the gateway's batch are sent as several requests to one version, each with
+        ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
+        """
+        array, summary = self._fitting(model, version, inputs)
+        size = self._summaries[model].max_batch_size
+        if array.ndim == len(summary.input_shape) or len(array) <= size:
+            return self.submit(model, array, version, timeout_s).result()
+        if version is None:
+            self.models()  # or the version could be one that was replaced long ago
+            version = self._summary(model, None).version
+        outputs: list[Outputs] = []
+        pending: deque[Pending] = deque()
+        for start in range(0, len(array), size):
+            if len(pending) == PARTS_OPEN:
+                outputs.append(pending.popleft().result())
+            pending.append(self.submit(model, array[start : start + size], version, timeout_s))
+        outputs += [each.result() for each in pending]
+        return replace(
+            outputs[0],
+            values=np.concatenate([each.values for each in outputs]),
+            queue_s=max(each.queue_s for each in outputs),
+            compute_s=sum(each.compute_s for each in outputs),
+        )
 
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
@@ -336,6 +373,8 @@ class Client:
         if summary is None:
             hint = suggestion(model, self._summaries)
             raise ModelNotServedError(f"no model {model!r}; {hint}")
+        if summary.is_unloaded:
+            raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
         if not summary.classes:
             raise PoolUnavailableError(f"model {model!r} is not available: {summary.reason}")
         if version is None:

@@ -97,7 +97,8 @@ class ClientDesk:
                     future.cancel()
             case Describe(request_id):
                 models = self._gateway.models().values()
-                self._send(node, Description(request_id, summaries_to_json(models)))
+                summaries = summaries_to_json(models, self._gateway.max_batch_size)
+                self._send(node, Description(request_id, summaries))
             case Ping():
                 self._send(node, self._pong(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:

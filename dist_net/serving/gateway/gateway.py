@@ -111,6 +111,11 @@ class Gateway:
         """Return the statistics of a model's requests, by version."""
         return self._pool.catalogue.models[model].statistics
 
+    @property
+    def max_batch_size(self) -> int:
+        """The maximum number of rows of a request."""
+        return self._pool.max_batch_size
+
     def status(self) -> dict[str, Any]:
         """Return the current state of the pool for people: workers, queue, models."""
         return self._pool.status(self._clock.now())
@@ -127,7 +132,7 @@ class Gateway:
         return self._pool.failures()
 
     async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
-        """Admit no more requests and answer the admitted ones; return False after the timeout."""
+        """Admit no more requests, answer admitted requests; return False after the timeout."""
         self._pool.drain()
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
@@ -144,6 +149,10 @@ class Gateway:
 
     def retire_workers(self) -> None:
         self._execute(self._pool.retire())
+
+    def is_member(self, process_id: int, host: str) -> bool:
+        """Return whether a process has joined the pool, and is not lost."""
+        return self._pool.is_member(process_id, host)
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
         """Process the exit of a child at once, without waiting for a timeout."""

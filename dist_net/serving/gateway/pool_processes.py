@@ -1,4 +1,4 @@
-"""The processes that the gateway starts: the model loader and the workers, here or on Ray's nodes.
+"""The processes that the gateway starts, on its host or Ray's nodes: the model loader and workers.
 
 The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
 """
@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -28,6 +29,8 @@ from dist_net.processes.supervisor import Supervisor
 logger = logging.getLogger(__name__)
 
 FORK_SERVER = "dist_net.serving.worker.inference_worker_process"
+JOINS_WITHIN_S = 120.0
+"""A process that is no member of the pool for this long hangs: before it joins, or afterwards."""
 MAX_EARLY_ENDS = 3
 """The pool fails to start if a process ends this often before the pool is ready."""
 
@@ -35,8 +38,9 @@ MAX_EARLY_ENDS = 3
 class PoolProcesses:
     """Keep a process of this host running for each of ``roles``.
 
-    Each is restarted however often it ends. ``is_begun``: the pool has been ready; before that, an
-    end that would be repeated makes ``require_startable`` raise.
+    Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
+    the pool has been ready; before that, an end that would be repeated makes ``require_startable``
+    raise.
     """
 
     def __init__(self, roles: Sequence[Role], logs: Path) -> None:
@@ -50,6 +54,7 @@ class PoolProcesses:
         self._ends: Counter[str] = Counter()
         self._failure: DistNetError | None = None
         self._wake = asyncio.Event()
+        self._member_s: dict[tuple[int, str], float] = {}  # when each started, or was a member last
         self.is_begun = False
 
     def add_ray(self, ray: RayCluster, worker: Callable[[str], Role], count: int | None) -> None:
@@ -58,13 +63,16 @@ class PoolProcesses:
         self._supervisors.append(on_ray)
         self._start_on_ray = partial(on_ray.add_workers, worker, count)
 
-    def start(self, ended: Callable[[int, str, str], None]) -> asyncio.Task[None]:
+    def start(
+        self, ended: Callable[[int, str, str], None], is_member: Callable[[int, str], bool]
+    ) -> asyncio.Task[None]:
         """Start the processes; return the task that supervises them on the running event loop.
 
-        ``ended(process_id, host, reason)`` is called when a process has ended. Raises
+        ``ended(process_id, host, reason)`` is called when a process has ended;
+        ``is_member(process_id, host)`` returns whether one is in the pool. Raise
         ProcessFailedError.
         """
-        self._ended = ended
+        self._ended, self._is_member = ended, is_member
         loop = asyncio.get_running_loop()
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
@@ -95,7 +103,7 @@ class PoolProcesses:
                     child.kill()
 
     def close(self, grace_s: float) -> None:
-        """End all processes, and kill those that still run after ``grace_s``."""
+        """End all processes; kill the remaining processes after ``grace_s``."""
         self._supervising.cancel()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._local.stop_forking()
@@ -104,10 +112,26 @@ class PoolProcesses:
 
     async def _supervise(self) -> None:
         while True:
+            self._local.receive()
+            self._kill_outsiders(time.monotonic())
             pause_s = min(each.poll() for each in self._supervisors)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), pause_s)
             self._wake.clear()
+
+    def _kill_outsiders(self, now: float) -> None:
+        """Kill the processes that have not been members for ``JOINS_WITHIN_S``."""
+        member_s, self._member_s = self._member_s, {}
+        for child in (each for supervisor in self._supervisors for each in supervisor.children):
+            process = child.process_id, child.host
+            is_started = child.exit_code is None and child.process_id > 0  # by Ray, or forked
+            if not is_started or child.name == self._local.fork_server.name:  # it has own limits
+                continue
+            self._member_s[process] = last_s = (
+                now if self._is_member(*process) else member_s.get(process, now)
+            )
+            if now - last_s > JOINS_WITHIN_S:
+                self.kill(*process, f"it was not in the pool for {JOINS_WITHIN_S:g} s")
 
     def _may_restart(self, child: RunningChild) -> bool:
         self._ended(child.process_id, child.host, child.last_words)

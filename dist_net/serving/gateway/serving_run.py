@@ -16,8 +16,8 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,12 @@ from dist_net.clock import SystemClock
 from dist_net.command_line import joining_command
 from dist_net.errors import (
     INTERRUPTED,
+    AddressError,
     MissingExtraError,
     ModelLoadError,
     SettingError,
 )
-from dist_net.nets.sources import parse_named_source
+from dist_net.nets.sources import is_live, model_source, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
@@ -95,8 +96,10 @@ class StopSignals:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal arrives; return the exit code."""
     options = options_from(arguments)
-    for source in options.sources:
-        confirm_recipe(parse_named_source(source).source, options.trust_recipe)
+    for each in parse_pool_sources(options.sources, options.weights, options.labels):
+        confirm_recipe(each.source, options.trust_recipe)
+        if not is_live(each.source):  # the loader connects later
+            model_source(each.source, each.weights, each.labels, progress=lambda _: None)
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
         return runner.run(serve(options))
 
@@ -111,7 +114,8 @@ async def serve(options: ServingOptions) -> int:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
         limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK
-        clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
+        with _naming("--listen"):
+            clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
         logs = _log_directory(options, directory, opened)
         ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
         listen_options = options.listen_options
@@ -119,7 +123,8 @@ async def serve(options: ServingOptions) -> int:
         if listen_options.needs_keys:  # they last as long as the pool
             make_keys(worker_keys := directory / "keys")
         listen = listen_options.listen if ray is None else ray.listen
-        workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
+        with _naming("--listen-workers"):
+            workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
             *(options.pool, options.names, clock.now()),
@@ -134,7 +139,8 @@ async def serve(options: ServingOptions) -> int:
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
         desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
-        http = _http(options, gateway)
+        with _naming("--http"):
+            http = _http(options, gateway)
         for address in (
             workers.contact_addresses[1:] if ray is None else ()
         ):  # before READY, which may wait for them
@@ -168,7 +174,7 @@ async def _run(
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        supervising = processes.start(gateway.child_ended)
+        supervising = processes.start(gateway.child_ended, gateway.is_member)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them
@@ -189,6 +195,15 @@ async def _run(
         gateway.close()
         desk.close()
         processes.close(RETIRE_S)
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Name the option of an address in its errors."""
+    try:
+        yield
+    except AddressError as error:
+        raise AddressError(f"{option}: {error}") from error
 
 
 def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

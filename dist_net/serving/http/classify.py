@@ -9,7 +9,6 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -25,7 +24,7 @@ from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
-from dist_net.serving.http.open_inference import MAX_IMAGES
+from dist_net.serving.http.open_inference import MAX_IMAGES, classes_bytes
 from dist_net.serving.http.replies import Json, error_content, result_reply
 from dist_net.serving.pool.description import EncodedImage, ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -78,8 +77,9 @@ class Classification:
                 for each in images
             ]
             results = await exchange.infer(self._gateway, requests)
-        total_ms = (perf_counter() - began_s) * _MS_PER_S
-        return _reply(model, images, results, top, total_ms)
+            total_ms = (perf_counter() - began_s) * _MS_PER_S
+            reply = partial(_reply, model, images, results, top, total_ms)
+            return await exchange.off_loop(classes_bytes(results), reply)
 
     def _model(self, name: str | None) -> ModelDescription:
         """Return the model of this name; without a name, the only one."""
@@ -138,7 +138,7 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
         return error_content(result.reason, result.retry_after_s)
     probabilities = np.frombuffer(result.payload, "<f4")
     predictions = top_predictions(probabilities, result.labels, top)
-    answer: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
+    answer: dict[str, Any] = {"predictions": predictions}  # orjson writes dataclasses as objects
     if result.unknown_below:
         answer["unknown"] = is_unknown(predictions, result.unknown_below)
     return answer

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
-from typing import Any, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.errors import (
     BadRequestError,
+    DistNetError,
     ModelNotServedError,
     PoolUnavailableError,
     RequestTooLargeError,
@@ -144,6 +145,13 @@ def _is_this_host(host: str) -> bool:
         return False
 
 
+class Connection(Protocol):
+    """The connection of a request, in the server."""
+
+    def waited_s(self) -> float: ...
+    def time_out(self) -> None: ...
+
+
 class RequestMemory:
     """Limits the memory of all unanswered requests, and the number of threads that parse them.
 
@@ -155,13 +163,12 @@ class RequestMemory:
         self.settings = settings
         self.held_bytes = 0
         self.parsing = asyncio.Semaphore(_THREADS)
-        # Incomplete bodies, each with the time of its last piece; longest stalled first.
-        self.arriving: dict[HttpExchange, float] = {}
+        self.arriving: dict[HttpExchange, None] = {}  # incomplete bodies, oldest first
 
     def drop_stalled(self) -> bool:
         """Drop the body that has stalled longest; return False if none has stalled."""
-        body, since_s = next(iter(self.arriving.items()), (None, 0.0))
-        if body is None or asyncio.get_running_loop().time() - since_s < _STALLED_S:
+        body = max(self.arriving, key=HttpExchange.waited_s, default=None)
+        if body is None or body.waited_s() < _STALLED_S:
             return False
         body.give_up()
         return True
@@ -174,9 +181,8 @@ class HttpExchange:
         self.headers: dict[bytes, bytes] = dict(request.scope["headers"])
         self._memory = memory
         self._receive = request.receive
+        self._connection: Connection | None = request.scope.get("state", {}).get("connection")
         self._size = 0
-        self._is_late = False
-        self._task: asyncio.Task[Any] | None = None  # which receives the body
 
     def __enter__(self) -> Self:
         return self
@@ -200,8 +206,8 @@ class HttpExchange:
         """Return the body.
 
         Raise RequestTooLargeError beyond the limit, PoolUnavailableError when other bodies leave no
-        room for it, BadRequestError for a compressed body or one below the minimum rate, and
-        ClientDisconnect if the client disconnects before it is complete.
+        room for it, BadRequestError for a compressed body, and ClientDisconnect if the connection
+        ends before it is complete.
         """
         encoding = self.headers.get(b"content-encoding", b"identity")
         if encoding.lower() != b"identity":
@@ -211,20 +217,8 @@ class HttpExchange:
                 http_code=415,
             )
         self._require_size(self.size_header(b"content-length") or 0)
-        self._task = asyncio.current_task()
         try:
             return await self._pieces()
-        except asyncio.CancelledError as error:
-            if not self._is_late or self._task is None:
-                raise
-            self._task.uncancel()
-            settings = self._memory.settings
-            raise BadRequestError(
-                f"the body arrives too slowly; expected at least {settings.min_bytes_per_s:,} "
-                f"bytes/s over any {settings.rate_window_s:g} s, and some bytes every second while "
-                f"memory is short",
-                http_code=408,
-            ) from error
         finally:
             self._memory.arriving.pop(self, None)
 
@@ -267,47 +261,37 @@ class HttpExchange:
             for future in futures:
                 future.cancel()
 
+    def waited_s(self) -> float:
+        """Return how long the client has kept the server waiting for its body."""
+        return self._connection.waited_s() if self._connection is not None else 0.0
+
     def give_up(self) -> None:
         """Stop waiting for the rest of the body."""
         self._memory.arriving.pop(self, None)
         self._release()
-        self._is_late = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._connection is not None:
+            self._connection.time_out()
 
     def _release(self) -> None:
         self._memory.held_bytes -= self._size
         self._size = 0
 
     async def _pieces(self) -> Payload:
-        loop, settings = asyncio.get_running_loop(), self._memory.settings
-        window_s = settings.rate_window_s
-        window_bytes = due_bytes = settings.min_bytes_per_s * window_s
         body = bytearray()
-        # Not ``asyncio.timeout``, which would take longer than the rest of this function.
-        timer = loop.call_later(window_s, self.give_up)
-        try:
-            while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                piece: bytes = message.get("body", b"")
-                self._require_size(len(body) + len(piece))
-                self._hold(len(body) + len(piece))
-                is_whole = not message.get("more_body", False)
-                if is_whole and not body:
-                    return piece  # without a copy, as for most bodies
-                body += piece
-                if is_whole:
-                    return memoryview(body)
-                self._memory.arriving.pop(self, None)
-                self._memory.arriving[self] = loop.time()
-                if len(body) >= due_bytes:
-                    due_bytes = len(body) + window_bytes
-                    timer.cancel()
-                    timer = loop.call_later(window_s, self.give_up)
-        finally:
-            timer.cancel()
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            piece: bytes = message.get("body", b"")
+            self._require_size(len(body) + len(piece))
+            self._hold(len(body) + len(piece))
+            is_whole = not message.get("more_body", False)
+            if is_whole and not body:
+                return piece  # without a copy, as for most bodies
+            body += piece
+            if is_whole:
+                return memoryview(body)
+            self._memory.arriving[self] = None
 
     def _require_size(self, size: int) -> None:
         limit = min(self._memory.settings.body_bytes, self._memory.settings.queue_bytes)
@@ -342,22 +326,29 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
     """Return the description of ``version`` of a model, by default the newest.
 
-    Raise ModelNotServedError for an unknown one, PoolUnavailableError while no version is served.
+    Raise ModelNotServedError for an unknown one, and see ``not_ready``.
     """
     description = gateway.description(name, version) if version is None else None
     if description is not None:
         return description
     served = served_model(gateway, name)
-    if version is None:
-        raise PoolUnavailableError(
-            f"no version of {name} is served: {served.reason or 'it is being loaded'}"
-        )
+    if version is None or not served.is_ready:
+        raise not_ready(served)
     if version not in served.versions:
         raise ModelNotServedError(
             f"{name} has no version {version}; expected one of "
             f"{', '.join(map(str, served.versions)) or 'none'}"
         )
     return served.versions[version]
+
+
+def not_ready(served: ServedModel) -> DistNetError:
+    """Return the error for a model that no worker serves, or that is unloaded until a reload."""
+    if served.is_unloaded:
+        return ModelNotServedError(f"{served.name} is not served: {served.reason}; load it first")
+    return PoolUnavailableError(
+        f"{served.name} is not ready: {served.reason or 'no worker has loaded it'}"
+    )
 
 
 def version_number(request: Request) -> int | None:

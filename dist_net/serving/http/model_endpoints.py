@@ -17,12 +17,13 @@ from dist_net.serving.http.exchange import (
     HttpExchange,
     RequestMemory,
     description_of,
+    not_ready,
     served_model,
     version_number,
 )
 from dist_net.serving.http.open_inference import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, result_reply
-from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.description import ModelDescription, ServedModel, summary_of
 from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.statistics import TIMES, ModelStatistics, Timed
 
@@ -33,6 +34,10 @@ _EXTENSIONS = (
     "model_configuration",
     "model_repository",
     "statistics",
+)
+_LISTED = (
+    *("name", "version", "versions", "is_ready", "reason", "max_batch_size"),
+    *("input_datatype", "input_shape", "takes_images", "has_classes", "classes"),
 )
 _KEPT_VERSIONS = 2
 _OWN_FILES = ("config", "file:")  # parameters by which Triton's clients send a model's files
@@ -55,9 +60,11 @@ class Models:
         """Return the routes of the server, of each model and version, and of the repository."""
         routes = [
             Route("/v2", self.server),
+            Route("/v2/", self.server),  # as the protocol spells it
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_statistics),
+            Route("/v1/models", self.models),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
@@ -88,13 +95,18 @@ class Models:
             raise PoolUnavailableError("not every model is ready; see /pool")
         return Json({"ready": True})
 
+    async def models(self, _: Request) -> Json:
+        """List the models, with the input and the number of classes of their newest versions."""
+        summaries = [
+            summary_of(each, self._max_batch_size) for each in self._gateway.models().values()
+        ]
+        return Json([{name: getattr(each, name) for name in _LISTED} for each in summaries])
+
     async def model_ready(self, request: Request) -> Json:
         """Report whether a model is ready."""
         served, _ = self._served(request)
         if not served.is_ready:
-            raise PoolUnavailableError(
-                f"{served.name} is not ready: {served.reason or 'no worker has loaded it'}"
-            )
+            raise not_ready(served)
         return Json({"name": served.name, "ready": True})
 
     async def model(self, request: Request) -> Json:
@@ -118,7 +130,7 @@ class Models:
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """List every model and version; with ``{"ready": true}`` only the ready ones."""
+        """List every model and version; with ``{"ready": true}`` only ready models."""
         only_ready = (await self._content(request)).get("ready") is True
         return Json(list(_index(self._gateway.models().values(), only_ready)))
 
@@ -176,7 +188,7 @@ def _loaded(name: str, result: Result) -> Json:
 
 
 def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str, Any]:
-    """Return a model's inputs and outputs; -1 stands for any number of rows."""
+    """Return a model's inputs and outputs; -1 means any number of rows."""
     return {
         "name": model.name,
         "versions": [str(version) for version in versions],

@@ -90,7 +90,8 @@ class InferEndpoint:
             if (failed := _first_failure(results)) is not None:
                 return result_reply(failed)
             rows = sum(each.rows for each in requests)
-            answer, json_bytes = encode_response(name, rows, results, form)
+            encode = partial(encode_response, name, rows, results, form)
+            answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
         if json_bytes is None:
             return HttpReply(answer)
         length = (JSON_LENGTH, b"%d" % json_bytes)
@@ -120,8 +121,8 @@ class ResponseForm:
 
 
 def output_name(model: ModelDescription) -> str:
-    """Return the name of a model's output: probabilities if it has classes."""
-    return "probabilities" if model.has_classes else "output"
+    """Return the name of a model's output."""
+    return "probabilities" if model.has_classes else "values"
 
 
 def read_request(
@@ -143,7 +144,7 @@ def read_request(
             f"Inference-Header-Content-Length is {json_bytes:,} and the body has {len(body):,} "
             f"bytes; expected at most that"
         )
-    request = json_object(text)
+    request = json_object(text, _example(model))
     parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
     payloads, is_image, rows = _input(request.get("inputs"), raw, model)
@@ -169,8 +170,11 @@ def _raw_request(
     return InferenceRequest(model.name, payload, rows, version=version)
 
 
-def json_object(text: Payload) -> dict[str, Any]:
-    """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError."""
+def json_object(text: Payload, example: str = "") -> dict[str, Any]:
+    """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError.
+
+    Their messages about another body end with ``example``.
+    """
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
             f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "
@@ -185,8 +189,20 @@ def json_object(text: Payload) -> dict[str, Any]:
     try:
         request = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is not JSON: {error}") from error
-    return _object(request, "request")
+        raise BadRequestError(
+            f"the request is not JSON: {error}; expected a JSON object{example}"
+        ) from error
+    if not isinstance(request, dict):
+        raise BadRequestError(f"the request is {shown(request)}; expected a JSON object{example}")
+    return request
+
+
+def _example(model: ModelDescription) -> str:
+    """Return a request for the message of an error, to copy and complete."""
+    shape = [1, *model.input_shape]
+    tensor = {"name": INPUT, "shape": shape, "datatype": model.input_datatype, "data": [0]}
+    text = orjson.dumps({"inputs": [tensor]}).decode()
+    return f", such as {text.replace('[0]', f'[{prod(shape):,} numbers]')}"
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -216,11 +232,17 @@ def _input(
 ) -> tuple[Sequence[Payload], bool, int]:
     """Return the payloads, whether they are images, and the rows of each."""
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
-        raise BadRequestError(f'"inputs" is {shown(inputs)}; expected an array of one JSON object')
+        raise BadRequestError(
+            f'"inputs" is {shown(inputs)}; expected an array of one JSON object{_example(model)}'
+        )
     tensor: dict[str, Any] = inputs[0]
     if tensor.get("name") != INPUT:
         raise BadRequestError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
     content = _raw_content(_parameters(tensor, "input"), raw)
+    if content is not None and tensor.get("data") is not None:
+        raise BadRequestError(
+            'the input has "data" and raw bytes (binary_data_size); expected one of them'
+        )
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
     if datatype == "BYTES" and model.takes_images:
         return _images(content, shape), True, 1
@@ -335,6 +357,8 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
             f"{list(shape)}"
         )
     try:
+        if bool in set(map(type, elements)):  # which struct takes for 1 and 0
+            raise struct.error("required argument is not true or false")
         # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
         # length of the longest; and twice as fast.
         return struct.pack(f"<{len(elements)}{TYPE_CODES[datatype]}", *elements)
@@ -394,6 +418,11 @@ def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
             )
         rows = list(chain.from_iterable(rows))
     return rows
+
+
+def classes_bytes(results: Sequence[Result]) -> int:
+    """Return about how many bytes the classes of results take as JSON: 64 for 4 in an output."""
+    return 16 * sum(len(result.payload) for result in results)
 
 
 def encode_response(

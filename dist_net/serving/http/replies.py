@@ -48,7 +48,6 @@ CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
 _COMMON_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _HEADERS_OF_CODE: dict[int, list[Header]] = {
     401: [(b"www-authenticate", b"Bearer")],
-    408: [(b"connection", b"close")],
     431: [(b"connection", b"close")],
 }
 _UNAVAILABLE = 503

@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn on our own socket, with TLS and limits for slow clients.
 
-uvicorn limits neither the head of a request, nor idle connections, nor the time in which a client
-reads its response. So a subclass of its connection does.
+uvicorn limits neither the head of a request nor the time that it waits for a client. So a subclass
+of its connection does.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import ssl
-from asyncio import TimerHandle, Transport
+from asyncio import Transport
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import orjson
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,11 +27,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from dist_net.errors import AddressError, KeyFileError
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.waiting_clients import WaitingClients
+from dist_net.wire.connections import transferred_bytes
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
+_CHECK_EVERY_S = 0.25  # 4 us a connection
 
 
 class HttpServer:
@@ -56,7 +61,7 @@ class HttpServer:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]
+            timeout_keep_alive=settings.client_timeout_s,  # type: ignore[arg-type]
             timeout_graceful_shutdown=settings.shutdown_timeout_s,  # type: ignore[arg-type]
         )
         self._server = _Server(configuration)
@@ -67,7 +72,7 @@ class HttpServer:
 
     async def serve(self) -> None:
         """Respond until ``stop``; then finish open requests within the time limit."""
-        tasks = [self._connections.drop_idle()]
+        tasks = [self._connections.check_all()]
         if self._context is not None:
             tasks.append(self._accept(self._context))
         self._server.tasks = [asyncio.create_task(task) for task in tasks]
@@ -77,7 +82,7 @@ class HttpServer:
             self._socket.close()
 
     def stop(self) -> None:
-        """Accept no more connections, close the idle ones, and finish open requests."""
+        """Accept no more connections, close those without a request, and finish open requests."""
         self._server.should_exit = True
 
     def close(self) -> None:
@@ -120,8 +125,8 @@ class HttpServer:
                 connection,
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=settings.idle_timeout_s,
-                ssl_shutdown_timeout=settings.rate_window_s,
+                ssl_handshake_timeout=settings.client_timeout_s,
+                ssl_shutdown_timeout=math.inf,  # ``check`` limits it
             )
         except Exception as error:  # the client sent something else, or has gone
             logger.debug("handshake_failed error=%s", error)
@@ -158,102 +163,131 @@ class _Server(uvicorn.Server):
 
 
 class _Connections:
-    """Every open connection. Beyond the limit, drops the connection idle longest.
+    """Every open connection. Beyond the limit, drops the one that waits longest for its client.
 
-    A connection is idle while none of its requests is being answered: during a TLS handshake, an
-    incomplete head, or the silence between requests. Its key is its transport, or the task of its
-    handshake.
+    Its key is the task of a TLS handshake, or an ``_HttpConnection``.
     """
 
     def __init__(self, settings: HttpSettings, refusals: Refusals) -> None:
         self.settings = settings
         self.refusals = refusals
+        self.waiting = WaitingClients(settings.min_bytes_per_s)
         self._open: dict[object, Callable[[], object]] = {}  # the function that drops each
-        self._idle_since_s: dict[object, float] = {}  # longest idle first
 
     def opened(self, connection: object, drop: Callable[[], object]) -> None:
-        """Add a connection, which is idle; it is dropped itself if all others are busy."""
+        """Add a connection, which is dropped itself if no other waits for its client."""
         self._open[connection] = drop
-        self.idle(connection)
+        self.await_client(connection, True)
         if len(self._open) > self.settings.connections:
-            self._drop(next(iter(self._idle_since_s)))
+            longest = self.waiting.longest()
+            drop = self._open[longest]
+            self.closed(longest)
+            drop()
             self.refusals.note(503, "a connection", "the limit of connections is reached")
 
-    def busy(self, connection: object) -> None:
-        self._idle_since_s.pop(connection, None)
-
-    def idle(self, connection: object) -> None:
-        if connection in self._open:
-            self._idle_since_s[connection] = asyncio.get_running_loop().time()
+    def await_client(self, connection: object, is_awaited: bool) -> None:
+        """Note whether a connection waits for its client, or else for the server."""
+        if is_awaited and connection in self._open:
+            self.waiting.begin(connection, asyncio.get_running_loop().time())
+        else:
+            self.waiting.end(connection)
 
     def closed(self, connection: object) -> None:
         self._open.pop(connection, None)
-        self.busy(connection)
+        self.waiting.end(connection)
 
-    async def drop_idle(self) -> None:
-        """Drop connections that were idle for too long, until cancelled."""
-        timeout_s = self.settings.idle_timeout_s
+    async def check_all(self) -> None:
+        """Drop the connections that wait too long for their clients, until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(timeout_s / 4)
-            idle_since_s = asyncio.get_running_loop().time() - timeout_s
-            for connection in [
-                c for c, since in self._idle_since_s.items() if since < idle_since_s
-            ]:
-                self._drop(connection)
-
-    def _drop(self, connection: object) -> None:
-        drop = self._open[connection]
-        self.closed(connection)
-        drop()
+            await asyncio.sleep(min(_CHECK_EVERY_S, self.settings.body_timeout_s / 4))
+            for connection in list(self._open):  # asyncio limits the time of handshakes
+                if isinstance(connection, _HttpConnection):
+                    connection.check(loop.time())
 
 
 class _HttpConnection(HttpToolsProtocol):
-    """uvicorn's connection, with bounded memory and a time limit for unread responses.
+    """uvicorn's connection, with bounded memory, and bounded waits for its client.
 
     The parser buffers a head or a trailer until it is complete, so this class counts the bytes that
     the parser has not reported yet. uvicorn buffers at most 64 KiB of a body until the application
-    receives them. asyncio and httptools call the overridden methods, except for the reply to
-    malformed requests.
+    receives them. asyncio and httptools call the overridden methods.
     """
 
     def __init__(self, connections: _Connections, handshake: object, **given: Any) -> None:
         super().__init__(**given | {"app_state": {"connection": self}})
         self._connections = connections
         self._handshake = handshake
+        self._descriptor = -1
+        self._received_bytes = 0
+        self._transferred_bytes = 0  # received, and read by the client, at the last check
         self._unparsed_bytes = 0
         self._unanswered = 0
         self._awaited = ""  # the incomplete part of a request: "head" or "body"
-        self._is_ending = False  # once the requests before a refused one are answered
-        self._unread: TimerHandle | None = None
+        self._is_ending = False  # once the complete requests are answered
+        self._half_closed_s = math.inf  # when the client ended its side
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._descriptor = transport.get_extra_info("socket").fileno()
         self._connections.closed(self._handshake)
-        self._connections.opened(transport, transport.abort)
+        self._connections.opened(self, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.closed(self.transport)
-        self._stop_timer()
+        self._connections.closed(self)
         super().connection_lost(None)  # given an error, uvicorn would leave its timer running
 
     def data_received(self, data: bytes) -> None:
         if self._is_ending:
             return
+        self._received_bytes += len(data)
         self._unparsed_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            if not self._is_ending:
+                self._refuse(400, "this is not an HTTP/1.1 request")
         limit = self._connections.settings.header_bytes
         if self._unparsed_bytes > limit and self._awaited:
             self._refuse(431, f"the request's head is too large; expected at most {limit:,} bytes")
 
+    def _parse(self, data: bytes) -> None:
+        """Parse a piece. Ignore requests to upgrade, as RFC 9110 (7.8) permits.
+
+        The parser takes what follows such a head for another protocol, so it parses the head again
+        without the request to upgrade. CONNECT is refused: it has no other meaning.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+            if method == b"CONNECT":
+                self._refuse(501, "CONNECT is not supported")
+                return
+            lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+            lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self._parse(b"\r\n".join([*lines, b"", data[upgrade.args[0] :]]))
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Close the connection once the client's complete requests are answered, if that is soon.
+
+        The client may still read, or be gone. TLS connections cannot be half closed in asyncio.
+        """
+        if self._awaited or not self._unanswered or self.scheme == "https":
+            return False
+        self._is_ending = True
+        self._half_closed_s = self.loop.time()
+        return True
+
     def pause_writing(self) -> None:
-        """Limit the time in which a client may leave its response unread."""
         super().pause_writing()
-        timeout_s = self._connections.settings.rate_window_s
-        self._unread = asyncio.get_running_loop().call_later(timeout_s, self.transport.abort)
+        self._note_wait()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_timer()
+        self._note_wait()
 
     def on_message_begin(self) -> None:
         limit = self._connections.settings.pipelined
@@ -264,33 +298,69 @@ class _HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_headers_complete()
         self._unparsed_bytes, self._awaited = 0, "body"
         self._unanswered += 1
-        self._connections.busy(self.transport)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._awaited = ""
+        self._note_wait()
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        if not self._is_ending:
-            self._refuse(400, "this is not an HTTP/1.1 request")
 
     def answered(self) -> None:
         """Note that the application has answered a request of this connection."""
         self._unanswered -= 1
-        if self._unanswered == 0:
-            self._connections.idle(self.transport)
-            if self._is_ending:
-                self.transport.close()
+        self._note_wait()
+        if self._unanswered == 0 and self._is_ending:
+            self.transport.close()
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether the server works on a complete request; only the last one may be incomplete."""
+        return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
+
+    def _note_wait(self) -> None:
+        self._connections.await_client(self, not self._is_at_work)
+
+    def check(self, now: float) -> None:
+        """Measure the progress of the client, and end the connection if it is too slow."""
+        read_bytes, _ = transferred_bytes(self._descriptor)
+        before, self._transferred_bytes = self._transferred_bytes, read_bytes + self._received_bytes
+        waiting, settings = self._connections.waiting, self._connections.settings
+        waiting.transferred(self, self._transferred_bytes - before, now)
+        is_body = self._awaited == "body" and not self.flow.write_paused
+        limit_s = settings.body_timeout_s if is_body else settings.client_timeout_s
+        is_gone = self._is_at_work and now - self._half_closed_s > settings.half_closed_s
+        if is_gone or self.waited_s() > limit_s:
+            self.time_out()
+
+    def waited_s(self) -> float:
+        """Return how long the client has kept this connection waiting."""
+        return self._connections.waiting.waited_s(self, self.loop.time())
+
+    def time_out(self) -> None:
+        """End the connection of a slow client; respond if its body is incomplete."""
+        settings = self._connections.settings
+        if self._is_ending or self._awaited != "body" or self.cycle.response_started:
+            self.transport.abort()
+            return
+        self._refuse(
+            408,
+            f"the body arrives too slowly; expected at least {settings.min_bytes_per_s:,} bytes/s "
+            f"over any {settings.body_timeout_s:g} s, and some bytes every second while memory is "
+            f"short",
+        )
 
     def _refuse(self, code: int, reason: str) -> None:
-        """HttpReply and close; but if earlier requests are unanswered, close once they are."""
+        """Respond and close; but if earlier requests are unanswered, close once they are."""
         self._is_ending = True
         self._connections.refusals.note(code, "not read", reason)
         if self._unanswered > (self._awaited == "body"):
@@ -302,11 +372,6 @@ class _HttpConnection(HttpToolsProtocol):
             % (code, HTTPStatus(code).phrase.encode(), len(content), content)
         )
         self.transport.close()
-
-    def _stop_timer(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
 
 def _tls_context(settings: HttpSettings) -> ssl.SSLContext:

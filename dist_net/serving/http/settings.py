@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import shlex
 import time
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ MIB = 2**20
 MIN_TOKEN = 16
 _MAX_TOKEN_BYTES = 64 * 1024
 _READ_EVERY_S = 1.0
+# The characters of a bearer token (RFC 6750, 2.1): a comment or a misspelt role is no token.
+_TOKEN_LINE = re.compile(
+    rf"((?P<role>{CLIENT}|{OPERATOR})\s+)?(?P<token>[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*)", re.ASCII
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +36,13 @@ class HttpSettings:
     ``max_batch_size`` is the pool's, for the models' configuration.
 
     A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
-    ``queue_bytes``, as in the pool. A client must send its body, and read its answer, at
-    ``min_bytes_per_s`` or faster over any ``rate_window_s``. The request line and headers have at
-    most ``header_bytes``, in at most ``headers`` headers. There are at most ``connections``: a new
-    one replaces the connection idle longest. On each connection at most ``pipelined`` requests
-    wait while another is being answered.
+    ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
+    at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
+    a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
+    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
+    waits longest for its client. A client that has ended its side of a connection is answered
+    within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
+    requests wait while another is being answered.
     """
 
     address: str = "127.0.0.1:8000"
@@ -47,12 +54,13 @@ class HttpSettings:
     body_bytes: int = 16 * MIB
     queue_bytes: int = 256 * MIB
     min_bytes_per_s: int = 8192
-    rate_window_s: float = 10.0
+    body_timeout_s: float = 10.0
+    client_timeout_s: float = 60.0
+    half_closed_s: float = 10.0
     header_bytes: int = 16 * 1024
     headers: int = 64
     connections: int = 512
     pipelined: int = 16
-    idle_timeout_s: float = 60.0
     shutdown_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:
@@ -88,10 +96,10 @@ class HttpSettings:
 class TokenFile:
     """Tokens, one a line: ``client TOKEN``, ``operator TOKEN``, or a TOKEN alone, an operator's.
 
-    The constructor raises KeyFileError for an unusable line. The file is read again every second of
-    use, so tokens are added and revoked without a restart: only its usable lines count, and if it
-    is missing, no token is valid. A read that fails otherwise, as without a free descriptor,
-    changes nothing.
+    The constructor raises KeyFileError for any other line, except empty ones. The file is read
+    again every second of use, so tokens are added and revoked without a restart: only its usable
+    lines count, and if it is missing, no token is valid. A read that fails otherwise, as without a
+    free descriptor, changes nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,26 +146,23 @@ class TokenFile:
         with self._path.open("rb") as file:
             content = file.read(_MAX_TOKEN_BYTES + 1)
         text = content[:_MAX_TOKEN_BYTES].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
         self._roles, unusable = {}, []
-        for number, line in enumerate(lines, 1):
-            role, _, token = line.partition(" ")
-            if role not in (CLIENT, OPERATOR):
-                role, token = OPERATOR, line
-            token = token.strip()
-            if token.isascii() and token.isprintable() and len(token) >= MIN_TOKEN:
-                self._roles[token.encode()] = role
-            else:
-                unusable.append(f"token {number} in {self._path} has {len(token)} characters")
-        if len(content) > _MAX_TOKEN_BYTES or not lines:
+        for number, line in enumerate(text.split("\n"), 1):
+            found = _TOKEN_LINE.fullmatch(line.strip())
+            if found is not None:
+                self._roles[found["token"].encode()] = found["role"] or OPERATOR
+            elif line.strip():
+                unusable.append(str(number))
+        if len(content) > _MAX_TOKEN_BYTES or not text.strip():
             return (
-                f"the token file {self._path} holds {len(lines)} tokens in {len(content)} bytes; "
-                f"expected 1 to {_MAX_TOKEN_BYTES:,} bytes; `python3 -c 'import secrets; "
+                f"the token file {self._path} is empty or too long; expected 1 to "
+                f"{_MAX_TOKEN_BYTES:,} bytes; `python3 -c 'import secrets; "
                 f"print(secrets.token_urlsafe())' >>{shlex.quote(str(self._path))}` adds a token"
             )
         if unusable:
             return (
-                f"{'; '.join(unusable[:3])}; expected at least {MIN_TOKEN} printable ASCII "
-                f"characters, after 'client ' or 'operator '"
+                f"line {', '.join(unusable[:3])} of the token file {self._path} is unusable; "
+                f"expected 'client TOKEN', 'operator TOKEN' or TOKEN, and a TOKEN of at least "
+                f"{MIN_TOKEN} letters, digits and -._~+/, without comments"
             )
         return ""

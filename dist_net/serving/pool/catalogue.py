@@ -13,11 +13,22 @@ from dataclasses import dataclass
 
 from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
-from dist_net.serving.pool.requests import EndRequest, PoolCommand, Result, SendToNode, Status
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    EvictWorker,
+    PoolCommand,
+    Result,
+    SendToNode,
+    Status,
+)
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
 
 logger = logging.getLogger(__name__)
+
+LOADER_BEATS_S = 1.0
+LOADER_SILENT_S = 10.0
+"""A loader that is silent for this long hangs. It has a low priority, so it may be late."""
 
 MAX_CRASHES = 2
 """The number of consecutive crashes of the loader after which a model is read only on request."""
@@ -41,10 +52,10 @@ class Catalogue:
     """All models by name, and their loader: the peer that knows ``token``.
 
     The token prevents other peers from naming files, which workers may fetch. The loader has at
-    most one request for each model; a further one waits. If it crashes, the next loader receives
+    most one request for each model; a further one waits. If it ends, the next loader receives
     the unanswered requests; one by one, if any of several models may be the cause.
-    ``unreadable``: by model, why the last attempt to read it failed, or "" if it succeeded; a model
-    is missing until it has been read.
+    ``loader_heard_s``: when it was last heard. ``unreadable``: by model, why the last attempt to
+    read it failed, or "" if it succeeded; a model is missing until it has been read.
 
     After any event call ``advance`` for the resulting commands.
     """
@@ -55,14 +66,14 @@ class Catalogue:
         self._bad_input: dict[str, bool] = {}
         self._token = token
         self._loader: bytes | None = None
-        self._process_id = 0
+        self._process = 0, ""  # its id and host
+        self.loader_heard_s = 0.0
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
         self._requested: dict[str, int] = {}  # unanswered requests
         self._requested_next: dict[str, int] = {}  # requests that wait for an unanswered one
         self._sent: set[str] = set()  # the models that this loader was sent a request for
         self._crashes: dict[str, int] = defaultdict(int)
         self._suspects: set[str] = set()  # read together when a loader crashed
-        self._unwanted: set[str] = set()  # unloaded, though its training run may have versions
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
             self._prepare(name)
@@ -74,13 +85,13 @@ class Catalogue:
         return {name: model.served() for name, model in self.models.items()}
 
     def wanted(self) -> list[ModelVersions]:
-        """Return the models to serve: all except the unloaded ones."""
-        return [model for name, model in self.models.items() if name not in self._unwanted]
+        """Return the models to serve: all except unloaded models."""
+        return [model for model in self.models.values() if not model.is_unloaded]
 
     def description(self, model: str, version: int | None) -> ModelDescription | None:
         """Return the description of a version, by default the newest; None if it is not served."""
         found = self.models.get(model)
-        if found is None or found.is_unloaded:
+        if found is None:
             return None
         one = found.newest if version is None else found.versions.get(version)
         return None if one is None else one.description
@@ -89,35 +100,45 @@ class Catalogue:
 
     def reload(self, model: str, request_id: int) -> None:
         """Read a model again. The request ends when workers serve it, or it failed."""
-        self._unwanted.discard(model)
         self._reloads[model].append(_Reload(request_id, self._prepare(model)))
 
     def prepare_again(self, model: str) -> None:
-        """Read a model again whose file of arrays was removed, unless it is being read."""
-        if model not in self._requested and model not in self._unwanted:
+        """Read a model again after its file of arrays was removed, unless it is being read."""
+        if model not in self._requested and not self.models[model].is_unloaded:
             logger.warning("arrays_removed model=%s", model)
             self._prepare(model)
 
     def unload(self, model: str, reason: str) -> None:
-        """Stop serving a model until it is reloaded."""
-        self._unwanted.add(model)
+        """Stop serving a model until it is reloaded; pending reloads fail."""
         self.models[model].unload(reason)
+        for reload in self._reloads[model]:
+            reload.result = reload.result or Result(Status.FAILED, reason=reason)
 
-    def loader_joined(self, node: bytes, message: JoinAsLoader) -> bool:
+    def loader_joined(self, node: bytes, message: JoinAsLoader, now: float) -> bool:
         """Admit a peer as the loader; return False if its token is wrong."""
         if not hmac.compare_digest(message.token, self._token):
             return False
         logger.info("loader_joined process=%d", message.process_id)
         self._loader_gone()
-        self._loader, self._process_id = node, message.process_id
+        self._loader, self._process = node, (message.process_id, message.host)
+        self.loader_heard_s = now
         return True
 
     def is_loader(self, node: bytes) -> bool:
         return node == self._loader
 
-    def loader_ended(self, process_id: int, reason: str) -> ModelPrepared | None:
-        """Process the exit of a process. Return a failure if a model crashed the loader again."""
-        if process_id != self._process_id or self._loader is None:
+    def is_loader_process(self, process_id: int, host: str) -> bool:
+        return self._loader is not None and self._process == (process_id, host)
+
+    def hanging_loader(self, now: float) -> EvictWorker | None:
+        """Return the command to kill a silent loader."""
+        if self._loader is None or now - self.loader_heard_s < LOADER_SILENT_S:
+            return None
+        return EvictWorker(self._loader, *self._process, f"silent for {LOADER_SILENT_S:g} s")
+
+    def loader_ended(self, process_id: int, host: str, reason: str) -> ModelPrepared | None:
+        """Process the exit of a process. Return a failure if a model ended the loader again."""
+        if not self.is_loader_process(process_id, host):
             return None
         if len(self._sent) != 1:
             self._suspects |= self._sent
@@ -150,22 +171,22 @@ class Catalogue:
             self._sent.discard(name)
             if name in self._requested_next:
                 self._requested[name] = self._requested_next.pop(name)
-        if name in self._unwanted:
+        if model.is_unloaded and all(each.result is not None for each in self._reloads[name]):
             logger.info("version_ignored model=%s reason=unloaded", name)
-        else:
-            reason = reason or _add_version(model, message)
+            return
+        reason = reason or _add_version(model, message)
         for reload in self._reloads[name]:
             # A version that arrived unrequested, or was read before the reload, does not count.
             if reload.place is None and reload.requested <= message.requested:
                 reload.place, reload.version = model.came, message.version
                 if reason:
                     reload.result = Result(Status.BAD_INPUT, reason=reason)
-        if reason and name not in self._unwanted:
+        if reason:
             logger.warning("prepare_failed model=%s reason=%s", name, reason)
             model.reason = reason
 
     def advance(self) -> list[PoolCommand]:
-        """Return the requests to the loader, and end the reloads whose version is settled."""
+        """Return the requests to the loader, and end the reloads with a settled version."""
         commands: list[PoolCommand] = []
         if self._loader is not None:
             for name, number in self._requested.items():

@@ -34,7 +34,8 @@ class VersionSummary:
 
     ``input_shape`` is the shape of a row, ``input_datatype`` the Open Inference Protocol's name of
     its type. ``labels`` is empty if the classes have no names. An answer less probable than
-    ``unknown_below`` is unknown.
+    ``unknown_below`` is unknown. Without ``has_classes`` the model predicts ``classes`` numbers
+    for a row.
     """
 
     version: int
@@ -44,6 +45,7 @@ class VersionSummary:
     labels: tuple[str, ...]
     takes_images: bool
     unknown_below: float = 0.0
+    has_classes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,7 @@ class ModelDescription(VersionSummary):
     """One version of a model, for the requests to it and for the workers that load it.
 
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``fitting``: the method of resizing images. Without ``has_classes`` the model predicts
-    ``classes`` numbers for a row.
+    ``fitting``: the method of resizing images.
     """
 
     name: str
@@ -62,7 +63,6 @@ class ModelDescription(VersionSummary):
     arrays_bytes: int
     arrays_key: str
     fitting: str = "pad"
-    has_classes: bool = True
 
     @cached_property
     def row_bytes(self) -> int:
@@ -107,6 +107,7 @@ class ServedModel:
 
     ``description`` is None before a version is loaded and after the model is unloaded, for
     ``reason``. ``is_ready``: a worker has loaded it. ``samples``: of its newest version.
+    ``is_unloaded``: it stays unavailable until it is reloaded.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ServedModel:
     is_ready: bool
     reason: str
     samples: tuple[EncodedImage, ...] = ()
+    is_unloaded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +124,17 @@ class ModelSummary(VersionSummary):
     """A model as a client sees it: its newest version, and ``others``.
 
     While no version is loaded ``version`` and ``classes`` are 0, ``input_datatype`` is "", and
-    ``reason`` states the cause. ``versions``: the numbers of the served versions.
+    ``reason`` states the cause; ``is_unloaded``: see ``ServedModel``. ``versions``: the numbers of
+    the served versions. A request may have ``max_batch_size`` rows.
     """
 
     name: str
     versions: tuple[int, ...]
     is_ready: bool
     reason: str
+    max_batch_size: int
     others: tuple[VersionSummary, ...] = ()
+    is_unloaded: bool = False
 
     def of_version(self, number: int) -> VersionSummary | None:
         """Return a served version; None if it is not served."""
@@ -164,7 +169,7 @@ def digest_of_classes(labels: tuple[str, ...], unknown_below: float) -> bytes:
     return blake2b(json.dumps([labels, unknown_below]).encode(), digest_size=DIGEST_BYTES).digest()
 
 
-def summary_of(model: ServedModel) -> ModelSummary:
+def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
     """Return the summary of a model for clients."""
     newest = model.description
     others = [one for one in model.versions.values() if newest and one.version != newest.version]
@@ -172,7 +177,9 @@ def summary_of(model: ServedModel) -> ModelSummary:
         name=model.name,
         versions=tuple(model.versions),
         is_ready=model.is_ready,
+        is_unloaded=model.is_unloaded,
         reason=model.reason,
+        max_batch_size=max_batch_size,
         others=tuple(VersionSummary(**_summary_of(one)) for one in others),
         **_summary_of(newest or _NO_VERSION),
     )
@@ -182,9 +189,9 @@ def _summary_of(version: VersionSummary) -> dict[str, Any]:
     return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 
-def summaries_to_json(models: Iterable[ServedModel]) -> str:
+def summaries_to_json(models: Iterable[ServedModel], max_batch_size: int) -> str:
     """Return a JSON array for a ``Description`` message, with an object for each model."""
-    return json.dumps([asdict(summary_of(model)) for model in models])
+    return json.dumps([asdict(summary_of(model, max_batch_size)) for model in models])
 
 
 def summaries_from_json(text: str) -> list[ModelSummary]:

@@ -199,7 +199,8 @@ class OpenRequests:
         """End the requests of a finished batch, and count them."""
         model, version = batch.description.name, batch.description.version
         statistics = self._models[model].statistics_of(version)
-        statistics.ran(batch.rows, done.compute_s, now)
+        if rows := batch.computed_rows(done):
+            statistics.ran(rows, done.compute_s, now)
         transit_s = max(now - batch.sent_s - done.prepare_s - done.compute_s, 0.0)
         ended = []
         for request, result in zip(batch.requests, batch.results(done), strict=True):
@@ -235,7 +236,7 @@ class OpenRequests:
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
-        """Bind requests for the newest version to this one: newer versions take other inputs."""
+        """Bind requests without a version to this one: no later version may answer them."""
         number = version.description.version
         for lane in [*self.lanes.values()]:
             if lane.key.model == model.name and lane.key.version is None:
@@ -319,8 +320,6 @@ class OpenRequests:
             version.bound -= 1
             if not version.bound:
                 self.unsettled[name] = None
-        if model.is_unloaded and not model.pending:
-            self.unsettled[name] = None
 
 
 def _glimpse(payload: Payload) -> bytes:

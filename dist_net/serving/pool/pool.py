@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from dist_net.errors import ModelLoadError
-from dist_net.serving.pool.catalogue import Catalogue
+from dist_net.serving.pool.catalogue import LOADER_BEATS_S, LOADER_SILENT_S, Catalogue
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import (
@@ -70,6 +70,7 @@ class Pool:
         self._release = release
         self.catalogue = Catalogue(model_names, loader_token)
         self._settings = settings
+        self.max_batch_size = settings.max_batch_size
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
@@ -106,6 +107,8 @@ class Pool:
         """Stop serving a model until it is reloaded; admitted requests are answered."""
         if model not in self._models:
             return no_such_model(model, self._models)
+        if (newest := self._models[model].newest) is not None:
+            self._requests.bind(self._models[model], newest, self._workers)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
         return Result(Status.OK)
@@ -114,6 +117,8 @@ class Pool:
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         """Process a message from the workers' socket."""
+        if self.catalogue.is_loader(node):
+            self.catalogue.loader_heard_s = now
         if isinstance(message, BatchDone | Loaded):
             worker = self._at(node, now)
             if worker is None:
@@ -132,6 +137,8 @@ class Pool:
             self._scheduler.returned(worker, batch, message, now)
             return [*self._requests.complete(batch, message, now)]
         match message:
+            case Heartbeat() if self.catalogue.is_loader(node):
+                return []
             case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
                 worker = self._workers.with_id(worker_id)
                 if worker is None:
@@ -149,8 +156,8 @@ class Pool:
                 return self.join(node, name, host, process_id, now)
             case Leave():
                 return self.lost(node, "it left", now)
-            case JoinAsLoader() if self.catalogue.loader_joined(node, message):
-                return [SendToNode(node, PoolWelcome(0, 0.0, 0.0))]
+            case JoinAsLoader() if self.catalogue.loader_joined(node, message, now):
+                return [SendToNode(node, PoolWelcome(0, LOADER_BEATS_S, LOADER_SILENT_S))]
             case ModelPrepared() if self.catalogue.is_loader(node):
                 return self.prepared(message, now)
         reason = f"{type(message).__name__} is not for the workers' address of a gateway"
@@ -186,7 +193,7 @@ class Pool:
 
     def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
         """Process the exit of a worker or the loader at once, without waiting for a timeout."""
-        answer = self.catalogue.loader_ended(process_id, reason)
+        answer = self.catalogue.loader_ended(process_id, host, reason)
         commands = [] if answer is None else self.prepared(answer, now)
         worker = self._workers.of_process(host, process_id)
         return commands if worker is None else [*commands, *self._failed(worker, reason, now)]
@@ -194,7 +201,8 @@ class Pool:
     # Time
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """Ignore the workers' silence while the gateway was stopped for ``for_s``."""
+        """Ignore the silence of others while the gateway was stopped for ``for_s``."""
+        self.catalogue.loader_heard_s = now
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
@@ -203,8 +211,11 @@ class Pool:
         return self._check_s is not None and now >= self._check_s
 
     def dispatch(self, now: float) -> list[PoolCommand]:
-        """Evict overdue workers, end expired requests, and send batches to free workers."""
+        """Evict overdue processes, end expired requests, and send batches to free workers."""
         commands: list[PoolCommand] = []
+        if (hanging := self.catalogue.hanging_loader(now)) is not None:
+            _, process_id, host, reason = hanging
+            commands += [hanging, *self.child_ended(process_id, host, reason, now)]
         if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
                 commands += self._evict(worker, reason, now)
@@ -247,6 +258,11 @@ class Pool:
         wanted = self.catalogue.wanted()
         can_answer = all(self._scheduler.can_answer(model, now) for model in wanted)
         return bool(wanted) and can_answer and not self._scheduler.is_draining
+
+    def is_member(self, process_id: int, host: str) -> bool:
+        """Return whether a process is a worker or the loader of the pool."""
+        worker = self._workers.of_process(host, process_id)
+        return worker is not None or self.catalogue.is_loader_process(process_id, host)
 
     def failures(self) -> list[ModelLoadError]:
         """Return the errors of models that could not be read, or that no worker could load.

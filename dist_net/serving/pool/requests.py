@@ -162,7 +162,7 @@ class EndRequest(NamedTuple):
 
 
 class EvictWorker(NamedTuple):
-    """Kill this lost worker if it is a child, and start another."""
+    """Kill this lost worker, or hanging loader, if it is a child, and start another."""
 
     node: bytes
     process_id: int

@@ -83,7 +83,8 @@ def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
 class ModelStatistics:
     """The requests to one version of a model since it was loaded.
 
-    ``inference_count``: the answered rows, and ``execution_count``: the answered batches.
+    ``inference_count``: the answered rows, and ``execution_count``: the answered batches, both
+    without images that could not be decoded.
     ``last_inference_s``: the time of the last answer on the pool's clock; None without answers.
 
     The number of requests answered OK and their seconds in total: ``success``, from admission to

@@ -1,15 +1,18 @@
-"""The versions of one model: served, loading next, or dropped.
+"""The versions of one model, each loading, serving or closing.
+
+    LOADING ─ a worker has loaded it ▶ SERVING ─ replaced, unloaded ▶ CLOSING ─ unbound ▶ dropped
+       └───── no worker can load it ─────────────────────────────────▲
 
 Workers load a new version one after the other, so that the rest continue to serve; only workers
-without a version of the model load it at once. When every worker has loaded it or failed to, older
-versions are dropped as soon as no request names them. A version that arrives in the meantime waits,
-until a newer one replaces it.
+without a version of the model load it at once. A version that arrives meanwhile waits until every
+worker has loaded it or failed to, and no version is closing; or until a newer one arrives.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
@@ -26,22 +29,28 @@ after that no further worker loads it."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
+class VersionState(Enum):
+    """The state of a version."""
+
+    LOADING = "loading"  # no worker has it, or none any more
+    SERVING = "serving"  # a worker has it: requests may name it
+    CLOSING = "closing"  # it only answers the requests that are bound to it
+
+
 @dataclass(slots=True, eq=False)
 class Version:
     """One version, the ``place``-th of its model; ``text`` is its description as JSON.
 
-    ``bound``: the number of requests that only this version may answer; ``is_closing``: no further
-    requests may name it; ``is_replaced``: it answers no requests that do not name it.
-    ``was_loaded``: a worker has loaded it; ``lost_loading``: the number of workers lost loading it.
+    ``bound``: the number of requests that only this version may answer. ``was_loaded``: a worker
+    has loaded it; ``lost_loading``: the number of workers lost loading it.
     """
 
     description: ModelDescription
     text: str
     samples: tuple[EncodedImage, ...] = ()
     place: int = 0
+    state: VersionState = VersionState.LOADING
     bound: int = 0
-    is_closing: bool = False
-    is_replaced: bool = False
     was_loaded: bool = False
     lost_loading: int = 0
 
@@ -52,7 +61,7 @@ class Version:
 
     @property
     def takes(self) -> tuple[object, ...]:
-        """The requirements for a request; versions with equal ones may answer for each other."""
+        """The requirements for a request; versions with equal requirements are interchangeable."""
         one = self.description
         return one.input_datatype, one.input_shape, one.takes_images, one.has_classes
 
@@ -60,9 +69,9 @@ class Version:
 class ModelVersions:
     """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
-    ``newest``: the last version that a worker has, or had if none has any now; ``alike``: the
-    versions that may answer a request without a version. ``pending``: unanswered requests, which
-    have ``pending_bytes``. ``reason``: why the model, or its last version, is not served.
+    ``newest``: the last version that serves, or served if none does now. ``pending``: unanswered
+    requests, which have ``pending_bytes``. ``reason``: why the model, or its last version, is not
+    served. ``is_unloaded``: it was unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
     every worker has loaded it or failed to, or a later version replaced it.
     """
@@ -71,19 +80,18 @@ class ModelVersions:
         self.name = name
         self.versions: dict[int, Version] = {}
         self.newest: Version | None = None
-        self.alike: frozenset[int] = frozenset()
         self.is_unloaded = False
         self.pending = self.pending_bytes = 0
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
-        self._available: frozenset[int] = frozenset()
+        self._target: Version | None = None  # the version that every worker should have
         self._waiting: Version | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether a worker can run a request that names no version."""
-        return bool(self._available) and not self.is_unloaded
+        return self.newest is not None and self.newest.state is VersionState.SERVING
 
     @property
     def newest_number(self) -> int:
@@ -92,23 +100,29 @@ class ModelVersions:
 
     def served(self) -> ServedModel:
         """Return the model as interfaces see it."""
-        newest = None if self.is_unloaded else self.newest
+        newest = self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description, samples = (newest.description, newest.samples) if newest else (None, ())
-        return ServedModel(self.name, description, versions, self.is_ready, self.reason, samples)
+        state = self.is_ready, self.reason, samples, self.is_unloaded
+        return ServedModel(self.name, description, versions, *state)
 
     def may_name(self, number: int) -> bool:
         """Return whether a request may name this version."""
         one = self.versions.get(number)
-        return one is not None and number in self._available and not one.is_closing
+        return one is not None and one.state is VersionState.SERVING
 
     def version_for(self, worker: Worker, named: int | None) -> int | None:
         """Return the version that the worker would use: the named or its newest suitable one."""
         numbers = worker.holds.get(self.name, ())
         if named is not None:
             return named if named in numbers else None
+        newest = self.newest
+        if newest is None:
+            return None
         for number in reversed(numbers):
-            if number in self.alike:
+            one = self.versions[number]
+            is_serving = one.state is VersionState.SERVING
+            if one is newest or (is_serving and one.takes == newest.takes):
                 return number
         return None
 
@@ -123,14 +137,18 @@ class ModelVersions:
     def prepared(self, version: Version) -> None:
         """Add a version that can be loaded, unless it is known already."""
         self.is_unloaded = False
-        if version.description.version not in self.versions:
+        known = self.versions.get(version.description.version)
+        if known is None or known.state is VersionState.CLOSING:
             self.came += 1
             version.place = self.came
             self._waiting = version
 
     def unload(self, reason: str) -> None:
-        """Stop serving the model. Admitted requests are answered before workers drop it."""
-        self.is_unloaded, self._waiting, self.reason = True, None, reason
+        """Close every version: only the requests that are bound to one are still answered."""
+        self.is_unloaded, self.reason = True, reason
+        self.newest = self._target = self._waiting = None
+        for one in self.versions.values():
+            one.state = VersionState.CLOSING
         self.done = self.came
 
     def loaded(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
@@ -146,7 +164,7 @@ class ModelVersions:
         self.versions[number].was_loaded = True
         numbers = {*worker.holds.get(self.name, ()), number}
         worker.holds[self.name] = [one for one in self.versions if one in numbers]
-        if number == self._target and not self.is_unloaded:
+        if self.versions[number] is self._target:
             self.reason = ""
         return []
 
@@ -166,34 +184,23 @@ class ModelVersions:
     def refresh(self, workers: PoolMembership) -> None:
         """Update the served versions after a change of the workers or of their versions."""
         numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
-        self._available = frozenset(numbers)
-        current = [n for n, one in self.versions.items() if n in numbers and not one.is_replaced]
-        if current:
-            self.newest = self.versions[current[-1]]
-        takes = self.newest.takes if self.newest is not None else ()
-        self.alike = frozenset(
-            n for n, one in self.versions.items() if one.takes == takes and not one.is_replaced
-        )
+        for number, one in self.versions.items():
+            if one.state is not VersionState.CLOSING:
+                is_held = number in numbers
+                one.state = VersionState.SERVING if is_held else VersionState.LOADING
+                self.newest = one if is_held else self.newest
 
     def advance(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         """Return the commands to load and drop versions."""
-        if self.is_unloaded and not self.pending:
-            return self._drop_all(workers)
-        commands = []
-        target = None if self._target is None else self.versions[self._target]
         if self._is_settled(workers):
-            if target is not None and (len(workers) or target.is_given_up):
-                self.done = max(self.done, target.place)
-            commands = self._drop_old(workers)
-        if self._waiting is not None:
-            others = [one for number, one in self.versions.items() if number != self._target]
-            for one in others:
-                one.is_closing = True
-            if self._is_settled(workers) and not any(one.bound for one in others):
-                number = self._waiting.description.version
-                logger.info("version_begins model=%s version=%d", self.name, number)
-                self._forget_unloaded(workers)
-                self.versions[number], self._waiting = self._waiting, None
+            self._settle(workers)
+        commands = self._drop_closed(workers)
+        has_closing = any(one.state is VersionState.CLOSING for one in self.versions.values())
+        if self._waiting is not None and self._is_settled(workers) and not has_closing:
+            number = self._waiting.description.version
+            logger.info("version_begins model=%s version=%d", self.name, number)
+            self.versions[number] = self._target = self._waiting
+            self._waiting = None
         commands += self._load(workers, now)
         self.refresh(workers)
         return commands
@@ -220,19 +227,41 @@ class ModelVersions:
             "batch_rows": {str(n): counted.batches[n].count for n in sorted(counted.batches)},
         }
 
-    @property
-    def _target(self) -> int | None:
-        """The version that every worker should have."""
-        return next(reversed(self.versions), None)
-
     def _is_settled(self, workers: PoolMembership) -> bool:
-        """Return whether every worker has loaded the newest version or failed to."""
-        target = self._target
-        return target is None or all(
-            (worker.has(self.name, target) or self._cannot_load(worker, target))
-            and not any((self.name, number) in worker.loading for number in self.versions)
+        """Return whether every worker has loaded the target or failed to."""
+        if self._target is None:
+            return True
+        number = self._target.description.version
+        return all(
+            (worker.has(self.name, number) or self._cannot_load(worker, number))
+            and not any((self.name, one) in worker.loading for one in self.versions)
             for worker in workers
         )
+
+    def _settle(self, workers: PoolMembership) -> None:
+        """Close the versions that the target replaces; or the target, if no worker could load it.
+
+        Then the last version that a worker has is the target again, or else the waiting version.
+        """
+        target = self._target
+        if target is None:
+            return
+        if len(workers) or target.is_given_up:
+            self.done = max(self.done, target.place)
+        others = [one for one in self.versions.values() if one is not target]
+        held = [one for one in others if self._holders(one, workers)]
+        if target.state is VersionState.SERVING:
+            number = target.description.version
+            for one in others:
+                if all(worker.has(self.name, number) for worker in self._holders(one, workers)):
+                    one.state = VersionState.CLOSING
+        elif held or (target.is_given_up and others):
+            target.state = VersionState.CLOSING
+            self._target = (held or others)[-1]
+            self._target.state = VersionState.LOADING
+            self.refresh(workers)
+        elif self._waiting is not None and target is not self.newest:  # there was no worker
+            target.state, self._target = VersionState.CLOSING, None
 
     def _load(self, workers: PoolMembership, now: float) -> list[SendToNode]:
         commands = []
@@ -241,7 +270,7 @@ class ModelVersions:
             for worker in workers
         )
         for worker in workers:
-            for number in self._wanted(worker):
+            for number in self._wanted(worker, workers):
                 if self.name in worker.holds:
                     if is_rolling:
                         continue
@@ -251,12 +280,12 @@ class ModelVersions:
                 commands.append(SendToNode(worker.node, load))
         return commands
 
-    def _wanted(self, worker: Worker) -> list[int]:
-        """Return the versions that the worker must load: the newest, and missing named ones."""
+    def _wanted(self, worker: Worker, workers: PoolMembership) -> list[int]:
+        """Return the versions that the worker must load: the target, and missing bound versions."""
         return [
             number
             for number, one in self.versions.items()
-            if (number == self._target or (one.bound and number not in self._available))
+            if (one is self._target or (one.bound and not self._holders(one, workers)))
             and not worker.has(self.name, number)
             and (self.name, number) not in worker.loading
             and not self._cannot_load(worker, number)
@@ -265,54 +294,17 @@ class ModelVersions:
     def _cannot_load(self, worker: Worker, number: int) -> bool:
         return (self.name, number) in worker.failed or self.versions[number].is_given_up
 
-    def _drop_old(self, workers: PoolMembership) -> list[SendToNode]:
-        """Drop the versions that the newest replaces; or the newest, if no worker could load it."""
+    def _holders(self, one: Version, workers: PoolMembership) -> list[Worker]:
+        return [worker for worker in workers if worker.has(self.name, one.description.version)]
+
+    def _drop_closed(self, workers: PoolMembership) -> list[SendToNode]:
+        """Drop the closing versions to which no request is bound any more."""
         commands = []
-        target = self._target
-        if target is None:
-            return []
-        others = self.versions.keys() - {target}
-        is_given_up = self.versions[target].is_given_up and len(others) > 0
-        if target not in self._available and (self._available & others or is_given_up):
-            # Once it is before the others, it is dropped in their place.
-            self.versions = {target: self.versions.pop(target), **self.versions}
-            target = next(reversed(self.versions))
-            self.versions[target].is_replaced = False
-        if target not in self._available:
-            return []
-        for number, one in list(self.versions.items())[:-1]:
-            holders = [worker for worker in workers if worker.has(self.name, number)]
-            done = [worker for worker in holders if worker.has(self.name, target)]
-            one.is_closing = len(done) == len(holders)
-            # A worker that joins later may load it for requests that name it.
-            one.is_replaced |= one.is_closing
-            if one.bound:
-                continue
-            commands += [self._drop(worker, number) for worker in done]
-            if one.is_closing:
-                self._forget(number, workers)
-        return commands
-
-    def _forget_unloaded(self, workers: PoolMembership) -> None:
-        """Forget versions that no worker has and no request names; keep the newest.
-
-        Versions also arrive while there is no worker. Requests without a version may still be bound
-        to the newest.
-        """
         for number, one in list(self.versions.items()):
-            if number not in self._available and not one.bound and one is not self.newest:
+            if one.state is VersionState.CLOSING and not one.bound:
+                for worker in self._holders(one, workers):
+                    commands.append(self._drop(worker, number))
                 self._forget(number, workers)
-
-    def _drop_all(self, workers: PoolMembership) -> list[SendToNode]:
-        commands = [
-            self._drop(worker, number)
-            for worker in workers
-            for number in list(worker.holds.get(self.name, ()))
-        ]
-        for number in list(self.versions):
-            self._forget(number, workers)
-        self.newest = None
-        self.refresh(workers)
         return commands
 
     def _drop(self, worker: Worker, number: int) -> SendToNode:

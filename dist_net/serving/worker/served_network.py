@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError
-from dist_net.images.decoding import MAX_PIXELS
+from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
@@ -88,7 +88,7 @@ class ServedNetwork:
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
         self._images = (
-            ImageInputs(self._model, settings.max_pixels, description.fitting)
+            ImageInputs(self._model, settings.max_pixels, description.fitting, BOUNDED_FORMATS)
             if description.takes_images
             else None
         )

@@ -124,11 +124,23 @@ def dataset_of(
 ) -> Dataset:
     """Return these samples as a dataset for ``model``, with others to test on if given.
 
-    Raise DatasetError for values other than arrays, and for lengths that differ.
+    Integers that are no class indices become float32. Raise DatasetError for values other than
+    arrays, and for lengths that differ, and DTypeError for targets that are no numbers.
     """
+    if not isinstance(model, Model):
+        shape, dtype = samples_of(inputs, "inputs").shape, inputs.dtype
+        raise SettingError(
+            f"model of type {type(model).__name__}; expected a Model, such as "
+            f"Model(network, {shape}, input_dtype=np.{dtype})"
+        )
+    test_inputs, test_targets = tests or (inputs, targets)
+    targets, test_targets = (
+        model.targets_of(each) if isinstance(each, np.ndarray) else each
+        for each in (targets, test_targets)
+    )
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
     names = tuple(map(str, range(model.classes))) if has_classes else ()
-    return Dataset("given", inputs, targets, *(tests or (inputs, targets)), names)
+    return Dataset("given", inputs, targets, test_inputs, test_targets, names)
 
 
 def fit(

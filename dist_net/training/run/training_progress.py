@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dist_net.command_line import command_line
+from dist_net.printable import counted
 from dist_net.processes.child import RunningChild
 from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, fitting
 from dist_net.training.run.evaluation import Evaluation
@@ -115,7 +116,7 @@ class TrainingProgress:
         details = [
             f"{report['samples_per_s']:,.0f} samples/s",
             *self._learnt,
-            f"{report['worker_count']} workers",
+            counted(report["worker_count"], "worker"),
             exchange_facts(report),
         ]
         self._progress.update(

@@ -19,7 +19,7 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
@@ -175,7 +175,7 @@ def opened_server(
 
     See ``new_run``, ``opened_journal``, ``ServerSocket`` and, for ``options``, ``ServerLoop``.
     """
-    checkpoint = read_checkpoint(checkpoint_path) if resumes else None
+    checkpoint = read_resumable_checkpoint(checkpoint_path) if resumes else None
     run = new_run(settings, initial_weights, checkpoint)
     with (
         opened_journal(journal_path, run, threads, sync) as journal,

@@ -101,6 +101,25 @@ def test_every_rule_has_a_case():
     assert {case[0] for case in CASES} == {rule.__name__ for rule in rewrite.RULES}
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1, 1, 4), (1, 3, 4), (2, 1, 4), (1, 1, 1), ()])
+@pytest.mark.parametrize("operation", [ad.add, ad.subtract, ad.multiply, ad.divide])
+def test_a_rule_keeps_the_shape_of_a_broadcast(operation, shape):
+    constants = [ad.constant(np.full(shape, value)) for value in (0.0, 1.0, 3.0)]
+    for other in (*constants, ad.variable("other", shape, np.float64)):
+        for x in (
+            X,
+            X * 2.0,
+            scaled_and_shifted(X),
+            scaled_and_shifted(X) + ROW,
+            repeated(ROW, 3, 4),
+        ):
+            for expression in (operation(x, other), operation(other, x)):
+                (rewritten,) = rewrite.rewrite([expression])
+                assert rewritten.shape == expression.shape
+                (found,) = ad.evaluate([expression], **arrays(), other=np.full(shape, 3.0))
+                assert found.shape == expression.shape
+
+
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import zipfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -155,6 +156,35 @@ def test_data_of_a_url_are_copied_and_removed_at_the_end() -> None:
         files = {str(each.relative_to(copy)): each.read_bytes() for each in copy.rglob("*.txt")}
         assert files == {"shirts/1.txt": b"one", "2.txt": b"two"}
     assert not copy.exists()
+
+
+@pytest.mark.parametrize("name", ["photos [2024]", "a::b", "100% *?"])
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_the_name_of_a_folder_is_no_pattern(kind: str, name: str, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    root = f"{tmp_path}/{name}"
+    fsspec.filesystem(kind).mkdirs(f"{root}/shirts [1]")
+    fsspec.filesystem(kind).pipe({f"{root}/shirts [1]/1*.txt": b"one"})
+    with ExitStack() as opened:
+        copy = join.local_data(f"{kind}://{root}", opened)
+        assert copy is not None
+        assert (copy / "shirts [1]" / "1*.txt").read_bytes() == b"one"
+
+
+def test_a_chain_of_urls_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("shirts/1.txt", b"one")
+    with ExitStack() as opened:
+        copy = join.local_data(f"zip://shirts::file://{tmp_path}/photos.zip", opened)
+        assert copy is not None
+        assert (copy / "1.txt").read_bytes() == b"one"
+
+
+def test_a_url_of_one_file_is_refused() -> None:
+    pytest.importorskip("fsspec").filesystem("memory").pipe({"/alone/1.txt": b"one"})
+    with ExitStack() as opened, pytest.raises(DatasetError, match=naming("memory://alone/1.txt")):
+        join.local_data("memory://alone/1.txt", opened)
 
 
 @pytest.mark.parametrize("url", ["memory://nothing", "nobody-reads-this://data"])

@@ -1,5 +1,6 @@
 """``dist-net predict``: folders of images, rows of numbers, and where the outputs go."""
 
+import csv
 import json
 import logging
 from dataclasses import replace
@@ -54,7 +55,7 @@ def test_numbers_are_predicted_for_rows(
     assert main(["predict", plane, str(rows), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers == [
-        {"row": f"{rows}:{number}", "outputs": output} for number, output in enumerate(OUTPUTS)
+        {"row": f"{rows}:{number}", "values": output} for number, output in enumerate(OUTPUTS)
     ]
 
 
@@ -76,7 +77,7 @@ def test_what_a_model_of_numbers_cannot_predict_is_refused_with_what_it_can(
 ) -> None:
     for words in (["photo.png"], [str(rows), "--output", "o.txt"], ["a.png", "--output", "o.npy"]):
         assert main(["predict", plane, *words]) == 2
-        assert ".npy or .csv" in capsys.readouterr().err
+        assert ".csv" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["predict", plane, str(tmp_path / "empty")]) == 2
     assert ".png" in capsys.readouterr().err
@@ -105,6 +106,30 @@ def test_a_folder_is_all_its_images_and_rows_are_classified_too(
     assert (answer["row"], answer["unknown"]) == (f"{tmp_path / 'red.npy'}:0", False)
     assert answer["predictions"][0]["label"] == "red"
     assert answer["predictions"][0]["probability"] == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_the_answers_for_a_folder_are_written_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder, output = write_run(tmp_path / "run"), tmp_path / "a, b", tmp_path / "answers.csv"
+    folder.mkdir()
+    for name, colour in (("green.png", (0, 255, 0)), ("grey.png", (99, 99, 99))):
+        Image.new("RGB", (SIDE, SIDE), colour).save(folder / name)
+    (folder / "broken\udcff.png").write_text("none")
+    assert main(["predict", str(run), str(folder), "--output", str(output)]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "broken" in shown.err
+    text = output.read_text(encoding="utf-8", errors="surrogateescape")
+    broken, green, grey = csv.DictReader(text.splitlines())
+    assert green["image"] == str(folder / "green.png")
+    assert (green["answer"], green["label"], green["error"]) == ("green", "green", "")
+    assert float(green["probability"]) == pytest.approx(2 / 3, abs=1e-3)
+    assert grey["answer"] == "unknown"
+    assert float(grey["probability"]) == pytest.approx(1 / 3, abs=1e-3)
+    assert broken["image"] == str(folder / "broken\udcff.png")
+    assert "broken" in broken["error"]
+    assert broken["answer"] == ""
 
 
 def test_names_and_labels_give_a_terminal_nothing_to_obey(

@@ -86,6 +86,13 @@ def test_a_line_says_the_same_for_a_log(report: dict[str, Any]) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(("count", "words"), [(0, "0 workers"), (1, "1 worker"), (2, "2 workers")])
+def test_one_worker_is_counted_in_the_singular(
+    report: dict[str, Any], count: int, words: str
+) -> None:
+    assert words in run_line(report | {"worker_count": count}).split("; ")
+
+
 def test_a_bar_is_as_long_as_its_share_and_seen_if_it_is_not_nothing() -> None:
     assert [bar(count, 1000) for count in (0, 1, 1000)] == ["", "▏", "█" * BAR_CELLS]
     assert bar(500, 1000) == "█" * (BAR_CELLS // 2)

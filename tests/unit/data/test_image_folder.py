@@ -2,14 +2,14 @@
 can be made of. The files hold any bytes: listing decodes nothing."""
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.errors import DatasetError
-from drawn_images import drawn_folder
+from drawn_images import cats_and_dogs, drawn_folder
 from naming import naming
 
 contents = count()
@@ -379,3 +379,22 @@ def test_a_group_stays_on_one_side_and_does_not_leak_into_the_test(tmp_path: Pat
         assert part_of["train/a/1.png"] == ""
         assert part_of["train/b/2.png"] == part_of["train/b/3.png"]
         assert "train/a/1.png" in [each.path for each in found.left_out]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_similar_images_of_two_classes_are_on_one_side(tmp_path: Path, seed: int) -> None:
+    folder = cats_and_dogs(tmp_path)
+    groups = [index % 10 for index in range(20)]  # each cat with a dog
+    parts = [image.part for image in folder.regrouped(groups, 0.3, seed).images]
+    assert parts[:10] == parts[10:]
+    assert parts[:10].count("validation") == 3
+
+
+def test_a_class_of_one_group_is_divided_nevertheless(tmp_path: Path) -> None:
+    folder = cats_and_dogs(tmp_path)
+    found = folder.regrouped([0] * 10 + [*range(1, 11)], 0.3, 0)
+    cats = [image.part for image in found.images][:10]
+    assert 3 <= cats.count("validation") <= 4
+    is_held_back = [part == "validation" for part in cats]
+    changes = sum(one != other for one, other in pairwise(is_held_back))
+    assert changes <= 2  # a run of consecutive images

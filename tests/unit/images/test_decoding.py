@@ -322,17 +322,70 @@ def test_a_png_with_many_colour_profiles_is_refused() -> None:
     refused(image[:33] + 17 * chunk + image[33:], "17.*16")
 
 
-@pytest.mark.parametrize(("order", "byte_order"), [("<", b"II"), (">", b"MM")])
-def test_a_tiff_of_many_strips_is_refused(order: str, byte_order: bytes) -> None:
-    def tiff(strips: int) -> bytes:
-        tags = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1), (279, 8)]
-        entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags]
-        entries.insert(5, struct.pack(f"{order}HHII", 273, 4, strips, 200))
-        directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
-        header = byte_order + struct.pack(f"{order}HI", 42, 8)
-        return (header + directory).ljust(200, b"\0") + strips * struct.pack(f"{order}I", 100)
+def tiff(order: str, *extra: tuple[int, int, int], side: int = 8, offsets: int = 273) -> bytes:
+    """An uncompressed grey TIFF; ``extra`` are its (tag, count, value) beside the usual."""
+    usual = [(256, 1, side), (257, 1, side), (258, 1, 8), (259, 1, 1), (262, 1, 1), (277, 1, 1)]
+    tags = sorted([*usual, *extra])
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, *field) for tag, *field in tags)
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    header = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+    (strips,) = (count for tag, count, _ in tags if tag == offsets)
+    return (header + directory).ljust(300, b"\0") + strips * struct.pack(f"{order}I", 100)
 
-    refused(tiff(70_000), "70,000.*65,536")
+
+ORDERS = pytest.mark.parametrize("order", ["<", ">"])
+
+
+@ORDERS
+def test_a_tiff_of_many_strips_is_refused(order: str) -> None:
+    content = tiff(order, (273, 70_000, 300), (278, 1, 1), (279, 1, 8))
+    refused(content, "70,000 strips of 8 bytes.*16,000,000", max_pixels=1_000_000)
+
+
+@ORDERS
+@pytest.mark.parametrize("side", [46_000, 1 << 31])
+def test_a_tiff_whose_tile_is_larger_than_an_image_may_be_is_refused(order: str, side: int) -> None:
+    """The decoder would allocate a tile of 2 GB for an image of 8x8 pixels."""
+    tile = [(322, 1, side), (323, 1, side), (324, 1, 300), (325, 1, 64)]
+    refused(tiff(order, *tile, offsets=324), f"1 strips of {side * side:,} bytes.*1,073,741,824")
+    small = [(322, 1, 16), (323, 1, 16), (324, 1, 0), (325, 1, 256)]
+    assert load_image(tiff(order, *small, offsets=324).ljust(999, b"\0")).shape == (8, 8, 3)
+
+
+@ORDERS
+def test_a_tiff_whose_strips_share_their_bytes_is_refused(order: str) -> None:
+    """Each of them would be decoded over the same million pixels."""
+    strips = [(273, 60_000, 300), (278, 1, 1000), (279, 1, 1_000_000)]
+    content = tiff(order, *strips, side=1000).ljust(2_000_000, b"\0")
+    refused(content, "60,000 strips of 1,000,000 bytes.*1,073,741,824")
+
+
+def test_tags_of_exif_that_share_their_bytes_take_no_more_memory_than_the_file() -> None:
+    count, size = 3000, 1_000_000
+    start = 8 + 2 + 12 * count + 4
+    entries = (struct.pack("<HHII", 300 + each, 7, size, start) for each in range(count))
+    directory = struct.pack("<IH", 8, count) + b"".join(entries) + bytes(4 + size)
+    rows = bytes((1 + 3 * 8) * 8)
+    tracemalloc.start()
+    assert load_image(png(8, 8, 8, 2, rows, eXIf=b"II*\0" + directory)).shape == (8, 8, 3)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20 * size
+
+
+def test_an_image_of_a_format_that_takes_more_memory_may_have_fewer_pixels() -> None:
+    image = Image.new("RGB", (30, 20))
+    for kind, most in {"PNG": 600, "WEBP": 400}.items():
+        content = encoded(image, kind)
+        refused(content, f"30x20.*600.*{most - 1}", max_pixels=599)
+        assert load_image(content, max_pixels=600 * 600 // most).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", AVIF])
+def test_of_strangers_only_formats_with_bounded_memory_are_read(kind: str) -> None:
+    content = encoded(Image.new("RGB", (64, 64), RED), kind)
+    assert load_image(content).shape == (64, 64, 3)
+    refused(content, "not an image.*JPEG.*PPM", formats=decoding.BOUNDED_FORMATS)
 
 
 FORMATS = ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"]

@@ -25,6 +25,7 @@ from dist_net.nets.checkpoint import (
     METADATA_FIELDS,
     Checkpoint,
     read_checkpoint,
+    read_resumable_checkpoint,
     write_checkpoint,
 )
 from dist_net.training.server.run_state import RunState
@@ -216,7 +217,7 @@ def test_the_last_checkpoints_are_kept(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "empty", "missing"])
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
     path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     for version in (10, 20, 30):
@@ -226,17 +227,20 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(
     path.unlink()
     if damage != "missing":
         path.write_bytes(damaged if damage == "flipped bit" else b"")
-    read = read_checkpoint(path)
+    with pytest.raises(CheckpointError, match=naming(path)):  # an earlier one is another model
+        read_checkpoint(path)
+    read = read_resumable_checkpoint(path)
     assert read.version == 20
     assert "version 20, is used" in str(read.damage)
     assert "version 20, is used" in caplog.text
     path.with_name(name_of(20)).write_bytes(damaged)
-    assert read_checkpoint(path).version == 10
+    assert read_resumable_checkpoint(path).version == 10
 
     # The server goes on from there: neither the damaged one nor what it has gone back behind stay.
     write_checkpoint(path, a_checkpoint(15), kept=3, previous_version=10)
     assert kept(path) == {path.name, name_of(10)}
-    assert (read_checkpoint(path).version, read_checkpoint(path).damage) == (15, None)
+    resumed = read_resumable_checkpoint(path)
+    assert (resumed.version, resumed.damage) == (15, None)
 
 
 def test_a_checkpoint_that_is_damaged_with_all_before_it_is_refused(path: Path) -> None:
@@ -245,7 +249,7 @@ def test_a_checkpoint_that_is_damaged_with_all_before_it_is_refused(path: Path) 
     for each in path.parent.iterdir():
         each.write_bytes(each.read_bytes()[:-1])
     with pytest.raises(CheckpointError):
-        read_checkpoint(path)
+        read_resumable_checkpoint(path)
 
 
 def test_a_disk_without_links_keeps_one_checkpoint(

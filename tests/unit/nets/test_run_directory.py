@@ -1,18 +1,22 @@
 """A run's directory is one process's at a time, and what a killed one left in it is removed."""
 
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dist_net.errors import RunDirectoryError
+from dist_net.errors import CheckpointError, RunDirectoryError
+from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
-from dist_net.nets.trained_model import read_calibration, read_held_out
+from dist_net.nets.trained_model import calibration_of, read_held_out
+from image_runs import write_run
 from naming import naming
 
 
@@ -114,12 +118,13 @@ def test_a_file_name_that_is_no_text_can_be_told_of(directory: RunDirectory) -> 
 DEEP = "[" * 100_000
 
 
-@pytest.mark.parametrize("temperature", ["1e400", "1e-300", "0", "-1", "NaN", '"1"', DEEP])
-def test_a_damaged_calibration_is_a_clear_line(directory: RunDirectory, temperature: str) -> None:
-    told = f'{{"temperature": {temperature}, "threshold": 0.5, "precision": 0.95}}'
-    directory.write(directory.calibration, told)
-    with pytest.raises(RunDirectoryError, match=naming("calibration.json", "temperature")):
-        read_calibration(directory.path)
+@pytest.mark.parametrize("temperature", [math.inf, 1e-300, 0, -1, math.nan, "1", []])
+def test_a_damaged_calibration_is_a_clear_line(temperature: object, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(RunDirectory(write_run(tmp_path / "colours")).best)
+    told = {"temperature": temperature, "threshold": 0.5, "precision": 0.95}
+    record = checkpoint.recipe_record | {"calibration": told}
+    with pytest.raises(CheckpointError, match="temperature"):
+        calibration_of(replace(checkpoint, recipe_record=record))
 
 
 @pytest.mark.parametrize("labels", ["[1e999]", f"[{10**30}]", "[7]", "[0, 1]", "{}", DEEP])

@@ -3,14 +3,17 @@
 import os
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import image_runs
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import (
+    CheckpointError,
     ModelFileError,
     ModelLoadError,
     ModelSourceError,
@@ -39,10 +42,11 @@ from dist_net.nets.sources import (
     model_source,
     parse_named_source,
 )
-from dist_net.nets.trained_model import recipe_code_digests
+from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.model_loader import described
+from dist_net.trained_run import load
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import ServerAccess
@@ -137,16 +141,20 @@ def test_a_source_may_be_given_a_name(text, parts):
         assert parse_named_source(text) == NamedSource(*parts)
 
 
-def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
-    run.write(run.calibration, '{"temperature": 2.0, "threshold": 0.5, "precision": 0.9}')
-    read, read_text = [], Path.read_text
-    monkeypatch.setattr(
-        Path,
-        "read_text",
-        lambda path, *rest, **named: read.append(path) or read_text(path, *rest, **named),
-    )
-    assert called(run.path).read().unknown_below == 0.5
-    assert read.count(run.calibration) == 1
+def test_the_model_of_a_folder_is_one_file_with_its_recipe_and_its_calibration(tmp_path):
+    photos = RunDirectory(image_runs.write_run(tmp_path / "photos", threshold=0.5))
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(photos.best.read_bytes())
+    assert called(alone).read().unknown_below == 0.5
+    assert called(alone).read().labels == image_runs.COLOURS
+
+
+def test_the_last_checkpoint_of_a_folder_does_not_replace_its_missing_model(tmp_path):
+    photos = RunDirectory(image_runs.write_run(tmp_path / "photos"))
+    photos.write(photos.folder, "{}")
+    photos.best.rename(photos.checkpoint)
+    with pytest.raises(CheckpointError, match=naming(photos.best)):
+        called(photos.path).read()
 
 
 def test_a_checkpoint_is_called_after_its_run(run):
@@ -263,6 +271,22 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))
     )
+
+
+def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run):
+    checkpoint = read_checkpoint(run.checkpoint)
+    write_checkpoint(run.checkpoint, replace(checkpoint, version=6), kept=3, previous_version=5)
+    whole = run.checkpoint.read_bytes()
+    source = called(run.path)
+    for content in (whole[: len(whole) // 2], b"", None):
+        run.checkpoint.unlink()
+        if content is not None:
+            run.checkpoint.write_bytes(content)
+        for read in (source.read, partial(load, run.path), partial(load_trained, run.checkpoint)):
+            with pytest.raises(CheckpointError, match=naming(run.checkpoint)):
+                read()
+    run.checkpoint.write_bytes(whole)
+    source.read()
 
 
 def outputs_of(source):

@@ -30,6 +30,7 @@ from dist_net.nn import (
     Residual,
     Scope,
     Sequential,
+    he_normal,
     inference,
     leaky_relu,
     relu,
@@ -95,6 +96,79 @@ def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options
     outputs = inference_of(model, weights, batch_size=4, **options)(inputs)
     plain = Predictor(model, weights)(inputs)
     assert np.abs(outputs - plain).max() <= 1e-5 * np.abs(plain).max()
+
+
+class Recurrent:
+    """h ← tanh(x W + h U) over the rows of an image, from a first state of zeros or a parameter."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def __call__(self, x, scope):
+        w = scope.parameter("w", (x.shape[2], 8), he_normal)
+        u = scope.parameter("u", (8, 8), he_normal)
+        state = self.first(x, scope)
+        for row in range(x.shape[1]):
+            state = ad.tanh(x[:, row] @ w + state @ u)
+        return state
+
+
+def no_state(x, _):
+    return ad.constant(np.zeros((len_of(x), 8), np.float32))
+
+
+def learnt_state(x, scope):
+    state = scope.parameter("first", (1, 8), he_normal)
+    return ad.broadcast_to(ad.tanh(state), (len_of(x), 8))
+
+
+def with_token(x, scope):
+    """A class token is the first of the sequence, as in a vision transformer."""
+    token = scope.parameter("token", (1, 1, x.shape[2]), he_normal) * 2.0
+    return ad.concatenate([ad.broadcast_to(token, (len_of(x), 1, x.shape[2])), x], 1)
+
+
+def by_batch_size(x, scope):
+    """Its values depend on the number of inputs, its shape does not."""
+    scale = scope.parameter("scale", (1, x.shape[2]), he_normal)
+    return ad.sum(x, 1) / float(len_of(x)) * (scale * float(len_of(x)))
+
+
+def len_of(x):
+    return x.shape[0]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Recurrent(no_state), Recurrent(learnt_state), with_token, by_batch_size],
+    ids=["no state", "learnt state", "token", "by batch size"],
+)
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_values_with_a_row_per_input_are_left_to_the_plan(inference_of, layer, reproducible):
+    model = Model(
+        Sequential(Rescale(), layer, Lambda(lambda x: ad.reshape(x, (len_of(x), -1))), Dense(3)),
+        (6, 5),
+    )
+    weights, inputs = weights_of(model), samples(model, 11)
+    plain = Predictor(model, weights)(inputs)
+    session = inference_of(model, weights, batch_size=4, reproducible=reproducible)
+    session.warm_up()
+    for count in (1, 2, 3, 4, 11):
+        np.testing.assert_allclose(session(inputs[:count]), plain[:count], rtol=1e-4, atol=1e-6)
+    if reproducible and layer is not by_batch_size:
+        single = np.concatenate([session(inputs[i : i + 1]) for i in range(11)])
+        assert np.array_equal(single, session(inputs))
+
+
+def test_a_network_of_other_operations_for_another_batch_size_is_left_as_it_is(inference_of):
+    def padded(x):
+        x = ad.astype(x, np.float32)
+        return ad.tanh(x) * 1.0 if len_of(x) % 3 else x
+
+    model = Model(Sequential(Lambda(padded), Dense(3)), (5,))
+    weights, inputs = weights_of(model), samples(model, 2)
+    plain = Predictor(model, weights)(inputs)
+    np.testing.assert_allclose(inference_of(model, weights)(inputs), plain, rtol=1e-5)
 
 
 def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of):

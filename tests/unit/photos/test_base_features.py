@@ -9,9 +9,9 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import ArraySamples
-from dist_net.errors import FetchError
+from dist_net.errors import FetchError, ModelSourceError
 from dist_net.nets.recipes.image_recipe import small_base
-from dist_net.photos.bases import FeatureExtractor, FoundBase, Views
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
 from dist_net.photos.similar_images import thumbnails_and_digests
 from drawn_images import cats_and_dogs
 from naming import naming
@@ -80,3 +80,14 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").touch()
     with pytest.raises(FetchError, match=naming(tmp_path / "images")):
         computed(extractor(tmp_path), images())
+
+
+def test_a_net_of_a_classifier_alone_is_no_base(tmp_path: Path) -> None:
+    net = (
+        "[net]\nheight=4\nwidth=4\nchannels=3\n[connected]\noutput=2\nactivation=linear\n[softmax]"
+    )
+    (tmp_path / "one.cfg").write_text(net)
+    header = np.array([0, 2, 0, 0, 0], "<i4").tobytes()
+    (tmp_path / "one.weights").write_bytes(header + np.ones(2 + 48 * 2, "<f4").tobytes())
+    with pytest.raises(ModelSourceError, match=naming("the base one")):
+        base_called(f"{tmp_path / 'one.cfg'},weights={tmp_path / 'one.weights'}", lambda _: None)

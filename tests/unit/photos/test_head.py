@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dist_net.photos.head import (
+    CONVERGED,
     PENALTIES,
     calibrated_losses,
     fold_of_each,
@@ -22,19 +23,28 @@ def drawn(count=90, width=12, classes=3, seed=0, spread=1.5):
 
 
 @pytest.mark.parametrize("width", [12, 200])
-def test_the_head_minimizes_the_loss_and_the_penalty(width):
+@pytest.mark.parametrize("penalty", [100.0, 3.0, 0.1, min(PENALTIES)])
+def test_the_gradient_of_every_head_vanishes_for_strong_and_weak_penalties(width, penalty):
     features, labels = drawn(width=width, spread=0.3)
     folds = np.arange(len(labels)) // 3 % 5
-    found = train_heads(features, labels, 3, folds, (3.0,))
-    kernel, bias = (each.astype(np.float64) for each in found.final)
+    found = train_heads(features, labels, 3, folds, (penalty,))
     centred = features - features.mean(0, dtype=np.float64)
-    scale = np.sqrt((centred**2).mean())
-    powers = np.exp(features @ kernel + bias)
-    errors = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]
-    # On scaled features the kernel is scale times as large, and so is its penalty's gradient.
-    gradient = centred.T @ errors / scale + 3.0 * kernel * scale
-    assert np.abs(gradient).max() < 0.05 * np.abs(centred.T @ np.eye(3)[labels] / scale).max()
-    assert np.abs(errors.sum(0)).max() < 0.5
+    scaled = centred / np.sqrt((centred**2).mean())
+    for fold, head in enumerate([*found.of_folds, found.final]):
+        is_in = folds != fold
+        kernel, bias = (each.astype(np.float64) for each in head)
+        powers = np.exp(features[is_in] @ kernel + bias)
+        errors = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels[is_in]]
+        # On scaled features the kernel is scale times as large, and so is its penalty's gradient.
+        of_penalty = penalty * kernel * np.sqrt((centred**2).mean())
+        gradient = scaled[is_in].T @ errors + of_penalty
+        norm = np.hypot(np.linalg.norm(gradient), np.linalg.norm(errors.sum(0)))
+        assert norm < 1.5 * CONVERGED * np.linalg.norm(of_penalty)
+
+
+def test_features_that_are_all_equal_are_no_hindrance():
+    found = train_heads(np.ones((6, 4), np.float32), np.arange(6) % 3, 3, np.arange(6) // 3)
+    np.testing.assert_allclose(found.logits, 0, atol=1e-4)
 
 
 def test_each_row_is_judged_by_the_head_that_was_trained_without_its_fold():
@@ -48,7 +58,7 @@ def test_each_row_is_judged_by_the_head_that_was_trained_without_its_fold():
     changed[folds == 0] = 2
     again = train_heads(features, changed, 3, folds, (found.penalty,))
     once = train_heads(features, labels, 3, folds, (found.penalty,))
-    np.testing.assert_allclose(again.logits[folds == 0], once.logits[folds == 0], atol=0.1)
+    np.testing.assert_allclose(again.logits[folds == 0], once.logits[folds == 0], atol=0.02)
 
 
 def test_labels_without_a_pattern_promise_nothing():
@@ -60,7 +70,7 @@ def test_labels_without_a_pattern_promise_nothing():
 
 
 def test_the_weakest_penalty_within_a_standard_error_of_the_least_loss_is_used():
-    features, labels = drawn(count=60, width=200, spread=0.5)
+    features, labels = drawn(count=60, width=200, spread=0.1)
     folds = fold_of_each(labels, np.arange(60), 10, seed=0)
     losses = {
         penalty: calibrated_losses(
@@ -71,7 +81,7 @@ def test_the_weakest_penalty_within_a_standard_error_of_the_least_loss_is_used()
     chosen = train_heads(features, labels, 3, folds).penalty
     least = min(losses, key=lambda penalty: losses[penalty].mean())
     assert chosen < least
-    lead, error = mean_and_error(losses[chosen] - losses[least])
+    lead, error = mean_and_error(losses[chosen] - losses[least], np.arange(60))
     assert lead < 1.2 * error  # a head solved after stronger penalties differs a little
 
 
@@ -108,3 +118,26 @@ def test_folds_keep_groups_together_and_classes_even():
         assert np.bincount(folds[labels == label], minlength=5).tolist() == [4] * 5
     assert (folds == fold_of_each(labels, groups, 5, seed=0)).all()
     assert (folds != fold_of_each(labels, groups, 5, seed=1)).any()
+
+
+def test_the_error_of_a_mean_counts_groups():
+    values = np.random.default_rng(0).normal(size=50)
+    mean, error = mean_and_error(values, np.arange(50))
+    assert (mean, error) == pytest.approx((values.mean(), values.std(ddof=1) / 50**0.5))
+    repeated = mean_and_error(np.repeat(values, 4), np.repeat(np.arange(50), 4))
+    assert repeated == pytest.approx((mean, error))
+    assert mean_and_error(values, np.zeros(50, int))[1] == np.inf
+
+
+def test_heads_without_a_class_are_those_that_are_trained_without_its_rows():
+    features, labels = drawn(spread=0.3)
+    folds = np.arange(len(labels)) // 3 % 5
+    found = train_heads(features, labels, 3, folds, (3.0,))
+    is_known = labels != 1
+    alone = train_heads(features[is_known], labels[is_known] // 2, 2, folds[is_known], (2.9,))
+    logits = found.without_class(1)
+    apart = logits - logits.mean(1, keepdims=True)
+    expected = np.empty_like(logits)
+    expected[is_known], expected[~is_known] = alone.logits, alone.final(features[~is_known])
+    expected -= expected.mean(1, keepdims=True)
+    assert np.abs(apart - expected).max() < 0.1 * np.abs(expected).max()

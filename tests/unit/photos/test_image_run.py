@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import DatasetError, SettingError
-from dist_net.photos.image_run import ImageOptions, new_run
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImageCache
+from dist_net.errors import DatasetError, RunDirectoryError, SettingError
+from dist_net.photos.image_run import ImageOptions, new_run, require_same_images
 from dist_net.training.run.run_options import RunOptions
+from drawn_images import cats_and_dogs
 from naming import naming
 
 RUN = RunOptions("images")
@@ -38,3 +42,26 @@ def test_what_needs_a_base_is_refused_without_one(asked: dict[str, int]) -> None
         SettingError, match=naming(*(f"{name}={value}" for name, value in asked.items()), "none")
     ):
         ImageOptions("photos", "none", RUN, **asked)  # type: ignore[arg-type]
+
+
+def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:
+    preprocessing = ImagePreprocessing((8, 8, 3), "crop")
+    return ImageCache(place, folder, preprocessing, digests=digests)
+
+
+def test_a_resumed_run_needs_half_of_its_images_whatever_their_sizes(tmp_path: Path) -> None:
+    folder = cats_and_dogs(tmp_path / "photos", 2)
+    before = cached(tmp_path, folder, ("a", "a", "b", "c"))
+
+    def resume(*digests: str, has_checkpoint: bool = False) -> None:
+        require_same_images(before, cached(tmp_path, folder, digests), has_checkpoint)
+
+    resume("a", "b", "d", "e")
+    with pytest.raises(RunDirectoryError, match=naming(folder.root, 1, 4)):
+        resume("a", "d", "e", "f")
+    resume("a", "a", "b", "c", has_checkpoint=True)
+    with pytest.raises(RunDirectoryError, match=naming(folder.root)):
+        resume("a", "a", "b", "d", has_checkpoint=True)
+    read = tmp_path / "pictures.json"
+    read.write_text(before.to_json())
+    assert ImageCache.read(read).digests == before.digests

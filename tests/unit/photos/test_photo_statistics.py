@@ -5,10 +5,10 @@ import pytest
 
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
-    calibrate,
+    JudgedImages,
     calibration_error,
+    effective_count,
     lower_bounds,
-    out_of_fold_interval,
     temperature_of,
     threshold_of,
     wilson_interval,
@@ -24,16 +24,23 @@ def drawn(samples=4000, classes=5, seed=0):
     return logits, targets
 
 
+def judged(logits, targets, groups=None, folds=None):
+    groups = np.arange(len(targets)) if groups is None else groups
+    return JudgedImages((), targets, logits, groups, folds)
+
+
 @pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
 def test_the_temperature_undoes_what_made_a_net_too_sure_or_too_unsure(factor):
     logits, targets = drawn()
-    assert temperature_of(logits * np.float32(factor), targets) == pytest.approx(factor, rel=0.05)
+    assert temperature_of(logits * np.float32(factor), targets, 4000) == pytest.approx(
+        factor, rel=0.05
+    )
 
 
 def test_calibrated_probabilities_are_as_often_right_as_they_say():
     logits, targets = drawn()
     sure = logits * np.float32(4)
-    temperature = temperature_of(sure, targets)
+    temperature = temperature_of(sure, targets, 4000)
     before = calibration_error(softmax(sure), targets)
     after = calibration_error(softmax(sure / np.float32(temperature)), targets)
     assert before > 0.1
@@ -43,17 +50,17 @@ def test_calibrated_probabilities_are_as_often_right_as_they_say():
 def test_a_net_that_is_always_right_is_not_made_infinitely_sure():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
     targets = np.array([0, 1, 2, 0, 1])
-    assert 0.05 < temperature_of(logits, targets) < 1
+    assert 0.05 < temperature_of(logits, targets, 5) < temperature_of(logits, targets, 2) < 1
 
 
 def test_logits_that_say_nothing_keep_a_finite_temperature():
-    temperature = temperature_of(np.zeros((4, 3), np.float32), np.array([0, 1, 2, 0]))
+    temperature = temperature_of(np.zeros((4, 3), np.float32), np.array([0, 1, 2, 0]), 4)
     assert np.isfinite(temperature)
 
 
 def test_of_the_answers_above_the_threshold_the_wanted_share_is_right():
     logits, targets = drawn()
-    found = calibrate(logits, targets, precision=0.9)
+    found = judged(logits, targets).calibrate(0.9)
     probabilities = softmax(logits / np.float32(found.temperature))
     is_answered = probabilities.max(1) >= found.threshold
     is_right = probabilities.argmax(1) == targets
@@ -66,14 +73,16 @@ def test_equal_probabilities_are_answered_together_or_not_at_all():
     confidence = np.repeat([0.9, 0.6], 200).astype(np.float32)
     probabilities = np.column_stack([confidence, 1 - confidence])
     targets = np.concatenate([np.zeros(200, int), np.arange(200) % 2])
-    assert threshold_of(probabilities, targets, 0.9) == pytest.approx(0.9)
+    assert threshold_of(probabilities, targets, np.arange(400), 0.9) == pytest.approx(0.9)
 
 
 def test_the_threshold_is_one_that_the_images_prove():
     probabilities = np.tile(np.array([0.8, 0.2], np.float32), (60, 1))
     right = np.zeros(60, int)
-    assert threshold_of(probabilities, right, 0.95) == pytest.approx(0.8)
-    assert threshold_of(probabilities[:40], right[:40], 0.95) == 0.95  # 40 of 40 prove 93.7 %
+    each, pairs = np.arange(60), np.arange(60) // 2
+    assert threshold_of(probabilities, right, each, 0.95) == pytest.approx(0.8)
+    assert threshold_of(probabilities[:40], right[:40], each[:40], 0.95) == 0.95  # prove 93.7 %
+    assert threshold_of(probabilities, right, pairs, 0.95) == 0.95  # as 30 images
 
 
 def test_intervals_agree_with_published_values():
@@ -86,14 +95,40 @@ def test_intervals_agree_with_published_values():
 
 
 def test_a_one_sided_bound_is_that_of_a_two_sided_interval_of_90_percent():
-    bound = lower_bounds(np.array([40]), np.array([40]))
-    assert bound == pytest.approx(40 / (40 + 1.6449**2), abs=1e-4)
+    bounds = lower_bounds(np.full(40, True), np.arange(40))
+    assert bounds[-1] == pytest.approx(40 / (40 + 1.6449**2), abs=1e-4)
 
 
-def test_an_interval_out_of_fold_is_wider_around_the_same_share():
-    plain, corrected = wilson_interval(90, 120), out_of_fold_interval(90, 120, 10)
-    assert corrected.low < plain.low
-    assert corrected.high > plain.high
+def test_a_group_of_similar_images_counts_as_one():
+    assert effective_count(np.arange(12)) == 12
+    assert effective_count(np.arange(12) // 3) == pytest.approx(4)
+    assert 1 < effective_count(np.array([0] * 9 + [1, 2, 3])) < 4
+    generator = np.random.default_rng(0)
+    groups, is_right = generator.integers(0, 5, 30), generator.random(30) < 0.8
+    bounds = lower_bounds(is_right, groups)
+    for end in (1, 7, 30):
+        independent, share = effective_count(groups[:end]), is_right[:end].mean()
+        z = 1.6449
+        middle = share + z * z / (2 * independent)
+        spread = z * np.sqrt(share * (1 - share) / independent + z * z / (4 * independent**2))
+        expected = (middle - spread) / (1 + z * z / independent)
+        assert bounds[end - 1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_interval_is_wider_out_of_fold_and_for_similar_images():
+    is_right, is_counted = np.arange(120) < 90, np.full(120, True)
+    logits, targets = np.zeros((120, 2), np.float32), np.zeros(120, int)
+
+    def interval(*of):
+        return judged(logits, targets, *of).interval(is_right, is_counted)
+
+    plain = interval()
+    assert plain == wilson_interval(90, 120)
+    for wider in (interval(None, 10), interval(np.arange(120) // 4)):
+        assert wider.low < plain.low
+        assert wider.high > plain.high
+    nothing = judged(logits, targets).interval(is_right, ~is_counted)
+    assert nothing == (0, 1)
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():

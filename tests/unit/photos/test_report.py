@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dist_net.nets.run_directory import Calibration
-from dist_net.photos.head_training import JudgedImages
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import report_page
@@ -30,7 +30,7 @@ CURVES = [
 ]
 
 
-def judged(times: int = 1) -> JudgedImages:
+def judged(times: int = 1, folds: int | None = 5, in_group: int = 1) -> JudgedImages:
     """Five images, of which the second is a confident mistake and the fourth an unsure one."""
     probabilities = np.array(
         [
@@ -43,16 +43,16 @@ def judged(times: int = 1) -> JudgedImages:
     )
     files = [f"{index}.jpg" for index in range(5)] * times
     logits = np.log(np.tile(probabilities, (times, 1))).astype("f4")
-    return JudgedImages(files, np.tile([0, 0, 1, 1, 2], times), logits)
+    targets = np.tile([0, 0, 1, 1, 2], times)
+    return JudgedImages(files, targets, logits, np.arange(5 * times) // in_group, folds)
 
 
 def content(**changes):
     given = {
         "judged": judged(),
-        "folds": 5,
         "tested": None,
         "calibration": Calibration(1.0, 0.7, 0.75),
-        "left_out": [LeftOutClass("cat", 10, 40, 0.5, 0.1, 0.2, 0.6)],
+        "left_out": [LeftOutClass("cat", 10, 40, 0.6, 0.1)],
         "curves": CURVES,
     } | changes
     return report_content(RUN, NAMES, **given)
@@ -104,7 +104,7 @@ def test_each_figure_states_its_images_and_its_interval():
 
 
 def test_images_of_test_are_reported_beside_those_that_calibrated():
-    found = content(tested=judged(2))
+    found = content(tested=judged(2, None))
     assert [each["images"] for each in found["measured"]] == [5, 10]
     assert found["judged_on"] == found["measured"][1]["data"]
     assert found["calibration"]["measured_on"] == found["measured"][0]["data"]
@@ -130,6 +130,20 @@ def test_few_images_are_counted_and_many_are_a_share():
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
     assert not content()["calibration"]["is_proven"]
     assert content(calibration=Calibration(1.0, 0.5, 0.2))["calibration"]["is_proven"]
+
+
+def test_similar_images_are_counted_once() -> None:
+    apart, alike = (content(judged=judged(20, in_group=each)) for each in (1, 10))
+    assert [each["measured"][0]["groups"] for each in (apart, alike)] == [100, 10]
+    widths = [np.ptp(each["measured"][0]["accuracy_interval"]) for each in (apart, alike)]
+    assert widths[1] > 2 * widths[0]
+    assert content(judged=judged(20), calibration=Calibration(1.0, 0.5, 0.5))["calibration"][
+        "is_proven"
+    ]
+    assert not content(judged=judged(20, in_group=10), calibration=Calibration(1.0, 0.5, 0.5))[
+        "calibration"
+    ]["is_proven"]
+    assert "100 images in 10 groups" in Seen(report_page(alike, {})).text
 
 
 class Seen(HTMLParser):
@@ -166,7 +180,7 @@ def test_the_page_stands_alone_and_shows_names_as_they_are():
 
 def test_what_there_is_not_is_not_spoken_of():
     full = Seen(report_page(content(), {})).text
-    bare = Seen(report_page(content(folds=None, left_out=[], curves=[]), {})).text
+    bare = Seen(report_page(content(judged=judged(folds=None), left_out=[], curves=[]), {})).text
     for title in ("Doubtful labels", "unknown class", "Learning"):
         assert title in full
         assert title not in bare

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dist_net.errors import SettingError
 from dist_net.images.fitting import fit_image
+from dist_net.photos.near_duplicates import near_duplicates
 from dist_net.photos.similar_images import groups_of, scene_of_each, thumbnails_and_digests
 from drawn_images import draw_shapes
 
@@ -37,28 +38,42 @@ class Rows:
         out[...] = self._images[indices]
 
 
+def grouped(images: list[np.ndarray]) -> np.ndarray:
+    thumbnails, _ = thumbnails_and_digests(Rows(np.stack(images)))
+    return groups_of([""] * len(images), near_duplicates(thumbnails))
+
+
 def test_what_was_saved_again_shares_a_group_and_other_images_do_not(tmp_path: Path) -> None:
     root = draw_shapes(tmp_path / "drawn", 30, classes=("square",))
     paths = sorted((root / "square").iterdir())
     images = [saved(path, 90) for path in paths]
     again = [saved(paths[0], 40), saved(paths[1], 80, side=50)]
-    rows = Rows(np.stack([*images, *again]))
-    thumbnails, digests = thumbnails_and_digests(rows)
-    assert len(set(digests)) == 32
-    groups = groups_of(thumbnails, np.zeros(32, int), [""] * 32)
+    groups = grouped([*images, *again])
     assert groups[30] == 0
     assert groups[31] == 1
     assert len(set(groups[:30].tolist())) == 30
-    labels = np.array([0] * 30 + [1] * 2)
-    assert groups_of(thumbnails, labels, [""] * 32)[30] == 30
+
+
+def test_a_small_object_before_an_equal_background_makes_another_image() -> None:
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(40, 200, (8, 8), np.uint8)
+    background = np.asarray(Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC))
+    images = []
+    for number in range(40):
+        image = np.repeat(background[..., None], 3, axis=2).astype(int)
+        y, x = 20 + number // 8 * 30, 20 + number % 8 * 24
+        image[y : y + 10, x : x + 10] += 50
+        image += generator.integers(-3, 4, image.shape)
+        images.append(image.clip(0, 255).astype(np.uint8))
+    assert grouped([*images, images[7]]).tolist() == [*range(40), 7]
 
 
 def test_images_of_one_scene_share_a_group() -> None:
     paths = ["cat/s1-a.jpg", "cat/s1-b.jpg", "dog/s2-a.jpg", "dog/x.jpg", "dog/s1-c.jpg"]
     scenes = scene_of_each(paths, r"(s[0-9]+)-")
     assert scenes == ["s1", "s1", "s2", "", "s1"]
-    noise = np.random.default_rng(0).integers(0, 256, (5, 256), np.uint8)
-    assert groups_of(noise, np.array([0, 0, 1, 1, 1]), scenes).tolist() == [0, 0, 2, 3, 0]
+    assert groups_of(scenes, []).tolist() == [0, 0, 2, 3, 0]
+    assert groups_of(scenes, [(2, np.array([3, 4]))]).tolist() == [0, 0, 0, 0, 0]
 
 
 def test_what_is_no_pattern_is_refused() -> None:

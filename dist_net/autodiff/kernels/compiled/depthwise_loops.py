@@ -6,10 +6,11 @@ epilogue is applied while they are in registers. Needs the extra ``fast``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from numba import types
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -17,14 +18,15 @@ from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
     EpilogueNumbers,
+    EpilogueValues,
     apply_epilogue,
     epilogue_of,
     flat,
     geometry,
-    spread_each,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
+    VECTOR,
     Flat,
     Lanes,
     Pointer,
@@ -34,6 +36,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     multiply_add,
     pointer,
     spread,
+    traced,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.problem import LINEAR, Arrays, Block, Problem
@@ -101,6 +104,37 @@ def sum_of_taps(
     return total
 
 
+def taps_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
+    """Return a function that adds ``size`` x ``size`` taps to the sums of 4 outputs.
+
+    The outputs have windows ``apart`` values apart, which are inside the map.
+    """
+
+    @traced(types.UniTuple(VECTOR, SIDE_BY_SIDE))
+    def sums_with_taps(
+        sums: tuple[Lanes, ...],
+        x: Pointer,
+        i: int,
+        per_row: int,
+        taps: Pointer,
+        j: int,
+        channels: int,
+        apart: int,
+    ) -> tuple[Lanes, ...]:
+        for row, column in np.ndindex(size, size):
+            tap = load(taps, j + (row * size + column) * channels)
+            k = i + row * per_row + column * channels
+            sums = tuple(
+                multiply_add(load(x, k + n * apart), tap, each) for n, each in enumerate(sums)
+            )
+        return sums
+
+    return sums_with_taps
+
+
+with_tap, with_3x3_taps, with_5x5_taps = taps_of(1), taps_of(3), taps_of(5)
+
+
 @inlined
 def sums_side_by_side(
     x: Pointer,
@@ -112,39 +146,28 @@ def sums_side_by_side(
     line: int,
     lines: tuple[int, int],
     apart: int,
-) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+) -> tuple[Lanes, ...]:
     """Return vectors of 4 outputs with windows ``apart`` values apart; all columns are inside."""
     nothing = spread(np.float32(0))
-    a, b, c, d = nothing, nothing, nothing, nothing
+    sums = nothing, nothing, nothing, nothing
+    if line == 3 and lines == (0, 3):
+        return with_3x3_taps(sums, x, i, per_row, taps, j, channels, apart)
+    if line == 5 and lines == (0, 5):
+        return with_5x5_taps(sums, x, i, per_row, taps, j, channels, apart)
     for row in range(lines[0], lines[1]):
         for column in range(line):
-            tap = load(taps, j + (row * line + column) * channels)
-            k = i + row * per_row + column * channels
-            a = multiply_add(load(x, k), tap, a)
-            b = multiply_add(load(x, k + apart), tap, b)
-            c = multiply_add(load(x, k + 2 * apart), tap, c)
-            d = multiply_add(load(x, k + 3 * apart), tap, d)
-    return a, b, c, d
+            k, tap = i + row * per_row + column * channels, j + (row * line + column) * channels
+            sums = with_tap(sums, x, k, per_row, taps, tap, channels, apart)
+    return sums
 
 
-@inlined
-def unrolled_sums(
-    x: Pointer,
-    i: int,
-    per_row: int,
-    channels: int,
-    taps: Pointer,
-    j: int,
-    line: int,
-    lines: tuple[int, int],
-    apart: int,
-) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """Return ``sums_side_by_side``; literal loop bounds let LLVM unroll common filter sizes."""
-    if line == 3 and lines == (0, 3):
-        return sums_side_by_side(x, i, per_row, channels, taps, j, 3, (0, 3), apart)
-    if line == 5 and lines == (0, 5):
-        return sums_side_by_side(x, i, per_row, channels, taps, j, 5, (0, 5), apart)
-    return sums_side_by_side(x, i, per_row, channels, taps, j, line, lines, apart)
+@traced()
+def apply_epilogues(
+    totals: tuple[Lanes, ...], out: Pointer, place: int, apart: int, epilogue: EpilogueValues
+) -> None:
+    """Write the epilogue of each vector, ``apart`` values apart."""
+    for n, total in enumerate(totals):
+        apply_epilogue(total, out, place + n * apart, epilogue)
 
 
 @jit(READ, integers(3), integers(3), integers(6), READ, *EPILOGUE)
@@ -170,7 +193,7 @@ def correlate(
     images, rows, columns = grid
     lines, line, down, across, top, left = windows
     start, per_image, per_row, per_pixel = place
-    pixels, taps, vectors = pointer(x), pointer(filters), spread_each(numbers)
+    pixels, taps = pointer(x), pointer(filters)
     result, shifts, other = pointer(out), pointer(bias), pointer(residual)
     row_length, apart = width * channels, across * channels
     # The columns whose windows are completely inside the map.
@@ -192,7 +215,7 @@ def correlate(
                 target = start + image * per_image + row * per_row + column * per_pixel
                 for first_channel in range(0, channels, LANES):
                     c = min(first_channel, channels - LANES)
-                    epilogue = load(shifts, c), other, has_residual, vectors
+                    epilogue = load(shifts, c), other, has_residual, numbers
                     if count == 1:
                         part = seen[0], seen[1], max(0, -z), min(line, width - z)
                         total = sum_of_taps(
@@ -200,11 +223,8 @@ def correlate(
                         )
                         apply_epilogue(total, result, target + c, epilogue)
                     else:
-                        totals = unrolled_sums(
+                        totals = sums_side_by_side(
                             pixels, source + c, row_length, channels, taps, c, line, seen, apart
                         )
-                        apply_epilogue(totals[0], result, target + c, epilogue)
-                        apply_epilogue(totals[1], result, target + per_pixel + c, epilogue)
-                        apply_epilogue(totals[2], result, target + 2 * per_pixel + c, epilogue)
-                        apply_epilogue(totals[3], result, target + 3 * per_pixel + c, epilogue)
+                        apply_epilogues(totals, result, target + c, per_pixel, epilogue)
                 column += count

@@ -20,7 +20,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     Flat,
     Lanes,
     Pointer,
-    inlined,
+    changed_if,
     integers,
     larger,
     load,
@@ -29,6 +29,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     smaller,
     spread,
     store,
+    traced,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
@@ -98,25 +99,22 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
 EPILOGUE = WRITTEN, READ, BOOLEAN, READ, reals(4), integers(4)
 EpilogueNumbers = tuple[float, float, float, float]
 """Slope, residual_slope, low and high."""
-EpilogueValues = tuple[Lanes, Pointer, bool, tuple[Lanes, Lanes, Lanes, Lanes]]
-"""Bias, residual, whether there is one, and a vector of each number."""
+EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
+"""Bias, residual, whether there is one, and the numbers."""
 
 
-@inlined
-def spread_each(numbers: EpilogueNumbers) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """Return a vector of each number."""
-    return spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
-
-
-@inlined
+@traced()
 def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
     """Write the epilogue of one vector to ``place``."""
-    bias, residual, has_residual, (slope, residual_slope, low, high) = epilogue
+    bias, residual, has_residual, numbers = epilogue
+    slope, residual_slope, low, high = (spread(each) for each in numbers)
+
+    def with_residual(value: Lanes) -> Lanes:
+        total = value + load(residual, place)
+        return larger(total, total * residual_slope)
+
     value = value + bias
-    value = larger(value, value * slope)
-    if has_residual:
-        value = value + load(residual, place)
-        value = larger(value, value * residual_slope)
+    value = changed_if(has_residual, with_residual, larger(value, value * slope))
     store(out, place, smaller(larger(value, low), high))
 
 
@@ -134,7 +132,6 @@ def from_product(
     """Write the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     start, per_image, per_row, per_pixel = place
-    vectors = spread_each(numbers)
     products, shifts, other, result = (
         pointer(values),
         pointer(bias),
@@ -148,7 +145,7 @@ def from_product(
             for _ in range(columns):
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
-                    epilogue = load(shifts, c), other, has_residual, vectors
+                    epilogue = load(shifts, c), other, has_residual, numbers
                     apply_epilogue(load(products, source + c), result, target + c, epilogue)
                 source += channels
                 target += per_pixel

@@ -5,13 +5,18 @@ vectors support + - *, ``larger`` and ``smaller``. LLVM also vectorizes loops ov
 but not if stores might overlap, and Winograd's transforms write to 36 places at once. Bounds are
 not checked; the tests check them by running the loops in plain Python.
 
+Straight-line code is ``traced``: Python computes it once on ``Tracer`` values, which append their
+instructions to the loop that is being compiled. numba would analyse and optimise each function by
+itself, which took most of the time to compile the loops.
+
 Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from functools import partialmethod
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,8 +27,6 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
-# ruff: noqa: ARG001 - numba calls every code generator with the same arguments
-
 LANES = 8
 
 Flat = NDArray[np.float32]
@@ -33,7 +36,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def inlined(function: Function) -> Function:
-    """Inline ``function`` into its callers, so that vectors stay in registers."""
+    """Inline ``function``, which has loops or branches, into the loops that call it."""
     return cast(Function, numba.njit(forceinline=True)(function))
 
 
@@ -70,8 +73,60 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 VECTOR = _VectorType()
 
 
-def _address(builder: Any, pointer: Any, index: Any) -> Any:
-    return builder.bitcast(builder.gep(pointer, [index]), _LLVM.as_pointer())
+class Tracer:
+    """A vector, an integer or a pointer of a loop that is being compiled.
+
+    Operators append an instruction of the loop. Their other operand may be a Python number.
+    """
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder = builder
+        self.value = value
+
+    def _append(self, instruction: str, other: Any) -> Tracer:
+        type_ = self.value.type
+        is_vector = type_ == _LLVM
+        if not isinstance(other, Tracer):
+            constant = ir.Constant(type_, [float(other)] * LANES if is_vector else other)
+            other = Tracer(self.builder, constant)
+        method = getattr(self.builder, f"f{instruction}" if is_vector else instruction)
+        return Tracer(self.builder, method(self.value, other.value))
+
+    __add__ = partialmethod(_append, "add")
+    __sub__ = partialmethod(_append, "sub")
+    __mul__ = __rmul__ = partialmethod(_append, "mul")
+
+
+def traced(result: Any = types.none) -> Callable[[Function], Function]:
+    """Let loops call a function that computes with ``Tracer`` values and tuples of them.
+
+    ``result`` is the type that it returns: nothing by default.
+    """
+
+    def registered(function: Function) -> Function:
+        def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            returned = function(*(_tracers(builder, each) for each in arguments))
+            if isinstance(returned, tuple):
+                return context.make_tuple(builder, result, [each.value for each in returned])
+            return context.get_dummy_value() if returned is None else returned.value
+
+        def type_of(*_: Any) -> Any:
+            return result
+
+        type_of.pysig = signature(function)  # type: ignore[attr-defined]
+        type_callable(function)(lambda _: type_of)
+        lower_builtin(function, types.VarArg(types.Any))(code)
+        return function
+
+    return registered
+
+
+def _tracers(builder: Any, value: Any) -> Any:
+    """Return a tracer of a value, or a tuple of those of a tuple's values."""
+    if not isinstance(value.type, ir.ArrayType | ir.LiteralStructType):
+        return Tracer(builder, value)
+    places = range(len(value.type))
+    return tuple(_tracers(builder, builder.extract_value(value, place)) for place in places)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -84,87 +139,66 @@ def pointer(_: Any, array: Any) -> Any:
     return types.CPointer(types.float32)(array), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load(_: Any, source: Any, index: Any) -> Any:
+def _address(source: Pointer, index: Any) -> Any:
+    builder = source.builder
+    return builder.bitcast(builder.gep(source.value, [index.value]), _LLVM.as_pointer())
+
+
+@traced(VECTOR)
+def load(source: Pointer, index: Any) -> Lanes:
     """Return the vector at ``index`` of a flat array, given its pointer."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_address(builder, *arguments), align=_ALIGNMENT)
-
-    return VECTOR(types.CPointer(types.float32), types.intp), code
+    builder = source.builder
+    return Tracer(builder, builder.load(_address(source, index), align=_ALIGNMENT))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def store(_: Any, target: Any, index: Any, value: Any) -> Any:
+@traced()
+def store(target: Pointer, index: Any, value: Lanes) -> None:
     """Write a vector to a flat array at ``index``, given its pointer."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        *place, value = arguments
-        builder.store(value, _address(builder, *place), align=_ALIGNMENT)
-        return context.get_dummy_value()
-
-    return types.none(types.CPointer(types.float32), types.intp, VECTOR), code
+    value.builder.store(value.value, _address(target, index), align=_ALIGNMENT)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def spread(_: Any, value: Any) -> Any:
+@traced(VECTOR)
+def spread(value: Any) -> Lanes:
     """Return a vector of one value."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = builder.insert_element(_ANY, arguments[0], _FIRST)
-        return builder.shuffle_vector(first, _ANY, _ALL_FIRST)
-
-    return VECTOR(types.float32), code
+    builder = value.builder
+    first = builder.insert_element(_ANY, value.value, _FIRST)
+    return Tracer(builder, builder.shuffle_vector(first, _ANY, _ALL_FIRST))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def larger(_: Any, a: Any, b: Any) -> Any:
+@traced(VECTOR)
+def larger(a: Lanes, b: Lanes) -> Lanes:
     """Return the elementwise maximum; ``a`` if neither is larger, so NaN in ``a`` stays NaN."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, b = arguments
-        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
-
-    return VECTOR(VECTOR, VECTOR), code
+    return _b_where(">", a, b)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def smaller(_: Any, a: Any, b: Any) -> Any:
+@traced(VECTOR)
+def smaller(a: Lanes, b: Lanes) -> Lanes:
     """Return the elementwise minimum; ``a`` if neither is smaller, so NaN in ``a`` stays NaN."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        a, b = arguments
-        return builder.select(builder.fcmp_ordered("<", b, a), b, a)
-
-    return VECTOR(VECTOR, VECTOR), code
+    return _b_where("<", a, b)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply_add(_: Any, a: Any, b: Any, c: Any) -> Any:
+def _b_where(comparison: str, a: Lanes, b: Lanes) -> Lanes:
+    builder = a.builder
+    chosen = builder.fcmp_ordered(comparison, b.value, a.value)
+    return Tracer(builder, builder.select(chosen, b.value, a.value))
+
+
+@traced(VECTOR)
+def multiply_add(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """Return a · b + c, rounded once if the processor has an instruction for it."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        type_ = ir.FunctionType(_LLVM, [_LLVM] * 3)
-        name = f"llvm.fmuladd.v{LANES}f32"
-        return builder.call(get_or_insert_function(builder.module, type_, name), arguments)
-
-    return VECTOR(VECTOR, VECTOR, VECTOR), code
+    type_ = ir.FunctionType(_LLVM, [_LLVM] * 3)
+    function = get_or_insert_function(a.builder.module, type_, f"llvm.fmuladd.v{LANES}f32")
+    return Tracer(a.builder, a.builder.call(function, [a.value, b.value, c.value]))
 
 
-def _describe(operation: Any, instruction: str) -> None:
-    def typer(_: Any) -> Any:
-        def type_of(a: Any, b: Any) -> Any:
-            return VECTOR if a == b == VECTOR else None
-
-        return type_of
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return getattr(builder, instruction)(*arguments)
-
-    type_callable(operation)(typer)
-    lower_builtin(operation, VECTOR, VECTOR)(code)
-
-
-_describe(operator.add, "fadd")
-_describe(operator.sub, "fsub")
-_describe(operator.mul, "fmul")
+def changed_if(condition: Any, change: Callable[[Lanes], Lanes], value: Lanes) -> Lanes:
+    """Return ``change(value)`` if ``condition``, else ``value``; only for ``traced`` functions."""
+    builder = value.builder
+    before = builder.block
+    with builder.if_then(condition.value):
+        changed = change(value)
+        after = builder.block
+    either = builder.phi(_LLVM)
+    either.add_incoming(value.value, before)
+    either.add_incoming(changed.value, after)
+    return Tracer(builder, either)

@@ -161,16 +161,18 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
 
 def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
     """Return the compiled version, which was measured to be faster for every supported layer."""
-    # Importing numba, which is optional, takes half a second.
-    from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
-    from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
-    from dist_net.autodiff.kernels.compiled.vectors import LANES
-    from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
-
     if problem.dtype != np.float32:
         return algorithm
+    # Each module needs numba, which is optional, and compiles its loops when first imported.
     if isinstance(algorithm, Depthwise):
+        from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
+        from dist_net.autodiff.kernels.compiled.vectors import LANES
+
         return CompiledDepthwise() if problem.out[3] >= LANES else algorithm
     if isinstance(algorithm, Im2Row):
+        from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
+
         return CompiledIm2Row(algorithm.gemm)
+    from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
+
     return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.gemm)

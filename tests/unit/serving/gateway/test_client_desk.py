@@ -39,7 +39,7 @@ def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
 def test_an_answer_brings_the_labels_of_its_version_if_the_client_knows_others(
     labels: tuple[str, ...],
 ) -> None:
-    payloads = IMAGE, known(replace(summary_of(served(ANIMALS)), labels=labels))
+    payloads = IMAGE, known(replace(summary_of(served(ANIMALS), 8), labels=labels))
     got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, payloads))
     outputs, *brought = got.payloads
     assert (got.status, outputs) == (Status.OK, OUTPUTS)
@@ -51,7 +51,7 @@ def test_an_answer_brings_the_labels_of_its_version_if_the_client_knows_others(
 def test_an_answer_brings_the_threshold_too_if_the_client_knows_another(
     known_threshold: float,
 ) -> None:
-    summary = replace(summary_of(served(ANIMALS)), unknown_below=known_threshold)
+    summary = replace(summary_of(served(ANIMALS), 8), unknown_below=known_threshold)
     scripted = [replace(ANSWERED, unknown_below=0.75)]
     ask = Ask(1, "animals", "", True, 0, (IMAGE, known(summary)))
     _, *brought = answer(FakeService(scripted=scripted), ask).payloads
@@ -69,7 +69,7 @@ def test_rows_of_another_shape_or_type_are_refused_though_their_bytes_would_do(
     change: dict[str, Any],
 ) -> None:
     service = FakeService()
-    payloads = bytes(16), known(replace(summary_of(served(DIGITS)), **change))
+    payloads = bytes(16), known(replace(summary_of(served(DIGITS), 8), **change))
     got = answer(service, Ask(1, "digits", "", False, 0, payloads))
     assert got.status == Status.BAD_INPUT
     assert "FP32 (4,)" in got.reason

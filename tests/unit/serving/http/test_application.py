@@ -1,8 +1,6 @@
 """The application over HTTP in front of a fake gateway: every address, every error; no sockets."""
 
 import asyncio
-import contextlib
-import itertools
 import json
 import re
 import threading
@@ -23,7 +21,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     SettingError,
 )
-from dist_net.serving.http import classify, exchange
+from dist_net.serving.http import classify, exchange, open_inference
 from dist_net.serving.http.application import PAGE, application, page_routes
 from dist_net.serving.http.classify import form_images
 from dist_net.serving.http.open_inference import bytes_of_elements
@@ -35,8 +33,8 @@ from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
 from naming import naming
 
-TOKEN = "a token that is long"
-CLIENT_TOKEN = "a client's token"
+TOKEN = "the-token-that-is-long"
+CLIENT_TOKEN = "the-token-of-a-client"
 ROW = [0.5, -1.25, 3.0, 0.001]
 INFER = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW}]}
 JPEG = b"\xff\xd8\xff and so on"
@@ -280,6 +278,8 @@ def test_it_is_said_which_image_was_bad(ask: Ask) -> None:
         ("POST", "/v2/repository/models/none/unload", {}, 404),
         ("POST", "/v2/repository/index", {"content": b"]"}, 400),
         ("POST", "/v2/repository/index", {"content": b"[]"}, 400),
+        ("POST", "/v2/repository/index", {"content": b"null"}, 400),
+        ("POST", "/v2/repository/models/digits/load", {"content": b"null"}, 400),
         (
             "POST",
             "/v2/repository/models/digits/load",
@@ -359,8 +359,44 @@ def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) 
     assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 503
 
 
+def test_models_are_listed_with_their_inputs(ask: Ask, service: FakeService) -> None:
+    service.served["gone"] = ServedModel("gone", None, {}, False, "unloaded", is_unloaded=True)
+    digits, animals, gone = ask("GET", "/v1/models").json()
+    assert (digits["name"], digits["version"], digits["versions"]) == ("digits", 3, [2, 3])
+    assert (digits["input_datatype"], digits["input_shape"]) == ("FP32", [4])
+    assert (animals["takes_images"], animals["has_classes"], animals["classes"]) == (True, True, 3)
+    assert (gone["name"], gone["is_ready"], gone["reason"]) == ("gone", False, "unloaded")
+
+
+def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(
+    ask: Ask, service: FakeService
+) -> None:
+    gone = ServedModel("animals", None, {}, False, "it was unloaded", is_unloaded=True)
+    service.served["animals"] = gone
+    images = {"content": b"image"}
+    responses = [ask("GET", f"/v2/models/animals{end}") for end in ("", "/ready", "/config")]
+    responses += [
+        ask("GET", "/v2/models/animals/versions/7"),
+        ask("POST", "/v2/models/animals/infer", json=INFER),
+        ask("POST", "/v2/models/animals/versions/7/infer", json=INFER),
+        ask("POST", "/v1/models/animals/classify", **images),
+    ]
+    for response in responses:
+        assert response.status_code == 404
+        assert "it was unloaded" in error_of(response)
+        assert "retry-after" not in response.headers
+
+
+def test_a_version_that_all_workers_have_lost_is_unavailable_not_unknown(
+    ask: Ask, service: FakeService
+) -> None:
+    service.served["animals"] = ServedModel("animals", ANIMALS, {}, False, "")
+    assert ask("GET", "/v2/models/animals/versions/7").status_code == 503
+
+
 def test_metadata_and_configuration(ask: Ask) -> None:
     assert "binary_tensor_data" in ask("GET", "/v2").json()["extensions"]
+    assert ask("GET", "/v2/").json() == ask("GET", "/v2").json()
     described = ask("GET", "/v2/models/digits").json()
     assert described["versions"] == ["2", "3"]
     assert described == ask("GET", "/v2/models/digits/versions/2").json()
@@ -946,7 +982,7 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
         {"certificate": Path("c")},
         {"private_key": Path("k")},
         {"body_bytes": 0},
-        {"rate_window_s": -1.0},
+        {"body_timeout_s": -1.0},
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
@@ -1038,7 +1074,7 @@ def test_a_request_is_checked_again_if_a_model_is_loaded_while_it_is_parsed(
     monkeypatch.setattr(exchange.HttpExchange, "off_loop", slowly)
     client = asyncio.run(served_with(service, piece(BODY)))
     assert client.sent[0]["status"] == status
-    assert [each.version for each in parsed if each] == [3, 4]
+    assert [each.version for each in parsed if each][:2] == [3, 4]  # and then the answer
     assert len(service.requests) == (status == 200)
 
 
@@ -1128,48 +1164,43 @@ def test_forms_are_taken_apart_by_threads(
     assert bytes(service.requests[0].payload) == JPEG
 
 
-class OwnTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock goes on only when a test says so."""
-
-    now_s = 0.0
-
-    def time(self) -> float:
-        return self.now_s
-
-
-@pytest.mark.parametrize(
-    ("pieces", "seconds", "code"),
-    [
-        ([100] * 50, 9.0, 200),  # 11 bytes/s, for 450 s
-        ([100] * 50, 10.1, 408),
-        ([1] * 5000, 0.1, 408),  # 10 bytes/s, but not quite
-        ([1] * 5000, 0.09, 200),
-        ([4999, 1], 9.9, 200),
-        ([4999, 1], 10.1, 408),  # however quickly the rest came
-        ([], 10.1, 408),
-    ],
-)
-def test_a_body_must_keep_a_minimum_rate(
-    service: FakeService, pieces: list[int], seconds: float, code: int
+@pytest.mark.parametrize("path", ["infer", "classify"])
+def test_many_classes_are_written_by_threads(
+    ask: Ask, service: FakeService, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    loop = OwnTime()
+    """64 images of 1,000 classes took seconds, in which no other request was answered."""
+    threads = set()
 
-    class Slow(Client):
-        async def receive(self) -> dict[str, Any]:
-            loop.now_s += seconds
-            for _ in range(3):  # for timers that are due
-                await asyncio.sleep(0)
-            return await super().receive()
+    def noting(function: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            threads.add(threading.current_thread())
+            return function(*arguments)
 
-    body = BODY.ljust(5000)
-    ends = [sum(pieces[:count]) for count in range(len(pieces) + 1)]
-    events = [piece(body[a:b], b < 5000) for a, b in itertools.pairwise(ends)]
-    client = Slow(*events)
-    settings = HttpSettings(min_bytes_per_s=10, rate_window_s=10)
-    app = application(service, settings)
-    with contextlib.closing(loop):
-        loop.run_until_complete(app(SCOPE, client.receive, client.send))  # type: ignore[arg-type]
-    assert client.sent[0]["status"] == code
+        return noted
+
+    monkeypatch.setattr(classify, "top_predictions", noting(classify.top_predictions))
+    monkeypatch.setattr(open_inference, "likeliest", noting(open_inference.likeliest))
+    images, classes = 64, 1000
+    payload = np.linspace(0, 1, classes, dtype="<f4").tobytes()
+    service.scripted = [Result(Status.OK, 7, payload) for _ in range(images)]
+    if path == "infer":
+        raw = bytes_of_elements([JPEG] * images)
+        tensor = {"name": "input", "shape": [images], "datatype": "BYTES"}
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        outputs = [{"name": "probabilities", "parameters": {"classification": classes}}]
+        text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        response = ask("POST", "/v2/models/animals/infer", content=text + raw, headers=headers)
+        assert response.json()["outputs"][0]["shape"] == [images, classes]
+    else:
+        files = [("f", ("a", JPEG))] * images
+        response = ask("POST", "/v1/models/animals/classify?top=1000", files=files)
+        answers = response.json()["images"]
+        assert [len(each["predictions"]) for each in answers] == [classes] * images
+        best = {"index": 999, "label": "999", "probability": 1.0}
+        assert answers[0]["predictions"][0] == best
+    assert threads
+    assert threading.current_thread() not in threads  # that of the event loop
 
 
 @pytest.mark.parametrize(
@@ -1267,4 +1298,4 @@ def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
     assert refused.status_code == 400
     assert "/v2/models/animals/infer" in refused.json()["error"]
     (output,) = ask("GET", "/v2/models/animals").json()["outputs"]
-    assert output == {"name": "output", "datatype": "FP32", "shape": [-1, 3]}
+    assert output == {"name": "values", "datatype": "FP32", "shape": [-1, 3]}

@@ -1,6 +1,7 @@
 """The Open Inference Protocol: what a body means, and what an answer is."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,10 @@ def an_input(**changes: Any) -> dict[str, Any]:
     return {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW} | changes
 
 
+def a_raw_input(size: Any, **changes: Any) -> dict[str, Any]:
+    return an_input(data=None, parameters={"binary_data_size": size}) | changes
+
+
 def a_body(raw: bytes = b"", inputs: Any = None, **fields: Any) -> tuple[bytes, int]:
     """A body with raw tensors, and how much of it is JSON."""
     text = json.dumps({"inputs": [an_input()] if inputs is None else inputs} | fields).encode()
@@ -60,7 +65,7 @@ def test_numbers_come_flat_or_nested(data: Any, shape: list[int]) -> None:
 
 
 def test_numbers_come_as_raw_bytes_behind_the_json() -> None:
-    tensor = an_input(parameters={"binary_data_size": 16})
+    tensor = a_raw_input(16)
     del tensor["data"]
     (request,) = asked(*a_body(RAW_ROW, inputs=[tensor]))
     assert request == InferenceRequest("digits", RAW_ROW, 1)
@@ -138,6 +143,7 @@ BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
         (b"", BadRequestError),
         (b"{", BadRequestError),
         (b"[]", BadRequestError),
+        (b"null", BadRequestError),
         (b"[" * 2000, BadRequestError),
         (b'{"inputs":' + b"[" * 900 + b"]" * 900 + b"}", BadRequestError),
         (b"\xff", BadRequestError),
@@ -162,6 +168,8 @@ BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
         (a_body(inputs=[an_input(data={})])[0], BadRequestError),
         (a_body(inputs=[an_input(data=["1", "2", "3", "4"])])[0], BadRequestError),
         (a_body(inputs=[an_input(data=[1, 2, 3, None])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[1, 2, 3, True])])[0], BadRequestError),
+        (a_body(inputs=[an_input(data=[[1, 2, 3, False]])])[0], BadRequestError),
         (a_body(inputs=[an_input(data=[1, 2, 3, 1e39])])[0], BadRequestError),
         (a_body(inputs=[an_input(data=[[1, 2], [3, 4]])])[0], BadRequestError),
         (a_body(inputs=[an_input(data=[ROW, 1])])[0], BadRequestError),
@@ -196,16 +204,40 @@ def test_what_is_no_request_is_refused(body: bytes, error: type[BadInputError]) 
     [(RAW_ROW, 15), (RAW_ROW, 17), (RAW_ROW, -1), (RAW_ROW, True), (RAW_ROW, None), (b"", 16)],
 )
 def test_raw_bytes_are_as_many_as_said(raw: bytes, size: Any) -> None:
-    body, json_bytes = a_body(raw, [an_input(parameters={"binary_data_size": size})])
+    body, json_bytes = a_body(raw, [a_raw_input(size)])
     with pytest.raises(BadRequestError):
         asked(body, json_bytes)
 
 
 def test_raw_numbers_must_fit_the_shape_and_be_finite() -> None:
     for raw in (RAW_ROW[:12], RAW_ROW + b"1"):
-        body, json_bytes = a_body(raw, [an_input(parameters={"binary_data_size": len(raw)})])
+        body, json_bytes = a_body(raw, [a_raw_input(len(raw))])
         with pytest.raises(BadRequestError):
             asked(body, json_bytes)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        a_raw_input(16, data=ROW),
+        a_raw_input(16, data=[]),
+        a_raw_input(16, datatype="BYTES", data=[1]),
+    ],
+)
+def test_an_input_is_in_the_json_or_behind_it_not_both(tensor: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError, match=naming("data", "binary_data_size")):
+        asked(*a_body(RAW_ROW, [tensor]), model=replace(DIGITS, takes_images=True))
+
+
+@pytest.mark.parametrize("body", [b"[[1,2]]", b"[1", b'{"inputs":[[1,2]]}', b"{}"])
+def test_the_error_shows_a_request_to_copy(body: bytes) -> None:
+    with pytest.raises(BadRequestError) as raised:
+        asked(body)
+    example = re.search(r"such as (\{.*\})", str(raised.value))
+    assert example
+    row = ", ".join(map(str, ROW))
+    (request,) = asked(example[1].replace("4 numbers", row).encode())
+    assert bytes(request.payload) == RAW_ROW
 
 
 def test_a_header_must_not_reach_beyond_the_body() -> None:
@@ -293,7 +325,7 @@ def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -
     body, json_bytes = a_body()
     _, wanted = read_request(body, json_bytes, model, None)
     answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
-    assert json.loads(answer)["outputs"][0]["name"] == "output"
-    body, json_bytes = a_body(outputs=[{"name": "output", "parameters": {"classification": 1}}])
+    assert json.loads(answer)["outputs"][0]["name"] == "values"
+    body, json_bytes = a_body(outputs=[{"name": "values", "parameters": {"classification": 1}}])
     with pytest.raises(BadRequestError, match=naming("digits")):
         read_request(body, json_bytes, model, None)

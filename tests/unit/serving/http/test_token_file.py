@@ -9,6 +9,7 @@ import pytest
 
 from dist_net.errors import KeyFileError
 from dist_net.serving.http.settings import TokenFile
+from naming import naming
 
 FIRST, SECOND = "first-token-0123", "second-token-456"
 
@@ -37,11 +38,11 @@ def role_of(tokens: TokenFile, token: str) -> str | None:
 
 
 def test_each_line_is_a_token_with_a_role(path: Path) -> None:
-    path.write_text(f"{FIRST}\nclient {SECOND}\r\n\n operator  third token 0123 \n")
+    path.write_text(f"{FIRST}\nclient {SECOND}\r\n\n operator\t third.token-0123== \n")
     tokens = TokenFile(path)
     assert role_of(tokens, FIRST) == "operator"
     assert role_of(tokens, SECOND) == "client"
-    assert role_of(tokens, "third token 0123") == "operator"
+    assert role_of(tokens, "third.token-0123==") == "operator"
     assert role_of(tokens, "") is role_of(tokens, "client " + SECOND) is None
     assert tokens.role_of(b"Bearer \xff\xfe") is None
 
@@ -61,7 +62,10 @@ def test_tokens_come_and_go_without_a_restart(path: Path, pass_s: Callable[[floa
     assert role_of(tokens, SECOND) == "operator"
 
 
-@pytest.mark.parametrize("content", ["", "short\n", f"{SECOND}\nshort\n", "\n" * 70_000, None])
+@pytest.mark.parametrize(
+    "content",
+    ["", "short\n", f"{SECOND}\nshort\n", f"# the old one:\n{SECOND}\n", "\n" * 70_000, None],
+)
 def test_only_usable_lines_of_the_file_are_valid(
     path: Path,
     pass_s: Callable[[float], None],
@@ -124,6 +128,37 @@ def test_tokens_that_no_header_carries_or_anybody_guesses_are_refused(
     with pytest.raises(KeyFileError) as raised:
         TokenFile(path)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# tokens of the operators",
+        "#0123456789abcdefghij",
+        f"clinet {FIRST}",
+        f"Client {FIRST}",
+        f"client:{FIRST}",
+        f"client={FIRST}",
+        f"client, {FIRST}",
+        f"client {FIRST} # of the shop",
+        f"{FIRST} client",
+        "three words with-many-letters",
+    ],
+)
+def test_an_unknown_line_is_named_by_its_number_and_gives_no_rights(
+    path: Path, pass_s: Callable[[float], None], caplog: pytest.LogCaptureFixture, line: str
+) -> None:
+    tokens = TokenFile(path)
+    path.write_text(f"\nclient {SECOND}\n\n{line}\n")
+    with pytest.raises(KeyFileError, match=naming(4, path)) as raised:
+        TokenFile(path)
+    pass_s(1.1)
+    assert role_of(tokens, line) is role_of(tokens, FIRST) is None
+    assert role_of(tokens, line.split()[-1]) is None
+    assert role_of(tokens, SECOND) == "client"
+    for text in (str(raised.value), caplog.text):
+        assert line not in text
+        assert FIRST not in text
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -60,18 +60,28 @@ class Desk:
 
 def test_only_who_has_the_token_is_the_loader() -> None:
     desk = Desk("m")
-    assert not desk.catalogue.loader_joined(b"worker", JoinAsLoader(1, b"guess"))
+    assert not desk.catalogue.loader_joined(b"worker", JoinAsLoader(1, b"guess"), 0.0)
     assert not desk.requests()
     assert not desk.catalogue.is_loader(b"worker")
-    assert desk.catalogue.loader_joined(b"loader", OWN)
+    assert desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     assert desk.catalogue.is_loader(b"loader")
     assert desk.requests() == [(b"loader", "m", 1)]
     assert not desk.requests()
 
 
+def test_a_process_of_another_host_with_the_id_of_the_loader_is_not_the_loader() -> None:
+    desk = Desk("m")
+    desk.catalogue.loader_joined(b"loader", JoinAsLoader(1, b"secret", "here"), 0.0)
+    assert not desk.catalogue.is_loader_process(1, "there")
+    assert desk.catalogue.loader_ended(1, "there", "killed") is None
+    assert desk.catalogue.is_loader(b"loader")
+    desk.catalogue.loader_ended(1, "here", "killed")
+    assert not desk.catalogue.is_loader(b"loader")
+
+
 def test_versions_go_on_from_the_newest_that_came() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN)
+    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     assert desk.requests() == [(b"loader", "m", 1)]
     desk.comes(700, requested=1)  # a training run's
     desk.reload()
@@ -81,17 +91,17 @@ def test_versions_go_on_from_the_newest_that_came() -> None:
 def test_a_loader_is_asked_what_there_was_nobody_to_ask() -> None:
     desk = Desk("m", "n")
     assert not desk.requests()
-    desk.catalogue.loader_joined(b"first", OWN)
+    desk.catalogue.loader_joined(b"first", OWN, 0.0)
     assert desk.requests() == [(b"first", "m", 1), (b"first", "n", 1)]
     desk.comes(1, requested=1)
-    assert desk.catalogue.loader_ended(1, "killed") is None
-    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"))
+    assert desk.catalogue.loader_ended(1, "", "killed") is None
+    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
     assert desk.requests() == [(b"second", "n", 1)]
 
 
 def test_a_loader_that_reads_a_model_is_asked_for_it_again_when_it_has() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN)
+    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     assert desk.requests() == [(b"loader", "m", 1)]
     reloads = [desk.reload(), desk.reload()]
     assert not desk.requests()
@@ -104,11 +114,11 @@ def test_a_loader_that_reads_a_model_is_asked_for_it_again_when_it_has() -> None
 
 def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"first", OWN)
+    desk.catalogue.loader_joined(b"first", OWN, 0.0)
     desk.requests()
     reload = desk.reload()
-    assert desk.catalogue.loader_ended(1, "killed") is None
-    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"))
+    assert desk.catalogue.loader_ended(1, "", "killed") is None
+    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
     assert desk.requests() == [(b"second", "m", 2)]
     desk.comes(2, requested=2, reason="gone")
     desk.requests()
@@ -117,23 +127,23 @@ def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> Non
 
 def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> None:
     desk = Desk("good", "bad", "hangs")
-    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"))
+    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"), 0.0)
     assert len(desk.requests()) == 3
-    assert desk.catalogue.loader_ended(9, "one of the three has ended it") is None
-    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"))
+    assert desk.catalogue.loader_ended(9, "", "one of the three has ended it") is None
+    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"), 0.0)
     assert desk.requests() == [(b"0", "good", 1)]
     desk.catalogue.prepared(prepared("good", 1, requested=1))
     for process_id in (9, 10):
-        desk.catalogue.loader_joined(b"0", JoinAsLoader(process_id, b"secret"))
+        desk.catalogue.loader_joined(b"0", JoinAsLoader(process_id, b"secret"), 0.0)
         assert [model for _, model, _ in desk.requests()] == ["bad"]
-        assert desk.catalogue.loader_ended(77, "a worker, which is another matter") is None
-        answer = desk.catalogue.loader_ended(process_id, "killed by signal 11")
+        assert desk.catalogue.loader_ended(77, "", "a worker, which is another matter") is None
+        answer = desk.catalogue.loader_ended(process_id, "", "killed by signal 11")
     assert answer is not None
     assert (answer.model, answer.requested) == ("bad", 1)
     assert "ended the model loader 2 times" in answer.reason
     desk.catalogue.prepared(answer)
     assert "signal 11" in desk.catalogue.unreadable["bad"]
-    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"))
+    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"), 0.0)
     assert desk.requests() == [(b"3", "hangs", 1)]
     desk.catalogue.prepared(prepared("hangs", 1, requested=1))
     desk.reload("bad")
@@ -142,7 +152,7 @@ def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> No
 
 def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_unwanted() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN)
+    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     desk.catalogue.prepare_again("m")
     assert desk.requests() == [(b"loader", "m", 1)]
     desk.comes(1, requested=1)
@@ -159,14 +169,14 @@ def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_un
 def test_a_reload_that_was_not_tried_yet_does_not_fail_with_the_one_that_ends_loaders() -> None:
     desk = Desk("m")
     for process_id in (1, 2):
-        desk.catalogue.loader_joined(b"%d" % process_id, JoinAsLoader(process_id, b"secret"))
+        desk.catalogue.loader_joined(b"%d" % process_id, JoinAsLoader(process_id, b"secret"), 0.0)
         desk.requests()
         mended = desk.reload() if process_id == 2 else None
-        answer = desk.catalogue.loader_ended(process_id, "killed")
+        answer = desk.catalogue.loader_ended(process_id, "", "killed")
     assert answer is not None
     assert mended is not None
     desk.catalogue.prepared(answer)
-    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"))
+    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"), 0.0)
     assert desk.requests() == [(b"3", "m", 2)]
     assert not desk.results
     desk.comes(2, requested=2)
@@ -182,6 +192,29 @@ def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -
     desk.reload()
     desk.comes(701)
     assert desk.catalogue.models["m"].came == 1
+
+
+def test_a_reload_before_an_unload_does_not_load_the_model_again() -> None:
+    desk = Desk("m")
+    reload = desk.reload()
+    desk.catalogue.unload("m", "on request")
+    desk.comes(2, requested=2)
+    desk.load()
+    assert desk.results[reload].status is Status.FAILED
+    assert not desk.catalogue.models["m"].is_ready
+    again = desk.reload()
+    desk.comes(3, requested=3)
+    desk.load()
+    assert desk.results[again].status is Status.OK
+
+
+def test_a_failed_reload_leaves_an_unloaded_model_unloaded() -> None:
+    desk = Desk("m")
+    desk.catalogue.unload("m", "on request")
+    desk.reload()
+    desk.comes(2, requested=2, reason="no such file")
+    assert desk.catalogue.models["m"].is_unloaded
+    assert desk.catalogue.models["m"].reason == "no such file"
 
 
 def test_a_reload_ends_when_workers_have_loaded_it() -> None:

@@ -23,15 +23,17 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.statistics import NO_VERSION
-from dist_net.wire.messages import Alive, Heartbeat, Refuse
+from dist_net.wire.messages import Alive, Heartbeat, Message, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
+    JoinAsLoader,
     JoinPool,
     Load,
     Loaded,
     ModelPrepared,
     PoolWelcome,
+    PrepareModel,
     RunBatch,
 )
 
@@ -740,6 +742,18 @@ def test_one_bad_image_fails_alone() -> None:
     assert ends[bad].reason == "why"
 
 
+def test_only_images_that_were_decoded_count_as_inferences() -> None:
+    desk = Desk()
+    for statuses in ([Status.OK, Status.BAD_INPUT, Status.OK], [Status.BAD_INPUT]):
+        for _ in statuses:
+            desk.ask(is_image=True)
+        (run,) = desk.runs()
+        desk.done(ONE, run, bytes(statuses))
+    counted = desk.pool.catalogue.models["net"].statistics[1]
+    assert (counted.inference_count, counted.execution_count) == (2, 1)
+    assert (counted.success.count, counted.fail.count) == (2, 2)
+
+
 def test_bad_images_do_not_tell_how_long_good_ones_take() -> None:
     desk = Desk(max_batch_size=1)
     for _ in range(12):
@@ -893,21 +907,51 @@ def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> 
     assert desk.runs(TWO)[0].version == 2
 
 
-def test_a_version_that_waits_ends_the_naming_of_old_ones() -> None:
+def test_a_version_may_be_named_until_workers_have_replaced_it() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
+    desk.prepare(3)  # it waits
+    assert [*desk.pool.catalogue.served()["net"].versions] == [1]
+    desk.ask(version=1)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2)
+    (run,) = desk.runs(TWO)
+    assert [load.version for load in desk.sent(Load, ONE)] == [2, 3]
     desk.ask(version=1)
-    (run,) = desk.runs(ONE)
-    for node in (ONE, TWO):
-        desk.sent(Load, node)
+    desk.load(ONE, 3)
+    desk.ask(version=2)
+    desk.load(TWO, 3)
+    assert [desk.refused(version=each).status for each in (1, 2)] == 2 * [Status.NOT_FOUND]
+    desk.done(TWO, run)
+    assert [*desk.pool.catalogue.served()["net"].versions] == [3]
+
+
+def test_a_version_waits_until_the_closing_versions_are_dropped() -> None:
+    desk = Desk(max_batch_size=1)
+    desk.ask(version=1)
+    (run,) = desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
     desk.prepare(3)
-    assert not desk.sent(Load, ONE)
-    assert desk.refused(version=1).status is Status.NOT_FOUND
+    assert [load.version for load in desk.sent(Load, ONE)] == [2]
     desk.done(ONE, run)
     desk.dispatch()
+    assert desk.sent(Drop, ONE) == [Drop("net", 1)]
     assert [load.version for load in desk.sent(Load, ONE)] == [3]
+
+
+def test_a_closing_version_serves_again_if_workers_cannot_load_the_version_after_it() -> None:
+    desk = Desk()
+    desk.ask(version=1)
+    desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.lose(ONE)
+    desk.enlist(TWO)
+    desk.load(TWO, 1)
+    desk.load(TWO, 2, reason="no memory")
+    served = desk.pool.catalogue.served()["net"]
+    assert ([*served.versions], served.is_ready) == ([1], True)
 
 
 def test_a_version_is_kept_while_a_request_names_it_and_no_longer() -> None:
@@ -1003,6 +1047,28 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk.ask()
 
 
+def test_a_silent_loader_is_killed_and_the_next_one_reads_what_it_was_asked() -> None:
+    pool = Pool(PoolSettings(), ("net",), loader_token=b"secret")
+
+    def join(node: bytes, process_id: int, now: float) -> list[Message]:
+        join = JoinAsLoader(process_id, b"secret", "host")
+        commands = [*pool.receive(node, join, now), *pool.dispatch(now)]
+        return [each.message for each in commands if isinstance(each, SendToNode)]
+
+    assert join(b"first", 7, 0.0)[1:] == [PrepareModel("net", 1)]
+    assert pool.is_member(7, "host")
+    for now in range(1, 30):
+        assert pool.receive(b"first", Heartbeat(0), now) == []
+        assert pool.dispatch(now) == []
+    pool.stood_still(20.0, 50.0)  # the gateway was stopped, not the loader
+    assert pool.dispatch(50.0) == []
+    [evict] = pool.dispatch(60.0)
+    assert isinstance(evict, EvictWorker)
+    assert evict[:3] == (b"first", 7, "host")
+    assert not pool.is_member(7, "host")
+    assert join(b"second", 8, 61.0)[1:] == [PrepareModel("net", 1)]
+
+
 def test_a_failed_reload_says_why_and_changes_nothing() -> None:
     desk = Desk()
     desk.take(desk.pool.prepared(ModelPrepared("net", 2, "", "the file is gone"), desk.now))
@@ -1035,10 +1101,11 @@ def test_a_replaced_version_that_is_loaded_again_answers_only_those_who_name_it(
     desk.runs()
     desk.prepare(2)
     desk.load(ONE, 2)
+    unnamed = desk.ask()
     desk.lose(ONE)
     desk.enlist(TWO)
     desk.load(TWO, 1)
-    unnamed = desk.ask()
+    assert desk.refused().status is Status.UNAVAILABLE  # until it has loaded version 2
     (run,) = desk.runs(TWO)
     desk.done(TWO, run)
     assert not desk.runs(TWO)

@@ -110,9 +110,9 @@ def probabilities(payload, classes=5):
     return np.frombuffer(payload, "<f4").reshape(-1, classes)
 
 
-def image(colour=(200, 30, 30), size=(12, 8)):
+def image(colour=(200, 30, 30), size=(12, 8), kind="PNG"):
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
+    Image.new("RGB", size, colour).save(file, kind)
     return file.getvalue()
 
 
@@ -183,10 +183,10 @@ def test_a_bad_image_fails_alone(served, threads):
     network = served(threads=threads)
     narrow, large = image(size=(10_000, 1)), image(size=(40, 30))
     strict = served(max_pixels=12 * 8, threads=threads)
-    good = [b"", image(), b"none", narrow, image()[:40]]
+    good = [b"", image(), b"none", narrow, image()[:40], image(kind="TIFF")]
     answers = answer(network, good, is_image=True)
     bad = Status.BAD_INPUT
-    assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
+    assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad, bad]
     assert b"an empty file" in answers.payloads[0]
     assert b"no pixels left" in answers.payloads[3]
     assert bytes(answers.payloads[1]) == bytes(answer(network, good[1:2], True).payloads[0])

@@ -21,12 +21,17 @@ from dist_net.errors import (
     UnknownOptionError,
 )
 from dist_net.nn import (
+    AveragePool,
     BatchNorm,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Dropout,
     Flatten,
+    Layer,
+    MaxPool,
     Model,
+    Residual,
     Sequential,
     mean_squared_error,
     relu,
@@ -265,3 +270,82 @@ def test_what_is_no_loss_is_refused(loss: object) -> None:
 def test_a_layers_number_of_the_wrong_type_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(BadInputError):
         make()
+
+
+NUMBERS = LABELS[:, np.newaxis] * 7 - 5
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_integers_of_the_outputs_shape_are_numbers_to_predict(outputs: int, dtype: type) -> None:
+    targets = NUMBERS.repeat(outputs, 1)
+    histories = []
+    for given in (targets.astype(dtype), targets.astype(np.float32)):
+        model = Model(Sequential(Dense(outputs)), (3,), "mse", np.float32)
+        histories.append(dist_net.fit(model, INPUTS, given, validation=(INPUTS, given), epochs=2))
+    assert [each.loss for each in histories[0]] == [each.loss for each in histories[1]]
+    assert histories[0][-1].accuracy is None
+
+
+@pytest.mark.parametrize("targets", [NUMBERS[:, 0], NUMBERS[:, 0].astype(np.float32)])
+def test_numbers_without_the_axis_of_the_output_are_refused(targets: object) -> None:
+    model = Model(Sequential(Dense(1)), (3,), "mse", np.float32)
+    with pytest.raises(RecipeError, match=naming("targets.reshape(-1, 1)")):
+        dist_net.fit(model, INPUTS, targets)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "remedy"),
+    [
+        (LABELS[:, np.newaxis], RecipeError, "targets.reshape(-1)"),
+        (np.eye(2, dtype=np.int64)[LABELS], RecipeError, "targets.argmax(1)"),
+        (np.eye(2, dtype=np.float32)[LABELS], RecipeError, "targets.argmax(1)"),
+        (np.array(["no", "yes"])[LABELS], DTypeError, "np.unique(targets, return_inverse=True)"),
+        (np.array(["no", "yes"], object)[LABELS], DTypeError, "return_inverse=True"),
+        (LABELS == 1, DTypeError, "targets.astype(int)"),
+    ],
+    ids=["column", "one-hot", "one-hot floats", "strings", "objects", "bools"],
+)
+def test_targets_that_are_no_class_indices_are_refused_with_the_remedy(
+    targets: np.ndarray, error: type[BadInputError], remedy: str
+) -> None:
+    with pytest.raises(error, match=naming(remedy)):
+        dist_net.fit(classifier(), INPUTS, targets)
+    with pytest.raises(BadInputError):
+        dist_net.fit(classifier(), INPUTS, LABELS, validation=(INPUTS, targets))
+
+
+def test_a_network_instead_of_a_model_is_refused_with_the_model_to_make() -> None:
+    network = Sequential(Dense(2))
+    with pytest.raises(SettingError, match=naming("Model(network, (3,), input_dtype=np.float32)")):
+        dist_net.fit(network, INPUTS, LABELS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv2D(8, 3, relu),  # type: ignore[arg-type]
+        Conv2D(8, relu),  # type: ignore[arg-type]
+        Conv2D(8, 3, 1, relu),  # type: ignore[arg-type]
+        Conv2D(8, (3, relu)),  # type: ignore[arg-type]
+        MaxPool(relu),  # type: ignore[arg-type]
+        AveragePool(2, relu),  # type: ignore[arg-type]
+        DepthwiseConv2D(3, relu),  # type: ignore[arg-type]
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_activation_in_the_place_of_a_number_is_refused_by_its_name(layer: Layer) -> None:
+    with pytest.raises(BadInputError, match=naming("relu")) as caught:
+        Model(Sequential(layer), (8, 8, 4), input_dtype=np.float32)
+    assert " at 0x" not in str(caught.value)
+
+
+def test_a_model_and_its_layers_are_shown_as_they_were_made() -> None:
+    network = Sequential(Conv2D(8, 3, activation=relu), Residual(Dropout(0.5)), Flatten(), Dense(2))
+    layers = (
+        "Sequential(Conv2D(filters=8, size=3, activation=relu), Residual(Dropout(rate=0.5)), "
+        "Flatten(), Dense(units=2))"
+    )
+    assert repr(network) == layers
+    model = Model(network, (4, 4, 1), "mse", np.float32)
+    assert re.search(naming(layers, (4, 4, 1), "mean_squared_error", "float32", 338), repr(model))

@@ -49,7 +49,7 @@ APPLIED = Applied(1, 2**48 + 1, 0, 0, 32, 0, 0, 32, 32)
 OUTER = OuterStep(0.75, 0.875, 1.0)
 PAIR = (
     Applied(2, 7, 2**32 - 1, 2**31, 2**31 + 32, 1, 2**63, 96, 32, 32, True, 2, OUTER),
-    Applied(2, 8, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 16, 1, False, 2, OUTER),
+    Applied(2, 8, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 32, 1, False, 2, OUTER),
 )
 ROUND = tuple(
     Applied(3, 7, 0, 32 * n, 32 * n + 32, 2, 64, 96, 32, (1, 32, 2)[n], together=3)
@@ -151,7 +151,6 @@ def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
         APPLIED._replace(version=3, base_version=3),
         APPLIED._replace(version=3, stop=0),
         APPLIED._replace(version=3, pace=0),
-        APPLIED._replace(version=3, batch_size=0),
         APPLIED._replace(version=3, together=0),
         APPLIED._replace(version=3, outer=OuterStep(float("nan"), 0.0, 1.0)),
         APPLIED._replace(version=3, outer=OuterStep(1.0, -1.0, 1.0)),

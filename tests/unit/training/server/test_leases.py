@@ -15,7 +15,7 @@ from naming import naming
 class Accountant:
     """Drives a ledger as a server would, and counts each sample that is applied."""
 
-    def __init__(self, ledger: LeaseLedger, batch_size: int = 1) -> None:
+    def __init__(self, ledger: LeaseLedger, batch_size: int = 2) -> None:
         self.ledger = ledger
         self._batch_size = batch_size
         self.applied: Counter[tuple[int, int]] = Counter()
