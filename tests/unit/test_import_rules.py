@@ -45,7 +45,8 @@ MAY_IMPORT = {
     ),
     "processes": "errors command_line printable data wire nets",
     "training": (
-        "errors vector clock files spelling command_line autodiff nn optim data wire nets processes"
+        "errors vector clock files spelling command_line printable autodiff nn optim data wire "
+        "nets processes"
     ),
     "serving": (
         "errors clock files spelling command_line printable release autodiff nn images data wire "
