@@ -51,8 +51,8 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("--threads", COUNT, "N", "per worker (default: 1)"),
     ("--step-ms", number_above_zero, "MS", "time of a minibatch on a worker"),
     ("--parameters", COUNT, "N", "number of float32 parameters"),
-    ("--optimizer", str, "NAME", "default: the recipe's, or adam"),
-    ("--batch-size", COUNT, "N", "default: the recipe's, or 32"),
+    ("--optimizer", str, "NAME", "the update rule (default: the recipe's, or adam)"),
+    ("--batch-size", COUNT, "N", "samples of a minibatch (default: the recipe's, or 32)"),
     ("--minibatches", COUNT, "N", "of the whole run (default: the recipe's, or 10,000)"),
     ("--save-costs", Path, "FILE", "measure, and save the costs"),
     ("--plot", Path, "FILE", "plot against the number of workers: .png or .svg"),
@@ -68,9 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--costs", type=Path, metavar="FILE", help="load the costs of --save-costs")
     parser.add_argument(
-        "--workers", type=COUNT, nargs="+", metavar="N", default=WORKERS, help="default: 1 to 16"
+        "--workers",
+        type=COUNT,
+        nargs="+",
+        metavar="N",
+        default=WORKERS,
+        help="of the cluster (default: 1 to 16)",
     )
-    parser.add_argument("--consistency", choices=tuple(Consistency), help="default: rounds")
+    parser.add_argument(
+        "--consistency", choices=tuple(Consistency), help="as for train (default: rounds)"
+    )
     for name, kind, metavar, text in OPTIONS:
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
     parser.add_argument("--measure", action="store_true", help="also time exchanges on this host")
