@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.consistency import Consistency, local_batch_size
 from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -44,11 +44,13 @@ def cluster_of(
 
 
 def share_of_speeds(cluster: TimedCluster, steps_s: Sequence[float]) -> float:
-    """Return the speed of the run as a share of the sum of its workers' speeds."""
+    """Return the local steps per second as a share of the sum of its workers' speeds."""
     settings = cluster.run.settings
-    minibatches_per_s = settings.minibatches / cluster.until_finished()
+    facts = settings.minibatches, settings.batch_size
+    batch_size = local_batch_size(settings.consistency, len(steps_s), *facts)
+    steps_per_s = settings.samples_total / batch_size / cluster.until_finished()
     assert cluster.run.ledger.applied_samples == settings.samples_total
-    return minibatches_per_s / sum(1 / step_s for step_s in steps_s)
+    return steps_per_s / sum(1 / step_s for step_s in steps_s)
 
 
 def test_nothing_is_rejected_where_nothing_goes_wrong() -> None:

@@ -157,7 +157,7 @@ class RunState:
     def _next_lease(self, member: Member, now: float) -> Lease:
         wanted = self._steps_of(member) * member.parts
         if self._is_async:
-            batch_size = self._batch_size
+            batch_size = self._batch_size(self.members.parts)
             ahead = -(-self.ledger.samples_ahead // batch_size)
             minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
         else:
@@ -175,7 +175,8 @@ class RunState:
         """
         present = [each for each in self.members.members if each.began_s is None]
         steps = sum(self._steps_of(each) * each.parts for each in present)
-        parts, batch_size = sum(each.parts for each in present), self._batch_size
+        parts = sum(each.parts for each in present)
+        batch_size = self._batch_size(parts)
         ahead = -(-self.ledger.samples_ahead // batch_size)
         turns = parts * batch_size / self.settings.batch_size
         outer = outer_step(self.settings.consistency, parts, turns)
@@ -205,12 +206,11 @@ class RunState:
     @property
     def _limits(self) -> StepLimits:
         settings, parts = self.settings, self.members.parts
-        minibatches = settings.minibatches * settings.batch_size / self._batch_size
+        minibatches = settings.minibatches * settings.batch_size / self._batch_size(parts)
         return step_limits(settings.consistency, parts, minibatches)
 
-    @property
-    def _batch_size(self) -> int:
-        settings, parts = self.settings, self.members.parts
+    def _batch_size(self, parts: int) -> int:
+        settings = self.settings
         facts = settings.minibatches, settings.batch_size
         return local_batch_size(settings.consistency, parts, *facts)
 
