@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from dist_net.printable import counted
 from dist_net.training.server.members import Member
 
 SLOW_SHARE = 0.6
@@ -121,7 +122,3 @@ class _Causes:
             )
         if self._is_usual_blas and own.blas != self._blas:
             yield f"its BLAS is {own.blas or 'unknown'}, the others' {self._blas or 'unknown'}"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
