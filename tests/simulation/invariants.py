@@ -12,7 +12,7 @@ from dist_net.errors import BadInputError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
-from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.consistency import Consistency, local_batch_size
 from dist_net.training.server.journal import Applied, JournalFile, read_journal
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
@@ -32,6 +32,9 @@ MAX_WAIT_S = 1.0
 
 MAX_UNANSWERED_S = 10.0
 """The longest time to notice that a request or its answer was lost, on the slowest link."""
+
+MAX_PARTS = 100
+"""More than all workers take at the same time."""
 
 ROUNDING = 0.1
 """The largest error of a sample's change, as a share of it: differences travel as int8."""
@@ -115,6 +118,8 @@ class RunChecks:
             if applied[samples].any():
                 raise InvariantBrokenError(f"samples are applied a second time: {record}")
             applied[samples] = True
+        sizes = {record.batch_size for record in records}
+        require(len(sizes) == 1, f"a round has minibatches of different sizes: {sizes}")
         self._check_steps(before.state, store.state, records)
         if isinstance(self._settings.optimizer, SGD):
             self._check_change(before, store.state, records)
@@ -125,12 +130,15 @@ class RunChecks:
         consistency = self._settings.consistency
         is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
         progress = int(self._versions[record.base_version].applied.sum())
+        facts = self._settings.minibatches, self._settings.batch_size
+        shares = {local_batch_size(consistency, parts, *facts) for parts in range(1, MAX_PARTS)}
         pace = record.batch_size  # of each part
         broken = {
             f"not one of {together} of version {version}": (
                 (record.version, record.together) != (version, together)
             ),
             f"{progress} samples were applied before": record.progress != progress,
+            f"not the share of a minibatch, {shares}": record.batch_size not in shares,
             f"pace {record.pace}": record.pace % pace or record.pace < pace * record.parts,
             "more than one step": is_bsp and record.samples > pace * record.parts,
             "a result of another round": not is_async and record.base_version != version - 1,

@@ -36,7 +36,10 @@ from simulation.processes import (
 )
 from simulation.schedule import TracedSchedule
 
-BATCH_SIZE = 3
+BATCH_SIZES = 3, 8
+"""Workers take turns with minibatches of three samples, which are too few to share, as they do in
+long runs, and share minibatches of eight."""
+
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
 MAX_STALL_S = 30.0
@@ -81,8 +84,8 @@ class TrainingRun:
         self.schedule = TracedSchedule(seed, trace_length)
         random = self.random = self.schedule.random
         consistency = Consistency.parse(str(random.choice(list(Consistency))))
-        minibatches = 4 * int(random.integers(2, 5))
-        samples, epochs = BATCH_SIZE * minibatches, int(random.integers(1, 4))
+        batch_size = int(random.choice(BATCH_SIZES))
+        samples, epochs = 12 * int(random.integers(2, 5)), int(random.integers(1, 4))
         local_steps = int(random.integers(0, 7)) or None
         self.settings = RunSettings(
             recipe="counting",
@@ -90,7 +93,7 @@ class TrainingRun:
             layout=counting_layout(epochs, samples),
             samples=samples,
             epochs=epochs,
-            batch_size=BATCH_SIZE,
+            batch_size=batch_size,
             optimizer=OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))],
             learning_rate=1.0,
             schedule=Cosine(final=0.5) if random.random() < 0.5 else ConstantRate(),
@@ -174,7 +177,7 @@ class TrainingRun:
     def _change_settings(self) -> None:
         """Resume with other settings, which a user may change."""
         if self.random.random() < CHANGED_SETTINGS:
-            batch_size = int(self.random.integers(1, BATCH_SIZE + 2))
+            batch_size = int(self.random.integers(1, max(BATCH_SIZES) + 2))
             learning_rate = float(self.random.choice([0.5, 1.0]))
             changed: dict[str, Any] = {"batch_size": batch_size, "learning_rate": learning_rate}
             self.settings = replace(self.settings, **changed)
