@@ -87,8 +87,8 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
     desk.join(b"host", parts=3)
     desk.join(b"b")
     one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
-    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 3, 1)
-    assert one.pace == other.pace == 4
+    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 6, 2)
+    assert one.pace == other.pace == 8
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
     np.testing.assert_array_equal(desk.state, 2.0)
