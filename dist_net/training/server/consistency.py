@@ -96,10 +96,12 @@ def step_limits(consistency: Consistency, workers: int, minibatches: float) -> S
 
     A run needs ``ROUNDS`` rounds, or the momentum of the outer steps has no time to act. Each
     worker takes ``USUAL_STEPS`` steps if the run has enough, which costs few exchanges, and
-    ``FEWEST_STEPS`` in any case.
+    ``FEWEST_STEPS`` in any case. One worker alone needs no round.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
+    if workers == 1:
+        return StepLimits(min(USUAL_STEPS, minibatches), minibatches)
     most = max(minibatches / ROUNDS, FEWEST_STEPS * workers)
     return StepLimits(min(USUAL_STEPS * workers, most), most)
 

@@ -137,7 +137,7 @@ def test_leases_are_as_long_as_exchanges_need_within_the_servers_limits(plan: Cl
     needed_us = 1e6 * between * STEP_S / COMPUTING_TO_EXCHANGE
     for cost_us, steps in ((0, fewest), (needed_us, between), (1e9, most)):
         predicted = with_cost(automatic, 0, 0, cost_us, 0).predict()
-        assert predicted.local_steps == pytest.approx(steps, abs=1)
+        assert predicted.local_steps == pytest.approx(steps, rel=0.01, abs=1)
 
 
 def test_workers_that_queue_for_the_server_lengthen_their_leases() -> None:
