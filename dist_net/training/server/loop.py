@@ -23,16 +23,18 @@ from dist_net.nets.checkpoint import Checkpoint, read_resumable_checkpoint, writ
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
-    Checkpointed,
     JournalFile,
+    put_aside,
+    read_tail,
+    sync_interval_s,
+)
+from dist_net.training.server.journal_records import (
+    Checkpointed,
     JournalRecord,
     Started,
     encode_record,
-    put_aside,
-    read_tail,
     run_identity,
     sha256_of,
-    sync_interval_s,
 )
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.run_state import RunState

@@ -19,7 +19,7 @@ from dist_net.training.server.consistency import (
     outer_step,
     step_limits,
 )
-from dist_net.training.server.journal import Applied
+from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.lease_lengths import (
     FIRST_STEPS,
     longest_round_s,

@@ -20,7 +20,8 @@ import json
 import logging
 from typing import NamedTuple
 
-from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalLag
+from dist_net.training.server.journal import JournalLag
+from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_state import RunState
 from dist_net.wire.messages import (
