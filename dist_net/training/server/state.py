@@ -23,6 +23,7 @@ from typing import NamedTuple
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
 from dist_net.training.server.members import Member
+from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import RunState
 from dist_net.wire.messages import (
     Alive,
@@ -357,7 +358,7 @@ class ParameterServer:
             "journal_lag_s": self.journal_lag.unsynced_s,
             "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
             "journal_error": self.journal_lag.error,
-            **self.run.report(first_record, now),
+            **run_report(self.run, first_record, now),
         }
         return StatusReport(json.dumps(report, ensure_ascii=False))
 
