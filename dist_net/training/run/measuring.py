@@ -22,7 +22,7 @@ from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, use_threads
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.planner.costs import ExchangeCost
-from dist_net.training.server.loop import ServerLoop, opened_server
+from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
@@ -105,11 +105,9 @@ def measure_exchange(shares_memory: bool, parameters: int, vectors: int) -> list
             opened_server(
                 settings,
                 lambda: np.zeros(parameters, np.float32),
+                ServerFiles(directory / "checkpoint", directory / "journal", NO_CHECKPOINT_S),
                 [listen],
                 server_keys,
-                directory / "checkpoint",
-                directory / "journal",
-                NO_CHECKPOINT_S,
             ) as (server, (address,)),
             ThreadPoolExecutor(1, "server") as threads,
         ):

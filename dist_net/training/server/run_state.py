@@ -225,9 +225,17 @@ class RunState:
         staleness = self.store.version - lease.version
         member.pushes += 1
         member.staleness_sum += staleness
-        how = lease.progress, lease.pace, lease.batch_size, lease.parts
-        origin = member.worker_id, *lease.range, lease.version
-        record = Applied(0, *origin, *how, is_packed=not member.shared)
+        record = Applied(
+            0,
+            member.worker_id,
+            *lease.range,
+            base_version=lease.version,
+            progress=lease.progress,
+            pace=lease.pace,
+            batch_size=lease.batch_size,
+            parts=lease.parts,
+            is_packed=not member.shared,
+        )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
         self._last_round_s = self._last_round_s or now - self._round_began_s

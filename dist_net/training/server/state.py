@@ -183,7 +183,9 @@ class ParameterServer:
         run.metrics.workers_joined += 1
         logger.info(
             "worker_joined worker=%d name=%s shared=%s",
-            *(member.worker_id, member.name, member.shared),
+            member.worker_id,
+            member.name,
+            member.shared,
         )
         welcome = Welcome(
             member.worker_id,
@@ -240,7 +242,11 @@ class ParameterServer:
         member.refusals += 1
         logger.warning(
             "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d",
-            *(member.worker_id, member.name, push.lease_id, push.loss_sum, member.refusals),
+            member.worker_id,
+            member.name,
+            push.lease_id,
+            push.loss_sum,
+            member.refusals,
         )
         if member.refusals == REFUSALS_IN_A_ROW:
             return self._dismiss(
@@ -335,7 +341,10 @@ class ParameterServer:
             self.run.metrics.workers_lost += 1
             logger.warning(
                 "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
-                *(member.worker_id, member.name, now - member.heard_s, reason),
+                member.worker_id,
+                member.name,
+                now - member.heard_s,
+                reason,
             )
         return self._remove(member)
 
