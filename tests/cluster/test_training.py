@@ -312,7 +312,7 @@ def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exac
         taken.set()
         report = run.wait()
     assert_exact()
-    assert sum(report["staleness_histogram"]) == report["pushes_applied"] == 5 * 256 // 8
+    assert sum(report["staleness_histogram"]) == report["pushes_applied"] > 5 * 256 // 8
     assert sum(report["staleness_histogram"][4:]) > 0  # 8 and more
 
 

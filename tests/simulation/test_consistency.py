@@ -90,8 +90,9 @@ def test_workers_that_share_each_minibatch_compute_what_one_process_computes(
         while cluster.run.ledger.applied_samples < 15 * RUN_SETTINGS.batch_size:
             cluster.step()
         states.append(cluster.run.store.state)
-    assert states[0][-1] == states[1][-1] == 15
-    np.testing.assert_allclose(*states, rtol=1e-4, atol=1e-6)
+    alone, shared = states
+    assert alone[-1] == shared[-1] == 15
+    np.testing.assert_allclose(alone, shared, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("consistency", ["rounds", "bsp"])

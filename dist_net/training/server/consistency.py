@@ -58,7 +58,7 @@ USUAL_STEPS, FEWEST_STEPS = 32, 2
 
 MINIBATCHES = 2500
 FEWEST_SAMPLES = 2
-"""See ``local_batch_size``."""
+"""See ``local_batch_size``. Batch norm needs the variance of two samples."""
 
 
 class StepLimits(NamedTuple):
@@ -80,7 +80,7 @@ def local_batch_size(
     ``MINIBATCHES`` for each. A share has ``FEWEST_SAMPLES`` or more. In ``bsp`` all share one.
     """
     if consistency is Consistency.BSP:
-        return -(-batch_size // workers)
+        return max(-(-batch_size // workers), min(batch_size, FEWEST_SAMPLES))
     sharing = 1
     while (
         workers > sharing * min(2 * sharing, minibatches / MINIBATCHES)

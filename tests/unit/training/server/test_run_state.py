@@ -12,7 +12,7 @@ import pytest
 from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
 from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, Adam, Momentum
-from dist_net.training.server.consistency import WHOLE, Consistency
+from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.run_state import LATE_FACTOR, RunState
 from dist_net.training.server.state import Record
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
@@ -86,8 +86,8 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
     desk.join(b"host", parts=3)
     desk.join(b"b")
     one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
-    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 3, 1)
-    assert one.pace == other.pace == 4
+    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 6, 2)
+    assert one.pace == other.pace == 8
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -99,6 +99,32 @@ def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
     desk.answers(b"a", desk.a_push(one))
     following = desk.answers(b"b", desk.a_push(other))
     assert {work.progress for work in following.values()} == {other.stop}
+
+
+@pytest.mark.parametrize("consistency", [ROUNDS, ASYNC])
+def test_two_workers_share_the_minibatches_of_a_short_run(consistency: Consistency) -> None:
+    desk, one, other = two_workers(consistency=consistency)
+    if consistency is ASYNC:  # its first worker was alone
+        one = desk.push(b"a", one)
+    assert one.batch_size == other.batch_size == 2
+    assert one.stop - one.start == other.stop - other.start == 2 * 2  # in two local steps
+    desk.answers(b"a", desk.a_push(one))
+    record, *_ = desk.commands(b"b", desk.a_push(other))
+    assert isinstance(record, Record)
+    assert {each.batch_size for each in record.applied} == {2}
+    assert {each.outer for each in record.applied} <= {WHOLE, OuterStep(0.5, 0.0, 0.5)}
+    desk.leave(b"b", 2)
+    alone = desk.trained(b"a", 1, samples_at_most=desk.run.ledger.applied_samples + 1)
+    assert desk.push(b"a", alone).batch_size == 4
+
+
+def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds() -> None:
+    desk, one, other = two_workers(samples=400, local_steps=1)
+    desk.answers(b"a", desk.a_push(one))
+    desk.now += 100 * LATE_FACTOR
+    again = desk.answers(b"heart", Heartbeat(1, 0.0, 0.0, desk.identities[1]))[b"a"]
+    assert (again.start, again.batch_size) == (other.start, 2)
+    assert desk.push(b"a", again).batch_size == 4
 
 
 def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:

@@ -50,11 +50,11 @@ STATE = np.zeros(6, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 STOP = Stop("every epoch is done", finished=True)
 LEAVING = [SendToServer(Leave(3, 1)), Ended("every epoch is done", finished=True)]
-LEASE = Compute(LeaseSteps(0, 0, 8, 16, 8, 4, 2), None)
+LEASE = Compute(LeaseSteps(0, 0, 8, 16, 8, 2, 2), None)
 
 
 def work(request_id: int, lease_id: int = 7) -> Work:
-    return Work(3, request_id, lease_id, 0, 0, 8, 16, 8, 4, 2, None)
+    return Work(3, request_id, lease_id, 0, 0, 8, 16, 8, 2, 2, None)
 
 
 def join(request_id: int) -> SendToServer:

@@ -22,7 +22,7 @@ from dist_net.nn import (
 )
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.single_process import SingleProcess
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.step import MAX_PLANS, TrainingStep
 from dist_net.vector import Vector
 
 
@@ -227,3 +227,20 @@ def test_an_evaluation_of_known_outputs(loaded: LoadedRecipe, digits: Dataset) -
     assert evaluation.confusion[:, 3].sum() == evaluation.samples
     surprise = np.log(np.exp(5) + 9)
     assert evaluation.loss == pytest.approx(surprise - 5 * share, rel=1e-5)
+
+
+def test_plans_of_many_batch_sizes_do_not_pile_up(loaded: LoadedRecipe, digits: Dataset) -> None:
+    step = TrainingStep(loaded.recipe.model, digits, seed=5)
+    weights = loaded.recipe.initial_weights(0)
+    gradients = {size: np.empty_like(weights) for size in range(1, 12)}
+    for size, gradient in gradients.items():
+        step.gather(0, 0, size)
+        step.run(weights, gradient)
+        assert len(step._plans) <= MAX_PLANS
+        assert {size for size, *_ in step._bound} <= step._plans.keys()
+    for size, gradient in gradients.items():
+        again = np.empty_like(weights)
+        for _ in range(2):
+            step.gather(0, 0, size)
+            step.run(weights, again)
+            np.testing.assert_array_equal(again, gradient)
