@@ -1,4 +1,4 @@
-"""What a server reports of its run: counters, workers, and warnings with their remedies. Pure."""
+"""The report of a run: counters, workers, and warnings with their remedies. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
