@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.training.server.journal import Applied, read_journal
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Applied
 
 
 def assert_each_sample_once(run: Path, samples: int, journal: str = "journal") -> int:

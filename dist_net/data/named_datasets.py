@@ -159,8 +159,12 @@ def _load_fashion_mnist(cache_dir: Path, progress: Progress, mirrors: Sequence[s
         read_idx(directory / file.name) for file in FILES
     )
     return Dataset(
-        *(FASHION_MNIST, train_images, train_labels, test_images, test_labels),
-        CLASS_NAMES[FASHION_MNIST],
+        FASHION_MNIST,
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        class_names=CLASS_NAMES[FASHION_MNIST],
     )
 
 

@@ -38,7 +38,7 @@ class RunDirectory:
 
     checkpoint.safetensors  the weights, the optimizer's state, and the samples left to do
     checkpoint-version-N.safetensors    earlier checkpoints
-    journal                 the applied gradients; see ``dist_net.training.server.journal``
+    journal                 the applied gradients; see ``dist_net.training.server.journal_records``
     best.safetensors        the weights with the best evaluation, if they are kept; the model of a
                             folder of images, with its recipe and its ``Calibration``
     options.json            the run's options

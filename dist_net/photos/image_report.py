@@ -52,8 +52,12 @@ def train_and_report(
         left_out = []
         if head is not None:
             left_out = left_out_classes(
-                *(head.features, head.heads, judged, head.fold_of),
-                *(recipe.class_names, options.precision),
+                head.features,
+                head.heads,
+                judged,
+                folds=head.fold_of,
+                names=recipe.class_names,
+                precision=options.precision,
             )
         samples = len(images.rows(TRAIN))
         content = report_content(

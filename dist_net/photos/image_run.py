@@ -260,7 +260,10 @@ class ImageRun:
         if options.fitting is not None:
             found = found._replace(base=replace(found.base, fitting=options.fitting))
         folder = ImageFolder.read(
-            *(options.folder, options.labels_csv, options.validation, options.run.seed),
+            options.folder,
+            options.labels_csv,
+            validation=options.validation,
+            seed=options.run.seed,
             run_directory=directory.path,
         )
         before = ImageCache.read(directory.images) if directory.images.exists() else None

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.recovery import last_record, wait_until
-from dist_net.training.server.journal import Applied
+from dist_net.training.server.journal_records import Applied
 
 RECIPE = "fashion-mnist"
 TURNS = 5

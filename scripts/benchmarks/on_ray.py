@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.errors import BenchmarkError
 from benchmarks.ray_nodes import RayNodes
 from benchmarks.recovery import PATIENCE_S, last_record, wait_until
-from dist_net.training.server.journal import Applied, Started
+from dist_net.training.server.journal_records import Applied, Started
 
 RECIPE = "fashion-mnist"
 EPOCHS = 6

@@ -17,7 +17,12 @@ from time import monotonic, sleep
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
-from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalRecord, decode_record
+from dist_net.training.server.journal_records import (
+    BLOCK_BYTES,
+    Applied,
+    JournalRecord,
+    decode_record,
+)
 
 RECIPE = "fashion-mnist"
 KILLS = 9

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from benchmarks.join import ADDRESS, PATIENCE_S, token_in, two_hosts
 from benchmarks.recovery import wait_until
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.training.server.journal import Applied, read_journal
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Applied
 
 HOSTS = 2
 TURNS = 3

@@ -16,7 +16,8 @@ from dist_net.training.run.in_process import LocalCluster
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.journal import Applied, read_journal
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Applied
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import TrainingStep, local_steps
 

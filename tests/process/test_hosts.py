@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from dist_net.training.server.consistency import ROUNDS
-from dist_net.training.server.journal import Applied, read_journal
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Applied
 from journaled import assert_each_sample_once
 
 Start = Callable[..., Any]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.training.server.journal import read_journal, sha256_of
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import sha256_of
 
 Start = Callable[..., Any]
 

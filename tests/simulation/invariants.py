@@ -13,7 +13,8 @@ from dist_net.nets.checkpoint import Checkpoint
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.server.consistency import Consistency, local_batch_size
-from dist_net.training.server.journal import Applied, JournalFile, read_journal
+from dist_net.training.server.journal import JournalFile, read_journal
+from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState

@@ -44,7 +44,7 @@ class TroubledPool:
             self._run()
         except Exception as error:
             raise SimulationFailedError(
-                f"seed {self.seed}: {type(error).__name__}: {error}\n{self.schedule.trace()}"
+                self.seed, error, self.schedule.trace(), " --pool"
             ) from error
 
     def _run(self) -> None:

@@ -56,7 +56,8 @@ def test_what_is_broken_is_said_with_the_seed_and_what_led_there(
     assert told[0].startswith(f"seed {SEED_WITH_LOSSES}: ")
     assert told[0].endswith("requests were never answered")
     assert 10 < len(told) < 50
-    assert all(re.match(r" +\d+\.\d{4}  ", line) for line in told[1:])
+    assert told[1].endswith(f"python -m simulation {SEED_WITH_LOSSES} --pool")
+    assert all(re.match(r" +\d+\.\d{4}  ", line) for line in told[2:])
 
 
 class Visitors:

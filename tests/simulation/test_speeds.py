@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dist_net.training.server.consistency import Consistency, local_batch_size
+from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -57,7 +58,7 @@ def test_nothing_is_rejected_where_nothing_goes_wrong() -> None:
     cluster = cluster_of([STEP_S] * 3)
     cluster.until_finished()
     cluster.schedule.run(cluster.now + 1.0)
-    report = cluster.run.report(0, cluster.now)
+    report = run_report(cluster.run, 0, cluster.now)
     assert (report["workers_joined"], report["workers_lost"]) == (3, 0)
     assert (report["pushes_rejected"], report["duplicates_dropped"]) == (0, 0)
     assert cluster.server.worker_count == 0
@@ -123,7 +124,7 @@ def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() 
         cluster = cluster_of([STEP_S] * 2, [Link(latency_s)] * 2)
         while cluster.run.store.version < 8:
             cluster.step()
-        warnings.append(cluster.run.report(0, cluster.now)["link_warning"])
+        warnings.append(run_report(cluster.run, 0, cluster.now)["link_warning"])
     assert warnings[0] is None
     assert "does not pay off" in warnings[1]
 

@@ -58,8 +58,10 @@ def test_a_seed_that_fails_says_what_was_broken_and_what_happened_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(LeaseLedger, "_return", lambda *_: None)
-    first, settings, *trace = first_failure().splitlines()
-    assert re.match(r"seed \d+: \w+: .+", first)
+    first, command, settings, *trace = first_failure().splitlines()
+    found = re.match(r"seed (\d+): \w+: .+", first)
+    assert found is not None
+    assert command.endswith(f"PYTHONPATH=tests python -m simulation {found[1]}")
     assert "ServerOptions(" in settings
     assert len(trace) == 10
     assert any(" sends " in line for line in trace)

@@ -147,10 +147,11 @@ class TrainingRun:
             self.checks.finished()
         except Exception as error:
             raise SimulationFailedError(
-                f"seed {self.seed}: {type(error).__name__}: {error}\n"
+                self.seed,
+                error,
                 f"{self.settings.consistency}, {self.settings.optimizer}, {self.options}, "
                 f"{self.network.faults}\n"
-                f"{self.schedule.trace()}"
+                f"{self.schedule.trace()}",
             ) from error
 
     def _start_server(self) -> None:

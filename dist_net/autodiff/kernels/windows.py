@@ -49,13 +49,11 @@ class Windows:
         n, height, width, channels = padded.shape
         rows, columns = Windows(self.size, self.stride, UNPADDED).output(height, width)
         per_image, per_row, per_column, per_channel = padded.strides
+        between_windows = self.stride[0] * per_row, self.stride[1] * per_column
         return as_strided(
             padded,
             (n, rows, columns, *self.size, channels),
-            (
-                *(per_image, self.stride[0] * per_row, self.stride[1] * per_column),
-                *(per_row, per_column, per_channel),
-            ),
+            (per_image, *between_windows, per_row, per_column, per_channel),
         )
 
 

@@ -51,9 +51,9 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         (x,) = inputs
-        return by_strip(out, 0, lambda strip, _: self._calls(x[strip], out[strip]), pool)
+        return by_strip(out, 0, lambda strip, _: self._strip_calls(x[strip], out[strip]), pool)
 
-    def _calls(self, x: Array, out: Array) -> Sequence[Call]:
+    def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
         windows, everywhere = self.windows, slice(0, self.windows.results)
         taps = windows.taps()
         whole = [windows.of(x, elements) for where, elements in taps if where == everywhere]
@@ -92,9 +92,11 @@ class WindowSumGradient(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         (cotangent,) = inputs
-        return by_strip(out, 0, lambda strip, _: self._calls(cotangent[strip], out[strip]), pool)
+        return by_strip(
+            out, 0, lambda strip, _: self._strip_calls(cotangent[strip], out[strip]), pool
+        )
 
-    def _calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
+    def _strip_calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
         calls: list[Call] = [] if self.windows.is_partition else [partial(out.fill, 0)]
         for where, elements in self.windows.taps():
             target, source = self.windows.of(out, elements), self.windows.of(cotangent, where)

@@ -100,7 +100,10 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
     shape = graph.add("Concat", _shape(graph, values, 0, 2), inner, axis=0)
     resized = graph.add(
         "Resize",
-        *(values, "", "", shape),
+        values,
+        "",
+        "",
+        shape,
         mode="linear",
         coordinate_transformation_mode="align_corners",
     )
@@ -123,7 +126,10 @@ def _resized(graph: Graph, maps: str, size: str | Array, mode: str) -> str:
     shape = graph.add("Concat", _shape(graph, maps, 0, 2), size, axis=0)
     return graph.add(
         "Resize",
-        *(maps, "", "", shape),
+        maps,
+        "",
+        "",
+        shape,
         mode=mode,
         antialias=1,
         cubic_coeff_a=-0.5,

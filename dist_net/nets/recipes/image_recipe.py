@@ -271,7 +271,12 @@ class ImageRecipe:
             )
             recipe.check()
         except (
-            *(ValueError, TypeError, KeyError, AttributeError, RecursionError, DistNetError),
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            DistNetError,
         ) as error:
             raise RecipeError(
                 f"a recipe of images is {str(text)[:80]} ({error}); expected the JSON object "

@@ -127,8 +127,12 @@ async def serve(options: ServingOptions) -> int:
             workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
-            *(options.pool, options.names, clock.now()),
-            *(secrets.randbits(32), token.encode(), release()),
+            options.pool,
+            options.names,
+            now=clock.now(),
+            first_worker_id=secrets.randbits(32),
+            loader_token=token.encode(),
+            release=release(),
         )
         roles = _roles(options, workers.contact_addresses[0], directory, token)
         processes = PoolProcesses(roles, logs)

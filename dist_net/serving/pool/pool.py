@@ -127,7 +127,7 @@ class Pool:
                 model = self._models.get(message.model)
                 if model is None:
                     return []
-                commands = model.loaded(worker, message.version, message.reason)
+                commands = model.load_ended(worker, message.version, message.reason)
                 return [*commands, *self._advance(model, now)]
             batch = worker.running.get(message.batch_id)
             if batch is None:  # of a former membership

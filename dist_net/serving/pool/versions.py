@@ -151,8 +151,8 @@ class ModelVersions:
             one.state = VersionState.CLOSING
         self.done = self.came
 
-    def loaded(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
-        """Record that a worker has loaded a version or failed to."""
+    def load_ended(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
+        """Record that a worker has loaded a version, or failed to for a ``reason``."""
         worker.loading.pop((self.name, number), None)
         if number not in self.versions:
             return [] if reason else [SendToNode(worker.node, Drop(self.name, number))]

@@ -28,7 +28,7 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.loop import opened_server
+from dist_net.training.server.loop import ServerFiles, opened_server
 from dist_net.training.worker import step
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
@@ -137,8 +137,11 @@ class LocalCluster:
         path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
         self._server, addresses = stack.enter_context(
             opened_server(
-                *(settings, lambda: recipe.initial_weights(seed), [self._listen], server_keys),
-                *(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S),
+                settings,
+                lambda: recipe.initial_weights(seed),
+                ServerFiles(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S),
+                [self._listen],
+                server_keys,
                 resumes=self._resume,
             )
         )

@@ -84,10 +84,13 @@ class LocalRunSettings:
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, resume: bool) -> Self:
         """Return the settings of a command line."""
-        listening = ListenOptions.from_arguments(arguments)
         return cls(
-            *(arguments.workers, listening, resume, arguments.restarts, arguments.ray),
-            arguments.start_timeout,
+            workers=arguments.workers,
+            listening=ListenOptions.from_arguments(arguments),
+            resume=resume,
+            restarts=arguments.restarts,
+            ray_address=arguments.ray,
+            start_timeout_s=arguments.start_timeout,
         )
 
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
@@ -225,7 +228,9 @@ class LocalRun:
             child = server.child
             try:
                 with Observer(
-                    *(self._launcher.address, self._launcher.keys, ANSWER_TIMEOUT_S),
+                    self._launcher.address,
+                    self._launcher.keys,
+                    ANSWER_TIMEOUT_S,
                     while_waiting=partial(self._wait, child),
                 ) as observer:
                     outcome = self._watch(observer, child)
@@ -371,7 +376,7 @@ class LocalRun:
         self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
         errors = {"metrics_error": self._metrics.error, "join_warning": self._join_warning}
-        self._warnings.update(report | errors)
+        self._warnings.notify_changes(report | errors)
         return report
 
     def _while_starting(self, server: RunningChild) -> None:

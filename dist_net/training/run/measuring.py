@@ -22,7 +22,7 @@ from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, use_threads
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.planner.costs import ExchangeCost
-from dist_net.training.server.loop import ServerLoop, opened_server
+from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
@@ -65,7 +65,7 @@ def measure_step(
 
 
 class LeasesWithoutSteps(LocalSteps):
-    """Return each lease's first state, as after a step; call ``done`` after enough leases."""
+    """Return each lease's first state as that after a step; call ``done`` after enough leases."""
 
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = rule
@@ -82,7 +82,7 @@ class LeasesWithoutSteps(LocalSteps):
         if len(self.used_s) > MIN_EXCHANGES and used_s > EXCHANGE_CPU_SECONDS:
             self.done()
         np.copyto(self.state, base)
-        self.state[-1] += 1  # a result has at least one step
+        self.state[-1] += 1  # the server refuses a result without a step
         yield
 
 
@@ -106,11 +106,9 @@ def measure_exchange(shares_memory: bool, parameters: int, vectors: int) -> list
             opened_server(
                 settings,
                 lambda: np.zeros(parameters, np.float32),
+                ServerFiles(directory / "checkpoint", directory / "journal", NO_CHECKPOINT_S),
                 [listen],
                 server_keys,
-                directory / "checkpoint",
-                directory / "journal",
-                NO_CHECKPOINT_S,
             ) as (server, (address,)),
             ThreadPoolExecutor(1, "server") as threads,
         ):

@@ -24,7 +24,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.loop import opened_server
+from dist_net.training.server.loop import ServerFiles, opened_server
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.wire.security import load_server_keys
 
@@ -53,12 +53,19 @@ def run(arguments: argparse.Namespace) -> int:
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
     with opened_server(
-        *(settings, lambda: loaded.recipe.initial_weights(settings.seed), arguments.listen, keys),
-        *(directory.checkpoint, directory.journal, options.checkpoint_every_s),
+        settings,
+        lambda: loaded.recipe.initial_weights(settings.seed),
+        ServerFiles(
+            directory.checkpoint,
+            directory.journal,
+            options.checkpoint_every_s,
+            options.keep_checkpoints,
+            options.sync,
+        ),
+        arguments.listen,
+        keys,
         resumes=arguments.resume,
         threads=arguments.threads,
-        sync=options.sync,
-        keep_checkpoints=options.keep_checkpoints,
         offer=recipe_offer(
             loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
         ),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.nets.checkpoint import Checkpoint
-from dist_net.training.server.journal import (
+from dist_net.training.server.journal_records import (
     Applied,
     Journal,
     Started,

@@ -57,10 +57,14 @@ class SingleProcess:
         self._recipe = recipe
         self._samples = len(dataset.train_targets)
         recipe.model.require_batch_size(min(recipe.batch_size, self._samples))
-        optimizer = str(optimizer_named(recipe.optimizer))
         settings = StepSettings(
-            *(seed, recipe.batch_size, recipe.epochs, optimizer, recipe.learning_rate),
-            *(recipe.clip_norm or 0.0, recipe.average_decay or 0.0),
+            seed=seed,
+            batch_size=recipe.batch_size,
+            epochs=recipe.epochs,
+            optimizer=str(optimizer_named(recipe.optimizer)),
+            learning_rate=recipe.learning_rate,
+            clip_norm=recipe.clip_norm or 0.0,
+            average_decay=recipe.average_decay or 0.0,
         )
         self._local = local_steps(recipe, dataset, settings, threads)
         self._state = self._local.rule.initial(recipe.initial_weights(seed))

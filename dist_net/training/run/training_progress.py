@@ -145,7 +145,7 @@ class RunWarnings:
         self._open: dict[str, str] = {}
         self._last: dict[str, str] = {}
 
-    def update(self, report: dict[str, Any]) -> None:
+    def notify_changes(self, report: dict[str, Any]) -> None:
         """Notify of the changes since the report before."""
         for kind, when_over in WARNINGS.items():
             warning = report[kind]

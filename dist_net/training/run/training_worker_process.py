@@ -119,7 +119,12 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
             )
         worker = opened.enter_context(
             WorkerLoop(
-                *(local_of, arguments.connect, arguments.name, digest, size, keys),
+                local_of,
+                arguments.connect,
+                arguments.name,
+                recipe_digest=digest,
+                vector_size=size,
+                keys=keys,
                 shares_memory=contact_address(arguments.connect).stays_on_this_host,
                 join_timeout_s=arguments.timeout,
                 rejoin_timeout_s=arguments.rejoin_timeout,

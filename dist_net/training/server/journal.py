@@ -1,20 +1,13 @@
-"""A run's journal: the applied results in order, so that the run can be replayed.
+"""The file of a run's journal: read whole, read from its end, and appended to.
 
-A file of little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then
-three kinds of records. ``Applied`` is the result of a lease, written before its push is
-acknowledged; ``Started``, the start of a server; ``Checkpointed``, the hash of a version's
-weights. The journal contains no arrays: samples, seed and the state before determine the results.
+``journal_records`` defines its content.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -26,293 +19,24 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.files import HOST_DISK, Disk
-from dist_net.training.server.consistency import WHOLE, OuterStep
-from dist_net.training.server.leases import Range
-from dist_net.vector import Vector
+from dist_net.training.server.journal_records import (
+    ANOTHER_RUN,
+    BLOCK_BYTES,
+    Applied,
+    Checkpointed,
+    Journal,
+    Started,
+    decode_journal,
+    decode_record,
+    encode_header,
+    encode_record,
+    identity_in,
+)
 
-BLOCK_BYTES = 64
-FORMAT_VERSION = 2
 MAX_UNWRITTEN_BYTES = 2**26  # a million results
 CHUNK_BYTES = 2**20  # read at a time
 ALWAYS, NEVER = "always", "never"
-ANOTHER_RUN = (
-    "the journal is of another run: expected the same release of dist_net, recipe, training data "
-    "and seed"
-)
 UNUSABLE = JournalMismatchError, JournalDamagedError
-_MAGIC = b"dist_net log"
-_HEADER = struct.Struct("<12sI32s12x")
-_KIND = struct.Struct("<B59x")
-_APPLIED = struct.Struct("<BBHQQIIIIQIIff")
-_STARTED = struct.Struct("<B3xQ8sdddIII4x")
-_CHECKPOINTED = struct.Struct("<B3xQ32s16x")
-_CHECKSUM = struct.Struct("<I")
-
-
-class Applied(NamedTuple):
-    """The result of a lease, which made the state ``version`` with ``together`` - 1 others.
-
-    The lease was samples ``start`` to ``stop`` of an epoch's shuffled order, computed from the
-    state ``base_version``; for the rest of its fields see ``Work``. With ``is_packed``,
-    base and result travelled as frames, and were rounded. ``outer`` applied the results' mean.
-    """
-
-    version: int
-    worker_id: int
-    epoch: int
-    start: int
-    stop: int
-    base_version: int
-    progress: int
-    pace: int
-    batch_size: int
-    parts: int = 1
-    is_packed: bool = False
-    together: int = 1
-    outer: OuterStep = WHOLE
-
-    @property
-    def samples(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def range(self) -> Range:
-        return Range(self.epoch, self.start, self.stop)
-
-
-class Started(NamedTuple):
-    """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
-
-    ``threads`` is the thread count of each worker on the server's host. The other settings may
-    change when a run is resumed, and they affect the weights.
-    """
-
-    version: int
-    incarnation: str
-    threads: int
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    clip_norm: float | None
-    average_decay: float | None
-
-
-class Checkpointed(NamedTuple):
-    """The SHA-256 of the weights of ``version``. Records of later versions may precede it."""
-
-    version: int
-    weights_sha256: bytes
-
-
-JournalRecord = Applied | Started | Checkpointed
-
-
-def run_identity(recipe_digest: str, seed: int) -> bytes:
-    """Return the digest of a run's recipe, dataset, release and seed."""
-    return hashlib.sha256(f"{recipe_digest}; seed {seed}".encode()).digest()
-
-
-def sha256_of(weights: Vector) -> bytes:
-    return hashlib.sha256(weights.data).digest()
-
-
-def encode_header(identity: bytes) -> bytes:
-    return _with_checksum(_HEADER.pack(_MAGIC, FORMAT_VERSION, identity))
-
-
-def encode_record(record: JournalRecord) -> bytes:
-    if isinstance(record, Applied):
-        rate, momentum, share = record.outer
-        bits = record.is_packed + 2 * (share == 1) + 4 * (record.parts - 1)
-        staleness = record.version - record.base_version
-        numbers = record.version, record.worker_id, staleness, record.start, record.samples
-        how = record.epoch, record.progress, record.pace, record.batch_size, rate, momentum
-        return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, *how))
-    if isinstance(record, Started):
-        version, incarnation, *whole, rate, clip_norm, decay = record
-        limits = [math.nan if each is None else each for each in (clip_norm, decay)]
-        name = bytes.fromhex(incarnation)
-        return _with_checksum(_STARTED.pack(2, version, name, rate, *limits, *whole))
-    return _with_checksum(_CHECKPOINTED.pack(3, *record))
-
-
-def decode_record(block: bytes) -> JournalRecord:
-    """Invert ``encode_record``. Raise ``JournalDamagedError`` for a damaged block."""
-    content = _checked(block)
-    (kind,) = _KIND.unpack(content)
-    if kind == 1:
-        _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
-        start, size, epoch, *how, rate, momentum = rest
-        outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
-        samples, parts, is_packed = (epoch, start, start + size), 1 + (bits >> 2), bool(bits & 1)
-        progress, pace, batch_size = how
-        what = version, worker, *samples, version - staleness, progress, pace, batch_size
-        return Applied(*what, parts, is_packed, together, outer)
-    if kind == 2:
-        _, version, name, rate, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
-        clip_norm, decay = (None if math.isnan(each) else each for each in limits)
-        whole = threads, batch_size, epochs
-        return Started(version, name.hex(), *whole, rate, clip_norm, decay)
-    if kind == 3:
-        return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
-    raise JournalDamagedError(f"its kind is {kind}, expected 1, 2 or 3")
-
-
-def _with_checksum(content: bytes) -> bytes:
-    return content + _CHECKSUM.pack(zlib.crc32(content))
-
-
-def _checked(block: bytes) -> bytes:
-    if len(block) < BLOCK_BYTES:
-        raise JournalDamagedError(f"it is cut short after {len(block)} of {BLOCK_BYTES} bytes")
-    content, checksum = block[: -_CHECKSUM.size], block[-_CHECKSUM.size :]
-    if _CHECKSUM.pack(zlib.crc32(content)) != checksum:
-        raise JournalDamagedError("its checksum does not match its content")
-    return content
-
-
-class _RecordOrder:
-    """The order in which a server writes records."""
-
-    def __init__(self) -> None:
-        self.first_version = self.version = -1
-        self._missing = 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no record of the last version is missing."""
-        return self._missing == 0
-
-    def take(self, record: JournalRecord) -> None:
-        """Raise ``JournalDamagedError`` for a record that no server writes at this point."""
-        if not self._allows(record):
-            raise JournalDamagedError(
-                f"{record} cannot follow version {self.version} of a journal that begins at "
-                f"version {self.first_version}"
-            )
-        if isinstance(record, Applied):
-            self._missing = (record.together if self.is_whole else self._missing) - 1
-            self.version = record.version
-        elif self.version < 0:
-            self.first_version = self.version = record.version
-
-    def _allows(self, record: JournalRecord) -> bool:
-        match record:
-            case Applied():
-                return (
-                    record.version == self.version + self.is_whole
-                    and 0 <= self.first_version <= record.base_version < record.version
-                    and record.start < record.stop
-                    and record.pace > 0 < record.batch_size
-                    and record.together >= 1 + (0 if self.is_whole else self._missing)
-                    and all(0 <= each < math.inf for each in record.outer)
-                )
-            case Started():
-                return self.is_whole and (self.version < 0 or record.version == self.version)
-        return self.is_whole and 0 <= self.first_version <= record.version <= self.version
-
-
-@dataclass(frozen=True, eq=False)
-class Journal:
-    """A journal up to its end, or up to the first damaged record.
-
-    It covers ``first_version`` to ``version``. ``checkpoints`` maps versions to the SHA-256 of
-    their weights. ``fault`` describes the first damaged record; None if no record is damaged.
-    """
-
-    identity: bytes
-    first_version: int
-    version: int
-    checkpoints: dict[int, bytes]
-    content: bytes
-    fault: str | None
-
-    def records(self) -> Iterator[JournalRecord]:
-        """Yield every record, in order."""
-        for offset in range(BLOCK_BYTES, len(self.content), BLOCK_BYTES):
-            yield decode_record(self.content[offset : offset + BLOCK_BYTES])
-
-    def starts(self) -> Iterator[Started]:
-        """Yield the records of server starts."""
-        return (record for record in self.records() if isinstance(record, Started))
-
-    def updates(self) -> Iterator[Started | tuple[Applied, ...]]:
-        """Yield every start, and the results applied together as one tuple."""
-        together: list[Applied] = []
-        for record in self.records():
-            if isinstance(record, Started):
-                yield record
-            elif isinstance(record, Applied):
-                together.append(record)
-                if len(together) == record.together:
-                    yield tuple(together)
-                    together.clear()
-
-    def require_identity(self, identity: bytes) -> None:
-        """Raise ``JournalMismatchError`` for a journal of another run."""
-        if self.identity != identity:
-            raise JournalMismatchError(ANOTHER_RUN)
-
-    def require_version(self, version: int) -> None:
-        """Raise ``JournalMismatchError`` unless the journal covers ``version``."""
-        if not self.first_version <= version <= self.version:
-            fault = "" if self.fault is None else f": {self.fault}"
-            raise JournalMismatchError(
-                f"version {version} is not in the journal, which covers versions "
-                f"{self.first_version} to {self.version}{fault}"
-            )
-
-
-def decode_journal(content: bytes) -> Journal:
-    """Check a journal from its beginning, up to the first damaged record.
-
-    Raise ``JournalMismatchError``, or ``JournalDamagedError`` if the header or the first record is
-    missing.
-    """
-    identity = _identity_in(content[:BLOCK_BYTES])
-    order = _RecordOrder()
-    version, whole_bytes, fault = -1, BLOCK_BYTES, None
-    checkpoints: dict[int, bytes] = {}
-    for offset in range(BLOCK_BYTES, len(content), BLOCK_BYTES):
-        try:
-            record = decode_record(content[offset : offset + BLOCK_BYTES])
-            order.take(record)
-        except JournalDamagedError as error:
-            fault = f"record {offset // BLOCK_BYTES} is damaged: {error}"
-            break
-        if isinstance(record, Checkpointed):
-            checkpoints[record.version] = record.weights_sha256
-        if order.is_whole:
-            version, whole_bytes = order.version, offset + BLOCK_BYTES
-    if fault is None and not order.is_whole:
-        number = len(content) // BLOCK_BYTES
-        fault = f"record {number} is missing: it was applied with the one before"
-    if version < 0:
-        raise JournalDamagedError(
-            f"the journal contains no record: {fault or 'it is cut short'}; expected at least the "
-            f"start of a server"
-        )
-    return Journal(
-        identity, order.first_version, version, checkpoints, content[:whole_bytes], fault
-    )
-
-
-def _identity_in(block: bytes) -> bytes:
-    if not block.startswith(_MAGIC):
-        raise JournalMismatchError(
-            f"a file that begins with {block[:12]!r} is no journal; expected the journal of a "
-            f"training run"
-        )
-    try:
-        _, format_version, identity = _HEADER.unpack(_checked(block))
-    except JournalDamagedError as error:
-        raise JournalDamagedError(f"the journal's header is damaged: {error}") from error
-    if format_version != FORMAT_VERSION:
-        raise JournalMismatchError(
-            f"the journal has format {format_version}; expected {FORMAT_VERSION}. Another release "
-            f"of dist_net wrote it: use that release"
-        )
-    return bytes(identity)
 
 
 def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
@@ -343,7 +67,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
     """
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
-        if _identity_in(beginning[:BLOCK_BYTES]) != identity:
+        if identity_in(beginning[:BLOCK_BYTES]) != identity:
             raise JournalMismatchError(ANOTHER_RUN)
         first_version = decode_record(beginning[BLOCK_BYTES:]).version
         if first_version > version:

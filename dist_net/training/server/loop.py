@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,16 +23,18 @@ from dist_net.nets.checkpoint import Checkpoint, read_resumable_checkpoint, writ
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
-    Checkpointed,
     JournalFile,
+    put_aside,
+    read_tail,
+    sync_interval_s,
+)
+from dist_net.training.server.journal_records import (
+    Checkpointed,
     JournalRecord,
     Started,
     encode_record,
-    put_aside,
-    read_tail,
     run_identity,
     sha256_of,
-    sync_interval_s,
 )
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.run_state import RunState
@@ -156,32 +158,49 @@ def opened_journal(
         journal.close()
 
 
+class ServerFiles(NamedTuple):
+    """The files that a server writes, and how often; see ``ServerLoop`` and ``opened_journal``."""
+
+    checkpoint: Path
+    journal: Path
+    checkpoint_every_s: float
+    keep_checkpoints: int = 1
+    sync: str = NEVER
+
+
 @contextmanager
 def opened_server(
     settings: RunSettings,
     initial_weights: Callable[[], Vector],
+    files: ServerFiles,
     listen: Sequence[str],
-    keys: ServerKeys | None,
-    checkpoint_path: Path,
-    journal_path: Path,
-    checkpoint_every_s: float,
+    keys: ServerKeys | None = None,
     *,
     resumes: bool = False,
     threads: int = 1,
-    sync: str = NEVER,
-    **options: Any,
+    offer: RecipeOffer | None = None,
+    ownership: RunOwnership | None = None,
 ) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
     """Yield the loop of a server in this process, and the addresses for its workers.
 
-    See ``new_run``, ``opened_journal``, ``ServerSocket`` and, for ``options``, ``ServerLoop``.
+    See ``new_run``, ``opened_journal``, ``ServerSocket`` and ``ServerLoop``.
     """
-    checkpoint = read_resumable_checkpoint(checkpoint_path) if resumes else None
+    checkpoint = read_resumable_checkpoint(files.checkpoint) if resumes else None
     run = new_run(settings, initial_weights, checkpoint)
     with (
-        opened_journal(journal_path, run, threads, sync) as journal,
+        opened_journal(files.journal, run, threads, files.sync) as journal,
         ServerSocket(listen, keys, settings.frame_bytes) as socket,
     ):
-        loop = ServerLoop(run, socket, checkpoint_path, checkpoint_every_s, journal, **options)
+        loop = ServerLoop(
+            run,
+            socket,
+            files.checkpoint,
+            files.checkpoint_every_s,
+            journal,
+            offer=offer,
+            keep_checkpoints=files.keep_checkpoints,
+            ownership=ownership,
+        )
         yield loop, socket.contact_addresses
 
 

@@ -5,7 +5,7 @@ and the counters (``metrics``).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -19,18 +19,12 @@ from dist_net.training.server.consistency import (
     outer_step,
     step_limits,
 )
-from dist_net.training.server.journal import Applied
-from dist_net.training.server.lease_lengths import (
-    FIRST_STEPS,
-    longest_round_s,
-    needed_round_s,
-    round_s,
-)
+from dist_net.training.server.journal_records import Applied
+from dist_net.training.server.lease_lengths import FIRST_STEPS, round_s
 from dist_net.training.server.leases import Lease, LeaseLedger
 from dist_net.training.server.members import Member, Membership
-from dist_net.training.server.metrics import RECORDS_PER_EPOCH, RunMetrics
+from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.slowness import slowness_of
 from dist_net.training.server.store import StateStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import Push
@@ -45,12 +39,6 @@ The first result of a first round stands for the last round, and ``FIRST_ROUND_S
 
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
-
-LOSS_RISE, LOSS_NOISE = 0.25, 0.02
-"""A loss has risen if its mean over an epoch is this share above the lowest such mean, and the rise
-is more than the second share of the first mean: a loss near 0 is noise."""
-
-WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
 
 class RoundPlan(NamedTuple):
@@ -193,7 +181,7 @@ class RunState:
         """Return the local steps of each part of the worker's next lease."""
         known = [each.lease_times for each in self.members.members if each.lease_times is not None]
         is_bsp = self.settings.consistency is Consistency.BSP
-        limits, fixed = self._limits, 1 if is_bsp else self.settings.local_steps
+        limits, fixed = self.limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
             return max(1, min(usual, FIRST_STEPS) if len(self.members) > 1 else usual)
@@ -204,7 +192,8 @@ class RunState:
         )
 
     @property
-    def _limits(self) -> StepLimits:
+    def limits(self) -> StepLimits:
+        """The local steps that all leases of a round may have together."""
         settings, parts = self.settings, self.members.parts
         minibatches = settings.minibatches * settings.batch_size / self._batch_size(parts)
         return step_limits(settings.consistency, parts, minibatches)
@@ -236,9 +225,17 @@ class RunState:
         staleness = self.store.version - lease.version
         member.pushes += 1
         member.staleness_sum += staleness
-        how = lease.progress, lease.pace, lease.batch_size, lease.parts
-        origin = member.worker_id, *lease.range, lease.version
-        record = Applied(0, *origin, *how, is_packed=not member.shared)
+        record = Applied(
+            0,
+            member.worker_id,
+            *lease.range,
+            base_version=lease.version,
+            progress=lease.progress,
+            pace=lease.pace,
+            batch_size=lease.batch_size,
+            parts=lease.parts,
+            is_packed=not member.shared,
+        )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
         self._last_round_s = self._last_round_s or now - self._round_began_s
@@ -338,84 +335,6 @@ class RunState:
         """Remove a worker, and return its lease to the pool."""
         self.ledger.release(member.worker_id)
         self.members.remove(member.worker_id)
-
-    @property
-    def link_warning(self) -> str | None:
-        """The reason why workers on other hosts do not pay off, with automatic local steps."""
-        known = [each for each in self.members.members if each.lease_times is not None]
-        times = [each.lease_times for each in known if each.lease_times is not None]
-        if self.settings.local_steps is not None or all(each.shared for each in known):
-            return None
-        needed_s, longest_s = needed_round_s(times), longest_round_s(times, self._limits)
-        if needed_s <= longest_s:
-            return None
-        slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
-        exchange_s, minibatch_s, _ = slowest[0]
-        return (
-            f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
-            f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "
-            f"keep exchanges to a twentieth of its time, but more than "
-            f"{slowest[0].steps_in(longest_s):,} cost accuracy, so that a worker on this link "
-            f"does not pay off. It would with exchanges {needed_s / longest_s:.1f} times as fast, "
-            f"or that many times the epochs or the time of a minibatch"
-        )
-
-    @property
-    def loss_warning(self) -> str | None:
-        """A remedy for a training loss that has risen again; None if it has not."""
-        records = list(self.metrics.records)
-        means = epoch_means([each["loss"] or 0.0 for each in records])
-        if not means:
-            return None
-        lowest = min(range(len(means)), key=means.__getitem__)
-        rise = means[-1] - means[lowest]
-        if rise < LOSS_RISE * means[lowest] or rise < LOSS_NOISE * means[0]:
-            return None
-        remedy = "" if self.settings.consistency is Consistency.ROUNDS else ", --consistency rounds"
-        return (
-            f"the training loss has risen from {means[lowest]:.4g} at epoch "
-            f"{records[lowest + RECORDS_PER_EPOCH - 1]['epoch']:.1f} to {means[-1]:.4g}; use a "
-            f"learning rate below {self.settings.learning_rate:g}{remedy} or fewer workers"
-        )
-
-    def report(self, first_record: int, now: float) -> dict[str, Any]:
-        """Return the counters, the workers, and the metric records from ``first_record`` on."""
-        applied_samples = self.ledger.applied_samples
-        return {
-            "samples": applied_samples,
-            "samples_total": self.settings.samples_total,
-            "epochs": self.settings.epochs,
-            "version": self.store.version,
-            "samples_per_update": applied_samples / max(1, self.store.version),
-            **self.metrics.report(applied_samples, first_record),
-            "loss_warning": self.loss_warning,
-            "link_warning": self.link_warning,
-            "resume_warnings": self.resume_warnings,
-            "worker_count": len(self.members),
-            "workers": self._worker_reports(now),
-        }
-
-    def _worker_reports(self, now: float) -> list[dict[str, Any]]:
-        """Return a report of each worker, up to ``WORKERS_PER_REPORT``, slow workers first."""
-        members = self.members.members
-        found = slowness_of(members, now, self.settings.heartbeat_timeout_s)
-        if len(members) > WORKERS_PER_REPORT:
-            members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
-        return [
-            {
-                **member.report(now),
-                "speed_share": found[member.worker_id].share,
-                "is_slow": found[member.worker_id].is_slow,
-                "slow_because": found[member.worker_id].causes,
-            }
-            for member in members[:WORKERS_PER_REPORT]
-        ]
-
-
-def epoch_means(losses: Sequence[float]) -> list[float]:
-    """Return the mean of every ``RECORDS_PER_EPOCH`` consecutive records; none for fewer."""
-    sums = np.cumsum([0.0, *losses])
-    return list((sums[RECORDS_PER_EPOCH:] - sums[:-RECORDS_PER_EPOCH]) / RECORDS_PER_EPOCH)
 
 
 def _in_order(record: Applied) -> tuple[int, int]:

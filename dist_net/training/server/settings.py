@@ -164,8 +164,13 @@ class RunSettings:
     def step_settings(self) -> StepSettings:
         """What a worker must know of these settings."""
         return StepSettings(
-            *(self.seed, self.batch_size, self.epochs, str(self.optimizer), self.learning_rate),
-            *(self.clip_norm or 0.0, self.average_decay or 0.0),
+            seed=self.seed,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            optimizer=str(self.optimizer),
+            learning_rate=self.learning_rate,
+            clip_norm=self.clip_norm or 0.0,
+            average_decay=self.average_decay or 0.0,
         )
 
     @property

@@ -20,8 +20,10 @@ import json
 import logging
 from typing import NamedTuple
 
-from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalLag
+from dist_net.training.server.journal import JournalLag
+from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
 from dist_net.training.server.members import Member
+from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import RunState
 from dist_net.wire.messages import (
     Alive,
@@ -181,7 +183,9 @@ class ParameterServer:
         run.metrics.workers_joined += 1
         logger.info(
             "worker_joined worker=%d name=%s shared=%s",
-            *(member.worker_id, member.name, member.shared),
+            member.worker_id,
+            member.name,
+            member.shared,
         )
         welcome = Welcome(
             member.worker_id,
@@ -238,7 +242,11 @@ class ParameterServer:
         member.refusals += 1
         logger.warning(
             "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d",
-            *(member.worker_id, member.name, push.lease_id, push.loss_sum, member.refusals),
+            member.worker_id,
+            member.name,
+            push.lease_id,
+            push.loss_sum,
+            member.refusals,
         )
         if member.refusals == REFUSALS_IN_A_ROW:
             return self._dismiss(
@@ -333,7 +341,10 @@ class ParameterServer:
             self.run.metrics.workers_lost += 1
             logger.warning(
                 "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
-                *(member.worker_id, member.name, now - member.heard_s, reason),
+                member.worker_id,
+                member.name,
+                now - member.heard_s,
+                reason,
             )
         return self._remove(member)
 
@@ -356,7 +367,7 @@ class ParameterServer:
             "journal_lag_s": self.journal_lag.unsynced_s,
             "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
             "journal_error": self.journal_lag.error,
-            **self.run.report(first_record, now),
+            **run_report(self.run, first_record, now),
         }
         return StatusReport(json.dumps(report, ensure_ascii=False))
 

@@ -285,7 +285,9 @@ class WorkerLoop:
             self._processes.begin(welcome.steps)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
-            *(welcome.worker_id, welcome.incarnation, self._shared is not None),
+            welcome.worker_id,
+            welcome.incarnation,
+            self._shared is not None,
         )
 
     def _detach(self) -> None:

@@ -291,7 +291,10 @@ class WorkerState:
             return []
         logger.warning(
             "message_lost server=%s request=%d received=%d answered=%d",
-            *(self._address, request_id, alive.received_id, alive.answered_id),
+            self._address,
+            request_id,
+            alive.received_id,
+            alive.answered_id,
         )
         self._seen_bytes_per_s = max(1.0, self._seen_bytes_per_s / 2)  # or the network is slower
         if alive.received_id < request_id:
@@ -326,7 +329,9 @@ class WorkerState:
         if self._was_in and self._try_s == FIRST_TRY_S:
             logger.warning(
                 "rejoining server=%s reason=%s timeout_s=%g",
-                *(self._address, reason, self._left_s),
+                self._address,
+                reason,
+                self._left_s,
             )
         return [Reconnect(), *self._try_to_join(now)]
 

@@ -28,6 +28,7 @@ from dist_net.nets.checkpoint import (
     read_resumable_checkpoint,
     write_checkpoint,
 )
+from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -305,7 +306,7 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
                 except BadInputError:
                     refused += 1
                     continue
-                json.dumps(resumed.report(0, 1.0))
+                json.dumps(run_report(resumed, 0, 1.0))
                 resumed.ledger.grant(1, 1, 2)
                 resumed.metrics.pushes_accepted(8, 1.0, 0, [0, 5], 1.0)
                 resumed.metrics.record(16, 64, 2, 0.1)

@@ -52,7 +52,7 @@ class Desk:
         model = self.catalogue.models["m"]
         model.advance(self._workers, 0.0)
         for _, version in [*self._worker.loading]:
-            model.loaded(self._worker, version, reason)
+            model.load_ended(self._worker, version, reason)
         model.refresh(self._workers)
         model.advance(self._workers, 0.0)
         self.requests()

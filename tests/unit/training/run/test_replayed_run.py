@@ -17,7 +17,7 @@ from dist_net.optim import AdamW, Cosine
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency, OuterStep, local_batch_size
-from dist_net.training.server.journal import (
+from dist_net.training.server.journal_records import (
     Applied,
     Checkpointed,
     Journal,

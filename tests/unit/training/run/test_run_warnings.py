@@ -13,7 +13,7 @@ def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
     said: list[str] = []
     warnings = RunWarnings(said.append)
     for report in reports:
-        warnings.update(QUIET | report)
+        warnings.notify_changes(QUIET | report)
     return said, warnings.last
 
 

@@ -15,26 +15,30 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.training.server import journal as module
+from dist_net.training.server import journal_records
 from dist_net.training.server.consistency import WHOLE as WHOLE_STEP
 from dist_net.training.server.consistency import Consistency, OuterStep, outer_step
 from dist_net.training.server.journal import (
+    JournalFile,
+    JournalLag,
+    JournalTail,
+    read_journal,
+    read_tail,
+    sync_interval_s,
+)
+from dist_net.training.server.journal_records import (
     BLOCK_BYTES,
     Applied,
     Checkpointed,
-    JournalFile,
-    JournalLag,
+    Journal,
     JournalRecord,
-    JournalTail,
     Started,
     decode_journal,
     decode_record,
     encode_header,
     encode_record,
-    read_journal,
-    read_tail,
     run_identity,
     sha256_of,
-    sync_interval_s,
 )
 from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.run_state import RunState
@@ -189,7 +193,7 @@ def test_what_was_never_a_journal_is_told(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(journal_records, "FORMAT_VERSION", 3)
     later = encoded(STARTED)
     monkeypatch.undo()
     with pytest.raises(JournalMismatchError, match=naming("format 3", 2)):
@@ -308,7 +312,7 @@ def resumed(settings: RunSettings, version: int) -> RunState:
     return RunState.resumed(settings, checkpoint)
 
 
-def go_on(path: Path, version: int, settings: RunSettings = SETTINGS) -> module.Journal:
+def go_on(path: Path, version: int, settings: RunSettings = SETTINGS) -> Journal:
     """The journal after a server has gone on from that version."""
     with opened_journal(path, resumed(settings, version)):
         pass

@@ -12,7 +12,8 @@ import pytest
 
 from dist_net.errors import DistNetError, SegmentError
 from dist_net.files import AppendedFile
-from dist_net.training.server.journal import Journal, read_journal
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Journal
 from dist_net.training.server.loop import ServerLoop, opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings

@@ -10,7 +10,7 @@ import pytest
 from dist_net.errors import FileWriteError, SupersededError
 from dist_net.nets.checkpoint import write_checkpoint
 from dist_net.training.server.consistency import WHOLE
-from dist_net.training.server.journal import Applied
+from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import Received, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.run_state import RunState

@@ -13,8 +13,7 @@ from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
 from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, Adam, Momentum
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
-from dist_net.training.server.metrics import RECORDS_PER_EPOCH
-from dist_net.training.server.run_state import LATE_FACTOR, RunState, epoch_means
+from dist_net.training.server.run_state import LATE_FACTOR, RunState
 from dist_net.training.server.state import Record
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
@@ -396,43 +395,6 @@ def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
 
 
 # Warnings
-
-
-def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
-    losses = [1.0] * 40 + [0.5] * 20 + [0.55] * 20
-    found = []
-    for consistency in (ROUNDS, ASYNC):
-        run = a_run(consistency=consistency)
-        for count in (1, 40, 60, 80, 100):
-            rising = [*losses, *[0.9] * 20][:count]
-            run.metrics.records.clear()
-            run.metrics.records.extend(
-                {"loss": loss, "epoch": number / RECORDS_PER_EPOCH}
-                for number, loss in enumerate(rising, 1)
-            )
-            found.append(run.loss_warning)
-    *quiet, warning = found[:5]
-    assert quiet == [None] * 4
-    assert warning is not None
-    for word in ("0.5", "0.9", "3.0", "learning rate", "fewer workers"):
-        assert word in warning
-    assert "--consistency rounds" not in warning
-    assert found[9] is not None
-    assert "--consistency rounds" in found[9]
-
-
-def test_a_loss_near_zero_may_rise() -> None:
-    run = a_run()
-    run.metrics.records.extend({"loss": 1.0, "epoch": 1.0} for _ in range(20))
-    run.metrics.records.extend({"loss": 1e-5, "epoch": 2.0} for _ in range(20))
-    run.metrics.records.extend({"loss": 1e-3, "epoch": 3.0} for _ in range(20))
-    assert run.loss_warning is None
-
-
-def test_epoch_means_are_moving_means_over_an_epoch() -> None:
-    assert epoch_means([1.0] * (RECORDS_PER_EPOCH - 1)) == []
-    means = epoch_means([1.0] * RECORDS_PER_EPOCH + [3.0] * RECORDS_PER_EPOCH)
-    assert means[:: RECORDS_PER_EPOCH // 2] == [1.0, 2.0, 3.0]
 
 
 # Resuming

@@ -13,7 +13,8 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.loop import new_run
 from dist_net.training.server.metrics import RECORDS_PER_REPORT
-from dist_net.training.server.run_state import WORKERS_PER_REPORT, RunState
+from dist_net.training.server.run_report import WORKERS_PER_REPORT
+from dist_net.training.server.run_state import RunState
 from dist_net.training.server.state import Forget, Record, SendToPeer
 from dist_net.wire.codec import encode
 from dist_net.wire.fields import MAX_HEADER_BYTES

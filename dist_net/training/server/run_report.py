@@ -1,0 +1,98 @@
+"""The report of a run: counters, workers, and warnings with their remedies. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.lease_lengths import longest_round_s, needed_round_s
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.slowness import slowness_of
+
+LOSS_RISE, LOSS_NOISE = 0.25, 0.02
+"""A loss has risen if its mean over an epoch is this share above the lowest such mean, and the rise
+is more than the second share of the first mean: a loss near 0 is noise."""
+
+WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
+
+
+def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
+    """Return the counters, the workers, and the metric records from ``first_record`` on."""
+    applied_samples = run.ledger.applied_samples
+    return {
+        "samples": applied_samples,
+        "samples_total": run.settings.samples_total,
+        "epochs": run.settings.epochs,
+        "version": run.store.version,
+        "samples_per_update": applied_samples / max(1, run.store.version),
+        **run.metrics.report(applied_samples, first_record),
+        "loss_warning": loss_warning(run),
+        "link_warning": link_warning(run),
+        "resume_warnings": run.resume_warnings,
+        "worker_count": len(run.members),
+        "workers": _worker_reports(run, now),
+    }
+
+
+def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
+    """Return a report of each worker, up to ``WORKERS_PER_REPORT``, slow workers first."""
+    members = run.members.members
+    found = slowness_of(members, now, run.settings.heartbeat_timeout_s)
+    if len(members) > WORKERS_PER_REPORT:
+        members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
+    return [
+        {
+            **member.report(now),
+            "speed_share": found[member.worker_id].share,
+            "is_slow": found[member.worker_id].is_slow,
+            "slow_because": found[member.worker_id].causes,
+        }
+        for member in members[:WORKERS_PER_REPORT]
+    ]
+
+
+def link_warning(run: RunState) -> str | None:
+    """The reason why workers on other hosts do not pay off, with automatic local steps."""
+    known = [each for each in run.members.members if each.lease_times is not None]
+    times = [each.lease_times for each in known if each.lease_times is not None]
+    if run.settings.local_steps is not None or all(each.shared for each in known):
+        return None
+    needed_s, longest_s = needed_round_s(times), longest_round_s(times, run.limits)
+    if needed_s <= longest_s:
+        return None
+    slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
+    exchange_s, minibatch_s, _ = slowest[0]
+    return (
+        f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
+        f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "
+        f"keep exchanges to a twentieth of its time, but more than "
+        f"{slowest[0].steps_in(longest_s):,} cost accuracy, so that a worker on this link "
+        f"does not pay off. It would with exchanges {needed_s / longest_s:.1f} times as fast, "
+        f"or that many times the epochs or the time of a minibatch"
+    )
+
+
+def loss_warning(run: RunState) -> str | None:
+    """A remedy for a training loss that has risen again; None if it has not."""
+    records = list(run.metrics.records)
+    means = epoch_means([each["loss"] or 0.0 for each in records])
+    if not means:
+        return None
+    lowest = min(range(len(means)), key=means.__getitem__)
+    rise = means[-1] - means[lowest]
+    if rise < LOSS_RISE * means[lowest] or rise < LOSS_NOISE * means[0]:
+        return None
+    remedy = "" if run.settings.consistency is Consistency.ROUNDS else ", --consistency rounds"
+    return (
+        f"the training loss has risen from {means[lowest]:.4g} at epoch "
+        f"{records[lowest + RECORDS_PER_EPOCH - 1]['epoch']:.1f} to {means[-1]:.4g}; use a "
+        f"learning rate below {run.settings.learning_rate:g}{remedy} or fewer workers"
+    )
+
+
+def epoch_means(losses: Sequence[float]) -> list[float]:
+    """Return the mean of every ``RECORDS_PER_EPOCH`` consecutive records; none for fewer."""
+    sums = np.cumsum([0.0, *losses])
+    return list((sums[RECORDS_PER_EPOCH:] - sums[:-RECORDS_PER_EPOCH]) / RECORDS_PER_EPOCH)

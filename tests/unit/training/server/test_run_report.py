@@ -1,0 +1,45 @@
+"""Reports of a run: warnings with their remedies. Those of workers: see ``test_state``."""
+
+from desk import a_run
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.run_report import epoch_means, loss_warning
+
+ROUNDS, ASYNC, _ = Consistency
+
+
+def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
+    losses = [1.0] * 40 + [0.5] * 20 + [0.55] * 20
+    found = []
+    for consistency in (ROUNDS, ASYNC):
+        run = a_run(consistency=consistency)
+        for count in (1, 40, 60, 80, 100):
+            rising = [*losses, *[0.9] * 20][:count]
+            run.metrics.records.clear()
+            run.metrics.records.extend(
+                {"loss": loss, "epoch": number / RECORDS_PER_EPOCH}
+                for number, loss in enumerate(rising, 1)
+            )
+            found.append(loss_warning(run))
+    *quiet, warning = found[:5]
+    assert quiet == [None] * 4
+    assert warning is not None
+    for word in ("0.5", "0.9", "3.0", "learning rate", "fewer workers"):
+        assert word in warning
+    assert "--consistency rounds" not in warning
+    assert found[9] is not None
+    assert "--consistency rounds" in found[9]
+
+
+def test_a_loss_near_zero_may_rise() -> None:
+    run = a_run()
+    run.metrics.records.extend({"loss": 1.0, "epoch": 1.0} for _ in range(20))
+    run.metrics.records.extend({"loss": 1e-5, "epoch": 2.0} for _ in range(20))
+    run.metrics.records.extend({"loss": 1e-3, "epoch": 3.0} for _ in range(20))
+    assert loss_warning(run) is None
+
+
+def test_epoch_means_are_moving_means_over_an_epoch() -> None:
+    assert epoch_means([1.0] * (RECORDS_PER_EPOCH - 1)) == []
+    means = epoch_means([1.0] * RECORDS_PER_EPOCH + [3.0] * RECORDS_PER_EPOCH)
+    assert means[:: RECORDS_PER_EPOCH // 2] == [1.0, 2.0, 3.0]
