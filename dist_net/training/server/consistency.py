@@ -52,7 +52,7 @@ class OuterStep(NamedTuple):
 WHOLE = OuterStep(1.0, 0.0, 1.0)
 
 
-ROUNDS = 128
+ROUNDS, FEWEST_ROUNDS = 128, 48
 USUAL_STEPS, FEWEST_STEPS = 32, 2
 """Local steps of a worker; see ``step_limits``."""
 
@@ -94,16 +94,18 @@ def local_batch_size(
 def step_limits(consistency: Consistency, workers: int, minibatches: float) -> StepLimits:
     """Return the limits for a round of ``workers`` in a run of ``minibatches`` of their size.
 
-    A run needs ``ROUNDS`` rounds, or the momentum of the outer steps has no time to act. Each
-    worker takes ``USUAL_STEPS`` steps if the run has enough, which costs few exchanges, and
-    ``FEWEST_STEPS`` in any case. One worker alone needs no round.
+    The momentum of the outer steps needs rounds to act. Each worker takes ``USUAL_STEPS`` steps if
+    the run then has ``ROUNDS`` rounds, and more on slow links, as far as ``FEWEST_ROUNDS`` permit;
+    but ``FEWEST_STEPS`` in any case. One worker alone needs no round.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
     if workers == 1:
         return StepLimits(min(USUAL_STEPS, minibatches), minibatches)
-    most = max(minibatches / ROUNDS, FEWEST_STEPS * workers)
-    return StepLimits(min(USUAL_STEPS * workers, most), most)
+    fewest, most = (
+        max(minibatches / rounds, FEWEST_STEPS * workers) for rounds in (ROUNDS, FEWEST_ROUNDS)
+    )
+    return StepLimits(min(USUAL_STEPS * workers, fewest), most)
 
 
 def outer_step(consistency: Consistency, workers: float, turns: float = 1.0) -> OuterStep:
