@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     with FetchProgress(console) as progress:
         evaluation = trained.evaluate(progress=progress)
     loaded, checkpoint = trained.trained
-    console.print(
+    plain_console(stderr=False).print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
         f"samples"
     )

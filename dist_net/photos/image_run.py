@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -48,6 +48,7 @@ from dist_net.photos.bases import (
     FoundBase,
     Views,
     base_called,
+    default_base,
     joined_weights,
 )
 from dist_net.photos.head import calibrated_losses, mean_and_error
@@ -87,8 +88,8 @@ class ImageOptions:
     """
 
     folder: str
-    base: str
     run: RunOptions
+    base: str = field(default_factory=default_base)
     labels_csv: str | None = None
     validation: float = VALIDATION_SHARE
     fine_tune: int = 0
@@ -107,6 +108,12 @@ class ImageOptions:
                 raise SettingError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
+        if self.run.keeps_best or self.run.patience is not None:
+            raise SettingError(
+                f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: the figures of a "
+                f"run on a folder of images are measured on its validation images, which therefore "
+                f"choose no weights; expected neither --keep nor --patience"
+            )
         scene_of_each([], self.group_by)
         if self.fitting is not None:
             fitting_named(self.fitting)
@@ -123,14 +130,7 @@ class ImageOptions:
 
     def of_training(self) -> RunOptions:
         """Return the options of training; the recipe sets the epochs and the learning rate."""
-        return replace(
-            self.run,
-            recipe=IMAGES,
-            epochs=None,
-            learning_rate=None,
-            keeps_best=False,
-            patience=None,
-        )
+        return replace(self.run, recipe=IMAGES, epochs=None, learning_rate=None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -400,13 +400,12 @@ class ImageRun:
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        local = replace(self._local, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:
             self._console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            summary = LocalRun(directory, loaded, dataset, options, local, display).run()
+            summary = LocalRun(directory, loaded, dataset, options, self._local, display).run()
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
         judged = judged_by(recipe, weights, images, groups, VALIDATION)
         return weights, judged, summary

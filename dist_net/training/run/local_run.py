@@ -72,7 +72,6 @@ class LocalRunSettings:
 
     workers: int | None
     listening: ListenOptions = field(default_factory=ListenOptions)
-    resume: bool = False
     restarts: int = RESTARTS
     ray_address: str | None = None
     start_timeout_s: float = START_TIMEOUT_S
@@ -82,11 +81,11 @@ class LocalRunSettings:
             raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
 
     @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, resume: bool) -> Self:
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """Return the settings of a command line."""
         listening = ListenOptions.from_arguments(arguments)
         return cls(
-            *(arguments.workers, listening, resume, arguments.restarts, arguments.ray),
+            *(arguments.workers, listening, arguments.restarts, arguments.ray),
             arguments.start_timeout,
         )
 
@@ -160,7 +159,6 @@ class LocalRun:
         self._evaluate_after_s = 0.0
         self._listen = local.listening.listen
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
-        self._resumes: bool | None = local.resume  # None: if a checkpoint exists
         self._was_ready = False
         self._asked_s = math.inf
         self._is_silent = False
@@ -249,9 +247,7 @@ class LocalRun:
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
-        resumes = self._directory.checkpoint.exists() if self._resumes is None else self._resumes
-        self._resumes = None
-        if resumes:
+        if self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
         return Role(
