@@ -202,34 +202,21 @@ def train(
         raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
-    if is_folder:
-        return _train_images(Path(recipe), directory, local, callbacks, console, options)
-    loaded = load_recipe(str(recipe))
-    prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **options), console)
-    run = RunDirectory.create(directory, loaded.name, datetime.now())
-    display = WatchedTraining(console, prepared.settings.samples, callbacks)
-    summary = prepared.train(run, local, console, display)
-    return Run(run.path, summary, display.history)
-
-
-def _train_images(
-    folder: Path,
-    directory: Path | None,
-    local: LocalRunSettings,
-    callbacks: Sequence[Callback],
-    console: Console,
-    given: dict[str, Any],
-) -> Run:
-    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_IMAGES}
-    own = {name: given[name] for name in given.keys() & OPTIONS_OF_IMAGES}
-    options = ImageOptions(str(folder.resolve()), RunOptions(IMAGES, **of_run), **own)
-    run = new_run(directory, options)
     displays: list[WatchedTraining] = []
 
     def display(samples: int) -> WatchedTraining:
         displays.append(WatchedTraining(console, samples, callbacks))
         return displays[-1]
 
-    with run.locked():
-        report = train_and_report(run, options, local, console, display)
+    if is_folder:
+        own = {name: options.pop(name) for name in options.keys() & OPTIONS_OF_IMAGES}
+        of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **options), **own)
+        run = new_run(directory, of_images)
+        with run.locked():
+            report = train_and_report(run, of_images, local, console, display)
+    else:
+        loaded = load_recipe(str(recipe))
+        prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **options), console)
+        run = RunDirectory.create(directory, loaded.name, datetime.now())
+        report = prepared.train(run, local, console, display)
     return Run(run.path, report, [result for each in displays for result in each.history])

@@ -42,13 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
         f"samples"
     )
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "test_accuracy": evaluation.accuracy,
-                    "test_loss": evaluation.loss,
-                    "samples": evaluation.samples,
-                }
-            )
-        )
+        figures = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+        print(json.dumps(figures | {"samples": evaluation.samples}))
     return 0

@@ -56,14 +56,12 @@ def explained_end(arguments: argparse.Namespace, directory: RunDirectory) -> Ite
     """Add the command that resumes the run to each error that ends it."""
     try:
         yield
-    except KeyboardInterrupt:
-        error = InterruptedRunError("interrupted")
-        error.add_note(how_to_go_on(arguments, directory))
-        raise error from None
-    except DistNetError as error:
-        if not isinstance(error, BadInputError):
-            error.add_note(how_to_go_on(arguments, directory))
+    except BadInputError:
         raise
+    except (KeyboardInterrupt, DistNetError) as end:
+        error = end if isinstance(end, DistNetError) else InterruptedRunError("interrupted")
+        error.add_note(how_to_go_on(arguments, directory))
+        raise error from end.__cause__
 
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:

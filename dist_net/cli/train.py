@@ -17,6 +17,7 @@ from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
     require_no_image_options,
+    resumed_directory,
     train_images,
 )
 from dist_net.command_line import add_trust_argument, joining_command
@@ -233,7 +234,6 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         loaded = load_run_recipe(directory, arguments.trust_recipe)
     prepared = PreparedRun.read(loaded, options, console)
     local = LocalRunSettings.from_arguments(arguments)
-    local.require_listening()
 
     def joining(address: str) -> str:
         return joining_command("worker", loaded.reference, address=address, keys=arguments.keys)
@@ -241,8 +241,10 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
     if arguments.resume and not directory.has_begun:
         console.print(f"{directory.path} has no checkpoint yet: the run starts at version 0")
-    how_to_join, samples = None if arguments.ray else joining, prepared.settings.samples
-    display = TrainingProgress(console, samples, how_to_join, publish)
+
+    def display(samples: int) -> TrainingProgress:
+        return TrainingProgress(console, samples, None if arguments.ray else joining, publish)
+
     with explained_end(arguments, directory):
         summary = prepared.train(directory, local, console, display)
     show_summary(summary, arguments.json)
@@ -272,6 +274,5 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
     given = {"recipe": arguments.recipe, **options_given(arguments)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
-    found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir
-    directory = found if isinstance(found, RunDirectory) else RunDirectory.open(found)
+    directory = resumed_directory(arguments)
     return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)

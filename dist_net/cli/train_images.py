@@ -108,7 +108,7 @@ def is_of_images(arguments: argparse.Namespace) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
     if arguments.recipe is not None:
         return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
-    return arguments.resume and _resumed(arguments).folder.exists()
+    return arguments.resume and resumed_directory(arguments).folder.exists()
 
 
 def require_no_image_options(arguments: argparse.Namespace) -> None:
@@ -120,7 +120,8 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
-def _resumed(arguments: argparse.Namespace) -> RunDirectory:
+def resumed_directory(arguments: argparse.Namespace) -> RunDirectory:
+    """Return the directory of the run to resume; raise RunDirectoryError."""
     if arguments.run_dir is None:
         return RunDirectory.newest(has_model=False)
     return RunDirectory.open(arguments.run_dir)
@@ -132,7 +133,7 @@ def _run_asked_for(
     """Return the directory of the resumed or new run, and its options."""
     given = image_options_given(arguments)
     if arguments.resume:
-        directory = _resumed(arguments)
+        directory = resumed_directory(arguments)
         before = ImageOptions.read(directory.folder)
         for name in ("folder", "base", "fitting"):
             if name in given and given[name] != getattr(before, name):
@@ -165,7 +166,6 @@ def train_images(
             f"train with --workers of at least 1"
         )
     local = LocalRunSettings.from_arguments(arguments)
-    local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
         directory.discard()

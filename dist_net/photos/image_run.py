@@ -38,7 +38,7 @@ from dist_net.errors import (
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
@@ -65,6 +65,7 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
+from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -420,20 +421,9 @@ def write_model(
     directory.begin(training.to_json(), loaded.files)
     settings = training.settings(loaded)
     of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
+    record = settings.recipe_record | of_model
     write_checkpoint(
-        directory.best,
-        Checkpoint(
-            recipe=settings.recipe,
-            recipe_digest=settings.recipe_digest,
-            recipe_record=settings.recipe_record | of_model,
-            layout=settings.layout,
-            version=0,
-            settings=settings.to_json(),
-            ledger={},
-            counters={},
-            weights=trained.weights,
-            optimizer_state={},
-        ),
+        directory.best, model_only(replace(settings, recipe_record=record), trained.weights)
     )
 
 

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = "dist-net-"
-JOINED = "run"
-"""The files of a run that this host has joined, in the temporary directory of ``join``."""
+JOINED = "run"  # in the temporary directory of ``join``: the files of the run
 MAX_PARENT_BYTES = 80
 """A Unix socket's path has at most 107 bytes (unix(7)); names below the parent take up to 26."""
 

@@ -82,12 +82,12 @@ class LocalRunSettings:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the settings of a command line."""
+        """Return the settings of a command line; raise the errors of its addresses and keys."""
         listening = ListenOptions.from_arguments(arguments)
-        return cls(
-            *(arguments.workers, listening, arguments.restarts, arguments.ray),
-            arguments.start_timeout,
-        )
+        processes = arguments.restarts, arguments.ray, arguments.start_timeout
+        local = cls(arguments.workers, listening, *processes)
+        local._require_listening()
+        return local
 
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
         """Return the launcher for the run in ``directory``."""
@@ -96,7 +96,7 @@ class LocalRunSettings:
         timeout_s = self.start_timeout_s
         return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
 
-    def require_listening(self) -> None:
+    def _require_listening(self) -> None:
         """Raise the errors of the addresses and of too few CPUs before the run starts."""
         if self.ray_address is not None and self.workers:
             RayCluster(self.ray_address, Path()).cores_each(self.workers)
@@ -291,23 +291,16 @@ class LocalRun:
             if self._display.wants_end:
                 self.stop("a callback returned True")
             if self._stop_reason:
-                return self._stop_early(observer, report, server)
+                self._display.warned(f"stopped early: {self._stop_reason}")
+                break
             time.sleep(REPORT_EVERY_S)
-        while report["records"]:
+        while report["records"] and not self._stop_reason:
             report = self._poll(observer)
-        last = self._evaluate_now(observer)
+        last = self.evaluation if self._stop_reason else None
+        evaluation = last or self._evaluate_now(observer)
         self._wait(server)
-        observer.shut_down("every epoch is done")
-        return self._summary(report, self.evaluation or last)
-
-    def _stop_early(
-        self, observer: Observer, report: dict[str, Any], server: RunningChild
-    ) -> dict[str, Any]:
-        self._display.warned(f"stopped early: {self._stop_reason}")
-        best = self.evaluation or self._evaluate_now(observer)
-        self._wait(server)
-        observer.shut_down(self._stop_reason)
-        return self._summary(report, best)
+        observer.shut_down(self._stop_reason or "every epoch is done")
+        return self._summary(report, self.evaluation or evaluation)
 
     def _summary(self, report: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
         return {
