@@ -239,8 +239,6 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         return joining_command("worker", loaded.reference, address=address, keys=arguments.keys)
 
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
-    if arguments.resume and not directory.has_begun:
-        console.print(f"{directory.path} has no checkpoint yet: the run starts at version 0")
 
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, None if arguments.ray else joining, publish)
