@@ -23,8 +23,7 @@ def show_summary(
 ) -> None:
     """Print the results of the run and the next command to stdout, and last the JSON object.
 
-    ``result`` replaces the test accuracy, where it was measured on other samples; ``more`` are
-    further lines.
+    ``result`` replaces the test accuracy; ``more`` are further lines.
     """
     console = plain_console(stderr=False)
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]

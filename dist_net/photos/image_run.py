@@ -111,9 +111,8 @@ class ImageOptions:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
         if self.run.keeps_best or self.run.patience is not None:
             raise SettingError(
-                f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: the figures of a "
-                f"run on a folder of images are measured on its validation images, which therefore "
-                f"choose no weights; expected neither --keep nor --patience"
+                f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: a folder's "
+                f"validation images measure its run and choose no weights; expected neither"
             )
         scene_of_each([], self.group_by)
         if self.fitting is not None:
@@ -432,24 +431,12 @@ def _head_report(
 ) -> dict[str, Any]:
     """Return the JSON object of a run without a cluster; an epoch is a step over all images."""
     samples = head.heads.steps * len(head.rows)
-    names = {
-        "recipe": recipe.name,
-        "run_dir": str(directory.path),
-        "checkpoint": str(directory.best),
-        "test_accuracy": None,
-        "test_loss": None,
+    return {
+        **{"recipe": recipe.name, "run_dir": str(directory.path), "warnings": []},
+        **dict.fromkeys(REPORTED, 0),
+        **{"epochs": head.heads.steps, "samples": samples, "seconds": seconds},
+        "samples_per_s": samples / seconds,
     }
-    return (
-        names
-        | dict.fromkeys(REPORTED, 0)
-        | {
-            "epochs": head.heads.steps,
-            "samples": samples,
-            "seconds": seconds,
-            "samples_per_s": samples / seconds,
-            "warnings": [],
-        }
-    )
 
 
 def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:

@@ -86,13 +86,11 @@ def draw(
     try:
         records = directory.read_metrics()
         if records:
-            samples_per_epoch = len(dataset.train_targets)
             with directory.replacing(directory.training_plot) as file:
-                plot_training(records, samples_per_epoch, recipe, file)
+                plot_training(records, len(dataset.train_targets), recipe, file)
         if evaluation is not None and evaluation.accuracy is not None:
-            confusion, names = evaluation.confusion, dataset.class_names
             with directory.replacing(directory.confusion_plot) as file:
-                plot_confusion(confusion, names, recipe, file)
+                plot_confusion(evaluation.confusion, dataset.class_names, recipe, file)
     except MissingExtraError as error:
         console.print(str(error))
     except (OSError, RunDirectoryError) as error:
