@@ -58,14 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         use_threads(threads)
         return TrainingStep(loaded.recipe.model, dataset, settings.seed, threads)
 
-    replay = Replay(
-        settings,
-        journal,
-        step_of,
-        loaded.recipe.initial_weights(settings.seed)
-        if arguments.begin is None
-        else read_checkpoint(arguments.begin),
-    )
+    begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
+    initial = begin or loaded.recipe.initial_weights(settings.seed)
+    replay = Replay(settings, journal, step_of, initial)
     if journal.fault is not None:
         console.print(f"the journal ends at version {journal.version:,}: {journal.fault}")
     with CountProgress(console, f"replaying {directory.path}", "updates replayed") as progress:
