@@ -28,13 +28,13 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
-from dist_net.photos.bases import default_base
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
-from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.evaluation import Evaluation, Evaluator
-from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
+from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.single_process import (
     Callback,
@@ -202,41 +202,21 @@ def train(
         raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
-    if is_folder:
-        return _train_images(Path(recipe), directory, local, callbacks, console, options)
-    loaded = load_recipe(str(recipe))
-    with FetchProgress(console) as fetching:
-        dataset = loaded.recipe.load_dataset(fetching)
-    chosen = RunOptions(loaded.reference, **options).on(loaded, dataset)
-    settings = chosen.settings(loaded)
-    run = RunDirectory.create(directory, loaded.name, datetime.now())
-    display = WatchedTraining(console, settings.samples, callbacks)
-    with run.locked(), display:
-        summary = LocalRun(run, loaded, dataset, chosen, local, display).run()
-    return Run(run.path, summary, display.history)
-
-
-def _train_images(
-    folder: Path,
-    directory: Path | None,
-    local: LocalRunSettings,
-    callbacks: Sequence[Callback],
-    console: Console,
-    given: dict[str, Any],
-) -> Run:
-    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_IMAGES}
-    own = {name: given[name] for name in given.keys() & OPTIONS_OF_IMAGES}
-    options = ImageOptions(
-        **{"base": default_base(), "folder": str(folder.resolve())} | own,
-        run=RunOptions(IMAGES, **of_run),
-    )
-    run = new_run(directory, options)
     displays: list[WatchedTraining] = []
 
     def display(samples: int) -> WatchedTraining:
         displays.append(WatchedTraining(console, samples, callbacks))
         return displays[-1]
 
-    with run.locked():
-        report = train_and_report(run, options, local, console, display)
+    if is_folder:
+        own = {name: options.pop(name) for name in options.keys() & OPTIONS_OF_IMAGES}
+        of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **options), **own)
+        run = new_run(directory, of_images)
+        with run.locked():
+            report = train_and_report(run, of_images, local, console, display)
+    else:
+        loaded = load_recipe(str(recipe))
+        prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **options), console)
+        run = RunDirectory.create(directory, loaded.name, datetime.now())
+        report = prepared.train(run, local, console, display)
     return Run(run.path, report, [result for each in displays for result in each.history])

@@ -37,18 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     with FetchProgress(console) as progress:
         evaluation = trained.evaluate(progress=progress)
     loaded, checkpoint = trained.trained
-    console.print(
+    plain_console(stderr=False).print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
         f"samples"
     )
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "test_accuracy": evaluation.accuracy,
-                    "test_loss": evaluation.loss,
-                    "samples": evaluation.samples,
-                }
-            )
-        )
+        figures = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+        print(json.dumps(figures | {"samples": evaluation.samples}))
     return 0

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, print a summary and return the exit code."""
-    console, file = plain_console(), arguments.file
+    file = arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
     require_another_file(arguments.model, arguments.weights, file)
     confirm_recipe(arguments.model, arguments.trust_recipe)
-    with FetchProgress(console) as progress:
+    with FetchProgress(plain_console()) as progress:
         source = model_source(
             arguments.model,
             arguments.weights,
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = parse_named_source(arguments.model).name
     exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
     written = write_exported(file, format, exported)
-    console.print(
+    plain_console(stderr=False).print(
         f"{file}: {exported.name} as {format}, {found.model.layout.size:,} parameters, "
         f"{written:,} bytes"
     )

@@ -51,10 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])
         raise DatasetError(f"no dataset or classifier {name!r} to fetch; {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
-    console = plain_console()
-    with FetchProgress(console) as progress:
+    with FetchProgress(plain_console()) as progress:
         text, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
-    console.print(text)
+    plain_console(stderr=False).print(text)
     if arguments.json:
         print(json.dumps(summary))
     return 0

@@ -26,7 +26,7 @@ from dist_net.photos.image_preparation import prepare_images
 from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
-from dist_net.processes.own_directory import log_directory, temporary_directory
+from dist_net.processes.own_directory import JOINED, log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = plain_console()
     server = server_given(arguments, TRAINING, arguments.timeout)
     with ExitStack() as opened:
-        directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
+        directory = RunDirectory(opened.enter_context(temporary_directory()) / JOINED)
         directory.make()
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         joined = JoinedRun(server, directory, logs, settings, display)
         joined.run()
-    console.print(f"{offered.name}: the run is done")
+    plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
 
 

@@ -13,7 +13,8 @@ from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
-from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
+from dist_net.processes.terminal import CountProgress, plain_console
+from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.journal import read_journal
@@ -44,28 +45,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raise ``ReplayError`` if the weights differ from the run's.
     """
-    console = plain_console()
+    console, results = plain_console(), plain_console(stderr=False)
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
     confirm_recipe(directory.path, arguments.trust_recipe)
     journal = read_journal(directory.journal)
-    loaded = load_run_recipe(directory, arguments.trust_recipe)
-    with FetchProgress(console) as fetching:
-        dataset = loaded.recipe.load_dataset(fetching)
-    options = RunOptions.from_json(directory.options.read_text()).on(loaded, dataset)
-    settings = options.settings(loaded)
+    options = RunOptions.from_json(directory.options.read_text())
+    loaded, dataset, _, settings = PreparedRun.read(
+        load_run_recipe(directory, arguments.trust_recipe), options, console
+    )
 
     def step_of(threads: int) -> TrainingStep:
         use_threads(threads)
         return TrainingStep(loaded.recipe.model, dataset, settings.seed, threads)
 
-    replay = Replay(
-        settings,
-        journal,
-        step_of,
-        loaded.recipe.initial_weights(settings.seed)
-        if arguments.begin is None
-        else read_checkpoint(arguments.begin),
-    )
+    begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
+    initial = begin or loaded.recipe.initial_weights(settings.seed)
+    replay = Replay(settings, journal, step_of, initial)
     if journal.fault is not None:
         console.print(f"the journal ends at version {journal.version:,}: {journal.fault}")
     with CountProgress(console, f"replaying {directory.path}", "updates replayed") as progress:
@@ -73,25 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
     if result.matches and arguments.to is not None:
         path = directory.path / f"replay-{result.version}.safetensors"
         write_checkpoint(path, replay.checkpoint())
-        console.print(f"checkpoint: {path}")
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "version": result.version,
-                    "weights_sha256": result.weights_sha256,
-                    "matches": result.matches,
-                }
-            )
+        results.print(f"checkpoint: {path}")
+    if result.matches:
+        results.print(
+            f"version {result.version:,} matches the run; SHA-256 of the weights: "
+            f"{result.weights_sha256}"
         )
+    if arguments.json:
+        keys = "version", "weights_sha256", "matches"
+        print(json.dumps({key: getattr(result, key) for key in keys}))
     if not result.matches:
         raise ReplayError(
             f"the weights differ from the run's at version {result.version:,}; the last version "
             f"that matches is {result.matched_version:,}. Replay with the same machine, libraries "
             f"and thread count as the run: rounding depends on them"
         )
-    console.print(
-        f"version {result.version:,} matches the run; SHA-256 of the weights: "
-        f"{result.weights_sha256}"
-    )
     return 0

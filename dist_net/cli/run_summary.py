@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-
 from dist_net.command_line import command_line
+from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import AUTO
+from dist_net.processes.terminal import plain_console
 from dist_net.training.run.training_progress import exchange_facts
 
 DEFAULT_WORKERS = 2
 
 
-def show_summary(summary: dict[str, Any], console: Console, result: str = "") -> None:
-    """Print the results of the run and the next command.
+def show_summary(
+    summary: dict[str, Any], as_json: bool, result: str = "", more: Sequence[str] = ()
+) -> None:
+    """Print the results of the run and the next command to stdout, and last the JSON object.
 
-    ``result`` replaces the test accuracy, where it was measured on other samples.
+    ``result`` replaces the test accuracy; ``more`` are further lines.
     """
+    console = plain_console(stderr=False)
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
     measured = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
     console.print(result or measured, style="bold", end="")
@@ -38,12 +44,29 @@ def show_summary(summary: dict[str, Any], console: Console, result: str = "") ->
     console.print(
         f"run directory: {summary['run_dir']}\nnext: {command_line('evaluate', summary['run_dir'])}"
     )
+    for line in more:
+        console.print(line)
+    if as_json:
+        print(json.dumps(summary))
+
+
+@contextmanager
+def explained_end(arguments: argparse.Namespace, directory: RunDirectory) -> Iterator[None]:
+    """Add the command that resumes the run to each error that ends it."""
+    try:
+        yield
+    except BadInputError:
+        raise
+    except (KeyboardInterrupt, DistNetError) as end:
+        error = end if isinstance(end, DistNetError) else InterruptedRunError("interrupted")
+        error.add_note(how_to_go_on(arguments, directory))
+        raise error from end.__cause__
 
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
     """Return the command that resumes a run that ended early."""
-    if not (directory.checkpoint.exists() or directory.folder.exists()):
-        return "no checkpoint to resume from"
+    if not (directory.options.exists() or directory.folder.exists()):
+        return "the run has not begun"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
     workers = arguments.workers
     if arguments.command == "train" and workers != DEFAULT_WORKERS:

@@ -14,7 +14,7 @@ from dist_net.cli.train import local_steps
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.processes.cores import available_cores
-from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.processes.terminal import plain_console
 from dist_net.training.planner import capacity as planned
 from dist_net.training.planner.capacity import (
     MAX_WORKERS,
@@ -25,6 +25,7 @@ from dist_net.training.planner.capacity import (
 from dist_net.training.planner.costs import SHARED_MEMORY, ClusterCosts, Network, state_vectors
 from dist_net.training.run.measuring import measure_step, measure_transport
 from dist_net.training.run.plots import new_figure, plot_capacity
+from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 
@@ -166,10 +167,9 @@ def costs_given(arguments: argparse.Namespace) -> ClusterCosts:
 def costs_of_recipe(arguments: argparse.Namespace) -> ClusterCosts:
     """Time the steps of a recipe and, with --measure, exchanges; return the costs."""
     loaded, console = load_recipe(arguments.recipe), plain_console()
-    with FetchProgress(console) as progress:
-        dataset = loaded.recipe.load_dataset(progress)
     chosen = {"batch_size": arguments.batch_size, "optimizer": arguments.optimizer}
-    settings = RunOptions(loaded.reference, **chosen).on(loaded, dataset).settings(loaded)
+    options = RunOptions(loaded.reference, **chosen)
+    _, dataset, _, settings = PreparedRun.read(loaded, options, console)
     threads = arguments.threads or 1
     costs = replace(
         read_costs(TYPICAL_COSTS),

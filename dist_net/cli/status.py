@@ -18,7 +18,9 @@ from dist_net.cli.parser import number_above_zero
 from dist_net.cli.run_status import run_line, run_view
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted, printable_report
+from dist_net.processes.own_directory import JOINED, own_directories
 from dist_net.processes.terminal import plain_console
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
 
@@ -31,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address", metavar="ADDRESS", help="as for --connect of dist-net worker or reload"
     )
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
+    parser.add_argument(
+        "--keys", type=Path, metavar="DIR", help="a client's keys (default: those of join)"
+    )
     parser.add_argument(
         "--timeout",
         type=number_above_zero,
@@ -56,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the server's report, once or until the run ends, and return the exit code."""
-    keys = load_peer_keys(arguments.keys, CLIENT) if arguments.keys else None
+    given = arguments.keys or keys_of_join(arguments.address)
+    keys = load_peer_keys(given, CLIENT) if given else None
     console = plain_console(stderr=False)
     if arguments.follow:
         is_live = console.is_terminal and not arguments.json
@@ -78,6 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
         for report in reports:
             print(line(report), flush=True)
     return 0
+
+
+def keys_of_join(address: str) -> Path | None:
+    """Return the directory of the keys by which ``join`` reaches a server from this host."""
+    for joined in (RunDirectory(each / JOINED) for each in own_directories()):
+        if joined.server.is_file() and joined.server.read_text() == address:
+            return joined.keys
+    return None
 
 
 def followed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -13,28 +12,23 @@ from rich.console import Console
 
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
 from dist_net.cli.parser import count_from
-from dist_net.cli.run_summary import DEFAULT_WORKERS, how_to_go_on, show_summary
+from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
     require_no_image_options,
+    resumed_directory,
     train_images,
 )
 from dist_net.command_line import add_trust_argument, joining_command
-from dist_net.data import Dataset
 from dist_net.errors import (
     AddressError,
-    InterruptedRunError,
-    MissingExtraError,
-    ProcessFailedError,
     RunDirectoryError,
     SettingError,
 )
-from dist_net.nets.checkpoint import read_resumable_checkpoint
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
-from dist_net.printable import counted
 from dist_net.processes.cluster_options import (
     AUTO,
     add_cluster_arguments,
@@ -43,19 +37,15 @@ from dist_net.processes.cluster_options import (
 )
 from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
-from dist_net.processes.terminal import FetchProgress, announced, plain_console
-from dist_net.training.run.evaluation import Evaluation
+from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import (
-    KILLED_RUN_ENDS_S,
     START_TIMEOUT_S,
-    LocalRun,
     LocalRunSettings,
 )
-from dist_net.training.run.plots import plot_confusion, plot_training
+from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.run_state import RunState
 
 DEFAULT_RECIPE = "fashion-mnist"
 OPTIONS_OF_RUNS = [each.name for each in fields(RunOptions) if each.name != "recipe"]
@@ -232,7 +222,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
-    workers = arguments.workers
     arguments.resume = is_resumed(arguments)
     if is_of_images(arguments):
         return train_images(arguments, options_given(arguments), publish)
@@ -243,45 +232,20 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     else:
         confirm_recipe(directory.path, arguments.trust_recipe)
         loaded = load_run_recipe(directory, arguments.trust_recipe)
-    loading = announced(console, f"loading the dataset of {loaded.name}")
-    with FetchProgress(console) as fetching, loading:
-        dataset = loaded.recipe.load_dataset(fetching)
-    options = options.on(loaded, dataset)
-    settings = options.settings(loaded)
-    local = LocalRunSettings.from_arguments(arguments, arguments.resume)
-    local.require_listening()
+    prepared = PreparedRun.read(loaded, options, console)
+    local = LocalRunSettings.from_arguments(arguments)
 
     def joining(address: str) -> str:
         return joining_command("worker", loaded.reference, address=address, keys=arguments.keys)
 
-    is_new = directory is None
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
-    locked = directory.locked(0.0 if is_new else KILLED_RUN_ENDS_S)
-    with (
-        locked,
-        TrainingProgress(
-            console, settings.samples, None if arguments.ray else joining, publish
-        ) as display,
-    ):
-        if not is_new:
-            # Raises if the checkpoint does not fit, before any file of the run is changed.
-            RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
-        console.print(
-            f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
-            f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
-            f"{settings.batch_size}; {AUTO if workers is None else counted(workers, 'worker')}"
-        )
-        training = LocalRun(directory, loaded, dataset, options, local, display)
-        try:
-            summary = training.run()
-        except (InterruptedRunError, ProcessFailedError) as error:
-            error.add_note(how_to_go_on(arguments, directory))
-            raise
-        finally:
-            draw(directory, loaded.name, dataset, training.evaluation, console)
-    show_summary(summary, console)
-    if arguments.json:
-        print(json.dumps(summary))
+
+    def display(samples: int) -> TrainingProgress:
+        return TrainingProgress(console, samples, None if arguments.ray else joining, publish)
+
+    with explained_end(arguments, directory):
+        summary = prepared.train(directory, local, console, display)
+    show_summary(summary, arguments.json)
     return 0
 
 
@@ -292,7 +256,7 @@ def is_resumed(arguments: argparse.Namespace) -> bool:
     if arguments.run_dir is None:
         raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
     directory = RunDirectory(arguments.run_dir)
-    return directory.checkpoint.exists() or directory.folder.exists()
+    return directory.options.exists() or directory.folder.exists()
 
 
 def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -308,30 +272,5 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
     given = {"recipe": arguments.recipe, **options_given(arguments)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
-    found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir
-    directory = found if isinstance(found, RunDirectory) else RunDirectory.open(found)
+    directory = resumed_directory(arguments)
     return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)
-
-
-def draw(
-    directory: RunDirectory,
-    recipe: str,
-    dataset: Dataset,
-    evaluation: Evaluation | None,
-    console: Console,
-) -> None:
-    """Plot the recorded part of the run; print the reason if that fails."""
-    try:
-        records = directory.read_metrics()
-        if records:
-            samples_per_epoch = len(dataset.train_targets)
-            with directory.replacing(directory.training_plot) as file:
-                plot_training(records, samples_per_epoch, recipe, file)
-        if evaluation is not None and evaluation.accuracy is not None:
-            confusion, names = evaluation.confusion, dataset.class_names
-            with directory.replacing(directory.confusion_plot) as file:
-                plot_confusion(confusion, names, recipe, file)
-    except MissingExtraError as error:
-        console.print(str(error))
-    except (OSError, RunDirectoryError) as error:
-        console.print(f"cannot plot the run: {error}")

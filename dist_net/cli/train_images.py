@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cli.metrics_options import Publish
-from dist_net.cli.run_summary import how_to_go_on, show_summary
+from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
-from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
+from dist_net.errors import SettingError
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
@@ -108,7 +108,7 @@ def is_of_images(arguments: argparse.Namespace) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
     if arguments.recipe is not None:
         return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
-    return arguments.resume and _resumed(arguments).folder.exists()
+    return arguments.resume and resumed_directory(arguments).folder.exists()
 
 
 def require_no_image_options(arguments: argparse.Namespace) -> None:
@@ -120,7 +120,8 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
-def _resumed(arguments: argparse.Namespace) -> RunDirectory:
+def resumed_directory(arguments: argparse.Namespace) -> RunDirectory:
+    """Return the directory of the run to resume; raise RunDirectoryError."""
     if arguments.run_dir is None:
         return RunDirectory.newest(has_model=False)
     return RunDirectory.open(arguments.run_dir)
@@ -132,7 +133,7 @@ def _run_asked_for(
     """Return the directory of the resumed or new run, and its options."""
     given = image_options_given(arguments)
     if arguments.resume:
-        directory = _resumed(arguments)
+        directory = resumed_directory(arguments)
         before = ImageOptions.read(directory.folder)
         for name in ("folder", "base", "fitting"):
             if name in given and given[name] != getattr(before, name):
@@ -143,7 +144,7 @@ def _run_asked_for(
                 )
         return directory, replace(before, run=before.run.replaced_by(**given_run), **given)
     run = RunOptions(IMAGES).replaced_by(**given_run)
-    options = ImageOptions(**{"base": default_base(), "run": run, **given})
+    options = ImageOptions(run=run, **given)
     return new_run(arguments.run_dir, options), options
 
 
@@ -164,15 +165,7 @@ def train_images(
             f"{asked} is a folder of images, which needs a worker on this host; run dist-net "
             f"train with --workers of at least 1"
         )
-    for name in ("keeps_best", "patience"):
-        if given_run[name]:
-            raise SettingError(
-                f"{name}={given_run[name]}: the figures of a run on a folder of images are "
-                f"measured on its validation images, which therefore choose no weights; expected "
-                f"neither --keep nor --patience"
-            )
-    local = LocalRunSettings.from_arguments(arguments, resume=False)
-    local.require_listening()
+    local = LocalRunSettings.from_arguments(arguments)
     directory, options = _run_asked_for(arguments, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
         directory.discard()
@@ -184,23 +177,13 @@ def train_images(
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, None, publish)
 
-    with directory.locked(KILLED_RUN_ENDS_S if arguments.resume else 0.0):
-        try:
-            summary = train_and_report(directory, options, local, console, display)
-        except KeyboardInterrupt:
-            error = InterruptedRunError("interrupted")
-            error.add_note(how_to_go_on(arguments, directory))
-            raise error from None
-        except (InterruptedRunError, ProcessFailedError) as error:
-            error.add_note(how_to_go_on(arguments, directory))
-            raise
+    patience_s = KILLED_RUN_ENDS_S if arguments.resume else 0.0
+    with directory.locked(patience_s), explained_end(arguments, directory):
+        summary = train_and_report(directory, options, local, console, display)
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
-    show_summary(summary, console, _figures(content["measured"][-1]))
-    if content["left_out"]:
-        console.print(_other_objects(content["left_out"]))
-    console.print(f"report: {directory.report}")
-    if arguments.json:
-        print(json.dumps(summary))
+    more = [_other_objects(content["left_out"])] if content["left_out"] else []
+    more.append(f"report: {directory.report}")
+    show_summary(summary, arguments.json, _figures(content["measured"][-1]), more)
     return 0
 
 

@@ -63,6 +63,7 @@ class RunDirectory:
     Every run has:
 
     keys/                   the keys of a server that listens beyond this host
+    server                  the address of the server that a joined host's keys/ are for
     logs/                   the output of each process
     owner                   the parameter server that started last; see ``RunOwnership``
     lock                    held by the processes that write the directory; names the holder
@@ -87,6 +88,7 @@ class RunDirectory:
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.keys = path / KEYS
+        self.server = path / "server"
         self.logs = path / "logs"
         self.owner = path / "owner"
         self._lock = path / "lock"
@@ -106,7 +108,7 @@ class RunDirectory:
                     break
                 path = path.with_name(f"{recipe_name}-{now:%Y%m%d-%H%M%S}-{number}")
         directory = cls(path)
-        if any(file.exists() for file in (directory.trained, directory.metrics, directory.folder)):
+        if directory.has_begun or directory.folder.exists():
             if directory._lock.exists():
                 with directory.locked():  # raises if the run is still active
                     pass
@@ -153,6 +155,11 @@ class RunDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
+    def has_begun(self) -> bool:
+        """Return whether a parameter server has written a checkpoint, even if it is lost."""
+        return self.checkpoint.exists() or self.metrics.exists()
+
+    @property
     def trained(self) -> Path:
         """Return the checkpoint to use: the best, if it is kept, else the last.
 
@@ -193,11 +200,11 @@ class RunDirectory:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
-        """Write the options, a JSON object, and the recipe's files."""
-        self.write(self.options, options + "\n")
+        """Write the recipe's files and the options, a JSON object, with which a run can resume."""
         for name, content in recipe_files.items():
             with self.replacing(self.path / name) as file:
                 file.write_bytes(content)
+        self.write(self.options, options + "\n")
 
     def recipe_of_options(self) -> tuple[str, dict[str, str]]:
         """Return the recipe's reference and its files' digests, from the options.

@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -38,7 +38,7 @@ from dist_net.errors import (
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
@@ -48,6 +48,7 @@ from dist_net.photos.bases import (
     FoundBase,
     Views,
     base_called,
+    default_base,
     joined_weights,
 )
 from dist_net.photos.head import calibrated_losses, mean_and_error
@@ -64,6 +65,7 @@ from dist_net.photos.similar_images import (
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
+from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -87,8 +89,8 @@ class ImageOptions:
     """
 
     folder: str
-    base: str
     run: RunOptions
+    base: str = field(default_factory=default_base)
     labels_csv: str | None = None
     validation: float = VALIDATION_SHARE
     fine_tune: int = 0
@@ -107,6 +109,11 @@ class ImageOptions:
                 raise SettingError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
+        if self.run.keeps_best or self.run.patience is not None:
+            raise SettingError(
+                f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: a folder's "
+                f"validation images measure its run and choose no weights; expected neither"
+            )
         scene_of_each([], self.group_by)
         if self.fitting is not None:
             fitting_named(self.fitting)
@@ -123,14 +130,7 @@ class ImageOptions:
 
     def of_training(self) -> RunOptions:
         """Return the options of training; the recipe sets the epochs and the learning rate."""
-        return replace(
-            self.run,
-            recipe=IMAGES,
-            epochs=None,
-            learning_rate=None,
-            keeps_best=False,
-            patience=None,
-        )
+        return replace(self.run, recipe=IMAGES, epochs=None, learning_rate=None)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -403,13 +403,12 @@ class ImageRun:
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        local = replace(self._local, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:
             self._console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            summary = LocalRun(directory, loaded, dataset, options, local, display).run()
+            summary = LocalRun(directory, loaded, dataset, options, self._local, display).run()
         weights = read_checkpoint(directory.checkpoint).evaluated_weights
         judged = judged_by(recipe, weights, images, groups, VALIDATION)
         return weights, judged, summary
@@ -424,20 +423,9 @@ def write_model(
     directory.begin(training.to_json(), loaded.files)
     settings = training.settings(loaded)
     of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
+    record = settings.recipe_record | of_model
     write_checkpoint(
-        directory.best,
-        Checkpoint(
-            recipe=settings.recipe,
-            recipe_digest=settings.recipe_digest,
-            recipe_record=settings.recipe_record | of_model,
-            layout=settings.layout,
-            version=0,
-            settings=settings.to_json(),
-            ledger={},
-            counters={},
-            weights=trained.weights,
-            optimizer_state={},
-        ),
+        directory.best, model_only(replace(settings, recipe_record=record), trained.weights)
     )
 
 
@@ -446,24 +434,12 @@ def _head_report(
 ) -> dict[str, Any]:
     """Return the JSON object of a run without a cluster; an epoch is a step over all images."""
     samples = head.heads.steps * len(head.rows)
-    names = {
-        "recipe": recipe.name,
-        "run_dir": str(directory.path),
-        "checkpoint": str(directory.best),
-        "test_accuracy": None,
-        "test_loss": None,
+    return {
+        **{"recipe": recipe.name, "run_dir": str(directory.path), "warnings": []},
+        **dict.fromkeys(REPORTED, 0),
+        **{"epochs": head.heads.steps, "samples": samples, "seconds": seconds},
+        "samples_per_s": samples / seconds,
     }
-    return (
-        names
-        | dict.fromkeys(REPORTED, 0)
-        | {
-            "epochs": head.heads.steps,
-            "samples": samples,
-            "seconds": seconds,
-            "samples_per_s": samples / seconds,
-            "warnings": [],
-        }
-    )
 
 
 def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = "dist-net-"
+JOINED = "run"  # in the temporary directory of ``join``: the files of the run
 MAX_PARENT_BYTES = 80
 """A Unix socket's path has at most 107 bytes (unix(7)); names below the parent take up to 26."""
 
@@ -36,6 +37,14 @@ def temporary_directory() -> Iterator[Path]:
         _locked(Path(name)),
     ):
         yield Path(name)
+
+
+def own_directories() -> Iterator[Path]:
+    """Yield this user's temporary directories, of running processes and of killed ones."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # it is removed meanwhile
+            if directory.lstat().st_uid == os.getuid():
+                yield directory
 
 
 @contextmanager

@@ -102,18 +102,15 @@ class Supervisor:
         """
         role_of = role if callable(role) else lambda: role
         process = SupervisedProcess(role_of, RestartBudget(self._restarts))
-        try:
-            self._start(process)
-        except OSError as error:  # no free descriptor, or the logs cannot be opened
-            name = process.role().name
-            raise ProcessFailedError(f"{name} cannot be started: {error}") from error
+        self._start(process)
         self._servers.append(process)
         return process
 
     def add_workers(self, worker: Callable[[str], Role], count: int | None) -> None:
         """Start ``count`` workers, with the roles that ``worker`` returns for their names.
 
-        None: keep as many running as the launcher has room for.
+        None: keep as many running as the launcher has room for. Raise ProcessFailedError if one
+        cannot be started.
         """
         with self._lock:
             self._worker, self._count = worker, count
@@ -240,8 +237,8 @@ class Supervisor:
     def _restart(self, process: SupervisedProcess) -> None:
         try:
             self._start(process)
-        except OSError as error:  # no free descriptor, or the logs cannot be opened
-            self._notify(f"{process.child.name} cannot be started: {error}")
+        except ProcessFailedError as error:
+            self._notify(str(error))
             pause_s = process.budget.pause_s(0.0)
             process.is_over = pause_s is None
             process.restart_at_s = None if pause_s is None else self._now() + pause_s
@@ -250,7 +247,10 @@ class Supervisor:
         with self._lock:
             role = process.role()
             process.started_s = self._now()
-            process.child = self._launcher.start(role)
+            try:
+                process.child = self._launcher.start(role)
+            except OSError as error:  # no free descriptor, or the logs cannot be opened
+                raise ProcessFailedError(f"{role.name} cannot be started: {error}") from error
             process.restart_at_s, process.is_over = None, False
 
     def _start_workers(self) -> None:

@@ -376,6 +376,7 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
         *(*resume, "--run-dir", run, "--seed", "1"),
     )
     assert (run / "options.json").read_text() == asked
+    (run / "metrics.jsonl").touch()  # it has begun
     (run / "checkpoint.safetensors").unlink()
     refuses(f"{run}/.*No such file", *resume, "--run-dir", run)
     (run / "options.json").write_text("{}")

@@ -508,10 +508,11 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
     fetch_command.add_arguments(parser)
     given = parser.parse_args(["toy", "--cache-dir", str(tmp_path), "--json"])
     assert fetch_command.run(given) == 0
-    out, err = capsys.readouterr()
+    out, _ = capsys.readouterr()
     path = tmp_path / "darknet" / "toy.weights"
-    assert json.loads(out) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
-    told, _, command = err.splitlines()[-1].partition("; next: ")
+    text, summary = out.splitlines()
+    assert json.loads(summary) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
+    told, _, command = text.partition("; next: ")
     assert told == f"Toy: 124,020 bytes in {path}"
     predict, name, image, *options = shlex.split(command)[1:]
     assert (predict, name, options) == ("predict", "toy", ["--weights", str(path)])

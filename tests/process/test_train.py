@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.training.run.run_options import RunOptions
 from journaled import assert_each_sample_once
 
 Start = Callable[..., Any]
@@ -35,8 +38,15 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    report = start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json").result()
+    train = start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json")
+    report = train.result()
     assert report.keys() == REPORTED
+    summary, directory, following, _ = train.stdout.splitlines()
+    assert f"{report['test_accuracy']:.2%}" in summary
+    assert directory.endswith(str(run))
+    assert "evaluate" in following
+    assert "epoch" in train.stderr
+    assert str(run) not in train.stderr
     assert report["recipe"] == "digits"
     assert report["run_dir"] == str(run)
     assert report["samples"] == 4 * 1437
@@ -44,12 +54,13 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     assert 1 < report["samples_per_update"] / 32 < 45
     assert report["test_accuracy"] > 0.7  # a chance of 0.1, and few epochs
 
-    evaluated = start("evaluate", str(run), "--json").result()
-    assert evaluated == {
+    evaluate = start("evaluate", str(run), "--json")
+    assert evaluate.result() == {
         "test_accuracy": report["test_accuracy"],
         "test_loss": report["test_loss"],
         "samples": 360,
     }
+    assert f"{report['test_accuracy']:.2%}" in evaluate.stdout.splitlines()[0]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [record for record in records if record["kind"] == "train"]
     assert [trained[0]["samples"] > 0, trained[-1]["samples"]] == [True, 4 * 1437]
@@ -132,6 +143,55 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     assert recorded[-1] == 256 * (begun + 5)
 
 
+@pytest.mark.parametrize("resume", [["--resume"], ["--resume", "auto"]])
+def test_a_run_that_ended_before_its_first_checkpoint_is_resumed_from_the_beginning(
+    start: Start, resume: list[str], tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.make()
+    run.begin(RunOptions("digits", seed=5).to_json(), {})  # and then Ctrl-C
+    train = start("train", *resume, "--epochs", "2", "--run-dir", str(run.path), "--json")
+    train.says(rf"{run.path} .*version 0")
+    assert train.result()["samples"] == 2 * 1437
+    assert json.loads(run.options.read_text())["seed"] == 5
+
+
+def test_a_worker_that_cannot_be_started_ends_the_run_with_the_command_that_resumes_it(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "run" / "logs" / "worker-1.log"
+    log.mkdir(parents=True)
+    train = start("train", counting, "--epochs", "2", "--run-dir", str(tmp_path / "run"))
+    assert train.ends() == 1
+    [failure] = [line for line in train.stderr.splitlines() if line.startswith("dist-net train:")]
+    message, _, command = failure.partition("; resume with: ")
+    assert str(log) in message
+    assert "Traceback" not in train.stderr
+    log.rmdir()
+    assert start(*shlex.split(command)[1:], "--json").result()["samples"] == 2 * 256
+
+
+def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_ended(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    run = str(tmp_path / "run")
+    server = start(
+        *("parameter-server", counting, "--epochs", "100000", "--run-dir", run),
+        *("--listen", "tcp://0.0.0.0:0"),
+    )
+    token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
+    joined = start("join", token, "--workers", "2", "--trust-recipe")
+    address = joined.says(r"joining (tcp://\S+) with")[1]
+    server.report(lambda report: report["samples"] > 256)
+    same_host = ["env", f"TMPDIR={joined.temporary}"]
+    assert start("status", address, "--json", prefix=same_host).result()["state"] == "training"
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130
+    assert joined.ends() == 1
+    assert joined.stderr.count("SIGTERM") == 1
+    assert f"parameter server on {socket.gethostname()}" in joined.stderr.splitlines()[-1]
+
+
 def test_several_interrupts_lose_nothing_of_how_to_go_on(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
@@ -187,19 +247,19 @@ def test_commands_are_shown_as_a_shell_takes_them(
         *("--keys", str(keys), "--run-dir", str(odd / "run")),
     )
 
-    def said(pattern: str) -> list[str]:
-        """The command that is shown there, taken apart, and found where the server was started."""
-        program, *words = shlex.split(server.says(pattern)[1])
+    def taken_apart(command: str) -> list[str]:
+        """The words of a command, whose program is found where the server was started."""
+        program, *words = shlex.split(command)
         assert (tmp_path / "c1" / program).exists()
         return words
 
-    worker = said(r"workers may join: (.* --connect tcp:.*)")
+    worker = taken_apart(server.says(r"workers may join: (.* --connect tcp:.*)")[1])
     assert worker[:2] == ["worker", str(recipe)]
     assert start(*worker).ends() == 0
-    evaluate = said(r"next: (.*)")
     assert server.ends() == 0
-    assert start(*evaluate).ends() == 0
-    assert f"run directory: {odd}/run\n" in server.stderr
+    *_, directory, following = server.stdout.splitlines()
+    assert directory == f"run directory: {odd}/run"
+    assert start(*taken_apart(following.removeprefix("next: "))).ends() == 0
 
 
 def test_keys_are_created_with_the_commands_that_use_them(start: Start, tmp_path: Path) -> None:

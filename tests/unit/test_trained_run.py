@@ -18,6 +18,7 @@ from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nn.inference import softmax
 from image_runs import COLOURS, SIDE, write_calibration, write_run
+from naming import naming
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,16 @@ def test_what_cannot_be_trained_is_refused_and_no_directory_is_made(
 ) -> None:
     with pytest.raises(error, match=words):
         dist_net.train(recipe, run_dir=tmp_path / "run", quiet=True, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [{"patience": 2}, {"keeps_best": True}])
+def test_options_that_a_folder_of_images_has_no_use_for_are_refused_in_python_too(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    with pytest.raises(SettingError, match=naming(*options)):
+        dist_net.train(photos, run_dir=tmp_path / "run", quiet=True, **options)
     assert not (tmp_path / "run").exists()
 
 

@@ -151,19 +151,23 @@ class BestWeights:
         return True
 
     def _write(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> None:
-        settings = self._settings
-        write_checkpoint(
-            self._path,
-            Checkpoint(
-                recipe=settings.recipe,
-                recipe_digest=settings.recipe_digest,
-                recipe_record=settings.recipe_record,
-                layout=settings.layout,
-                version=version,
-                settings=settings.to_json(),
-                ledger={},
-                counters={"accuracy": accuracy, "loss": loss},
-                weights=weights,
-                optimizer_state={},
-            ),
-        )
+        found = model_only(self._settings, weights, version, accuracy=accuracy, loss=loss)
+        write_checkpoint(self._path, found)
+
+
+def model_only(
+    settings: RunSettings, weights: Vector, version: int = 0, **counters: float | None
+) -> Checkpoint:
+    """Return a checkpoint of a run's weights, without the state from which the run resumes."""
+    return Checkpoint(
+        recipe=settings.recipe,
+        recipe_digest=settings.recipe_digest,
+        recipe_record=settings.recipe_record,
+        layout=settings.layout,
+        version=version,
+        settings=settings.to_json(),
+        ledger={},
+        counters=counters,
+        weights=weights,
+        optimizer_state={},
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
-from dist_net.errors import NoAnswerError, ProtocolError, SettingError
+from dist_net.errors import InterruptedRunError, NoAnswerError, ProtocolError, SettingError
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
@@ -92,6 +92,7 @@ class JoinedRun:
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)
+            self._directory.write(self._directory.server, self._server.address)
         try:
             self._show_progress()
             self._share_leases()
@@ -131,7 +132,8 @@ class JoinedRun:
         """Restart workers that have died; return whether any worker is left."""
         self._supervisor.poll()
         ended = self._supervisor.ended_workers
-        self._supervisor.report_ended([each for each in ended if each.child.exit_code != 0])
+        left = 0, InterruptedRunError.exit_code  # the last worker's failure has the reason
+        self._supervisor.report_ended([each for each in ended if each.child.exit_code not in left])
         return len(ended) < self._count
 
     def _show_progress(self) -> None:

@@ -72,7 +72,6 @@ class LocalRunSettings:
 
     workers: int | None
     listening: ListenOptions = field(default_factory=ListenOptions)
-    resume: bool = False
     restarts: int = RESTARTS
     ray_address: str | None = None
     start_timeout_s: float = START_TIMEOUT_S
@@ -82,16 +81,17 @@ class LocalRunSettings:
             raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
 
     @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, resume: bool) -> Self:
-        """Return the settings of a command line."""
-        return cls(
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
+        """Return the settings of a command line; raise the errors of its addresses and keys."""
+        local = cls(
             workers=arguments.workers,
             listening=ListenOptions.from_arguments(arguments),
-            resume=resume,
             restarts=arguments.restarts,
             ray_address=arguments.ray,
             start_timeout_s=arguments.start_timeout,
         )
+        local._require_listening()
+        return local
 
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
         """Return the launcher for the run in ``directory``."""
@@ -100,7 +100,7 @@ class LocalRunSettings:
         timeout_s = self.start_timeout_s
         return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
 
-    def require_listening(self) -> None:
+    def _require_listening(self) -> None:
         """Raise the errors of the addresses and of too few CPUs before the run starts."""
         if self.ray_address is not None and self.workers:
             RayCluster(self.ray_address, Path()).cores_each(self.workers)
@@ -163,7 +163,6 @@ class LocalRun:
         self._evaluate_after_s = 0.0
         self._listen = local.listening.listen
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
-        self._resumes: bool | None = local.resume  # None: if a checkpoint exists
         self._was_ready = False
         self._asked_s = math.inf
         self._is_silent = False
@@ -254,9 +253,7 @@ class LocalRun:
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
-        resumes = self._directory.checkpoint.exists() if self._resumes is None else self._resumes
-        self._resumes = None
-        if resumes:
+        if self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
         return Role(
@@ -300,23 +297,16 @@ class LocalRun:
             if self._display.wants_end:
                 self.stop("a callback returned True")
             if self._stop_reason:
-                return self._stop_early(observer, report, server)
+                self._display.warned(f"stopped early: {self._stop_reason}")
+                break
             time.sleep(REPORT_EVERY_S)
-        while report["records"]:
+        while report["records"] and not self._stop_reason:
             report = self._poll(observer)
-        last = self._evaluate_now(observer)
+        last = self.evaluation if self._stop_reason else None
+        evaluation = last or self._evaluate_now(observer)
         self._wait(server)
-        observer.shut_down("every epoch is done")
-        return self._summary(report, self.evaluation or last)
-
-    def _stop_early(
-        self, observer: Observer, report: dict[str, Any], server: RunningChild
-    ) -> dict[str, Any]:
-        self._display.warned(f"stopped early: {self._stop_reason}")
-        best = self.evaluation or self._evaluate_now(observer)
-        self._wait(server)
-        observer.shut_down(self._stop_reason)
-        return self._summary(report, best)
+        observer.shut_down(self._stop_reason or "every epoch is done")
+        return self._summary(report, self.evaluation or evaluation)
 
     def _summary(self, report: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
         return {

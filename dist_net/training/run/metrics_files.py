@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dist_net.errors import RunDirectoryError
+from dist_net.errors import FileWriteError
 from dist_net.nets.run_directory import RunDirectory
 
 MAX_UNWRITTEN_BYTES = 2**26
@@ -47,13 +47,13 @@ class MetricsFiles:
                     self._event_files[kind] = _new_event_file(directory.path / "tensorboard" / kind)
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append records; raise RunDirectoryError if too many cannot be written."""
+        """Append records; raise FileWriteError if too many cannot be written."""
         for record in records:
             self._keep(self._directory.metrics, _line(record))
             self._keep_event(record)
         self._write()
         if sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_BYTES:
-            raise RunDirectoryError(f"too many metrics are kept in memory: {self.error}")
+            raise FileWriteError(f"too many metrics are kept in memory: {self.error}")
 
     def replace(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace all records; if that raises RunDirectoryError, the old ones remain."""

@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         ownership=ownership,
     ) as (loop, addresses):
-        stop_on_signals(loop.stop, arguments.parent)
+        stopped = f"the parameter server on {socket.gethostname()} was stopped: "
+        stop_on_signals(lambda reason: loop.stop(stopped + reason), arguments.parent)
         loop.serve(ready=lambda: reports.ready(shlex.join(addresses)))
     return 0
 

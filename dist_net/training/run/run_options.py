@@ -106,16 +106,9 @@ class RunOptions:
         """
         recipe = loaded.recipe
         data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset())
-        given = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "optimizer": self._optimizer(optimizer_named(recipe.optimizer)),
-            "learning_rate": self.learning_rate,
-            "clip_norm": self.clip_norm,
-            "average_decay": self.average_decay,
-        }
+        names = "epochs", "batch_size", "learning_rate", "clip_norm", "average_decay"
         chosen: dict[str, Any] = {
-            name: getattr(recipe, name) if value is None else value for name, value in given.items()
+            name: getattr(recipe if getattr(self, name) is None else self, name) for name in names
         }
         recipe.model.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(
@@ -132,6 +125,7 @@ class RunOptions:
             schedule=recipe.schedule,
             consistency=Consistency.parse(self.consistency),
             local_steps=self.local_steps,
+            optimizer=self._optimizer(optimizer_named(recipe.optimizer)),
             **chosen,
         )
 

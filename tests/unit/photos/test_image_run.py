@@ -23,7 +23,7 @@ def test_a_run_among_the_images_is_refused_and_leaves_nothing_there(
     photos = tmp_path / "photos"
     photos.mkdir()
     with pytest.raises(DatasetError, match=naming(photos, tmp_path / given)):
-        new_run(tmp_path / given, ImageOptions(str(photos), "none", RUN))
+        new_run(tmp_path / given, ImageOptions(str(photos), RUN, "none"))
     assert [*tmp_path.rglob("*")] == [photos]
 
 
@@ -32,7 +32,7 @@ def test_a_run_of_the_default_name_among_the_images_is_refused_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatasetError, match=naming(tmp_path, "runs/")):
-        new_run(None, ImageOptions(str(tmp_path), "none", RUN))
+        new_run(None, ImageOptions(str(tmp_path), RUN, "none"))
     assert not [*tmp_path.iterdir()]
 
 
@@ -41,7 +41,7 @@ def test_what_needs_a_base_is_refused_without_one(asked: dict[str, int]) -> None
     with pytest.raises(
         SettingError, match=naming(*(f"{name}={value}" for name, value in asked.items()), "none")
     ):
-        ImageOptions("photos", "none", RUN, **asked)  # type: ignore[arg-type]
+        ImageOptions("photos", RUN, "none", **asked)  # type: ignore[arg-type]
 
 
 def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:

@@ -220,6 +220,8 @@ def test_a_start_that_the_system_refuses_is_an_error_at_first_and_repeated_later
     fakes.launcher.fault = OSError("no descriptor")
     with pytest.raises(ProcessFailedError, match="worker cannot be started: no descriptor"):
         supervisor.add(WORKER)
+    with pytest.raises(ProcessFailedError, match="worker-0 cannot be started: no descriptor"):
+        supervisor.add_workers(lambda name: Role(name, "module", ()), 2)
     for _ in range(20):
         fakes.now_s += supervisor.poll()
     assert any("server cannot be started: no descriptor" in line for line in fakes.said)

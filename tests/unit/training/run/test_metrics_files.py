@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import RunDirectoryError
+from dist_net.errors import FileWriteError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run import metrics_files
 from dist_net.training.run.metrics_files import MetricsFiles, crc32c
@@ -132,5 +132,5 @@ def test_too_much_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     files = MetricsFiles(RunDirectory(tmp_path / "nowhere"))
     files.append([TEST])
     monkeypatch.setattr(metrics_files, "MAX_UNWRITTEN_BYTES", 10)
-    with pytest.raises(RunDirectoryError, match=naming("metrics.jsonl")):
+    with pytest.raises(FileWriteError, match=naming("metrics.jsonl")):
         files.append([])

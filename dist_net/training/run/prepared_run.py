@@ -1,0 +1,97 @@
+"""A run of a recipe from its options to its result, for the command and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+from rich.console import Console
+
+from dist_net.data import Dataset
+from dist_net.errors import MissingExtraError, RunDirectoryError
+from dist_net.nets.checkpoint import read_resumable_checkpoint
+from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.printable import counted
+from dist_net.processes.cluster_options import AUTO
+from dist_net.processes.terminal import FetchProgress, announced
+from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings
+from dist_net.training.run.plots import plot_confusion, plot_training
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+
+
+class PreparedRun(NamedTuple):
+    """A recipe, its dataset, and the validated options and settings of a run of both."""
+
+    loaded: LoadedRecipe
+    dataset: Dataset
+    options: RunOptions
+    settings: RunSettings
+
+    @classmethod
+    def read(cls, loaded: LoadedRecipe, options: RunOptions, console: Console) -> Self:
+        """Read the dataset. Raise SettingError, and the errors of reading a dataset."""
+        loading = announced(console, f"loading the dataset of {loaded.name}")
+        with FetchProgress(console) as fetching, loading:
+            dataset = loaded.recipe.load_dataset(fetching)
+        options = options.on(loaded, dataset)
+        return cls(loaded, dataset, options, options.settings(loaded))
+
+    def train(
+        self,
+        directory: RunDirectory,
+        local: LocalRunSettings,
+        console: Console,
+        watch: Callable[[int], TrainingProgress],
+    ) -> dict[str, Any]:
+        """Train in ``directory``, or resume its run, and plot it; return the run's JSON object.
+
+        ``watch`` takes the number of samples of an epoch, and returns the display of progress.
+        Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
+        """
+        loaded, settings = self.loaded, self.settings
+        # The server of a killed run writes its checkpoint first.
+        patience_s = KILLED_RUN_ENDS_S if directory.options.exists() else 0.0
+        with directory.locked(patience_s), watch(settings.samples) as display:
+            if directory.has_begun:
+                # Raises if the checkpoint does not fit, before any file of the run is changed.
+                RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
+            elif directory.options.exists():
+                console.print(f"{directory.path} has no checkpoint yet: it starts at version 0")
+            workers = AUTO if local.workers is None else counted(local.workers, "worker")
+            console.print(
+                f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
+                f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
+                f"{settings.batch_size}; {workers}"
+            )
+            training = LocalRun(directory, loaded, self.dataset, self.options, local, display)
+            try:
+                return training.run()
+            finally:
+                draw(directory, loaded.name, self.dataset, training.evaluation, console)
+
+
+def draw(
+    directory: RunDirectory,
+    recipe: str,
+    dataset: Dataset,
+    evaluation: Evaluation | None,
+    console: Console,
+) -> None:
+    """Plot the recorded part of the run; print the reason if that fails."""
+    try:
+        records = directory.read_metrics()
+        if records:
+            with directory.replacing(directory.training_plot) as file:
+                plot_training(records, len(dataset.train_targets), recipe, file)
+        if evaluation is not None and evaluation.accuracy is not None:
+            with directory.replacing(directory.confusion_plot) as file:
+                plot_confusion(evaluation.confusion, dataset.class_names, recipe, file)
+    except MissingExtraError as error:
+        console.print(str(error))
+    except (OSError, RunDirectoryError) as error:
+        console.print(f"cannot plot the run: {error}")
