@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, Self
 
 ENDS_WITHIN_S = 60.0
@@ -63,6 +64,8 @@ def main(temporary: str, head_cpus: int) -> None:
     """Carries out orders until there are no more."""
     from ray.cluster_utils import Cluster
 
+    # Ray writes the cluster's address there, whatever its own directory, and does not create it.
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)
     # A node exits if its agents take longer than this to start, as they may on a busy machine.
     patience = {"agent_register_timeout_ms": 600_000}
     head = {
