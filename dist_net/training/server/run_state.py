@@ -4,6 +4,7 @@ The parts are the workers (``members``), their leases (``ledger``), the training
 and the counters (``metrics``).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.nets.checkpoint import MALFORMED, Checkpoint
+from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import (
     Consistency,
     OuterStep,
@@ -217,7 +219,7 @@ class RunState:
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
         # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
-        is_usable = np.isfinite(result).all() and result[-1] >= 1
+        is_usable = all_below(math.inf, result) and result[-1] >= 1
         if not (is_usable and abs(push.loss_sum) < LARGEST_LOSS):
             self.ledger.release(member.worker_id)
             return None

@@ -3,6 +3,7 @@
 A version is an array that never changes: a reader keeps it as long as it likes, without a copy.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -96,7 +97,7 @@ class StateStore:
                 others -= rest
                 others *= np.float32(outer.share)
                 others += rest
-        if not (all_below(TOO_LARGE, result[:n]) and np.isfinite(result[n:]).all()):
+        if not (all_below(TOO_LARGE, result[:n]) and all_below(math.inf, result[n:])):
             return False
         self.version += 1
         self.state, self.outer_momentum = frozen(result), frozen(momentum)
