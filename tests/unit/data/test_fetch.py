@@ -235,12 +235,12 @@ def test_the_command_says_what_is_there(capsys):
     parser = fetch_command.argparse.ArgumentParser()
     fetch_command.add_arguments(parser)
     assert fetch_command.run(parser.parse_args(["digits", "--json"])) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out) == {
+    said, last = capsys.readouterr().out.splitlines()
+    assert json.loads(last) == {
         "dataset": "digits",
         "train_samples": 1437,
         "test_samples": 360,
         "image_shape": [8, 8],
         "classes": 10,
     }
-    assert "digits: 1437" in err
+    assert "digits: 1437" in said

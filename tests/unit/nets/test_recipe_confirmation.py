@@ -90,7 +90,7 @@ def test_it_runs_once_the_user_has_confirmed_it(
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     assert main(["evaluate", str(run), "--json"]) == 0
     assert marker.exists()
-    assert json.loads(capsys.readouterr().out)["samples"] > 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["samples"] > 0
     monkeypatch.setattr("sys.stdin", None)
     assert main(["evaluate", str(run)]) == 0
     content = (run / "recipe.py").read_text() + "\n"
