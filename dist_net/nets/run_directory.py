@@ -47,7 +47,7 @@ class RunDirectory:
     initial.npy             the initial weights, unless the layers draw them
     metrics.jsonl           a line for each twentieth of an epoch and each evaluation; with short
                             epochs, for each 1000th of the run's time at most
-    training.png            loss, accuracy and staleness over epochs
+    training.png            loss, accuracy and speed over epochs
     confusion.png           the confusion matrix
     tensorboard/            the metrics for TensorBoard, with --tensorboard
 

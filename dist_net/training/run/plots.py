@@ -26,7 +26,7 @@ MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
 TITLES = {
     "loss": "loss",
     "accuracy": "accuracy",
-    "staleness_mean": "recent mean staleness, in versions",
+    "samples_per_s": "samples per second",
 }
 AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 
@@ -34,7 +34,7 @@ AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 def plot_training(
     records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str, path: Path
 ) -> None:
-    """Draw loss, accuracy and staleness over epochs into a PNG; ``records`` as in metrics.jsonl.
+    """Draw loss, accuracy and speed over epochs into a PNG; ``records`` as in metrics.jsonl.
 
     Raise MissingExtraError, and OSError if the file cannot be written.
     """
@@ -64,7 +64,7 @@ def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) 
         axes.legend()
     if quantity == "accuracy":
         axes.yaxis.set_major_formatter("{x:.0%}")
-    elif quantity == "staleness_mean":
+    elif quantity == "samples_per_s":
         axes.set_ylim(bottom=0)
 
 

@@ -33,13 +33,13 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def records(count: int) -> list[dict[str, Any]]:
     """So many of training, one each twentieth of an epoch, and one of the test images."""
     trained = [
-        {"kind": "train", "samples": 5 * i, "loss": 2 / i, "accuracy": 0.5, "staleness_mean": 3.0}
+        {"kind": "train", "samples": 5 * i, "loss": 2 / i, "accuracy": 0.5, "samples_per_s": 3.0}
         for i in range(1, count + 1)
     ]
     return [*trained, {"kind": "test", "samples": 5 * count, "loss": 0.5, "accuracy": 0.8125}]
 
 
-def test_a_run_is_drawn_over_epochs_with_a_title_and_its_staleness(
+def test_a_run_is_drawn_over_epochs_with_a_title_and_its_speed(
     figures: list[Figure], tmp_path: Path
 ) -> None:
     plot_training(records(60), SAMPLES, "digits", tmp_path / "training.png")
@@ -47,10 +47,10 @@ def test_a_run_is_drawn_over_epochs_with_a_title_and_its_staleness(
     assert figure.get_suptitle() == "digits: 3.0 epochs, test accuracy 81.25%"
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch"] * 3
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["loss", "accuracy", "recent mean staleness, in versions"]
-    epochs, staleness = figure.axes[2].lines[0].get_data()
+    assert titles == ["loss", "accuracy", "samples per second"]
+    epochs, speed = figure.axes[2].lines[0].get_data()
     np.testing.assert_allclose(epochs, np.arange(1, 61) / 20)
-    np.testing.assert_array_equal(staleness, 3.0)
+    np.testing.assert_array_equal(speed, 3.0)
     with Image.open(tmp_path / "training.png") as image:
         assert image.width > 2 * image.height
 
