@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dist_net.errors import FileWriteError
+
 TEMPORARY = "dist-net-"
 JOINED = "run"  # in the temporary directory of ``join``: the files of the run
 MAX_PARENT_BYTES = 80
@@ -25,17 +27,23 @@ LOGS_KEPT = 10
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Create a private directory for the context; its path is short enough for a Unix socket."""
-    parent = Path(tempfile.gettempdir())
-    if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
-        parent = Path("/tmp")
-    _remove_abandoned(parent, TEMPORARY, kept=0)
-    with (
-        tempfile.TemporaryDirectory(
+    """Create a private directory for the context; its path is short enough for a Unix socket.
+
+    Raise ``FileWriteError`` if it cannot be created.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+        if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
+            parent = Path("/tmp")
+        _remove_abandoned(parent, TEMPORARY, kept=0)
+        directory = tempfile.TemporaryDirectory(
             prefix=TEMPORARY, dir=parent, ignore_cleanup_errors=True
-        ) as name,
-        _locked(Path(name)),
-    ):
+        )
+    except OSError as error:
+        raise FileWriteError(
+            f"no temporary directory can be created ({error}); set TMPDIR to a writable directory"
+        ) from error
+    with directory as name, _locked(Path(name)):
         yield Path(name)
 
 

@@ -222,7 +222,7 @@ class LocalRun:
             raise
 
     def _watch_to_the_end(self, server: SupervisedProcess) -> dict[str, Any]:
-        """Watch the server and those that replace it. Raise ProcessFailedError after the last."""
+        """Watch the server and its replacements. Raise ProcessFailedError after the last."""
         while True:
             child = server.child
             try:

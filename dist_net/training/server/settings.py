@@ -162,7 +162,7 @@ class RunSettings:
 
     @property
     def step_settings(self) -> StepSettings:
-        """What a worker must know of these settings."""
+        """The settings that a worker needs for its steps."""
         return StepSettings(
             seed=self.seed,
             batch_size=self.batch_size,

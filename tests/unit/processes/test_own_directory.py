@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from dist_net.errors import FileWriteError
 from dist_net.processes.own_directory import LOGS_KEPT, log_directory, temporary_directory
 from dist_net.wire.address import listen_address
 
@@ -87,3 +89,11 @@ def test_logs_stay_and_only_the_oldest_go(tmp_path: Path) -> None:
         texts = {path.read_text() for path in tmp_path.glob("*/worker.log")}
         assert texts == {str(index) for index in range(2, LOGS_KEPT + 3)}
         assert (used / "left.log").exists()
+
+
+def test_a_temporary_directory_that_cannot_be_created_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(FileWriteError, match="set TMPDIR"), temporary_directory():
+        pass
