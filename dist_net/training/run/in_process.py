@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
@@ -26,6 +25,7 @@ from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
+from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.loop import ServerFiles, opened_server
@@ -133,8 +133,8 @@ class LocalCluster:
                 load_peer_keys(self._keys),
             )
             client_keys = load_peer_keys(self._keys, CLIENT)
-        temporary = stack.enter_context(TemporaryDirectory(prefix="dist-net-"))
-        path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
+        temporary = stack.enter_context(temporary_directory())
+        path = self._checkpoint or temporary / "checkpoint.safetensors"
         self._server, addresses = stack.enter_context(
             opened_server(
                 settings,
