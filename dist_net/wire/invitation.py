@@ -37,6 +37,7 @@ from dist_net.wire.security import (
     allowed_keys,
     key_files,
     make_keys,
+    read_key_files,
     read_public_key,
     write_key,
 )
@@ -151,9 +152,12 @@ def enroll(directory: Path, token_key: bytes, request: Enroll, now_s: float) -> 
 
 def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
     """Return the id and the expiry of the token with this key."""
-    for path in allow_list_of(directory, TOKEN).glob("*.key"):
-        if read_public_key(path) == token_key:
+    keys, faults = read_key_files(directory, TOKEN)
+    for path, key in keys.items():
+        if key == token_key:
             return path.stem, _expiry_of(path)
+    if faults:
+        raise faults[0]
     raise TokenError(f"this token was revoked: {_another(directory)}")
 
 

@@ -306,16 +306,29 @@ def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[Key
     allowed: dict[bytes, frozenset[str]] = {}
     faults: list[KeyFileError] = []
     for role in MAY_SEND:
-        for path in key_files(directory, role):
-            try:
-                key = read_public_key(path)
-            except KeyFileError as error:
-                if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
-                    raise
-                faults.append(error)
-            else:
-                allowed[key] = allowed.get(key, frozenset()) | {role}
+        keys, unreadable = read_key_files(directory, role)
+        faults += unreadable
+        for key in keys.values():
+            allowed[key] = allowed.get(key, frozenset()) | {role}
     return allowed, faults
+
+
+def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[KeyFileError]]:
+    """Return the public keys of a role, and an error for each unreadable file; see above.
+
+    Other processes revoke keys meanwhile: a file that has been deleted is no fault.
+    """
+    keys: dict[Path, bytes] = {}
+    faults: list[KeyFileError] = []
+    for path in key_files(directory, role):
+        try:
+            keys[path] = read_public_key(path)
+        except KeyFileError as error:
+            if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                raise
+            if os.path.lexists(path):
+                faults.append(error)
+    return keys, faults
 
 
 def read_public_key(path: Path) -> bytes:

@@ -221,8 +221,32 @@ def test_a_token_that_is_revoked_while_it_is_read_lets_nobody_in(
         path.unlink()
         return key
 
-    monkeypatch.setattr("dist_net.wire.invitation.read_public_key", read_and_lose)
+    monkeypatch.setattr("dist_net.wire.security.read_public_key", read_and_lose)
     keys = PeerKeys.new(peer_keys_of(invitation).server_public)
     answer = enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S)
     assert isinstance(answer, Refuse)
     assert "revoked" in answer.reason
+
+
+def test_a_key_file_that_another_process_deletes_before_it_is_read_is_no_fault(
+    directory: Path, invitation: JoinToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_and_read(path: Path) -> bytes:
+        if path.stem == "deleted":
+            path.unlink()
+        return read_public_key(path)
+
+    monkeypatch.setattr("dist_net.wire.security.read_public_key", delete_and_read)
+    token_key, name = peer_keys_of(invitation).public, invitation.identity
+    message = enrolling(PeerKeys.new(b""))
+    for succeeds in (
+        lambda: load_server_keys(directory).allow_list == directory,
+        lambda: enroll(directory, token_key, message, NOW_S) == Enrolled(),
+        lambda: len(revoke(directory, name)) == 2,
+    ):
+        deleted = [directory / f"{role}s" / "deleted.key" for role in ("token", "worker")]
+        for path in deleted:
+            path.unlink(missing_ok=True)
+            write_key(path, PeerKeys.new(b"").public)
+        assert succeeds()
+        assert not deleted[0].exists()
