@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
 MESSAGES_BEFORE_A_CHECK = 4096  # of all workers, since the socket reads from each in turn
 IDLE_CHECK_S = 0.1  # between checks of the workers if nothing else happens
-STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
@@ -185,9 +184,9 @@ class Gateway:
         if self._is_closed:
             return
         now = self._clock.now()
-        if now - self._turn_s > STOOD_STILL_S:
-            logger.info("stood_still seconds=%.1f", now - self._turn_s)
-            self._pool.stood_still(now - self._turn_s, now)
+        late_s = now - self._turn_s - IDLE_CHECK_S
+        if late_s > 0:  # this process was stopped, or the machine is busy: workers are late, too
+            self._pool.stood_still(late_s, now)
         self._turn_s = now
         if self._pool.is_check_due(now):
             self._hear(MESSAGES_BEFORE_A_CHECK)

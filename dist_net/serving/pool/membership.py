@@ -175,14 +175,15 @@ class PoolMembership:
         return now - worker.heard_s > self._quiet_s
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """Ignore the silence while the gateway itself was stopped for ``for_s``.
+        """Ignore the silence while the gateway itself was stopped, or late, for ``for_s``.
 
-        Messages of the workers may still be in the socket's own thread, so no worker counts as lost
-        until each has had time to be heard again.
+        Messages of the workers may still be in the socket's own thread, so after a long stop no
+        worker counts as lost until each has had time to be heard again.
         """
         for worker in self:
             worker.heard_s = min(worker.heard_s + for_s, now)
-        self._judges_from_s = now + self._settings.heartbeat_timeout_s
+        if for_s > self._quiet_s:
+            self._judges_from_s = now + self._settings.heartbeat_timeout_s
 
     def overdue(self, now: float) -> list[tuple[Worker, str]]:
         """Return the lost workers and the reasons. They stay members until they are removed."""

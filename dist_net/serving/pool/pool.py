@@ -201,8 +201,8 @@ class Pool:
     # Time
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """Ignore the silence of others while the gateway was stopped for ``for_s``."""
-        self.catalogue.loader_heard_s = now
+        """Ignore the silence of others while the gateway was stopped, or late, for ``for_s``."""
+        self.catalogue.loader_heard_s = min(self.catalogue.loader_heard_s + for_s, now)
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 

@@ -148,8 +148,22 @@ def test_who_is_silent_afterwards_is_given_up() -> None:
         host.passes(2.5, silent=3)
         turns()
         assert host.killed == []
-        for _ in range(8):
+        for _ in range(16):  # of which 0.1 s each count
             host.passes(0.2, silent=3)
+            turns()
+        assert host.killed == [3]
+
+
+def test_a_gateway_that_a_busy_machine_delays_waits_for_silent_workers_as_much_longer() -> None:
+    with running(workers=8) as (host, turns):
+        host.passes(0.1)
+        turns()
+        for _ in range(13):  # a turn every 0.4 s: 5.2 s, of which 1.3 s count
+            host.passes(0.4, silent=3)
+            turns()
+        assert host.killed == []
+        for _ in range(4):
+            host.passes(0.4, silent=3)
             turns()
         assert host.killed == [3]
 
