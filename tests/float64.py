@@ -15,7 +15,7 @@ from dist_net.autodiff.expression import (
     topological_order,
     variable,
 )
-from dist_net.autodiff.operations.selection import AsType
+from dist_net.autodiff.operations.elementwise import AsType
 
 SINGLE = np.dtype(np.float32)
 

@@ -17,51 +17,60 @@ from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
 from dist_net.autodiff.expression import Expression, Operation, apply, constant, uniform, variable
 from dist_net.autodiff.gradients import gradients
 from dist_net.autodiff.operations.classification import (
-    argmax,
     cross_entropy_of_logits,
-    gather,
     log_softmax,
     softmax,
 )
 from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (
+    absolute,
     add,
+    astype,
+    clip,
+    cos,
     divide,
     equal,
+    erf,
     exp,
     expm1,
+    gelu,
     greater,
     greater_equal,
+    leaky_relu,
     less,
     less_equal,
     log,
+    log1p,
+    logical_not,
+    maximum,
+    minimum,
     multiply,
     negative,
+    power,
     sigmoid,
+    sign,
+    silu,
+    sin,
+    softplus,
     sqrt,
     square,
     subtract,
     tanh,
-)
-from dist_net.autodiff.operations.matmul import matmul
-from dist_net.autodiff.operations.normalization import batch_normalize
-from dist_net.autodiff.operations.pooling import average_pool, max_pool
-from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
-from dist_net.autodiff.operations.selection import (
-    astype,
-    clip,
-    leaky_relu,
-    logical_not,
-    max,
-    maximum,
-    minimum,
-    stop_gradient,
     where,
 )
+from dist_net.autodiff.operations.indexing import take
+from dist_net.autodiff.operations.matmul import einsum, matmul
+from dist_net.autodiff.operations.normalization import batch_normalize
+from dist_net.autodiff.operations.pooling import average_pool, max_pool
+from dist_net.autodiff.operations.reduction import broadcast_to, cumsum, mean, sum
+from dist_net.autodiff.operations.selection import argmax, argmin, max, min, stop_gradient
 from dist_net.autodiff.operations.shaping import (
     concatenate,
     matrix_transpose,
+    pad,
     reshape,
+    split,
+    stack,
     transpose,
     zeros_around,
 )

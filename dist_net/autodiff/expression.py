@@ -171,16 +171,39 @@ class Expression:
     __rmatmul__: ClassVar[BinaryOperator]
     __eq__: ClassVar[BinaryOperator]  # type: ignore[assignment]
     __ne__: ClassVar[BinaryOperator]  # type: ignore[assignment]
+    __pow__: ClassVar[BinaryOperator]
+    __rpow__: ClassVar[BinaryOperator]
     __neg__: ClassVar[Callable[[Expression], Expression]]
+    __abs__: ClassVar[Callable[[Expression], Expression]]
     __lt__: ClassVar[BinaryOperator]
     __le__: ClassVar[BinaryOperator]
     __gt__: ClassVar[BinaryOperator]
     __ge__: ClassVar[BinaryOperator]
     __getitem__: ClassVar[Callable[[Expression, Any], Expression]]
 
+    # NumPy's methods, set alike.
+    argmax: ClassVar[Method]
+    argmin: ClassVar[Method]
+    astype: ClassVar[Method]
+    clip: ClassVar[Method]
+    cumsum: ClassVar[Method]
+    max: ClassVar[Method]
+    mean: ClassVar[Method]
+    min: ClassVar[Method]
+    reshape: ClassVar[Method]
+    sum: ClassVar[Method]
+    take: ClassVar[Method]
+    transpose: ClassVar[Method]
+
+    @property
+    def T(self) -> Expression:
+        """The transpose, with the axes reversed."""
+        return self.transpose()
+
 
 Operand: TypeAlias = "Expression | Array | float"
 BinaryOperator: TypeAlias = "Callable[[Expression, Operand], Expression]"
+Method: TypeAlias = "Callable[..., Expression]"
 
 
 def apply(operation: Operation, *inputs: Expression) -> Expression:
@@ -252,19 +275,22 @@ FLOATS = "f"
 """NumPy's kind of floats."""
 NUMBERS = "fiu"
 """NumPy's kinds of floats, integers and unsigned integers."""
+BOOLS = "b"
+"""NumPy's kind of bools."""
 
 
 def same_dtype(name: str, *inputs: Expression, kinds: str | None = None) -> np.dtype[np.generic]:
     """Return the common dtype of ``inputs``; there is no implicit promotion.
 
-    Raise ``DTypeError`` if the dtypes differ or are not of ``kinds``, ``FLOATS`` or ``NUMBERS``.
+    Raise ``DTypeError`` if the dtypes differ or are not of ``kinds``: ``FLOATS``, ``NUMBERS`` or
+    ``BOOLS``.
     """
     dtype = inputs[0].dtype
     if any(each.dtype != dtype for each in inputs):
         dtypes = " and ".join(str(each.dtype) for each in inputs)
         raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with astype()")
     if kinds and dtype.kind not in kinds:
-        expected = "floats" if kinds == FLOATS else "numbers"
+        expected = {FLOATS: "floats", NUMBERS: "numbers", BOOLS: "bools"}[kinds]
         raise DTypeError(f"{name}: expected {expected}, got dtype {dtype}; convert with astype()")
     return dtype
 

@@ -16,14 +16,14 @@ from dist_net.autodiff import (
     constant,
     cross_entropy_of_logits,
     equal,
-    gather,
     log,
     maximum,
     mean,
     square,
 )
 from dist_net.autodiff.arrays import integer
-from dist_net.autodiff.operations.classification import checked_indices, require_class_indices
+from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
+from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.spelling import suggestion
 
@@ -38,8 +38,9 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
     needs no such bound. Raise ``DTypeError`` unless labels are integers.
     """
-    require_class_indices("cross_entropy_of_probabilities", probabilities, labels)
-    return -log(maximum(gather(probabilities, labels), MIN_PROBABILITY))
+    name = "cross_entropy_of_probabilities"
+    require_class_indices(name, probabilities, labels)
+    return -log(maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:

@@ -110,6 +110,30 @@ def powers(x: Expression) -> Expression:
     return ad.exp(-x) + ad.log(x + 1) + ad.sqrt(x) + ad.expm1(x * 1e-3)
 
 
+def waves(x: Expression) -> Expression:
+    return ad.sin(x) + ad.cos(x) * abs(x - 4.0) + ad.sign(x - 4.0) + ad.log1p(x)
+
+
+def bends(x: Expression) -> Expression:
+    x = x - 4.0
+    return ad.gelu(x) + ad.gelu(x, approximate=True) * 2.0 + ad.silu(x) * 3.0 + ad.softplus(x)
+
+
+def chosen(x: Expression) -> Expression:
+    least = x.argmin(1)
+    table = ad.constant(np.arange(20, dtype="f4").reshape(4, 5))
+    return table[least][:, [0, -1, 3]] + x[:, least[0]][:, None] - x.min(1, keepdims=True)
+
+
+def added_up(x: Expression) -> Expression:
+    first, second = ad.split(x.cumsum(1), 2, 2)
+    return ad.pad(ad.stack([first, second**1.5], 1), ((0, 0), (0, 0), (1, 2), (0, 1)))
+
+
+def summed(x: Expression) -> Expression:
+    return ad.einsum("nab,ncb->nac", x, x) + ad.einsum("nab,b->na", x, x[0, 0])[:, None]
+
+
 def clipped(x: Expression) -> Expression:
     return ad.clip(x, 2, 5) + ad.leaky_relu(x - 4, 0.2) + ad.leaky_relu(x - 4, 0)
 
@@ -173,6 +197,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Expression], Expression], tuple[int, ...]]]
         function.__name__: (function, shape)
         for function, shape in [
             *((powers, (4,)), (clipped, (4,)), (compared, (4,)), (whole_numbers, (4,))),
+            *((waves, (4,)), (bends, (64,)), (chosen, (4,))),
+            *((added_up, (3, 4)), (summed, (3, 4))),
             *((row_beside, (4,)), (constant_repeated, (4,))),
             *((attention, (3, 4)), (scaled, (3, 4)), (convolved_by_the_first, (4, 4, 3))),
             *((turned, (4, 3, 2)), (pooled, (6, 5, 3))),

@@ -23,6 +23,8 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.elementwise import (
     Elementwise,
+    Mask,
+    Where,
     add,
     divide,
     multiply,
@@ -31,12 +33,7 @@ from dist_net.autodiff.operations.elementwise import (
 )
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import (
-    AsType,
-    Mask,
-    StopGradient,
-    Where,
-)
+from dist_net.autodiff.operations.selection import StopGradient
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 
@@ -141,7 +138,7 @@ def merge_views(node: Expression) -> Expression | None:
 
 def compute_before_broadcasting(node: Expression) -> Expression | None:
     """Compute an elementwise operation before a broadcast of its inputs, not after it."""
-    if not isinstance(node.operation, Elementwise | Mask | AsType):
+    if not isinstance(node.operation, Elementwise):
         return None
     inputs = [
         each.inputs[0] if isinstance(each.operation, BroadcastTo) else each for each in node.inputs
@@ -194,6 +191,16 @@ def merge_scalar_factors(node: Expression) -> Expression | None:
     return None
 
 
+def simplify_power(node: Expression) -> Expression | None:
+    """x ** 2 is a square, which NumPy computes ten times as fast, and x ** 1 is x."""
+    if node.operation == elementwise.power and node.shape == node.inputs[0].shape:
+        if is_scalar(node.inputs[1], 2.0):
+            return elementwise.square(node.inputs[0])
+        if is_scalar(node.inputs[1], 1.0):
+            return node.inputs[0]
+    return None
+
+
 def recognise_mask(node: Expression) -> Expression | None:
     """A choice between x and 0 is a product, if an integer type has as many bits as x."""
     if not isinstance(node.operation, Where) or node.dtype.itemsize > 8:
@@ -238,5 +245,6 @@ RULES: tuple[Rule, ...] = (
     drop_neutral_operand,
     merge_scales_and_shifts,
     merge_scalar_factors,
+    simplify_power,
     recognise_mask,
 )

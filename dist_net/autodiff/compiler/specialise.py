@@ -39,10 +39,16 @@ from dist_net.autodiff.operations.convolution import (
     PlannedConvolution,
     PreparedFilters,
 )
-from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
+from dist_net.autodiff.operations.elementwise import (
+    Clip,
+    LeakyRelu,
+    add,
+    divide,
+    multiply,
+    subtract,
+)
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.selection import Clip, LeakyRelu
 from dist_net.autodiff.operations.shaping import Reshape, concatenate, reshape
 
 BinaryFunction = Callable[[Expression, Expression], Expression]

@@ -28,12 +28,10 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool
 from dist_net.autodiff.operations.elementwise import Elementwise
-from dist_net.autodiff.operations.selection import AsType, LogicalNot, Mask, Where
 from dist_net.autodiff.operations.shaping import Reshape
 
 STRIP_BYTES = 1 << 16
 """The output of one node of a fused step per strip: at most a quarter of a typical L2 cache."""
-BY_ELEMENT = Elementwise | Mask | AsType | Where | LogicalNot
 
 
 @dataclass(frozen=True)
@@ -203,13 +201,13 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
 
 def _fuses(node: Expression, user: Expression) -> bool:
     """Return whether ``node`` may be computed strip by strip with its only user."""
-    return _is_cut(node) and isinstance(user.operation, BY_ELEMENT) and node.shape == user.shape
+    return _is_cut(node) and isinstance(user.operation, Elementwise) and node.shape == user.shape
 
 
 def _is_cut(node: Expression) -> bool:
     """Return whether ``node`` can be computed strip by strip and is large enough."""
     is_large = node.ndim > 0 and node.nbytes >= 4 * STRIP_BYTES
-    return is_large and isinstance(node.operation, BY_ELEMENT)
+    return is_large and isinstance(node.operation, Elementwise)
 
 
 def assign_slots(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,8 @@ from dist_net.autodiff.expression import (
     same_dtype,
 )
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations.reduction import sum_to_shape
-from dist_net.autodiff.operations.shaping import matrix_transpose, reshape
+from dist_net.autodiff.operations.reduction import sum, sum_to_shape
+from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
 from dist_net.errors import ShapeError
 
 
@@ -62,7 +63,11 @@ def matmul(first: Operand, second: Operand) -> Expression:
     right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
         raise misfit(a, b)  # names the original shapes, also of a vector
-    product = apply(MatMul(), left, right)
+    if right.ndim == 2 and left.ndim > 2:  # one product, not one for each matrix of the stack
+        rows = reshape(left, (math.prod(left.shape[:-1]), left.shape[-1]))
+        product = reshape(apply(MatMul(), rows, right), (*left.shape[:-1], right.shape[-1]))
+    else:
+        product = apply(MatMul(), left, right)
     shape = product.shape
     if b.ndim == 1:
         shape = shape[:-1]
@@ -77,3 +82,57 @@ def misfit(a: Expression, b: Expression) -> ShapeError:
         f"matmul: shapes {a.shape} and {b.shape} do not match; expected (..., n, k) and "
         f"(..., k, m) with the same k and leading axes that broadcast"
     )
+
+
+def einsum(subscripts: str, *expressions: Expression) -> Expression:
+    """Return the sum of products in Einstein's notation, such as ``"nqd,nkd->nqk"``.
+
+    It is computed from left to right, as matrix products. Raise ``ShapeError`` unless each letter
+    has one length; a letter may not repeat within an input, and ``...`` is not supported.
+    """
+    given, arrow, output = subscripts.replace(" ", "").partition("->")
+    terms = given.split(",")
+    letters = "".join(terms)
+    output = output if arrow else "".join(sorted(c for c in letters if letters.count(c) == 1))
+    lengths = dict(zip(letters, [n for x in expressions for n in x.shape], strict=False))
+    shapes = [tuple(lengths.get(c) for c in term) for term in terms]
+    repeats = any(len({*term}) < len(term) for term in (*terms, output))
+    if repeats or not {*output} <= {*letters} or shapes != [x.shape for x in expressions]:
+        raise ShapeError(
+            f"einsum: {subscripts!r} for shapes {', '.join(str(x.shape) for x in expressions)}; "
+            f"expected a letter for each axis, with one length, once in an input"
+        )
+    result, term = expressions[0], terms[0]
+    for i, x in enumerate(expressions[1:], 1):
+        kept = output + "".join(terms[i + 1 :])
+        result, term = _contracted(result, term, x, terms[i], kept)
+    result, term = _summed(result, term, output)
+    return transpose(result, [term.index(c) for c in output])
+
+
+def _contracted(
+    a: Expression, left: str, b: Expression, right: str, kept: str
+) -> tuple[Expression, str]:
+    """Return the product of two terms of ``einsum``, summed over the letters not ``kept``."""
+    a, left = _summed(a, left, kept + right)
+    b, right = _summed(b, right, kept + left)
+    stack = "".join(c for c in left if c in right and c in kept)
+    inner = "".join(c for c in left if c in right and c not in kept)
+    rows = "".join(c for c in left if c not in right)
+    columns = "".join(c for c in right if c not in left)
+    lengths = dict(zip(left + right, a.shape + b.shape, strict=True))
+
+    def matrices(x: Expression, term: str, first: str, second: str) -> Expression:
+        ordered = transpose(x, [term.index(c) for c in stack + first + second])
+        sides = [math.prod(lengths[c] for c in letters) for letters in (first, second)]
+        return reshape(ordered, [*(lengths[c] for c in stack), *sides])
+
+    product = matmul(matrices(a, left, rows, inner), matrices(b, right, inner, columns))
+    term = stack + rows + columns
+    return reshape(product, [lengths[c] for c in term]), term
+
+
+def _summed(x: Expression, term: str, kept: str) -> tuple[Expression, str]:
+    """Return the sum over the letters that are not kept, and the remaining letters."""
+    summed = [i for i, c in enumerate(term) if c not in kept]
+    return sum(x, summed), "".join(c for c in term if c in kept)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers, positive_axis
 from dist_net.autodiff.expression import NUMBERS, Expression, Operation, View, apply, same_dtype
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import shaping
@@ -141,6 +141,30 @@ def mean(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression
     if x.size == 0 and total.size > 0:
         raise ShapeError(f"mean: shape {x.shape} has no elements along axis {axis}")
     return total * (total.size / x.size) if x.size > 0 else total
+
+
+@dataclass(frozen=True)
+class CumSum(Operation):
+    """The sums of the elements up to each, along ``axis``."""
+
+    axis: int
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, same_dtype("cumsum", *inputs, kinds=NUMBERS)
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return partial(np.add.accumulate, inputs[0], self.axis, None, out)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        backwards = (slice(None),) * self.axis + (slice(None, None, -1),)
+        return (apply(self, cotangent[backwards])[backwards],)
+
+
+def cumsum(x: Expression, axis: int | None = None) -> Expression:
+    """Return the sums up to each element along ``axis``, or in row-major order (None)."""
+    if axis is None:
+        return cumsum(shaping.reshape(x, (x.size,)), 0)
+    return apply(CumSum(positive_axis("cumsum", axis, x.shape)), x)
 
 
 def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:

@@ -1,6 +1,6 @@
 """Views of elements: reshape, transpose, and slices by NumPy's basic indices, ``x[1:, ..., None]``.
 
-Also the gradient of a slice, padded with zeros, and concatenation.
+Also the gradient of a slice, padded with zeros; concatenation and its inverse.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from types import EllipsisType
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers, positive_axis
+from dist_net.autodiff.arrays import (
+    Array,
+    Call,
+    Shape,
+    in_order,
+    integer,
+    integers,
+    positive_axis,
+)
 from dist_net.autodiff.expression import Expression, Operation, View, apply, same_dtype
 from dist_net.errors import IndexRangeError, ShapeError
 
@@ -148,7 +156,7 @@ class ZerosAround(Operation):
         return [apply(Slice(index), cotangent) for index in (self.index, *self.more)]
 
 
-def getitem(x: Expression, index: BasicIndices) -> Expression:
+def basic_index(x: Expression, index: BasicIndices) -> Expression:
     """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
 
     Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
@@ -162,7 +170,7 @@ def getitem(x: Expression, index: BasicIndices) -> Expression:
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
     """Return zeros of ``shape`` after ``zeros[index] = x``.
 
-    Raise ``ShapeError`` unless ``x`` has the shape of ``zeros[index]``; otherwise as ``getitem``.
+    Raise ``ShapeError`` unless ``x`` has that index's shape, and the errors of ``basic_index``.
     """
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)
@@ -172,8 +180,8 @@ def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Ex
     return x if fills else apply(ZerosAround(lengths, normal), x)
 
 
-def _normal(index: BasicIndices, shape: Shape) -> Index:
-    """Return the index in normal form, including the axes that ``index`` omits."""
+def without_dots(index: Any, shape: Shape) -> tuple[Any, ...]:
+    """Return an index as a tuple with an entry for each axis of ``shape``, and None for others."""
     given = index if isinstance(index, tuple) else (index,)
     dots = [i for i, each in enumerate(given) if each is Ellipsis] or [len(given)]
     named = sum(each is not None and each is not Ellipsis for each in given)
@@ -182,10 +190,15 @@ def _normal(index: BasicIndices, shape: Shape) -> Index:
     if len(dots) > 1:
         raise ShapeError(f"an index of shape {shape} has ... {len(dots)} times; expected once")
     unnamed = (slice(None),) * (len(shape) - named)
+    return (*given[: dots[0]], *unnamed, *given[dots[0] + 1 :])
+
+
+def _normal(index: BasicIndices, shape: Shape) -> Index:
+    """Return the index in normal form, including the axes that ``index`` omits."""
     axes = iter(range(len(shape)))
     return tuple(
         None if each is None else _places(each, next(axes), shape)
-        for each in (*given[: dots[0]], *unnamed, *given[dots[0] + 1 :])
+        for each in without_dots(index, shape)
     )
 
 
@@ -208,7 +221,7 @@ def _places(given: object, axis: int, shape: Shape) -> int | range:
     if place is None:
         raise ShapeError(
             f"index of type {type(given).__name__} along axis {axis} of shape {shape}; expected an "
-            f"integer, a slice, ... or None; for indices in an array use gather()"
+            f"integer, an array of integers, a slice, ... or None"
         )
     if not -length <= place < length:
         raise IndexRangeError(
@@ -275,6 +288,38 @@ def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     operation.result(*expressions)  # empty inputs are checked too
     filled = [each for each in expressions if each.shape[positive] > 0] or [*expressions[:1]]
     return filled[0] if len(filled) == 1 else apply(operation, *filled)
+
+
+def stack(expressions: Sequence[Expression], axis: int = 0) -> Expression:
+    """Concatenate expressions of one shape along a new axis."""
+    if not expressions:
+        raise ShapeError("stack: no expressions; expected at least one")
+    before = positive_axis("stack", axis, (1, *expressions[0].shape))
+    return concatenate([x[(slice(None),) * before + (None,)] for x in expressions], before)
+
+
+def split(x: Expression, parts: int | Sequence[int], axis: int = 0) -> list[Expression]:
+    """Return ``x`` cut along ``axis`` into ``parts`` of equal length, or at these indices."""
+    before = (slice(None),) * positive_axis("split", axis, x.shape)
+    length = x.shape[len(before)]
+    if isinstance(parts, SupportsIndex):
+        count = integer("split: parts", parts, 1)
+        if length % count:
+            raise ShapeError(f"split: {x.shape} does not divide into {count} along axis {axis}")
+        parts = range(length // count, length, length // count) if length else [0] * (count - 1)
+    return [x[(*before, slice(*pair))] for pair in pairwise([0, *parts, length])]
+
+
+def pad(x: Expression, width: int | Sequence[int] | Sequence[Sequence[int]]) -> Expression:
+    """Add zeros: ``width`` on all sides, (before, after) on all axes, or a pair for each axis."""
+    try:
+        given = np.broadcast_to(np.asarray(width), (x.ndim, 2)).tolist()
+    except ValueError as error:
+        raise ShapeError(f"pad: width {width} for shape {x.shape}: {error}") from error
+    pairs = [tuple(integer("pad: width", each, 0) for each in pair) for pair in given]
+    lengths = [before + n + after for (before, after), n in zip(pairs, x.shape, strict=True)]
+    index = tuple(slice(pair[0], pair[0] + n) for pair, n in zip(pairs, x.shape, strict=True))
+    return zeros_around(x, lengths, index)
 
 
 def _indices(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:

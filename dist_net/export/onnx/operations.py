@@ -14,9 +14,9 @@ from dist_net.autodiff import Expression, Operation
 from dist_net.autodiff.kernels.convolution.problem import LINEAR
 from dist_net.autodiff.kernels.windows import AxisWindows, Windows
 from dist_net.autodiff.operations import (
-    classification,
     convolution,
     elementwise,
+    indexing,
     matmul,
     normalization,
     pooling,
@@ -86,8 +86,14 @@ def _expm1(known: Translation, node: Expression) -> Tensor:
     return Tensor(add("Mul", of_half, add("Add", add("Exp", x), one)), axes)
 
 
+def _log1p(known: Translation, node: Expression) -> Tensor:
+    """Compute log(1 + x), which loses digits of x near 0."""
+    x, axes = known.held(node.inputs[0])
+    return Tensor(known.graph.add("Log", known.graph.add("Add", x, np.array(1, node.dtype))), axes)
+
+
 def _leaky_relu(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, selection.LeakyRelu)
+    assert isinstance(node.operation, elementwise.LeakyRelu)
     x, axes = known.held(node.inputs[0])
     return Tensor(_with_slope(known, x, node.operation.slope), axes)
 
@@ -99,7 +105,7 @@ def _with_slope(known: Translation, x: str, slope: float) -> str:
 
 
 def _clip(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, selection.Clip)
+    assert isinstance(node.operation, elementwise.Clip)
     x, axes = known.held(node.inputs[0])
     return Tensor(_clipped(known, x, node, node.operation.low, node.operation.high), axes)
 
@@ -145,10 +151,22 @@ def _reduction(operator: str) -> Converter:
 
 
 def _argmax(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, classification.ArgMax)
+    assert isinstance(node.operation, selection.ArgMax)
     x = known.named(node.inputs[0])
-    found = known.graph.add("ArgMax", x, axis=node.operation.axis, keepdims=0)
+    found = known.graph.add(node.operation.label, x, axis=node.operation.axis, keepdims=0)
     return Tensor(found, own_axes(node))
+
+
+def _cumsum(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, reduction.CumSum)
+    axis = np.array(node.operation.axis)
+    return Tensor(known.graph.add("CumSum", known.named(node.inputs[0]), axis), own_axes(node))
+
+
+def _take(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, indexing.Take)
+    names = map(known.named, node.inputs)
+    return Tensor(known.graph.add("Gather", *names, axis=node.operation.axis), own_axes(node))
 
 
 def _concatenate(known: Translation, node: Expression) -> Tensor:
@@ -381,29 +399,40 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.exp: _by("Exp"),
     elementwise.expm1: _expm1,
     elementwise.log: _by("Log"),
+    elementwise.log1p: _log1p,
+    elementwise.power: _by("Pow"),
+    elementwise.absolute: _by("Abs"),
+    elementwise.sign: _by("Sign"),
+    elementwise.sin: _by("Sin"),
+    elementwise.cos: _by("Cos"),
+    elementwise.erf: _by("Erf"),
     elementwise.sqrt: _by("Sqrt"),
     elementwise.square: _square,
     elementwise.tanh: _by("Tanh"),
-    elementwise.Sigmoid: _by("Sigmoid"),
+    elementwise.sigmoid: _by("Sigmoid"),
     elementwise.less: _by("Less"),
     elementwise.less_equal: _by("LessOrEqual"),
     elementwise.greater: _by("Greater"),
     elementwise.greater_equal: _by("GreaterOrEqual"),
     elementwise.equal: _by("Equal"),
-    selection.maximum: _by("Max"),
-    selection.minimum: _by("Min"),
-    selection.Where: _by("Where"),
-    selection.LogicalNot: _by("Not"),
-    selection.Mask: _mask,
-    selection.Clip: _clip,
-    selection.AsType: _cast,
+    elementwise.maximum: _by("Max"),
+    elementwise.minimum: _by("Min"),
+    elementwise.Where: _by("Where"),
+    elementwise.logical_not: _by("Not"),
+    elementwise.Mask: _mask,
+    elementwise.Clip: _clip,
+    elementwise.AsType: _cast,
     selection.Max: _reduction("ReduceMax"),
+    selection.Min: _reduction("ReduceMin"),
     reduction.Sum: _reduction("ReduceSum"),
     reduction.BroadcastTo: _broadcast,
-    selection.LeakyRelu: _leaky_relu,
+    elementwise.LeakyRelu: _leaky_relu,
     normalization.ScaleAndShift: _scale_and_shift,
-    classification.ArgMax: _argmax,
-    classification.CheckedIndices: _cast,
+    selection.ArgMax: _argmax,
+    selection.ArgMin: _argmax,
+    indexing.Take: _take,
+    reduction.CumSum: _cumsum,
+    indexing.CheckedIndices: _cast,
     shaping.Concatenate: _concatenate,
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,

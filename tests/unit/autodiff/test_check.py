@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.operations.elementwise import Elementwise, UnaryUfunc
+from dist_net.autodiff.operations.elementwise import Elementwise, Unary
 from dist_net.errors import DTypeError, GradientError
 from naming import naming
 
@@ -26,7 +26,7 @@ class Cube(Elementwise):
 
 
 # The square with a VJP of the right value that does not depend on x for calculus.
-detached_square = UnaryUfunc(np.square, lambda _, g, x: (g * 2.0 * ad.stop_gradient(x),))
+detached_square = Unary(np.square, lambda _, g, x: (g * 2.0 * ad.stop_gradient(x),))
 
 
 def point(*shape):

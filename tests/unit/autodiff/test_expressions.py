@@ -34,7 +34,7 @@ LABELS = ad.variable("labels", (3,), np.uint8)
         (ad.mean(floats(2, 0), 0), (0,), np.float64),
         (ad.argmax(floats(2, 3)), (), np.intp),
         (ad.argmax(floats(2, 3, 4), -2), (2, 4), np.intp),
-        (ad.gather(floats(3, 5), LABELS), (3,), np.float64),
+        (floats(3, 5)[:, LABELS], (3, 3), np.float64),
         (ad.reshape(floats(2, 3, 4), (-1, 4)), (6, 4), np.float64),
         (ad.transpose(floats(2, 3, 4)), (4, 3, 2), np.float64),
         (ad.transpose(floats(2, 3, 4), (0, -1, 1)), (2, 4, 3), np.float64),
@@ -87,7 +87,16 @@ def test_shape_and_dtype_are_known_when_built(expression, shape, dtype):
         (lambda: ad.reshape(floats(2, 3), (-2, -3)), r"reshape.*\(2, 3\).*\(-2, -3\)"),
         (lambda: ad.transpose(floats(2, 3), (0, 0)), r"transpose.*\(0, 0\).*\(2, 3\)"),
         (lambda: ad.matrix_transpose(floats(3)), r"matrix_transpose.*\(3,\)"),
-        (lambda: ad.gather(floats(2, 3), LABELS), r"gather.*\(2, 3\).*\(3,\)"),
+        (lambda: floats(2, 3)[LABELS, floats(4) < 0, 0], r"3 indices.*\(2, 3\)"),
+        (lambda: ad.stack([floats(2), floats(3)]), r"\(1, 2\).*\(1, 3\)"),
+        (lambda: ad.split(floats(4, 3), 2, 1), r"split.*\(4, 3\).*2.*axis 1"),
+        (lambda: ad.pad(floats(4, 3), (1, 2, 3)), r"pad.*\(1, 2, 3\).*\(4, 3\)"),
+        (lambda: ad.pad(floats(4), -1), r"pad.*-1"),
+        (lambda: ad.einsum("ij,jk", floats(4, 3), floats(4, 3)), r"einsum.*'ij,jk'.*\(4, 3\)"),
+        (lambda: ad.einsum("ii->i", floats(4, 4)), r"einsum.*'ii->i'.*\(4, 4\)"),
+        (lambda: ad.einsum("ij->k", floats(4, 4)), r"einsum.*'ij->k'"),
+        (lambda: ad.einsum("ij,jk", floats(4, 4)), r"einsum.*'ij,jk'"),
+        (lambda: ad.einsum("...i->i", floats(4, 4)), r"einsum.*'...i->i'"),
         (lambda: ad.variable("x", (2, -1)), r"'x'.*\(2, -1\)"),
         (lambda: ad.gradients(floats(2), [floats(2)]), r"\(2,\)"),
     ],
@@ -117,9 +126,11 @@ def test_a_wrong_shape_is_refused_with_the_shapes_named(build, told):
         ),
         (lambda: ad.logical_not(LABELS), "logical_not.*bool.*uint8"),
         (
-            lambda: ad.gather(floats(3, 4), floats(3)),
-            "gather.*float64",
+            lambda: floats(3, 4)[floats(3)],
+            "index.*float64",
         ),
+        (lambda: floats(3, 4)[:, [0.5]], "index.*float64"),
+        (lambda: floats(3)[LABELS > 1], "index.*bool"),
         (lambda: ad.leaky_relu(LABELS), "leaky_relu.*uint8"),
         (lambda: ad.less_equal(floats(3), LABELS), "less_equal.*float64.*uint8"),
         (lambda: LABELS * 0.5, "0.5.*uint8"),
@@ -179,6 +190,19 @@ def test_an_expression_has_no_truth_value():
     x = floats(3)
     with pytest.raises(GraphError, match=r"where\(\)"):
         assert 0 < x < 1
+
+
+def test_methods_are_those_of_numpy():
+    values = np.random.default_rng(0).standard_normal((2, 3, 4))
+    x = ad.variable("x", values.shape, values.dtype)
+    methods = [
+        *(lambda x: x.sum(), lambda x: x.mean(1), lambda x: x.max(-1, keepdims=True)),
+        *(lambda x: x.min((0, 2)), lambda x: x.reshape(6, -1), lambda x: x.reshape((6, 4))),
+        *(lambda x: x.T, lambda x: x.transpose(), lambda x: x.transpose(1, 0, 2)),
+        *(lambda x: x.transpose([2, 1, 0]), lambda x: x.clip(-1, 1), lambda x: x.astype("f4")),
+    ]
+    for found, method in zip(ad.evaluate([f(x) for f in methods], x=values), methods, strict=True):
+        np.testing.assert_allclose(found, method(values), rtol=1e-15, strict=True)
 
 
 def test_what_changes_nothing_makes_no_node():

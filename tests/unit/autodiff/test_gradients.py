@@ -5,7 +5,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.operations.classification import Put, Take
+from dist_net.autodiff.operations.indexing import AddAt, Take
 from dist_net.errors import GradientError
 
 
@@ -99,11 +99,14 @@ def test_a_leaky_relu_of_what_is_large_transposed_or_inside_a_strip():
         np.testing.assert_allclose(squared, 2 * arrays["x"] * factor**2 * arrays["w"].T)
 
 
-def test_elements_are_taken_and_put_back():
-    places = ad.constant(np.array([3, 0, 2]))
-    at, random = np.array([1.0, 2, 3, 4]), np.random.default_rng(0)
-    check_gradients(lambda x: ad.square(ad.apply(Take(), ad.exp(x), places)), at, rng=random)
-    check_gradients(lambda x: ad.square(ad.apply(Put((5,)), ad.exp(x), places)), at[:3], rng=random)
+def test_elements_are_taken_and_added_back():
+    places, random = ad.constant(np.array([3, 0, 3])), np.random.default_rng(0)
+    at = random.standard_normal((4, 4, 4))
+    for axis in range(3):
+        added = AddAt((4, 4, 4), axis)
+        taken = at.take([0, 1, 2], axis)
+        check_gradients(lambda x, a=axis: ad.exp(ad.apply(Take(a), x, places)), at, rng=random)
+        check_gradients(lambda x, a=added: ad.exp(ad.apply(a, x, places)), taken, rng=random)
 
 
 class Wrong(ad.Operation):

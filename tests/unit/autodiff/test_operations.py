@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import special
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
+from dist_net.autodiff.operations.classification import scores_of_labels
 from dist_net.errors import IndexRangeError
 from naming import naming
 
@@ -28,6 +30,10 @@ def holds(build, reference, *at):
     check_gradients(build, *at, rng=np.random.default_rng(0))
 
 
+def gelu_by_tanh(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 UNARY = {
     "negative": (ad.negative, np.negative, draw),
     "exp": (ad.exp, np.exp, draw),
@@ -40,6 +46,19 @@ UNARY = {
     "leaky relu of slope 0": (lambda x: ad.leaky_relu(x, 0.0), lambda x: np.maximum(x, 0), draw),
     "clip": (lambda x: ad.clip(x, -0.5, 1.0), lambda x: np.clip(x, -0.5, 1), draw),
     "relu": (lambda x: ad.maximum(x, 0.0), lambda x: np.maximum(x, 0), draw),
+    "absolute": (abs, np.absolute, draw),
+    "sign": (lambda x: x * ad.sign(x), np.absolute, draw),
+    "sin": (ad.sin, np.sin, draw),
+    "cos": (ad.cos, np.cos, draw),
+    "log1p": (ad.log1p, np.log1p, positive),
+    "erf": (ad.erf, special.erf, draw),
+    "softplus": (ad.softplus, lambda x: np.logaddexp(x, 0), draw),
+    "silu": (ad.silu, lambda x: x * special.expit(x), draw),
+    "gelu": (ad.gelu, lambda x: x * special.ndtr(x), draw),
+    "gelu by tanh": (lambda x: ad.gelu(x, approximate=True), gelu_by_tanh, draw),
+    "x ** 2": (lambda x: x**2, np.square, draw),
+    "cube": (lambda x: x**3, lambda x: x**3, draw),
+    "a power of 2": (lambda x: 2.0**x, np.exp2, draw),
     "a sum of powers": (lambda x: 1 / x - 2 / (x * x), lambda x: 1 / x - 2 / x**2, positive),
 }
 
@@ -50,6 +69,7 @@ BINARY = {
     "divide": (ad.divide, np.divide),
     "maximum": (ad.maximum, np.maximum),
     "minimum": (ad.minimum, np.minimum),
+    "power": (lambda x, y: y**x, lambda x, y: y**x),
     "where 0": (lambda x, y: ad.where(y > 1.0, x, 0.0), lambda x, y: np.where(y > 1, x, 0)),
     "where": (
         lambda x, y: ad.where(x > y, ad.square(x), x * y),
@@ -129,7 +149,8 @@ REDUCED = [
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(("shape", "axes"), REDUCED, ids=str)
 @pytest.mark.parametrize(
-    ("build", "reference"), [(ad.sum, np.sum), (ad.mean, np.mean), (ad.max, np.max)]
+    ("build", "reference"),
+    [(ad.sum, np.sum), (ad.mean, np.mean), (ad.max, np.max), (ad.min, np.min)],
 )
 def test_reductions(build, reference, shape, axes, keep):
     holds(
@@ -241,14 +262,14 @@ def test_products_of_transposes():
 def test_pick(dtype):
     labels = np.array([2, 0, 2, 1], dtype)
     rows = np.arange(4)
-    holds(lambda x: ad.gather(x, ad.constant(labels)), lambda x: x[rows, labels], draw(4, 3))
+    holds(lambda x: x[rows, ad.constant(labels)], lambda x: x[rows, labels], draw(4, 3))
     holds(
-        lambda x: ad.square(ad.gather(ad.transpose(x), ad.constant(labels))),
+        lambda x: ad.square(x.T[rows, labels]),
         lambda x: x.T[rows, labels] ** 2,
         draw(3, 4),
     )
     holds(
-        lambda x: ad.gather(ad.broadcast_to(x, (4, 3)), ad.constant(labels)),
+        lambda x: ad.broadcast_to(x, (4, 3))[rows, labels],
         lambda x: np.broadcast_to(x, (4, 3))[rows, labels],
         draw(3),
     )
@@ -276,7 +297,7 @@ def test_pick_never_reads_another_row(dtype, wrong):
         wrong = np.iinfo(dtype).max
     labels = np.array([2, 0, 1, 1], dtype)
     x, variable = draw(4, 3), ad.variable("labels", (4,), dtype)
-    picked = ad.gather(ad.variable("x", (4, 3), np.float64), variable)
+    picked = scores_of_labels("a loss", ad.variable("x", (4, 3), np.float64), variable)
     bound = ad.compile([picked]).bind({"x": x, "labels": labels})
     bound.run()
     labels[2] = wrong
@@ -288,13 +309,13 @@ def test_pick_never_reads_another_row(dtype, wrong):
 
 def test_pick_of_no_rows():
     labels = ad.constant(np.empty(0, np.uint8))
-    holds(lambda x: ad.gather(x, labels), lambda x: x[:, 0], np.empty((0, 3)))
+    holds(lambda x: scores_of_labels("a loss", x, labels), lambda x: x[:, 0], np.empty((0, 3)))
 
 
 def test_pick_follows_labels_that_change_between_runs():
     x, labels = np.arange(6.0).reshape(2, 3), np.array([0, 2], np.uint8)
     bound = ad.compile(
-        [ad.gather(ad.variable("x", (2, 3), np.float64), ad.variable("labels", (2,), np.uint8))]
+        [ad.variable("x", (2, 3), np.float64)[[0, 1], ad.variable("labels", (2,), np.uint8)]]
     ).bind({"x": x, "labels": labels})
     np.testing.assert_array_equal(bound.run()[0], [0, 5])
     labels[:] = [1, 0]
@@ -302,13 +323,132 @@ def test_pick_follows_labels_that_change_between_runs():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
-def test_argmax_is_the_first_of_those_that_tie(dtype):
-    array = np.array([[1, 3, 3], [2, 3, 1]], dtype)
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_argmax_and_argmin_are_the_first_of_those_that_tie(name, dtype):
+    array = np.array([[1, 3, 3], [2, 1, 1]], dtype)
     x = ad.variable("x", (2, 3), dtype)
-    for view, same in ((x, array), (ad.transpose(x), array.T)):
+    for view, same in ((x, array), (x.T, array.T)):
         for axis in (None, 0, 1, -1):
-            (index,) = ad.evaluate([ad.argmax(view, axis)], x=array)
-            np.testing.assert_array_equal(index, np.argmax(same, axis))
+            (index,) = ad.evaluate([getattr(view, name)(axis)], x=array)
+            np.testing.assert_array_equal(index, getattr(same, name)(axis))
+
+
+def test_erf_of_float32_is_nearly_exact():
+    x = np.linspace(-6, 6, 20001).astype(np.float32)
+    (value,) = ad.evaluate([ad.erf(ad.variable("x", x.shape))], x=x)
+    np.testing.assert_allclose(value, special.erf(x.astype(float)), rtol=7e-7, atol=0)
+    assert np.abs(value - special.erf(x.astype(float))).max() < 1.4e-7
+    x = np.array([-np.inf, -1e30, -0.0, 1e-38, 100, np.inf, np.nan], np.float32)
+    (value,) = ad.evaluate([ad.erf(ad.variable("x", x.shape))], x=x)
+    np.testing.assert_allclose(value, special.erf(x), rtol=1e-6)
+
+
+def test_derivatives_at_kinks_and_far_away_are_finite():
+    x = np.array([-1e3, -100, 0, 100, 1e3])
+    for function, slopes in (
+        (ad.softplus, [0, 0, 0.5, 1, 1]),
+        (ad.silu, [0, 0, 0.5, 1, 1]),
+        (ad.gelu, [0, 0, 0.5, 1, 1]),
+        (abs, [-1, -1, 0, 1, 1]),
+        (lambda x: x**2, 2 * x),
+        (lambda x: x**0, [0] * 5),
+    ):
+        place = ad.variable("x", x.shape, x.dtype)
+        (found,) = ad.evaluate(ad.gradients(function(place).sum(), [place]), x=x)
+        np.testing.assert_allclose(found, slopes, rtol=1e-15, atol=1e-40)
+
+
+INDICES = {
+    "vector": np.s_[[2, 0, 2]],
+    "matrix": np.s_[np.array([[1, 0], [-1, 1]])],
+    "last axis": np.s_[..., np.array([3, 3, 0])],
+    "middle axis": np.s_[:, [[1], [2]]],
+    "pair": np.s_[[0, 2, 2], [1, 1, -3]],
+    "pair that broadcasts": np.s_[[[0], [2]], [1, 0]],
+    "apart": np.s_[[0, 2], :, [1, 3]],
+    "integer apart": np.s_[1, :, [1, 3]],
+    "integer beside": np.s_[:, 0, [1, 3]],
+    "all axes": np.s_[[0, 1], [1, 0], [3, 2]],
+    "slices": np.s_[1:, ::-2, [0, 1, 1]],
+    "new axes": np.s_[None, [0, 1], None, 1:],
+    "apart by a new axis": np.s_[[0, 1], None, [1, 2]],
+    "none": np.s_[:, np.empty((2, 0), np.int8)],
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_arrays_of_integers_as_indices(index):
+    holds(lambda x: ad.square(x[index]), lambda x: x[index] ** 2, draw(3, 3, 4))
+    swapped = np.s_[(index if isinstance(index, tuple) else (index,))]
+    holds(lambda x: x.T.T[swapped], lambda x: x[swapped], draw(3, 3, 4))
+
+
+def test_take_and_indices_that_are_expressions():
+    rows = ad.constant(np.array([2, 0], np.uint8))
+    holds(lambda x: x[rows], lambda x: x[[2, 0]], draw(3, 4))
+    for axis in (None, 0, -1):
+        holds(lambda x, a=axis: x.take([2, 0], a), lambda x, a=axis: x.take([2, 0], a), draw(3, 4))
+    order = ad.argmax(ad.variable("x", (3, 4), np.float64), 0)
+    values = draw(3, 4)
+    (found,) = ad.evaluate([ad.variable("x", (3, 4), np.float64)[order, range(4)]], x=values)
+    np.testing.assert_array_equal(found, values.max(0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_an_index_out_of_range_is_refused_when_the_plan_runs(dtype):
+    index = ad.variable("index", (3,), dtype)
+    bound = ad.compile([ad.variable("x", (4, 2))[index]])
+    for wrong in (4, 200) if dtype is np.uint8 else (4, -5):
+        arrays = {"x": np.zeros((4, 2), np.float32), "index": np.array([0, wrong, 1], dtype)}
+        with pytest.raises(IndexRangeError, match=naming("index", wrong, "position 1", "to 3")):
+            bound.bind(arrays).run()
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_cumulative_sums(axis):
+    holds(lambda x: ad.square(x.cumsum(axis)), lambda x: x.cumsum(axis) ** 2, draw(3, 4))
+
+
+def test_arrays_are_stacked_split_and_padded():
+    for axis in (0, 1, -1):
+        holds(
+            lambda x, y, a=axis: ad.stack([x, y, x], a),
+            lambda x, y, a=axis: np.stack([x, y, x], a),
+            draw(2, 3),
+            draw(2, 3) + 1,
+        )
+        for parts in (2, [1, 3], [0, 2, 2]):
+            holds(
+                lambda x, a=axis, p=parts: ad.split(x, p, a)[1] ** 2,
+                lambda x, a=axis, p=parts: np.split(x, p, a)[1] ** 2,
+                draw(4, 6),
+            )
+    for width in (1, (2, 0), ((0, 1), (2, 0))):
+        holds(lambda x, w=width: ad.pad(x, w), lambda x, w=width: np.pad(x, w), draw(2, 3))
+
+
+EINSUMS = {
+    "ij,jk->ik": ((2, 3), (3, 4)),
+    "ij,jk": ((2, 3), (3, 4)),
+    "nqhd,nkhd->nhqk": ((2, 3, 2, 4), (2, 5, 2, 4)),
+    "nhqk,nkhd->nqhd": ((2, 2, 3, 5), (2, 5, 2, 4)),
+    "i,i->": ((3,), (3,)),
+    "i,j->ji": ((3,), (2,)),
+    "ij,ij->i": ((2, 3), (2, 3)),
+    "ijk,jl->k": ((2, 3, 4), (3, 5)),
+    "ijk->kj": ((2, 3, 4),),
+    "ab,bc,cd->ad": ((2, 3), (3, 4), (4, 2)),
+    "ab,cd,bc->ad": ((2, 3), (4, 2), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("subscripts", EINSUMS)
+def test_einsum(subscripts):
+    holds(
+        lambda *x: ad.einsum(subscripts, *x),
+        lambda *x: np.einsum(subscripts, *x),
+        *(draw(*shape) for shape in EINSUMS[subscripts]),
+    )
 
 
 def softmax(x):

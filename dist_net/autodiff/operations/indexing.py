@@ -1,0 +1,165 @@
+"""Indices: NumPy's ``x[index]`` for integers, slices, ``...``, None and arrays of integers.
+
+Arrays of integers, which may be expressions, choose elements along one or several axes. The VJP
+adds up what each element receives, as it may be chosen more than once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.arrays import Array, Call, Shape, positive_axis
+from dist_net.autodiff.expression import Expression, Operation, apply, constant
+from dist_net.autodiff.operations.elementwise import where
+from dist_net.autodiff.operations.shaping import (
+    basic_index,
+    reshape,
+    transpose,
+    without_dots,
+)
+from dist_net.errors import DTypeError, IndexRangeError
+
+Indices: TypeAlias = "Expression | NDArray[np.integer[Any]] | Sequence[int]"
+
+
+@dataclass(frozen=True)
+class CheckedIndices(Operation):
+    """Integers as intp; a run of a plan raises ``IndexRangeError`` unless least <= index < length.
+
+    ``name`` is the function to name in the message.
+    """
+
+    name: str
+    length: int
+    least: int = 0
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        (indices,) = inputs
+        if indices.dtype.kind not in "iu":
+            raise DTypeError(f"{self.name}: expected integer indices, got dtype {indices.dtype}")
+        return indices.shape, np.dtype(np.intp)
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        (indices,) = inputs
+        integers = out.view(np.intp)
+
+        def copy_checked() -> None:
+            np.copyto(out, indices, "unsafe")  # the largest uint64 becomes negative
+            if out.size and not (integers.min() >= self.least and integers.max() < self.length):
+                is_wrong = (integers < self.least) | (integers >= self.length)
+                position = int(np.argmax(is_wrong))
+                raise IndexRangeError(
+                    f"{self.name}: index {indices.flat[position]} at position {position}; expected "
+                    f"{self.least} to {self.length - 1}, as there are {self.length} elements"
+                )
+
+        return copy_checked
+
+
+@dataclass(frozen=True)
+class Take(Operation):
+    """The elements of the first input along ``axis`` at the indices in the second, all in range."""
+
+    axis: int
+    reads_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        x, indices = inputs
+        return (*x.shape[: self.axis], *indices.shape, *x.shape[self.axis + 1 :]), x.dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        x, indices = inputs
+        return partial(np.take, x, indices, self.axis, out, "clip")  # "raise" makes a copy of out
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        x, indices = node.inputs
+        return apply(AddAt(x.shape, self.axis), cotangent, indices), None
+
+
+@dataclass(frozen=True)
+class AddAt(Operation):
+    """Zeros of ``shape``, to which the first input is added at the indices in the second.
+
+    NumPy adds single elements eight times as fast as rows, so each row becomes the places of its
+    elements.
+    """
+
+    shape: Shape
+    axis: int
+    reads_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.shape, inputs[0].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        values, indices = inputs
+        outer, inner = math.prod(self.shape[: self.axis]), math.prod(self.shape[self.axis + 1 :])
+        starts = np.arange(outer)[:, np.newaxis, np.newaxis] * math.prod(self.shape[self.axis :])
+        firsts = indices.reshape(-1, 1, copy=False)
+        within = np.arange(inner)
+        rows = np.empty(firsts.shape, np.intp)
+        places = np.empty((len(starts), len(firsts), inner), np.intp)
+        target, added = out.reshape(-1, copy=False), values.reshape(-1, copy=False)
+
+        def add_at_places() -> None:
+            np.multiply(firsts, inner, rows)
+            np.add(rows, within, places)
+            np.add(places, starts, places)
+            out.fill(0)
+            np.add.at(target, places.reshape(-1, copy=False), added)
+
+        return add_at_places
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return apply(Take(self.axis), cotangent, node.inputs[1]), None
+
+
+def getitem(x: Expression, index: object) -> Expression:
+    """Return ``x[index]`` by NumPy's rules: a view, unless ``index`` has arrays of integers.
+
+    Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` or ``DTypeError`` for
+    other indices. Plans raise ``IndexRangeError`` for an integer out of range in an array.
+    """
+    given = without_dots(index, x.shape)
+    if not any(isinstance(each, Expression | np.ndarray | list) for each in given):
+        return basic_index(x, given)
+    chosen = [i for i, each in enumerate(given) if each is not None and not isinstance(each, slice)]
+    x = basic_index(x, tuple(slice(None) if i in chosen else each for i, each in enumerate(given)))
+    is_adjacent = chosen[-1] - chosen[0] < len(chosen)
+    others = [axis for axis in range(x.ndim) if axis not in chosen]
+    start = chosen[0] if is_adjacent else 0
+    places, *more = (_from_zero(given[axis], x.shape[axis]) for axis in chosen)
+    for axis, each in zip(chosen[1:], more, strict=True):
+        places = places * x.shape[axis] + each
+    moved = transpose(x, (*others[:start], *chosen, *others[start:]))
+    before, after = moved.shape[:start], moved.shape[start + len(chosen) :]
+    length = math.prod(x.shape[axis] for axis in chosen)
+    return apply(Take(start), reshape(moved, (*before, length, *after)), places)
+
+
+def take(x: Expression, indices: Indices, axis: int | None = None) -> Expression:
+    """Return the elements at ``indices`` along ``axis``, or in row-major order (None)."""
+    if axis is None:
+        return take(reshape(x, (x.size,)), indices, 0)
+    return getitem(x, (slice(None),) * positive_axis("take", axis, x.shape) + (indices,))
+
+
+def checked_indices(name: str, indices: Expression, length: int) -> Expression:
+    """Return ``indices`` as intp; plans check that they are in [0, length). Errors use ``name``."""
+    return apply(CheckedIndices(name, length), indices)
+
+
+def _from_zero(given: object, length: int) -> Expression:
+    """Return indices of an axis as intp; a negative index counts from the end."""
+    indices = given if isinstance(given, Expression) else constant(np.asarray(given))
+    if indices.operation == CheckedIndices("index", length) or indices.dtype.kind == "u":
+        return checked_indices("index", indices, length)
+    checked = apply(CheckedIndices("index", length, -length), indices)
+    return where(checked < 0, checked + length, checked)
