@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
+from dist_net.errors import ModelSourceError, RecipeError, SettingError, UntrustedRecipeError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
@@ -32,7 +32,7 @@ from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
-from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.evaluation import Evaluation, evaluation_function
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
@@ -44,6 +44,7 @@ from dist_net.training.run.single_process import (
     require_callbacks,
 )
 from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.vector import Vector
 
 
 class Run:
@@ -78,10 +79,24 @@ class Run:
     @cached_property
     def model(self) -> Model:
         """Return the trained model with its evaluated weights, calibrated if the run is."""
-        loaded, checkpoint = self.trained
+        loaded, _ = self.trained
         model = loaded.recipe.model
-        model.weights = calibrated_weights(loaded, checkpoint)
+        model.weights = self.weights
         return model
+
+    @property
+    def weights(self) -> Vector:
+        """Return the evaluated weights, a flat vector; see ``Layout``."""
+        return calibrated_weights(*self.trained)
+
+    def state_dict(self) -> Any:
+        """Return the trained arrays by name, or what the recipe's ``state_dict`` makes of them.
+
+        With ``dist_net.adapters`` they are the module's state dict, or the tree of parameters.
+        """
+        recipe = self.trained[0].recipe
+        own = recipe.state_dict or recipe.layout.views
+        return own(self.weights)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -103,14 +118,17 @@ class Run:
         loaded, _ = self.trained
         if samples is None and (judged := read_out_of_fold(self.path)) is not None:
             labels, answers, loss = judged
-            return Evaluation(loss, len(labels), self.model.classes, labels, answers)
+            return Evaluation.of_answers(loss, len(labels), self.model.classes, labels, answers)
         if samples is None:
             dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
         else:
             dataset = dataset_of(self.model, *samples)
-        weights = self.model.weights
-        assert weights is not None
-        return Evaluator(self.model, dataset)(weights)
+        evaluation = evaluation_function(loaded.recipe, dataset)(self.weights)
+        if evaluation is None:
+            raise ModelSourceError(
+                f"the recipe of {self.path} has no evaluate function and no network; expected one"
+            )
+        return evaluation
 
 
 def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
@@ -122,7 +140,7 @@ def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
     """
     run = Run(path, trust_recipe=trust_recipe)
     try:
-        run.model  # noqa: B018 - raises the errors of reading
+        run.trained  # noqa: B018 - raises the errors of reading
     except UntrustedRecipeError as error:
         error.add_note(f"in Python: dist_net.load({str(path)!r}, trust_recipe=True)")
         raise

@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     with FetchProgress(console) as progress:
         evaluation = trained.evaluate(progress=progress)
     loaded, checkpoint = trained.trained
+    on = f" on {evaluation.samples:,} samples" if evaluation.samples else ""
     plain_console(stderr=False).print(
-        f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
-        f"samples"
+        f"{loaded.name}, version {checkpoint.version:,}: {evaluation}{on}"
     )
     if arguments.json:
         figures = {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}

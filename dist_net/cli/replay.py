@@ -18,7 +18,8 @@ from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.journal import read_journal
-from dist_net.training.worker.step import TrainingStep
+from dist_net.training.worker.local_steps import GradientFunction
+from dist_net.training.worker.step import gradient_function
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
         load_run_recipe(directory, arguments.trust_recipe), options, console
     )
 
-    def step_of(threads: int) -> TrainingStep:
+    def gradient_of(threads: int) -> GradientFunction:
         use_threads(threads)
-        return TrainingStep(loaded.recipe.model, dataset, settings.seed, threads)
+        return gradient_function(loaded.recipe, dataset, settings.seed, threads)
 
     begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
     initial = begin or loaded.recipe.initial_weights(settings.seed)
-    replay = Replay(settings, journal, step_of, initial)
+    replay = Replay(settings, journal, gradient_of, initial)
     if journal.fault is not None:
         console.print(f"the journal ends at version {journal.version:,}: {journal.fault}")
     with CountProgress(console, f"replaying {directory.path}", "updates replayed") as progress:

@@ -27,7 +27,9 @@ def show_summary(
     """
     console = plain_console(stderr=False)
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
-    measured = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    measured = "trained" if loss is None else f"test loss {loss:.4f}"
+    if accuracy is not None:
+        measured = f"test accuracy {accuracy:.2%}"
     console.print(result or measured, style="bold", end="")
     if not summary["pushes_applied"]:  # a head, which this process trained
         console.print(f" ({summary['seconds']:.1f} s)")

@@ -291,7 +291,7 @@ class FollowedRun:
                 self._class_names, self._has_classes = (), True  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
             snapshot = observer.snapshot()
-        size = self._loaded.recipe.model.layout.size
+        size = self._loaded.recipe.layout.size
         if len(snapshot.weights) != size:
             raise RecipeError(
                 f"the server at {self.address} trains {len(snapshot.weights):,} weights, but this "

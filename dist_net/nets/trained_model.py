@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
         loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
     if record.files and loaded.file_digests != record.files:
         logger.warning("recipe_changed_since_training name=%s checkpoint=%s", loaded.name, file)
-    checkpoint.require_layout(loaded.recipe.model.layout.shapes)
+    checkpoint.require_layout(loaded.recipe.layout.shapes)
     return loaded, checkpoint
 
 
@@ -191,7 +190,7 @@ def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> Loaded
             f"{path} has changed since the training; expected the original file. Restore it"
         )
     recipe = ImageRecipe.from_json(content)
-    initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
+    initial = _initial_weights(directory.initial) if directory.initial.exists() else None
     return recipe.loaded(initial)
 
 
@@ -204,7 +203,7 @@ def _initial_weights(path: Path) -> Vector:
         raise RecipeError(
             f"{path}: {error}; expected the run's initial weights, a float32 vector"
         ) from error
-    return np.array(mapped)
+    return mapped
 
 
 def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:

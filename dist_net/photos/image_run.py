@@ -399,7 +399,7 @@ class ImageRun:
         directory = self._directory
         if initial is not None:
             directory.save(directory.initial, initial)
-        loaded = recipe.loaded(None if initial is None else lambda: initial)
+        loaded = recipe.loaded(initial)
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)

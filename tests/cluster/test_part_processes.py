@@ -9,7 +9,12 @@ import pytest
 
 from dist_net.optim import Adam
 from dist_net.training.worker import part_processes as module
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import (
+    LeaseSteps,
+    LocalSteps,
+    Minibatch,
+    MinibatchGradient,
+)
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
@@ -29,16 +34,13 @@ class Bowl:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._place = 0.0
 
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        self._place = self._seed + epoch + start / stop
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
+        epoch, start, stop = minibatch
         while start > 1000:
             signal.pause()
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        np.subtract(weights, np.float32(self._place), out=gradient)
-        return float(np.square(gradient).sum()), 1
+        gradient = weights - np.float32(self._seed + epoch + start / stop)
+        return MinibatchGradient(float(np.square(gradient).sum()), gradient, 1)
 
 
 def local_of(settings: StepSettings) -> LocalSteps:

@@ -34,7 +34,12 @@ from dist_net.training.server import loop as process
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.store import OUTER_MOMENTUM
-from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
+from dist_net.training.worker.local_steps import (
+    LocalSteps,
+    LocalStepsOf,
+    Minibatch,
+    MinibatchGradient,
+)
 from dist_net.training.worker.state import Ended
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
@@ -58,14 +63,13 @@ class Disturbed:
         self._step = step
         self._disturb = disturb
         self._runs = 0
-        self.gather = step.gather
 
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        result = self._step.run(weights, gradient)
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
+        result = self._step(weights, minibatch)
         self._runs += 1
         filling = self._disturb(self._runs)
         if filling is not None:
-            gradient[7] = filling
+            result.gradient[7] = filling
         return result
 
 

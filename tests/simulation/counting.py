@@ -7,7 +7,7 @@ import numpy as np
 
 from dist_net.optim import ArrayShapes
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 
@@ -24,7 +24,7 @@ def counting_layout(epochs: int, samples: int) -> ArrayShapes:
 
 
 class CountingStep:
-    """A `MinibatchStep` with the gradient -1 at the samples of the minibatch, and 0 at others.
+    """A `GradientFunction` with the gradient -1 at the samples of the minibatch, and 0 at others.
 
     ``is_broken`` decides for each gradient whether it is not finite.
     """
@@ -35,21 +35,17 @@ class CountingStep:
         self._is_broken = is_broken
         self._samples = settings.samples
         self._counted = settings.samples_total
-        self._minibatch = 0, 0, 0
 
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        self._minibatch = epoch, start, stop
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        epoch, start, stop = self._minibatch
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
+        epoch, start, stop = minibatch
         first = epoch * self._samples
-        gradient.fill(0)
+        gradient = np.zeros_like(weights)
         gradient[first + start : first + stop] = -1
         mixed = weights[self._counted :]
         np.multiply(mixed - np.float32(first + start), PULL, out=gradient[self._counted :])
         if self._is_broken():
             gradient[-1] = np.nan
-        return 1.0, 1
+        return MinibatchGradient(1.0, gradient, 1)
 
 
 def counting_steps(

@@ -14,9 +14,10 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.vector import Vector
 from simulation.network import Link
-from simulation.timed_cluster import Minibatch, TimedCluster
+from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS = 62, 2
 RUN_SETTINGS = RunSettings(
@@ -33,10 +34,10 @@ MODES = [*Consistency]
 HANGS_S = 1e9
 
 
-def gradient_of_line(minibatch: Minibatch, weights: Vector) -> tuple[float, int, Vector]:
+def gradient_of_line(weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
     inputs = INPUTS[minibatch.epoch, minibatch.start : minibatch.stop]
     error = inputs @ weights - inputs.sum(axis=1)
-    return float(error @ error), 0, inputs.T @ error / len(error)
+    return MinibatchGradient(float(error @ error), inputs.T @ error / len(error))
 
 
 def cluster_of(
@@ -57,7 +58,7 @@ def weights_of_one_process() -> Vector:
     for epoch in range(EPOCHS):
         for start in range(0, SAMPLES, 4):
             minibatch = Minibatch(epoch, start, min(start + 4, SAMPLES))
-            weights = weights - np.float32(0.1) * gradient_of_line(minibatch, weights)[2]
+            weights = weights - np.float32(0.1) * gradient_of_line(weights, minibatch).gradient
     return weights
 
 

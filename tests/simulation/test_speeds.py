@@ -11,9 +11,10 @@ from dist_net.training.server.consistency import Consistency, local_batch_size
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.vector import Vector
 from simulation.network import Link
-from simulation.timed_cluster import Minibatch, TimedCluster
+from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS, STEP_S = 2_000, 2, 0.01
 RUN_SETTINGS = RunSettings(
@@ -29,11 +30,11 @@ BETWEEN_HOSTS = Link(0.02, 100e6 / 8)
 """20 ms one way, 100 Mbit/s."""
 
 
-def counted(minibatch: Minibatch, _: Vector) -> tuple[float, int, Vector]:
+def counted(_: Vector, minibatch: Minibatch) -> MinibatchGradient:
     """Return -1 at each sample of the minibatch; every other epoch has the same parameters."""
     gradient = np.zeros((EPOCHS, SAMPLES), np.float32)
     gradient[minibatch.epoch % EPOCHS, minibatch.start : minibatch.stop] = -1
-    return 1.0, 1, gradient.ravel()
+    return MinibatchGradient(1.0, gradient.ravel(), 1)
 
 
 def cluster_of(

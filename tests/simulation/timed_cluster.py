@@ -1,47 +1,18 @@
 """Workers of given speeds and a server, in virtual time."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 from dist_net.training.server.loop import TICK_S, ServerLoop
 from dist_net.training.server.run_state import RunState
-from dist_net.training.worker.local_steps import LocalSteps
-from dist_net.vector import Vector
+from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
 from simulation.invariants import CHECKPOINT
 from simulation.memory import VirtualMemory
 from simulation.network import Link, VirtualNetwork
 from simulation.processes import SERVER, WorkerProcess
 from simulation.schedule import TracedSchedule
-
-
-class Minibatch(NamedTuple):
-    """Samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
-
-    epoch: int
-    start: int
-    stop: int
-
-
-ComputeGradient = Callable[[Minibatch, Vector], tuple[float, int, Vector]]
-"""Loss sum, number of correct answers and gradient of a minibatch at these weights."""
-
-
-class TimedStep:
-    """A `MinibatchStep` that calls ``compute_gradient``."""
-
-    def __init__(self, compute_gradient: ComputeGradient) -> None:
-        self._compute_gradient = compute_gradient
-        self._minibatch = Minibatch(0, 0, 0)
-
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        self._minibatch = Minibatch(epoch, start, stop)
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        loss_sum, correct, gradient[:] = self._compute_gradient(self._minibatch, weights)
-        return loss_sum, correct
 
 
 class TimedCluster:
@@ -55,12 +26,12 @@ class TimedCluster:
         self,
         run: RunState,
         steps_s: Sequence[float],
-        compute_gradient: ComputeGradient,
+        gradient_at: GradientFunction,
         links: Sequence[Link] = (),
         network: VirtualNetwork | None = None,
     ) -> None:
         self.run = run
-        self.compute_gradient = compute_gradient
+        self.gradient_at = gradient_at
         self.network = network or VirtualNetwork(TracedSchedule())
         self.schedule = self.network.schedule
         self.workers: dict[str, WorkerProcess] = {}
@@ -89,7 +60,7 @@ class TimedCluster:
             self.network.set_link(name, link)
         settings = self.run.settings
         rule, rate_at = settings.start_rule(), settings.learning_rate_at
-        local = LocalSteps(TimedStep(self.compute_gradient), rule, settings.batch_size, rate_at)
+        local = LocalSteps(self.gradient_at, rule, settings.batch_size, rate_at)
         memory = self._memory if link is None else None
         worker = self.workers[name] = WorkerProcess(
             *(name, next(self._process_ids), self.network, memory, settings),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +81,7 @@ class Base:
                 configuration = parse_configuration(self.text, self.name)
                 return Sequential(Rescale(), DarknetNetwork(configuration))
             case "recipe":
-                return built_in_recipe(self.text).recipe.network
+                return built_in_recipe(self.text).recipe.model.network
             case "pictures":
                 return ImageRecipe.from_json(self.text).network
 
@@ -209,8 +208,8 @@ class ImageRecipe:
             )
         return images.dataset(cache.test_part, self.augmentation)
 
-    def loaded(self, initial: Callable[[], Vector] | None = None) -> LoadedRecipe:
-        """Return the recipe in the form that runs use; ``initial`` returns the initial weights."""
+    def loaded(self, initial: Vector | None = None) -> LoadedRecipe:
+        """Return the recipe in the form that runs use; ``initial`` are its initial weights."""
         recipe = Recipe(
             network=self.network,
             dataset=self.load_images,
@@ -222,7 +221,7 @@ class ImageRecipe:
             batch_size=self.batch_size,
             epochs=self.epochs,
             fitting=self.base.fitting,
-            initial=initial,
+            weights=initial,
         )
         files, portable = (
             {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))

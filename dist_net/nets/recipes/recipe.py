@@ -1,4 +1,4 @@
-"""Recipes: a network, its dataset and the settings of training, by name or from a Python file.
+"""Recipes: a network and its dataset, or a gradient function, with the settings of training.
 
 A recipe file is Python code that leaves a ``Recipe`` in a variable called ``recipe``. It may import
 modules from its own folder. The built-in recipes are such files too. Recipes travel by reference:
@@ -19,14 +19,26 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
-from dist_net.data.samples import samples_of
+from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.errors import (
     DistNetError,
+    ModelSourceError,
     RecipeChangedError,
     RecipeError,
     UntrustedRecipeError,
 )
 from dist_net.images.fitting import FITTINGS
+from dist_net.nets.recipes.gradient_recipe import (
+    ArrayShape,
+    EvaluateWeights,
+    GradientOfRows,
+    StateOfWeights,
+    called,
+    checked_evaluation,
+    checked_gradient,
+    indices_as_dataset,
+    layout_of,
+)
 from dist_net.nets.recipes.recipe_files import (
     RECIPE_FILE,
     RecipeFiles,
@@ -39,6 +51,7 @@ from dist_net.nets.recipes.recipe_files import (
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
+from dist_net.nn.parameters import Layout
 from dist_net.optim import (
     OPTIMIZERS,
     Adam,
@@ -58,9 +71,9 @@ from dist_net.vector import Vector
 BUILT_IN = Path(__file__).parent / "built_in"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
-    """A network, its dataset, and the settings of training.
+    """A network and its dataset, or a gradient function, with the settings of training.
 
     ``dataset`` is the name of a dataset, or a function that returns a dataset with inputs of
     ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
@@ -68,16 +81,26 @@ class Recipe:
     the outputs must suit the loss and the targets. ``fitting`` is the method by which images
     are resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. ``initial`` returns the initial weights, unless the
+    function, which does its own resizing. ``weights`` are the initial weights, unless the
     layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
     ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
-    ``UpdateRule`` too. Raise RecipeError and SettingError for settings out of range, and the
-    network's error if its layers do not fit together.
+    ``UpdateRule`` too.
+
+    Without a network, ``gradient(weights, rows)`` returns the summed loss and the mean gradient of
+    the samples at ``rows``, int64 indices below ``samples``; ``weights`` is required. Weights and
+    gradients are flat float32 vectors, of the arrays ``parameters`` and then ``buffers``, which map
+    names to shapes; by default one parameter, ``weights``. In the buffers' places, ``gradient``
+    returns their new values. It must be a function of its arguments alone. ``evaluate(weights)``
+    returns ``{"test_loss": ..., "test_accuracy": ...}``, and ``state_dict(weights)`` the trained
+    state in the caller's own form.
+
+    Raise RecipeError and SettingError for settings out of range, and the network's error if its
+    layers do not fit together.
     """
 
-    network: Layer
-    dataset: str | Callable[[], Dataset]
-    input_shape: tuple[int, ...]
+    network: Layer | None = None
+    dataset: str | Callable[[], Dataset] = ""
+    input_shape: tuple[int, ...] = ()
     loss: Loss | str = cross_entropy_of_logits
     optimizer: Optimizer | str = Adam()  # noqa: RUF009 - immutable
     learning_rate: float = 0.001
@@ -86,9 +109,15 @@ class Recipe:
     epochs: int = 10
     fitting: str = ""
     input_dtype: DTypeLike = np.uint8
-    initial: Callable[[], Vector] | None = None
+    weights: Vector | None = None
     clip_norm: float | None = None
     average_decay: float | None = None
+    gradient: GradientOfRows | None = None
+    samples: int = 0
+    evaluate: EvaluateWeights | None = None
+    parameters: Mapping[str, ArrayShape] | None = None
+    buffers: Mapping[str, ArrayShape] = field(default_factory=dict)
+    state_dict: StateOfWeights | None = None
 
     def __new__(cls, *_: object, **given: object) -> Self:
         refuse_options("Recipe", given.keys() - cls.__dataclass_fields__, cls.__dataclass_fields__)
@@ -101,12 +130,20 @@ class Recipe:
             object.__setattr__(self, "fitting", fitting)
         if self.fitting not in FITTINGS:
             raise RecipeError(f"fitting={self.fitting!r}: expected one of {', '.join(FITTINGS)}")
-        if isinstance(self.dataset, str) and self.dataset not in DATASETS:
+        of_gradient = self.gradient, self.samples, self.evaluate, self.parameters
+        if self.network is not None and any(of_gradient):
+            raise RecipeError(
+                "a network with gradient, samples, evaluate or parameters; expected a network and "
+                "its dataset, or a gradient function"
+            )
+        is_named = self.network is not None and isinstance(self.dataset, str)
+        if is_named and self.dataset not in DATASETS:
             raise RecipeError(
                 f"dataset {self.dataset!r}: expected one of {', '.join(DATASETS)}, or a function "
                 f"that returns a Dataset"
             )
-        for name in ("batch_size", "epochs"):
+        counts = ("batch_size", "epochs", *(("samples",) if self.network is None else ()))
+        for name in counts:
             if not (isinstance(count := getattr(self, name), int | np.integer) and count >= 1):
                 raise RecipeError(f"{name}={count!r}: expected a whole number, at least 1")
         require_positive("learning_rate", self.learning_rate)
@@ -116,24 +153,65 @@ class Recipe:
             require_fraction("average_decay", self.average_decay)
         if not callable(self.schedule):
             raise RecipeError(f"schedule={self.schedule!r}: expected a schedule of dist_net.optim")
-        self.model  # noqa: B018 - raises if the layers do not fit together
+        self.layout  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property
     def model(self) -> Model:
-        """The network with its input shape and its loss."""
+        """The network with its input shape and its loss; raise ModelSourceError without one."""
+        if self.network is None:
+            raise ModelSourceError(
+                "the recipe has a gradient function and no network; expected a recipe with a "
+                "network. Read the weights with dist_net.load(RUN).state_dict()"
+            )
         return Model(self.network, self.input_shape, self.loss, self.input_dtype)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The names and shapes of parameters and buffers in the flat vector."""
+        if self.network is None:
+            return layout_of(self.weights, self.parameters, self.buffers)
+        return self.model.layout
 
     def initial_weights(self, seed: int) -> Vector:
         """Return the initial parameters and buffers; the same for the same seed."""
-        if self.initial is not None:
-            return self.initial()
-        return self.model.layout.initial(np.random.default_rng(seed))
+        if self.weights is not None:
+            return self.weights
+        return self.layout.initial(np.random.default_rng(seed))
+
+    def gradient_at(self, weights: Vector, rows: SampleIndices) -> tuple[float, Vector]:
+        """Return the summed loss and the mean gradient by ``gradient``; raise RecipeError."""
+        if self.gradient is None:
+            raise RecipeError(
+                "the recipe has no gradient function, which workers and replay call; expected one, "
+                "or --workers 0 and programs that take part by dist_net.join(token)"
+            )
+        weights = weights.view()
+        weights.flags.writeable = False
+        result = called("gradient", self.gradient, weights, rows)
+        return checked_gradient(result, self.layout.size)
+
+    def evaluation_at(self, weights: Vector) -> tuple[float, float | None] | None:
+        """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
+        if self.evaluate is None:
+            return None
+        return checked_evaluation(called("evaluate", self.evaluate, weights))
+
+    def classifies(self, dataset: Dataset) -> bool:
+        """Return whether training counts correct predictions."""
+        targets = samples_of(dataset.train_targets)
+        has_network = self.network is not None
+        return has_network and self.model.classifies(targets.shape, targets.dtype)
+
+    def require_batch_size(self, batch_size: int) -> None:
+        """Raise ``ParameterError`` if the network cannot train on minibatches of this size."""
+        if self.network is not None:
+            self.model.require_batch_size(batch_size)
 
     def update_rule(
         self, optimizer: str, clip_norm: float | None, average_decay: float | None
     ) -> UpdateRule:
         """Return the rule of local steps by the optimizer of this text, as a server names it."""
-        layout = self.model.layout
+        layout = self.layout
         chosen = parse_optimizer(optimizer, optimizer_named(self.optimizer))
         return start_rule(chosen, layout.shapes, layout.momenta, clip_norm, average_decay)
 
@@ -145,10 +223,18 @@ class Recipe:
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
         """Load the dataset, fetching it if missing; raise RecipeError if the net cannot use it."""
+        if self.network is None:
+            return indices_as_dataset(self.samples)
         if isinstance(self.dataset, str):
             dataset = dataset_named(self.dataset, progress=progress)
         else:
-            dataset = _made_by(self.dataset)
+            with redirect_stdout(sys.stderr):
+                dataset = called("dataset", self.dataset)
+            if not isinstance(dataset, Dataset):
+                raise RecipeError(
+                    f"the recipe's dataset function returned {type(dataset).__name__}: expected a "
+                    f"Dataset"
+                )
         self._require(dataset)
         return dataset
 
@@ -174,30 +260,6 @@ class Recipe:
             raise RecipeError(
                 f"the loss does not take the targets of dataset {dataset.name!r}: {error}"
             ) from error
-
-
-def _made_by(function: Callable[[], Dataset]) -> Dataset:
-    try:
-        with redirect_stdout(sys.stderr):
-            dataset = function()
-    except DistNetError as error:
-        error.args = (f"{error}{_at_place(error)}",)
-        raise
-    except Exception as error:  # a user's function may raise anything
-        raise RecipeError(
-            f"the recipe's dataset function failed with {type(error).__name__}: {error}"
-            f"{_at_place(error)}"
-        ) from error
-    if not isinstance(dataset, Dataset):
-        raise RecipeError(
-            f"the recipe's dataset function returned {type(dataset).__name__}: expected a Dataset"
-        )
-    return dataset
-
-
-def _at_place(error: Exception) -> str:
-    place = place_in_recipe(error)
-    return f" (at {place})" if place else ""
 
 
 @dataclass(frozen=True)
@@ -232,7 +294,7 @@ class LoadedRecipe:
         X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
         parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``.
         """
-        layout = self.recipe.model.layout
+        layout = self.recipe.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
         compared = self.files if self.portable is None else self.portable
         files = [content for _, content in sorted(compared.items())]

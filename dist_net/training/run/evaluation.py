@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from dist_net.data import Dataset
 from dist_net.data.samples import PrefetchedSamples, samples_of
 from dist_net.errors import CheckpointError
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -27,20 +29,30 @@ LOWER = 0.99
 class Evaluation:
     """The mean loss over ``samples``, and the prediction for each.
 
-    ``labels``: the class of each sample; ``answers``: its predicted class; ``(samples,)`` intp.
-    Both are empty if the targets are no classes.
+    ``accuracy``: the share of samples with the right class; None without classes. ``labels``: the
+    class of each sample; ``answers``: its predicted class; ``(samples,)`` intp. Both are empty if
+    the targets are no classes, or if a recipe's own function evaluates; ``samples`` is then 0.
     """
 
     loss: float
-    samples: int
-    classes: int
-    labels: NDArray[np.intp]
-    answers: NDArray[np.intp]
+    accuracy: float | None
+    samples: int = 0
+    classes: int = 0
+    labels: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    answers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
-    @property
-    def accuracy(self) -> float | None:
-        """The share of samples with the right class; None without classes."""
-        return float(np.mean(self.labels == self.answers)) if self.labels.size else None
+    @classmethod
+    def of_answers(
+        cls,
+        loss: float,
+        samples: int,
+        classes: int,
+        labels: NDArray[np.intp],
+        answers: NDArray[np.intp],
+    ) -> Self:
+        """Return an evaluation with the accuracy of these answers."""
+        accuracy = float(np.mean(labels == answers)) if labels.size else None
+        return cls(loss, accuracy, samples, classes, labels, answers)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -91,7 +103,8 @@ class Evaluator:
             loss_sum += float(loss) * len(indices)
             if classifies:
                 labels[indices], answers[indices] = targets, outputs.argmax(1)
-        return Evaluation(loss_sum / samples, samples, self._model.classes, labels, answers)
+        mean = loss_sum / samples
+        return Evaluation.of_answers(mean, samples, self._model.classes, labels, answers)
 
     def _batch(self, size: int) -> EvaluationBatch:
         if size not in self._batches:
@@ -100,6 +113,21 @@ class Evaluator:
             bound = self._model.bind_evaluation(inputs, targets, self._weights)
             self._batches[size] = EvaluationBatch(inputs, targets, bound)
         return self._batches[size]
+
+
+def evaluation_function(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
+    """Return a function that evaluates weights by a recipe's network, or by its own function.
+
+    It returns None if the recipe has neither.
+    """
+    if recipe.network is not None:
+        return Evaluator(recipe.model, dataset)
+
+    def evaluate(weights: Vector) -> Evaluation | None:
+        figures = recipe.evaluation_at(weights)
+        return None if figures is None else Evaluation(*figures)
+
+    return evaluate
 
 
 class BestWeights:

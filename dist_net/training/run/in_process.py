@@ -170,7 +170,7 @@ class LocalCluster:
             self.address,
             f"worker-{len(self._workers)}",
             _loaded(recipe).digest(dataset),
-            recipe.model.layout.size,
+            recipe.layout.size,
             self._worker_keys,
             shares_memory,
             equipment=own_equipment(threads=1),

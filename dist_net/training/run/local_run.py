@@ -37,7 +37,7 @@ from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.training.run.evaluation import BestWeights, Evaluation, Evaluator
+from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluation_function
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
@@ -152,7 +152,7 @@ class LocalRun:
         self._options = options
         self._best: BestWeights | None = None
         self._samples = len(dataset.train_targets)
-        self._evaluate = Evaluator(loaded.recipe.model, dataset)
+        self._evaluate = evaluation_function(loaded.recipe, dataset)
         self._local = local
         self._display = display
         self._launcher = local.launcher(directory)
@@ -308,13 +308,13 @@ class LocalRun:
         observer.shut_down(self._stop_reason or "every epoch is done")
         return self._summary(report, self.evaluation or evaluation)
 
-    def _summary(self, report: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    def _summary(self, report: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
         return {
             "recipe": self._loaded.name,
             "run_dir": str(self._directory.path),
             "checkpoint": str(self._directory.trained),
-            "test_accuracy": evaluation.accuracy,
-            "test_loss": evaluation.loss,
+            "test_accuracy": evaluation and evaluation.accuracy,
+            "test_loss": evaluation and evaluation.loss,
             **{name: report[name] for name in REPORTED},
             "warnings": self._warnings.last,
         }
@@ -396,9 +396,11 @@ class LocalRun:
             pause_s = min(EVALUATION_PAUSE_S, (ended_s - began_s) / EVALUATION_SHARE)
             self._evaluate_after_s = ended_s + pause_s
 
-    def _evaluate_now(self, observer: Observer) -> Evaluation:
+    def _evaluate_now(self, observer: Observer) -> Evaluation | None:
         snapshot = observer.snapshot()
         evaluation = self._evaluate(snapshot.weights)
+        if evaluation is None:
+            return None
         record = {
             "kind": "test",
             "samples": snapshot.samples,

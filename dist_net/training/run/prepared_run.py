@@ -88,7 +88,7 @@ def draw(
         if records:
             with directory.replacing(directory.training_plot) as file:
                 plot_training(records, len(dataset.train_targets), recipe, file)
-        if evaluation is not None and evaluation.accuracy is not None:
+        if evaluation is not None and evaluation.labels.size:
             with directory.replacing(directory.confusion_plot) as file:
                 plot_confusion(evaluation.confusion, dataset.class_names, recipe, file)
     except MissingExtraError as error:

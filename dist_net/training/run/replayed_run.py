@@ -19,7 +19,7 @@ from dist_net.training.server.journal_records import (
 )
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, MinibatchStep
+from dist_net.training.worker.local_steps import GradientFunction, LeaseSteps, LocalSteps
 from dist_net.vector import Vector
 
 
@@ -40,8 +40,8 @@ class ReplayResult(NamedTuple):
 class Replay:
     """Replay the run of ``journal`` from its first weights, or from a checkpoint.
 
-    ``step_of(threads)`` returns the step that computes gradients. The state of a version is kept
-    until the last result computed from it, by the journal.
+    ``gradient_of(threads)`` returns the function that computes gradients. The state of a version is
+    kept until the last result computed from it, by the journal.
 
     Raise JournalMismatchError for a journal of another run, and for a checkpoint that no server was
     started from.
@@ -51,7 +51,7 @@ class Replay:
         self,
         settings: RunSettings,
         journal: Journal,
-        step_of: Callable[[int], MinibatchStep],
+        gradient_of: Callable[[int], GradientFunction],
         begin: Vector | Checkpoint,
     ) -> None:
         journal.require_identity(run_identity(settings.recipe_digest, settings.seed))
@@ -66,9 +66,9 @@ class Replay:
             self._run = RunState.resumed(self._settings_of(started), begin)
         else:
             self._run = RunState(self._settings_of(started), begin)
-        self._step_of = step_of
+        self._gradient_of = gradient_of
         self._threads = started.threads
-        self._step = step_of(started.threads)
+        self._gradient_at = gradient_of(started.threads)
         self._local = self._local_steps()
         self._kept = {first: self._run.store.state}
         self._matched_version = -1
@@ -86,7 +86,7 @@ class Replay:
     def _local_steps(self) -> LocalSteps:
         settings = self._run.settings
         rule, rate_at = settings.start_rule(), settings.learning_rate_at
-        return LocalSteps(self._step, rule, settings.batch_size, rate_at)
+        return LocalSteps(self._gradient_at, rule, settings.batch_size, rate_at)
 
     def _look_ahead(self) -> dict[int, int]:
         """Return the last version that was computed from the state of each version."""
@@ -157,7 +157,7 @@ class Replay:
         self._kept[self.version] = self._run.store.state
         if started.threads != self._threads:
             self._threads = started.threads
-            self._step = self._step_of(started.threads)
+            self._gradient_at = self._gradient_of(started.threads)
         self._local = self._local_steps()
 
     def _apply(self, update: Sequence[Applied]) -> bool:

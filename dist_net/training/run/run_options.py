@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from dist_net.data import Dataset
-from dist_net.data.samples import samples_of
 from dist_net.errors import (
     RunDirectoryError,
     SettingError,
@@ -43,9 +42,8 @@ class DatasetFacts:
 
     @classmethod
     def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        targets = samples_of(dataset.train_targets)
-        has_classes = bool(loaded.recipe.model.classifies(targets.shape, targets.dtype))
-        return cls(len(targets), has_classes, tuple(dataset.class_names), loaded.digest(dataset))
+        samples, names = len(dataset.train_targets), tuple(dataset.class_names)
+        return cls(samples, loaded.recipe.classifies(dataset), names, loaded.digest(dataset))
 
 
 @dataclass(frozen=True)
@@ -110,15 +108,19 @@ class RunOptions:
         chosen: dict[str, Any] = {
             name: getattr(recipe if getattr(self, name) is None else self, name) for name in names
         }
-        recipe.model.require_batch_size(min(chosen["batch_size"], data.samples))
+        if (self.keeps_best or self.patience) and not (recipe.network or recipe.evaluate):
+            raise SettingError(
+                "keeps_best or patience for a recipe that is not evaluated; expected its evaluate"
+            )
+        recipe.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(
             recipe=loaded.reference,
             recipe_digest=data.digest,
             recipe_record=RecipeRecord(
                 loaded.file_digests, data.class_names, recipe.fitting
             ).to_json(),
-            layout=recipe.model.layout.shapes,
-            momenta=recipe.model.layout.momenta,
+            layout=recipe.layout.shapes,
+            momenta=recipe.layout.momenta,
             samples=data.samples,
             has_classes=data.has_classes,
             seed=self.seed,

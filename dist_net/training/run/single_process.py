@@ -56,7 +56,7 @@ class SingleProcess:
     def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
         self._recipe = recipe
         self._samples = len(dataset.train_targets)
-        recipe.model.require_batch_size(min(recipe.batch_size, self._samples))
+        recipe.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings(
             seed=seed,
             batch_size=recipe.batch_size,
@@ -68,8 +68,7 @@ class SingleProcess:
         )
         self._local = local_steps(recipe, dataset, settings, threads)
         self._state = self._local.rule.initial(recipe.initial_weights(seed))
-        targets = samples_of(dataset.train_targets)
-        self._classifies = recipe.model.classifies(targets.shape, targets.dtype)
+        self._classifies = recipe.classifies(dataset)
 
     @property
     def weights(self) -> Vector:
@@ -197,7 +196,7 @@ def fit(
         batch_size,
         epochs,
         input_dtype=model.input_dtype,
-        initial=None if model.weights is None else model.weights.copy,
+        weights=model.weights,
         clip_norm=clip_norm,
         average_decay=average_decay,
     )

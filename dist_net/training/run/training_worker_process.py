@@ -104,7 +104,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
         loaded = load_recipe(arguments.recipe)
     else:
         loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
-    dataset, size = loaded.recipe.load_dataset(), loaded.recipe.model.layout.size
+    dataset, size = loaded.recipe.load_dataset(), loaded.recipe.layout.size
     digest = loaded.digest(dataset)
 
     def local_of(settings: StepSettings) -> LocalSteps:

@@ -5,7 +5,7 @@ Everything that trains takes its steps here: a worker of a cluster, a replay, an
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,19 +14,31 @@ from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 
 
-class MinibatchStep(Protocol):
-    """A source of gradients; see ``dist_net.training.worker.step.TrainingStep``."""
+class Minibatch(NamedTuple):
+    """Samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
 
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
-        ...
+    epoch: int
+    start: int
+    stop: int
 
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Fill ``gradient``; return the summed loss and the number of correct predictions.
 
-        Both vectors are borrowed as long as this object exists.
-        """
-        ...
+class MinibatchGradient(NamedTuple):
+    """The summed loss, the mean gradient, and the number of correct predictions.
+
+    In the places of buffers, ``gradient`` has observations: see ``dist_net.optim.rule``.
+    """
+
+    loss_sum: float
+    gradient: Vector
+    correct: int = 0
+
+
+GradientFunction = Callable[[Vector, Minibatch], MinibatchGradient]
+"""Return the gradient at these weights; it is borrowed until the next call.
+
+It must be a function of the weights, the minibatch and the run's seed alone, so that any worker and
+any replay computes it again. The weights are borrowed as long as the function exists.
+"""
 
 
 class LeaseSteps(NamedTuple):
@@ -60,33 +72,34 @@ class LeaseSteps(NamedTuple):
 
 
 class LocalSteps:
-    """Take the local steps of leases by ``rule``, with the gradients of ``step``.
+    """Take the local steps of leases by ``rule``, with the gradients of ``gradient_at``.
 
     ``learning_rate_at`` returns the learning rate after a number of samples of the run, for
     minibatches of ``batch_size``.
     ``state`` is the training state after the last lease: the mean of its parts. It is valid until
-    the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. Allocate three
-    vectors at first, and a fourth with the first lease of several parts.
+    the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. ``due`` has the
+    weights and the minibatch of the next step. Allocate two vectors at first, and a third with the
+    first lease of several parts.
     """
 
     def __init__(
         self,
-        step: MinibatchStep,
+        gradient_at: GradientFunction,
         rule: UpdateRule,
         batch_size: int,
         learning_rate_at: Callable[[float], float],
     ) -> None:
         self.rule = rule
         self._learning_rate_at = learning_rate_at
-        self._step = step
+        self._gradient_at = gradient_at
         self._batch_size = batch_size
         # A step reads one state and writes the other.
         states: list[Vector] = [np.zeros(rule.state_size, np.float32) for _ in range(2)]
         self._latest, self._other = ((state, state[: rule.size]) for state in states)
-        self._gradient = np.empty(rule.size, np.float32)
         self._mean: Vector | None = None
         self.state = self._latest[0]
         self.loss_sum, self.correct = 0.0, 0
+        self.due = self._latest[1], Minibatch(0, 0, 0)
 
     def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
         """Take the steps of ``lease`` from ``base``; yield before each minibatch."""
@@ -112,12 +125,13 @@ class LocalSteps:
         loss_sum = 0.0
         share = part.batch_size / self._batch_size
         for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
-            yield
-            self._step.gather(part.epoch, start, min(start + part.batch_size, part.stop))
             state, weights = self._latest
-            loss, correct = self._step.run(weights, self._gradient)
+            stop = min(start + part.batch_size, part.stop)
+            self.due = weights, Minibatch(part.epoch, start, stop)
+            yield
+            loss, gradient, correct = self._gradient_at(*self.due)
             rate = self._learning_rate_at(part.progress + number * part.pace)
-            self.rule.step(state, self._gradient, rate, self._other[0], share)
+            self.rule.step(state, gradient, rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest
             loss_sum += loss
             self.correct += correct

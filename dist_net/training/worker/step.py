@@ -1,4 +1,4 @@
-"""A training step: gather a minibatch from the dataset, run it forwards and backwards."""
+"""Gradients of minibatches: by the engine, or by a recipe's own function."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from dist_net.autodiff import BoundPlan, Plan
 from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
-from dist_net.data.samples import PrefetchedSamples, samples_of
+from dist_net.data.samples import PrefetchedSamples, SampleIndices, samples_of
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import LearningRate
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import (
+    GradientFunction,
+    LocalSteps,
+    Minibatch,
+    MinibatchGradient,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
 
 MAX_PLANS = 4  # the whole minibatch, a share of it, and the last minibatch of each
 
 
-class Minibatch(NamedTuple):
+class MinibatchArrays(NamedTuple):
     """The arrays for minibatches of one size."""
 
     inputs: NDArray[Any]
@@ -32,22 +37,39 @@ class Minibatch(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A plan bound to a pair of vectors, kept alive because their ids are the key."""
+    """A plan bound to a vector, kept alive because its id is the key."""
 
     bound: BoundPlan
     weights: Vector
-    gradient: Vector
+
+
+class ShuffledRows:
+    """The indices of a dataset's samples in the shuffled order of each epoch."""
+
+    def __init__(self, seed: int, samples: int) -> None:
+        self._seed = seed
+        self._samples = samples
+        self._epoch = -1
+        self._order: SampleIndices = np.empty(0, np.int64)
+
+    def of(self, minibatch: Minibatch) -> SampleIndices:
+        """Return the indices of a minibatch, a view ``(samples,)`` int64."""
+        epoch, start, stop = minibatch
+        if epoch != self._epoch:
+            self._order = epoch_order(self._seed, epoch, self._samples)
+            self._epoch = epoch
+        return self._order[start:stop]
 
 
 class TrainingStep:
-    """Compute gradients of a model over minibatches of a dataset's shuffled epochs.
+    """The gradient function of a model, over minibatches of a dataset's shuffled epochs.
 
     A plan and its arrays are made once for each size of minibatch, up to ``MAX_PLANS``, and a plan
-    is bound once to each pair of weights and gradient vector, so that the steady state allocates
-    nothing.
+    is bound once to each weight vector, so that the steady state allocates nothing. Use few of
+    them.
 
-    The random numbers of a layer such as Dropout depend only on ``seed``, ``epoch`` and ``start``:
-    every worker draws the same numbers for a minibatch, and minibatches differ.
+    The random numbers of a layer such as Dropout depend only on ``seed`` and the minibatch's
+    ``epoch`` and ``start``: every worker draws the same numbers for it, and minibatches differ.
 
     If the model has convolutions, ``threads`` threads share its operations and BLAS has one.
     Otherwise BLAS uses the threads: its threads wake up sooner, which matters for products that
@@ -70,57 +92,44 @@ class TrainingStep:
         self._bits = np.random.Philox(seed)
         self._bits_state = self._bits.state
         self._generator = np.random.Generator(self._bits)
-        self._epoch = -1
-        self._start = 0
-        self._order: NDArray[np.int64] = np.empty(0, np.int64)
-        self._plans: dict[int, tuple[Plan, Minibatch]] = {}
-        self._bound: dict[tuple[int, int, int], Binding] = {}
-        self._size = 0
+        self._rows = ShuffledRows(seed, len(self._targets))
+        self._gradient = np.empty(model.layout.size, np.float32)
+        self._plans: dict[int, tuple[Plan, MinibatchArrays]] = {}
+        self._bound: dict[tuple[int, int], Binding] = {}
 
-    @property
-    def classifies(self) -> bool:
-        """Whether targets are classes, so that a minibatch counts correct predictions."""
-        return self._model.classifies(self._targets.shape, self._targets.dtype)
-
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
-        if epoch != self._epoch:
-            self._order = epoch_order(self._seed, epoch, len(self._targets))
-            self._epoch = epoch
-        self._start = start
-        self._size = stop - start
-        _, minibatch = self._plan(self._size)
-        chosen = self._order[start:stop]
-        if self._augmented is None:
-            self._inputs.read(chosen, minibatch.inputs)
-        else:
-            self._augmented.read_augmented(chosen, minibatch.inputs, self._seed, epoch)
-        self._targets.read(chosen, minibatch.targets)
-        if self._prefetched is not None:  # usually the lease's next minibatch
-            self._prefetched.prefetch(self._order[stop : stop + self._size])
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Write the mean gradient of the gathered minibatch; return (summed loss, number correct).
-
-        Both vectors are borrowed from now on. Use few different pairs: each is bound anew.
-        """
-        key = (self._size, id(weights), id(gradient))
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
+        """Read the minibatch and run it forwards and backwards; see ``GradientFunction``."""
+        size = minibatch.stop - minibatch.start
+        self._read(minibatch, self._plan(size)[1])
+        key = (size, id(weights))
         binding = self._bound.get(key)
         if binding is None:
-            plan, minibatch = self._plan(self._size)
-            bound = self._model.bind_training(plan, *minibatch, weights, gradient)
-            binding = self._bound[key] = Binding(bound, weights, gradient)
-        self._draw_for_minibatch()
+            plan, arrays = self._plan(size)
+            bound = self._model.bind_training(plan, *arrays, weights, self._gradient)
+            binding = self._bound[key] = Binding(bound, weights)
+        self._draw_for(minibatch)
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding.bound.run()
-        return float(loss) * self._size, int(right)
+        return MinibatchGradient(float(loss) * size, self._gradient, int(right))
 
-    def _draw_for_minibatch(self) -> None:
-        """Jump to the gathered minibatch's random numbers, a sequence of 2**128 blocks."""
-        self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
+    def _read(self, minibatch: Minibatch, arrays: MinibatchArrays) -> None:
+        epoch, start, stop = minibatch
+        rows = self._rows.of(minibatch)
+        if self._augmented is None:
+            self._inputs.read(rows, arrays.inputs)
+        else:
+            self._augmented.read_augmented(rows, arrays.inputs, self._seed, epoch)
+        self._targets.read(rows, arrays.targets)
+        if self._prefetched is not None:  # usually the lease's next minibatch
+            following = Minibatch(epoch, stop, 2 * stop - start)
+            self._prefetched.prefetch(self._rows.of(following))
+
+    def _draw_for(self, minibatch: Minibatch) -> None:
+        """Jump to a minibatch's random numbers, a sequence of 2**128 blocks."""
+        self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
 
-    def _plan(self, size: int) -> tuple[Plan, Minibatch]:
+    def _plan(self, size: int) -> tuple[Plan, MinibatchArrays]:
         if size not in self._plans:
             if len(self._plans) == MAX_PLANS:
                 self._plans.clear()
@@ -130,19 +139,37 @@ class TrainingStep:
                 self._model.compile_training(
                     size, self._generator, self._pool, self._targets.shape, targets.dtype
                 ),
-                Minibatch(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
+                MinibatchArrays(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
             )
         return self._plans[size]
 
 
+def gradient_function(
+    recipe: Recipe, dataset: Dataset, seed: int, threads: int = 1
+) -> GradientFunction:
+    """Return the gradient function of a recipe's network, or its own."""
+    if recipe.network is not None:
+        return TrainingStep(recipe.model, dataset, seed, threads)
+    rows = ShuffledRows(seed, recipe.samples)
+    return lambda weights, minibatch: MinibatchGradient(
+        *recipe.gradient_at(weights, rows.of(minibatch))
+    )
+
+
 def local_steps(
-    recipe: Recipe, dataset: Dataset, settings: StepSettings, threads: int = 1
+    recipe: Recipe,
+    dataset: Dataset,
+    settings: StepSettings,
+    threads: int = 1,
+    gradient_at: GradientFunction | None = None,
 ) -> LocalSteps:
-    """Return the local steps of a recipe, with the settings of its run."""
-    step = TrainingStep(recipe.model, dataset, settings.seed, threads)
+    """Return the local steps of a recipe, with the settings of its run.
+
+    ``gradient_at`` replaces the recipe's gradient function.
+    """
+    gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
     limits = settings.clip_norm or None, settings.average_decay or None
     rule = recipe.update_rule(settings.optimizer, *limits)
     schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
-    return LocalSteps(
-        step, rule, settings.batch_size, LearningRate(settings.learning_rate, *schedule)
-    )
+    rate_at = LearningRate(settings.learning_rate, *schedule)
+    return LocalSteps(gradient_at, rule, settings.batch_size, rate_at)

@@ -29,7 +29,7 @@ def load(_directory: Path, batch: int, threads: int) -> Callable[[], np.float32]
         lite0.INPUT_SHAPE,
         optimizer=lite0_task.OPTIMIZER,
         learning_rate=lite0_task.LEARNING_RATE,
-        initial=lite0.read_weights,
+        weights=lite0.read_weights(),
     )
     return steps_of(recipe, lite0_task.dataset(), batch, threads)
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from dist_net.optim import Adam, Momentum, Optimizer, start_rule
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import (
+    LeaseSteps,
+    LocalSteps,
+    Minibatch,
+    MinibatchGradient,
+)
 from dist_net.vector import Vector
 
 TRAINED = 5000  # long enough for compiled loops
@@ -16,17 +21,11 @@ SHAPES = (("weight", (TRAINED,)), ("mean", (3,)))
 class Bowl:
     """The gradient of half the squared distance to the minibatch's place."""
 
-    def __init__(self) -> None:
-        self.gathered: list[tuple[int, int, int]] = []
-
-    def gather(self, epoch: int, start: int, stop: int) -> None:
-        self.gathered.append((epoch, start, stop))
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        _, start, stop = self.gathered[-1]
-        np.subtract(weights, np.float32(start), out=gradient)
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
+        _, start, stop = minibatch
+        gradient = weights - np.float32(start)
         gradient[TRAINED:] = start
-        return float(stop - start), 1
+        return MinibatchGradient(float(stop - start), gradient, 1)
 
 
 def a_rate(progress: float) -> float:
@@ -62,9 +61,8 @@ def test_a_lease_takes_the_rules_steps_at_the_learning_rates_of_its_progress(
     state = base = first_state(local)
     rates = [a_rate(progress) for progress in (100, 108, 116)]
     for rate, start, stop in zip(rates, (10, 12, 14), (12, 14, 15), strict=True):
-        bowl.gather(3, start, stop)
-        gradient, following = np.empty(local.rule.size, np.float32), np.empty_like(state)
-        bowl.run(state[: local.rule.size], gradient)
+        _, gradient, _ = bowl(state[: local.rule.size], Minibatch(3, start, stop))
+        following = np.empty_like(state)
         local.rule.step(state, gradient, rate, following)
         state = following
     kept = base.copy()

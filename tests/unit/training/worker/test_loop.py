@@ -9,7 +9,7 @@ import pytest
 from dist_net.clock import SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
 from dist_net.optim import SGD, UpdateRule
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps, Minibatch, MinibatchGradient
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.training.worker.state import Compute, Ended
 from dist_net.vector import Vector
@@ -105,12 +105,9 @@ class Ones:
     def __init__(self) -> None:
         self.minibatches = 0
 
-    def gather(self, epoch: int, start: int, stop: int) -> None:
+    def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
         self.minibatches += 1
-
-    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        gradient.fill(1.0)
-        return 2.0, 1
+        return MinibatchGradient(2.0, np.ones_like(weights), 1)
 
 
 class Bench:

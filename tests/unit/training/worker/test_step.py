@@ -22,6 +22,7 @@ from dist_net.nn import (
 )
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.worker.local_steps import Minibatch
 from dist_net.training.worker.step import MAX_PLANS, TrainingStep
 from dist_net.vector import Vector
 
@@ -41,18 +42,16 @@ def test_a_gradient_of_a_minibatch_is_the_mean_of_its_samples(
 ) -> None:
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
     weights = loaded.recipe.initial_weights(0)
-    whole, single, total = (np.empty_like(weights) for _ in range(3))
-    total[:] = 0
-    step.gather(2, 30, 37)
-    loss_sum, correct = step.run(weights, whole)
+    total = np.zeros_like(weights)
+    loss_sum, borrowed, correct = step(weights, Minibatch(2, 30, 37))
+    whole = borrowed.copy()
     singles = []
     for sample in range(30, 37):
-        step.gather(2, sample, sample + 1)
-        singles.append(step.run(weights, single))
-        total += single
+        singles.append(step(weights, Minibatch(2, sample, sample + 1)))
+        total += singles[-1].gradient
     np.testing.assert_allclose(whole, total / 7, rtol=1e-4, atol=1e-6)
-    assert loss_sum == pytest.approx(sum(loss for loss, _ in singles), rel=1e-5)
-    assert correct == sum(right for _, right in singles)
+    assert loss_sum == pytest.approx(sum(each.loss_sum for each in singles), rel=1e-5)
+    assert correct == sum(each.correct for each in singles)
 
 
 def test_a_minibatch_is_gathered_from_the_shuffled_order(
@@ -60,9 +59,8 @@ def test_a_minibatch_is_gathered_from_the_shuffled_order(
 ) -> None:
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
     weights = loaded.recipe.initial_weights(0)
-    by_order, by_hand = np.empty_like(weights), np.empty_like(weights)
-    step.gather(3, 100, 132)
-    step.run(weights, by_order)
+    by_hand = np.empty_like(weights)
+    _, by_order, _ = step(weights, Minibatch(3, 100, 132))
     chosen = epoch_order(5, 3, len(digits.train_targets))[100:132]
     model = loaded.recipe.model
     plan = model.compile_training(32, np.random.default_rng(0))
@@ -73,10 +71,8 @@ def test_a_minibatch_is_gathered_from_the_shuffled_order(
 
 def dropped(step: TrainingStep, model: Model, epoch: int, start: int, stop: int) -> Vector:
     """The gradient of a minibatch, which shows the inputs that were dropped."""
-    gradient = np.empty(model.layout.size, np.float32)
-    step.gather(epoch, start, stop)
-    step.run(np.zeros_like(gradient), gradient)
-    return gradient
+    weights = np.zeros(model.layout.size, np.float32)
+    return step(weights, Minibatch(epoch, start, stop)).gradient.copy()
 
 
 def test_whoever_computes_a_minibatch_drops_the_same_and_no_two_minibatches_do(
@@ -131,10 +127,9 @@ def test_training_sees_the_variants_of_its_epoch_and_evaluation_the_samples(
         test_inputs=BrighterByEpoch(digits.test_inputs),
     )
     model, weights = loaded.recipe.model, loaded.recipe.initial_weights(0)
-    gradient, by_hand = np.empty_like(weights), np.empty_like(weights)
+    by_hand = np.empty_like(weights)
     step = TrainingStep(model, augmented, seed=5)
-    step.gather(3, 100, 132)
-    step.run(weights, gradient)
+    _, gradient, _ = step(weights, Minibatch(3, 100, 132))
     chosen = epoch_order(5, 3, len(augmented.train_inputs))[100:132]
     inputs = digits.train_inputs[chosen] + (8 + chosen).astype(np.uint8)[:, None, None]
     plan = model.compile_training(32, np.random.default_rng(0))
@@ -160,11 +155,11 @@ def test_the_next_minibatch_is_expected_while_one_is_computed(
     train, test = ToldBefore(digits.train_inputs), ToldBefore(digits.test_inputs)
     dataset = replace(digits, train_inputs=train, test_inputs=test)
     step = TrainingStep(loaded.recipe.model, dataset, seed=5)
-    order = epoch_order(5, 3, len(train)).tolist()
-    step.gather(3, 100, 132)
-    step.gather(3, len(train) - 32, len(train))
+    weights, order = loaded.recipe.initial_weights(0), epoch_order(5, 3, len(train)).tolist()
+    step(weights, Minibatch(3, 100, 132))
+    step(weights, Minibatch(3, len(train) - 32, len(train)))
     assert train.expected == [order[132:164], []]
-    Evaluator(loaded.recipe.model, dataset)(loaded.recipe.initial_weights(0))
+    Evaluator(loaded.recipe.model, dataset)(weights)
     assert test.expected == [list(range(256, 360)), []]
 
 
@@ -198,11 +193,10 @@ def test_a_new_vector_at_the_place_of_a_dropped_one_is_not_mistaken_for_it(
     loaded: LoadedRecipe, digits: Dataset
 ) -> None:
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
-    step.gather(0, 0, 8)
     losses = set()
     for seed in range(5):
         weights = loaded.recipe.initial_weights(seed)
-        losses.add(step.run(weights, np.empty_like(weights))[0])
+        losses.add(step(weights, Minibatch(0, 0, 8)).loss_sum)
         del weights
     assert len(losses) == 5
 
@@ -232,15 +226,12 @@ def test_an_evaluation_of_known_outputs(loaded: LoadedRecipe, digits: Dataset) -
 def test_plans_of_many_batch_sizes_do_not_pile_up(loaded: LoadedRecipe, digits: Dataset) -> None:
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
     weights = loaded.recipe.initial_weights(0)
-    gradients = {size: np.empty_like(weights) for size in range(1, 12)}
-    for size, gradient in gradients.items():
-        step.gather(0, 0, size)
-        step.run(weights, gradient)
+    gradients = {}
+    for size in range(1, 12):
+        gradients[size] = step(weights, Minibatch(0, 0, size)).gradient.copy()
         assert len(step._plans) <= MAX_PLANS
         assert {size for size, *_ in step._bound} <= step._plans.keys()
     for size, gradient in gradients.items():
-        again = np.empty_like(weights)
         for _ in range(2):
-            step.gather(0, 0, size)
-            step.run(weights, again)
+            again = step(weights, Minibatch(0, 0, size)).gradient
             np.testing.assert_array_equal(again, gradient)

@@ -1,0 +1,107 @@
+"""The functions of a recipe without a network: calls, checks of results, layout and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dist_net.data import Dataset
+from dist_net.data.samples import SampleIndices
+from dist_net.errors import DistNetError, RecipeError
+from dist_net.nets.recipes.recipe_files import place_in_recipe
+from dist_net.nn import zeros
+from dist_net.nn.parameters import Buffer, Layout, Parameter
+from dist_net.vector import Vector
+
+ArrayShape = tuple[int, ...]
+GradientOfRows = Callable[[Vector, SampleIndices], tuple[float, Vector]]
+EvaluateWeights = Callable[[Vector], Mapping[str, float | None]]
+StateOfWeights = Callable[[Vector], Any]
+
+
+def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a recipe's own function; raise its DistNetError, or RecipeError."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # a user's function may raise anything
+        place = place_in_recipe(error)
+        where = f" (at {place})" if place else ""
+        if isinstance(error, DistNetError):
+            error.args = (f"{error}{where}",)
+            raise
+        raise RecipeError(
+            f"the recipe's {name} function failed with {type(error).__name__}: {error}{where}"
+        ) from error
+
+
+def checked_gradient(result: Any, size: int) -> tuple[float, Vector]:
+    """Return the result of a gradient function for ``size`` weights, or raise RecipeError."""
+    try:
+        loss_sum, gradient = result
+        gradient = np.asarray(gradient)
+        loss_sum = float(loss_sum)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the recipe's gradient function returned {result!r:.80}: expected (loss_sum, gradient)"
+        ) from error
+    if gradient.shape != (size,) or gradient.dtype != np.float32:
+        raise RecipeError(
+            f"the recipe's gradient function returned {gradient.dtype}{[*gradient.shape]}: "
+            f"expected float32[{size}], as long as its weights"
+        )
+    return loss_sum, gradient
+
+
+def checked_evaluation(result: Any) -> tuple[float, float | None]:
+    """Return loss and accuracy of an evaluation, or raise RecipeError."""
+    names = {"test_loss", "test_accuracy"}
+    if not (isinstance(result, Mapping) and {"test_loss"} <= result.keys() <= names):
+        raise RecipeError(
+            f"the recipe's evaluate function returned {result!r:.80}: expected "
+            f"{{'test_loss': ..., 'test_accuracy': ...}}, the latter optional"
+        )
+    loss, accuracy = result["test_loss"], result.get("test_accuracy")
+    return float(loss), None if accuracy is None else float(accuracy)
+
+
+def layout_of(
+    weights: Vector | None,
+    parameters: Mapping[str, ArrayShape] | None,
+    buffers: Mapping[str, ArrayShape],
+) -> Layout:
+    """Return the layout of weights; raise RecipeError unless they are as long as it.
+
+    A gradient function computes a buffer's next value, which replaces it: the momentum is 0.
+    """
+    if (
+        not isinstance(weights, np.ndarray)
+        or weights.dtype != np.float32
+        or weights.ndim != 1
+        or not weights.size
+        or not np.isfinite(weights).all()
+    ):
+        raise RecipeError(
+            f"weights={weights!r:.80}: expected the initial weights of the gradient function, a "
+            f"flat vector of finite float32"
+        )
+    if parameters is None:
+        parameters = {"weights": weights.shape}
+    layout = Layout(
+        {name: Parameter(name, tuple(shape), zeros) for name, shape in parameters.items()},
+        {name: Buffer(name, tuple(shape), zeros, 0.0) for name, shape in buffers.items()},
+    )
+    if layout.size != weights.size:
+        raise RecipeError(
+            f"{weights.size} weights for parameters and buffers of {layout.size} elements: "
+            f"expected as many"
+        )
+    return layout
+
+
+def indices_as_dataset(samples: int) -> Dataset:
+    """Return a dataset whose inputs are the indices of the samples, which a gradient reads."""
+    rows = np.arange(samples)
+    targets = np.broadcast_to(np.float32(0), (samples,))
+    return Dataset("rows", rows, targets, rows[:1], targets[:1])
