@@ -93,6 +93,28 @@ def convolution(draw: Draw, shape: Shape) -> nn.Layer:
     return nn.Conv2D(filters, draw(st.sampled_from([1, 1, 2, 3, (1, 3)])), *options)
 
 
+def dilated(draw: Draw, shape: Shape) -> nn.Layer:
+    options: dict[str, Any] = {
+        "padding": draw(PADDINGS),
+        "dilation": draw(st.sampled_from([2, (1, 3)])),
+    }
+    if draw(st.booleans()):
+        return nn.DepthwiseConv2D(3, **options)
+    return nn.Conv2D(draw(FILTERS), 3, **options)
+
+
+def enlarged(draw: Draw, shape: Shape) -> nn.Layer:
+    size, padding = draw(st.sampled_from([2, (1, 3), 4])), draw(st.sampled_from(["same", "valid"]))
+    convolution = nn.Conv2DTranspose(draw(FILTERS), size, draw(STRIDES), padding, draw(ACTIVATIONS))
+    return nn.Sequential(convolution, nn.Lambda(lambda x: x[:, :8, :8]))
+
+
+def skipped(draw: Draw, shape: Shape) -> nn.Layer:
+    return nn.SkipConnection(
+        nn.Upsample((2, 1)), nn.MaxPool((2, 1)), nn.Dense(4, draw(ACTIVATIONS))
+    )
+
+
 def pointwise(draw: Draw, shape: Shape) -> nn.Layer:
     return nn.Conv2D(draw(FILTERS), 1, activation=draw(ACTIVATIONS))
 
@@ -122,7 +144,7 @@ def dropout(draw: Draw, shape: Shape) -> nn.Layer:
 
 LAYERS = [
     *(convolution, convolution, pointwise, pointwise, winograd, residual),
-    *(normalization, pooling, dropout),
+    *(dilated, enlarged, skipped, normalization, pooling, dropout),
 ]
 
 

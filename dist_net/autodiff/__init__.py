@@ -21,7 +21,7 @@ from dist_net.autodiff.operations.classification import (
     log_softmax,
     softmax,
 )
-from dist_net.autodiff.operations.convolution import conv2d
+from dist_net.autodiff.operations.convolution import conv2d, conv2d_transpose
 from dist_net.autodiff.operations.elementwise import (
     absolute,
     add,

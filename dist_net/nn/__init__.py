@@ -5,6 +5,7 @@ from dist_net.nn.layers import (
     AveragePool,
     BatchNorm,
     Conv2D,
+    Conv2DTranspose,
     Dense,
     DepthwiseConv2D,
     Dropout,
@@ -18,14 +19,19 @@ from dist_net.nn.layers import (
     Rescale,
     Residual,
     Sequential,
+    SkipConnection,
+    Upsample,
     linear,
     relu,
     relu6,
 )
 from dist_net.nn.losses import (
+    binary_cross_entropy_of_logits,
     cross_entropy_of_probabilities,
+    mean_absolute_error,
     mean_squared_error,
     one_hot,
+    weighted,
 )
 from dist_net.nn.model import Model, Predictor
 from dist_net.nn.parameters import (
@@ -40,3 +46,4 @@ from dist_net.nn.parameters import (
     ones,
     zeros,
 )
+from dist_net.nn.recurrent import GRU, LSTM

@@ -17,8 +17,11 @@ from dist_net.autodiff import (
     astype,
     average_pool,
     batch_normalize,
+    broadcast_to,
     clip,
+    concatenate,
     conv2d,
+    conv2d_transpose,
     leaky_relu,
     max_pool,
     maximum,
@@ -112,7 +115,7 @@ class Described:
 
 @dataclass(frozen=True, repr=False)
 class Dense(Described):
-    """activation(x · kernel + bias): (N, I) to (N, units)."""
+    """activation(x · kernel + bias): (N, I) to (N, units), or (..., I) to (..., units)."""
 
     units: int
     activation: Activation | str | None = linear
@@ -123,12 +126,15 @@ class Dense(Described):
         integer("Dense: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        if x.ndim != 2:
-            raise ShapeError(f"Dense: expected (N, features), got {x.shape}; put Flatten before it")
+        if x.ndim < 2:
+            raise ShapeError(f"Dense: expected (N, ..., features), got {x.shape}")
         _expect_floats("Dense", x)
-        kernel = scope.parameter("kernel", (x.shape[1], self.units), self.kernel_initializer)
+        *positions, features = x.shape
+        kernel = scope.parameter("kernel", (features, self.units), self.kernel_initializer)
         bias = scope.parameter("bias", (self.units,), self.bias_initializer)
-        return activate(x @ kernel + bias, self.activation)
+        rows = reshape(x, (math.prod(positions), features))  # one product instead of a stack
+        y = activate(rows @ kernel + bias, self.activation)
+        return reshape(y, (*positions, self.units))
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +144,7 @@ class Conv2D(Described):
     ``padding`` is "same", "valid", a number for every side, or ((top, bottom), (left, right)).
     "same" is as in TensorFlow: H' is H / stride, rounded up; if the padding is odd, the bottom or
     right gets the extra line. With ``groups``, each group of filters reads only its own channels.
+    The taps of a filter are ``dilation`` pixels apart; a stride above 1 needs a dilation of 1.
 
     Uses the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
     """
@@ -151,6 +158,7 @@ class Conv2D(Described):
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
+    dilation: int | Pair = 1
 
     def __post_init__(self) -> None:
         integer("Conv2D: filters", self.filters)
@@ -171,7 +179,7 @@ class Conv2D(Described):
             )
         shape = (*pair("Conv2D: size", self.size, 1), channels // self.groups, self.filters)
         kernel = scope.parameter("kernel", shape, self.kernel_initializer)
-        y = conv2d(x, kernel, self.stride, self.padding, self.groups)
+        y = conv2d(x, kernel, self.stride, self.padding, self.groups, self.dilation)
         if self.use_bias:
             y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
         return activate(y, self.activation)
@@ -191,10 +199,57 @@ class DepthwiseConv2D(Described):
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
+    dilation: int | Pair = 1
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("DepthwiseConv2D", x)
         return Conv2D(x.shape[3], groups=x.shape[3], **vars(self))(x, scope)
+
+
+@dataclass(frozen=True, repr=False)
+class Conv2DTranspose(Described):
+    """activation(y + bias), y a transposed convolution: (N, H, W, C) to (N, H', W', filters).
+
+    Each pixel adds its multiple of the kernel, (kh, kw, filters, C), to a map of ``stride`` times
+    the size. With "valid", the map is larger by the part of the last windows beyond that.
+    """
+
+    filters: int
+    size: int | Pair
+    stride: int | Pair = 1
+    padding: Padding = "same"
+    activation: Activation | str | None = linear
+    use_bias: bool = True
+    kernel_initializer: Initializer = glorot_uniform
+    bias_initializer: Initializer = zeros
+
+    def __post_init__(self) -> None:
+        integer("Conv2DTranspose: filters", self.filters, 1)
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        require_map("Conv2DTranspose", x)
+        _expect_floats("Conv2DTranspose", x)
+        shape = (*pair("Conv2DTranspose: size", self.size, 1), self.filters, x.shape[3])
+        kernel = scope.parameter("kernel", shape, self.kernel_initializer)
+        y = conv2d_transpose(x, kernel, self.stride, self.padding)
+        if self.use_bias:
+            y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
+        return activate(y, self.activation)
+
+
+@dataclass(frozen=True, repr=False)
+class Upsample(Described):
+    """Each pixel repeated ``size`` times: (N, H, W, C) to (N, H · rows, W · columns, C)."""
+
+    size: int | Pair = 2
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        require_map("Upsample", x)
+        down, across = pair("Upsample: size", self.size, 1)
+        images, height, width, channels = x.shape
+        repeated = (images, height, down, width, across, channels)
+        pixels = broadcast_to(x[:, :, None, :, None], repeated)
+        return reshape(pixels, (images, height * down, width * across, channels))
 
 
 @dataclass(frozen=True, repr=False)
@@ -398,6 +453,13 @@ class Residual(Sequential):
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
+
+
+class SkipConnection(Sequential):
+    """x and layers(x) side by side, as channels of the last axis (Ronneberger et al. 2015)."""
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return concatenate([x, super().__call__(x, scope)], -1)
 
 
 def _expect_floats(name: str, x: Expression) -> None:

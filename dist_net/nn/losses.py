@@ -1,12 +1,13 @@
 """Losses: map a batch of outputs and labels to one loss per sample.
 
-Labels are ``(N,)`` integers in [0, C); outputs are ``(N, C) float32``. A label outside the range
-raises ``IndexRangeError`` when the plan runs.
+Labels are ``(N,)`` integers in [0, C); outputs are ``(N, C) float32``. Labels of tokens or pixels
+are ``(N, ...)``, with outputs ``(N, ..., C)``; the loss of a sample is their mean. A label outside
+the range raises ``IndexRangeError`` when the plan runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,7 +20,11 @@ from dist_net.autodiff import (
     log,
     maximum,
     mean,
+    reshape,
+    softplus,
     square,
+    sum,
+    where,
 )
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
@@ -36,11 +41,22 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     """Return -log(max(p, 1e-7)) for the label's probability p, as in Keras.
 
     If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
-    needs no such bound. Raise ``DTypeError`` unless labels are integers.
+    needs no such bound; shapes and errors are the same.
     """
     name = "cross_entropy_of_probabilities"
     require_class_indices(name, probabilities, labels)
-    return -log(maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
+    losses = -log(maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
+    return mean(losses, range(1, labels.ndim))
+
+
+def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
+    """Return the mean of -log p over a sample's labels, 0 or 1, of the logits' shape.
+
+    p is sigmoid(logit) for 1, and sigmoid(-logit) for 0; labels between are mixtures of both. Raise
+    ``ShapeError`` for other shapes.
+    """
+    targets = _targets_like("binary_cross_entropy_of_logits", logits, labels)
+    return mean(softplus(logits) - logits * targets, range(1, logits.ndim))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
@@ -49,15 +65,60 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     ``labels`` have the shape of the outputs, or are integers without the last axis and become
     one-hot. Raise ``ShapeError`` for other shapes.
     """
+    targets = _targets_like("mean_squared_error", outputs, labels)
+    return mean(square(outputs - targets), range(1, outputs.ndim))
+
+
+def mean_absolute_error(outputs: Expression, labels: Expression) -> Expression:
+    """Return the mean absolute difference; ``labels`` are as for ``mean_squared_error``."""
+    targets = _targets_like("mean_absolute_error", outputs, labels)
+    return mean(abs(outputs - targets), range(1, outputs.ndim))
+
+
+def weighted(
+    loss: Loss | str, class_weights: Sequence[float] | None = None, ignored: int = -1
+) -> Loss:
+    """Return ``loss`` with the weight ``class_weights[label]`` for each label, 0 for ``ignored``.
+
+    Labels are as for ``loss``, of samples, tokens or pixels. The loss of a sample is the sum of its
+    weighted losses divided by the number of its labels that are not ignored, or 0 without any.
+    """
+    of_labels = loss_named(loss)
+
+    def weighted_loss(outputs: Expression, labels: Expression) -> Expression:
+        if labels.shape not in (outputs.shape, outputs.shape[:-1]):
+            raise ShapeError(
+                f"weighted: targets of shape {of_samples(labels)} for outputs of shape "
+                f"{of_samples(outputs)}; expected the outputs' shape, with or without the last axis"
+            )
+        if labels.dtype.kind in "iu":
+            labels = astype(labels, np.intp)  # an unsigned integer cannot be -1
+        is_counted = labels != ignored
+        known, count = where(is_counted, labels, 0), labels.size
+        rows = reshape(outputs, (count, outputs.size // count))
+        each = of_labels(rows, reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)]))
+        counted = reshape(astype(is_counted, outputs.dtype), (labels.shape[0], -1))
+        weights = counted
+        if class_weights is not None:
+            by_class = constant(np.asarray(class_weights, outputs.dtype))
+            weights = counted * reshape(by_class[known], counted.shape)
+        total = sum(reshape(each, counted.shape) * weights, 1)
+        return total / maximum(sum(counted, 1), 1.0)
+
+    return weighted_loss
+
+
+def _targets_like(name: str, outputs: Expression, labels: Expression) -> Expression:
+    """Return labels as floats of the outputs' shape; class indices become one-hot."""
     is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu" and outputs.shape[-1] > 1
     targets = one_hot(labels, outputs.shape[-1]) if is_class else labels
     if targets.shape != outputs.shape:
         raise ShapeError(
-            f"mean_squared_error: targets of shape {of_samples(targets)} and dtype {targets.dtype} "
+            f"{name}: targets of shape {of_samples(targets)} and dtype {targets.dtype} "
             f"for outputs of shape {of_samples(outputs)}; expected the outputs' shape"
             f"{_reshaped(targets, outputs) or ', or class indices, integers of shape (N,)'}"
         )
-    return mean(square(outputs - astype(targets, outputs.dtype)), range(1, outputs.ndim))
+    return astype(targets, outputs.dtype)
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
@@ -83,8 +144,11 @@ def _reshaped(targets: Expression, outputs: Expression) -> str:
 
 
 LOSSES: dict[str, Loss] = {
+    "binary_cross_entropy_of_logits": binary_cross_entropy_of_logits,
     "cross_entropy_of_logits": cross_entropy_of_logits,
     "cross_entropy_of_probabilities": cross_entropy_of_probabilities,
+    "mae": mean_absolute_error,
+    "mean_absolute_error": mean_absolute_error,
     "mean_squared_error": mean_squared_error,
     "mse": mean_squared_error,
     "sparse_categorical_crossentropy": cross_entropy_of_probabilities,  # Keras's default

@@ -231,6 +231,12 @@ def test_a_net_for_a_folder_of_images_answers_alike() -> None:
     require_agreement(model, weights_of(model), high=256)
 
 
+@pytest.mark.parametrize("layer", [nn.GRU(4), nn.LSTM(4, return_sequences=True)])
+def test_a_recurrent_layer_answers_alike(layer: nn.Layer) -> None:
+    model = nn.Model(nn.Sequential(layer, nn.Dense(3)), (7, 5), input_dtype=np.float32)
+    require_agreement(model, weights_of(model), -1, 1)
+
+
 EVERY_LAYER = """
 [net]
 height=21

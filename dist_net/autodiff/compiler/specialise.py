@@ -35,6 +35,7 @@ from dist_net.autodiff.kernels.windows import POINTWISE
 from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.convolution import (
     Conv2D,
+    Conv2DInputGradient,
     FusedConvolution,
     PlannedConvolution,
     PreparedFilters,
@@ -316,6 +317,10 @@ def _planned(
             operation.reserve_scratch()
             prepared = apply(PreparedFilters(problem, choice.algorithm), filters)
             planned = apply(operation, x, prepared, bias, *residual)[: node.shape[0]]
+        elif isinstance(node.operation, Conv2DInputGradient) and reproducible:
+            # Image by image: its kernel's products have the rows of several images.
+            images = [inputs[0][i : i + 1] for i in range(node.shape[0])]
+            planned = concatenate([apply(node.operation, each, inputs[1]) for each in images])
         new[id(node)] = planned
     return [new[id(each)] for each in outputs]
 

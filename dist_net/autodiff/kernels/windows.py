@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,24 +22,32 @@ UNPADDED = ((0, 0), (0, 0))
 class Windows:
     """Windows of ``size`` every ``stride``, over a map with ``padding`` around it.
 
-    All three are pairs, rows before columns: ``padding`` is ((top, bottom), (left, right)).
+    A window has every ``dilation``-th pixel of its ``extent``. All are pairs, rows before columns:
+    ``padding`` is ((top, bottom), (left, right)).
     """
 
     size: Pair
     stride: Pair
     padding: tuple[Pair, Pair]
+    dilation: Pair = (1, 1)
+
+    @property
+    def extent(self) -> Pair:
+        """The rows and columns from the first to the last pixel of a window."""
+        (height, width), (down, across) = self.size, self.dilation
+        return (height - 1) * down + 1, (width - 1) * across + 1
 
     def output(self, height: int, width: int) -> Pair:
         """Return the number of windows down and across; raise ``ShapeError`` if none fits."""
         fits = tuple(
-            (length + sum(padding) - size) // stride + 1
-            for length, size, stride, padding in zip(
-                (height, width), self.size, self.stride, self.padding, strict=True
+            (length + sum(padding) - extent) // stride + 1
+            for length, extent, stride, padding in zip(
+                (height, width), self.extent, self.stride, self.padding, strict=True
             )
         )
         if min(fits) < 1:
             raise ShapeError(
-                f"a window of {self.size} does not fit into a map of {(height, width)} with "
+                f"a window of {self.extent} does not fit into a map of {(height, width)} with "
                 f"padding {self.padding}; expected the padded map to be at least as large"
             )
         return fits[0], fits[1]
@@ -47,20 +55,27 @@ class Windows:
     def over(self, padded: Array) -> Array:
         """Return the windows of a padded map as a view (N, H', W', size[0], size[1], C)."""
         n, height, width, channels = padded.shape
-        rows, columns = Windows(self.size, self.stride, UNPADDED).output(height, width)
+        rows, columns = replace(self, padding=UNPADDED).output(height, width)
         per_image, per_row, per_column, per_channel = padded.strides
         between_windows = self.stride[0] * per_row, self.stride[1] * per_column
+        in_a_window = self.dilation[0] * per_row, self.dilation[1] * per_column
         return as_strided(
             padded,
             (n, rows, columns, *self.size, channels),
-            (per_image, *between_windows, per_row, per_column, per_channel),
+            (per_image, *between_windows, *in_a_window, per_channel),
         )
 
 
 POINTWISE = Windows((1, 1), (1, 1), UNPADDED)
 
 
-def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pair) -> Windows:
+def windows(
+    size: int | Pair,
+    stride: int | Pair,
+    padding: Padding,
+    map_size: Pair,
+    dilation: int | Pair = 1,
+) -> Windows:
     """Return the windows over a map of ``map_size``, its height and width.
 
     ``padding`` is one number for every side, or ((top, bottom), (left, right)). "valid" is 0.
@@ -68,14 +83,15 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
     bottom or right gets the extra line, as in TensorFlow. Raise ``ShapeError``.
     """
     size, stride = pair("size", size, 1), pair("stride", stride, 1)
+    seen = Windows(size, stride, UNPADDED, pair("dilation", dilation, 1))
     sides: tuple[Pair, Pair]
     match padding:
         case "valid":
             sides = UNPADDED
         case "same":
             sides = (
-                _same(size[0], stride[0], map_size[0]),
-                _same(size[1], stride[1], map_size[1]),
+                _same(seen.extent[0], stride[0], map_size[0]),
+                _same(seen.extent[1], stride[1], map_size[1]),
             )
         case int() | np.integer():
             sides = (pair("padding", padding, 0),) * 2
@@ -86,18 +102,20 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
                 f"padding {shown(padding)}: expected 'same', 'valid', a number, or "
                 f"((top, bottom), (left, right))"
             )
-    return Windows(size, stride, sides)
+    return replace(seen, padding=sides)
 
 
-def phase_of(size: int, stride: int, offset: int) -> tuple[slice, int]:
+def phase_of(size: int, stride: int, dilation: int, offset: int) -> tuple[slice, int]:
     """Return the taps of a phase and the offset of its first window, along one axis.
+
+    Either the stride or the dilation must be 1.
 
     The phase consists of the pixels ``offset``, ``offset`` + stride, … of the padded map; the taps
     reach these pixels. The offset counts backwards from the start of the cotangent.
     """
     first = offset % stride
     taps = len(range(first, size, stride))
-    return slice(first, size, stride), taps - 1 - offset // stride
+    return slice(first, size, stride), (taps - 1) * dilation - offset // stride
 
 
 def pair(name: str, value: int | Pair, least: int) -> Pair:

@@ -7,12 +7,14 @@ gradient.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dist_net.autodiff.expression import Expression, apply, constant
 from dist_net.autodiff.operations.elementwise import add, exp, log
 from dist_net.autodiff.operations.indexing import Take, checked_indices
-from dist_net.autodiff.operations.reduction import sum
+from dist_net.autodiff.operations.reduction import mean, sum
 from dist_net.autodiff.operations.selection import max, stop_gradient
 from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import DTypeError, ShapeError
@@ -51,13 +53,17 @@ def log_softmax(logits: Expression) -> Expression:
 
 
 def require_class_indices(name: str, outputs: Expression, labels: Expression) -> None:
-    """Raise ``DTypeError`` or ``ShapeError`` unless the loss ``name`` has an integer per row."""
-    if outputs.ndim == 2 and labels.ndim > 1:
-        is_one_hot = labels.shape == outputs.shape and labels.shape[1] > 1
-        remedy = "targets.argmax(1)" if is_one_hot else "targets.reshape(-1)"
+    """Raise ``DTypeError`` or ``ShapeError`` unless ``name`` has an integer per row of scores."""
+    expected = outputs.shape[:-1]
+    if labels.shape != expected:
+        remedy = "another network, such as one with Flatten before Dense"
+        if labels.size == math.prod(expected):
+            remedy = f"targets.reshape{(-1, *expected[1:])}"
+        if labels.shape == outputs.shape and labels.shape[-1] > 1:
+            remedy = "targets.argmax(-1)"
         raise ShapeError(
-            f"{name}: targets of shape {labels.shape[1:]} each; expected class indices, integers "
-            f"of shape (N,), as from {remedy}"
+            f"{name}: targets of shape {labels.shape[1:]} each for outputs of {outputs.shape[1:]}; "
+            f"expected class indices, integers of shape {expected[1:]} each: use {remedy}"
         )
     if labels.dtype.kind not in "iu":
         raise DTypeError(
@@ -69,9 +75,11 @@ def require_class_indices(name: str, outputs: Expression, labels: Expression) ->
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
     """Return -log softmax(logits)[label] of each row: (N, C) and (N,) integers to (N,).
 
-    Raise ``DTypeError`` unless labels are integers.
+    For (N, ..., C) and (N, ...), return the mean over each sample's positions. Raise ``DTypeError``
+    unless labels are integers, ``ShapeError`` for other shapes.
     """
     name = "cross_entropy_of_logits"
     require_class_indices(name, logits, labels)
     shifted = shifted_to_zero(logits)
-    return log(sum(exp(shifted), -1)) - scores_of_labels(name, shifted, labels)
+    losses = log(sum(exp(shifted), -1)) - scores_of_labels(name, shifted, labels)
+    return mean(losses, range(1, labels.ndim))

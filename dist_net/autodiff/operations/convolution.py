@@ -30,7 +30,7 @@ from dist_net.autodiff.kernels.convolution.training import (
     input_gradient,
 )
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, windows
+from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, pair, windows
 from dist_net.errors import ShapeError
 
 
@@ -117,11 +117,13 @@ def conv2d(
     stride: int | Pair = 1,
     padding: Padding = "same",
     groups: int = 1,
+    dilation: int | Pair = 1,
 ) -> Expression:
     """Return the convolution of (N, H, W, C) by (kh, kw, C / groups, O): (N, H', W', O).
 
-    Pads with zeros; ``padding`` is as for ``windows``. Raise ``ShapeError`` if the shapes do not
-    match or no window fits, ``DTypeError`` unless both have the same float dtype.
+    Pads with zeros; ``padding`` is as for ``windows``. The taps of a filter are ``dilation`` pixels
+    apart. Raise ``ShapeError`` if the shapes do not match, no window fits, or stride and dilation
+    are both above 1 along an axis; ``DTypeError`` unless both have the same float dtype.
     """
     if x.ndim != 4 or filters.ndim != 4:
         raise ShapeError(
@@ -136,8 +138,42 @@ def conv2d(
             f"divisible by groups"
         )
     size = filters.shape[0], filters.shape[1]
-    seen = windows(size, stride, padding, map_size(x))
+    seen = windows(size, stride, padding, map_size(x), dilation)
+    if any(min(both) > 1 for both in zip(seen.stride, seen.dilation, strict=True)):
+        raise ShapeError(
+            f"conv2d: stride {seen.stride} and dilation {seen.dilation}; expected one of them to "
+            f"be 1 along each axis"
+        )
     return apply(Conv2D(seen, groups), x, filters)
+
+
+def conv2d_transpose(
+    x: Expression, filters: Expression, stride: int | Pair = 1, padding: Padding = "same"
+) -> Expression:
+    """Return the transposed convolution: a map's cotangent, from ``x``, its convolution's.
+
+    (N, H, W, C) by (kh, kw, O, C) to (N, H', W', O). H' is H · stride; with "valid", it also has
+    the rows of the last windows beyond that. Raise ``ShapeError`` if the shapes or the padding do
+    not fit, ``DTypeError`` unless both have the same float dtype.
+    """
+    if x.ndim != 4 or filters.ndim != 4 or x.shape[3] != filters.shape[3]:
+        raise ShapeError(
+            f"conv2d_transpose: shapes {x.shape} and {filters.shape}; expected a map (N, H, W, C) "
+            f"and filters (kh, kw, O, C)"
+        )
+    same_dtype("conv2d_transpose", x, filters, kinds=FLOATS)
+    size, strides = (filters.shape[0], filters.shape[1]), pair("stride", stride, 1)
+    beyond = [
+        max(k - s, 0) if padding == "valid" else 0 for k, s in zip(size, strides, strict=True)
+    ]
+    target = x.shape[1] * strides[0] + beyond[0], x.shape[2] * strides[1] + beyond[1]
+    seen = windows(size, stride, padding, target)
+    if seen.output(*target) != map_size(x):
+        raise ShapeError(
+            f"conv2d_transpose: {size} filters with stride {strides} and padding {padding} make "
+            f"{seen.output(*target)} of {target}; expected {map_size(x)}: use 'same' or 'valid'"
+        )
+    return apply(Conv2DInputGradient(seen, 1, target), x, filters)
 
 
 def map_size(x: Expression) -> Pair:

@@ -318,10 +318,37 @@ def _convolved(
         *map(known.named, biases),
         kernel_shape=windows.size,
         strides=windows.stride,
+        dilations=windows.dilation,
         pads=(top, left, bottom, right),
         group=groups,
     )
     return Tensor(convolved, CHANNELS_SECOND)
+
+
+def _transposed_convolution(known: Translation, node: Expression) -> Tensor:
+    operation = node.operation
+    assert isinstance(operation, convolution.Conv2DInputGradient)
+    windows = operation.windows
+    (top, bottom), (left, right) = windows.padding
+    reached = [
+        (n - 1) * stride + extent - sum(sides)
+        for n, stride, extent, sides in zip(
+            node.inputs[0].shape[1:3], windows.stride, windows.extent, windows.padding, strict=True
+        )
+    ]
+    beyond = tuple(n - r for n, r in zip(operation.map_size, reached, strict=True))
+    transposed = known.graph.add(
+        "ConvTranspose",
+        known.named(node.inputs[0], CHANNELS_SECOND),
+        known.named(node.inputs[1], FILTER_AXES),
+        kernel_shape=windows.size,
+        strides=windows.stride,
+        dilations=windows.dilation,
+        pads=(top, left, bottom, right),
+        output_padding=beyond,
+        group=operation.groups,
+    )
+    return Tensor(transposed, CHANNELS_SECOND)
 
 
 def _maximum_of_windows(known: Translation, node: Expression) -> Tensor:
@@ -439,6 +466,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     shaping.Slice: _slice,
     shaping.ZerosAround: _zeros_around,
     convolution.Conv2D: _convolution,
+    convolution.Conv2DInputGradient: _transposed_convolution,
     convolution.FusedConvolution: _fused_convolution,
     matmul.MatMul: _product,
     pooling.WindowMaximum: _maximum_of_windows,

@@ -68,10 +68,10 @@ def gradients_by_loops(x, kernel, cotangent, seen, groups):
     return to_x[:, top : top + x.shape[1], left : left + x.shape[2]], to_kernel
 
 
-def ours(x, kernel, cotangent, stride, padding, groups):
+def ours(x, kernel, cotangent, stride, padding, groups, dilation=1):
     """The convolution, and what flows back from a cotangent to the map and to the kernel."""
     inputs = [ad.variable("x", x.shape, x.dtype), ad.variable("kernel", kernel.shape, x.dtype)]
-    out = ad.conv2d(*inputs, stride, padding, groups)
+    out = ad.conv2d(*inputs, stride, padding, groups, dilation)
     total = ad.sum(out * cotangent)
     return ad.evaluate([out, *ad.gradients(total, inputs)], x=x, kernel=kernel)
 
@@ -145,6 +145,81 @@ def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
         monkeypatch.setattr(training, "MIN_PIXELS", pixels)
         monkeypatch.setattr(depthwise, "PRODUCTS", pixels * math.prod(kernel))
         agree(draw(*x), draw(*kernel), *how)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dilation", [2, (1, 3)])
+@pytest.mark.parametrize("padding", ["same", "valid", ((3, 0), (1, 4))])
+def test_a_dilated_convolution_has_zeros_between_its_taps(groups, dilation, padding):
+    x, kernel = draw(2, 8, 9, 4), draw(2, 3, 4 // groups, 4)
+    place = tuple(np.s_[::each] for each in np.broadcast_to(dilation, 2))
+    shape = tuple(range((n - 1) * part.step + 1) for n, part in zip((2, 3), place, strict=True))
+    spread = np.zeros((*map(len, shape), *kernel.shape[2:]))
+    spread[place] = kernel
+    seen = windows((2, 3), 1, padding, (8, 9), dilation)
+    cotangent = draw(2, *seen.output(8, 9), 4)
+    by_taps = ours(x, spread, cotangent, 1, padding, groups)
+    found = ours(x, kernel, cotangent, 1, padding, groups, dilation)
+    for value, wanted in zip(found, (*by_taps[:2], by_taps[2][place]), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-12)
+
+    def build(x, kernel):
+        return ad.tanh(ad.conv2d(x, kernel, 1, padding, groups, dilation) * 0.1)
+
+    check_gradients(build, x, kernel * 0.2, rng=np.random.default_rng(0))
+
+
+def test_a_stride_with_a_dilation_is_refused():
+    with pytest.raises(ShapeError, match=naming("conv2d", (2, 1), (3, 1), 1)):
+        ad.conv2d(*variables((1, 9, 9, 1), (3, 3, 1, 1)), stride=(2, 1), dilation=(3, 1))
+
+
+TRANSPOSED = [(2, 2, "same"), (3, 2, "same"), (4, 2, 1), (3, 2, "valid"), ((1, 3), (2, 1), "same")]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), TRANSPOSED)
+def test_a_transposed_convolution_is_the_adjoint_of_a_convolution(size, stride, padding):
+    kernel = draw(*np.broadcast_to(size, 2), 5, 3)
+    inputs = ad.variable("x", (2, 4, 3, 3), "f8"), ad.variable("kernel", kernel.shape, "f8")
+    larger = ad.conv2d_transpose(*inputs, stride, padding)
+    down, across = np.broadcast_to(stride, 2)
+    assert larger.shape == (
+        2,
+        4 * down + (padding == "valid"),
+        3 * across + (padding == "valid"),
+        5,
+    )
+    x, y = draw(*inputs[0].shape), draw(*larger.shape)
+    of_y = ad.conv2d(ad.constant(y), inputs[1], stride, padding)
+    pair = ad.evaluate([ad.sum(larger * y), ad.sum(of_y * x)], x=x, kernel=kernel)
+    np.testing.assert_allclose(*pair, rtol=1e-12)
+
+    def build(x, kernel):
+        return ad.tanh(ad.conv2d_transpose(x, kernel, stride, padding) * 0.1)
+
+    check_gradients(build, x, kernel, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 1, 1)])
+def test_a_transposed_convolution_is_pytorchs(size, stride, padding):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, kernel = draw(2, 4, 3, 3), draw(size, size, 5, 3)
+    inputs = ad.variable("x", x.shape, "f8"), ad.variable("kernel", kernel.shape, "f8")
+    (found,) = ad.evaluate([ad.conv2d_transpose(*inputs, stride, padding)], x=x, kernel=kernel)
+    maps, filters = (
+        torch.tensor(each.transpose(axes))
+        for each, axes in [(x, (0, 3, 1, 2)), (kernel, (3, 2, 0, 1))]
+    )
+    theirs = torch.nn.functional.conv_transpose2d(maps, filters, stride=stride, padding=padding)
+    np.testing.assert_allclose(found, theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [((2, 2, 5, 4), "same"), ((2, 2, 3), "same"), ((5, 5, 5, 3), 0)]
+)
+def test_a_transposed_convolution_that_fits_nothing_is_refused(kernel, padding):
+    with pytest.raises(ShapeError, match=naming("conv2d_transpose", kernel[0])):
+        ad.conv2d_transpose(*variables((1, 4, 4, 3), kernel), 2, padding)
 
 
 @st.composite
@@ -427,7 +502,7 @@ def test_dtypes_that_differ_or_are_no_floats_are_refused():
 @pytest.mark.parametrize("height", [28, 27, 7])
 def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height):
     x = np.empty((64, height, 28, 16), np.float32)
-    everything = training.Patches(x, (3, 3), (1, 1), (1, 1), (height, 28), 1)
+    everything = training.Patches(x, windows(3, 1, 1, (height, 28)), (height, 28), 1)
     seen, lines = np.zeros((64, height), int), []
     for strip in everything.strips():
         seen[strip.images, strip.rows] += 1

@@ -70,6 +70,8 @@ def test_a_depthwise_convolution_is_one_correlation_for_each_channel() -> None:
 
 
 DEPTHWISE_SHAPES = (2, 2, 3, 4), {"kernel": (3, 2, 1, 4)}
+DILATED_SHAPES = (2, 1, 2, 7), {"kernel": (3, 3, 4, 7), "bias": (7,)}
+TRANSPOSED_SHAPES = (2, 11, 12, 7), {"kernel": (3, 1, 7, 4)}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,10 @@ DEPTHWISE_SHAPES = (2, 2, 3, 4), {"kernel": (3, 2, 1, 4)}
         ),
         (nn.DepthwiseConv2D(3), (2, 5, 6, 4), {"kernel": (3, 3, 1, 4), "bias": (4,)}),
         (nn.DepthwiseConv2D((3, 2), 2, "valid", use_bias=False), *DEPTHWISE_SHAPES),
+        (nn.Conv2D(7, 3, padding="valid", dilation=2), *DILATED_SHAPES),
+        (nn.DepthwiseConv2D(3, dilation=2), (2, 5, 6, 4), {"kernel": (3, 3, 1, 4), "bias": (4,)}),
+        (nn.Conv2DTranspose(7, 3, 2), (2, 10, 12, 7), {"kernel": (3, 3, 7, 4), "bias": (7,)}),
+        (nn.Conv2DTranspose(7, (3, 1), 2, "valid", use_bias=False), *TRANSPOSED_SHAPES),
         (nn.MaxPool(2), (2, 2, 3, 4), {}),
         (nn.MaxPool(3, 1, "same"), (2, 5, 6, 4), {}),
         (nn.MaxPool((1, 2), padding="same"), (2, 5, 3, 4), {}),
@@ -97,6 +103,21 @@ DEPTHWISE_SHAPES = (2, 2, 3, 4), {"kernel": (3, 2, 1, 4)}
 )
 def test_layers_have_the_shapes_and_parameters_of_their_kind(layer, output, parameters) -> None:  # type: ignore[no-untyped-def]
     assert shapes_of(layer, *MAP.shape) == (output, parameters)
+
+
+def test_a_transposed_convolution_adds_a_multiple_of_the_kernel_for_each_pixel() -> None:
+    kernel, bias = RNG.standard_normal((2, 2, 3, 4)), np.array([0.5, -0.5, 0])
+    initializers = {"kernel_initializer": nn.copy_of(kernel), "bias_initializer": nn.copy_of(bias)}
+    found = applied(nn.Conv2DTranspose(3, 2, 2, activation=nn.relu, **initializers), MAP)
+    blocks = np.einsum("nhwc,abfc->nhawbf", MAP, kernel).reshape(2, 10, 12, 3)
+    np.testing.assert_allclose(found, np.maximum(blocks + bias, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_upsampling_repeats_pixels_and_a_skip_connection_puts_maps_side_by_side() -> None:
+    larger = MAP.repeat(2, 1).repeat(3, 2)
+    np.testing.assert_array_equal(applied(nn.Upsample((2, 3)), MAP), larger)
+    network = nn.Sequential(nn.Upsample((2, 3)), nn.SkipConnection(nn.Lambda(lambda x: x * 2.0)))
+    np.testing.assert_array_equal(applied(network, MAP), np.concatenate([larger, 2 * larger], 3))
 
 
 def test_kernels_begin_with_the_spread_that_keeps_activations_in_scale() -> None:
@@ -123,6 +144,8 @@ def test_pools_are_maxima_and_means_of_windows() -> None:
     ("layer", "name"),
     [
         (nn.Conv2D(2, 3), "Conv2D"),
+        (nn.Conv2DTranspose(2, 3), "Conv2DTranspose"),
+        (nn.Upsample(), "Upsample"),
         (nn.MaxPool(2), "max_pool"),
         (nn.AveragePool(2), "average_pool"),
         (nn.GlobalAveragePool(), "GlobalAveragePool"),

@@ -16,8 +16,11 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import PreparedKernelsError, ShapeError
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn import (
+    GRU,
+    LSTM,
     BatchNorm,
     Conv2D,
+    Conv2DTranspose,
     Dense,
     DepthwiseConv2D,
     Flatten,
@@ -287,6 +290,17 @@ NETS = {
             MaxPool(2),
             Residual(Conv2D(24, 1)),
             Flatten(),
+            Dense(3),
+        ),
+        (2, 2, 3),
+    ),
+    "larger maps and sequences": model_of(
+        Sequential(
+            Rescale(),
+            Conv2DTranspose(16, 3, 2, activation=leaky_relu),
+            Lambda(lambda x: ad.reshape(x, (len_of(x), 2, 128))),
+            GRU(12, return_sequences=True),
+            LSTM(12),
             Dense(3),
         ),
         (2, 2, 3),

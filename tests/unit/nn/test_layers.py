@@ -90,9 +90,15 @@ def test_dense_is_a_matrix_product_and_a_bias() -> None:
     np.testing.assert_allclose(applied(layer, LOGITS), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_dense_is_the_same_at_each_position() -> None:
+    x = RNG.standard_normal((2, 5, 3, 4)).astype(np.float32)
+    rows = applied(nn.Dense(3, nn.softmax), x.reshape(30, 4))
+    np.testing.assert_array_equal(applied(nn.Dense(3, nn.softmax), x), rows.reshape(2, 5, 3, 3))
+
+
 def test_dense_says_what_it_needs() -> None:
-    with pytest.raises(ShapeError, match=naming("Dense", "(N, features)", (6, 2, 2), "Flatten")):
-        applied(nn.Dense(3), LOGITS.reshape(6, 2, 2))
+    with pytest.raises(ShapeError, match=naming("Dense", "(N, ..., features)", "(6,)")):
+        applied(nn.Dense(3), LOGITS[:, 0])
 
 
 def test_flatten_rescale_lambda_residual_and_sequential() -> None:
@@ -175,6 +181,7 @@ def test_cross_entropy_of_a_probability_of_zero_is_finite() -> None:
 LOSSES = [
     nn.cross_entropy_of_logits,
     nn.cross_entropy_of_probabilities,
+    nn.mean_absolute_error,
     nn.mean_squared_error,
 ]
 
@@ -197,6 +204,90 @@ def test_a_label_of_no_class_is_refused_where_it_is_met(loss: nn.losses.Loss, wr
 def test_labels_are_integers(loss: nn.losses.Loss, dtype: type) -> None:
     with pytest.raises((DTypeError, ShapeError), match="integer"):
         loss(ad.variable("x", (6, 4)), ad.variable("y", (6,), dtype))
+
+
+TOKENS = RNG.standard_normal((2, 3, 4)).astype(np.float32)
+TOKEN_LABELS = LABELS.reshape(2, 3)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda each: each.__name__)
+def test_the_loss_of_tokens_is_the_mean_of_their_losses(loss: nn.losses.Loss) -> None:
+    per_token = loss(ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8))
+    per_sample = loss(ad.variable("x", (2, 3, 4)), ad.variable("y", (2, 3), np.uint8))
+    probabilities = value(ad.softmax(ad.variable("x", TOKENS.shape)), x=TOKENS)
+    of_tokens = value(per_token, x=probabilities.reshape(6, 4), y=LABELS)
+    found = value(per_sample, x=probabilities, y=TOKEN_LABELS)
+    np.testing.assert_allclose(found, of_tokens.reshape(2, 3).mean(1), rtol=1e-6)
+
+
+REMEDIES = [((2, 3, 4), "argmax(-1)"), ((6,), "(-1, 3)"), ((2,), "Flatten")]
+
+
+@pytest.mark.parametrize(("shape", "remedy"), REMEDIES)
+def test_labels_of_another_shape_are_refused(shape: tuple[int, ...], remedy: str) -> None:
+    with pytest.raises(ShapeError, match=naming("(3,)", remedy)):
+        nn.cross_entropy_of_logits(ad.variable("x", (2, 3, 4)), ad.variable("y", shape, np.uint8))
+
+
+def test_binary_cross_entropy_is_its_definition_and_finite() -> None:
+    logits, labels = ad.variable("x", (2, 3)), ad.variable("y", (2, 3), np.uint8)
+    x, y = np.array([[0, -2, 3], [1e4, -1e4, 1e4]], np.float32), np.array([[0, 1, 1], [1, 0, 0]])
+    losses = nn.binary_cross_entropy_of_logits(logits, labels)
+    outputs = [losses, *ad.gradients(ad.sum(losses), [logits])]
+    found, slope = ad.evaluate(outputs, x=x, y=y.astype(np.uint8))
+    p = 1 / (1 + np.exp(-x[0].astype(np.float64)))
+    expected = -np.log(np.where(y[0], p, 1 - p)).mean()
+    np.testing.assert_allclose(found, [expected, 1e4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(slope * 3, [p - y[0], [0, 0, 1]], rtol=1e-5)
+    with pytest.raises(ShapeError, match=naming("(N, 3)", "(N, 2)")):
+        nn.binary_cross_entropy_of_logits(logits, ad.variable("y", (2, 2), np.uint8))
+
+
+def test_mean_absolute_error_and_its_slope_of_0_at_0() -> None:
+    x, y = ad.variable("x", (1, 4)), ad.variable("y", (1, 4))
+    loss = nn.mean_absolute_error(x, y)
+    at = {"x": np.array([[1, 5, 2, 0]], np.float32), "y": np.array([[4, 3, 2, 0]], np.float32)}
+    found, slope = ad.evaluate([loss, *ad.gradients(ad.sum(loss), [x])], **at)
+    np.testing.assert_array_equal(found, [1.25])
+    np.testing.assert_array_equal(slope, [[-0.25, 0.25, 0, 0]])
+
+
+@pytest.mark.parametrize("ignored", [-1, 7])
+def test_labels_have_the_weight_of_their_class_and_none_if_ignored(ignored: int) -> None:
+    labels = np.array([[0, 3, ignored], [ignored, ignored, ignored]])
+    weights = [2.0, 1.0, 1.0, 0.5]
+    x, y = ad.variable("x", (2, 3, 4)), ad.variable("y", (2, 3), np.int64)
+    loss = nn.weighted(nn.cross_entropy_of_logits, weights, ignored)(x, y)
+    found, slope = ad.evaluate([loss, *ad.gradients(ad.sum(loss), [x])], x=TOKENS, y=labels)
+    logs = np.log(np.exp(TOKENS) / np.exp(TOKENS).sum(-1, keepdims=True))
+    wanted = -(2 * logs[0, 0, 0] + 0.5 * logs[0, 1, 3]) / 2
+    np.testing.assert_allclose(found, [wanted, 0], rtol=1e-5)
+    assert slope[0, :2].all()
+    assert not slope[labels == ignored].any()
+
+
+def test_unsigned_labels_may_be_weighted() -> None:
+    x, y = ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8)
+    loss = nn.weighted("cross_entropy_of_logits", [1, 2, 3, 4])(x, y)
+    plain = value(nn.cross_entropy_of_logits(x, y), x=LOGITS, y=LABELS)
+    np.testing.assert_allclose(value(loss, x=LOGITS, y=LABELS), plain * (LABELS + 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy_of_logits", "mse", "mae"])
+def test_the_loss_of_a_map_ignores_pixels(loss: str) -> None:
+    targets = (RNG.random((2, 3, 4, 1)) < 0.5).astype(np.float32)
+    outputs = RNG.standard_normal(targets.shape).astype(np.float32)
+    targets[0, :2] = targets[1, 1:] = -1
+    x, y = ad.variable("x", targets.shape), ad.variable("y", targets.shape)
+    found = value(nn.weighted(loss)(x, y), x=outputs, y=targets)
+    some = ad.variable("x", (2, 4)), ad.variable("y", (2, 4))
+    kept = {"x": outputs[targets >= 0].reshape(2, 4), "y": targets[targets >= 0].reshape(2, 4)}
+    np.testing.assert_allclose(found, value(nn.losses.LOSSES[loss](*some), **kept), rtol=1e-5)
+
+
+def test_a_weighted_loss_refuses_labels_of_another_shape() -> None:
+    with pytest.raises(ShapeError, match=naming("(N,)", "(N, 8, 10)")):
+        nn.weighted("mse")(ad.variable("x", (2, 8, 10)), ad.variable("y", (2,), np.uint8))
 
 
 def test_one_hot_has_a_class_for_each_number_that_labels_may_not_hold() -> None:

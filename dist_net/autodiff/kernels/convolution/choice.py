@@ -168,7 +168,8 @@ def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Alg
         from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
         from dist_net.autodiff.kernels.compiled.vectors import LANES
 
-        return CompiledDepthwise() if problem.out[3] >= LANES else algorithm
+        is_suitable = problem.out[3] >= LANES and problem.windows.dilation == (1, 1)
+        return CompiledDepthwise() if is_suitable else algorithm
     if isinstance(algorithm, Im2Row):
         from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 

@@ -169,10 +169,11 @@ def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
     images, rows, _ = block.size
     _, _, columns, channels = result
     (height, width), (down, across) = windows.size, windows.stride
+    (tall, wide) = windows.extent
     most = max(1, MAX_ROW // channels) if across == 1 else 1
     pixels = max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
     return [
-        (images, (rows - 1) * down + height, (columns - 1) * across + width, channels),
+        (images, (rows - 1) * down + tall, (columns - 1) * across + wide, channels),
         (height, width, pixels * channels),
         (images, rows, columns // pixels, pixels * channels),
     ]
@@ -190,8 +191,9 @@ def _seen(
     per_image, per_row, per_pixel, per_value = padded.strides
     long_row = values.shape[3]
     strides = per_image, down * per_row, across * long_row * per_value
+    of_taps = windows.dilation[0] * per_row, windows.dilation[1] * per_pixel
     shape = *values.shape[:3], *windows.size, long_row
-    return gather, as_strided(padded, shape, (*strides, per_row, per_pixel, per_value))
+    return gather, as_strided(padded, shape, (*strides, *of_taps, per_value))
 
 
 def _repeat(taps: Array, repeated: Array) -> Call:

@@ -93,7 +93,7 @@ def _shapes(problem: Problem, block: Block) -> list[Shape]:
     product = (pixels, groups, channels // groups)
     if problem.is_pointwise and groups == 1:
         return [(0,), (0,), product, product]
-    (down, across), (height, width) = windows.stride, windows.size
+    (down, across), (height, width) = windows.stride, windows.extent
     return [
         (
             images,

@@ -28,7 +28,7 @@ from dist_net.autodiff.kernels.convolution.im2row import copy_windows
 from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_padded
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
-from dist_net.autodiff.kernels.windows import UNPADDED, Pair, Windows, phase_of
+from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
 MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
@@ -39,14 +39,12 @@ FEW_CHANNELS = 4  # of a group; runs of so few values are too short to copy one 
 class Patches:
     """The windows of ``x``, one per pixel of a result, as the rows of a matrix per group.
 
-    The first window begins ``before`` rows and columns before the map, or inside it if these are
+    The first window begins above and left of the map by its padding, or inside the map if that is
     negative. Values outside the map are 0.
     """
 
     x: Array
-    size: Pair
-    stride: Pair
-    before: Pair
+    windows: Windows
     result: Pair
     groups: int
 
@@ -59,12 +57,13 @@ class Patches:
     @property
     def length(self) -> int:
         """The length of a row: the values of one window in one group."""
-        return math.prod(self.size) * self.channels
+        return math.prod(self.windows.size) * self.channels
 
     @property
     def _has_rows(self) -> bool:
         """Whether the map's pixels are the rows, without a copy."""
-        is_pointwise = self.size == self.stride == (1, 1) and self.before == (0, 0)
+        (top, _), (left, _) = self.windows.padding
+        is_pointwise = self.windows.size == self.windows.stride == (1, 1) and top == left == 0
         return is_pointwise and self.result == self.x.shape[1:3] and self.x.flags.c_contiguous
 
     def strips(self) -> list[Block]:
@@ -84,8 +83,10 @@ class Patches:
             return [(0,), (0,)]
         rows = strip.rows.stop - strip.rows.start
         height, width = (
-            (n - 1) * stride + size
-            for n, stride, size in zip((rows, self.result[1]), self.stride, self.size, strict=True)
+            (n - 1) * stride + extent
+            for n, stride, extent in zip(
+                (rows, self.result[1]), self.windows.stride, self.windows.extent, strict=True
+            )
         )
         pixels = images * rows * self.result[1]
         return [(images, height, width, self.x.shape[3]), (self.groups, pixels, self.length)]
@@ -97,9 +98,10 @@ class Patches:
             return [], by_group(x[:, strip.rows], self.groups)
         if matrix.size == 0:
             return [], matrix
-        top, left = strip.rows.start * self.stride[0] - self.before[0], -self.before[1]
-        padding = take_padded(x, top, left, padded)
-        windows = Windows(self.size, self.stride, UNPADDED).over(padded)
+        (above, _), (left, _) = self.windows.padding
+        top = strip.rows.start * self.windows.stride[0] - above
+        padding = take_padded(x, top, -left, padded)
+        windows = self.windows.over(padded)
         if self.channels > FEW_CHANNELS:
             return [*padding, copy_windows(windows, matrix, self.groups)], matrix
         # Runs of channels are short, so copy runs of pixels to columns instead.
@@ -123,7 +125,8 @@ def convolve(
     """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', O)."""
     contiguous = np.empty(filters.shape, filters.dtype)
     if is_depthwise(x.shape, groups, out.shape):
-        tasks = correlations(windows, x, contiguous[:, :, 0], out, pool, _depthwise_kernels(x))
+        kernels = _depthwise_kernels(windows, x)
+        tasks = correlations(windows, x, contiguous[:, :, 0], out, pool, kernels)
     else:
         matrix = by_group(contiguous, groups)
 
@@ -131,7 +134,7 @@ def convolve(
             target = by_group(out[strip.images, strip.rows], groups)
             return [partial(np.matmul, rows, matrix, target)]
 
-        patches = _patches(windows, groups, x, out.shape)
+        patches = Patches(x, windows, _pair(out.shape[1:]), groups)
         tasks = _tasks(patches, patches.strips(), lambda _: [], multiply, pool)
     return in_order([partial(np.copyto, contiguous, filters), pool.call(tasks)])
 
@@ -149,24 +152,25 @@ def input_gradient(
     before: list[Call] = []
     tasks: list[Task] = []
     depthwise = is_depthwise(out.shape, groups, cotangent.shape)
-    kernels = _depthwise_kernels(cotangent) if depthwise else None
+    kernels = _depthwise_kernels(windows, cotangent) if depthwise else None
     (top, _), (left, _) = windows.padding
-    down, across = windows.stride
+    (down, across), (tall, wide) = windows.stride, windows.dilation
     for row, column in product(range(down), range(across)):
         pixels = out[:, row::down, column::across]
-        rows, above = phase_of(windows.size[0], down, row + top)
-        columns, beside = phase_of(windows.size[1], across, column + left)
+        rows, above = phase_of(windows.size[0], down, tall, row + top)
+        columns, beside = phase_of(windows.size[1], across, wide, column + left)
         taps = filters[rows, columns]
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
-            seen = Windows(_pair(taps.shape), (1, 1), ((above, 0), (beside, 0)))
+            sides = (above, 0), (beside, 0)
+            seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
             if depthwise:
                 turned = np.empty((*seen.size, out.shape[3]), taps.dtype)
                 before.append(partial(np.copyto, turned, taps[::-1, ::-1, 0]))
                 tasks += correlations(seen, cotangent, turned, pixels, pool, kernels)
             else:
-                patches = _patches(seen, groups, cotangent, pixels.shape)
+                patches = Patches(cotangent, seen, _pair(pixels.shape[1:]), groups)
                 turn, matrix = _turned(taps, groups)
                 before.append(turn)
                 tasks += _tasks_of_phase(patches, matrix, pixels, pool)
@@ -184,7 +188,7 @@ def filter_gradient(
     if out.size == 0:
         return partial(out.fill, 0)
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
-    patches = _patches(windows, groups, x, cotangent.shape)
+    patches = Patches(x, windows, _pair(cotangent.shape[1:]), groups)
     strips = list(sized_blocks(cotangent.shape, windows)) if depthwise else patches.strips()
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
@@ -211,16 +215,12 @@ def compiled_kernels() -> ModuleType | None:
     return depthwise_loops
 
 
-def _depthwise_kernels(x: Array) -> ModuleType | None:
-    """Return the compiled kernels of depthwise convolution, if they can read ``x``."""
+def _depthwise_kernels(windows: Windows, x: Array) -> ModuleType | None:
+    """Return the compiled kernels of depthwise convolution, if they support these arguments."""
     kernels = compiled_kernels()
-    is_suitable = x.flags.c_contiguous and x.dtype == np.float32
+    is_plain = x.flags.c_contiguous and x.dtype == np.float32
+    is_suitable = is_plain and windows.dilation == (1, 1)
     return kernels if kernels and is_suitable and x.shape[3] >= kernels.LANES else None
-
-
-def _patches(windows: Windows, groups: int, x: Array, result: Shape) -> Patches:
-    (top, _), (left, _) = windows.padding
-    return Patches(x, windows.size, windows.stride, (top, left), _pair(result[1:]), groups)
 
 
 def _pair(shape: Shape) -> Pair:

@@ -1,0 +1,104 @@
+"""GRU and LSTM against PyTorch and finite differences, and the size of their plans."""
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net import nn
+from dist_net.autodiff.check import check_gradients
+from dist_net.errors import ShapeError
+from dist_net.nn.recurrent import Recurrent
+from naming import naming
+
+LAYERS = [nn.GRU, nn.LSTM]
+
+
+class GivenParameters(nn.Scope):
+    """A scope whose parameters are expressions, by their names, such as float64 variables."""
+
+    def __init__(self, given: dict[str, ad.Expression]) -> None:
+        super().__init__()
+        self._given = given
+
+    def parameter(self, name, shape, initializer):  # type: ignore[no-untyped-def]
+        assert self._given[self._prefix + name].shape == shape
+        return self._given[self._prefix + name]
+
+
+def parameters(layer: Recurrent, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Parameters for two features."""
+    width = layer.GATES * layer.units
+    shapes = {
+        "input/kernel": (2, width),
+        "input/bias": (width,),
+        "recurrent_kernel": (layer.units, width),
+        "recurrent_bias": (width,),
+    }
+    return {name: random.standard_normal(shape) * 0.5 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_values_and_gradients_are_pytorchs(kind: type[Recurrent]) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    random, layer = np.random.default_rng(0), kind(4, return_sequences=True)
+    x, arrays = random.standard_normal((3, 5, 2)), parameters(layer, random)
+    nodes = {name: ad.variable(name, array.shape, "f8") for name, array in arrays.items()}
+    output = layer(ad.variable("x", x.shape, "f8"), GivenParameters(nodes))
+    loss = ad.sum(ad.square(output))
+    found, *slopes = ad.evaluate([output, *ad.gradients(loss, list(nodes.values()))], x=x, **arrays)
+
+    # PyTorch's order of a GRU's gates is reset, update, candidate.
+    order = np.r_[4:8, 0:4, 8:12] if kind is nn.GRU else np.arange(16)
+    theirs = getattr(torch.nn, kind.__name__)(2, 4, batch_first=True, dtype=torch.float64)
+    names = ["weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0"]
+    values = [torch.tensor(array.T[order]) for array in arrays.values()]
+    theirs.load_state_dict(dict(zip(names, values, strict=True)))
+    expected = theirs(torch.tensor(x))[0]
+    expected.square().sum().backward()
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-12)
+    for name, slope in zip(names, slopes, strict=True):
+        wanted = getattr(theirs, name).grad.numpy()
+        np.testing.assert_allclose(slope.T[order], wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_first_and_second_derivatives_agree_with_differences(kind: type[Recurrent]) -> None:
+    random, layer = np.random.default_rng(1), kind(2)
+    x, arrays = random.standard_normal((2, 3, 2)), parameters(layer, random)
+
+    def build(x: ad.Expression, *given: ad.Expression) -> ad.Expression:
+        return layer(x, GivenParameters(dict(zip(arrays, given, strict=True))))
+
+    check_gradients(build, x, *arrays.values(), rng=random)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_last_output_is_that_of_the_sequence(kind: type[Recurrent]) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5, 2)).astype(np.float32)
+    last, sequence = (
+        nn.Model(kind(4, return_sequences=each), (5, 2), input_dtype=np.float32)
+        for each in (False, True)
+    )
+    last.weights = sequence.weights = last.layout.initial(np.random.default_rng(0))
+    assert sequence.output_shape == (5, 4)
+    np.testing.assert_array_equal(last.predict(x), sequence.predict(x)[:, -1])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_plan_is_linear_in_the_number_of_steps(kind: type[Recurrent]) -> None:
+    def calls(steps: int) -> int:
+        x, scope = ad.variable("x", (2, steps, 3)), nn.Scope()
+        loss = ad.sum(kind(4)(x, scope))
+        plan = ad.compile([loss, *ad.gradients(loss, list(scope.variables.values()))])
+        arrays = {name: np.zeros(each.shape, np.float32) for name, each in plan.variables.items()}
+        return len(plan.bind(arrays))
+
+    assert calls(30) - calls(20) == calls(20) - calls(10)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 3, 4, 5)])
+def test_what_is_no_sequence_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=naming("GRU", "(N, T, features)", shape)):
+        nn.GRU(4)(ad.variable("x", shape), nn.Scope())
+    with pytest.raises(ShapeError, match=naming("LSTM: units", 0)):
+        nn.LSTM(0)
