@@ -281,7 +281,7 @@ class ImageCache:
         """Remove the least recently used entries, except those in use."""
         keys = {path.name.partition(".")[0] for path in self._directory.iterdir()} - {self.key}
         sizes = {
-            key: sum(path.stat().st_size for path in self._files_of(key))
+            key: sum(each.st_size for each in self._stats_of(key))
             for key in sorted(keys, key=self._last_use)
         }
         needed = self._bytes + sum(sizes.values()) - self.cache_bytes
@@ -296,7 +296,12 @@ class ImageCache:
                 needed -= size_bytes
 
     def _last_use(self, key: str) -> float:
-        return max((path.stat().st_mtime for path in self._files_of(key)), default=0.0)
+        return max((each.st_mtime for each in self._stats_of(key)), default=0.0)
+
+    def _stats_of(self, key: str) -> Iterator[os.stat_result]:
+        for path in self._files_of(key):
+            with suppress(FileNotFoundError):  # another process makes room, too
+                yield path.stat()
 
     def _files_of(self, key: str) -> Iterator[Path]:
         """Return an entry's files, record before pixels, without the lock: others may await it."""

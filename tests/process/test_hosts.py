@@ -275,7 +275,7 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
 def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_does_not_pay_off(
     start: Start, hosts: Hosts, tmp_path: Path
 ) -> None:
-    run, proxy, epochs = tmp_path / "run", "10.77.1.3", 50
+    run, proxy, epochs = tmp_path / "run", "10.77.1.3", 25
     ip("-n", hosts.name("server"), "address", "add", f"{proxy}/24", "dev", "wire1")
     server = start(
         *("train", "digits", "--workers", "0", "--epochs", str(epochs), "--local-steps", "auto"),

@@ -489,26 +489,23 @@ def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
     pool = serve(net.source, "--workers", "4")
     before = pool.all_workers(4)
     process_id = pool.command.process.pid
-    for stopped_s in (2.5, 6.0):
-        os.kill(process_id, signal.SIGSTOP)
-        time.sleep(stopped_s)
-        os.kill(process_id, signal.SIGCONT)
-        with Client(pool.address, timeout_s=60) as client:
-            np.testing.assert_array_equal(
-                client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
-            )
+    os.kill(process_id, signal.SIGSTOP)
+    time.sleep(5.0)  # longer than the silence that a worker of another host accepts, 4.5 s
+    os.kill(process_id, signal.SIGCONT)
+    with Client(pool.address, timeout_s=60) as client:
+        np.testing.assert_array_equal(
+            client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
+        )
     assert pool.workers() == before
 
 
-@pytest.mark.parametrize("name", ["model-loader", "fork-server"])
-def test_a_loader_or_fork_server_that_hangs_is_replaced(serve, net, eventually, name):
+def test_a_loader_that_hangs_is_replaced(serve, net, eventually):
     pool = serve(net.source, "--workers", "1")
-    hanging = pool.command.children[name]
+    hanging = pool.command.children["model-loader"]
     os.kill(hanging, signal.SIGSTOP)
-    eventually(lambda: pool.command.children.get(name) not in (None, hanging))
-    if name == "model-loader":
-        with Client(pool.address, timeout_s=60) as client:
-            assert client.reload(TINY, timeout_s=60) == 2
+    eventually(lambda: pool.command.children.get("model-loader") not in (None, hanging))
+    with Client(pool.address, timeout_s=60) as client:
+        assert client.reload(TINY, timeout_s=60) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -296,6 +296,24 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     for each in found:
         if each is not None:
             each.close()
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (cats_and_dogs(tmp_path / name, each=5) for name in "ab")
+    prepared(tmp_path / "cache", first, Decoder(first)).close()
+    listed = ImageCache._files_of
+
+    def list_and_remove(self: ImageCache, key: str) -> Iterator[Path]:
+        for path in listed(self, key):
+            if key != self.key:
+                path.unlink()
+            yield path
+
+    monkeypatch.setattr(ImageCache, "_files_of", list_and_remove)
+    with prepared(tmp_path / "cache", second, Decoder(second)) as images:
+        assert images.pixels is not None
 
 
 def test_what_is_in_use_stays(tmp_path: Path) -> None:
