@@ -95,13 +95,14 @@ class GRU(Recurrent):
 class LSTM(Recurrent):
     """Long short-term memory (Gers et al. 2000): (N, T, I) to (N, units), or to (N, T, units).
 
-    Columns of kernels: input gate, forget gate, candidate, output gate.
+    Columns of kernels: input gate, forget gate, output gate, candidate.
     """
 
     GATES: ClassVar[int] = 4
     STATES: ClassVar[int] = 2
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
-        admit, keep, candidate, emit = self._gates(inputs + recurrent)
-        cell = sigmoid(keep) * state[1] + sigmoid(admit) * tanh(candidate)
-        return sigmoid(emit) * tanh(cell), cell
+        total, gates = inputs + recurrent, 3 * self.units
+        admit, keep, emit = self._gates(sigmoid(total[:, :gates]))
+        cell = keep * state[1] + admit * tanh(total[:, gates:])
+        return emit * tanh(cell), cell

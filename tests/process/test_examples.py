@@ -1,4 +1,4 @@
-"""The examples of Darknet-53 and of serving, run as a reader would, on seeded weights."""
+"""The examples, run as a reader would; those of Darknet-53 and of serving on seeded weights."""
 
 import re
 import subprocess
@@ -9,12 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+import dist_net
 from benchmarks.seeded_weights import seeded_weights
 from benchmarks.served import TINY, write_net
+from dist_net.export.exported_model import ExportedModel
+from dist_net.export.formats import write_exported
 from dist_net.nets import darknet
 from dist_net.nets.classifier import load_classifier
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.sources import model_source
+from dist_net.serving.client.client import Client
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.single_process import SingleProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -78,3 +87,73 @@ def test_a_pool_says_the_same_over_zeromq_and_http(photo, tmp_path, start, event
     assert lines[4] == "32 arrays, answered by version [1]"
     assert lines[5:8] == lines[1:4]
     assert lines[8:] == ["probabilities of [1, 10]: the same over HTTP"]
+
+
+Floats = NDArray[np.float32]
+
+
+def overlap(logits: Floats, masks: Floats) -> float:
+    """The pixels in both masks as a share of those in either."""
+    marked, wanted = logits > 0, masks > 0.5
+    return float((marked & wanted).sum() / (marked | wanted).sum())
+
+
+def explained(logits: Floats, pixels: Floats) -> float:
+    """The share of the pixels' variance that the outputs explain."""
+    errors = np.square(1 / (1 + np.exp(-logits)) - pixels)
+    return float(1 - errors.mean() / np.square(pixels - pixels.mean(0)).mean())
+
+
+REACHED = {"unet.py": (overlap, 0.7), "autoencoder.py": (explained, 0.7)}
+
+
+Pair = tuple[dist_net.Run, Floats, Floats]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """A run of each net by two workers, the test inputs, and the run's outputs for them.
+
+    One process has trained the same net to the same quality and loss, within the limits of rounds.
+    """
+    found = {}
+    for example, (quality, least) in REACHED.items():
+        recipe = load_recipe(str(EXAMPLES / example)).recipe
+        dataset = recipe.load_dataset()
+        inputs, targets = np.asarray(dataset.test_inputs), np.asarray(dataset.test_targets)
+        alone = SingleProcess(recipe, dataset)
+        list(alone.epochs())
+        recipe.model.weights = alone.evaluated_weights
+        assert quality(recipe.model.predict(inputs), targets) > least
+
+        directory = tmp_path_factory.mktemp("runs") / "run"
+        run = dist_net.train(EXAMPLES / example, workers=2, run_dir=directory, quiet=True)
+        outputs = run.predict(inputs)
+        assert quality(outputs, targets) > least
+        expected = Evaluator(recipe.model, dataset)(alone.evaluated_weights).loss
+        assert run.report["test_loss"] < 1.3 * expected
+        found[Path(example).stem] = run, inputs, outputs
+    return found
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="ONNX Runtime is not installed")
+def test_nets_of_maps_are_exported(runs: dict[str, Pair], tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
+    import onnxruntime
+
+    for name, (run, inputs, outputs) in runs.items():
+        found = model_source(str(run.path), None, None, lambda _: None).read()
+        file = tmp_path / f"{name}.onnx"
+        write_exported(file, "onnx", ExportedModel(name, found, found.weights()))
+        (exported,) = onnxruntime.InferenceSession(file).run(None, {"input": inputs})
+        np.testing.assert_allclose(exported, outputs, rtol=1e-3, atol=1e-3)
+
+
+def test_nets_of_maps_are_served(runs: dict[str, Pair], start, eventually) -> None:
+    models = [f"{name}={run.path}" for name, (run, *_) in runs.items()]
+    pool = start("serve", *models, "--workers", "1", "--listen", "tcp://127.0.0.1:0")
+    address = eventually(lambda: re.search(r"READY.* zmq=(\S+)\n", pool.stdout))[1]
+    with Client(address) as client:
+        for name, (_, inputs, outputs) in runs.items():
+            served = client.predict(name, inputs[:3]).values.reshape(outputs[:3].shape)
+            np.testing.assert_allclose(served, outputs[:3], rtol=1e-3, atol=1e-3)

@@ -308,11 +308,13 @@ def _convolved(
     windows: Windows,
     groups: int,
     biases: Sequence[Expression] = (),
+    operator: str = "Conv",
+    **options: Axes,
 ) -> Tensor:
     x, filters, *_ = node.inputs
     (top, bottom), (left, right) = windows.padding
     convolved = known.graph.add(
-        "Conv",
+        operator,
         known.named(x, CHANNELS_SECOND),
         known.named(filters, FILTER_AXES),
         *map(known.named, biases),
@@ -321,34 +323,20 @@ def _convolved(
         dilations=windows.dilation,
         pads=(top, left, bottom, right),
         group=groups,
+        **options,
     )
     return Tensor(convolved, CHANNELS_SECOND)
 
 
 def _transposed_convolution(known: Translation, node: Expression) -> Tensor:
-    operation = node.operation
-    assert isinstance(operation, convolution.Conv2DInputGradient)
-    windows = operation.windows
-    (top, bottom), (left, right) = windows.padding
-    reached = [
-        (n - 1) * stride + extent - sum(sides)
-        for n, stride, extent, sides in zip(
-            node.inputs[0].shape[1:3], windows.stride, windows.extent, windows.padding, strict=True
-        )
-    ]
-    beyond = tuple(n - r for n, r in zip(operation.map_size, reached, strict=True))
-    transposed = known.graph.add(
-        "ConvTranspose",
-        known.named(node.inputs[0], CHANNELS_SECOND),
-        known.named(node.inputs[1], FILTER_AXES),
-        kernel_shape=windows.size,
-        strides=windows.stride,
-        dilations=windows.dilation,
-        pads=(top, left, bottom, right),
-        output_padding=beyond,
-        group=operation.groups,
+    assert isinstance(node.operation, convolution.Conv2DInputGradient)
+    windows = node.operation.windows
+    sides = zip(
+        *(node.operation.map_size, windows.padding, windows.extent, windows.stride), strict=True
     )
-    return Tensor(transposed, CHANNELS_SECOND)
+    beyond = tuple((n + sum(pad) - extent) % stride for n, pad, extent, stride in sides)
+    groups = node.operation.groups
+    return _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)
 
 
 def _maximum_of_windows(known: Translation, node: Expression) -> Tensor:

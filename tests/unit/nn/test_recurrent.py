@@ -47,8 +47,8 @@ def test_values_and_gradients_are_pytorchs(kind: type[Recurrent]) -> None:
     loss = ad.sum(ad.square(output))
     found, *slopes = ad.evaluate([output, *ad.gradients(loss, list(nodes.values()))], x=x, **arrays)
 
-    # PyTorch's order of a GRU's gates is reset, update, candidate.
-    order = np.r_[4:8, 0:4, 8:12] if kind is nn.GRU else np.arange(16)
+    # PyTorch's order is reset, update, candidate; and input, forget, candidate, output.
+    order = np.r_[4:8, 0:4, 8:12] if kind is nn.GRU else np.r_[0:8, 12:16, 8:12]
     theirs = getattr(torch.nn, kind.__name__)(2, 4, batch_first=True, dtype=torch.float64)
     names = ["weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0"]
     values = [torch.tensor(array.T[order]) for array in arrays.values()]
