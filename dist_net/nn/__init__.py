@@ -1,6 +1,16 @@
 """Layers, activations, initializers, losses and models, as functions of expressions."""
 
-from dist_net.autodiff import cross_entropy_of_logits, leaky_relu, sigmoid, softmax, tanh
+from dist_net.autodiff import (
+    cross_entropy_of_logits,
+    gelu,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
 from dist_net.nn.layers import (
     AveragePool,
     BatchNorm,
@@ -8,18 +18,21 @@ from dist_net.nn.layers import (
     Dense,
     DepthwiseConv2D,
     Dropout,
+    Embedding,
     Features,
     Flatten,
     FrozenBatchNorm,
     GlobalAveragePool,
     Lambda,
     Layer,
+    LayerNorm,
     MaxPool,
+    MultiHeadAttention,
     Rescale,
     Residual,
     Sequential,
+    Unembedding,
     linear,
-    relu,
     relu6,
 )
 from dist_net.nn.losses import (
@@ -38,5 +51,6 @@ from dist_net.nn.parameters import (
     he_normal,
     he_uniform,
     ones,
+    small_normal,
     zeros,
 )
