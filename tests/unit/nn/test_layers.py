@@ -2,7 +2,6 @@
 
 import math
 import tracemalloc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
