@@ -17,7 +17,9 @@ from dist_net.errors import ShapeError
 Draw: TypeAlias = Callable[[st.SearchStrategy[Any]], Any]
 Shape: TypeAlias = tuple[int, ...]
 
-ACTIVATIONS = st.sampled_from([nn.linear, nn.relu, nn.leaky_relu, nn.sigmoid, nn.tanh, nn.softmax])
+ACTIVATIONS = st.sampled_from(
+    [nn.linear, nn.relu, nn.leaky_relu, nn.sigmoid, nn.tanh, nn.softmax, nn.gelu, nn.silu]
+)
 FILTERS = st.sampled_from([1, 4, 8, 16, 20])  # of 16 and more, 3x3 kernels are Winograd's
 PADDINGS = st.sampled_from(["same", "valid", 1, ((0, 1), (1, 0))])
 STRIDES = st.sampled_from([1, 1, 2, (1, 2)])
@@ -129,7 +131,7 @@ def residual(draw: Draw, shape: Shape) -> nn.Layer:
 
 
 def normalization(draw: Draw, shape: Shape) -> nn.Layer:
-    return nn.BatchNorm(activation=draw(ACTIVATIONS))
+    return draw(st.sampled_from([nn.BatchNorm(activation=draw(ACTIVATIONS)), nn.LayerNorm()]))
 
 
 def pooling(draw: Draw, shape: Shape) -> nn.Layer:

@@ -47,6 +47,7 @@ from dist_net.autodiff.operations.elementwise import (
     multiply,
     negative,
     power,
+    relu,
     sigmoid,
     sign,
     silu,

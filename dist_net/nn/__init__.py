@@ -1,6 +1,16 @@
 """Layers, activations, initializers, losses and models, as functions of expressions."""
 
-from dist_net.autodiff import cross_entropy_of_logits, leaky_relu, sigmoid, softmax, tanh
+from dist_net.autodiff import (
+    cross_entropy_of_logits,
+    gelu,
+    leaky_relu,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    tanh,
+)
 from dist_net.nn.layers import (
     AveragePool,
     BatchNorm,
@@ -9,20 +19,23 @@ from dist_net.nn.layers import (
     Dense,
     DepthwiseConv2D,
     Dropout,
+    Embedding,
     Features,
     Flatten,
     FrozenBatchNorm,
     GlobalAveragePool,
     Lambda,
     Layer,
+    LayerNorm,
     MaxPool,
+    MultiHeadAttention,
     Rescale,
     Residual,
     Sequential,
     SkipConnection,
     Upsample,
+    Unembedding,
     linear,
-    relu,
     relu6,
 )
 from dist_net.nn.losses import (
@@ -44,6 +57,7 @@ from dist_net.nn.parameters import (
     he_normal,
     he_uniform,
     ones,
+    small_normal,
     zeros,
 )
 from dist_net.nn.recurrent import GRU, LSTM

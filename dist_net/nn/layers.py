@@ -12,24 +12,34 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Literal, Protocol
 
+import numpy as np
+
 from dist_net.autodiff import (
     Expression,
+    apply,
     astype,
     average_pool,
     batch_normalize,
     broadcast_to,
     clip,
     concatenate,
+    constant,
     conv2d,
     conv2d_transpose,
+    gelu,
     leaky_relu,
+    matrix_transpose,
     max_pool,
     maximum,
     mean,
+    relu,
     reshape,
     sigmoid,
+    silu,
     softmax,
+    softplus,
     sqrt,
+    square,
     stop_gradient,
     tanh,
     uniform,
@@ -39,9 +49,18 @@ from dist_net.autodiff.arrays import integer, shown
 from dist_net.autodiff.expression import Variable, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
+from dist_net.autodiff.operations.indexing import Take, checked_indices
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
-from dist_net.nn.parameters import Initializer, Scope, glorot_uniform, he_normal, ones, zeros
+from dist_net.nn.parameters import (
+    Initializer,
+    Scope,
+    glorot_uniform,
+    he_normal,
+    ones,
+    small_normal,
+    zeros,
+)
 from dist_net.spelling import suggestion
 
 Activation = Callable[[Expression], Expression]
@@ -52,23 +71,21 @@ def linear(x: Expression) -> Expression:
     return x
 
 
-def relu(x: Expression) -> Expression:
-    """Return max(x, 0); the derivative at 0 is 0."""
-    return leaky_relu(x, 0.0)
-
-
 def relu6(x: Expression) -> Expression:
     """Return min(max(x, 0), 6); the derivative at 0 and at 6 is 0."""
     return clip(x, 0.0, 6.0)
 
 
 ACTIVATIONS: dict[str, Activation] = {
+    "gelu": gelu,
     "leaky_relu": leaky_relu,
     "linear": linear,
     "relu": relu,
     "relu6": relu6,
     "sigmoid": sigmoid,
+    "silu": silu,
     "softmax": softmax,
+    "softplus": softplus,
     "tanh": tanh,
 }
 
@@ -135,6 +152,76 @@ class Dense(Described):
         rows = reshape(x, (math.prod(positions), features))  # one product instead of a stack
         y = activate(rows @ kernel + bias, self.activation)
         return reshape(y, (*positions, self.units))
+
+
+@dataclass(frozen=True, repr=False)
+class Embedding(Described):
+    """The row of a trained table for each integer in [0, count): (N, ...) to (N, ..., width).
+
+    For another integer, the plan raises ``IndexRangeError``.
+    """
+
+    count: int
+    width: int
+    table_initializer: Initializer = small_normal
+
+    def __post_init__(self) -> None:
+        integer("Embedding: count", self.count, 1)
+        integer("Embedding: width", self.width, 1)
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return apply(Take(0), self.table(scope), checked_indices("Embedding", x, self.count))
+
+    def table(self, scope: Scope) -> Expression:
+        """Return the table, (count, width)."""
+        return scope.parameter("table", (self.count, self.width), self.table_initializer)
+
+
+@dataclass(frozen=True, repr=False)
+class Unembedding(Described):
+    """x · tableᵀ: a score for each row of an embedding's table, (N, ..., width) to (N, ..., count).
+
+    Both layers share the table, which has one gradient.
+    """
+
+    embedding: Embedding
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return x @ self.embedding.table(scope.child("embedding", self.embedding)).T
+
+
+@dataclass(frozen=True, repr=False)
+class MultiHeadAttention(Described):
+    """Self-attention: (N, T, D) to (N, T, D), for ``heads`` that divide D (Vaswani et al. 2017).
+
+    ``causal``: a place attends to itself and the places before it only. The parameters ``kernel``
+    and ``bias`` compute the queries, keys and values, in this order, each (heads, D / heads).
+    """
+
+    heads: int
+    causal: bool = False
+    kernel_initializer: Initializer = glorot_uniform
+
+    def __post_init__(self) -> None:
+        integer("MultiHeadAttention: heads", self.heads, 1)
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        if x.ndim != 3 or x.shape[2] % self.heads:
+            raise ShapeError(
+                f"MultiHeadAttention: expected (N, T, D) with D divisible by {self.heads} heads, "
+                f"got {x.shape}"
+            )
+        count, places, width = x.shape
+        kernel = scope.parameter("kernel", (width, 3 * width), self.kernel_initializer)
+        projected = x @ kernel + scope.parameter("bias", (3 * width,), zeros)
+        of_head = projected.reshape(count, places, 3, self.heads, width // self.heads)
+        queries, keys, values = (of_head[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        scores = (queries * (width // self.heads) ** -0.5) @ matrix_transpose(keys)
+        if self.causal:
+            scores = scores + constant(np.triu(np.full((places, places), -np.inf, x.dtype), 1))
+        attended = (softmax(scores) @ values).transpose(0, 2, 1, 3).reshape(x.shape)
+        kernel = scope.parameter("output_kernel", (width, width), self.kernel_initializer)
+        return attended @ kernel + scope.parameter("output_bias", (width,), zeros)
 
 
 @dataclass(frozen=True, repr=False)
@@ -351,6 +438,21 @@ class BatchNorm(Described):
             return self._deviation(variance)
         # The root has an infinite slope at 0, which is the variance of a constant channel.
         return self._deviation(maximum(variance, self.epsilon**2))
+
+
+@dataclass(frozen=True, repr=False)
+class LayerNorm(Described):
+    """(x - mean) / √(variance + epsilon) · gamma + beta, with the mean and variance of the last
+    axis of each sample (Ba et al. 2016, arXiv 1607.06450)."""
+
+    epsilon: float = 1e-5
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_floats("LayerNorm", x)
+        centered = x - x.mean(-1, keepdims=True)
+        deviation = sqrt(square(centered).mean(-1, keepdims=True) + self.epsilon)
+        gamma = scope.parameter("gamma", x.shape[-1:], ones)
+        return centered / deviation * gamma + scope.parameter("beta", x.shape[-1:], zeros)
 
 
 @dataclass(frozen=True, repr=False)

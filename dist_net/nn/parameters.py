@@ -55,6 +55,11 @@ def he_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:
     return generator.standard_normal(shape, dtype=np.float32) * deviation
 
 
+def small_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:
+    """Normal with standard deviation 0.02, usual for an embedding."""
+    return generator.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+
+
 def zeros(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
     """All 0, usual for a bias."""
     return np.zeros(shape, np.float32)
@@ -124,13 +129,18 @@ class Scope:
         self._prefix = ""
         self._children: dict[str, int] = {}
         self._owner: tuple[str, object] = "", None  # the layer that declares, and its prefix
+        self._is_again = False  # whether it is used again, with its first parameters
         self._owners: dict[int, tuple[str, object]] = {}
 
     def parameter(self, name: str, shape: tuple[int, ...], initializer: Initializer) -> Expression:
         """Declare a parameter of the current layer and return its variable.
 
-        Raise ``ParameterError`` if the layer already has one of that name.
+        A layer object that is used again gets its first variables. Raise ``ParameterError`` if the
+        layer already has a parameter of that name.
         """
+        known = self.variables.get(self._prefix + name)
+        if self._is_again and known is not None and known.shape == shape:
+            return known
         full_name = self._new_name(name)
         place = variable(full_name, shape)
         self.parameters[full_name] = Parameter(full_name, place.shape, initializer)
@@ -172,16 +182,13 @@ class Scope:
         self.observed[name] = value
 
     def _new_name(self, name: str) -> str:
-        place, layer = self._owner
-        first, _ = self._owners.setdefault(id(layer), self._owner)
-        if place != first:
-            raise ParameterError(
-                f"one {type(layer).__name__} object is used as {first!r} and as {place!r}, which "
-                f"would not share parameters; create a separate layer object for each use"
-            )
+        self._owners.setdefault(id(self._owner[1]), self._owner)
         full_name = self._prefix + name
         if full_name in self.parameters or full_name in self.buffers:
-            raise ParameterError(f"parameter {full_name!r} is declared twice; use another name")
+            raise ParameterError(
+                f"parameter {full_name!r} is declared twice; use another name, or another layer "
+                f"object if its shape differs or it has buffers"
+            )
         return full_name
 
     def with_batch_norm(self, mode: BatchNormMode) -> Scope:
@@ -199,12 +206,16 @@ class Scope:
     def child(self, name: str, layer: object = None) -> Scope:
         """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
 
-        A ``layer`` object may declare its parameters under one prefix only.
+        A ``layer`` object that has declared parameters keeps its first scope and shares them.
         """
         count = self._children.get(name, 0)
         self._children[name] = count + 1
         inner = copy(self)
         inner._children = {}
+        if layer is not None and id(layer) in self._owners:
+            inner._owner = self._owners[id(layer)]
+            inner._prefix, inner._is_again = inner._owner[0], True
+            return inner
         inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
         if layer is not None:
             inner._owner = inner._prefix, layer

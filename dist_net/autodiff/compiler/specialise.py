@@ -41,8 +41,6 @@ from dist_net.autodiff.operations.convolution import (
     PreparedFilters,
 )
 from dist_net.autodiff.operations.elementwise import (
-    Clip,
-    LeakyRelu,
     add,
     divide,
     multiply,
@@ -212,11 +210,18 @@ class _Fusion:
                 return _first(self._scaled(a, b, multiply), self._scaled(b, a, multiply))
             case elementwise.divide, (a, b):
                 return self._scaled(a, b, divide)
-            case LeakyRelu(slope=slope), (a,):
-                return self._with_slope(a, slope)
-            case Clip(low=low, high=high), (a,):
+            case elementwise.relu, (a,):
+                return self._with_slope(a, 0.0)
+            case elementwise.leaky, (a, Expression(operation=Constant(slope))):
+                return self._with_slope(a, float(slope))
+            case elementwise.clipped, (
+                a,
+                Expression(operation=Constant(low)),
+                Expression(operation=Constant(high)),
+            ):
                 fused = self._convolution_at(a)
-                return None if fused is None else _with_epilogue(fused, low=low, high=high)
+                limits = {"low": float(low), "high": float(high)}
+                return None if fused is None else _with_epilogue(fused, **limits)
         return None
 
     def _convolution_at(self, node: Expression) -> Expression | None:

@@ -9,28 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dist_net.autodiff.expression import Expression, Operand
-from dist_net.autodiff.operations.elementwise import (
-    absolute,
-    add,
-    astype,
-    clip,
-    divide,
-    equal,
-    greater,
-    greater_equal,
-    less,
-    less_equal,
-    logical_not,
-    multiply,
-    negative,
-    power,
-    subtract,
+from dist_net.autodiff.operations import (
+    elementwise,
+    indexing,
+    matmul,
+    reduction,
+    selection,
+    shaping,
 )
-from dist_net.autodiff.operations.indexing import getitem, take
-from dist_net.autodiff.operations.matmul import matmul as matrix_product
-from dist_net.autodiff.operations.reduction import cumsum, mean, sum
-from dist_net.autodiff.operations.selection import argmax, argmin, max, min
-from dist_net.autodiff.operations.shaping import reshape, transpose
 
 OfOperands = Callable[[Operand, Operand], Expression]
 
@@ -44,13 +30,9 @@ def operator(function: OfOperands) -> OfOperands:
     return method
 
 
-def reflected(function: OfOperands) -> OfOperands:
-    """Return the method with exchanged operands, as ``2 - x`` needs it."""
-
-    def method(second: Operand, first: Operand) -> Expression:
-        return function(first, second)
-
-    return method
+def both(function: OfOperands) -> tuple[OfOperands, OfOperands]:
+    """Return that method, and the one with exchanged operands, as ``2 - x`` needs it."""
+    return operator(function), lambda second, first: function(first, second)
 
 
 def spread(function: Callable[[Expression, Any], Expression]) -> Callable[..., Expression]:
@@ -65,22 +47,28 @@ def spread(function: Callable[[Expression, Any], Expression]) -> Callable[..., E
 
 def not_equal(first: Operand, second: Operand) -> Expression:
     """Return first != second, as bool."""
-    return logical_not(equal(first, second))
+    return elementwise.logical_not(elementwise.equal(first, second))
 
 
-Expression.__add__, Expression.__radd__ = operator(add), reflected(add)
-Expression.__sub__, Expression.__rsub__ = operator(subtract), reflected(subtract)
-Expression.__mul__, Expression.__rmul__ = operator(multiply), reflected(multiply)
-Expression.__truediv__, Expression.__rtruediv__ = operator(divide), reflected(divide)
-Expression.__matmul__, Expression.__rmatmul__ = operator(matrix_product), reflected(matrix_product)
-Expression.__pow__, Expression.__rpow__ = operator(power), reflected(power)
-Expression.__neg__, Expression.__abs__ = lambda x: negative(x), lambda x: absolute(x)
-Expression.__lt__, Expression.__le__ = operator(less), operator(less_equal)
-Expression.__gt__, Expression.__ge__ = operator(greater), operator(greater_equal)
-Expression.__eq__, Expression.__ne__ = operator(equal), not_equal
-Expression.__getitem__ = getitem
-Expression.argmax, Expression.argmin, Expression.max, Expression.min = argmax, argmin, max, min
-Expression.sum, Expression.mean, Expression.cumsum = sum, mean, cumsum
-Expression.astype, Expression.clip, Expression.take = astype, clip, take
-Expression.reshape = spread(reshape)
-Expression.transpose = spread(lambda x, axes: transpose(x, axes or None))
+Expression.__add__, Expression.__radd__ = both(elementwise.add)
+Expression.__sub__, Expression.__rsub__ = both(elementwise.subtract)
+Expression.__mul__, Expression.__rmul__ = both(elementwise.multiply)
+Expression.__truediv__, Expression.__rtruediv__ = both(elementwise.divide)
+Expression.__matmul__, Expression.__rmatmul__ = both(matmul.matmul)
+Expression.__pow__, Expression.__rpow__ = both(elementwise.power)
+Expression.__neg__ = lambda x: elementwise.negative(x)
+Expression.__abs__ = lambda x: elementwise.absolute(x)
+Expression.__lt__, Expression.__le__ = operator(elementwise.less), operator(elementwise.less_equal)
+Expression.__gt__, Expression.__ge__ = (
+    operator(elementwise.greater),
+    operator(elementwise.greater_equal),
+)
+Expression.__eq__, Expression.__ne__ = operator(elementwise.equal), not_equal
+Expression.__getitem__, Expression.take = indexing.getitem, indexing.take
+Expression.argmax, Expression.argmin = selection.argmax, selection.argmin
+Expression.max, Expression.min = selection.max, selection.min
+Expression.sum, Expression.mean = reduction.sum, reduction.mean
+Expression.cumsum = reduction.cumsum
+Expression.astype, Expression.clip = elementwise.astype, elementwise.clip
+Expression.reshape = spread(shaping.reshape)
+Expression.transpose = spread(lambda x, axes: shaping.transpose(x, axes or None))

@@ -30,7 +30,7 @@ def scores_of_labels(name: str, scores: Expression, labels: Expression) -> Expre
         raise ShapeError(
             f"{name}: shapes {scores.shape} and {labels.shape}; expected (..., C) and (...)"
         )
-    starts = reshape(constant(np.arange(0, scores.size, scores.shape[-1])), labels.shape)
+    starts = reshape(constant(np.arange(labels.size) * scores.shape[-1]), labels.shape)
     places = add(starts, checked_indices(name, labels, scores.shape[-1]))
     return apply(Take(0), reshape(scores, (scores.size,)), places)
 

@@ -2,7 +2,7 @@
 
 The table has a row for each function: the function of arrays, its derivatives, and the dtypes it
 accepts. A row is an operation and also the function that applies it: ``exp(x)`` is a node of
-``exp``. Operations with settings, and those with several dtypes, are classes below the table.
+``exp``. Operations on several dtypes are classes below the table.
 """
 
 # ruff: noqa: ARG005 - all derivatives take the same arguments: y, g and each input
@@ -29,6 +29,7 @@ from dist_net.autodiff.expression import (
     Operation,
     apply,
     broadcast_shape,
+    constant,
     operands,
     same_dtype,
 )
@@ -119,6 +120,11 @@ def _of_power(y: Expression, g: Expression, x: Expression, n: Expression) -> Der
     return of_base, g * y * log(where(equal(x, 0.0), 1.0, x))
 
 
+def _of_clipped(y: Expression, g: Expression, *bounds: Expression) -> Derivatives:
+    _, low, high = bounds
+    return where(less(y, high), where(greater(y, low), g, 0.0), 0.0), None, None
+
+
 def _of_chosen(is_first: Comparison) -> Callable[..., Derivatives]:
     """Return the derivatives of a choice: if the inputs tie, the second receives all of g."""
 
@@ -134,6 +140,14 @@ def _sigmoid(x: Array, out: Array) -> None:
     np.exp(out, out)
     np.add(out, 1, out)
     np.reciprocal(out, out)  # 0 if the exponential is infinite
+
+
+def _relu(x: Array, out: Array) -> None:
+    np.maximum(x, 0, out=out)
+
+
+def _leaky_relu(x: Array, slope: Array, out: Array) -> None:
+    np.maximum(x, np.multiply(x, slope, out), out=out)
 
 
 # The odd polynomial p for which tanh(p(x)) differs least from erf(x), found by linear programming.
@@ -165,7 +179,7 @@ subtract = Binary(np.subtract, lambda y, g, a, b: (g, -g))
 multiply = Binary(np.multiply, lambda y, g, a, b: (g * b, g * a))
 divide = Binary(np.divide, _of_quotient, FLOATS)
 power = Binary(np.power, _of_power, FLOATS)
-# The larger and the smaller of two elements; nan if either is nan. relu'(0) is 0.
+# The larger and the smaller of two elements; nan if either is nan.
 maximum = Binary(np.maximum, _of_chosen(greater))
 minimum = Binary(np.minimum, _of_chosen(less))
 negative = Unary(np.negative, lambda y, g, x: (-g,))
@@ -183,6 +197,15 @@ tanh = Unary(np.tanh, lambda y, g, x: (g * (1.0 - square(y)),), FLOATS)
 # 1 / (1 + exp(-x)); in the derivative, 1 - y would round to 0.
 sigmoid: Unary = Unary(_sigmoid, lambda y, g, x: (g * y * sigmoid(-x),), FLOATS)
 erf = Unary(_erf, lambda y, g, x: (g * 2 / math.pi**0.5 * exp(-square(x)),), FLOATS, False)
+# relu'(0) is 0. The gradient of a leaky relu takes fewer passes over memory than a maximum's.
+relu = Unary(_relu, lambda y, g, x: (where(greater(y, 0.0), g, 0.0),), FLOATS)
+leaky = Row(
+    _leaky_relu,
+    lambda y, g, x, slope: (g * (astype(greater(y, 0.0), y.dtype) * (1.0 - slope) + slope), None),
+    FLOATS,
+    False,
+)
+clipped = Row(np.clip, _of_clipped, FLOATS)
 
 
 def softplus(x: Expression) -> Expression:
@@ -203,23 +226,6 @@ def gelu(x: Expression, approximate: bool = False) -> Expression:
     return x * ((erf(x * math.sqrt(0.5)) + 1.0) * 0.5)
 
 
-@dataclass(frozen=True)
-class Clip(Elementwise):
-    """x limited to ``low`` and ``high``; the gradient at both bounds is 0."""
-
-    low: float
-    high: float
-    kinds = FLOATS
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        number = out.dtype.type
-        return partial(np.clip, *inputs, number(self.low), number(self.high), out)
-
-    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
-        above = where(greater(y, self.low), g, 0.0)
-        return (where(less(y, self.high), above, 0.0),)
-
-
 def clip(x: Expression, low: float, high: float) -> Expression:
     """Limit x to ``low`` and ``high``; nan stays nan.
 
@@ -228,55 +234,7 @@ def clip(x: Expression, low: float, high: float) -> Expression:
     """
     if not low <= high:
         raise ParameterError(f"clip: from {low} to {high}; expected low <= high")
-    return apply(Clip(low, high), x)
-
-
-@dataclass(frozen=True)
-class LeakyRelu(Elementwise):
-    """x if x > 0, else ``slope`` · x, for a slope from 0 (relu) to 1.
-
-    Its gradient takes fewer passes over memory than those of a maximum and a product.
-    """
-
-    slope: float
-    kinds = FLOATS
-    overwrites_inputs = False
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        (x,) = inputs
-        if self.slope == 0:  # 0 · infinity would be nan
-            return partial(np.maximum, x, out.dtype.type(0), out=out)
-        return partial(self._scaled_or_not, x, out)
-
-    def _scaled_or_not(self, x: Array, out: Array) -> None:
-        np.maximum(x, np.multiply(x, out.dtype.type(self.slope), out), out=out)
-
-    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
-        if self.slope == 0:
-            return (where(greater(y, 0.0), g, 0.0),)
-        return (apply(LeakyReluGradient(self.slope), g, y),)
-
-
-@dataclass(frozen=True)
-class LeakyReluGradient(Elementwise):
-    """g if y > 0, else ``slope`` · g."""
-
-    slope: float
-    kinds = FLOATS
-    overwrites_inputs = False
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(self._scaled_or_not, inputs, out)
-
-    def _scaled_or_not(self, inputs: Sequence[Array], out: Array) -> None:
-        (g, y), number = inputs, out.dtype.type
-        np.greater(y, number(0), out)  # 1 or 0, in the dtype of ``out``
-        np.multiply(out, number(1 - self.slope), out)
-        np.add(out, number(self.slope), out)
-        np.multiply(out, g, out)
-
-    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
-        return apply(self, g, x[1]), None
+    return apply(clipped, x, constant(low, x.dtype), constant(high, x.dtype))
 
 
 def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
@@ -287,7 +245,7 @@ def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
     """
     if not 0 <= slope <= 1:
         raise ParameterError(f"leaky_relu: slope {slope}; expected 0 <= slope <= 1")
-    return apply(LeakyRelu(slope), x)
+    return apply(leaky, x, constant(slope, x.dtype)) if slope else relu(x)
 
 
 @dataclass(frozen=True)

@@ -93,21 +93,15 @@ def _log1p(known: Translation, node: Expression) -> Tensor:
 
 
 def _leaky_relu(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, elementwise.LeakyRelu)
-    x, axes = known.held(node.inputs[0])
-    return Tensor(_with_slope(known, x, node.operation.slope), axes)
+    (x, axes), slope = known.held(node.inputs[0]), known.array(node.inputs[1])
+    assert slope is not None
+    return Tensor(_with_slope(known, x, float(slope)), axes)
 
 
 def _with_slope(known: Translation, x: str, slope: float) -> str:
     if slope == LINEAR:
         return x
     return known.graph.add("LeakyRelu", x, alpha=slope) if slope else known.graph.add("Relu", x)
-
-
-def _clip(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, elementwise.Clip)
-    x, axes = known.held(node.inputs[0])
-    return Tensor(_clipped(known, x, node, node.operation.low, node.operation.high), axes)
 
 
 def _clipped(known: Translation, x: str, node: Expression, low: float, high: float) -> str:
@@ -435,13 +429,14 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.Where: _by("Where"),
     elementwise.logical_not: _by("Not"),
     elementwise.Mask: _mask,
-    elementwise.Clip: _clip,
+    elementwise.clipped: _by("Clip"),
     elementwise.AsType: _cast,
     selection.Max: _reduction("ReduceMax"),
     selection.Min: _reduction("ReduceMin"),
     reduction.Sum: _reduction("ReduceSum"),
     reduction.BroadcastTo: _broadcast,
-    elementwise.LeakyRelu: _leaky_relu,
+    elementwise.leaky: _leaky_relu,
+    elementwise.relu: _by("Relu"),
     normalization.ScaleAndShift: _scale_and_shift,
     selection.ArgMax: _argmax,
     selection.ArgMin: _argmax,

@@ -2,7 +2,6 @@
 
 import math
 import tracemalloc
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -419,14 +418,3 @@ def test_a_predictor_keeps_few_plans_however_many_sizes_it_meets() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 256 * (50 + 64 * 4 * 3)  # less than what one plan computes in
-
-
-@pytest.mark.parametrize("wrap", [nn.Sequential, nn.Residual])
-def test_a_layer_with_parameters_has_one_place(wrap: Callable[[nn.Layer], nn.Layer]) -> None:
-    layer, pool = nn.Dense(3), nn.Flatten()
-    with pytest.raises(ParameterError, match=naming("Dense")):
-        nn.Model(nn.Sequential(wrap(layer), layer), (3,), input_dtype=np.float32)
-    with pytest.raises(ParameterError, match=naming("'dense/'", "'dense_1/'")):
-        nn.Model(nn.Sequential(layer, pool, layer), (3,), input_dtype=np.float32)
-    fine = nn.Model(nn.Sequential(pool, wrap(layer), pool), (3,), input_dtype=np.float32)
-    assert len(fine.layout.parameters) == 2

@@ -45,6 +45,6 @@ def test_the_page_has_the_layer_and_explains_each_argument(layer: type) -> None:
 
 def test_the_page_has_the_activations_and_initializers() -> None:
     page = PAGE.read_text()
-    initializers = ("glorot_uniform", "he_normal", "he_uniform", "zeros", "ones")
+    initializers = ("glorot_uniform", "he_normal", "he_uniform", "small_normal", "zeros", "ones")
     for name in (*ACTIVATIONS, *initializers):
         assert f"`{name}`" in page
