@@ -56,7 +56,7 @@ class Task:
             gradient=self.gradient,
             weights=self._first,
             samples=len(self._arrays[0]),
-            evaluate=None if self._evaluate is None else self.evaluate,
+            evaluate=self._evaluate and self.evaluate,
             parameters=self._shapes,
             state_dict=lambda weights: self._unravel(weights),
             **settings,

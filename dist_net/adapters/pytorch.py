@@ -20,17 +20,15 @@ EVALUATION_BATCH = 256
 
 
 class Task:
-    """A module, its loss and its samples, which train as a recipe does.
+    """A module, its loss and its samples; ``dist_net.adapters.jax`` has the class for functions.
 
     ``loss(outputs, targets)`` returns the mean over a minibatch. ``dataset`` has pairs of an input
-    and a target; ``test``, like it, is evaluated. A ``TensorDataset`` is read fastest. The module's
-    parameters must be float32. Its float32 buffers train along, and parameters that require no
-    gradient stay; other buffers, such as the counter of batch norm, keep their first value.
+    and a target, and so has ``test``, which is evaluated; a ``TensorDataset`` is read fastest.
+    Buffers that are not float32, such as the counter of batch norm, keep their first value.
 
-    The module is used from now on by this task. Its random numbers depend on the minibatch, and
-    PyTorch computes with ``threads`` threads and with deterministic algorithms in this process, so
-    that a replay computes the same bits. Raise RecipeError for parameters of another type.
-    ``dist_net.adapters.jax`` has the class for functions.
+    This task alone uses the module from now on. Its random numbers depend on the minibatch, and
+    PyTorch computes with ``threads`` threads and deterministic algorithms in this process, so that
+    a replay computes the same bits. Raise RecipeError for parameters that are not float32.
     """
 
     def __init__(
@@ -94,13 +92,11 @@ class Task:
 
     def evaluate(self, weights: Vector) -> dict[str, float | None]:
         """Return the mean loss on the test samples, and the accuracy if the targets are classes."""
+        assert self._test is not None
         self._values[:] = weights
         self.module.eval()
-        assert self._test is not None
-        samples, loss_sum = len(self._test), 0.0
-        are_right: list[Tensor] = []
-        for start in range(0, samples, EVALUATION_BATCH):
-            rows = np.arange(start, min(start + EVALUATION_BATCH, samples))
+        samples, loss_sum, are_right = len(self._test), 0.0, []
+        for rows in np.array_split(np.arange(samples), samples // EVALUATION_BATCH + 1):
             inputs, targets = read(self._test, rows)
             with torch.no_grad():
                 outputs = self.module(inputs)

@@ -15,19 +15,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Self
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dist_net.data.samples import SampleIndices
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.nets.observer import Observer
-from dist_net.nets.recipes.gradient_recipe import GradientOfRows
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.own_directory import temporary_directory
@@ -38,7 +33,6 @@ from dist_net.training.worker import step
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.state import Ended
-from dist_net.vector import Vector
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 
@@ -51,18 +45,6 @@ CHECKPOINT_EVERY_S = 30.0
 def _loaded(recipe: Recipe) -> LoadedRecipe:
     """Return the recipe with a reference that names no file."""
     return LoadedRecipe("in-process", "in-process", {}, recipe)
-
-
-def one_at_a_time(gradient: GradientOfRows) -> GradientOfRows:
-    """Return the function for several threads: one calls at a time, and owns the result."""
-    lock = Lock()
-
-    def gradient_of(weights: Vector, rows: SampleIndices) -> tuple[float, Vector]:
-        with lock:
-            loss_sum, borrowed = gradient(weights, rows)
-            return loss_sum, np.array(borrowed)
-
-    return gradient_of
 
 
 class InProcessWorker:
@@ -140,8 +122,6 @@ class LocalCluster:
         self._stack.close()
 
     def _start(self, stack: ExitStack) -> None:
-        if (gradient := self._recipe.gradient) is not None:
-            self._recipe = replace(self._recipe, gradient=one_at_a_time(gradient))
         recipe, seed = self._recipe, self._seed
         loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
         options = RunOptions(loaded.reference, seed=seed, **self._modes)
