@@ -21,9 +21,8 @@ Tree = Any
 class Task:
     """A loss of a tree of parameters, and its samples, which train as a recipe does.
 
-    ``loss(parameters, *arrays)`` returns the mean over a minibatch of ``arrays``, which are the
-    given ones at the minibatch's samples; the first axis counts them. ``parameters`` are the first:
-    a tree of float32 arrays. ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does.
+    ``loss(parameters, *arrays)`` returns the mean over a minibatch: its arrays are the rows of
+    ``arrays``. ``parameters`` are the initial parameters, a tree of float32 arrays. ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does.
     The gradient is compiled, for each length of a minibatch. Raise RecipeError for parameters of
     another dtype. ``dist_net.adapters.pytorch`` has the class for modules.
     """

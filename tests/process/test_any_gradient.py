@@ -58,12 +58,15 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
         loaded.predict(np.zeros((1, 5), np.float32))
 
 
-def test_a_loop_of_a_program_takes_part_and_may_leave(start: Start, tmp_path: Path) -> None:
+def test_a_loop_of_a_program_takes_part_and_may_leave(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     server = start(
         *("train", LINE, "--run-dir", run, "--workers", "0", "--listen", "tcp://127.0.0.1:0")
     )
     token = server.says(r"echo (\w+) \|")[1]
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # of a user who has not trained with it
     with pytest.raises(UntrustedRecipeError):
         next(dist_net.join(token))
     line = dist_net.load_recipe(str(LINE)).recipe
