@@ -1,9 +1,10 @@
 """Train neural nets across processes and machines, with NumPy and ZeroMQ.
 
 ``fit``: train a model in this process. ``train``: train a recipe with processes on this host, and
-return a ``Run``. ``load``: return the ``Run`` in a directory. ``LocalCluster``: a cluster in
-threads, for tests and notebooks. ``Recipe``: what to train. ``fit_image``: resize an image to a
-recipe's net. ``Client``: send requests to an inference pool.
+return a ``Run``. ``load``: return the ``Run`` in a directory. ``join``: take part in a run by a
+loop of your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what
+to train. ``fit_image``: resize an image to a recipe's net. ``Client``: send requests to an
+inference pool.
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets.
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
     from dist_net.training.run.in_process import LocalCluster
+    from dist_net.training.run.own_loop import join
     from dist_net.training.run.single_process import fit
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Run",
     "fit",
     "fit_image",
+    "join",
     "load",
     "load_recipe",
     "train",
@@ -41,6 +44,7 @@ MODULE_OF = {
     "Run": "dist_net.trained_run",
     "fit": "dist_net.training.run.single_process",
     "fit_image": "dist_net.images",
+    "join": "dist_net.training.run.own_loop",
     "load": "dist_net.trained_run",
     "load_recipe": "dist_net.nets.recipes.recipe",
     "train": "dist_net.trained_run",

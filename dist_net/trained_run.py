@@ -32,7 +32,7 @@ from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
-from dist_net.training.run.evaluation import Evaluation, evaluation_function
+from dist_net.training.run.evaluation import Evaluation, evaluate_recipe
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
@@ -118,12 +118,12 @@ class Run:
         loaded, _ = self.trained
         if samples is None and (judged := read_out_of_fold(self.path)) is not None:
             labels, answers, loss = judged
-            return Evaluation.of_answers(loss, len(labels), self.model.classes, labels, answers)
+            return Evaluation(loss, len(labels), self.model.classes, labels, answers)
         if samples is None:
             dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
         else:
             dataset = dataset_of(self.model, *samples)
-        evaluation = evaluation_function(loaded.recipe, dataset)(self.weights)
+        evaluation = evaluate_recipe(loaded.recipe, dataset)(self.weights)
         if evaluation is None:
             raise ModelSourceError(
                 f"the recipe of {self.path} has no evaluate function and no network; expected one"

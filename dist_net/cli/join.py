@@ -16,8 +16,7 @@ from dist_net.data import default_cache_dir
 from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, MissingExtraError, RecipeError
-from dist_net.nets.image_manifest import MANIFEST, MAX_MANIFEST_BYTES, ImageManifest
-from dist_net.nets.observer import Observer
+from dist_net.nets.image_manifest import MANIFEST, ImageManifest
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
@@ -29,10 +28,9 @@ from dist_net.processes.cores import available_cores
 from dist_net.processes.own_directory import JOINED, log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
-from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
+from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
-from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.token import TRAINING
 
 AUTO = "auto"
@@ -78,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         if offered.reference == IMAGES:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
         else:
-            samples = prepare_recipe(offered, directory, arguments, console)
+            samples, settings = prepare_recipe(offered, directory, arguments, settings, console)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
         console.print(
@@ -153,16 +151,17 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     )
 
 
-def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
-    """Return the recipe that the server trains; raise ``RecipeError``."""
-    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
-        return OfferedRecipe.from_offer(observer.recipe())
-
-
 def prepare_recipe(
-    offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
-) -> int:
-    """Prepare the recipe and its data for the workers; return the number of training samples."""
+    offered: OfferedRecipe,
+    directory: RunDirectory,
+    arguments: argparse.Namespace,
+    settings: JoinedRunSettings,
+    console: Console,
+) -> tuple[int, JoinedRunSettings]:
+    """Prepare the recipe and its data; return the number of training samples and the settings.
+
+    The libraries of a recipe's own gradient have threads, so that its worker must not fork.
+    """
     beside = arguments.data.resolve() if arguments.data is not None else None
     original = "" if beside is None else str(beside / offered.file_name)
     offered.keep(directory, original)
@@ -171,8 +170,9 @@ def prepare_recipe(
         confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         try:
-            loaded = load_run_recipe(directory, trust_recipe=True)
-            return len(loaded.recipe.load_dataset(fetching).train_targets)
+            recipe = load_run_recipe(directory, trust_recipe=True).recipe
+            samples = len(recipe.load_dataset(fetching).train_targets)
+            return samples, replace(settings, may_fork=recipe.network is not None)
         except RecipeError as error:
             if offered.is_code and beside is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")

@@ -53,7 +53,8 @@ MAY_IMPORT = {
         "nets processes"
     ),
     "photos": "errors vector files spelling nn images data nets processes training",
-    "trained_run": "errors spelling nn data nets processes training photos",
+    "trained_run": "errors vector spelling nn data nets processes training photos",
+    "adapters": "errors vector data nets",
     "export": "errors vector files spelling release autodiff nn nets",
     "cli": (
         "errors spelling command_line printable release images data wire nets processes training "
@@ -95,6 +96,8 @@ COMPUTING = {
 CORE = {"numpy", "zmq", "msgpack", "PIL", "safetensors", "rich", "platformdirs", "threadpoolctl"}
 NEEDS_AN_EXTRA = {
     "compiled": "numba llvmlite",
+    "pytorch": "torch",
+    "jax": "jax",
     "compiling": "numba",
     "onnx": "onnx",
     "run_metrics": "starlette prometheus_client",
@@ -114,7 +117,7 @@ READS_THE_ENVIRONMENT = {"cli"}
 UNSAFE_MODULES = {"dill", "marshal", "pickle", "shelve"}
 
 # The same concept in two layers: all but one of the docstrings name another one's module.
-SAME_CONCEPT = {"Conv2D", "Dropout"}
+SAME_CONCEPT = {"Conv2D", "Dropout", "Task"}
 
 
 @dataclass(frozen=True)

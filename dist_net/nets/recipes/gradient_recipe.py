@@ -37,19 +37,20 @@ def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def checked_gradient(result: Any, size: int) -> tuple[float, Vector]:
-    """Return the result of a gradient function for ``size`` weights, or raise RecipeError."""
+    """Return a summed loss and a gradient of ``size`` weights, or raise RecipeError."""
     try:
         loss_sum, gradient = result
         gradient = np.asarray(gradient)
         loss_sum = float(loss_sum)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"the recipe's gradient function returned {result!r:.80}: expected (loss_sum, gradient)"
+            f"{result!r:.80} for a minibatch: expected its (loss_sum, gradient), a number and an "
+            f"array"
         ) from error
     if gradient.shape != (size,) or gradient.dtype != np.float32:
         raise RecipeError(
-            f"the recipe's gradient function returned {gradient.dtype}{[*gradient.shape]}: "
-            f"expected float32[{size}], as long as its weights"
+            f"a gradient of {gradient.dtype}{[*gradient.shape]}: expected float32[{size}], as long "
+            f"as its weights"
         )
     return loss_sum, gradient
 

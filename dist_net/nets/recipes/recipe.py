@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -118,6 +119,7 @@ class Recipe:
     parameters: Mapping[str, ArrayShape] | None = None
     buffers: Mapping[str, ArrayShape] = field(default_factory=dict)
     state_dict: StateOfWeights | None = None
+    _one_call: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __new__(cls, *_: object, **given: object) -> Self:
         refuse_options("Recipe", given.keys() - cls.__dataclass_fields__, cls.__dataclass_fields__)
@@ -187,13 +189,15 @@ class Recipe:
             )
         weights = weights.view()
         weights.flags.writeable = False
-        result = called("gradient", self.gradient, weights, rows)
-        return checked_gradient(result, self.layout.size)
+        with self._one_call:  # the function may use its memory again
+            result = called("gradient", self.gradient, weights, rows)
+            loss_sum, gradient = checked_gradient(result, self.layout.size)
+            return loss_sum, gradient.copy()
 
-    def evaluation_at(self, weights: Vector) -> tuple[float, float | None] | None:
+    def evaluation_at(self, weights: Vector) -> tuple[float | None, float | None]:
         """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
         if self.evaluate is None:
-            return None
+            return None, None
         return checked_evaluation(called("evaluate", self.evaluate, weights))
 
     def classifies(self, dataset: Dataset) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,30 +29,24 @@ LOWER = 0.99
 class Evaluation:
     """The mean loss over ``samples``, and the prediction for each.
 
-    ``accuracy``: the share of samples with the right class; None without classes. ``labels``: the
-    class of each sample; ``answers``: its predicted class; ``(samples,)`` intp. Both are empty if
-    the targets are no classes, or if a recipe's own function evaluates; ``samples`` is then 0.
+    ``labels``: the class of each sample; ``answers``: its predicted class; ``(samples,)`` intp.
+    Both are empty if the targets are no classes, or if a recipe's own function evaluates: then
+    ``samples`` is 0, and ``measured_accuracy`` is that function's.
     """
 
     loss: float
-    accuracy: float | None
-    samples: int = 0
-    classes: int = 0
-    labels: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    answers: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    samples: int
+    classes: int
+    labels: NDArray[np.intp]
+    answers: NDArray[np.intp]
+    measured_accuracy: float | None = None
 
-    @classmethod
-    def of_answers(
-        cls,
-        loss: float,
-        samples: int,
-        classes: int,
-        labels: NDArray[np.intp],
-        answers: NDArray[np.intp],
-    ) -> Self:
-        """Return an evaluation with the accuracy of these answers."""
-        accuracy = float(np.mean(labels == answers)) if labels.size else None
-        return cls(loss, accuracy, samples, classes, labels, answers)
+    @property
+    def accuracy(self) -> float | None:
+        """The share of samples with the right class; None without classes."""
+        if not self.labels.size:
+            return self.measured_accuracy
+        return float(np.mean(self.labels == self.answers))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -103,8 +97,7 @@ class Evaluator:
             loss_sum += float(loss) * len(indices)
             if classifies:
                 labels[indices], answers[indices] = targets, outputs.argmax(1)
-        mean = loss_sum / samples
-        return Evaluation.of_answers(mean, samples, self._model.classes, labels, answers)
+        return Evaluation(loss_sum / samples, samples, self._model.classes, labels, answers)
 
     def _batch(self, size: int) -> EvaluationBatch:
         if size not in self._batches:
@@ -115,17 +108,18 @@ class Evaluator:
         return self._batches[size]
 
 
-def evaluation_function(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
-    """Return a function that evaluates weights by a recipe's network, or by its own function.
+def evaluate_recipe(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
+    """Return a function that evaluates weights by the network, or else by the recipe's own.
 
     It returns None if the recipe has neither.
     """
     if recipe.network is not None:
         return Evaluator(recipe.model, dataset)
+    none = np.empty(0, np.intp)
 
     def evaluate(weights: Vector) -> Evaluation | None:
-        figures = recipe.evaluation_at(weights)
-        return None if figures is None else Evaluation(*figures)
+        loss, accuracy = recipe.evaluation_at(weights)
+        return None if loss is None else Evaluation(loss, 0, 0, none, none, accuracy)
 
     return evaluate
 

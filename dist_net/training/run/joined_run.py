@@ -16,7 +16,9 @@ from typing import Any
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
 from dist_net.errors import InterruptedRunError, NoAnswerError, ProtocolError, SettingError
+from dist_net.nets.image_manifest import MAX_MANIFEST_BYTES
 from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.roles import POLL_S, LocalProcesses, Role
@@ -37,7 +39,7 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    Raise SettingError for values out of range.
+    With ``may_fork``, one worker stands for several. Raise SettingError for values out of range.
     """
 
     workers: int
@@ -45,6 +47,7 @@ class JoinedRunSettings:
     restarts: int = RESTARTS
     join_timeout_s: float = 10.0
     rejoin_timeout_s: float = REJOIN_TIMEOUT_S
+    may_fork: bool = True
 
     def __post_init__(self) -> None:
         timeouts = self.join_timeout_s, self.rejoin_timeout_s
@@ -56,6 +59,12 @@ class JoinedRunSettings:
                 f"to {MAX_WORKERS} workers of 1 to {MAX_THREADS} threads, and numbers of seconds "
                 f"above 0"
             )
+
+
+def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
+    """Return the recipe that the server trains; raise ``RecipeError``."""
+    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
+        return OfferedRecipe.from_offer(observer.recipe())
 
 
 class JoinedRun:
@@ -111,7 +120,7 @@ class JoinedRun:
 
         It exchanges states with the server once for all of them.
         """
-        if available():
+        if available() and self._settings.may_fork:
             self._count = math.ceil(self._settings.workers / MAX_PARTS)
             self._parts = math.ceil(self._settings.workers / self._count)
 

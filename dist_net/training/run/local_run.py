@@ -37,7 +37,7 @@ from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluation_function
+from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
@@ -152,7 +152,7 @@ class LocalRun:
         self._options = options
         self._best: BestWeights | None = None
         self._samples = len(dataset.train_targets)
-        self._evaluate = evaluation_function(loaded.recipe, dataset)
+        self._evaluate = evaluate_recipe(loaded.recipe, dataset)
         self._local = local
         self._display = display
         self._launcher = local.launcher(directory)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
-from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.state import (
     REJOIN_TIMEOUT_S,
@@ -30,6 +30,7 @@ from dist_net.training.worker.state import (
     WorkerCommand,
     WorkerState,
 )
+from dist_net.vector import Vector
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import (
     UNKNOWN_EQUIPMENT,
@@ -184,6 +185,20 @@ class WorkerLoop:
         until the rejoin timeout, and ``JoinRefusedError`` or ``WorkerRefusedError`` if it refuses
         this worker.
         """
+        steps = self.steps()
+        try:
+            while True:
+                next(steps)
+                let_others_run()
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+
+    def steps(self) -> Generator[tuple[Vector, Minibatch], None, Ended]:
+        """Yield the weights and the minibatch before each local step, and wait for messages.
+
+        Return and raise as ``train`` does.
+        """
         turns, message = self.turns(), None
         try:
             while True:
@@ -191,8 +206,8 @@ class WorkerLoop:
                 message = None
                 if isinstance(command, Receive):
                     message = self._socket.receive(command.timeout_s)
-                else:
-                    let_others_run()
+                elif self._local is not None:
+                    yield self._local[1].due
         except StopIteration as end:
             ended: Ended = end.value
             return ended

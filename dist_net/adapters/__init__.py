@@ -1,0 +1,1 @@
+"""Modules of other libraries as gradient functions; each file needs its library."""

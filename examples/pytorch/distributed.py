@@ -1,0 +1,42 @@
+"""A convolutional net on the 8x8 digits, trained by two worker processes."""
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import dist_net
+from dist_net.adapters.pytorch import Task
+from dist_net.data import dataset_named
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+digits = dataset_named("digits")
+
+
+def tensors(images, labels):
+    return TensorDataset(torch.tensor(images) / 255, torch.tensor(labels, dtype=torch.int64))
+
+
+train = tensors(digits.train_inputs, digits.train_targets)
+test = tensors(digits.test_inputs, digits.test_targets)
+
+module = nn.Sequential(
+    nn.Unflatten(1, (1, 8)),
+    nn.Conv2d(1, 16, 3, padding=1),
+    nn.BatchNorm2d(16),
+    nn.ReLU(),
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.Dropout(0.2),
+    nn.Linear(256, 10),
+)
+loss = nn.CrossEntropyLoss()
+recipe = Task(module, loss, train, test).recipe(learning_rate=0.003, epochs=6)
+
+if __name__ == "__main__":
+    run = dist_net.train(__file__, workers=2)
+    module.load_state_dict(run.state_dict())
+    module.eval()
+    images, labels = test.tensors
+    accuracy = (module(images).argmax(1) == labels).float().mean()
+    print(f"test accuracy {accuracy:.1%}")

@@ -1,0 +1,115 @@
+"""Runs of a gradient function by the commands, by a loop of a program, and by other libraries."""
+
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dist_net
+from dist_net.errors import ModelSourceError, UntrustedRecipeError
+from journaled import assert_each_sample_once
+from naming import naming
+
+Start = Callable[..., Any]
+
+ROOT = Path(__file__).parents[2]
+LINE = ROOT / "tests" / "recipes" / "line.py"
+EXAMPLES = ROOT / "examples"
+SAMPLES = 640
+MOST_CHANGED_LINES = 15
+
+
+def finished(command: Any) -> Any:
+    assert command.process.wait(120) == 0, command.stderr
+    return command
+
+
+def test_a_gradient_function_is_trained_evaluated_and_replayed(
+    start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = finished(start("train", LINE, "--run-dir", run, "--json"))
+    summary = json.loads(trained.stdout.splitlines()[-1])
+    assert (summary["samples"], summary["test_accuracy"]) == (8 * SAMPLES, None)
+    assert assert_each_sample_once(run, SAMPLES) == 8
+    finished(start("replay", run, "--trust-recipe"))
+    evaluated = finished(start("evaluate", run, "--json", "--trust-recipe"))
+    assert json.loads(evaluated.stdout.splitlines()[-1])["test_loss"] == summary["test_loss"] < 1
+    refused = start("export", run, tmp_path / "line.onnx", "--trust-recipe")
+    assert refused.process.wait(60) == 2
+    assert re.search(naming("network"), refused.stderr)
+    loaded = dist_net.load(run, trust_recipe=True)
+    assert {name: each.shape for name, each in loaded.state_dict().items()} == {
+        "slope": (5,),
+        "mean": (5,),
+    }
+    np.testing.assert_allclose(loaded.weights[:5], [1, 2, 3, 4, 5], atol=0.5)
+    with pytest.raises(ModelSourceError):
+        loaded.predict(np.zeros((1, 5), np.float32))
+
+
+def test_a_loop_of_a_program_takes_part_and_may_leave(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    server = start(
+        *("train", LINE, "--run-dir", run, "--workers", "0", "--listen", "tcp://127.0.0.1:0")
+    )
+    token = server.says(r"echo (\w+) \|")[1]
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # of a user who has not trained with it
+    with pytest.raises(UntrustedRecipeError):
+        next(dist_net.join(token))
+    line = dist_net.load_recipe(str(LINE)).recipe
+    for _, lease in zip(range(5), dist_net.join(token, trust_recipe=True), strict=False):
+        lease.push(*line.gradient(lease.weights, lease.rows))
+    turns = 0
+    for lease in dist_net.join(token, trust_recipe=True):
+        lease.push(*line.gradient(lease.weights, lease.rows))
+        turns += 1
+    assert turns == 8 * SAMPLES // 16
+    finished(server)
+    assert assert_each_sample_once(run, SAMPLES) == 8
+    finished(start("replay", run, "--trust-recipe"))
+
+
+def changed_lines(folder: Path) -> list[str]:
+    plain, distributed = (
+        (folder / name).read_text().splitlines() for name in ("plain.py", "distributed.py")
+    )
+    lines = difflib.unified_diff(plain, distributed, n=0, lineterm="")
+    return [line for line in lines if re.match(r"[+-](?![+-]{2})", line)]
+
+
+@pytest.mark.parametrize("library", ["jax", "pytorch"])
+def test_a_script_trains_with_processes_after_a_few_changed_lines(
+    library: str, start: Start, tmp_path: Path
+) -> None:
+    assert 0 < len(changed_lines(EXAMPLES / library)) <= MOST_CHANGED_LINES
+    if find_spec({"pytorch": "torch"}.get(library, library)) is None:
+        pytest.skip(f"{library} is not installed")
+    script = shutil.copy(EXAMPLES / library / "distributed.py", tmp_path)
+    environment = os.environ | {"XDG_DATA_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"test accuracy (\d+)", done.stdout)
+    assert found, done.stdout
+    assert int(found[1]) > 90
+    (run,) = (tmp_path / "runs").iterdir()
+    finished(start("replay", run, "--trust-recipe"))

@@ -1,0 +1,82 @@
+"""A PyTorch module as a recipe: parameters and buffers in one vector."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from dist_net.errors import RecipeError
+from naming import naming
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.utils.data import TensorDataset  # noqa: E402
+
+from dist_net.adapters.pytorch import Task  # noqa: E402
+
+torch.manual_seed(0)
+INPUTS = torch.randn(40, 1, 6, 6)
+LABELS = torch.arange(40) % 3
+DATA = TensorDataset(INPUTS, LABELS)
+ROWS = np.array([7, 0, 39, 12])
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(1)
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    return nn.Sequential(*layers)
+
+
+def test_a_step_is_the_modules_own_with_its_buffers(module) -> None:
+    own = copy.deepcopy(module)
+    recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
+    mean = nn.functional.cross_entropy(own(INPUTS[ROWS]), LABELS[ROWS])
+    mean.backward()
+    loss_sum, gradient = recipe.gradient_at(recipe.weights, ROWS)
+    assert loss_sum == mean.item() * 4
+    expected = [each.grad for each in own.parameters()]
+    expected += [own[1].running_mean, own[1].running_var]
+    np.testing.assert_array_equal(gradient, torch.cat([each.flatten() for each in expected]))
+    names = [name for name, _ in recipe.layout.shapes]
+    assert names[-2:] == ["1.running_mean", "1.running_var"]
+    assert recipe.layout.momenta == (0.0, 0.0)
+
+
+def test_a_gradient_is_a_function_of_weights_and_rows_even_with_dropout(module) -> None:
+    task = Task(nn.Sequential(nn.Dropout(0.5), module), nn.functional.cross_entropy, DATA, DATA)
+    recipe = task.recipe()
+    gradients = [recipe.gradient_at(recipe.weights, ROWS)[1].copy()]
+    recipe.gradient_at(-recipe.weights, ROWS[::-1].copy())
+    recipe.evaluation_at(-recipe.weights)
+    gradients.append(recipe.gradient_at(recipe.weights, ROWS)[1].copy())
+    np.testing.assert_array_equal(*gradients)
+    assert not np.array_equal(recipe.gradient_at(recipe.weights, ROWS[:2])[1], gradients[0])
+
+
+def test_the_state_dict_is_the_modules_and_frozen_arrays_stay(module) -> None:
+    module[0].weight.requires_grad = False
+    first = copy.deepcopy(module.state_dict())
+    recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
+    _, gradient = recipe.gradient_at(recipe.weights, ROWS)
+    state = recipe.state_dict(gradient)
+    assert state.keys() == first.keys()
+    assert torch.equal(state["0.weight"], first["0.weight"])
+    assert torch.equal(state["1.num_batches_tracked"], first["1.num_batches_tracked"])
+    assert not torch.equal(state["1.running_mean"], first["1.running_mean"])
+
+
+def test_classes_have_an_accuracy_and_numbers_have_none(module) -> None:
+    recipe = Task(module, nn.functional.cross_entropy, DATA, DATA).recipe()
+    module.eval()
+    right = (module(INPUTS).argmax(1) == LABELS).float().mean().item()
+    assert recipe.evaluation_at(recipe.weights)[1] == pytest.approx(right)
+    pairs = [(image, image.mean().repeat(3)) for image in INPUTS]
+    recipe = Task(module, nn.functional.mse_loss, pairs, pairs).recipe()
+    loss, accuracy = recipe.evaluation_at(recipe.weights)
+    assert (loss > 0, accuracy) == (True, None)
+
+
+def test_only_float32_is_trained(module) -> None:
+    with pytest.raises(RecipeError, match=naming("float32", "0.weight")):
+        Task(module.double(), nn.functional.cross_entropy, DATA)
