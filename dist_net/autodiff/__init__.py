@@ -46,6 +46,7 @@ from dist_net.autodiff.operations.elementwise import (
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool
+from dist_net.autodiff.operations.records import record
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
     astype,

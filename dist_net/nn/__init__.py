@@ -1,20 +1,23 @@
 """Layers, activations, initializers, losses and models, as functions of expressions."""
 
-from dist_net.autodiff import cross_entropy_of_logits, leaky_relu, sigmoid, softmax, tanh
+from dist_net.autodiff import cross_entropy_of_logits, leaky_relu, record, sigmoid, softmax, tanh
 from dist_net.nn.layers import (
     AveragePool,
     BatchNorm,
+    Concatenate,
     Conv2D,
     Dense,
     DepthwiseConv2D,
     Dropout,
     Features,
+    Field,
     Flatten,
     FrozenBatchNorm,
     GlobalAveragePool,
     Lambda,
     Layer,
     MaxPool,
+    NamedOutputs,
     Rescale,
     Residual,
     Sequential,

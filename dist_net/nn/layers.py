@@ -7,7 +7,7 @@ rows before columns, channels last.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Literal, Protocol
@@ -18,11 +18,13 @@ from dist_net.autodiff import (
     average_pool,
     batch_normalize,
     clip,
+    concatenate,
     conv2d,
     leaky_relu,
     max_pool,
     maximum,
     mean,
+    record,
     reshape,
     sigmoid,
     softmax,
@@ -386,7 +388,10 @@ class Sequential:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
-            x = layer(x, scope.child(type(layer).__name__.lower(), layer))
+            inner = scope.child(type(layer).__name__.lower(), layer)
+            x = layer(x, inner)
+            if not isinstance(layer, Sequential):
+                scope.outputs.append((inner.prefix, x))
         return x
 
 
@@ -398,6 +403,42 @@ class Residual(Sequential):
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
+
+
+class Concatenate(Sequential):
+    """The outputs of each layer on the same x, side by side on the last axis.
+
+    Uses the operation ``dist_net.autodiff.operations.shaping.Concatenate``.
+    """
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return concatenate([Sequential(each)(x, scope) for each in self.layers], -1)
+
+
+@dataclass(frozen=True, repr=False)
+class Field(Described):
+    """One of several inputs: the field ``name`` of a record, (N,) to (N, ...)."""
+
+    name: str
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return x[self.name]
+
+
+@dataclass(frozen=True, repr=False)
+class NamedOutputs(Described):
+    """Several outputs: a record (N,) of the outputs of each layer on the same x, by name."""
+
+    layers: Mapping[str, Layer]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", dict(self.layers))
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        outputs = {
+            name: Sequential(each)(x, scope.child(name)) for name, each in self.layers.items()
+        }
+        return record(**outputs)
 
 
 def _expect_floats(name: str, x: Expression) -> None:

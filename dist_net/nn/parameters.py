@@ -121,7 +121,9 @@ class Scope:
         self.variables: dict[str, Expression] = {}
         self.buffers: dict[str, Buffer] = {}
         self.observed: dict[str, Expression] = {}
-        self._prefix = ""
+        self.outputs: list[tuple[str, Expression]] = []
+        """The prefix of each layer of a ``Sequential``, and its output."""
+        self.prefix = ""
         self._children: dict[str, int] = {}
         self._owner: tuple[str, object] = "", None  # the layer that declares, and its prefix
         self._owners: dict[int, tuple[str, object]] = {}
@@ -179,7 +181,7 @@ class Scope:
                 f"one {type(layer).__name__} object is used as {first!r} and as {place!r}, which "
                 f"would not share parameters; create a separate layer object for each use"
             )
-        full_name = self._prefix + name
+        full_name = self.prefix + name
         if full_name in self.parameters or full_name in self.buffers:
             raise ParameterError(f"parameter {full_name!r} is declared twice; use another name")
         return full_name
@@ -205,9 +207,9 @@ class Scope:
         self._children[name] = count + 1
         inner = copy(self)
         inner._children = {}
-        inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
+        inner.prefix = f"{self.prefix}{name}_{count}/" if count else f"{self.prefix}{name}/"
         if layer is not None:
-            inner._owner = inner._prefix, layer
+            inner._owner = inner.prefix, layer
         return inner
 
 

@@ -21,6 +21,7 @@ from dist_net.autodiff.operations.elementwise import (
     subtract,
 )
 from dist_net.autodiff.operations.matmul import matmul as matrix_product
+from dist_net.autodiff.operations.records import field
 from dist_net.autodiff.operations.selection import logical_not
 from dist_net.autodiff.operations.shaping import getitem
 
@@ -59,4 +60,4 @@ Expression.__neg__ = lambda x: negative(x)
 Expression.__lt__, Expression.__le__ = operator(less), operator(less_equal)
 Expression.__gt__, Expression.__ge__ = operator(greater), operator(greater_equal)
 Expression.__eq__, Expression.__ne__ = operator(equal), not_equal
-Expression.__getitem__ = getitem
+Expression.__getitem__ = lambda x, index: (field if isinstance(index, str) else getitem)(x, index)

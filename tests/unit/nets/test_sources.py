@@ -12,6 +12,7 @@ from PIL import Image
 
 import image_runs
 from benchmarks.seeded_weights import seeded_weights
+from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import (
     CheckpointError,
     ModelFileError,
@@ -25,7 +26,6 @@ from dist_net.images.fitting import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets import sources
 from dist_net.nets.architecture import PublishedArchitecture
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork

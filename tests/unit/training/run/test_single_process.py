@@ -38,7 +38,7 @@ from dist_net.nn import (
 )
 from dist_net.nn.losses import Loss
 from dist_net.optim import SGD, Adam, Optimizer
-from dist_net.training.run.single_process import EpochResult
+from dist_net.training.run.callbacks import EpochResult
 from naming import naming
 
 RANDOM = np.random.default_rng(0)
