@@ -73,6 +73,7 @@ class Model:
 
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
+    ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
     """
 
     def __init__(
@@ -89,21 +90,16 @@ class Model:
         self.loss = loss_named(loss)
         scope = Scope()
         output = network(self.input(1), scope)
-        is_usual = output.dtype == np.float32 or output.dtype.names
-        if output.shape[:1] != (1,) or not is_usual:
+        if output.shape[:1] != (1,) or not (output.dtype == np.float32 or output.dtype.names):
             raise ShapeError(
                 f"a network's output must be float32, with the sample axis first, not "
                 f"{output.dtype}{list(output.shape)} for one sample"
             )
         self.output_shape, self.output_dtype = output.shape[1:], output.dtype
-        predicts_classes = self.loss in CLASS_LOSSES and len(self.output_shape) == 1
-        numbered = map(str, range(self.classes)) if predicts_classes else ()
-        self.class_names = tuple(class_names or numbered)
-        if self.class_names and self.output_shape != (len(self.class_names),):
-            raise ParameterError(
-                f"{len(self.class_names)} class names for outputs of shape {self.output_shape}; "
-                f"expected one for each output"
-            )
+        self.input_fields = field_types(self.input_dtype, self.input_shape)
+        self.output_fields = field_types(self.output_dtype, self.output_shape)
+        has_classes = self.loss in CLASS_LOSSES and len(self.output_shape) == 1
+        self.class_names = tuple(class_names or map(str, range(self.classes * has_classes)))
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
@@ -114,16 +110,6 @@ class Model:
             f"Model({self.network!r}, {self.input_shape}, loss={shown(self.loss)}, "
             f"input_dtype={self.input_dtype}) with {self.layout.trained_size:,} parameters"
         )
-
-    @property
-    def input_fields(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """The dtype and shape of each input by name; a single input is called ""."""
-        return field_types(self.input_dtype, self.input_shape)
-
-    @property
-    def output_fields(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """The dtype and shape of each output by name; a single output is called ""."""
-        return field_types(self.output_dtype, self.output_shape)
 
     @property
     def weights(self) -> Vector | None:
@@ -209,14 +195,8 @@ class Model:
     def to_json(self) -> str:
         """Return the network, inputs and loss as JSON; see ``dist_net.nn.network_json``."""
         inputs = [(name, dtype.str, shape) for name, (dtype, shape) in self.input_fields.items()]
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "network": to_data(self.network),
-                "inputs": inputs,
-                "loss": to_data(self.loss),
-            }
-        )
+        parts = {"network": to_data(self.network), "loss": to_data(self.loss)}
+        return json.dumps({"format": FORMAT, "inputs": inputs, **parts})
 
     @classmethod
     def from_json(

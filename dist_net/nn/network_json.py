@@ -98,7 +98,7 @@ def inputs_from_data(data: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     Unexpected JSON raises one of ``INVALID``.
     """
     fields = [(name, np.dtype(str(code)), from_data(shape)) for name, code, shape in data]
-    record = np.dtype(fields) if fields[0][0] else np.dtype(fields[0][1:])
+    record = np.dtype(fields if fields[0][0] or len(fields) > 1 else fields[0][1:])
     if any(dtype.kind not in "iuf" for _, dtype, _ in fields) or record.itemsize > MAX_VALUE_BYTES:
         raise ValueError(f"inputs {data!r:.200}; expected {MAX_VALUE_BYTES:,} bytes of numbers")
     return record.shape, record.base

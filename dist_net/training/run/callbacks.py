@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,116 +14,100 @@ from dist_net.training.run.evaluation import Evaluation
 from dist_net.vector import Vector
 
 
-class EpochResult(NamedTuple):
+@dataclass(frozen=True)
+class EpochResult:
     """The result of an epoch: means over its samples, each before its update.
 
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
-    evaluation of the last weights on the validation samples.
+    evaluation of the last weights on the validation samples. ``model`` has these weights; None if
+    other processes train it.
     """
 
     epoch: int
     loss: float
     accuracy: float | None
     validation: Evaluation | None = None
+    model: Model | None = field(default=None, repr=False)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that there are, by Keras's names; ``val_`` precedes those of validation."""
+        """The figures by Keras's names; those of validation begin with ``val_``."""
         figures = {"loss": self.loss, "accuracy": self.accuracy}
         if self.validation is not None:
             figures |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
         return {name: value for name, value in figures.items() if value is not None}
+
+    def improves(self, best: EpochResult | None, monitor: str, min_delta: float = 0.0) -> bool:
+        """Return whether a metric is better than in ``best``, or this is the first epoch.
+
+        A better accuracy is higher, a better loss lower. Raise SettingError if there is no such
+        metric.
+        """
+        if monitor not in self.metrics:
+            raise SettingError(
+                f"monitor={monitor!r}: expected one of {', '.join(self.metrics)}, and val_loss "
+                f"with validation=(inputs, targets)"
+            )
+        if best is None or self.epoch == 1:
+            return True
+        gain = self.metrics[monitor] - best.metrics[monitor]
+        return (gain if monitor.endswith("accuracy") else -gain) > abs(min_delta)
+
+    @property
+    def trained(self) -> Model:
+        """The model; raise SettingError if other processes train it."""
+        if self.model is None:
+            raise SettingError(
+                "dist_net.train has no model in this process to save or restore; expected "
+                "dist_net.fit, or keeps_best=True"
+            )
+        return self.model
 
 
 Callback = Callable[[EpochResult], object]
 """A function called at the end of each epoch; if it returns True, training ends."""
 
 
-class MonitoringCallback:
-    """A callback that compares the metric ``monitor`` of each epoch with the best so far.
-
-    An accuracy improves when it rises by more than ``min_delta``, a loss when it falls.
-    """
-
-    def __init__(self, monitor: str, min_delta: float = 0.0) -> None:
-        self._monitor = monitor
-        self._min_delta = abs(min_delta)
-        self._best = -math.inf
-        self._model: Model | None = None
-
-    def begin(self, model: Model) -> None:
-        """Forget earlier epochs; ``fit`` keeps the weights of the last epoch in ``model``."""
-        self._best, self._model = -math.inf, model
-
-    @property
-    def model(self) -> Model:
-        """The model in training; raise SettingError if other processes train it."""
-        if self._model is None:
-            raise SettingError(
-                f"{type(self).__name__} needs a model in this process, as in dist_net.fit; a run "
-                f"of dist_net.train keeps its best weights with keeps_best=True"
-            )
-        return self._model
-
-    def improves(self, result: EpochResult) -> bool:
-        """Return whether this epoch is the best; raise SettingError if it lacks the metric."""
-        metrics = result.metrics
-        if self._monitor not in metrics:
-            raise SettingError(
-                f"monitor={self._monitor!r}: expected one of {', '.join(metrics)}; with "
-                f"validation=(inputs, targets) also val_loss"
-            )
-        value = metrics[self._monitor] * (1 if self._monitor.endswith("accuracy") else -1)
-        if value - self._min_delta <= self._best:
-            return False
-        self._best = value
-        return True
-
-
-class EarlyStopping(MonitoringCallback):
-    """Ends training after ``patience`` epochs in a row without improvement.
+@dataclass
+class EarlyStopping:
+    """Ends training after ``patience`` epochs in a row without improvement of ``monitor``.
 
     With ``restore_best_weights``, the model has the weights of the best epoch afterwards.
     """
 
-    def __init__(
-        self,
-        monitor: str = "val_loss",
-        min_delta: float = 0.0,
-        patience: int = 0,
-        restore_best_weights: bool = False,
-    ) -> None:
-        super().__init__(monitor, min_delta)
-        self._patience = patience
-        self._restores = restore_best_weights
-        self._best_epoch = 0
-        self._best_weights: Vector | None = None
+    monitor: str = "val_loss"
+    min_delta: float = 0.0
+    patience: int = 0
+    restore_best_weights: bool = False
+    best: EpochResult | None = field(default=None, init=False)
+    best_weights: Vector | None = field(default=None, init=False, repr=False)
 
     def __call__(self, result: EpochResult) -> bool:
-        if self.improves(result):
-            self._best_epoch = result.epoch
-            self._best_weights = self.model.weights if self._restores else None
-        elif self._best_weights is not None:
-            self.model.weights = self._best_weights
-        return result.epoch - self._best_epoch >= max(self._patience, 1)
+        if result.improves(self.best, self.monitor, self.min_delta) or self.best is None:
+            self.best = result
+            self.best_weights = result.trained.weights if self.restore_best_weights else None
+        elif self.best_weights is not None:
+            result.trained.weights = self.best_weights
+        return result.epoch - self.best.epoch >= max(self.patience, 1)
 
 
-class ModelCheckpoint(MonitoringCallback):
-    """Saves the model after each epoch, or with ``save_best_only`` when it has improved.
+@dataclass
+class ModelCheckpoint:
+    """Saves the model after each epoch, or if ``save_best_only`` when ``monitor`` has improved.
 
     ``filepath`` may contain ``{epoch}`` and metrics, such as ``{val_loss:.2f}``.
     """
 
-    def __init__(
-        self, filepath: str | Path, monitor: str = "val_loss", save_best_only: bool = False
-    ) -> None:
-        super().__init__(monitor)
-        self._filepath = str(filepath)
-        self._is_selective = save_best_only
+    filepath: str | Path
+    monitor: str = "val_loss"
+    save_best_only: bool = False
+    best: EpochResult | None = field(default=None, init=False)
 
     def __call__(self, result: EpochResult) -> None:
-        if not self._is_selective or self.improves(result):
-            self.model.save(self._filepath.format(epoch=result.epoch, **result.metrics))
+        if not self.save_best_only or result.improves(self.best, self.monitor):
+            self.best = result
+            path = str(self.filepath).format(epoch=result.epoch, **result.metrics)
+            result.trained.save(path)
 
 
 def require_callbacks(callbacks: Sequence[Callback]) -> None:

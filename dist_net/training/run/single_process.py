@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Never
 
 import numpy as np
@@ -26,7 +27,6 @@ from dist_net.spelling import refuse_options
 from dist_net.training.run.callbacks import (
     Callback,
     EpochResult,
-    MonitoringCallback,
     is_ended_by,
     require_callbacks,
 )
@@ -181,9 +181,6 @@ def fit(
     )
     training = SingleProcess(recipe, recipe.load_dataset(), seed, threads)
     evaluate = Evaluator(model, dataset) if validation else None
-    for callback in callbacks:
-        if isinstance(callback, MonitoringCallback):
-            callback.begin(model)
 
     def keep_weights() -> Vector:
         weights = training.evaluated_weights
@@ -195,8 +192,8 @@ def fit(
     try:
         for result in training.epochs():
             weights = keep_weights()
-            if evaluate is not None:
-                result = result._replace(validation=evaluate(weights))
+            evaluation = evaluate(weights) if evaluate else None
+            result = replace(result, validation=evaluation, model=model)
             history.append(result)
             if is_ended_by(callbacks, result):
                 break

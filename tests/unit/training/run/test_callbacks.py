@@ -9,7 +9,7 @@ import dist_net
 from dist_net import EarlyStopping, ModelCheckpoint
 from dist_net.errors import SettingError
 from dist_net.nn import Dense, Model
-from dist_net.training.run.callbacks import EpochResult, MonitoringCallback
+from dist_net.training.run.callbacks import Callback, EpochResult
 from dist_net.training.run.evaluation import Evaluation
 from naming import naming
 
@@ -115,11 +115,11 @@ def test_a_callback_can_be_used_again() -> None:
         (ModelCheckpoint("x", "val_accuracy", save_best_only=True), naming("'val_accuracy'")),
     ],
 )
-def test_a_metric_that_there_is_not_is_refused(callback: MonitoringCallback, words: str) -> None:
+def test_a_metric_that_there_is_not_is_refused(callback: Callback, words: str) -> None:
     with pytest.raises(SettingError, match=words):
-        dist_net.fit(classifier(), INPUTS, LABELS, callbacks=[callback])  # type: ignore[list-item]
+        dist_net.fit(classifier(), INPUTS, LABELS, callbacks=[callback])
 
 
 def test_a_model_in_other_processes_is_not_saved() -> None:
-    with pytest.raises(SettingError, match=naming("ModelCheckpoint", "keeps_best=True")):
+    with pytest.raises(SettingError, match=naming("dist_net.fit", "keeps_best=True")):
         ModelCheckpoint("x")(losses(1.0)[0])
