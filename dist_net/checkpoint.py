@@ -297,7 +297,9 @@ def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpo
     return Checkpoint(
         **facts,
         layout=layout,
-        weights=np.concatenate([tensors[name].ravel() for name, _ in layout]),
+        weights=np.concatenate(
+            [[], *(tensors[name].ravel() for name, _ in layout)], dtype=np.float32
+        ),
         optimizer_state={
             name.removeprefix(OPTIMIZER_PREFIX): vector
             for name, vector in tensors.items()

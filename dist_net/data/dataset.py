@@ -97,7 +97,7 @@ class Dataset:
                 if not is_good.all():
                     place = tuple(np.argwhere(~is_good)[0])
                     self._refuse(
-                        f"{what} {name}{each[place]} at index {indices[place[0]]}",
+                        f"{' '.join([what, name]).rstrip()} {each[place]} at index {indices[place[0]]}",
                         f"0 to {classes - 1} for {classes} classes"
                         if classes
                         else "finite numbers",
