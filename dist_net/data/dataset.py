@@ -96,12 +96,9 @@ class Dataset:
                 is_good = (each >= 0) & (each < classes) if classes else np.isfinite(each)
                 if not is_good.all():
                     place = tuple(np.argwhere(~is_good)[0])
-                    self._refuse(
-                        f"{' '.join([what, name]).rstrip()} {each[place]} at index {indices[place[0]]}",
-                        f"0 to {classes - 1} for {classes} classes"
-                        if classes
-                        else "finite numbers",
-                    )
+                    found = f"{what} {name}".rstrip()
+                    expected = f"0 to {classes - 1} for {classes} classes" if classes else "finite"
+                    self._refuse(f"{found} {each[place]} at index {indices[place[0]]}", expected)
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")
