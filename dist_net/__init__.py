@@ -1,10 +1,11 @@
 """Train neural nets across processes and machines, with NumPy and ZeroMQ.
 
-``fit``: train a model in this process. ``train``: train a recipe with processes on this host, and
-return a ``Run``. ``load``: return the ``Run`` in a directory. ``join``: take part in a run by a
-loop of your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what
-to train. ``fit_image``: resize an image to a recipe's net. ``Client``: send requests to an
-inference pool.
+``fit``: train a model in this process; ``EarlyStopping``, ``ModelCheckpoint``: its callbacks.
+``train``: train a recipe with processes on this host, and return a ``Run``. ``load``: return the
+``Run`` in a directory, or in the file of a saved model. ``join``: take part in a run by a loop of
+your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what to
+train. ``fit_image``: resize an image to a recipe's net. ``Client``: send requests to an inference
+pool. ``export_model``: write a model as ONNX.
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets.
@@ -14,20 +15,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dist_net.export.formats import export_model
     from dist_net.images import fit_image
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
+    from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint
     from dist_net.training.run.in_process import LocalCluster
     from dist_net.training.run.own_loop import join
     from dist_net.training.run.single_process import fit
 
 __all__ = [
     "Client",
+    "EarlyStopping",
     "LoadedRecipe",
     "LocalCluster",
+    "ModelCheckpoint",
     "Recipe",
     "Run",
+    "export_model",
     "fit",
     "fit_image",
     "join",
@@ -38,10 +44,13 @@ __all__ = [
 
 MODULE_OF = {
     "Client": "dist_net.serving.client.client",
+    "EarlyStopping": "dist_net.training.run.callbacks",
     "LoadedRecipe": "dist_net.nets.recipes.recipe",
     "LocalCluster": "dist_net.training.run.in_process",
+    "ModelCheckpoint": "dist_net.training.run.callbacks",
     "Recipe": "dist_net.nets.recipes.recipe",
     "Run": "dist_net.trained_run",
+    "export_model": "dist_net.export.formats",
     "fit": "dist_net.training.run.single_process",
     "fit_image": "dist_net.images",
     "join": "dist_net.training.run.own_loop",

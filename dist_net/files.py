@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+from dist_net.errors import FileWriteError
 
 
 class AppendedFile(Protocol):
@@ -157,3 +159,15 @@ def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
                 disk.remove(partial)
             raise
     disk.sync(path.parent)  # otherwise a power cut may undo the renaming
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes ``path`` when it is complete; raise ``FileWriteError``."""
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise FileWriteError(
+            f"cannot write {path}: {error.strerror}; expected a writable directory with free space"
+        ) from error

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import ModelSourceError, RecipeError, SettingError, UntrustedRecipeError
-from dist_net.nets.checkpoint import Checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
@@ -32,17 +32,17 @@ from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
+from dist_net.training.run.callbacks import (
+    Callback,
+    EpochResult,
+    is_ended_by,
+    require_callbacks,
+)
 from dist_net.training.run.evaluation import Evaluation, evaluate_recipe
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.single_process import (
-    Callback,
-    EpochResult,
-    dataset_of,
-    is_ended_by,
-    require_callbacks,
-)
+from dist_net.training.run.single_process import dataset_of
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 

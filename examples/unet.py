@@ -9,13 +9,13 @@ from dist_net import Recipe
 from dist_net.data import Dataset
 from dist_net.nn import (
     BatchNorm,
+    Concatenate,
     Conv2D,
     Conv2DTranspose,
     Layer,
     MaxPool,
     Rescale,
     Sequential,
-    SkipConnection,
     relu,
 )
 from dist_net.optim import Cosine
@@ -31,7 +31,7 @@ def convolutions(filters: int) -> Layer:
 def level(filters: int, inner: Layer) -> Layer:
     """Return convolutions around a level of half the size, whose result is put beside its input."""
     enlarge = Conv2DTranspose(filters, 2, 2)
-    below = SkipConnection(MaxPool(2), inner, enlarge)
+    below = Concatenate(Sequential(), Sequential(MaxPool(2), inner, enlarge))
     return Sequential(convolutions(filters), below, convolutions(filters))
 
 

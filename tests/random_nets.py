@@ -112,9 +112,8 @@ def enlarged(draw: Draw, shape: Shape) -> nn.Layer:
 
 
 def skipped(draw: Draw, shape: Shape) -> nn.Layer:
-    return nn.SkipConnection(
-        nn.Upsample((2, 1)), nn.MaxPool((2, 1)), nn.Dense(4, draw(ACTIVATIONS))
-    )
+    layers = nn.Upsample((2, 1)), nn.MaxPool((2, 1)), nn.Dense(4, draw(ACTIVATIONS))
+    return nn.Concatenate(nn.Sequential(), nn.Sequential(*layers))
 
 
 def pointwise(draw: Draw, shape: Shape) -> nn.Layer:

@@ -22,7 +22,8 @@ class Task:
     """A loss of a tree of parameters, and its samples, which train as a recipe does.
 
     ``loss(parameters, *arrays)`` returns the mean over a minibatch: its arrays are the rows of
-    ``arrays``. ``parameters`` are the initial parameters, a tree of float32 arrays. ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does.
+    ``arrays``. ``parameters`` are the initial parameters, a tree of float32 arrays.
+    ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does.
     The gradient is compiled, for each length of a minibatch. Raise RecipeError for parameters of
     another dtype. ``dist_net.adapters.pytorch`` has the class for modules.
     """

@@ -63,6 +63,7 @@ from dist_net.autodiff.operations.indexing import take
 from dist_net.autodiff.operations.matmul import einsum, matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool
+from dist_net.autodiff.operations.records import record
 from dist_net.autodiff.operations.reduction import broadcast_to, cumsum, mean, sum
 from dist_net.autodiff.operations.selection import argmax, argmin, max, min, stop_gradient
 from dist_net.autodiff.operations.shaping import (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +50,7 @@ def shown(value: Any) -> str:
     """Return the ``repr`` of a value, with functions by their names instead of addresses."""
     if isinstance(value, tuple):
         return f"({', '.join(map(shown, value))})"
-    return value.__name__ if isinstance(value, FunctionType) else repr(value)
+    return str(getattr(value, "__name__", None) or repr(value))
 
 
 def integers(name: str, values: Any) -> Shape:

@@ -3,7 +3,7 @@
 from dist_net.data.dataset import Dataset, epoch_order
 from dist_net.data.named_datasets import CLASS_NAMES, DATASETS, dataset_named, default_cache_dir
 from dist_net.data.published_files import FetchEvent, Progress
-from dist_net.data.samples import AugmentedSamples, Samples
+from dist_net.data.samples import AugmentedSamples, Samples, records
 
 __all__ = [
     "CLASS_NAMES",
@@ -16,4 +16,5 @@ __all__ = [
     "dataset_named",
     "default_cache_dir",
     "epoch_order",
+    "records",
 ]

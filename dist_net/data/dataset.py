@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.samples import Samples, Values, chunks_of, samples_of
+from dist_net.data.samples import Samples, Values, chunks_of, fields_of, samples_of
 from dist_net.errors import DatasetError
 
 EXAMINED_BYTES = 64 << 20
@@ -18,7 +18,8 @@ EXAMINED_BYTES = 64 << 20
 class Dataset:
     """Inputs and targets, split into a part to train on and a part to test on.
 
-    Inputs are numbers of any shape and dtype; the first axis counts samples. Targets are integers
+    Inputs are numbers of any shape and dtype; the first axis counts samples. Several inputs or
+    targets per sample are the fields of a structured array: see ``records``. Targets are integers
     that index ``class_names``, of any dtype, or, without classes, floats (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
     borrowed and never written. Only about 64 MiB of targets and of float inputs are checked, evenly
@@ -52,7 +53,7 @@ class Dataset:
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
             self._check(f"{part} target", y, len(self.class_names))
-            if x.dtype.kind == "f":
+            if x.dtype.kind in "fV":
                 self._check(f"{part} input", x)
 
     @property
@@ -77,26 +78,27 @@ class Dataset:
         samples = samples_of(values, f"dataset {self.name}: {what}")
         if isinstance(values, np.ndarray) and not values.ndim:
             self._refuse(f"{what} without an axis", "the first axis to count samples")
-        if values.dtype.kind not in "iuf":
+        kinds = {values.dtype[name].base.kind for name in values.dtype.names or ()}
+        if (kinds or {values.dtype.kind}) - {*"iuf"}:
             self._refuse(f"{what} of dtype {values.dtype}", "numbers")
         if len(values) == 0:
             self._refuse(f"no {what}", "at least one")
         return samples
 
     def _check(self, what: str, samples: Samples, classes: int = 0) -> None:
-        if samples.dtype.kind not in ("iu" if classes else "f"):
+        if samples.dtype.kind not in ("iu" if classes else "fV"):
             self._refuse(
                 f"{what}s of dtype {samples.dtype} and {classes} names of classes",
                 "integers with the names of their classes, or floats without",
             )
         for indices, chunk in chunks_of(samples, EXAMINED_BYTES):
-            is_good = (chunk >= 0) & (chunk < classes) if classes else np.isfinite(chunk)
-            if not is_good.all():
-                place = tuple(np.argwhere(~is_good)[0])
-                self._refuse(
-                    f"{what} {chunk[place]} at index {indices[place[0]]}",
-                    f"0 to {classes - 1} for {classes} classes" if classes else "a finite number",
-                )
+            for name, each in fields_of(chunk).items():
+                is_good = (each >= 0) & (each < classes) if classes else np.isfinite(each)
+                if not is_good.all():
+                    place = tuple(np.argwhere(~is_good)[0])
+                    found = f"{what} {name}".rstrip()
+                    expected = f"0 to {classes - 1} for {classes} classes" if classes else "finite"
+                    self._refuse(f"{found} {each[place]} at index {indices[place[0]]}", expected)
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")

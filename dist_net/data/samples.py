@@ -85,6 +85,26 @@ class ArraySamples:
             np.copyto(out, self._array[indices])
 
 
+def records(**fields: NDArray[Any]) -> NDArray[Any]:
+    """Return arrays of the same length as the fields of one structured array, (N,).
+
+    It holds the inputs of a model with several inputs, or the targets of several outputs.
+    """
+    dtype = np.dtype([(name, each.dtype, each.shape[1:]) for name, each in fields.items()])
+    lengths = {len(each) for each in fields.values()}
+    if len(lengths) != 1:
+        raise DatasetError(f"records: fields of lengths {lengths}; expected the same length")
+    together = np.empty(lengths.pop(), dtype)
+    for name, each in fields.items():
+        together[name] = each
+    return together
+
+
+def fields_of(samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return the fields of structured samples by name; other samples as the only field, ``""``."""
+    return {name: samples[name] for name in samples.dtype.names or ()} or {"": samples}
+
+
 Values: TypeAlias = NDArray[Any] | Samples
 """The parts of a dataset: arrays, memory maps, or objects that read samples."""
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from dist_net.errors import ExportError, FileWriteError, MissingExtraError
+from dist_net.errors import ExportError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
-from dist_net.files import replacing
+from dist_net.files import written
+from dist_net.nets.sources import found_model
+from dist_net.nets.trained_model import saved_recipe
+from dist_net.nn import Model
 from dist_net.spelling import suggestion
 
 
@@ -65,6 +68,17 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
     return chosen
 
 
+def export_model(model: Model, path: str | Path) -> None:
+    """Write a model with its weights for other programs: to .onnx, .safetensors or .npz.
+
+    Raise the errors of ``format_of`` and ``write_exported``, and ParameterError without weights.
+    """
+    file, weights = Path(path), model.predictor.weights
+    format = format_of(file, None, takes_images=False)
+    found = found_model(saved_recipe(model, file.stem), weights, model.class_names)
+    write_exported(file, format, ExportedModel(file.stem, found, weights))
+
+
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
     """Write the model to ``file`` atomically and return the number of bytes.
 
@@ -72,12 +86,6 @@ def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
     cannot be written.
     """
     content = FORMATS[format](exported)
-    try:
-        with replacing(file) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise FileWriteError(
-            f"{file} could not be written: {error.strerror}; expected an existing, writable "
-            f"directory on a disk with {len(content):,} bytes free"
-        ) from error
+    with written(file) as output:
+        output.write(content)
     return len(content)

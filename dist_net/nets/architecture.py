@@ -1,4 +1,4 @@
-"""Descriptions of networks: one of four kinds, stored in files and messages as JSON."""
+"""Descriptions of networks: one of five kinds, stored in files and messages as JSON."""
 
 from __future__ import annotations
 
@@ -64,6 +64,19 @@ class FolderArchitecture:
 
 
 @dataclass(frozen=True)
+class LayersArchitecture:
+    """A net of the layers of ``dist_net.nn``; ``model`` is JSON, see ``Model.to_json``."""
+
+    model: str
+
+    def build(self, name: str, trust_recipe: bool = False) -> Model:
+        """Return the model. Raise ModelFileError for other JSON, or a layer of the user's own."""
+        from dist_net.nn import Model
+
+        return Model.from_json(self.model)
+
+
+@dataclass(frozen=True)
 class RecipeArchitecture:
     """The net of a recipe: ``path`` is the name of a built-in recipe, or a run's Python file.
 
@@ -104,12 +117,19 @@ class RecipeArchitecture:
         return loaded.recipe.model
 
 
-Architecture = DarknetArchitecture | PublishedArchitecture | FolderArchitecture | RecipeArchitecture
+Architecture = (
+    DarknetArchitecture
+    | PublishedArchitecture
+    | FolderArchitecture
+    | LayersArchitecture
+    | RecipeArchitecture
+)
 
 _KINDS: dict[str, type[Architecture]] = {
     "darknet": DarknetArchitecture,
     "published": PublishedArchitecture,
     "folder": FolderArchitecture,
+    "layers": LayersArchitecture,
     "recipe": RecipeArchitecture,
 }
 

@@ -32,6 +32,7 @@ from dist_net.nets.architecture import (
     Architecture,
     DarknetArchitecture,
     FolderArchitecture,
+    LayersArchitecture,
     PublishedArchitecture,
     RecipeArchitecture,
 )
@@ -50,6 +51,7 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_re
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import (
+    MODEL_JSON,
     calibrated_weights,
     calibration_of,
     image_recipe_of,
@@ -59,6 +61,7 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn.model import SAVED
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
@@ -71,7 +74,8 @@ logger = logging.getLogger(__name__)
 
 MODELS = (
     f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "
-    f"checkpoint of a run, or a .cfg file with --weights FILE and --labels FILE"
+    f"checkpoint of a run, a file of Model.save, or a .cfg file with --weights FILE and --labels "
+    f"FILE"
 )
 LIVE = ("tcp://", "ipc://")
 ANSWER_WITHIN_S = 5.0
@@ -246,7 +250,7 @@ class TrainedRun:
         calibration = calibration_of(checkpoint)
         weights = calibrated_weights(loaded, checkpoint)
         return replace(
-            _found(loaded, weights, names, record.fitting),
+            found_model(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,
             held_out=partial(read_held_out, self._path, loaded),
         )
@@ -301,7 +305,7 @@ class FollowedRun:
             self._loaded, self._labels, self._class_names, self._has_classes, self._progress
         )
         fitting = self._loaded.recipe.fitting
-        return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+        return found_model(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
         """Load a built-in recipe, or one sent by the server, which cannot choose a file to run."""
@@ -356,17 +360,20 @@ def _class_names(
     return names
 
 
-def _found(
+def found_model(
     loaded: LoadedRecipe,
     weights: Vector,
     names: tuple[str, ...],
-    fitting: str,
+    fitting: str = "",
     version: int | None = None,
 ) -> FoundModel:
+    """Return the model of a recipe with these weights and names of its classes."""
     model = loaded.recipe.model
     architecture: Architecture = RecipeArchitecture.from_recipe(loaded)
     if loaded.reference == IMAGES:
         architecture = FolderArchitecture(image_recipe_of(loaded).as_net().to_json())
+    elif loaded.reference == SAVED:
+        architecture = LayersArchitecture(loaded.files[MODEL_JSON].decode())
     return FoundModel(
         model,
         architecture,

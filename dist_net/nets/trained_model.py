@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from dist_net.checkpoint import Checkpoint, read_checkpoint
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
@@ -25,10 +26,10 @@ from dist_net.errors import (
     RunDirectoryError,
     UntrustedRecipeError,
 )
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
+    Recipe,
     RecipeRecord,
     built_in_recipe,
     load_recipe_copy,
@@ -37,10 +38,14 @@ from dist_net.nets.recipes.recipe import (
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
+from dist_net.nn import Model
+from dist_net.nn.model import SAVED
 from dist_net.printable import printable
 from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
+
+MODEL_JSON = "model.json"
 
 
 def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
@@ -50,7 +55,8 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     digests in the checkpoint and the user trusts them: see ``load_recipe_copy``. No other code
     runs, whatever the checkpoint contains.
 
-    Raise the errors of reading either, and CheckpointError if their layouts differ.
+    A checkpoint of ``Model.save`` has its network as data. Raise the errors of reading either, and
+    CheckpointError if their layouts differ.
     """
     file = RunDirectory(path).trained if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
@@ -60,12 +66,28 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     record = RecipeRecord.from_json(checkpoint.recipe_record)
     if checkpoint.recipe == IMAGES and record.image_recipe:
         loaded = ImageRecipe.from_json(record.image_recipe).loaded()
+    elif checkpoint.recipe == SAVED:
+        loaded = saved_recipe(Model.from_json(record.model), file.stem)
     else:
         loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
     if record.files and loaded.file_digests != record.files:
         logger.warning("recipe_changed_since_training name=%s checkpoint=%s", loaded.name, file)
     checkpoint.require_layout(loaded.recipe.layout.shapes)
     return loaded, checkpoint
+
+
+def saved_recipe(model: Model, name: str) -> LoadedRecipe:
+    """Return the recipe of a model that was trained without one; it has no dataset."""
+
+    def no_samples() -> Dataset:
+        raise DatasetError(
+            f"{name} is a saved model, which has no samples of its own; expected those to evaluate "
+            f"it on: dist_net.load(FILE).evaluate((inputs, targets))"
+        )
+
+    shape, dtype = model.input_shape, model.input_dtype
+    recipe = Recipe(model.network, no_samples, shape, model.loss, input_dtype=dtype)
+    return LoadedRecipe(SAVED, name, {MODEL_JSON: model.to_json().encode()}, recipe)
 
 
 def calibration_of(checkpoint: Checkpoint) -> Calibration | None:

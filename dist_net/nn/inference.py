@@ -117,7 +117,7 @@ class Inference:
         Raise ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
-        outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
+        outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
         with self._cap_blas():
             for start in range(0, len(inputs), self._batch_size):
                 chunk = inputs[start : start + self._batch_size]

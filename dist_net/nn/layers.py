@@ -7,7 +7,7 @@ rows before columns, channels last.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Literal, Protocol
@@ -32,6 +32,7 @@ from dist_net.autodiff import (
     max_pool,
     maximum,
     mean,
+    record,
     relu,
     reshape,
     sigmoid,
@@ -543,7 +544,10 @@ class Sequential:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
-            x = layer(x, scope.child(type(layer).__name__.lower(), layer))
+            inner = scope.child(type(layer).__name__.lower(), layer)
+            x = layer(x, inner)
+            if not isinstance(layer, Sequential):
+                scope.outputs.append((inner.prefix, x))
         return x
 
 
@@ -557,11 +561,41 @@ class Residual(Sequential):
         return x + change
 
 
-class SkipConnection(Sequential):
-    """x and layers(x) side by side, as channels of the last axis (Ronneberger et al. 2015)."""
+class Concatenate(Sequential):
+    """The outputs of each layer on the same x, side by side on the last axis.
+
+    ``Concatenate(Sequential(), layer)`` is a skip connection (Ronneberger et al. 2015).
+    Uses the operation ``dist_net.autodiff.operations.shaping.Concatenate``.
+    """
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return concatenate([x, super().__call__(x, scope)], -1)
+        return concatenate([Sequential(each)(x, scope) for each in self.layers], -1)
+
+
+@dataclass(frozen=True, repr=False)
+class Field(Described):
+    """One of several inputs: the field ``name`` of a record, (N,) to (N, ...)."""
+
+    name: str
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return x[self.name]
+
+
+@dataclass(frozen=True, repr=False)
+class NamedOutputs(Described):
+    """Several outputs: a record (N,) of the outputs of each layer on the same x, by name."""
+
+    layers: Mapping[str, Layer]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", dict(self.layers))
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        outputs = {
+            name: Sequential(each)(x, scope.child(name)) for name, each in self.layers.items()
+        }
+        return record(**outputs)
 
 
 def _expect_floats(name: str, x: Expression) -> None:

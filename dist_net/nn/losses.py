@@ -155,6 +155,9 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+CLASS_LOSSES = cross_entropy_of_logits, cross_entropy_of_probabilities
+
+
 def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expression:
     """Return the mean of ``loss`` over a batch.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -18,6 +21,7 @@ from dist_net.autodiff import (
     constant,
     cross_entropy_of_logits,
     equal,
+    evaluate,
     gradients,
     sum,
     variable,
@@ -27,9 +31,27 @@ from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.autodiff.operations.records import field_types
+from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
 from dist_net.nn.layers import Layer
-from dist_net.nn.losses import Loss, loss_named, mean_loss, of_samples
+from dist_net.nn.losses import (
+    CLASS_LOSSES,
+    Loss,
+    loss_named,
+    mean_loss,
+    of_samples,
+)
+from dist_net.nn.network_json import (
+    FORMAT,
+    INVALID,
+    MAX_VALUE_BYTES,
+    UNKNOWN,
+    from_data,
+    inputs_from_data,
+    parse_description,
+    to_data,
+)
 from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
 
@@ -37,6 +59,8 @@ Batch = NDArray[np.generic]
 
 INPUTS = "inputs"
 TARGETS = "targets"
+SAVED = "saved"
+"""In place of the name of a recipe, in the checkpoint of a model that was trained without one."""
 
 
 class Model:
@@ -44,7 +68,12 @@ class Model:
 
     ``loss`` is a function or a name such as "mse". ``layout`` places the parameters and buffers in
     a flat vector. Outputs are float32 with ``output_shape`` per input. Targets have any shape and
-    dtype that the loss accepts.
+    dtype that the loss accepts. ``class_names`` name the outputs; those of a loss of classes have
+    numbers by default.
+
+    Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
+    ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
+    ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
     """
 
     def __init__(
@@ -53,6 +82,7 @@ class Model:
         input_shape: tuple[int, ...],
         loss: Loss | str = cross_entropy_of_logits,
         input_dtype: DTypeLike = np.uint8,
+        class_names: Sequence[str] = (),
     ) -> None:
         self.network = network
         self.input_shape = integers("Model: input_shape", input_shape)
@@ -60,12 +90,16 @@ class Model:
         self.loss = loss_named(loss)
         scope = Scope()
         output = network(self.input(1), scope)
-        if output.shape[:1] != (1,) or output.dtype != np.float32:
+        if output.shape[:1] != (1,) or not (output.dtype == np.float32 or output.dtype.names):
             raise ShapeError(
                 f"a network's output must be float32, with the sample axis first, not "
                 f"{output.dtype}{list(output.shape)} for one sample"
             )
-        self.output_shape = output.shape[1:]
+        self.output_shape, self.output_dtype = output.shape[1:], output.dtype
+        self.input_fields = field_types(self.input_dtype, self.input_shape)
+        self.output_fields = field_types(self.output_dtype, self.output_shape)
+        has_classes = self.loss in CLASS_LOSSES and len(self.output_shape) == 1
+        self.class_names = tuple(class_names or map(str, range(self.classes * has_classes)))
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
@@ -91,17 +125,105 @@ class Model:
             )
         self._predictor = Predictor(self, weights)
 
+    @property
+    def predictor(self) -> Predictor:
+        """What computes the outputs with the weights; raise ``ParameterError`` without weights."""
+        if self._predictor is None:
+            raise ParameterError(
+                "the model has no weights; train it first: dist_net.fit(model, ...)"
+            )
+        return self._predictor
+
     def predict(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
         They are the inputs of the loss: logits if the loss takes logits. Raise ``ShapeError`` if
         the inputs have another shape or dtype, ``ParameterError`` if the model has no weights.
         """
-        if self._predictor is None:
-            raise ParameterError(
-                "the model has no weights; train it first: dist_net.fit(model, ...)"
-            )
-        return self._predictor(inputs)
+        return self.predictor(inputs)
+
+    def evaluate(self, inputs: Batch, targets: Batch) -> dict[str, float]:
+        """Return the mean ``loss``, and for classes the ``accuracy``; raise as ``predict`` does."""
+        arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
+        variables = [variable(name, each.shape, each.dtype) for name, each in arrays.items()]
+        (loss,) = evaluate([mean_loss(self.loss, *variables)], **arrays)
+        figures = {"loss": float(loss)}
+        if self.classifies(targets.shape[1:], targets.dtype):
+            figures["accuracy"] = float(np.mean(arrays["outputs"].argmax(1) == targets))
+        return figures
+
+    def summary(self) -> str:
+        """Return a table of the layers: their output shapes and numbers of trained parameters."""
+        scope = Scope()
+        output = self.network(self.input(1), scope)
+        rows = [("layer", "output shape", "parameters")]
+        for name, of_layer in [*scope.outputs, ("", output)]:
+            sizes = [each.size for each in self.layout.parameters if each.name.startswith(name)]
+            label = name.rstrip("/") or type(self.network).__name__
+            rows.append((label, of_samples(of_layer), f"{np.sum(sizes, dtype=int):,}"))
+        name_width, shape_width, _ = (max(map(len, each)) for each in zip(*rows, strict=True))
+        return "\n".join(f"{a:{name_width}}  {b:{shape_width}}  {c:>12}" for a, b, c in rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint of the weights with network and loss, which can be loaded and served.
+
+        A part that is not of ``dist_net.nn``, such as a function of your own in a ``Lambda``, is
+        left out: ``load`` needs it again. Raise FileWriteError.
+        """
+        record = {"class_names": [*self.class_names], "model": self.to_json()}
+        settings = {"has_classes": bool(self.class_names)}
+        shapes, weights = self.layout.shapes, self.predictor.weights
+        found = Checkpoint(SAVED, "", shapes, 0, settings, {}, {}, weights, {}, record)
+        write_checkpoint(Path(path), found)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, network: Layer | None = None, loss: Loss | str | None = None
+    ) -> Self:
+        """Return the model of a file that ``save`` wrote; no code of the file runs.
+
+        ``network`` and ``loss`` replace the file's. Raise CheckpointError for another file, and
+        ModelFileError for a network that cannot be built.
+        """
+        checkpoint = read_checkpoint(Path(path))
+        record = checkpoint.recipe_record
+        model = cls.from_json(record.get("model"), network, loss)
+        checkpoint.require_layout(model.layout.shapes)
+        model.weights, model.class_names = checkpoint.weights, tuple(record["class_names"])
+        return model
+
+    def to_json(self) -> str:
+        """Return the network, inputs and loss as JSON; see ``dist_net.nn.network_json``."""
+        inputs = [(name, dtype.str, shape) for name, (dtype, shape) in self.input_fields.items()]
+        parts = {"network": to_data(self.network), "loss": to_data(self.loss)}
+        return json.dumps({"format": FORMAT, "inputs": inputs, **parts})
+
+    @classmethod
+    def from_json(
+        cls, text: Any, network: Layer | None = None, loss: Loss | str | None = None
+    ) -> Self:
+        """Return the model of ``to_json``, without weights; the arguments replace its parts.
+
+        Raise ModelFileError for anything else, and for a network that is too large.
+        """
+        try:
+            found = parse_description(text)
+            data = found["loss"]
+            if loss is None:
+                # A model can be served without its loss, so only its use is an error.
+                loss = (lambda *_: from_data(data)) if UNKNOWN in data else from_data(data)
+            network = from_data(found["network"]) if network is None else network
+            shape, dtype = inputs_from_data(found["inputs"])
+            model = cls(network, shape, loss, dtype)
+            values = topological_order([network(model.input(1), Scope())])
+            if (largest := max(each.nbytes for each in values)) > MAX_VALUE_BYTES:
+                raise ValueError(f"a value of {largest:,} bytes; expected {MAX_VALUE_BYTES:,}")
+            return model
+        except INVALID as error:
+            raise ModelFileError(
+                f"the saved model cannot be built ({error!s:.500}); expected the file of a model "
+                f"that Model.save wrote. For a run use dist_net.load"
+            ) from error
 
     @property
     def classes(self) -> int:
@@ -131,6 +253,8 @@ class Model:
         floats of their shape. Raise ``DTypeError`` for bools, strings and objects.
         """
         shape, dtype = targets.shape[1:], targets.dtype
+        if dtype.names:
+            return targets
         if dtype.kind not in "iuf":
             numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
             remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
@@ -146,7 +270,7 @@ class Model:
 
     def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
         """Raise ``ShapeError`` or ``DTypeError`` unless the loss accepts such targets."""
-        outputs = variable("outputs", (2, *self.output_shape))
+        outputs = variable("outputs", (2, *self.output_shape), self.output_dtype)
         mean_loss(self.loss, outputs, variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
@@ -234,7 +358,7 @@ class Predictor:
         Raise ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
-        outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
+        outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
         start = 0
         while (left := len(inputs) - start) > 0:
             # A partial batch is split into powers of two, which need only a few plans.

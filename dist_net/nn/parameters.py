@@ -126,7 +126,9 @@ class Scope:
         self.variables: dict[str, Expression] = {}
         self.buffers: dict[str, Buffer] = {}
         self.observed: dict[str, Expression] = {}
-        self._prefix = ""
+        self.outputs: list[tuple[str, Expression]] = []
+        """The prefix of each layer of a ``Sequential``, and its output."""
+        self.prefix = ""
         self._children: dict[str, int] = {}
         self._owner: tuple[str, object] = "", None  # the layer that declares, and its prefix
         self._is_again = False  # whether it is used again, with its first parameters
@@ -138,7 +140,7 @@ class Scope:
         A layer object that is used again gets its first variables. Raise ``ParameterError`` if the
         layer already has a parameter of that name.
         """
-        known = self.variables.get(self._prefix + name)
+        known = self.variables.get(self.prefix + name)
         if self._is_again and known is not None and known.shape == shape:
             return known
         full_name = self._new_name(name)
@@ -183,7 +185,7 @@ class Scope:
 
     def _new_name(self, name: str) -> str:
         self._owners.setdefault(id(self._owner[1]), self._owner)
-        full_name = self._prefix + name
+        full_name = self.prefix + name
         if full_name in self.parameters or full_name in self.buffers:
             raise ParameterError(
                 f"parameter {full_name!r} is declared twice; use another name, or another layer "
@@ -214,11 +216,11 @@ class Scope:
         inner._children = {}
         if layer is not None and id(layer) in self._owners:
             inner._owner = self._owners[id(layer)]
-            inner._prefix, inner._is_again = inner._owner[0], True
+            inner.prefix, inner._is_again = inner._owner[0], True
             return inner
-        inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
+        inner.prefix = f"{self.prefix}{name}_{count}/" if count else f"{self.prefix}{name}/"
         if layer is not None:
-            inner._owner = inner._prefix, layer
+            inner._owner = inner.prefix, layer
         return inner
 
 

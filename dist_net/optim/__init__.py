@@ -17,4 +17,4 @@ from dist_net.optim.optimizers import (
     optimizer_named,
     parse_optimizer,
 )
-from dist_net.optim.rule import ArrayShapes, Optimizer, UpdateRule, start_rule
+from dist_net.optim.rule import Optimizer, UpdateRule, start_rule

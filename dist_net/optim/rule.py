@@ -31,14 +31,12 @@ from numpy.typing import DTypeLike
 
 from dist_net.errors import ShapeError
 from dist_net.optim.ranges import Floats, require_fraction, require_positive
+from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
 
-ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""Name and shape of every array, in the order of the flat vector."""
-
-AVERAGE, STEPS = "weight_average", "steps"
-"""The names of the last two parts of a training state."""
+STEPS = "steps"
+"""The name of the last part of a training state."""
 
 # Minimum number of elements per strip. Strips keep the intermediate values of a long vector in the
 # L2 cache until the next operation reads them. Measured on Zen 4 (1 MiB of L2): at 3,000,000

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
 from dist_net.data.image_samples import ImagePreprocessing
@@ -38,7 +39,6 @@ from dist_net.errors import (
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
-from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory

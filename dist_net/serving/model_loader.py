@@ -283,6 +283,11 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     Raise PreparedKernelsError if writing fails.
     """
     model = found.model
+    if names := (*(model.input_dtype.names or ()), *(model.output_dtype.names or ())):
+        raise ModelLoadError(
+            f"{name} has several inputs or outputs, {', '.join(names)}; expected one of each: "
+            f"export it to ONNX for a server of such models"
+        )
     file = found.file
     if file is None:
         file = directory / f"{name}.{found.key[:32]}.prepared"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import Recipe, load_recipe
 from dist_net.training.run.in_process import LocalCluster
 from dist_net.vector import Vector

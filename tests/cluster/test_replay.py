@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dist_net import nn
+from dist_net.checkpoint import read_checkpoint
 from dist_net.files import AppendedHostFile
-from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.training.run.in_process import LocalCluster
 from dist_net.training.run.replayed_run import Replay

@@ -13,6 +13,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from dist_net import nn
+from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointError,
@@ -22,7 +23,6 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
-from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
+import dist_net
 from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
+from dist_net.data import records
 from dist_net.errors import MissingExtraError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.images.decoding import load_image
@@ -358,3 +360,18 @@ def test_images_are_fitted_alike_for_darknets_nets() -> None:
         np.testing.assert_allclose(
             answers(session, images), wanted.reshape(2, -1), rtol=0, atol=1e-4
         )
+
+
+def test_several_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
+    inputs = records(code=np.arange(6, dtype=np.uint8), numbers=np.eye(6, 3, dtype=np.float32))
+    code = nn.Sequential(nn.Field("code"), nn.Lambda(lambda x: nn.one_hot(x, 6)))
+    outputs = nn.NamedOutputs({"two": nn.Dense(2), "three": nn.Dense(3, "tanh")})
+    network = nn.Sequential(nn.Concatenate(code, nn.Field("numbers")), outputs)
+    model = nn.Model(network, (), lambda y, _: y["two"][:, 0], inputs.dtype)
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    dist_net.export_model(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert [each.name for each in session.get_outputs()] == ["two", "three"]
+    found = session.run(None, {name: inputs[name] for name in ("code", "numbers")})
+    for name, output in zip(("two", "three"), found, strict=True):
+        require_close(output, model.predict(inputs)[name])

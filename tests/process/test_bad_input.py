@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.cli import main
-from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.release import VERSION

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint
 from dist_net.processes.entry import MAX_LOG_BYTES
 from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.ray_nodes import RayNodes
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint
 from dist_net.nets.observer import Observer
 from dist_net.wire.security import OPERATOR, load_peer_keys
 from journaled import assert_each_sample_once

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint
 
 Start = Callable[..., Any]
 

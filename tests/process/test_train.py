@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.run_options import RunOptions
 from journaled import assert_each_sample_once

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 import dist_net
-from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_report
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions
 from dist_net.processes.terminal import plain_console
+from dist_net.training.run.callbacks import EpochResult
 from dist_net.training.run.local_run import REPORTED, LocalRunSettings
-from dist_net.training.run.single_process import EpochResult
 from dist_net.training.run.training_progress import TrainingProgress
 from drawn_images import draw_shapes
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import dist_net
 from dist_net.data import dataset_named
-from dist_net.training.run.single_process import EpochResult
+from dist_net.training.run.callbacks import EpochResult
 
 
 def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from dist_net.checkpoint import Checkpoint, read_checkpoint
 from dist_net.files import Disk
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
 
 
 class ProcessKilledError(BaseException):

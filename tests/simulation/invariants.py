@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.checkpoint import Checkpoint
 from dist_net.errors import BadInputError
-from dist_net.nets.checkpoint import Checkpoint
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.server.consistency import Consistency, local_batch_size

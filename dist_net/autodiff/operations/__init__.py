@@ -13,6 +13,7 @@ from dist_net.autodiff.operations import (
     elementwise,
     indexing,
     matmul,
+    records,
     reduction,
     selection,
     shaping,
@@ -64,7 +65,10 @@ Expression.__gt__, Expression.__ge__ = (
     operator(elementwise.greater_equal),
 )
 Expression.__eq__, Expression.__ne__ = operator(elementwise.equal), not_equal
-Expression.__getitem__, Expression.take = indexing.getitem, indexing.take
+Expression.__getitem__ = lambda x, index: (
+    records.field(x, index) if isinstance(index, str) else indexing.getitem(x, index)
+)
+Expression.take = indexing.take
 Expression.argmax, Expression.argmin = selection.argmax, selection.argmin
 Expression.max, Expression.min = selection.max, selection.min
 Expression.sum, Expression.mean = reduction.sum, reduction.mean

@@ -58,7 +58,7 @@ def require_class_indices(name: str, outputs: Expression, labels: Expression) ->
     if labels.shape != expected:
         remedy = "another network, such as one with Flatten before Dense"
         if labels.size == math.prod(expected):
-            remedy = f"targets.reshape{(-1, *expected[1:])}"
+            remedy = f"targets.reshape({', '.join(map(str, (-1, *expected[1:])))})"
         if labels.shape == outputs.shape and labels.shape[-1] > 1:
             remedy = "targets.argmax(-1)"
         raise ShapeError(

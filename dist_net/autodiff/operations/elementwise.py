@@ -76,6 +76,10 @@ class Row(Elementwise):
     overwrites_inputs: bool = True
 
     @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    @property
     def label(self) -> str:
         return self.function.__name__.title().replace("_", "")
 

@@ -6,6 +6,7 @@ network is built for two numbers of inputs: lengths and values that differ depen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from dist_net.autodiff import Array, Expression, evaluate
 from dist_net.autodiff.compiler.specialise import folded
 from dist_net.autodiff.expression import Constant, Variable, topological_order
+from dist_net.autodiff.operations.records import FieldOf, RecordOf
 from dist_net.autodiff.operations.reduction import BroadcastTo
 from dist_net.autodiff.operations.shaping import Reshape, Slice, ZerosAround
 from dist_net.errors import ExportError, ShapeError
@@ -33,38 +35,49 @@ HAS_LENGTHS = Reshape | BroadcastTo | Slice | ZerosAround
 def onnx_graph(exported: ExportedModel) -> Graph:
     """Return the graph from ``input`` to ``logits``, ``probabilities`` or ``outputs``.
 
-    Inputs are (N, *input_shape). With ``takes_images``, they are ``images``, (N, H, W, 3) uint8
-    of any size, and a classifier's outputs are probabilities. Raise ``ExportError``.
+    Several inputs and outputs have the names of their fields. Inputs are (N, *input_shape). With
+    ``takes_images``, they are ``images``, (N, H, W, 3) uint8 of any size, and a classifier's
+    outputs are probabilities. Raise ``ExportError``.
     """
     found, takes_images = exported.found, exported.takes_images
-    graph, model = Graph("input", "images", "logits", "probabilities", "outputs"), found.model
+    model = found.model
+    names = *model.input_fields, *model.output_fields
+    graph = Graph("input", "images", "logits", "probabilities", "outputs", *names)
     if takes_images:
         if not found.takes_images:
             raise ExportError(
                 f"{exported.name} has inputs of {model.input_dtype}{list(model.input_shape)}; "
                 f"expected a model of images for --preprocessing"
             )
-        inputs = add_preprocessing(graph, model, exported.fitting)
+        inputs = {"": add_preprocessing(graph, model, exported.fitting)}
     else:
-        name = graph.input("input", model.input_dtype, ("N", *model.input_shape))
-        inputs = Tensor(name, tuple(range(1 + len(model.input_shape))))
+        inputs = {
+            field: Tensor(
+                graph.input(field or "input", dtype, ("N", *shape)), tuple(range(1 + len(shape)))
+            )
+            for field, (dtype, shape) in model.input_fields.items()
+        }
     outputs = add_network(graph, model, exported.weights, inputs)
     is_classifier, has_logits = bool(found.labels), found.has_logits
     if takes_images and is_classifier and has_logits:
-        outputs, has_logits = graph.add("Softmax", outputs, axis=-1), False
+        outputs, has_logits = {"": graph.add("Softmax", outputs[""], axis=-1)}, False
     name = ("logits" if has_logits else "probabilities") if is_classifier else "outputs"
-    graph.output(outputs, name, np.float32, ("N", *model.output_shape))
+    for field, (dtype, shape) in model.output_fields.items():
+        graph.output(outputs[field], field or name, dtype, ("N", *shape))
     graph.prune()
     return graph
 
 
-def add_network(graph: Graph, model: Model, weights: Vector, inputs: Tensor) -> str:
-    """Add the nodes that compute the network from ``inputs``; return the name of its output.
+def add_network(
+    graph: Graph, model: Model, weights: Vector, inputs: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Add the nodes that compute the network; return the name of the tensor of each output.
 
-    Raise ``ExportError``, which names the operation, if ONNX cannot express one.
+    ``inputs`` and the result have the keys of ``Model.input_fields`` and ``output_fields``. Raise
+    ``ExportError``, which names the operation, if ONNX cannot express one.
     """
     first, second = (_built(model, weights, count) for count in COUNTS)
-    known = Translation(graph, inputs, COUNTS)
+    known = Translation(graph, next(iter(inputs.values())), COUNTS)
     if first.structure != second.structure:
         raise ExportError(
             f"the network has other operations for {COUNTS[0]} inputs than for {COUNTS[1]}; "
@@ -75,13 +88,19 @@ def add_network(graph: Graph, model: Model, weights: Vector, inputs: Tensor) -> 
         value = first.value(node)
         if value is not None:
             _add_value(known, node, value, second.value(other))
-        elif isinstance(node.operation, Variable):
-            known.hold(node, inputs)
-        else:
+        elif isinstance(node.operation, FieldOf):
+            known.hold(node, inputs[node.operation.name])
+        elif isinstance(node.operation, Variable) and "" in inputs:
+            known.hold(node, inputs[""])
+        elif not isinstance(node.operation, Variable | RecordOf):
             convert = converter_of(node)
             _require_alike(node, other)
             known.hold(node, convert(known, node))
-    return known.named(first.output)
+    output = first.output
+    if not isinstance(output.operation, RecordOf):
+        return {"": known.named(output)}
+    fields = zip(output.operation.names, output.inputs, strict=True)
+    return {name: known.named(each) for name, each in fields}
 
 
 @dataclass(frozen=True)

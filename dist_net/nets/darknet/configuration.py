@@ -9,14 +9,13 @@ module lists the valid options; ``layers`` defines their meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
-from dist_net.errors import FileWriteError, ModelFileError
-from dist_net.files import replacing
+from dist_net.errors import ModelFileError
+from dist_net.files import written
 from dist_net.spelling import suggestion
 
 Number = TypeVar("Number", int, float)
@@ -281,15 +280,3 @@ def write_configuration(configuration: Configuration, path: Path) -> None:
     """Write ``configuration`` to a .cfg file atomically; raise ``FileWriteError``."""
     with written(path) as file:
         file.write(configuration_text(configuration).encode())
-
-
-@contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes ``path`` when it is complete; raise ``FileWriteError``."""
-    try:
-        with replacing(path) as partial, partial.open("wb") as file:
-            yield file
-    except OSError as error:
-        raise FileWriteError(
-            f"cannot write {path}: {error.strerror}; expected a writable directory with free space"
-        ) from error

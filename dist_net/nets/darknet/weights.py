@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import ModelFileError
-from dist_net.nets.darknet.configuration import written
+from dist_net.files import written
 from dist_net.nets.darknet.darknet_layers import Stored
 from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
 from dist_net.vector import Vector

@@ -313,6 +313,7 @@ class RecipeRecord:
     ``files`` are the digests of the recipe's files, ``class_names`` the dataset's. Early releases
     recorded neither. The model of a folder of images also has its recipe, as JSON, and its
     ``calibration``, the fields of a ``Calibration``: one file replaces a version by the next.
+    ``model`` is the JSON of a model that ``Model.save`` wrote, without a run.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -320,6 +321,7 @@ class RecipeRecord:
     fitting: str = ""
     image_recipe: str = ""
     calibration: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -333,11 +335,12 @@ class RecipeRecord:
             )
         files, names = values.get("files", {}), values.get("class_names", [])
         fitting, image_recipe = values.get("fitting", ""), values.get("image_recipe", "")
-        calibration = values.get("calibration", {})
+        calibration, model = values.get("calibration", {}), values.get("model", "")
         if not (
             isinstance(files, dict)
             and isinstance(calibration, dict)
             and isinstance(image_recipe, str)
+            and isinstance(model, str)
             and isinstance(names, list)
             and all(isinstance(each, str) for each in (*files.values(), *names))
             and fitting in ("", *FITTINGS)
@@ -346,7 +349,7 @@ class RecipeRecord:
                 f"a run's record of its recipe is {str(values)[:80]!r}; expected digests of "
                 f"files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
             )
-        return cls(files, tuple(names), fitting, image_recipe, calibration)
+        return cls(files, tuple(names), fitting, image_recipe, calibration, model)
 
 
 def own_release() -> str:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff import BoundPlan
+from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.data.samples import PrefetchedSamples, samples_of
 from dist_net.errors import CheckpointError
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.training.server.settings import RunSettings

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 
+from dist_net.checkpoint import read_resumable_checkpoint
 from dist_net.data import Dataset
 from dist_net.errors import MissingExtraError, RunDirectoryError
-from dist_net.nets.checkpoint import read_resumable_checkpoint
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted

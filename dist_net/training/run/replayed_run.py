@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dist_net.checkpoint import Checkpoint
 from dist_net.errors import JournalDamagedError, JournalMismatchError
-from dist_net.nets.checkpoint import Checkpoint
 from dist_net.training.server.journal_records import (
     Applied,
     Journal,

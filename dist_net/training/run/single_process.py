@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Never
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Never
 
 import numpy as np
 
 from dist_net.autodiff.arrays import integer
+from dist_net.checkpoint import evaluated_weights
 from dist_net.data import Dataset
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
-from dist_net.nets.checkpoint import evaluated_weights
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import (
@@ -23,28 +24,17 @@ from dist_net.optim import (
     optimizer_named,
 )
 from dist_net.spelling import refuse_options
-from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.callbacks import (
+    Callback,
+    EpochResult,
+    is_ended_by,
+    require_callbacks,
+)
+from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
-
-
-class EpochResult(NamedTuple):
-    """The result of an epoch: means over its samples, each before its update.
-
-    ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
-    evaluation of the last weights on the validation samples.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float | None
-    validation: Evaluation | None = None
-
-
-Callback = Callable[[EpochResult], object]
-"""A function called at the end of each epoch; if it returns True, training ends."""
 
 
 class SingleProcess:
@@ -110,18 +100,6 @@ class SingleProcess:
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 
-def require_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Raise SettingError unless ``callbacks`` is a sequence of functions."""
-    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
-        raise SettingError(f"callbacks={callbacks!r:.80}: expected a list of functions")
-
-
-def is_ended_by(callbacks: Sequence[Callback], result: EpochResult) -> bool:
-    """Call each callback; return whether any returned True. 1.0 is not True: it may be a result."""
-    returned = [callback(result) for callback in callbacks]
-    return any(isinstance(each, bool | np.bool_) and each for each in returned)
-
-
 def dataset_of(
     model: Model, inputs: Values, targets: Values, tests: tuple[Values, Values] | None = None
 ) -> Dataset:
@@ -142,7 +120,7 @@ def dataset_of(
         for each in (targets, test_targets)
     )
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
-    names = tuple(map(str, range(model.classes))) if has_classes else ()
+    names = model.class_names or tuple(map(str, range(model.classes))) if has_classes else ()
     return Dataset("given", inputs, targets, test_inputs, test_targets, names)
 
 
@@ -170,9 +148,9 @@ def fit(
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
     each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
 
-    The weights are left in ``model.weights``, also when training is interrupted; another call
-    begins with a fresh optimizer. Raise DatasetError and RecipeError if data and model do not fit
-    each other, and NotFiniteError when the loss is no longer a finite number.
+    After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
+    call begins with a fresh optimizer. Raise DatasetError and RecipeError if data and model do not
+    fit each other, and NotFiniteError when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)
@@ -202,16 +180,23 @@ def fit(
     )
     training = SingleProcess(recipe, recipe.load_dataset(), seed, threads)
     evaluate = Evaluator(model, dataset) if validation else None
-    history = []
-    try:
-        for result in training.epochs():
-            if evaluate is not None:
-                result = result._replace(validation=evaluate(training.evaluated_weights))
-            history.append(result)
-            if is_ended_by(callbacks, result):
-                break
-    finally:
+
+    def keep_weights() -> Vector:
         weights = training.evaluated_weights
         if np.isfinite(weights).all():
             model.weights = weights
+        return weights
+
+    history = []
+    try:
+        for result in training.epochs():
+            weights = keep_weights()
+            evaluation = evaluate(weights) if evaluate else None
+            result = replace(result, validation=evaluation, model=model)
+            history.append(result)
+            if is_ended_by(callbacks, result):
+                break
+    except BaseException:
+        keep_weights()
+        raise
     return history

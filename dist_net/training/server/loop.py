@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
     FileWriteError,
@@ -19,7 +20,6 @@ from dist_net.errors import (
     SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk
-from dist_net.nets.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,

@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
-from dist_net.nets.checkpoint import MALFORMED, Checkpoint
 from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import (
     Consistency,

@@ -7,11 +7,10 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
+from dist_net.checkpoint import OPTIMIZER_PREFIX
 from dist_net.errors import SettingError
-from dist_net.nets.checkpoint import OPTIMIZER_PREFIX
 from dist_net.optim import (
     SGD,
-    ArrayShapes,
     ConstantRate,
     LearningRate,
     Optimizer,
@@ -21,6 +20,7 @@ from dist_net.optim import (
 )
 from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.training.server.consistency import Consistency
+from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.packing import StatePacking

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dist_net.checkpoint import evaluated_weights
 from dist_net.errors import CheckpointError
-from dist_net.nets.checkpoint import evaluated_weights
 from dist_net.optim import UpdateRule
 from dist_net.optim.ranges import TOO_LARGE, all_below
-from dist_net.optim.rule import AVERAGE
 from dist_net.training.server.consistency import OuterStep
-from dist_net.vector import Vector
+from dist_net.vector import AVERAGE, Vector
 
 OUTER_MOMENTUM = "outer_momentum"
 

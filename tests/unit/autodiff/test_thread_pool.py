@@ -15,6 +15,7 @@ from dist_net.autodiff.kernels import thread_pool as pool_module
 from dist_net.autodiff.kernels.convolution import training
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import Dataset
+from dist_net.training.worker.local_steps import Minibatch
 from dist_net.training.worker.step import TrainingStep
 
 
@@ -213,8 +214,7 @@ DENSE = (nn.Flatten(), nn.Dense(10))
 @pytest.mark.parametrize(("layers", "helpers"), [(CONVOLUTIONS, 2), (DENSE, 0)])
 def test_a_step_has_a_pool_for_convolutions_which_ends_with_it(layers, helpers):
     step, weights = step_of(*layers, threads=3)
-    step.gather(0, 0, 16)
-    step.run(weights, np.empty_like(weights))
+    step(weights, Minibatch(0, 0, 16))
     assert len(pool_threads()) == helpers
     del step
     assert not pool_threads()
@@ -236,8 +236,7 @@ def test_blas_has_one_thread_while_a_pool_works(layers, threads, within, monkeyp
 
     monkeypatch.setattr(BoundPlan, "run", recorded)
     step, weights = step_of(*layers, threads=threads)
-    step.gather(0, 0, 16)
     with threadpool_limits(2, "blas"):
-        step.run(weights, np.empty_like(weights))
+        step(weights, Minibatch(0, 0, 16))
         assert seen == [{within}]
         assert blas_threads() == {2}

@@ -22,7 +22,7 @@ def graph_of(model: nn.Model) -> Graph:
     graph, axes = Graph(), tuple(range(1 + len(model.input_shape)))
     name = graph.input("input", model.input_dtype, ("N", *model.input_shape))
     weights = model.layout.initial(np.random.default_rng(0))
-    outputs = add_network(graph, model, weights, Tensor(name, axes))
+    outputs = add_network(graph, model, weights, {"": Tensor(name, axes)})[""]
     graph.output(outputs, "outputs", np.float32, ("N", *model.output_shape))
     graph.prune()
     return graph

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_net.checkpoint import Checkpoint, write_checkpoint
 from dist_net.cli import main
 from dist_net.errors import ModelSourceError, UntrustedRecipeError
 from dist_net.nets import trained_model
-from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory

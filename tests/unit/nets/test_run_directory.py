@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import CheckpointError, RunDirectoryError
-from dist_net.nets.checkpoint import read_checkpoint
 from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import calibration_of, read_held_out

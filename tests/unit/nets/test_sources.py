@@ -1,5 +1,6 @@
 """What a person may call a model, and what is found there, now and later."""
 
+import json
 import os
 from contextlib import closing
 from dataclasses import replace
@@ -12,8 +13,10 @@ from PIL import Image
 
 import image_runs
 from benchmarks.seeded_weights import seeded_weights
+from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import (
     CheckpointError,
+    DatasetError,
     ModelFileError,
     ModelLoadError,
     ModelSourceError,
@@ -25,7 +28,6 @@ from dist_net.images.fitting import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets import sources
 from dist_net.nets.architecture import PublishedArchitecture
-from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
@@ -43,6 +45,7 @@ from dist_net.nets.sources import (
     parse_named_source,
 )
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
+from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.model_loader import described
@@ -88,6 +91,11 @@ def net(tmp_path: Path) -> Path:
 
 def files(net: Path) -> tuple[Path, Path]:
     return net.with_name("n.weights"), net.with_name("names")
+
+
+@pytest.fixture
+def digits_rows() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 17, (4, 8, 8), np.uint8)
 
 
 @pytest.fixture
@@ -185,9 +193,19 @@ def test_what_is_nothing_is_refused(net, run):
     assert isinstance(called(run.path), TrainedRun)
 
 
-@pytest.mark.parametrize("kind", ["net", "run"])
+def write_saved(path: Path, **options) -> Path:
+    """A model of digits that ``Model.save`` wrote, with random weights."""
+    model = Model(Sequential(Rescale(), Flatten(), Dense(10)), (8, 8), **options)
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["net", "run", "saved"])
 def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, tmp_path):
     source = called(net, *files(net)) if kind == "net" else called(run.path)
+    if kind == "saved":
+        source = called(write_saved(tmp_path / "saved.safetensors"))
     found = source.read()
     description = described(found, "m", 7, tmp_path)
     model = type(description).from_json(description.to_json()).architecture.build("m")
@@ -201,8 +219,41 @@ def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, t
     other.close()
     assert (description.version, description.classes) == (7, model.classes)
     assert len(description.labels) == model.classes
-    assert description.has_logits == (kind == "run")
+    assert description.has_logits == (kind != "net")
     assert description.input_datatype == ("FP32" if kind == "net" else "UINT8")
+
+
+def test_a_saved_model_has_its_classes_or_predicts_numbers(tmp_path, digits_rows):
+    names = [f"digit {number}" for number in range(10)]
+    found = called(write_saved(tmp_path / "named", class_names=names)).read()
+    assert found.labels == tuple(names)
+    assert found.takes_images
+    assert called(write_saved(tmp_path / "numbers", loss="mse")).read().labels == ()
+    run = load(tmp_path / "named")
+    assert run.class_names == tuple(names)
+    assert run.evaluate((digits_rows, np.arange(4))).samples == 4
+    with pytest.raises(DatasetError, match=naming("named", "evaluate")):
+        run.evaluate()
+
+
+def test_a_saved_model_of_another_network_is_refused(tmp_path):
+    path = write_saved(tmp_path / "m")
+    checkpoint = read_checkpoint(path)
+    record = json.loads(checkpoint.recipe_record["model"])
+    record["network"]["Sequential"]["layers"][-1]["Dense"]["units"] = 9
+    changed = checkpoint.recipe_record | {"model": json.dumps(record)}
+    write_checkpoint(path, replace(checkpoint, recipe_record=changed))
+    with pytest.raises(CheckpointError, match=naming("dense/kernel", (64, 10), (64, 9))):
+        called(path).read()
+
+
+def test_a_saved_model_of_several_inputs_is_not_served_yet(tmp_path):
+    inputs = np.dtype([("a", np.float32, (3,)), ("b", np.float32, (2,))])
+    model = Model(Concatenate(Field("a"), Field("b")), (), "mse", inputs)
+    model.weights = np.empty(0, np.float32)
+    model.save(tmp_path / "m")
+    with pytest.raises(ModelLoadError, match=naming("a", "b", "ONNX")):
+        described(called(tmp_path / "m").read(), "m", 1, tmp_path)
 
 
 def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):

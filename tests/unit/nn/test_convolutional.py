@@ -116,7 +116,9 @@ def test_a_transposed_convolution_adds_a_multiple_of_the_kernel_for_each_pixel()
 def test_upsampling_repeats_pixels_and_a_skip_connection_puts_maps_side_by_side() -> None:
     larger = MAP.repeat(2, 1).repeat(3, 2)
     np.testing.assert_array_equal(applied(nn.Upsample((2, 3)), MAP), larger)
-    network = nn.Sequential(nn.Upsample((2, 3)), nn.SkipConnection(nn.Lambda(lambda x: x * 2.0)))
+    network = nn.Sequential(
+        nn.Upsample((2, 3)), nn.Concatenate(nn.Sequential(), nn.Lambda(lambda x: x * 2.0))
+    )
     np.testing.assert_array_equal(applied(network, MAP), np.concatenate([larger, 2 * larger], 3))
 
 

@@ -21,8 +21,8 @@ class GivenParameters(nn.Scope):
         self._given = given
 
     def parameter(self, name, shape, initializer):  # type: ignore[no-untyped-def]
-        assert self._given[self._prefix + name].shape == shape
-        return self._given[self._prefix + name]
+        assert self._given[self.prefix + name].shape == shape
+        return self._given[self.prefix + name]
 
 
 def parameters(layer: Recurrent, random: np.random.Generator) -> dict[str, np.ndarray]:

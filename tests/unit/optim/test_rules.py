@@ -24,7 +24,8 @@ from dist_net.optim import (
     start_rule,
 )
 from dist_net.optim.ranges import Floats, all_below
-from dist_net.optim.rule import AVERAGE, MIN_COMPILED, STEPS, STRIP_LENGTH, strips_of
+from dist_net.optim.rule import MIN_COMPILED, STEPS, STRIP_LENGTH, strips_of
+from dist_net.vector import AVERAGE
 from naming import naming
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)

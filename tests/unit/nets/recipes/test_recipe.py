@@ -214,7 +214,7 @@ def test_a_file_that_would_take_the_recipes_place_in_a_run_is_refused(tmp_path: 
         ({"mine": "\n\n1 / 0"}, "/mine.py:3.*ZeroDivisionError"),
         ({"mine": "x = 1\nx ="}, "/mine.py:2.*SyntaxError"),
         ({"mine": "import net", "net": "\n1 / 0"}, "/net.py:2.*ZeroDivisionError"),
-        ({"mine": TEXT.replace("Flatten(), ", "")}, "/mine.py:4"),
+        ({"mine": TEXT.replace("Flatten(), ", "MaxPool(2, 1, 9), ")}, "/mine.py:4"),
     ],
 )
 def test_an_error_in_a_recipe_says_where(tmp_path: Path, texts: dict[str, str], says: str) -> None:

@@ -38,7 +38,7 @@ from dist_net.nn import (
 )
 from dist_net.nn.losses import Loss
 from dist_net.optim import SGD, Adam, Optimizer
-from dist_net.training.run.single_process import EpochResult
+from dist_net.training.run.callbacks import EpochResult
 from naming import naming
 
 RANDOM = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_a_model_learns_and_answers() -> None:
     assert last.loss < 0.5 * history[0].loss
     assert last.accuracy is not None
     assert last.accuracy > 0.95
-    answers = model.predict(INPUTS[:50]).argmax(1)
+    answers = model.predict(INPUTS[:50]).argmax(-1)
     assert last.validation is not None
     assert last.validation.accuracy == np.mean(answers == LABELS[:50])
 
@@ -298,8 +298,8 @@ def test_numbers_without_the_axis_of_the_output_are_refused(targets: object) -> 
     ("targets", "error", "remedy"),
     [
         (LABELS[:, np.newaxis], RecipeError, "targets.reshape(-1)"),
-        (np.eye(2, dtype=np.int64)[LABELS], RecipeError, "targets.argmax(1)"),
-        (np.eye(2, dtype=np.float32)[LABELS], RecipeError, "targets.argmax(1)"),
+        (np.eye(2, dtype=np.int64)[LABELS], RecipeError, "targets.argmax(-1)"),
+        (np.eye(2, dtype=np.float32)[LABELS], RecipeError, "targets.argmax(-1)"),
         (np.array(["no", "yes"])[LABELS], DTypeError, "np.unique(targets, return_inverse=True)"),
         (np.array(["no", "yes"], object)[LABELS], DTypeError, "return_inverse=True"),
         (LABELS == 1, DTypeError, "targets.astype(int)"),

@@ -5,10 +5,10 @@ import pytest
 
 from dist_net.errors import CheckpointError
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
-from dist_net.optim.rule import AVERAGE, STEPS
+from dist_net.optim.rule import STEPS
 from dist_net.training.server.consistency import WHOLE, OuterStep
 from dist_net.training.server.store import OUTER_MOMENTUM, StateStore
-from dist_net.vector import Vector
+from dist_net.vector import AVERAGE, Vector
 
 LAYOUT = (("weight", (3,)), ("variance", (2,)))
 NESTEROV = OuterStep(0.5, 0.75, 1.0)

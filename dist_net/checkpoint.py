@@ -26,9 +26,7 @@ from dist_net.errors import (
     NotACheckpointError,
 )
 from dist_net.files import HOST_DISK, Disk, replacing
-from dist_net.optim import ArrayShapes
-from dist_net.optim.rule import AVERAGE
-from dist_net.vector import Vector
+from dist_net.vector import AVERAGE, ArrayShapes, Vector
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Precedes the names of the optimizer's vectors in the file."""
@@ -299,7 +297,9 @@ def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpo
     return Checkpoint(
         **facts,
         layout=layout,
-        weights=np.concatenate([tensors[name].ravel() for name, _ in layout]),
+        weights=np.concatenate(
+            [[], *(tensors[name].ravel() for name, _ in layout)], dtype=np.float32
+        ),
         optimizer_state={
             name.removeprefix(OPTIMIZER_PREFIX): vector
             for name, vector in tensors.items()

@@ -11,14 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dist_net.errors import (
-    BadInputError,
-    CheckpointError,
-    FileWriteError,
-    NotACheckpointError,
-)
-from dist_net.nets import checkpoint as module
-from dist_net.nets.checkpoint import (
+from dist_net import checkpoint as module
+from dist_net.checkpoint import (
     DIGEST_KEY,
     FORMAT_KEY,
     FORMAT_VERSION,
@@ -27,6 +21,12 @@ from dist_net.nets.checkpoint import (
     read_checkpoint,
     read_resumable_checkpoint,
     write_checkpoint,
+)
+from dist_net.errors import (
+    BadInputError,
+    CheckpointError,
+    FileWriteError,
+    NotACheckpointError,
 )
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import RunState
