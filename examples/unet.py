@@ -29,7 +29,7 @@ def convolutions(filters: int) -> Layer:
 
 
 def level(filters: int, inner: Layer) -> Layer:
-    """Return convolutions around a level of half the size, whose result is put beside its input."""
+    """Return convolutions around a level of half the size, which adds its channels to its input."""
     enlarge = Conv2DTranspose(filters, 2, 2)
     below = Concatenate(Sequential(), Sequential(MaxPool(2), inner, enlarge))
     return Sequential(convolutions(filters), below, convolutions(filters))

@@ -91,6 +91,8 @@ class Dataset:
                 f"{what}s of dtype {samples.dtype} and {classes} names of classes",
                 "integers with the names of their classes, or floats without",
             )
+        if classes and samples.shape:
+            return  # labels of tokens or pixels, of which a loss may ignore some
         for indices, chunk in chunks_of(samples, EXAMINED_BYTES):
             for name, each in fields_of(chunk).items():
                 is_good = (each >= 0) & (each < classes) if classes else np.isfinite(each)

@@ -60,7 +60,7 @@ def require_class_indices(name: str, outputs: Expression, labels: Expression) ->
         if labels.size == math.prod(expected):
             remedy = f"targets.reshape({', '.join(map(str, (-1, *expected[1:])))})"
         if labels.shape == outputs.shape and labels.shape[-1] > 1:
-            remedy = "targets.argmax(-1)"
+            remedy = f"targets.argmax({len(expected)})"
         raise ShapeError(
             f"{name}: targets of shape {labels.shape[1:]} each for outputs of {outputs.shape[1:]}; "
             f"expected class indices, integers of shape {expected[1:]} each: use {remedy}"

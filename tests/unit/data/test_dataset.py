@@ -53,6 +53,12 @@ def test_classes_are_integers_of_any_dtype(dtype: str) -> None:
         dataclasses.replace(dataset, class_names=names[:-1])
 
 
+def test_labels_of_tokens_may_be_such_that_a_loss_ignores() -> None:
+    inputs, labels = np.zeros((2, 3)), np.array([[0, 1, -1], [1, -1, -1]])
+    dataset = Dataset("tokens", inputs, labels, inputs, labels, ("a", "b"))
+    assert samples_of(dataset.train_targets).shape == (3,)
+
+
 def test_targets_without_classes_are_floats_of_any_shape() -> None:
     inputs, targets = np.zeros((4, 5), np.int16), np.zeros((4, 2, 3))
     assert Dataset("regression", inputs, targets, inputs, targets).class_names == ()

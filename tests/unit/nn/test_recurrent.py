@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import dist_net
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.check import check_gradients
@@ -94,6 +95,20 @@ def test_a_plan_is_linear_in_the_number_of_steps(kind: type[Recurrent]) -> None:
         return len(plan.bind(arrays))
 
     assert calls(30) - calls(20) == calls(20) - calls(10)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_sequence_is_labelled_by_its_past_where_labels_are_not_ignored(
+    kind: type[Recurrent],
+) -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 2, (400, 8, 1)).astype(np.float32)
+    labels = np.cumsum(x[..., 0], 1).astype(np.int64) % 2  # the parity so far
+    is_shown = random.random(labels.shape) < 0.5
+    network = nn.Sequential(kind(12, return_sequences=True), nn.Dense(2))
+    model = nn.Model(network, (8, 1), nn.weighted("cross_entropy_of_logits"), np.float32)
+    dist_net.fit(model, x, np.where(is_shown, labels, -1), epochs=30, learning_rate=0.02)
+    assert np.mean(model.predict(x).argmax(-1) == labels) > 0.98
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 3, 4, 5)])
