@@ -159,10 +159,6 @@ class Embedding(Described):
     width: int
     table_initializer: Initializer = small_normal
 
-    def __post_init__(self) -> None:
-        integer("Embedding: count", self.count, 1)
-        integer("Embedding: width", self.width, 1)
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         return apply(Take(0), self.table(scope), checked_indices("Embedding", x, self.count))
 

@@ -143,7 +143,7 @@ def _sigmoid(x: Array, out: Array) -> None:
 
 
 def _power(x: Array, n: Array, out: Array) -> None:
-    if n.ndim == 0 and n == 2:  # ten times as fast
+    if n.ndim == 0 and n == 2:  # four times as fast
         np.square(x, out)
     else:
         np.power(x, n, out)
