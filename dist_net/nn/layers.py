@@ -166,10 +166,6 @@ class Embedding(Described):
     width: int
     table_initializer: Initializer = small_normal
 
-    def __post_init__(self) -> None:
-        integer("Embedding: count", self.count, 1)
-        integer("Embedding: width", self.width, 1)
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         return apply(Take(0), self.table(scope), checked_indices("Embedding", x, self.count))
 
@@ -215,12 +211,12 @@ class MultiHeadAttention(Described):
         count, places, width = x.shape
         kernel = scope.parameter("kernel", (width, 3 * width), self.kernel_initializer)
         projected = x @ kernel + scope.parameter("bias", (3 * width,), zeros)
-        of_head = projected.reshape(count, places, 3, self.heads, width // self.heads)
+        of_head = reshape(projected, (count, places, 3, self.heads, width // self.heads))
         queries, keys, values = (of_head[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         scores = (queries * (width // self.heads) ** -0.5) @ matrix_transpose(keys)
         if self.causal:
             scores = scores + constant(np.triu(np.full((places, places), -np.inf, x.dtype), 1))
-        attended = (softmax(scores) @ values).transpose(0, 2, 1, 3).reshape(x.shape)
+        attended = reshape((softmax(scores) @ values).transpose(0, 2, 1, 3), x.shape)
         kernel = scope.parameter("output_kernel", (width, width), self.kernel_initializer)
         return attended @ kernel + scope.parameter("output_bias", (width,), zeros)
 

@@ -191,16 +191,6 @@ def merge_scalar_factors(node: Expression) -> Expression | None:
     return None
 
 
-def simplify_power(node: Expression) -> Expression | None:
-    """x ** 2 is a square, which NumPy computes ten times as fast, and x ** 1 is x."""
-    if node.operation == elementwise.power and node.shape == node.inputs[0].shape:
-        if is_scalar(node.inputs[1], 2.0):
-            return elementwise.square(node.inputs[0])
-        if is_scalar(node.inputs[1], 1.0):
-            return node.inputs[0]
-    return None
-
-
 def recognise_mask(node: Expression) -> Expression | None:
     """A choice between x and 0 is a product, if an integer type has as many bits as x."""
     if not isinstance(node.operation, Where) or node.dtype.itemsize > 8:
@@ -245,6 +235,5 @@ RULES: tuple[Rule, ...] = (
     drop_neutral_operand,
     merge_scales_and_shifts,
     merge_scalar_factors,
-    simplify_power,
     recognise_mask,
 )

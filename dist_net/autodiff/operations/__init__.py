@@ -46,11 +46,6 @@ def spread(function: Callable[[Expression, Any], Expression]) -> Callable[..., E
     return method
 
 
-def not_equal(first: Operand, second: Operand) -> Expression:
-    """Return first != second, as bool."""
-    return elementwise.logical_not(elementwise.equal(first, second))
-
-
 Expression.__add__, Expression.__radd__ = both(elementwise.add)
 Expression.__sub__, Expression.__rsub__ = both(elementwise.subtract)
 Expression.__mul__, Expression.__rmul__ = both(elementwise.multiply)
@@ -64,7 +59,8 @@ Expression.__gt__, Expression.__ge__ = (
     operator(elementwise.greater),
     operator(elementwise.greater_equal),
 )
-Expression.__eq__, Expression.__ne__ = operator(elementwise.equal), not_equal
+Expression.__eq__ = operator(elementwise.equal)
+Expression.__ne__ = lambda first, second: elementwise.logical_not(first == second)
 Expression.__getitem__ = lambda x, index: (
     records.field(x, index) if isinstance(index, str) else indexing.getitem(x, index)
 )

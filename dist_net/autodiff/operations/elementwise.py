@@ -146,6 +146,13 @@ def _sigmoid(x: Array, out: Array) -> None:
     np.reciprocal(out, out)  # 0 if the exponential is infinite
 
 
+def _power(x: Array, n: Array, out: Array) -> None:
+    if n.ndim == 0 and n == 2:  # four times as fast
+        np.square(x, out)
+    else:
+        np.power(x, n, out)
+
+
 def _relu(x: Array, out: Array) -> None:
     np.maximum(x, 0, out=out)
 
@@ -182,7 +189,7 @@ add = Binary(np.add, lambda y, g, a, b: (g, g))
 subtract = Binary(np.subtract, lambda y, g, a, b: (g, -g))
 multiply = Binary(np.multiply, lambda y, g, a, b: (g * b, g * a))
 divide = Binary(np.divide, _of_quotient, FLOATS)
-power = Binary(np.power, _of_power, FLOATS)
+power = Binary(_power, _of_power, FLOATS)
 # The larger and the smaller of two elements; nan if either is nan.
 maximum = Binary(np.maximum, _of_chosen(greater))
 minimum = Binary(np.minimum, _of_chosen(less))

@@ -307,7 +307,10 @@ def split(x: Expression, parts: int | Sequence[int], axis: int = 0) -> list[Expr
         if length % count:
             raise ShapeError(f"split: {x.shape} does not divide into {count} along axis {axis}")
         parts = range(length // count, length, length // count) if length else [0] * (count - 1)
-    return [x[(*before, slice(*pair))] for pair in pairwise([0, *parts, length])]
+    return [
+        x[(*before, slice(*pair))]
+        for pair in pairwise([0, *integers("split: parts", parts), length])
+    ]
 
 
 def pad(x: Expression, width: int | Sequence[int] | Sequence[Sequence[int]]) -> Expression:

@@ -73,8 +73,6 @@ CASES = [
     ("merge_scalar_factors", 3.0 * (X * 2.0), 1),
     ("merge_scalar_factors", -(X * 2.0), 1),
     ("merge_scalar_factors", ad.exp(2.0 * (X * 0.5)), 1),
-    ("simplify_power", X**2, 1),
-    ("simplify_power", ad.exp(X**1.0), 1),
     ("recognise_mask", ad.where(TRUTH, X, 0.0), 1),
 ]
 
