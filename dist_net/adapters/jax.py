@@ -19,13 +19,13 @@ Tree = Any
 
 
 class Task:
-    """A loss of a tree of parameters, and its samples, which train as a recipe does.
+    """A loss of a tree of parameters, and its samples; they train as a recipe does.
 
-    ``loss(parameters, *arrays)`` returns the mean over a minibatch: its arrays are the rows of
+    ``loss(parameters, *arrays)`` returns the mean over a minibatch: its arrays are rows of
     ``arrays``. ``parameters`` are the initial parameters, a tree of float32 arrays.
-    ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does.
-    The gradient is compiled, for each length of a minibatch. Raise RecipeError for parameters of
-    another dtype. ``dist_net.adapters.pytorch`` has the class for modules.
+    ``evaluate(parameters)`` returns what a recipe's ``evaluate`` does. The gradient is compiled,
+    for each length of a minibatch. Raise RecipeError for parameters that are not float32. The class
+    for modules is in ``dist_net.adapters.pytorch``.
     """
 
     def __init__(
@@ -43,20 +43,19 @@ class Task:
         if any(np.asarray(each).dtype != np.float32 for _, each in leaves):
             raise RecipeError("parameters of another dtype; expected a tree of float32 arrays")
         flat, self._unravel = ravel_pytree(parameters)
-        self._first = np.array(flat)
-        self._arrays = arrays
-        self._evaluate = evaluate
+        self._first, self._arrays, self._evaluate = np.array(flat), arrays, evaluate
         self._gradient = jax.jit(
             jax.value_and_grad(lambda weights, *batch: loss(self._unravel(weights), *batch))
         )
 
     def recipe(self, **settings: Any) -> Recipe:
         """Return the recipe that trains the parameters, with these settings of a ``Recipe``."""
+        evaluate = self._evaluate
         return Recipe(
             gradient=self.gradient,
             weights=self._first,
             samples=len(self._arrays[0]),
-            evaluate=self._evaluate and self.evaluate,
+            evaluate=evaluate and (lambda weights: evaluate(self._unravel(weights))),
             parameters=self._shapes,
             state_dict=lambda weights: self._unravel(weights),
             **settings,
@@ -66,9 +65,3 @@ class Task:
         """Return the summed loss and the mean gradient; see ``Recipe``."""
         mean, gradient = self._gradient(weights, *(each[rows] for each in self._arrays))
         return float(mean) * len(rows), np.asarray(gradient)
-
-    def evaluate(self, weights: Vector) -> dict[str, float]:
-        """Return the figures of the given ``evaluate`` for these weights."""
-        assert self._evaluate is not None
-        figures = self._evaluate(self._unravel(weights))
-        return {name: float(value) for name, value in figures.items()}

@@ -57,14 +57,14 @@ def checked_gradient(result: Any, size: int) -> tuple[float, Vector]:
 
 def checked_evaluation(result: Any) -> tuple[float, float | None]:
     """Return loss and accuracy of an evaluation, or raise RecipeError."""
-    names = {"test_loss", "test_accuracy"}
-    if not (isinstance(result, Mapping) and {"test_loss"} <= result.keys() <= names):
+    try:
+        loss, accuracy = result["test_loss"], result.get("test_accuracy")
+        return float(loss), None if accuracy is None else float(accuracy)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RecipeError(
-            f"the recipe's evaluate function returned {result!r:.80}: expected "
-            f"{{'test_loss': ..., 'test_accuracy': ...}}, the latter optional"
-        )
-    loss, accuracy = result["test_loss"], result.get("test_accuracy")
-    return float(loss), None if accuracy is None else float(accuracy)
+            f"the recipe's evaluate function returned {result!r:.80}: expected a dict with "
+            f"'test_loss' and, if there are classes, 'test_accuracy'"
+        ) from error
 
 
 def layout_of(

@@ -6,11 +6,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
 from dist_net.nets.recipes.gradient_recipe import checked_gradient
-from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
@@ -18,7 +18,6 @@ from dist_net.processes.own_directory import JOINED, temporary_directory
 from dist_net.training.run.joined_run import offered_by
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient
 from dist_net.training.worker.loop import WorkerLoop
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.training.worker.step import ShuffledRows, local_steps
 from dist_net.vector import Vector
 from dist_net.wire.address import contact_address
@@ -27,16 +26,20 @@ from dist_net.wire.reaching import REACH_WITHIN_S, join_by_token
 from dist_net.wire.token import TRAINING, JoinToken
 
 
+@dataclass(eq=False)
 class LeasedMinibatch:
     """A minibatch of a lease: the indices ``rows`` of its samples, and the ``weights``.
 
     Both are borrowed until the next turn of the loop.
     """
 
-    def __init__(self, weights: Vector, rows: SampleIndices) -> None:
-        self.weights = weights
-        self.rows = rows
-        self.pushed: MinibatchGradient | None = None
+    weights: Vector
+    rows: SampleIndices
+    pushed: MinibatchGradient | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = self.weights.view()
+        self.weights.flags.writeable = False
 
     def push(self, loss_sum: float, gradient: Vector) -> None:
         """Take a local step of the run's optimizer along this gradient, the mean of the rows.
@@ -48,11 +51,7 @@ class LeasedMinibatch:
 
 
 def join(
-    token: str,
-    *,
-    trust_recipe: bool = False,
-    join_timeout_s: float = REACH_WITHIN_S,
-    rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
+    token: str, *, trust_recipe: bool = False, timeout_s: float = REACH_WITHIN_S
 ) -> Iterator[LeasedMinibatch]:
     """Take part in the run of a token; yield each minibatch, whose gradient the caller pushes.
 
@@ -66,10 +65,8 @@ def join(
     """
     parsed = JoinToken.parse(token)
     parsed.require_kind(TRAINING)
-    server = join_by_token(parsed, timeout_s=join_timeout_s)
-    offered = offered_by(server, join_timeout_s)
-    if offered.reference == IMAGES:
-        raise RecipeError("the server trains on a folder of images; expected: dist-net join TOKEN")
+    server = join_by_token(parsed, timeout_s=timeout_s)
+    offered = offered_by(server, timeout_s)
     with ExitStack() as opened:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / JOINED)
         directory.make()
@@ -100,9 +97,8 @@ def join(
                 recipe.layout.size,
                 server.keys,
                 contact_address(server.address).stays_on_this_host,
-                join_timeout_s,
-                rejoin_timeout_s,
-                own_equipment(threads=1),
+                timeout_s,
+                equipment=own_equipment(threads=1),
             )
         )
         steps = worker.steps()
