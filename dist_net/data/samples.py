@@ -86,10 +86,7 @@ class ArraySamples:
 
 
 def records(**fields: NDArray[Any]) -> NDArray[Any]:
-    """Return arrays of the same length as the fields of one structured array, (N,).
-
-    It holds the inputs of a model with several inputs, or the targets of several outputs.
-    """
+    """Return arrays (N, ...), such as several inputs, as the fields of a structured array (N,)."""
     dtype = np.dtype([(name, each.dtype, each.shape[1:]) for name, each in fields.items()])
     lengths = {len(each) for each in fields.values()}
     if len(lengths) != 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,8 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
+from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import (
     CLASS_LOSSES,
@@ -41,16 +41,6 @@ from dist_net.nn.losses import (
     loss_named,
     mean_loss,
     of_samples,
-)
-from dist_net.nn.network_json import (
-    FORMAT,
-    INVALID,
-    MAX_VALUE_BYTES,
-    UNKNOWN,
-    from_data,
-    inputs_from_data,
-    parse_description,
-    to_data,
 )
 from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
@@ -194,9 +184,7 @@ class Model:
 
     def to_json(self) -> str:
         """Return the network, inputs and loss as JSON; see ``dist_net.nn.network_json``."""
-        inputs = [(name, dtype.str, shape) for name, (dtype, shape) in self.input_fields.items()]
-        parts = {"network": to_data(self.network), "loss": to_data(self.loss)}
-        return json.dumps({"format": FORMAT, "inputs": inputs, **parts})
+        return network_json.describe(self.network, self.loss, self.input_fields)
 
     @classmethod
     def from_json(
@@ -206,24 +194,7 @@ class Model:
 
         Raise ModelFileError for anything else, and for a network that is too large.
         """
-        try:
-            found = parse_description(text)
-            data = found["loss"]
-            if loss is None:
-                # A model can be served without its loss, so only its use is an error.
-                loss = (lambda *_: from_data(data)) if UNKNOWN in data else from_data(data)
-            network = from_data(found["network"]) if network is None else network
-            shape, dtype = inputs_from_data(found["inputs"])
-            model = cls(network, shape, loss, dtype)
-            values = topological_order([network(model.input(1), Scope())])
-            if (largest := max(each.nbytes for each in values)) > MAX_VALUE_BYTES:
-                raise ValueError(f"a value of {largest:,} bytes; expected {MAX_VALUE_BYTES:,}")
-            return model
-        except INVALID as error:
-            raise ModelFileError(
-                f"the saved model cannot be built ({error!s:.500}); expected the file of a model "
-                f"that Model.save wrote. For a run use dist_net.load"
-            ) from error
+        return cls(*network_json.parse(text, network, loss))
 
     @property
     def classes(self) -> int:

@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.autodiff.arrays import shown
-from dist_net.errors import DistNetError, ParameterError
+from dist_net.autodiff import variable
+from dist_net.autodiff.arrays import Shape, shown
+from dist_net.autodiff.expression import topological_order
+from dist_net.checkpoint import MALFORMED
+from dist_net.errors import DistNetError, ModelFileError, ParameterError
 from dist_net.nn import layers, recurrent
-from dist_net.nn.losses import LOSSES
+from dist_net.nn.losses import LOSSES, Loss, loss_named
+from dist_net.nn.parameters import Scope
 
 FORMAT = 1
 UNKNOWN = "?"
@@ -38,15 +42,51 @@ PARTS: dict[str, Any] = {
     **layers.ACTIVATIONS,
     **LOSSES,
 }
-INVALID = (
-    *(DistNetError, ArithmeticError, AttributeError, LookupError, MemoryError),
-    *(RecursionError, TypeError, ValueError),
-)
-"""The errors of reading unexpected JSON."""
+INVALID = DistNetError, *MALFORMED, IndexError, MemoryError, ZeroDivisionError
+
+
+def describe(
+    network: layers.Layer, loss: Loss, inputs: Mapping[str, tuple[np.dtype[Any], Shape]]
+) -> str:
+    """Return the network, its loss and the fields of its inputs as JSON."""
+    described = [(name, dtype.str, shape) for name, (dtype, shape) in inputs.items()]
+    parts = {"network": to_data(network), "loss": to_data(loss), "inputs": described}
+    return json.dumps({"format": FORMAT, **parts})
+
+
+def parse(
+    text: Any, network: layers.Layer | None, loss: Loss | str | None
+) -> tuple[layers.Layer, Shape, Loss, np.dtype[Any]]:
+    """Return the arguments of a ``Model`` from ``describe``; a given network or loss replaces its.
+
+    Raise ModelFileError for anything else, and for a network that is too large.
+    """
+    try:
+        if len(text) > MAX_JSON:
+            raise ValueError(f"{len(text):,} characters; expected at most {MAX_JSON:,}")
+        found = json.loads(text)
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r:.80}; expected {FORMAT}: upgrade dist_net")
+        unread = found["loss"]
+        if loss is None:
+            # A model can be served without its loss, so only its use is an error.
+            loss = (lambda *_: from_data(unread)) if UNKNOWN in unread else from_data(unread)
+        loss = loss_named(loss)
+        network = from_data(found["network"]) if network is None else network
+        shape, dtype = _inputs(found["inputs"])
+        values = topological_order([network(variable("inputs", (1, *shape), dtype), Scope())])
+        if (largest := max(each.nbytes for each in values)) > MAX_VALUE_BYTES:
+            raise ValueError(f"a value of {largest:,} bytes; expected {MAX_VALUE_BYTES:,}")
+    except INVALID as error:
+        raise ModelFileError(
+            f"the saved model cannot be built ({error!s:.500}); expected the file of a model that "
+            f"Model.save wrote. For a run use dist_net.load"
+        ) from error
+    return network, shape, loss, dtype
 
 
 def to_data(value: Any) -> Any:
-    """Return a layer, a function, a dtype or an argument of a layer as JSON."""
+    """Return a layer, a function or an argument of a layer as JSON."""
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -93,23 +133,10 @@ def from_data(data: Any) -> Any:
     return part(*given["layers"]) if issubclass(part, layers.Sequential) else part(**given)
 
 
-def inputs_from_data(data: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return the shape and dtype of the inputs, [name, dtype, shape] each; see ``Model``.
-
-    Unexpected JSON raises one of ``INVALID``.
-    """
-    fields = [(name, np.dtype(str(code)), from_data(shape)) for name, code, shape in data]
-    record = np.dtype(fields if fields[0][0] or len(fields) > 1 else fields[0][1:])
-    if any(dtype.kind not in "iuf" for _, dtype, _ in fields) or record.itemsize > MAX_VALUE_BYTES:
+def _inputs(data: Any) -> tuple[Shape, np.dtype[Any]]:
+    """Return the shape and dtype of the inputs, which are of numbers or of records."""
+    types = [(name, np.dtype(str(code)), from_data(shape)) for name, code, shape in data]
+    whole = np.dtype(types if types[0][0] or len(types) > 1 else types[0][1:])
+    if any(dtype.kind not in "iuf" for _, dtype, _ in types) or whole.itemsize > MAX_VALUE_BYTES:
         raise ValueError(f"inputs {data!r:.200}; expected {MAX_VALUE_BYTES:,} bytes of numbers")
-    return record.shape, record.base
-
-
-def parse_description(text: Any) -> Any:
-    """Return the JSON of a model; raise ValueError if it is too long, or of another format."""
-    if not isinstance(text, str) or len(text) > MAX_JSON:
-        raise ValueError(f"expected text of at most {MAX_JSON:,} characters")
-    found = json.loads(text)
-    if found["format"] != FORMAT:
-        raise ValueError(f"format {found['format']!r:.80}, expected {FORMAT}: use the same release")
-    return found
+    return whole.shape, whole.base

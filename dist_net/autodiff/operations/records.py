@@ -1,4 +1,4 @@
-"""Records: several arrays with a value per sample as the fields of one, NumPy's structured array.
+"""Records: several arrays as the fields of one, as in NumPy's structured arrays.
 
 A model of several inputs reads the fields of its one input, and returns a record of its outputs.
 """
@@ -19,22 +19,20 @@ from dist_net.errors import DTypeError, ShapeError
 
 @dataclass(frozen=True)
 class RecordOf(Operation):
-    """Arrays (N, ...) as the fields of a structured array (N,). It has no derivative."""
+    """Arrays (N, ...) as the fields of a structured array (N,). Only ``field`` reads it."""
 
     names: tuple[str, ...]
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        shapes = {each.shape[:1] for each in inputs}
-        if len(shapes) != 1 or () in shapes:
-            found = {name: each.shape for name, each in zip(self.names, inputs, strict=True)}
-            raise ShapeError(f"record: fields of shapes {found}; expected a common first axis")
-        pairs = zip(self.names, inputs, strict=True)
-        return shapes.pop(), np.dtype([(name, each.dtype, each.shape[1:]) for name, each in pairs])
+        fields = [(name, x.dtype, x.shape[1:]) for name, x in zip(self.names, inputs, strict=True)]
+        lengths = {each.shape[:1] for each in inputs}
+        if len(lengths) != 1 or () in lengths:
+            raise ShapeError(f"record: fields {fields} of lengths {lengths}; expected one length")
+        return lengths.pop(), np.dtype(fields)
 
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        fields: Any = out
+    def bind(self, inputs: Sequence[Array], out: Any) -> Call:
         pairs = zip(self.names, inputs, strict=True)
-        return in_order([partial(np.copyto, fields[name], each) for name, each in pairs])
+        return in_order([partial(np.copyto, out[name], each) for name, each in pairs])
 
 
 @dataclass(frozen=True)
@@ -44,28 +42,25 @@ class FieldOf(Operation):
     name: str
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        (record,) = inputs
-        if self.name not in (record.dtype.names or ()):
-            raise DTypeError(
-                f"{record} has no field {self.name!r}; expected one of {record.dtype.names}"
-            )
-        dtype, shape = field_types(record.dtype, ())[self.name]
-        return record.shape + shape, dtype
+        (x,) = inputs
+        fields = field_types(x.dtype, ())
+        if self.name not in fields:
+            raise DTypeError(f"{x} has no field {self.name!r}; expected one of {[*fields]}")
+        dtype, shape = fields[self.name]
+        return x.shape + shape, dtype
 
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        fields: Any = inputs[0]
-        return partial(np.copyto, out, fields[self.name])
+    def bind(self, inputs: Sequence[Any], out: Array) -> Call:
+        return partial(np.copyto, out, inputs[0][self.name])
 
 
 def field_types(dtype: np.dtype[Any], shape: Shape) -> dict[str, tuple[np.dtype[Any], Shape]]:
     """Return the dtype and shape of each field, or those given, called "", if there are none."""
-    if dtype.names is None:
-        return {"": (dtype, shape)}
-    return {name: (dtype[name].base, dtype[name].shape) for name in dtype.names}
+    names = dtype.names or ()
+    return {name: (dtype[name].base, dtype[name].shape) for name in names} or {"": (dtype, shape)}
 
 
 def record(**fields: Expression) -> Expression:
-    """Return the fields, each (N, ...), as one structured expression (N,); ``x["name"]`` reads one.
+    """Return the fields, each (N, ...), as one expression (N,); ``x["name"]`` reads a field.
 
     Raise ``ShapeError`` if their first axes differ.
     """

@@ -44,10 +44,8 @@ class EpochResult:
         metric.
         """
         if monitor not in self.metrics:
-            raise SettingError(
-                f"monitor={monitor!r}: expected one of {', '.join(self.metrics)}, and val_loss "
-                f"with validation=(inputs, targets)"
-            )
+            known = ", ".join(self.metrics)
+            raise SettingError(f"monitor={monitor!r}: expected one of {known}, or validation=")
         if best is None or self.epoch == 1:
             return True
         gain = self.metrics[monitor] - best.metrics[monitor]
@@ -57,10 +55,7 @@ class EpochResult:
     def trained(self) -> Model:
         """The model; raise SettingError if other processes train it."""
         if self.model is None:
-            raise SettingError(
-                "dist_net.train has no model in this process to save or restore; expected "
-                "dist_net.fit, or keeps_best=True"
-            )
+            raise SettingError("dist_net.train saves no Model; use dist_net.fit or keeps_best=True")
         return self.model
 
 

@@ -44,5 +44,5 @@ def test_a_missing_field_and_fields_of_different_lengths_are_refused() -> None:
             wrong["kode"]
     with pytest.raises(DTypeError, match=naming("'code'", "float32")):
         ad.variable("y", (5,))["code"]
-    with pytest.raises(ShapeError, match=naming((5,), (4, 2))):
+    with pytest.raises(ShapeError, match=naming((5,), (4,))):
         ad.record(a=x["code"], b=ad.variable("y", (4, 2)))

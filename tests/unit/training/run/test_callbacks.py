@@ -110,7 +110,7 @@ def test_a_callback_can_be_used_again() -> None:
 @pytest.mark.parametrize(
     ("callback", "words"),
     [
-        (EarlyStopping(), naming("'val_loss'", "loss", "accuracy", "validation=")),
+        (EarlyStopping(), naming("'val_loss'", "loss", "accuracy", "validation")),
         (EarlyStopping("f1"), naming("'f1'")),
         (ModelCheckpoint("x", "val_accuracy", save_best_only=True), naming("'val_accuracy'")),
     ],
