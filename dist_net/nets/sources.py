@@ -61,6 +61,7 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn.losses import of_label
 from dist_net.nn.model import SAVED
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.spelling import did_you_mean
@@ -381,7 +382,7 @@ def found_model(
         prepare(model, weights),
         key_of_vector(model, weights),
         lambda: weights,
-        has_logits=model.loss is cross_entropy_of_logits,
+        has_logits=of_label(model.loss) is cross_entropy_of_logits,
         recipe=loaded.name,
         fitting=fitting or loaded.recipe.fitting,
         version=version,

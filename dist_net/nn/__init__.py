@@ -42,12 +42,12 @@ from dist_net.nn.layers import (
     relu6,
 )
 from dist_net.nn.losses import (
+    Weighted,
     binary_cross_entropy_of_logits,
     cross_entropy_of_probabilities,
     mean_absolute_error,
     mean_squared_error,
     one_hot,
-    weighted,
 )
 from dist_net.nn.model import Model, Predictor
 from dist_net.nn.parameters import (

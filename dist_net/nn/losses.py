@@ -8,6 +8,7 @@ the range raises ``IndexRangeError`` when the plan runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,37 +76,42 @@ def mean_absolute_error(outputs: Expression, labels: Expression) -> Expression:
     return mean(abs(outputs - targets), range(1, outputs.ndim))
 
 
-def weighted(
-    loss: Loss | str, class_weights: Sequence[float] | None = None, ignored: int = -1
-) -> Loss:
-    """Return ``loss`` with the weight ``class_weights[label]`` for each label, 0 for ``ignored``.
+@dataclass(frozen=True)
+class Weighted:
+    """``loss`` with the weight ``class_weights[label]`` for each label, 0 for ``ignored``.
 
     Labels are as for ``loss``, of samples, tokens or pixels. The loss of a sample is the sum of its
     weighted losses divided by the number of its labels that are not ignored, or 0 without any.
     """
-    of_labels = loss_named(loss)
 
-    def weighted_loss(outputs: Expression, labels: Expression) -> Expression:
+    loss: Loss | str
+    class_weights: Sequence[float] | None = None
+    ignored: int = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", loss_named(self.loss))
+
+    def __call__(self, outputs: Expression, labels: Expression) -> Expression:
         if labels.shape not in (outputs.shape, outputs.shape[:-1]):
             raise ShapeError(
-                f"weighted: targets of shape {of_samples(labels)} for outputs of shape "
+                f"Weighted: targets of shape {of_samples(labels)} for outputs of shape "
                 f"{of_samples(outputs)}; expected the outputs' shape, with or without the last axis"
             )
         if labels.dtype.kind in "iu":
             labels = astype(labels, np.intp)  # an unsigned integer cannot be -1
-        is_counted = labels != ignored
+        is_counted = labels != self.ignored
         known, count = where(is_counted, labels, 0), labels.size
         rows = reshape(outputs, (count, outputs.size // count))
-        each = of_labels(rows, reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)]))
+        each = loss_named(self.loss)(
+            rows, reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
+        )
         counted = reshape(astype(is_counted, outputs.dtype), (labels.shape[0], -1))
         weights = counted
-        if class_weights is not None:
-            by_class = constant(np.asarray(class_weights, outputs.dtype))
+        if self.class_weights is not None:
+            by_class = constant(np.asarray(self.class_weights, outputs.dtype))
             weights = counted * reshape(by_class[known], counted.shape)
         total = sum(reshape(each, counted.shape) * weights, 1)
         return total / maximum(sum(counted, 1), 1.0)
-
-    return weighted_loss
 
 
 def _targets_like(name: str, outputs: Expression, labels: Expression) -> Expression:
@@ -156,6 +162,11 @@ LOSSES: dict[str, Loss] = {
 
 
 CLASS_LOSSES = cross_entropy_of_logits, cross_entropy_of_probabilities
+
+
+def of_label(loss: Loss) -> Loss:
+    """Return the loss of a label without its weight."""
+    return loss_named(loss.loss) if isinstance(loss, Weighted) else loss
 
 
 def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expression:

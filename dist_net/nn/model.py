@@ -40,6 +40,7 @@ from dist_net.nn.losses import (
     Loss,
     loss_named,
     mean_loss,
+    of_label,
     of_samples,
 )
 from dist_net.nn.parameters import Layout, Scope
@@ -88,7 +89,7 @@ class Model:
         self.output_shape, self.output_dtype = output.shape[1:], output.dtype
         self.input_fields = field_types(self.input_dtype, self.input_shape)
         self.output_fields = field_types(self.output_dtype, self.output_shape)
-        has_classes = self.loss in CLASS_LOSSES and len(self.output_shape) == 1
+        has_classes = of_label(self.loss) in CLASS_LOSSES and len(self.output_shape) == 1
         self.class_names = tuple(class_names or map(str, range(self.classes * has_classes)))
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)

@@ -3,7 +3,8 @@
 A layer is an object with its class as the only key, ``{"Dense": {"units": 10, ...}}``, and a
 function, such as an activation, has null: ``{"relu": null}``. ``PARTS`` lists both. Anything else
 becomes ``{"?": description}``, in whose place the program that loads the file passes its own.
-Initializers are left out, since the file has the weights.
+``{"=": 3}`` is the same object as the fourth that is complete, counted from 0: layers in two places
+share parameters. Initializers are left out, since the file has the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from dist_net.autodiff.expression import topological_order
 from dist_net.checkpoint import MALFORMED
 from dist_net.errors import DistNetError, ModelFileError, ParameterError
 from dist_net.nn import layers, recurrent
-from dist_net.nn.losses import LOSSES, Loss, loss_named
+from dist_net.nn.losses import LOSSES, Loss, Weighted, loss_named
 from dist_net.nn.parameters import Scope
 
 FORMAT = 1
-UNKNOWN = "?"
+UNKNOWN, SAME = "?", "="
+MAX_CALLS = 10_000
+"""The most calls of layers, which few objects in many places could multiply."""
 MAX_JSON = 1 << 20
 MAX_NUMBER = 1 << 24
 """The largest integer in a file, such as a number of units."""
@@ -41,6 +44,7 @@ PARTS: dict[str, Any] = {
     },
     **layers.ACTIVATIONS,
     **LOSSES,
+    "Weighted": Weighted,
 }
 INVALID = DistNetError, *MALFORMED, IndexError, MemoryError, ZeroDivisionError
 
@@ -50,7 +54,7 @@ def describe(
 ) -> str:
     """Return the network, its loss and the fields of its inputs as JSON."""
     described = [(name, dtype.str, shape) for name, (dtype, shape) in inputs.items()]
-    parts = {"network": to_data(network), "loss": to_data(loss), "inputs": described}
+    parts = {"network": to_data(network, {}), "loss": to_data(loss, {}), "inputs": described}
     return json.dumps({"format": FORMAT, **parts})
 
 
@@ -85,24 +89,31 @@ def parse(
     return network, shape, loss, dtype
 
 
-def to_data(value: Any) -> Any:
-    """Return a layer, a function or an argument of a layer as JSON."""
+def to_data(value: Any, seen: dict[int, int]) -> Any:
+    """Return a layer, a function or an argument of a layer as JSON.
+
+    ``seen`` numbers the objects that have been stored, by their ids.
+    """
     match value:
         case None | bool() | int() | float() | str():
             return value
         case np.generic():
             return value.item()
         case list() | tuple():
-            return [to_data(each) for each in value]
+            return [to_data(each, seen) for each in value]
         case Mapping():
-            return [[name, to_data(each)] for name, each in value.items()]
+            return [[name, to_data(each, seen)] for name, each in value.items()]
     for name, part in PARTS.items():
         if value is part:
             return {name: None}
+        if type(value) is part and id(value) in seen:
+            return {SAME: seen[id(value)]}
         if type(value) is part:
             arguments = [each.name for each in fields(value)] if is_dataclass(part) else ["layers"]
             kept = [each for each in arguments if not each.endswith("_initializer")]
-            return {name: {each: to_data(getattr(value, each)) for each in kept}}
+            data = {name: {each: to_data(getattr(value, each), seen) for each in kept}}
+            seen[id(value)] = len(seen)
+            return data
     return {UNKNOWN: f"{shown(value):.200}"}
 
 
@@ -111,26 +122,48 @@ def from_data(data: Any) -> Any:
 
     Unexpected JSON raises one of ``INVALID``.
     """
-    if isinstance(data, list):
-        return tuple(map(from_data, data))
-    if isinstance(data, int) and abs(data) > MAX_NUMBER:
-        raise ValueError(f"the number {data}; expected at most {MAX_NUMBER}")
-    if not isinstance(data, dict):
-        return data
-    ((name, arguments),) = data.items()
-    if name not in PARTS:
-        raise ParameterError(
-            f"{arguments if name == UNKNOWN else name!r:.200} is not of dist_net.nn; pass your "
-            f"own, Model.load(path, network=..., loss=...), or use what docs/layers.md lists. To "
-            f"serve any network, export it to ONNX"
-        )
-    part = PARTS[name]
-    if isinstance(part, type) == (arguments is None):
-        raise ValueError(f"{name} with {arguments!r:.80}")
-    if arguments is None:
-        return part
-    given = {each: from_data(value) for each, value in arguments.items()}
-    return part(*given["layers"]) if issubclass(part, layers.Sequential) else part(**given)
+    return _Reader().value(data)
+
+
+class _Reader:
+    """Builds layers from JSON, and counts how often their calls will call layers."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._built: list[tuple[Any, int]] = []
+
+    def value(self, data: Any) -> Any:
+        """Return the value of some JSON; see ``from_data``."""
+        if isinstance(data, list):
+            return tuple(map(self.value, data))
+        if isinstance(data, int) and abs(data) > MAX_NUMBER:
+            raise ValueError(f"the number {data}; expected at most {MAX_NUMBER}")
+        if not isinstance(data, dict):
+            return data
+        ((name, arguments),) = data.items()
+        if name == SAME:
+            layer, calls = self._built[arguments]
+            self._calls += calls
+            return layer
+        if name not in PARTS:
+            raise ParameterError(
+                f"{arguments if name == UNKNOWN else name!r:.200} is not of dist_net.nn; pass your "
+                f"own, Model.load(path, network=..., loss=...), or use what docs/layers.md lists. "
+                f"To serve any network, export it to ONNX"
+            )
+        part, before = PARTS[name], self._calls
+        if isinstance(part, type) == (arguments is None):
+            raise ValueError(f"{name} with {arguments!r:.80}")
+        if arguments is None:
+            return part
+        given = {each: self.value(argument) for each, argument in arguments.items()}
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise ValueError(f"more than {MAX_CALLS:,} calls of layers")
+        is_chain = issubclass(part, layers.Sequential)
+        layer = part(*given["layers"]) if is_chain else part(**given)
+        self._built.append((layer, self._calls - before))
+        return layer
 
 
 def _inputs(data: Any) -> tuple[Shape, np.dtype[Any]]:

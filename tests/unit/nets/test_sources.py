@@ -45,7 +45,7 @@ from dist_net.nets.sources import (
     parse_named_source,
 )
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
-from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential
+from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.model_loader import described
@@ -229,6 +229,8 @@ def test_a_saved_model_has_its_classes_or_predicts_numbers(tmp_path, digits_rows
     assert found.labels == tuple(names)
     assert found.takes_images
     assert called(write_saved(tmp_path / "numbers", loss="mse")).read().labels == ()
+    weighted = Weighted("cross_entropy_of_logits", [1.0] * 10)
+    assert called(write_saved(tmp_path / "weighted", loss=weighted)).read().has_logits
     run = load(tmp_path / "named")
     assert run.class_names == tuple(names)
     assert run.evaluate((digits_rows, np.arange(4))).samples == 4

@@ -256,7 +256,7 @@ def test_labels_have_the_weight_of_their_class_and_none_if_ignored(ignored: int)
     labels = np.array([[0, 3, ignored], [ignored, ignored, ignored]])
     weights = [2.0, 1.0, 1.0, 0.5]
     x, y = ad.variable("x", (2, 3, 4)), ad.variable("y", (2, 3), np.int64)
-    loss = nn.weighted(nn.cross_entropy_of_logits, weights, ignored)(x, y)
+    loss = nn.Weighted(nn.cross_entropy_of_logits, weights, ignored)(x, y)
     found, slope = ad.evaluate([loss, *ad.gradients(ad.sum(loss), [x])], x=TOKENS, y=labels)
     logs = np.log(np.exp(TOKENS) / np.exp(TOKENS).sum(-1, keepdims=True))
     wanted = -(2 * logs[0, 0, 0] + 0.5 * logs[0, 1, 3]) / 2
@@ -267,7 +267,7 @@ def test_labels_have_the_weight_of_their_class_and_none_if_ignored(ignored: int)
 
 def test_unsigned_labels_may_be_weighted() -> None:
     x, y = ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8)
-    loss = nn.weighted("cross_entropy_of_logits", [1, 2, 3, 4])(x, y)
+    loss = nn.Weighted("cross_entropy_of_logits", [1, 2, 3, 4])(x, y)
     plain = value(nn.cross_entropy_of_logits(x, y), x=LOGITS, y=LABELS)
     np.testing.assert_allclose(value(loss, x=LOGITS, y=LABELS), plain * (LABELS + 1.0), rtol=1e-6)
 
@@ -278,7 +278,7 @@ def test_the_loss_of_a_map_ignores_pixels(loss: str) -> None:
     outputs = RNG.standard_normal(targets.shape).astype(np.float32)
     targets[0, :2] = targets[1, 1:] = -1
     x, y = ad.variable("x", targets.shape), ad.variable("y", targets.shape)
-    found = value(nn.weighted(loss)(x, y), x=outputs, y=targets)
+    found = value(nn.Weighted(loss)(x, y), x=outputs, y=targets)
     some = ad.variable("x", (2, 4)), ad.variable("y", (2, 4))
     kept = {"x": outputs[targets >= 0].reshape(2, 4), "y": targets[targets >= 0].reshape(2, 4)}
     np.testing.assert_allclose(found, value(nn.losses.LOSSES[loss](*some), **kept), rtol=1e-5)
@@ -286,7 +286,7 @@ def test_the_loss_of_a_map_ignores_pixels(loss: str) -> None:
 
 def test_a_weighted_loss_refuses_labels_of_another_shape() -> None:
     with pytest.raises(ShapeError, match=naming("(N,)", "(N, 8, 10)")):
-        nn.weighted("mse")(ad.variable("x", (2, 8, 10)), ad.variable("y", (2,), np.uint8))
+        nn.Weighted("mse")(ad.variable("x", (2, 8, 10)), ad.variable("y", (2,), np.uint8))
 
 
 def test_one_hot_has_a_class_for_each_number_that_labels_may_not_hold() -> None:

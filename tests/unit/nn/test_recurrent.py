@@ -106,7 +106,7 @@ def test_a_sequence_is_labelled_by_its_past_where_labels_are_not_ignored(
     labels = np.cumsum(x[..., 0], 1).astype(np.int64) % 2  # the parity so far
     is_shown = random.random(labels.shape) < 0.5
     network = nn.Sequential(kind(12, return_sequences=True), nn.Dense(2))
-    model = nn.Model(network, (8, 1), nn.weighted("cross_entropy_of_logits"), np.float32)
+    model = nn.Model(network, (8, 1), nn.Weighted("cross_entropy_of_logits"), np.float32)
     dist_net.fit(model, x, np.where(is_shown, labels, -1), epochs=30, learning_rate=0.02)
     assert np.mean(model.predict(x).argmax(-1) == labels) > 0.98
 

@@ -117,10 +117,41 @@ def test_a_layer_of_the_same_name_is_not_taken_for_ours() -> None:
     class Dense(nn.Dense):
         """Another layer."""
 
-    assert network_json.to_data(Dense(3)) == {"?": "Dense(units=3)"}
-    assert network_json.to_data(nn.Dense(3)) == {
+    assert network_json.to_data(Dense(3), {}) == {"?": "Dense(units=3)"}
+    assert network_json.to_data(nn.Dense(3), {}) == {
         "Dense": {"units": 3, "activation": {"linear": None}}
     }
+
+
+def test_layers_in_two_places_share_their_parameters_after_loading(tmp_path: Path) -> None:
+    embedding, twice = nn.Embedding(5, 3), nn.Dense(3)
+    network = Sequential(embedding, twice, nn.Residual(twice), nn.Unembedding(embedding))
+    model = Model(network, (4,), "cross_entropy_of_logits")
+    model.weights = model.layout.initial(np.random.default_rng(1))
+    model.save(tmp_path / "m")
+    loaded = Model.load(tmp_path / "m")
+    assert loaded.layout.size == model.layout.size == 5 * 3 + 3 * 3 + 3
+    tokens = RANDOM.integers(0, 5, (2, 4), np.uint8)
+    np.testing.assert_array_equal(loaded.predict(tokens), model.predict(tokens))
+
+
+def test_a_layer_in_more_places_than_can_be_computed_is_refused() -> None:
+    doubled: dict[str, Any] = {"Flatten": {}}
+    for number in range(60):
+        doubled = {"Sequential": {"layers": [doubled, {"=": number}]}}
+    with pytest.raises(ModelFileError, match=naming(f"{network_json.MAX_CALLS:,}")):
+        Model.from_json(changed(network=doubled))
+    with pytest.raises(ModelFileError):
+        Model.from_json(changed(network={"=": 0}))
+
+
+def test_a_loss_with_weights_is_saved_and_its_classes_are_known(tmp_path: Path) -> None:
+    loss = nn.Weighted("cross_entropy_of_logits", [1.0, 2.0, 3.0, 4.0])
+    model = trained(of_every_kind(), loss=loss)
+    model.save(tmp_path / "m")
+    loaded = Model.load(tmp_path / "m")
+    assert loaded.class_names == ("0", "1", "2", "3")
+    assert loaded.evaluate(IMAGES, LABELS) == model.evaluate(IMAGES, LABELS)
 
 
 def changed(**parts: Any) -> str:
