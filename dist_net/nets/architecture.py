@@ -1,4 +1,4 @@
-"""Descriptions of networks: one of four kinds, stored in files and messages as JSON."""
+"""Descriptions of networks: one of five kinds, stored in files and messages as JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dist_net.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    from dist_net.nets.foreign_onnx import ForeignModel
     from dist_net.nets.recipes.recipe import LoadedRecipe
     from dist_net.nn import Model
 
@@ -64,6 +65,28 @@ class FolderArchitecture:
 
 
 @dataclass(frozen=True)
+class OnnxArchitecture:
+    """A net that ONNX Runtime computes; ``interface`` is JSON, see ``ForeignModel``.
+
+    Its prepared arrays are the bytes of an ONNX file.
+    """
+
+    interface: str
+
+    def build(self, name: str, trust_recipe: bool = False) -> ForeignModel:
+        """Return the model. Raise ModelLoadError for other JSON."""
+        from dist_net.nets.foreign_onnx import ForeignModel
+
+        try:
+            return ForeignModel.from_json(self.interface)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelLoadError(
+                f"the inputs and outputs of {name} are {self.interface[:80]!r} ({error}); expected "
+                f"JSON of the same release of dist_net"
+            ) from error
+
+
+@dataclass(frozen=True)
 class RecipeArchitecture:
     """The net of a recipe: ``path`` is the name of a built-in recipe, or a run's Python file.
 
@@ -104,12 +127,19 @@ class RecipeArchitecture:
         return loaded.recipe.model
 
 
-Architecture = DarknetArchitecture | PublishedArchitecture | FolderArchitecture | RecipeArchitecture
+Architecture = (
+    DarknetArchitecture
+    | PublishedArchitecture
+    | FolderArchitecture
+    | OnnxArchitecture
+    | RecipeArchitecture
+)
 
 _KINDS: dict[str, type[Architecture]] = {
     "darknet": DarknetArchitecture,
     "published": PublishedArchitecture,
     "folder": FolderArchitecture,
+    "onnx": OnnxArchitecture,
     "recipe": RecipeArchitecture,
 }
 

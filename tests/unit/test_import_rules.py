@@ -36,13 +36,14 @@ MAY_IMPORT = {
     "autodiff": "errors compiling",
     "nn": "errors vector files spelling autodiff",
     "optim": "errors vector spelling compiling",
-    "images": "errors nn",
+    "images": "errors",
     "data": "errors files images",
     "wire": "errors vector clock",
     "nets": (
         "errors vector files spelling command_line printable release autodiff nn optim images data "
         "wire"
     ),
+    "export": "errors vector files spelling release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files spelling command_line printable autodiff nn optim data wire "
@@ -50,11 +51,10 @@ MAY_IMPORT = {
     ),
     "serving": (
         "errors clock files spelling command_line printable release autodiff nn images data wire "
-        "nets processes"
+        "nets export processes"
     ),
-    "photos": "errors vector files spelling nn images data nets processes training",
+    "photos": "errors vector files spelling nn images data nets export processes training",
     "trained_run": "errors spelling nn data nets processes training photos",
-    "export": "errors vector files spelling release autodiff nn nets",
     "cli": (
         "errors spelling command_line printable release images data wire nets processes training "
         "serving photos trained_run export"

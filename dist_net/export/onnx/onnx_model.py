@@ -37,7 +37,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
     of any size, and a classifier's outputs are probabilities. Raise ``ExportError``.
     """
     found, takes_images = exported.found, exported.takes_images
-    graph, model = Graph("input", "images", "logits", "probabilities", "outputs"), found.model
+    graph, model = Graph("input", "images", "logits", "probabilities", "outputs"), found.own_model
     if takes_images:
         if not found.takes_images:
             raise ExportError(

@@ -1,0 +1,535 @@
+"""Foreign models: ONNX files, checked as data, and computed by ONNX Runtime.
+
+Nothing is imported from the extra ``onnxruntime`` before it is used. A file becomes one array of
+bytes with everything that it needs, which is sent and mapped like prepared weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.arrays import Shape
+from dist_net.errors import (
+    DistNetError,
+    ForeignModelError,
+    MissingExtraError,
+    ShapeError,
+    TensorInputError,
+)
+from dist_net.images.fitting import fitting_named
+from dist_net.nets.tensor_specs import DATATYPES, Specs, Tensors, TensorSpec
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, Prepared
+
+ONNX = "onnx"
+"""The name of the array that holds a file's bytes, among the prepared arrays of a model."""
+
+MAX_FILE_BYTES = 2**31 - 1  # of a message of protobuf, with the external data
+MAX_TENSOR_BYTES = 4 << 30
+"""The maximum memory of all tensors of all foreign models in a process."""
+MIN_OPSET = 7
+STANDARD = "", "ai.onnx"
+BUILT_IN = "ai.onnx.ml", "com.microsoft"
+"""The other domains whose operators ONNX Runtime has built in."""
+
+PROBED_ROWS = 3
+MAX_ROUNDING = 0.05  # of the difference between rows
+MAX_REASON = 500  # characters of an error of ONNX Runtime
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
+"""The allowed difference between the outputs of two engines."""
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """The inputs and outputs of an ONNX file. With ``is_batched`` it computes rows, each by itself.
+
+    Where a model has one input and one output, the properties are those of ``nn.Model``.
+    """
+
+    inputs: Specs
+    outputs: Specs
+    is_batched: bool
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.inputs[0].shape
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        return self.inputs[0].dtype
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs of a row; 0 if it depends on the input."""
+        sizes = self.outputs[0].shape
+        return int(np.prod(sizes)) if self.is_batched else 0
+
+    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> ForeignModel:
+        """Return the model with its shapes changed by a function."""
+        inputs, outputs = (
+            tuple(each._replace(shape=changed(each.shape)) for each in specs)
+            for specs in (self.inputs, self.outputs)
+        )
+        return ForeignModel(inputs, outputs, is_batched)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse the result of ``to_json``. Raise ValueError, TypeError or KeyError."""
+        values = json.loads(text)
+        inputs, outputs = (
+            tuple(map(TensorSpec.parsed, values[name])) for name in ("inputs", "outputs")
+        )
+        return cls(inputs, outputs, bool(values["is_batched"]))
+
+
+class OnnxSession:
+    """Computes a foreign model with ``threads`` threads of ONNX Runtime.
+
+    Raise MissingExtraError without the extra, and ForeignModelError if ONNX Runtime refuses the
+    file.
+    """
+
+    def __init__(self, model: ForeignModel, prepared: Prepared, threads: int = 1) -> None:
+        self.model = model
+        runtime = runtime_package()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # errors are raised, and their text is the file's own
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        _bound_memory()
+        with _translating(ForeignModelError, "ONNX Runtime refuses the file"):
+            self._session = runtime.InferenceSession(
+                prepared[ONNX].tobytes(), options, ["CPUExecutionProvider"]
+            )
+        self._names = [each.name for each in self._session.get_outputs()]
+
+    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Return the outputs by name. Raise TensorInputError if the model refuses the inputs."""
+        feeds = {
+            each.name: np.require(tensors[each.name], each.dtype, ["C", "A"])
+            for each in self.model.inputs
+        }
+        with _translating(TensorInputError, "the model refuses the input"):
+            found = self._session.run(self._names, feeds)
+        return {
+            each.name: np.asarray(array, each.dtype)
+            for each, array in zip(self.model.outputs, found, strict=True)
+        }
+
+    def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return the output of a model with one input and one output, as ``Inference`` does."""
+        return self.predict(inputs)[self.model.outputs[0].name]
+
+    def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
+        """Return the outputs by name, of the inputs by name, or of the only input.
+
+        Raise ShapeError if inputs are missing or of another shape, and TensorInputError.
+        """
+        specs = self.model.inputs
+        tensors = inputs if isinstance(inputs, Mapping) else {specs[0].name: inputs}
+        shapes = {name: np.shape(array) for name, array in tensors.items()}
+        leading = (-1,) if self.model.is_batched else ()
+        full = [each._replace(shape=(*leading, *each.shape)) for each in specs]
+        if len(shapes) != len(full) or not all(
+            each.name in shapes and each.fits(shapes[each.name]) for each in full
+        ):
+            expected = ", ".join(f"{each.name} {list(each.shape)}" for each in full)
+            raise ShapeError(f"inputs of shapes {shapes}; expected {expected}, -1 for any length")
+        return self.run({name: np.asarray(array) for name, array in tensors.items()})
+
+    def rebound(self, prepared: Prepared) -> None:
+        """Return None: sessions of other weights share nothing."""
+
+    def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
+        """Do nothing: the session is ready when it is created."""
+
+    def close(self) -> None:
+        """Release the session."""
+        del self._session
+
+
+def open_session(
+    model: Model | ForeignModel,
+    prepared: Prepared,
+    threads: int = 1,
+    batch_size: int = 8,
+    reproducible: bool = True,
+    compiled: bool = True,
+) -> Inference | OnnxSession:
+    """Return the session that computes ``model``; the options are those of ``Inference``."""
+    if isinstance(model, ForeignModel):
+        return OnnxSession(model, prepared, threads)
+    return Inference(model, prepared, threads, batch_size, reproducible, compiled)
+
+
+class PixelOptions(NamedTuple):
+    """How images become the input of a foreign model: (pixels - mean) / scale, after fitting.
+
+    Texts, as a user writes them: ``mean`` and ``scale`` of one number or of one for each channel,
+    divided by "/"; ``size`` is HEIGHTxWIDTH, for inputs of any size. "" selects the default.
+    """
+
+    fitting: str = ""
+    mean: str = ""
+    scale: str = ""
+    size: str = ""
+
+    def numbers(self, name: str, default: float) -> NDArray[np.float32]:
+        """Return ``mean`` or ``scale``. Raise ForeignModelError."""
+        return np.array(self._parsed(name, "/", float) or [default], np.float32)
+
+    @property
+    def sides(self) -> list[int]:
+        """Return height and width; empty without ``size``. Raise ForeignModelError."""
+        return self._parsed("size", "x", int)
+
+    def _parsed(self, name: str, separator: str, kind: Callable[[str], Any]) -> list[Any]:
+        text = getattr(self, name)
+        try:
+            return [kind(each) for each in text.split(separator)] if text else []
+        except ValueError as error:
+            raise ForeignModelError(
+                f"{name}={text!r}: expected numbers divided by {separator!r}"
+            ) from error
+
+
+class ForeignFile(NamedTuple):
+    """A checked ONNX file: its model and bytes, and what it states about images and classes."""
+
+    model: ForeignModel
+    prepared: Prepared
+    key: str
+    labels: tuple[str, ...]
+    fitting: str
+    has_logits: bool
+    unknown_below: float
+
+
+def read_foreign(path: Path, labels: tuple[str, ...], pixels: PixelOptions) -> ForeignFile:
+    """Read and check an ONNX file, and try it with a few rows of random numbers.
+
+    ``labels`` replace those of the file's metadata. A model with labels is a classifier: only its
+    output of that many numbers is kept, and an image input is replaced by pixels, ``(N, H, W, C)``
+    uint8. Raise ForeignModelError, and MissingExtraError without the extra.
+    """
+    proto = read_proto(path)
+    metadata = {each.key: each.value for each in proto.metadata_props}
+    try:
+        labels = labels or tuple(map(str, json.loads(metadata.get("labels", "[]"))))
+        unknown_below = float(metadata.get("unknown_below", 0))
+    except (ValueError, TypeError) as error:
+        raise ForeignModelError(f"{path}: metadata of labels that are no JSON: {error}") from error
+    fitting = pixels.fitting or metadata.get("fitting", "crop")
+    if labels:
+        _keep_classes(proto, len(labels), path)
+        if fitting != "letterbox":
+            fitting_named(fitting)
+            accept_pixels(proto, pixels)
+    model = _interface(proto, path)
+    prepared = prepared_bytes(proto.SerializeToString())
+    session = OnnxSession(model, prepared)
+    model, rows = _probed(model, session)
+    if labels and rows is None:
+        raise ForeignModelError(f"{path} has labels, and does not compute rows independently")
+    has_logits = rows is not None and not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
+    return ForeignFile(
+        model,
+        prepared,
+        sha256(prepared[ONNX].data).hexdigest(),
+        labels,
+        fitting,
+        bool(labels) and has_logits,
+        unknown_below,
+    )
+
+
+def read_proto(path: Path) -> Any:
+    """Return the ModelProto in a file, with its external data; see ``checked_proto``."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ForeignModelError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes")
+        return checked_proto(path.read_bytes(), path)
+    except OSError as error:
+        raise ForeignModelError(f"{path}: {error.strerror}; expected an ONNX file") from error
+
+
+def checked_proto(content: bytes, path: Path, has_data_beside: bool = True) -> Any:
+    """Return the ModelProto in ``content``, with external data from beside ``path``, if any.
+
+    Raise ForeignModelError for damaged content, unknown operators, and other external data.
+    """
+    onnx, decode_error = onnx_package(), import_module("google.protobuf.message").DecodeError
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except decode_error as error:
+        raise ForeignModelError(f"{path} is no ONNX file, or a damaged one: {error}") from error
+    newest = onnx.defs.onnx_opset_version()
+    for each in proto.opset_import:
+        if each.domain in STANDARD and not MIN_OPSET <= each.version <= newest:
+            raise ForeignModelError(
+                f"{path} has opset {each.version}; expected {MIN_OPSET} to {newest}: export it "
+                f"again for one of these"
+            )
+    domains = {*STANDARD, *BUILT_IN, *(each.domain for each in proto.functions)}
+    budget = MAX_FILE_BYTES - len(content) if has_data_beside else 0
+    for graph in [each for part in (proto.graph, *proto.functions) for each in _graphs(part)]:
+        for node in graph.node:
+            is_unknown = node.domain in STANDARD and not onnx.defs.has(node.op_type)
+            if is_unknown or node.domain not in domains:
+                raise ForeignModelError(
+                    f"{path} has the operator {node.op_type!r:.80} of {node.domain!r:.80}; "
+                    f"expected operators that ONNX Runtime has built in"
+                )
+        for tensor in _tensors(graph):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                budget -= _embed(tensor, path, budget)
+    return proto
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph or function and every graph inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Yield every tensor in a graph or function, except in graphs inside its nodes."""
+    yield from getattr(graph, "initializer", ())
+    sparse = [*getattr(graph, "sparse_initializer", ())]
+    for attribute in (each for node in graph.node for each in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        sparse += attribute.sparse_tensor, *attribute.sparse_tensors
+    for each in sparse:
+        yield from (each.values, each.indices)
+
+
+def _embed(tensor: Any, path: Path, budget: int) -> int:
+    """Replace a reference to external data by the data; return the number of bytes."""
+    entries = {each.key: each.value for each in tensor.external_data}
+    location = entries.get("location", "")
+    file = path.parent / location
+    if not location or Path(location).name != location or not file.is_file():
+        raise ForeignModelError(
+            f"{path} refers to external data in {location!r:.80}; expected the name of a file "
+            f"beside it"
+        )
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", file.stat().st_size - offset))
+    except ValueError as error:
+        raise ForeignModelError(f"{path}: external data {entries!r:.80}") from error
+    if not (offset >= 0 and 0 <= length <= budget and offset + length <= file.stat().st_size):
+        raise ForeignModelError(
+            f"{path} refers to {length:,} bytes at {offset:,} of {file.name}, which has "
+            f"{file.stat().st_size:,}; expected at most {MAX_FILE_BYTES:,} bytes of data in total"
+        )
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        tensor.raw_data = opened.read(length)
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+    return length
+
+
+def _interface(proto: Any, path: Path) -> ForeignModel:
+    """Return the model: its rows are a batch if every first axis, and no other, is free."""
+    constants = {each.name for each in proto.graph.initializer}
+    inputs = tuple(_spec(each, path) for each in proto.graph.input if each.name not in constants)
+    outputs = tuple(_spec(each, path) for each in proto.graph.output)
+    if not inputs or not outputs:
+        raise ForeignModelError(f"{path} has no inputs or no outputs; expected some of both")
+    model = ForeignModel(inputs, outputs, is_batched=False)
+    if all(each.shape[:1] == (-1,) and -1 not in each.shape[1:] for each in (*inputs, *outputs)):
+        return model.with_shapes(lambda shape: shape[1:], is_batched=True)
+    return model
+
+
+def _spec(value: Any, path: Path) -> TensorSpec:
+    tensor = value.type.tensor_type
+    try:
+        dtype = onnx_package().helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        datatype = DATATYPES[dtype]
+    except KeyError as error:
+        raise ForeignModelError(
+            f"{path}: {value.name!r:.80} is no tensor of numbers; expected tensors of "
+            f"{', '.join(DATATYPES.values())}"
+        ) from error
+    return TensorSpec(value.name, datatype, _sizes(tensor.shape))
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    return tuple(each.dim_value if each.dim_value > 0 else -1 for each in shape.dim)
+
+
+def _probed(model: ForeignModel, session: OnnxSession) -> tuple[ForeignModel, NDArray[Any] | None]:
+    """Return the model, and the first output of random rows.
+
+    The model is not batched, and there are no rows, if a row has other outputs in a batch.
+    """
+    if not model.is_batched:
+        return model, None
+    generator = np.random.default_rng(0)
+    rows = {each.name: random_rows(each, generator) for each in model.inputs}
+    one_by_one = [
+        {name: array[row : row + 1] for name, array in rows.items()} for row in range(PROBED_ROWS)
+    ]
+    try:
+        together, alone = session.run(rows), [session.run(each) for each in one_by_one]
+        is_batched = all(
+            _are_independent(together[name], np.concatenate([each[name] for each in alone]))
+            for name in together
+        )
+    except (TensorInputError, ValueError):  # other shapes than the file states
+        is_batched = False
+    if is_batched:
+        return model, together[model.outputs[0].name]
+    return model.with_shapes(lambda shape: (-1, *shape), is_batched=False), None
+
+
+def _are_independent(together: NDArray[Any], alone: NDArray[Any]) -> bool:
+    """Return whether a batch changes the outputs of its rows by rounding alone.
+
+    Rounding may move a probability by 0.005 (the model of the package ``magika``); rows that depend
+    on each other differ as much as other rows do.
+    """
+    if together.shape != alone.shape:
+        return False
+    numbers = alone.astype(np.float64)
+    allowed = ABSOLUTE_TOLERANCE + MAX_ROUNDING * np.ptp(numbers, axis=0).max(initial=0)
+    return bool((np.abs(together - numbers) <= allowed).all())
+
+
+def random_rows(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+    """Return a few rows for a trial: normal numbers, pixels for uint8, else zeros and ones."""
+    shape = PROBED_ROWS, *spec.shape
+    if spec.dtype.kind == "f":
+        return generator.standard_normal(shape).astype(spec.dtype)
+    return generator.integers(256 if spec.datatype == "UINT8" else 2, size=shape).astype(spec.dtype)
+
+
+def _keep_classes(proto: Any, classes: int, path: Path) -> None:
+    """Remove all outputs but the one with the probabilities or logits of the classes."""
+    sizes = [_sizes(each.type.tensor_type.shape) for each in proto.graph.output]
+    found = [
+        each for each, size in zip(proto.graph.output, sizes, strict=True) if size[1:] == (classes,)
+    ]
+    if len(found) != 1:
+        raise ForeignModelError(
+            f"{path} has {len(found)} outputs of {classes:,} numbers, one for each label; expected "
+            f"one"
+        )
+    del proto.graph.output[:]
+    proto.graph.output.append(found[0])
+
+
+def accept_pixels(proto: Any, pixels: PixelOptions) -> None:
+    """Replace the only input, if it is an image, by uint8 pixels, (N, H, W, C), in the graph.
+
+    Raise ForeignModelError if ``pixels`` do not fit it.
+    """
+    constants = {each.name for each in proto.graph.initializer}
+    inputs = [each for each in proto.graph.input if each.name not in constants]
+    tensor = inputs[0].type.tensor_type
+    count, *sizes = _sizes(tensor.shape) or (1,)
+    if len(inputs) > 1 or count != -1 or len(sizes) != 3 or not {*sizes[:1], *sizes[2:]} & {1, 3}:
+        return
+    is_first = sizes[0] in (1, 3)
+    channels, sides = (sizes[0], sizes[1:]) if is_first else (sizes[2], sizes[:2])
+    sides = pixels.sides or sides
+    if len(sides) != 2 or min(sides) < 1:
+        raise ForeignModelError(
+            f"images of {sides} for a model of any size; expected size=HEIGHTxWIDTH"
+        )
+    mean, scale = pixels.numbers("mean", 0), pixels.numbers("scale", 1)
+    if not ({len(mean), len(scale)} <= {1, channels} and scale.all()):
+        raise ForeignModelError(
+            f"mean={pixels.mean!r}, scale={pixels.scale!r}: expected one number, or {channels}, "
+            f"and no scale of 0"
+        )
+    onnx = onnx_package()
+    helper, types, name = onnx.helper, onnx.TensorProto, inputs[0].name
+    steps: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [("Cast", (), {"to": types.FLOAT})]
+    for operator, numbers in ("Sub", mean), ("Div", scale):
+        constant = f"{name}/{operator}"
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, constant))
+        steps.append((operator, (constant,), {}))
+    if is_first:
+        steps.append(("Transpose", (), {"perm": [0, 3, 1, 2]}))
+    steps.append(("Cast", (), {"to": tensor.elem_type}))
+    value = f"{name}/pixels"
+    proto.graph.input.remove(inputs[0])
+    proto.graph.input.append(
+        helper.make_tensor_value_info(value, types.UINT8, ["N", *sides, channels])
+    )
+    for place, (operator, others, attributes) in enumerate(steps):
+        output = name if place == len(steps) - 1 else f"{name}/{place}"
+        node = helper.make_node(operator, [value, *others], [output], **attributes)
+        proto.graph.node.insert(place, node)
+        value = output
+
+
+def prepared_bytes(content: bytes) -> Prepared:
+    """Return the prepared arrays of a foreign model: the bytes of its file."""
+    return {ONNX: np.frombuffer(content, np.uint8)}
+
+
+def runtime_package() -> Any:
+    """Return the module ``onnxruntime``. Raise MissingExtraError."""
+    return _module("onnxruntime")
+
+
+def onnx_package() -> Any:
+    """Return the module ``onnx``. Raise MissingExtraError."""
+    return _module("onnx")
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"ONNX files need a package that cannot be imported ({error}); install it with: "
+            f"pip install -e '.[onnxruntime]'"
+        ) from error
+
+
+@cache
+def _bound_memory() -> None:
+    """Limit the memory for tensors of all sessions of this process."""
+    runtime = runtime_package()
+    kinds = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
+    limit = runtime.OrtArenaCfg({"max_mem": MAX_TENSOR_BYTES})
+    runtime.create_and_register_allocator(runtime.OrtMemoryInfo("Cpu", *kinds), limit)
+
+
+@contextmanager
+def _translating(error_class: type[DistNetError], what: str) -> Iterator[None]:
+    """Translate the errors of ONNX Runtime, which have no common base class."""
+    try:
+        yield
+    except _runtime_errors() as error:
+        raise error_class(f"{what}: {str(error)[:MAX_REASON]}") from error
+
+
+@cache
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    state = vars(import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
+    own = (each for each in state if isinstance(each, type) and issubclass(each, Exception))
+    return RuntimeError, ValueError, *own
