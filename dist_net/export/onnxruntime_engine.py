@@ -32,7 +32,8 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     """Return the model as ``engine`` computes it; an ONNX file is returned as it is.
 
     Raise ExportError if ONNX cannot express the model, EngineMismatchError if the outputs for a few
-    inputs differ by more than ``ABSOLUTE_TOLERANCE`` and ``RELATIVE_TOLERANCE``, and MissingExtraError without the extra.
+    inputs differ by more than ``ABSOLUTE_TOLERANCE`` and ``RELATIVE_TOLERANCE``, and
+    MissingExtraError without the extra.
     """
     if engine == NUMPY or isinstance(found.model, ForeignModel):
         return found

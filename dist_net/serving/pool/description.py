@@ -73,13 +73,13 @@ class ModelDescription(VersionSummary):
 
     @cached_property
     def row_bytes(self) -> int:
-        """The size of a row of inputs, if it is batched."""
-        return record_of(self.inputs).itemsize
+        """The size of a row of inputs; 0 if it is not batched."""
+        return record_of(self.inputs).itemsize if self.is_batched else 0
 
     @cached_property
     def result_bytes(self) -> int:
-        """The size of a row of outputs, if it is batched."""
-        return record_of(self.outputs).itemsize
+        """The size of a row of outputs; 0 if it is not batched."""
+        return record_of(self.outputs).itemsize if self.is_batched else 0
 
     def rows_in(self, payload_bytes: int) -> int:
         """Return the number of rows in a payload, at least 1."""
