@@ -239,10 +239,10 @@ def read_foreign(path: Path, labels: tuple[str, ...], pixels: PixelOptions) -> F
         if fitting != "letterbox":
             fitting_named(fitting)
             accept_pixels(proto, pixels)
-    model = _interface(proto, path)
+    model = interface_of(proto, path)
     prepared = prepared_bytes(proto.SerializeToString())
     session = OnnxSession(model, prepared)
-    model, rows = _probed(model, session)
+    model, rows = probed(model, session)
     if labels and rows is None:
         raise ForeignModelError(f"{path} has labels, and does not compute rows independently")
     has_logits = rows is not None and not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
@@ -348,7 +348,7 @@ def _embed(tensor: Any, path: Path, budget: int) -> int:
     return length
 
 
-def _interface(proto: Any, path: Path) -> ForeignModel:
+def interface_of(proto: Any, path: Path) -> ForeignModel:
     """Return the model: its rows are a batch if every first axis, and no other, is free."""
     constants = {each.name for each in proto.graph.initializer}
     inputs = tuple(_spec(each, path) for each in proto.graph.input if each.name not in constants)
@@ -378,7 +378,7 @@ def _sizes(shape: Any) -> tuple[int, ...]:
     return tuple(each.dim_value if each.dim_value > 0 else -1 for each in shape.dim)
 
 
-def _probed(model: ForeignModel, session: OnnxSession) -> tuple[ForeignModel, NDArray[Any] | None]:
+def probed(model: ForeignModel, session: OnnxSession) -> tuple[ForeignModel, NDArray[Any] | None]:
     """Return the model, and the first output of random rows.
 
     The model is not batched, and there are no rows, if a row has other outputs in a batch.
