@@ -17,11 +17,11 @@ from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
 from dist_net.nets.checkpoint import Checkpoint
-from dist_net.nets.foreign_onnx import OnnxSession, read_foreign
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import parse_named_source
+from dist_net.nets.sources import OnnxFile, parse_named_source
 from dist_net.nets.trained_model import (
     calibrated_weights,
     load_trained,
@@ -125,7 +125,8 @@ def load(path: str | Path, *, trust_recipe: bool = False) -> Run | OnnxSession:
     """
     named = parse_named_source(str(path))
     if Path(named.source).suffix == ".onnx":
-        found = read_foreign(Path(named.source), (), named.pixels)
+        found = OnnxFile(Path(named.source), None, named.pixels).read()
+        assert isinstance(found.model, ForeignModel)
         return OnnxSession(found.model, found.prepared, available_cores())
     return load_run(path, trust_recipe=trust_recipe)
 

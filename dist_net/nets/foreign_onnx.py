@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -24,10 +23,8 @@ from dist_net.errors import (
     DistNetError,
     ForeignModelError,
     MissingExtraError,
-    ShapeError,
     TensorInputError,
 )
-from dist_net.images.fitting import fitting_named
 from dist_net.nets.tensor_specs import DATATYPES, Specs, Tensors, TensorSpec
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
@@ -105,7 +102,7 @@ class OnnxSession:
 
     def __init__(self, model: ForeignModel, prepared: Prepared, threads: int = 1) -> None:
         self.model = model
-        runtime = runtime_package()
+        runtime = package("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4  # errors are raised, and their text is the file's own
@@ -118,10 +115,10 @@ class OnnxSession:
         self._names = [each.name for each in self._session.get_outputs()]
 
     def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Return the outputs by name. Raise TensorInputError if the model refuses the inputs."""
+        """Return the outputs by name. Raise TensorInputError if the inputs do not fit the model."""
+        dtypes = {each.name: each.dtype for each in self.model.inputs}
         feeds = {
-            each.name: np.require(tensors[each.name], each.dtype, ["C", "A"])
-            for each in self.model.inputs
+            name: np.require(array, dtypes.get(name), ["C", "A"]) for name, array in tensors.items()
         }
         with _translating(TensorInputError, "the model refuses the input"):
             found = self._session.run(self._names, feeds)
@@ -135,21 +132,10 @@ class OnnxSession:
         return self.predict(inputs)[self.model.outputs[0].name]
 
     def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
-        """Return the outputs by name, of the inputs by name, or of the only input.
-
-        Raise ShapeError if inputs are missing or of another shape, and TensorInputError.
-        """
-        specs = self.model.inputs
-        tensors = inputs if isinstance(inputs, Mapping) else {specs[0].name: inputs}
-        shapes = {name: np.shape(array) for name, array in tensors.items()}
-        leading = (-1,) if self.model.is_batched else ()
-        full = [each._replace(shape=(*leading, *each.shape)) for each in specs]
-        if len(shapes) != len(full) or not all(
-            each.name in shapes and each.fits(shapes[each.name]) for each in full
-        ):
-            expected = ", ".join(f"{each.name} {list(each.shape)}" for each in full)
-            raise ShapeError(f"inputs of shapes {shapes}; expected {expected}, -1 for any length")
-        return self.run({name: np.asarray(array) for name, array in tensors.items()})
+        """Return the outputs by name, of the inputs by name, or of the only input."""
+        if isinstance(inputs, Mapping):
+            return self.run(inputs)
+        return self.run({self.model.inputs[0].name: inputs})
 
     def rebound(self, prepared: Prepared) -> None:
         """Return None: sessions of other weights share nothing."""
@@ -180,81 +166,23 @@ class PixelOptions(NamedTuple):
     """How images become the input of a foreign model: (pixels - mean) / scale, after fitting.
 
     Texts, as a user writes them: ``mean`` and ``scale`` of one number or of one for each channel,
-    divided by "/"; ``size`` is HEIGHTxWIDTH, for inputs of any size. "" selects the default.
+    divided by "/"; ``size`` is HEIGHTxWIDTH, for inputs of any size.
     """
 
     fitting: str = ""
-    mean: str = ""
-    scale: str = ""
+    mean: str = "0"
+    scale: str = "1"
     size: str = ""
 
-    def numbers(self, name: str, default: float) -> NDArray[np.float32]:
-        """Return ``mean`` or ``scale``. Raise ForeignModelError."""
-        return np.array(self._parsed(name, "/", float) or [default], np.float32)
-
-    @property
-    def sides(self) -> list[int]:
-        """Return height and width; empty without ``size``. Raise ForeignModelError."""
-        return self._parsed("size", "x", int)
-
-    def _parsed(self, name: str, separator: str, kind: Callable[[str], Any]) -> list[Any]:
+    def numbers(self, name: str, separator: str = "/") -> NDArray[np.float32]:
+        """Return the numbers of an option. Raise ForeignModelError."""
         text = getattr(self, name)
         try:
-            return [kind(each) for each in text.split(separator)] if text else []
+            return np.array(text.split(separator), np.float32)
         except ValueError as error:
             raise ForeignModelError(
                 f"{name}={text!r}: expected numbers divided by {separator!r}"
             ) from error
-
-
-class ForeignFile(NamedTuple):
-    """A checked ONNX file: its model and bytes, and what it states about images and classes."""
-
-    model: ForeignModel
-    prepared: Prepared
-    key: str
-    labels: tuple[str, ...]
-    fitting: str
-    has_logits: bool
-    unknown_below: float
-
-
-def read_foreign(path: Path, labels: tuple[str, ...], pixels: PixelOptions) -> ForeignFile:
-    """Read and check an ONNX file, and try it with a few rows of random numbers.
-
-    ``labels`` replace those of the file's metadata. A model with labels is a classifier: only its
-    output of that many numbers is kept, and an image input is replaced by pixels, ``(N, H, W, C)``
-    uint8. Raise ForeignModelError, and MissingExtraError without the extra.
-    """
-    proto = read_proto(path)
-    metadata = {each.key: each.value for each in proto.metadata_props}
-    try:
-        labels = labels or tuple(map(str, json.loads(metadata.get("labels", "[]"))))
-        unknown_below = float(metadata.get("unknown_below", 0))
-    except (ValueError, TypeError) as error:
-        raise ForeignModelError(f"{path}: metadata of labels that are no JSON: {error}") from error
-    fitting = pixels.fitting or metadata.get("fitting", "crop")
-    if labels:
-        _keep_classes(proto, len(labels), path)
-        if fitting != "letterbox":
-            fitting_named(fitting)
-            accept_pixels(proto, pixels)
-    model = interface_of(proto, path)
-    prepared = prepared_bytes(proto.SerializeToString())
-    session = OnnxSession(model, prepared)
-    model, rows = probed(model, session)
-    if labels and rows is None:
-        raise ForeignModelError(f"{path} has labels, and does not compute rows independently")
-    has_logits = rows is not None and not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
-    return ForeignFile(
-        model,
-        prepared,
-        sha256(prepared[ONNX].data).hexdigest(),
-        labels,
-        fitting,
-        bool(labels) and has_logits,
-        unknown_below,
-    )
 
 
 def read_proto(path: Path) -> Any:
@@ -272,7 +200,7 @@ def checked_proto(content: bytes, path: Path, has_data_beside: bool = True) -> A
 
     Raise ForeignModelError for damaged content, unknown operators, and other external data.
     """
-    onnx, decode_error = onnx_package(), import_module("google.protobuf.message").DecodeError
+    onnx, decode_error = package("onnx"), import_module("google.protobuf.message").DecodeError
     try:
         proto = onnx.ModelProto.FromString(content)
     except decode_error as error:
@@ -286,38 +214,26 @@ def checked_proto(content: bytes, path: Path, has_data_beside: bool = True) -> A
             )
     domains = {*STANDARD, *BUILT_IN, *(each.domain for each in proto.functions)}
     budget = MAX_FILE_BYTES - len(content) if has_data_beside else 0
-    for graph in [each for part in (proto.graph, *proto.functions) for each in _graphs(part)]:
-        for node in graph.node:
-            is_unknown = node.domain in STANDARD and not onnx.defs.has(node.op_type)
-            if is_unknown or node.domain not in domains:
+    for each in _messages(proto):
+        if isinstance(each, onnx.NodeProto):
+            is_unknown = each.domain in STANDARD and not onnx.defs.has(each.op_type)
+            if is_unknown or each.domain not in domains:
                 raise ForeignModelError(
-                    f"{path} has the operator {node.op_type!r:.80} of {node.domain!r:.80}; "
+                    f"{path} has the operator {each.op_type!r:.80} of {each.domain!r:.80}; "
                     f"expected operators that ONNX Runtime has built in"
                 )
-        for tensor in _tensors(graph):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                budget -= _embed(tensor, path, budget)
+        elif isinstance(each, onnx.TensorProto) and each.data_location == each.EXTERNAL:
+            budget -= _embed(each, path, budget)
     return proto
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Yield a graph or function and every graph inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _graphs(inner)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yield every tensor in a graph or function, except in graphs inside its nodes."""
-    yield from getattr(graph, "initializer", ())
-    sparse = [*getattr(graph, "sparse_initializer", ())]
-    for attribute in (each for node in graph.node for each in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        sparse += attribute.sparse_tensor, *attribute.sparse_tensors
-    for each in sparse:
-        yield from (each.values, each.indices)
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a message of protobuf and every message inside it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(each)
 
 
 def _embed(tensor: Any, path: Path, budget: int) -> int:
@@ -325,20 +241,17 @@ def _embed(tensor: Any, path: Path, budget: int) -> int:
     entries = {each.key: each.value for each in tensor.external_data}
     location = entries.get("location", "")
     file = path.parent / location
-    if not location or Path(location).name != location or not file.is_file():
-        raise ForeignModelError(
-            f"{path} refers to external data in {location!r:.80}; expected the name of a file "
-            f"beside it"
-        )
+    has_name = bool(location) and file.name == location
+    size = file.stat().st_size if has_name and file.is_file() else -1
     try:
         offset = int(entries.get("offset", 0))
-        length = int(entries.get("length", file.stat().st_size - offset))
-    except ValueError as error:
-        raise ForeignModelError(f"{path}: external data {entries!r:.80}") from error
-    if not (offset >= 0 and 0 <= length <= budget and offset + length <= file.stat().st_size):
+        length = int(entries.get("length", size - offset))
+    except ValueError:
+        offset = length = -1
+    if not (0 <= offset <= offset + length <= size and length <= budget):
         raise ForeignModelError(
-            f"{path} refers to {length:,} bytes at {offset:,} of {file.name}, which has "
-            f"{file.stat().st_size:,}; expected at most {MAX_FILE_BYTES:,} bytes of data in total"
+            f"{path} refers to external data, {str(entries)[:200]}; expected a part of a file "
+            f"beside it, and at most {MAX_FILE_BYTES:,} bytes in total"
         )
     with file.open("rb") as opened:
         opened.seek(offset)
@@ -350,8 +263,7 @@ def _embed(tensor: Any, path: Path, budget: int) -> int:
 
 def interface_of(proto: Any, path: Path) -> ForeignModel:
     """Return the model: its rows are a batch if every first axis, and no other, is free."""
-    constants = {each.name for each in proto.graph.initializer}
-    inputs = tuple(_spec(each, path) for each in proto.graph.input if each.name not in constants)
+    inputs = tuple(_spec(each, path) for each in _inputs(proto))
     outputs = tuple(_spec(each, path) for each in proto.graph.output)
     if not inputs or not outputs:
         raise ForeignModelError(f"{path} has no inputs or no outputs; expected some of both")
@@ -361,28 +273,35 @@ def interface_of(proto: Any, path: Path) -> ForeignModel:
     return model
 
 
+def _inputs(proto: Any) -> list[Any]:
+    constants = {each.name for each in proto.graph.initializer}
+    return [each for each in proto.graph.input if each.name not in constants]
+
+
 def _spec(value: Any, path: Path) -> TensorSpec:
-    tensor = value.type.tensor_type
+    element_type = value.type.tensor_type.elem_type
     try:
-        dtype = onnx_package().helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        datatype = DATATYPES[dtype]
+        dtype = package("onnx").helper.tensor_dtype_to_np_dtype(element_type)
+        return TensorSpec(value.name, DATATYPES[dtype], _sizes(value))
     except KeyError as error:
         raise ForeignModelError(
             f"{path}: {value.name!r:.80} is no tensor of numbers; expected tensors of "
             f"{', '.join(DATATYPES.values())}"
         ) from error
-    return TensorSpec(value.name, datatype, _sizes(tensor.shape))
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
-    return tuple(each.dim_value if each.dim_value > 0 else -1 for each in shape.dim)
+def _sizes(value: Any) -> tuple[int, ...]:
+    """Return the shape of an input or output; -1 for a free axis."""
+    sizes = (each.dim_value for each in value.type.tensor_type.shape.dim)
+    return tuple(size if size > 0 else -1 for size in sizes)
 
 
-def probed(model: ForeignModel, session: OnnxSession) -> tuple[ForeignModel, NDArray[Any] | None]:
-    """Return the model, and the first output of random rows.
+def probed(model: ForeignModel, prepared: Prepared) -> tuple[ForeignModel, NDArray[Any] | None]:
+    """Return the model, and the first output of random rows, once ONNX Runtime accepts the file.
 
     The model is not batched, and there are no rows, if a row has other outputs in a batch.
     """
+    session = OnnxSession(model, prepared)
     if not model.is_batched:
         return model, None
     generator = np.random.default_rng(0)
@@ -424,19 +343,17 @@ def random_rows(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any
     return generator.integers(256 if spec.datatype == "UINT8" else 2, size=shape).astype(spec.dtype)
 
 
-def _keep_classes(proto: Any, classes: int, path: Path) -> None:
+def keep_classes(proto: Any, classes: int, path: Path) -> None:
     """Remove all outputs but the one with the probabilities or logits of the classes."""
-    sizes = [_sizes(each.type.tensor_type.shape) for each in proto.graph.output]
-    found = [
-        each for each, size in zip(proto.graph.output, sizes, strict=True) if size[1:] == (classes,)
-    ]
+    outputs = proto.graph.output
+    found = [each for each in outputs if _sizes(each)[1:] == (classes,)]
     if len(found) != 1:
         raise ForeignModelError(
             f"{path} has {len(found)} outputs of {classes:,} numbers, one for each label; expected "
             f"one"
         )
-    del proto.graph.output[:]
-    proto.graph.output.append(found[0])
+    del outputs[:]
+    outputs.append(found[0])
 
 
 def accept_pixels(proto: Any, pixels: PixelOptions) -> None:
@@ -444,45 +361,40 @@ def accept_pixels(proto: Any, pixels: PixelOptions) -> None:
 
     Raise ForeignModelError if ``pixels`` do not fit it.
     """
-    constants = {each.name for each in proto.graph.initializer}
-    inputs = [each for each in proto.graph.input if each.name not in constants]
-    tensor = inputs[0].type.tensor_type
-    count, *sizes = _sizes(tensor.shape) or (1,)
-    if len(inputs) > 1 or count != -1 or len(sizes) != 3 or not {*sizes[:1], *sizes[2:]} & {1, 3}:
+    inputs = _inputs(proto)
+    count, *sizes = _sizes(inputs[0]) or (1,)
+    if len(inputs) > 1 or count != -1 or len(sizes) != 3 or not {sizes[0], sizes[2]} & {1, 3}:
         return
     is_first = sizes[0] in (1, 3)
-    channels, sides = (sizes[0], sizes[1:]) if is_first else (sizes[2], sizes[:2])
-    sides = pixels.sides or sides
-    if len(sides) != 2 or min(sides) < 1:
+    channels = sizes.pop(0 if is_first else 2)
+    sides = pixels.numbers("size", "x").astype(int).tolist() if pixels.size else sizes
+    mean, scale = pixels.numbers("mean"), pixels.numbers("scale")
+    is_right = {len(mean), len(scale)} <= {1, channels} and scale.all()
+    if not (is_right and len(sides) == 2 and min(sides) > 0):
         raise ForeignModelError(
-            f"images of {sides} for a model of any size; expected size=HEIGHTxWIDTH"
+            f"{pixels} for images of {[*sizes, channels]}; expected mean and scale of one number "
+            f"or {channels}, no scale of 0, and size=HEIGHTxWIDTH for images of any size"
         )
-    mean, scale = pixels.numbers("mean", 0), pixels.numbers("scale", 1)
-    if not ({len(mean), len(scale)} <= {1, channels} and scale.all()):
-        raise ForeignModelError(
-            f"mean={pixels.mean!r}, scale={pixels.scale!r}: expected one number, or {channels}, "
-            f"and no scale of 0"
-        )
-    onnx = onnx_package()
-    helper, types, name = onnx.helper, onnx.TensorProto, inputs[0].name
-    steps: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [("Cast", (), {"to": types.FLOAT})]
-    for operator, numbers in ("Sub", mean), ("Div", scale):
-        constant = f"{name}/{operator}"
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(numbers, constant))
-        steps.append((operator, (constant,), {}))
-    if is_first:
-        steps.append(("Transpose", (), {"perm": [0, 3, 1, 2]}))
-    steps.append(("Cast", (), {"to": tensor.elem_type}))
-    value = f"{name}/pixels"
-    proto.graph.input.remove(inputs[0])
-    proto.graph.input.append(
-        helper.make_tensor_value_info(value, types.UINT8, ["N", *sides, channels])
-    )
+    onnx, name = package("onnx"), inputs[0].name
+    for suffix, array in ("mean", mean), ("scale", scale):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}/{suffix}"))
+    element_type = inputs[0].type.tensor_type.elem_type
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Cast", [], {"to": onnx.TensorProto.FLOAT}),
+        ("Sub", [f"{name}/mean"], {}),
+        ("Div", [f"{name}/scale"], {}),
+        ("Transpose", [], {"perm": [0, 3, 1, 2] if is_first else [0, 1, 2, 3]}),
+        ("Cast", [], {"to": element_type}),
+    ]
+    values = [f"{name}/pixels", *(f"{name}/{place}" for place in range(4)), name]
     for place, (operator, others, attributes) in enumerate(steps):
-        output = name if place == len(steps) - 1 else f"{name}/{place}"
-        node = helper.make_node(operator, [value, *others], [output], **attributes)
-        proto.graph.node.insert(place, node)
-        value = output
+        ends = [values[place], *others], [values[place + 1]]
+        proto.graph.node.insert(place, onnx.helper.make_node(operator, *ends, **attributes))
+    proto.graph.input.remove(inputs[0])
+    shape = ["N", *sides, channels]
+    proto.graph.input.append(
+        onnx.helper.make_tensor_value_info(values[0], onnx.TensorProto.UINT8, shape)
+    )
 
 
 def prepared_bytes(content: bytes) -> Prepared:
@@ -490,17 +402,8 @@ def prepared_bytes(content: bytes) -> Prepared:
     return {ONNX: np.frombuffer(content, np.uint8)}
 
 
-def runtime_package() -> Any:
-    """Return the module ``onnxruntime``. Raise MissingExtraError."""
-    return _module("onnxruntime")
-
-
-def onnx_package() -> Any:
-    """Return the module ``onnx``. Raise MissingExtraError."""
-    return _module("onnx")
-
-
-def _module(name: str) -> Any:
+def package(name: str) -> Any:
+    """Return the module ``onnx`` or ``onnxruntime``. Raise MissingExtraError."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -513,7 +416,7 @@ def _module(name: str) -> Any:
 @cache
 def _bound_memory() -> None:
     """Limit the memory for tensors of all sessions of this process."""
-    runtime = runtime_package()
+    runtime = package("onnxruntime")
     kinds = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
     limit = runtime.OrtArenaCfg({"max_mem": MAX_TENSOR_BYTES})
     runtime.create_and_register_allocator(runtime.OrtMemoryInfo("Cpu", *kinds), limit)

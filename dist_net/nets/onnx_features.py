@@ -91,8 +91,7 @@ def read_backbone(path: Path, pixels: PixelOptions) -> Backbone:
     accept_pixels(proto, pixels)
     model = interface_of(proto, path)
     content = proto.SerializeToString()
-    if model.is_batched:
-        model, _ = probed(model, OnnxSession(model, prepared_bytes(content)))
+    model, _ = probed(model, prepared_bytes(content))
     spec = model.inputs[0]
     is_image = spec.datatype == "UINT8" and len(spec.shape) == 3
     if not (model.is_batched and is_image and len(model.inputs) == len(model.outputs) == 1):

@@ -5,11 +5,13 @@ Each call of a source's ``read`` returns the model as it is then.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -19,6 +21,7 @@ import numpy as np
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
     ExportError,
+    ForeignModelError,
     ModelFileError,
     ModelSourceError,
     NotACheckpointError,
@@ -26,7 +29,7 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import takes_images
+from dist_net.images.fitting import fitting_named, takes_images
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
@@ -45,7 +48,17 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.nets.darknet.weights import read_weights, unreadable
-from dist_net.nets.foreign_onnx import ForeignModel, PixelOptions, read_foreign
+from dist_net.nets.foreign_onnx import (
+    ONNX,
+    ForeignModel,
+    PixelOptions,
+    accept_pixels,
+    interface_of,
+    keep_classes,
+    prepared_bytes,
+    probed,
+    read_proto,
+)
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES
@@ -82,6 +95,7 @@ ANSWER_WITHIN_S = 5.0
 FILE_NAMES = "weights", "labels"
 OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
+LETTERBOX = "letterbox"  # Darknet's fitting, in the metadata of exported files
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class FoundModel:
         """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
-        return (is_known or self.fitting == "letterbox") and takes_images(self.model)
+        return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
 
     @property
     def own_model(self) -> Model:
@@ -277,7 +291,7 @@ class TrainedRun:
 
 
 class OnnxFile:
-    """An ONNX file; ``labels`` and ``pixels`` replace what its metadata states."""
+    """An ONNX file; ``labels`` and ``pixels`` replace its metadata."""
 
     def __init__(self, path: Path, labels: Path | None, pixels: PixelOptions) -> None:
         self._path = path
@@ -285,19 +299,46 @@ class OnnxFile:
         self._pixels = pixels
 
     def read(self) -> FoundModel:
-        """Return the model; see ``read_foreign``."""
-        names = read_labels(self._labels) if self._labels is not None else ()
-        found = read_foreign(self._path, names, self._pixels)
+        """Return the checked model, after a trial with a few rows of random numbers.
+
+        A model with labels is a classifier: only its output of that many numbers is kept, and an
+        image input is replaced by pixels, ``(N, H, W, C)`` uint8. Raise ForeignModelError, and
+        MissingExtraError without the extra.
+        """
+        proto = read_proto(self._path)
+        metadata = {each.key: each.value for each in proto.metadata_props}
+        try:
+            names = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
+            unknown_below = float(metadata.get("unknown_below", 0))
+        except (ValueError, TypeError) as error:
+            raise ForeignModelError(f"{self._path}: damaged metadata, labels: {error}") from error
+        if self._labels is not None:
+            names = read_labels(self._labels)
+        fitting = self._pixels.fitting or metadata.get("fitting", "crop")
+        if names:
+            keep_classes(proto, len(names), self._path)
+            if fitting != LETTERBOX:
+                fitting_named(fitting)
+                accept_pixels(proto, self._pixels)
+        prepared = prepared_bytes(proto.SerializeToString())
+        model, rows = probed(interface_of(proto, self._path), prepared)
+        has_logits = False
+        if names and rows is not None:  # probabilities are recognised by their sum
+            has_logits = not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
+        elif names:
+            raise ForeignModelError(
+                f"{self._path} has labels, and does not compute rows independently"
+            )
         return FoundModel(
-            found.model,
-            OnnxArchitecture(found.model.to_json()),
-            found.labels,
-            found.prepared,
-            found.key,
+            model,
+            OnnxArchitecture(model.to_json()),
+            names,
+            prepared,
+            sha256(prepared[ONNX].data).hexdigest(),
             lambda: np.empty(0, np.float32),
-            found.has_logits,
-            fitting=found.fitting,
-            unknown_below=found.unknown_below,
+            has_logits,
+            fitting=fitting,
+            unknown_below=unknown_below,
         )
 
 

@@ -88,7 +88,7 @@ def to_bytes(
         return arrays[0].reshape(-1, copy=False).view(np.uint8).data
     records = np.empty(len(arrays[0]), record_of(specs))
     for spec, array in zip(specs, arrays, strict=True):
-        records[spec.name] = array.reshape(len(records), *spec.shape)
+        records[spec.name] = array.reshape(len(records), *spec.shape, copy=False)
     return records.view(np.uint8).data
 
 
@@ -110,7 +110,7 @@ def from_bytes(payload: bytes | memoryview, specs: Specs, is_batched: bool) -> T
         if min(shape, default=0) < 0 or place + size_bytes > len(content):
             raise ValueError(f"{each.name} of shape {shape} in {len(content):,} bytes")
         flat = np.frombuffer(content[place : place + size_bytes], each.dtype)
-        tensors[each.name] = flat.reshape(shape)
+        tensors[each.name] = flat.reshape(shape, copy=False)
         place += size_bytes + -size_bytes % ALIGNMENT
     if place != len(content):
         raise ValueError(f"{len(content):,} bytes; expected {place:,}")

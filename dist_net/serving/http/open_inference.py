@@ -304,7 +304,7 @@ def _tensor(
         raw: Payload = tensor_from_json(given.get("data"), datatype, sizes)
     else:
         raw = tensor_from_bytes(content, datatype, sizes)
-    return np.frombuffer(raw, spec.dtype).reshape(sizes)
+    return np.frombuffer(raw, spec.dtype).reshape(sizes, copy=False)
 
 
 def _raw_contents(given: dict[str, dict[str, Any]], raw: memoryview) -> dict[str, memoryview]:
@@ -484,7 +484,7 @@ def encode_response(
     datatypes = {each.name: each.datatype for each in model.outputs}
     outputs, raws = [], []
     for name, is_binary, top in form.outputs:
-        values: Any = np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape)
+        values: Any = np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape, copy=False)
         if (top or not is_binary) and not np.isfinite(values).all():
             raise BadRequestError(
                 "outputs for this input are not finite, which JSON and class names cannot express; "
@@ -495,9 +495,9 @@ def encode_response(
             "datatype": datatypes[name],
             "shape": [*values.shape],
         }
-        data, raw = values.reshape(-1), b""
+        data, raw = values.reshape(-1, copy=False), b""
         if top:
-            data = _classified(values.reshape(rows, -1), top, results[0].labels)
+            data = _classified(values.reshape(rows, -1, copy=False), top, results[0].labels)
             output |= {"datatype": "BYTES", "shape": [rows, len(data) // rows]}
         if is_binary:
             raw = bytes_of_elements(each.encode() for each in data) if top else data.tobytes()

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, external_data_helper, helper
 
-from dist_net.errors import ForeignModelError, ShapeError, TensorInputError
+from dist_net.errors import ForeignModelError, TensorInputError
 from dist_net.nets.foreign_onnx import (
     MAX_TENSOR_BYTES,
-    ForeignFile,
     ForeignModel,
     OnnxSession,
     PixelOptions,
-    read_foreign,
 )
+from dist_net.nets.sources import FoundModel, OnnxFile
 from foreign_files import (
     centred,
     classifier,
@@ -33,11 +32,15 @@ NUMBERS = np.array([[1, 2, 3], [-4, -5, -6]], np.float32)
 
 def read(
     model: ModelProto, tmp_path: Path, labels: tuple[str, ...] = (), **pixels: str
-) -> ForeignFile:
-    return read_foreign(written(model, tmp_path / "m.onnx"), labels, PixelOptions(**pixels))
+) -> FoundModel:
+    path, names = written(model, tmp_path / "m.onnx"), None
+    if labels:
+        names = tmp_path / "labels"
+        names.write_text("\n".join(labels))
+    return OnnxFile(path, names, PixelOptions(**pixels)).read()
 
 
-def session(found: ForeignFile) -> OnnxSession:
+def session(found: FoundModel) -> OnnxSession:
     return OnnxSession(found.model, found.prepared)
 
 
@@ -68,7 +71,7 @@ def test_rows_that_depend_on_each_other_are_no_batch(tmp_path: Path) -> None:
 def test_inputs_must_fit(tmp_path: Path) -> None:
     opened = session(read(sum_and_product(), tmp_path))
     for inputs in (NUMBERS, {"numbers": NUMBERS}, {"numbers": NUMBERS, "count": [1, 2]}):
-        with pytest.raises(ShapeError, match="count"):
+        with pytest.raises(TensorInputError, match="count"):
             opened.predict(inputs)
     with pytest.raises(TensorInputError):
         opened.predict({"numbers": NUMBERS, "count": [[1]] * 5})
@@ -156,7 +159,7 @@ def test_what_is_no_model_of_numbers_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"none", b"\xff" * 64):
         path.write_bytes(content)
         with pytest.raises(ForeignModelError, match=naming("m.onnx")):
-            read_foreign(path, (), PixelOptions())
+            OnnxFile(path, None, PixelOptions()).read()
     both = [tensor("x", ["N"], TensorProto.STRING)], [tensor("y", ["N"], TensorProto.STRING)]
     with pytest.raises(ForeignModelError, match=naming("x")):
         read(graph([helper.make_node("Identity", ["x"], ["y"])], *both), tmp_path)
@@ -206,7 +209,7 @@ def test_a_published_model_computes_rows_whatever_their_batch() -> None:
     assert found_spec is not None
     assert found_spec.origin is not None
     (path,) = Path(found_spec.origin).parent.glob("models/*/model.onnx")
-    found = read_foreign(path, (), PixelOptions())
+    found = OnnxFile(path, None, PixelOptions()).read()
     assert found.model.is_batched
     text = b"def main():\n    return 1\n" * 40
     row = np.frombuffer(text.ljust(2048), np.uint8)[:2048].astype(np.int32)
