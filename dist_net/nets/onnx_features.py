@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -74,18 +73,11 @@ def _session(content: bytes, threads: int) -> OnnxSession:
     return OnnxSession(model, prepared_bytes(content), threads)
 
 
-class Backbone(NamedTuple):
-    """A checked file of features: its layers, the shape of its images, and its buffer."""
+def read_backbone(path: Path, pixels: PixelOptions) -> tuple[OnnxFeatures, Shape, Vector]:
+    """Return the layers, the shape of an image, and the weights of an ONNX file.
 
-    layers: OnnxFeatures
-    input_shape: Shape
-    weights: Vector
-
-
-def read_backbone(path: Path, pixels: PixelOptions) -> Backbone:
-    """Read an ONNX file with one input of images and one output of features.
-
-    More axes of the output are flattened. Raise ForeignModelError, and MissingExtraError.
+    It must have one input of images and one output of features, of which further axes are
+    flattened. Raise ForeignModelError, and MissingExtraError without the extra.
     """
     proto = read_proto(path)
     accept_pixels(proto, pixels)
@@ -101,4 +93,4 @@ def read_backbone(path: Path, pixels: PixelOptions) -> Backbone:
             f"of images and one output, of which rows are independent, with a free first axis"
         )
     words = np.frombuffer(content + bytes(len(content) % 2), "<u2").astype(np.float32)
-    return Backbone(OnnxFeatures(len(content), model.classes), spec.shape, words)
+    return OnnxFeatures(len(content), model.classes), spec.shape, words

@@ -196,16 +196,15 @@ class FeatureExtractor:
         model, layout = found.base.features, found.base.model.layout
         assert found.weights is not None
         by_name = layout.views(found.weights)
-        weights = np.concatenate([by_name[name].ravel() for name, _ in model.layout.shapes])
-        key, prepared = key_of_vector(model, weights), prepare(model, weights)
-        architecture = PublishedArchitecture(found.base.name)
-        whole = FoundModel(model, architecture, (), prepared, key, lambda: weights)
+        self._weights = np.concatenate([by_name[name].ravel() for name, _ in model.layout.shapes])
+        self._model = model
         # ONNX Runtime computes an ONNX file whatever the engine.
-        self._computed = whole if found.base.kind == "onnx" else computed_by(whole, engine)
+        self._engine = NUMPY if found.base.kind == "onnx" else engine
         self._views = views
         self._threads = threads
+        others = () if self._engine == NUMPY else (self._engine,)
         drawn = views if views.count > 1 else Views()
-        self._path = cache.features(self._computed.key, drawn)
+        self._path = cache.features(key_of_vector(model, self._weights), drawn, *others)
         self._row = np.dtype(
             [("digest", "V32"), ("features", np.float32, (views.count, model.classes))]
         )
@@ -250,8 +249,12 @@ class FeatureExtractor:
         self, samples: Samples, new: NDArray[np.int64], table: NDArray[np.void], show: Show
     ) -> None:
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
-        model, prepared = self._computed.model, self._computed.prepared
-        with closing(open_session(model, prepared, self._threads, BATCH_SIZE)) as inference:
+        prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
+        found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
+        found = computed_by(found, self._engine)
+        with closing(
+            open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+        ) as inference:
             for start in range(0, len(new), BATCH_SIZE):
                 rows = new[start : start + BATCH_SIZE]
                 images = batch[: len(rows)]

@@ -387,7 +387,7 @@ class Client:
         """Return the summary of a version or the newest, from the gateway if unknown."""
         known = self._summaries.get(model)
         is_known = known is not None and (version is None or known.of_version(version) is not None)
-        if known is None or not known.version or not is_known:
+        if known is None or not known.inputs or not is_known:
             self.models()
         summary = self._summaries.get(model)
         if summary is None:
@@ -395,7 +395,7 @@ class Client:
             raise ModelNotServedError(f"no model {model!r}; {hint}")
         if summary.is_unloaded:
             raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
-        if not summary.version:
+        if not summary.inputs:
             raise PoolUnavailableError(f"model {model!r} is not available: {summary.reason}")
         if version is None:
             return summary

@@ -28,6 +28,9 @@ NOT_FINITE = (
     b"too large, or of another net"
 )
 
+MAX_ANSWER_BYTES = 64 << 20
+TOO_LARGE = b"the outputs for this input are too large; expected at most 64 MiB"
+
 Refusal = tuple[Status, bytes]
 """BAD_INPUT or FAILED, and the reason in UTF-8."""
 
@@ -188,7 +191,8 @@ class ServedNetwork:
                 results.append((Status.BAD_INPUT, NOT_FINITE))
             else:
                 payload = to_bytes(own, description.outputs, description.is_batched)
-                results.append((Status.OK, payload))
+                is_small = len(payload) <= MAX_ANSWER_BYTES
+                results.append((Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE))
         return results
 
     def _outputs(self, inputs: Tensors) -> Tensors:
