@@ -55,7 +55,7 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     return replace(
         found,
         model=model,
-        architecture=OnnxArchitecture(model.to_json()),
+        architecture=OnnxArchitecture(),
         prepared=prepared,
         key=sha256(prepared["onnx"].data).hexdigest(),
         file=None,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dist_net.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from dist_net.nets.foreign_onnx import ForeignModel
     from dist_net.nets.recipes.recipe import LoadedRecipe
     from dist_net.nn import Model
 
@@ -66,24 +65,7 @@ class FolderArchitecture:
 
 @dataclass(frozen=True)
 class OnnxArchitecture:
-    """A net that ONNX Runtime computes; ``interface`` is JSON, see ``ForeignModel``.
-
-    Its prepared arrays are the bytes of an ONNX file.
-    """
-
-    interface: str
-
-    def build(self, name: str, trust_recipe: bool = False) -> ForeignModel:
-        """Return the model. Raise ModelLoadError for other JSON."""
-        from dist_net.nets.foreign_onnx import ForeignModel
-
-        try:
-            return ForeignModel.from_json(self.interface)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelLoadError(
-                f"the inputs and outputs of {name} are {self.interface[:80]!r} ({error}); expected "
-                f"JSON of the same release of dist_net"
-            ) from error
+    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ bytes with everything that it needs, which is sent and mapped like prepared weig
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,18 +78,6 @@ class ForeignModel:
             for specs in (self.inputs, self.outputs)
         )
         return ForeignModel(inputs, outputs, is_batched)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Parse the result of ``to_json``. Raise ValueError, TypeError or KeyError."""
-        values = json.loads(text)
-        inputs, outputs = (
-            tuple(map(TensorSpec.parsed, values[name])) for name in ("inputs", "outputs")
-        )
-        return cls(inputs, outputs, bool(values["is_batched"]))
 
 
 class OnnxSession:

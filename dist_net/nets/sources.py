@@ -331,7 +331,7 @@ class OnnxFile:
             )
         return FoundModel(
             model,
-            OnnxArchitecture(model.to_json()),
+            OnnxArchitecture(),
             names,
             prepared,
             sha256(prepared[ONNX].data).hexdigest(),

@@ -16,8 +16,10 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
 from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
-from dist_net.nets.foreign_onnx import OnnxSession, open_session
+from dist_net.nets.architecture import OnnxArchitecture
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session
 from dist_net.nets.tensor_specs import INPUT, Tensors, from_bytes, to_bytes
+from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
@@ -87,7 +89,12 @@ class ServedNetwork:
         clock: Clock | None = None,
     ) -> None:
         self.description = description
-        self._model = description.architecture.build(description.name, settings.trust_recipes)
+        self._model: Model | ForeignModel
+        if isinstance(architecture := description.architecture, OnnxArchitecture):
+            specs = description.inputs, description.outputs
+            self._model = ForeignModel(*specs, description.is_batched)
+        else:
+            self._model = architecture.build(description.name, settings.trust_recipes)
         self._images = (
             ImageInputs(self._model, settings.max_pixels, description.fitting, BOUNDED_FORMATS)
             if description.takes_images
@@ -133,7 +140,7 @@ class ServedNetwork:
 
     def _require_numbers(self) -> None:
         """Raise ``ModelLoadError`` for weights whose outputs are not finite."""
-        if isinstance(self._session, OnnxSession):  # numbers of any meaning
+        if isinstance(self._session, OnnxSession):  # of which zeros may be no input
             return
         nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
         if not np.isfinite(self._session(nothing)).all():

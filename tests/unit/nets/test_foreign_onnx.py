@@ -11,7 +11,6 @@ from onnx import ModelProto, TensorProto, external_data_helper, helper
 from dist_net.errors import ForeignModelError, TensorInputError
 from dist_net.nets.foreign_onnx import (
     MAX_TENSOR_BYTES,
-    ForeignModel,
     OnnxSession,
     PixelOptions,
 )
@@ -51,14 +50,6 @@ def test_several_inputs_and_outputs_have_names_and_types(tmp_path: Path) -> None
     outputs = session(found).predict({"numbers": NUMBERS, "count": [[2], [3]]})
     assert np.array_equal(outputs["product"], [[2, 4, 6], [-12, -15, -18]])
     assert outputs["positive"].tolist() == [True, False]
-
-
-def test_a_model_survives_json(tmp_path: Path) -> None:
-    model = read(sum_and_product(), tmp_path).model
-    assert ForeignModel.from_json(model.to_json()) == model
-    for text in ("[]", '{"inputs": [], "outputs": []}', '{"inputs": [["a", "BYTES", []]]}'):
-        with pytest.raises((ValueError, TypeError, KeyError)):
-            ForeignModel.from_json(text)
 
 
 def test_rows_that_depend_on_each_other_are_no_batch(tmp_path: Path) -> None:
