@@ -14,6 +14,7 @@ from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
+from dist_net.export.onnxruntime_engine import ENGINES
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
@@ -80,6 +81,9 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
+    )
+    group.add_argument(
+        "--engine", choices=ENGINES, help="program that computes the features (default: numpy)"
     )
     group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(

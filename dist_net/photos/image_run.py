@@ -37,6 +37,7 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
 from dist_net.nets.image_manifest import ImageManifest
@@ -85,7 +86,8 @@ class ImageOptions:
     of training a whole net; its epochs and learning rate apply only without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether near-duplicates are never split.
-    ``fitting``: replaces the base's fitting. Raise SettingError for values out of range.
+    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError
+    for values out of range.
     """
 
     folder: str
@@ -102,6 +104,7 @@ class ImageOptions:
     groups: bool = True
     flip: bool = True
     fitting: str | None = None
+    engine: str = NUMPY
 
     def __post_init__(self) -> None:
         for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
@@ -117,6 +120,8 @@ class ImageOptions:
         scene_of_each([], self.group_by)
         if self.fitting is not None:
             fitting_named(self.fitting)
+        if self.engine not in ENGINES:
+            raise SettingError(f"engine={self.engine!r}: expected {' or '.join(ENGINES)}")
         if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
             raise SettingError(
                 f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
@@ -257,6 +262,11 @@ class ImageRun:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
+        if found.base.kind == "onnx" and options.fine_tune:
+            raise SettingError(
+                f"fine_tune={options.fine_tune} with base {options.base}, an ONNX file without "
+                f"gradients; expected 0, or a base of dist_net"
+            )
         if options.fitting is not None:
             found = found._replace(base=replace(found.base, fitting=options.fitting))
         folder = ImageFolder.read(
@@ -383,7 +393,7 @@ class ImageRun:
     ) -> NDArray[np.float32]:
         """Return the base's features of the usable images, (N, views, F)."""
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self._options.engine)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
