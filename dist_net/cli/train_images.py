@@ -20,10 +20,19 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, NONE, default_base
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
+from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
+
+TURNED_OFF = {
+    "flip": "do not mirror training images; for classes that are mirror images of each other",
+    "colour-changes": "keep the colours of training images; for classes that colours tell apart",
+    "groups": "evaluate on near-duplicates of images that are trained on; only if images that look "
+    "alike, as of a fixed camera, are different ones",
+}
+"""Options --no-NAME, and their help."""
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +54,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--fine-tune",
-        type=int,
+        type=_epochs,
         metavar="EPOCHS",
-        help="then train the whole net for EPOCHS (default: 0)",
+        help=f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none "
+        "for heads that are good enough (default: 0, and an estimate)",
     )
     group.add_argument(
         "--views",
@@ -55,13 +65,14 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="augmented variants per image to compute features of",
     )
-    group.add_argument(
-        "--no-flip",
-        dest="flip",
-        action="store_false",
-        default=None,
-        help="do not mirror images in training; for classes that are mirror images of each other",
-    )
+    for name, metavar, text in (
+        ("rotate", "DEGREES", "turn training images by up to DEGREES (default: 5)"),
+        ("zoom", "PERCENT", "crop training images by up to PERCENT of each side (default: 20)"),
+    ):
+        group.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
+    for name, text in TURNED_OFF.items():
+        dest = name.replace("-", "_")
+        group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)
     group.add_argument(
         "--group-by",
         metavar="PATTERN",
@@ -69,19 +80,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         "scene, are never split between training and evaluation",
     )
     group.add_argument(
-        "--no-groups",
-        dest="groups",
-        action="store_false",
-        default=None,
-        help="evaluate on near-duplicates of images that are trained on; only if images that look "
-        "alike, as of a fixed camera, are different ones",
-    )
-    group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
     )
-    group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(
         "--precision",
         type=float,
@@ -95,6 +97,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"size of the cache of prepared images (default: {CACHE_BYTES:,})",
     )
+
+
+def _epochs(text: str) -> int | str:
+    return AUTO if text == AUTO else int(text)
 
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,8 +121,8 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = image_options_given(arguments).keys() - {"folder"}
     if given:
-        names = {"labels_csv": "labels", "flip": "no-flip", "groups": "no-groups"}
-        option = "--" + names.get(min(given), min(given)).replace("_", "-")
+        name = min(given).replace("_", "-")
+        option = "--labels" if name == "labels-csv" else f"--{'no-' * (name in TURNED_OFF)}{name}"
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
@@ -171,7 +177,7 @@ def train_images(
         directory.discard()
         raise SettingError(
             f"{asked} trains only a head, which takes seconds on this host; with --listen pass "
-            f"--fine-tune EPOCHS or --base {NONE}, so that other hosts can train the whole net"
+            f"--fine-tune {AUTO} or --base {NONE}, so that other hosts can train the whole net"
         )
 
     def display(samples: int) -> TrainingProgress:

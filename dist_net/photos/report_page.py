@@ -13,6 +13,8 @@ MAX_CLASSES_COUNTED = 40
 """With more classes the confusion matrix is omitted as unreadable; the class table remains."""
 
 MIN_IMAGES_FOR_SHARE = 30
+VARIANT = "/variant/"
+"""The prefix of the names of augmented images among the thumbnails; no image's name begins so."""
 LEFT_OUT = {"unknown": "called unknown", "known_lost": "others called unknown"}
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
@@ -26,6 +28,7 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         f"<p>{escape(content['description'])}</p>",
         _facts(content),
         _curves(content["curves"]),
+        _variants(thumbnails),
         _classes(content),
         _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
         _unknown(content["calibration"], content["left_out"]),
@@ -146,6 +149,20 @@ def _y(value: float, top: float) -> float:
 
 def _tick(quantity: str, value: float) -> str:
     return f"{value:.0%}" if quantity == "accuracy" else f"{value:.2g}"
+
+
+def _variants(thumbnails: Mapping[str, bytes]) -> str:
+    items = "".join(
+        f"<li>{_image(name, thumbnails)}</li>" for name in thumbnails if name.startswith(VARIANT)
+    )
+    if not items:
+        return ""
+    return (
+        "<h2>Variants of images</h2><p>Training varies each image in each epoch, as in these "
+        "examples. If a change turns an image into another class, or never occurs in your photos, "
+        "train with --no-flip, --rotate, --zoom or --no-colour-changes.</p>"
+        f'<ul class="images">{items}</ul>'
+    )
 
 
 def _classes(content: Mapping[str, Any]) -> str:

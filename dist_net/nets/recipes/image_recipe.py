@@ -38,7 +38,7 @@ from dist_net.nn import (
     relu,
     zeros,
 )
-from dist_net.optim import AdamW, Cosine
+from dist_net.optim import AdamW, Cosine, Schedule, WarmUp
 from dist_net.vector import Vector
 
 IMAGES = "pictures"
@@ -51,6 +51,7 @@ SMALL_SIDE = 64
 LARGEST_SIDE = 4096
 MAX_DIRECTIONS = 1024
 WEIGHT_DECAY = 0.01
+RISING_SHARE = 0.25
 
 BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures"]
 BASE_KINDS = get_args(BaseKind)
@@ -218,7 +219,7 @@ class ImageRecipe:
             input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
             learning_rate=self.learning_rate,
-            schedule=Cosine(),
+            schedule=Cosine() if self.base.kind == "small" else self.one_cycle,
             batch_size=self.batch_size,
             epochs=self.epochs,
             fitting=self.base.fitting,
@@ -228,6 +229,11 @@ class ImageRecipe:
             {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
         )
         return LoadedRecipe(IMAGES, self.name, files, recipe, portable=portable)
+
+    @property
+    def one_cycle(self) -> Schedule:
+        """Return a rate that rises from 0: at its full height, the first steps undo a head."""
+        return WarmUp(RISING_SHARE * self.epochs, Cosine())
 
     @cached_property
     def model(self) -> Model:
