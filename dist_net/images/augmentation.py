@@ -91,7 +91,7 @@ class Augmentation:
             for row in (0, width + 1)
         )
         mixed = _between(upper, lower, share_y).view(np.uint16)
-        image[:] = mixed.reshape(height, width, 4)[:, :, :channels]
+        image[:] = mixed.reshape(height, width, 4, copy=False)[:, :, :channels]
 
     def _recolour(self, image: Pixels, draws: list[int]) -> None:
         if self.brightness:

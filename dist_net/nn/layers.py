@@ -33,7 +33,7 @@ from dist_net.autodiff import (
     where,
 )
 from dist_net.autodiff.arrays import integer, shown
-from dist_net.autodiff.expression import Variable, require_map, topological_order
+from dist_net.autodiff.expression import Variable, apply, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
 from dist_net.autodiff.operations.normalization import scale_and_shift
@@ -279,7 +279,13 @@ class BatchNorm(Described):
             if scope.batch_norm == "fixed":
                 gamma, beta = stop_gradient(gamma), stop_gradient(beta)
             scale = gamma / self._deviation(variance)
-            normal = scale_and_shift(x, scale, beta - mean * scale)
+            shift = beta - mean * scale
+            if isinstance(x.operation, convolution.Conv2D):
+                # Scaled filters spare a pass over the maps, and the memory of a copy for it.
+                images, filters = x.inputs
+                normal = apply(x.operation, images, filters * scale) + shift
+            else:
+                normal = scale_and_shift(x, scale, shift)
             return activate(normal, self.activation)
         normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):

@@ -11,6 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
 from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
+from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import PrefetchedSamples, samples_of
@@ -73,6 +74,7 @@ class TrainingStep:
         self._epoch = -1
         self._start = 0
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self._arena = Arena()  # of the plans of all sizes
         self._plans: dict[int, tuple[Plan, Minibatch]] = {}
         self._bound: dict[tuple[int, int, int], Binding] = {}
         self._size = 0
@@ -128,7 +130,12 @@ class TrainingStep:
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             self._plans[size] = (
                 self._model.compile_training(
-                    size, self._generator, self._pool, self._targets.shape, targets.dtype
+                    size,
+                    self._generator,
+                    self._pool,
+                    self._targets.shape,
+                    targets.dtype,
+                    self._arena,
                 ),
                 Minibatch(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
             )
