@@ -28,7 +28,7 @@ from dist_net.training.run.training_progress import TrainingProgress
 
 TURNED_OFF = {
     "flip": "do not mirror training images; for classes that are mirror images of each other",
-    "colour-changes": "keep the colours of training images; for classes that colours tell apart",
+    "colour-changes": "keep the colours of training images; for classes that differ in colour only",
     "groups": "evaluate on near-duplicates of images that are trained on; only if images that look "
     "alike, as of a fixed camera, are different ones",
 }

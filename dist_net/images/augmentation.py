@@ -1,7 +1,8 @@
 """Random variants of images: training sees each image slightly different in every epoch.
 
-All arithmetic uses integers, and all random numbers are raw output of a bit generator, which NumPy
-guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every host.
+All arithmetic on pixels uses integers, and all random numbers are raw output of a bit generator,
+which NumPy guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every
+host.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Augmentation:
         along_y = along_y[:, None]
         rows = (cosine * along_y + sine * along_x >> 17) + middle_y
         columns = (cosine * along_x - sine * along_y >> 17) + middle_x
-        # The channels of a pixel share one integer, so that each operation mixes them together. An
-        # edge of zeros is behind the last row and column, whose places have no share of it.
+        # The channels of a pixel share one integer, so that each operation mixes them together. A
+        # row and a column of zeros follow the last ones, with a share of 0.
         lanes = np.zeros((height + 1, width + 1, 4), np.uint16)
         lanes[:-1, :-1, :channels] = image
         pixels = lanes.view(np.uint64).ravel()

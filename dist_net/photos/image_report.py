@@ -16,7 +16,7 @@ from dist_net.data.image_samples import AugmentedImages
 from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import MissingExtraError
-from dist_net.nets.run_directory import Calibration, RunDirectory
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages, write_model
 from dist_net.photos.photo_statistics import JudgedImages
@@ -71,7 +71,7 @@ def train_and_report(
             left_out,
             [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
         )
-        _write_version(directory, options, trained, calibration, tested, content["loss"])
+        _write_version(directory, options, trained, tested, content["loss"])
         thumbnails = _thumbnails(images, content)
         if recipe.base.kind == "small" or options.fine_tune or options.views > 1:
             thumbnails |= _variants(images, options)
@@ -104,7 +104,6 @@ def _write_version(
     directory: RunDirectory,
     options: ImageOptions,
     trained: TrainedImages,
-    calibration: Calibration,
     tested: JudgedImages | None,
     loss: float,
 ) -> None:
@@ -142,7 +141,7 @@ def _write_version(
         about.write_text(json.dumps(told), encoding="utf-8")
         with file.open("wb") as opened:
             np.save(opened, kept)
-        write_model(directory, options, trained, calibration)
+        write_model(directory, options, trained)
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ from dist_net.images.fitting import fitting_named
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
-from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
+from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.bases import (
     NONE,
     FeatureExtractor,
@@ -275,20 +275,16 @@ class ImageRun:
         """
         directory = self._directory
         if not directory.best.exists():  # a model, if the first epoch is interrupted
-            self._write(kept)
+            write_model(directory, self._options, kept)
         initial, logits = head.without(kept.images.rows(VALIDATION))
         weights = joined_weights(kept.recipe, found, initial)
         try:
             report = self._train_whole(kept.images, kept.recipe, weights)
         except InterruptedRunError:
             if directory.checkpoint.exists():
-                self._write(self._better(kept, logits, kept.report))
+                write_model(directory, self._options, self._better(kept, logits, kept.report))
             raise
         return self._better(kept, logits, report)
-
-    def _write(self, trained: TrainedImages) -> None:
-        calibration = trained.judged.calibrate(self._options.precision)
-        write_model(self._directory, self._options, trained, calibration)
 
     def _better(
         self, kept: TrainedImages, logits: FeatureRows, report: dict[str, Any]
@@ -474,10 +470,9 @@ class ImageRun:
             return LocalRun(directory, loaded, dataset, options, self._local, display).run()
 
 
-def write_model(
-    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, calibration: Calibration
-) -> None:
+def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
     """Replace the model of a run: its weights, recipe and calibration are one file."""
+    calibration = trained.judged.calibrate(options.precision)
     loaded = trained.recipe.loaded()
     training = options.of_training().on(loaded, loaded.recipe.load_dataset())
     directory.begin(training.to_json(), loaded.files)

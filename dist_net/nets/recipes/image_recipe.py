@@ -38,7 +38,7 @@ from dist_net.nn import (
     relu,
     zeros,
 )
-from dist_net.optim import AdamW, Cosine, Schedule, WarmUp
+from dist_net.optim import AdamW, Cosine, WarmUp
 from dist_net.vector import Vector
 
 IMAGES = "pictures"
@@ -212,6 +212,8 @@ class ImageRecipe:
 
     def loaded(self, initial: Callable[[], Vector] | None = None) -> LoadedRecipe:
         """Return the recipe in the form that runs use; ``initial`` returns the initial weights."""
+        # At its full height, the rate undoes a head in the first steps.
+        one_cycle = WarmUp(RISING_SHARE * self.epochs, Cosine())
         recipe = Recipe(
             network=self.network,
             dataset=self.load_images,
@@ -219,7 +221,7 @@ class ImageRecipe:
             input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
             learning_rate=self.learning_rate,
-            schedule=Cosine() if self.base.kind == "small" else self.one_cycle,
+            schedule=Cosine() if self.base.kind == "small" else one_cycle,
             batch_size=self.batch_size,
             epochs=self.epochs,
             fitting=self.base.fitting,
@@ -229,11 +231,6 @@ class ImageRecipe:
             {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
         )
         return LoadedRecipe(IMAGES, self.name, files, recipe, portable=portable)
-
-    @property
-    def one_cycle(self) -> Schedule:
-        """Return a rate that rises from 0: at its full height, the first steps undo a head."""
-        return WarmUp(RISING_SHARE * self.epochs, Cosine())
 
     @cached_property
     def model(self) -> Model:
