@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,42 @@ from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 
+
+def _epochs(text: str) -> int | str:
+    return AUTO if text == AUTO else int(text)
+
+
+WITH_VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "validation": (
+        float,
+        "SHARE",
+        f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
+    ),
+    "fine-tune": (
+        _epochs,
+        "EPOCHS",
+        f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
+        "heads that are good enough (default: 0, and an estimate)",
+    ),
+    "views": (int, "N", "augmented variants per image to compute features of"),
+    "rotate": (float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
+    "zoom": (float, "PERCENT", "crop training images by up to PERCENT of each side (default: 20)"),
+    "group-by": (
+        str,
+        "PATTERN",
+        "regular expression; images whose paths it matches alike, such as bursts of one scene, "
+        "are never split between training and evaluation",
+    ),
+    "precision": (
+        float,
+        "SHARE",
+        "share of predictions that must be right; less certain ones are reported as unknown "
+        "(default: 0.95)",
+    ),
+    "cache-bytes": (int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
+}
+"""Options --NAME: type, metavar and help."""
+
 TURNED_OFF = {
     "flip": "do not mirror training images; for classes that are mirror images of each other",
     "colour-changes": "keep the colours of training images; for classes that differ in colour only",
@@ -46,61 +82,16 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a CSV file of path,label instead of class folders",
     )
-    group.add_argument(
-        "--validation",
-        type=float,
-        metavar="SHARE",
-        help=f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
-    )
-    group.add_argument(
-        "--fine-tune",
-        type=_epochs,
-        metavar="EPOCHS",
-        help=f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none "
-        "for heads that are good enough (default: 0, and an estimate)",
-    )
-    group.add_argument(
-        "--views",
-        type=int,
-        metavar="N",
-        help="augmented variants per image to compute features of",
-    )
-    for name, metavar, text in (
-        ("rotate", "DEGREES", "turn training images by up to DEGREES (default: 5)"),
-        ("zoom", "PERCENT", "crop training images by up to PERCENT of each side (default: 20)"),
-    ):
-        group.add_argument(f"--{name}", type=float, metavar=metavar, help=text)
+    for name, (kind, metavar, text) in WITH_VALUES.items():
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
     for name, text in TURNED_OFF.items():
         dest = name.replace("-", "_")
         group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)
-    group.add_argument(
-        "--group-by",
-        metavar="PATTERN",
-        help="regular expression; images whose paths it matches alike, such as bursts of one "
-        "scene, are never split between training and evaluation",
-    )
     group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
     )
-    group.add_argument(
-        "--precision",
-        type=float,
-        metavar="SHARE",
-        help="share of predictions that must be right; less certain ones are reported as unknown "
-        "(default: 0.95)",
-    )
-    group.add_argument(
-        "--cache-bytes",
-        type=int,
-        metavar="N",
-        help=f"size of the cache of prepared images (default: {CACHE_BYTES:,})",
-    )
-
-
-def _epochs(text: str) -> int | str:
-    return AUTO if text == AUTO else int(text)
 
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def train_and_report(
         )
         _write_version(directory, options, trained, tested, content["loss"])
         thumbnails = _thumbnails(images, content)
-        if recipe.base.kind == "small" or options.fine_tune or options.views > 1:
+        if recipe.base.kind == "small" or trained.tuning or options.views > 1:
             thumbnails |= _variants(images, options)
         _write_report(directory, content, thumbnails, console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}

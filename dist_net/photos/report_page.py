@@ -152,17 +152,13 @@ def _tick(quantity: str, value: float) -> str:
 
 
 def _variants(thumbnails: Mapping[str, bytes]) -> str:
-    items = "".join(
-        f"<li>{_image(name, thumbnails)}</li>" for name in thumbnails if name.startswith(VARIANT)
+    text = (
+        "Training varies each image in each epoch, as in these examples. If a change turns an "
+        "image into another class, or never occurs in your photos, train with --no-flip, "
+        "--rotate, --zoom or --no-colour-changes."
     )
-    if not items:
-        return ""
-    return (
-        "<h2>Variants of images</h2><p>Training varies each image in each epoch, as in these "
-        "examples. If a change turns an image into another class, or never occurs in your photos, "
-        "train with --no-flip, --rotate, --zoom or --no-colour-changes.</p>"
-        f'<ul class="images">{items}</ul>'
-    )
+    shown = [_image(name, thumbnails) for name in thumbnails if name.startswith(VARIANT)]
+    return _gallery("Variants of images", text, shown)
 
 
 def _classes(content: Mapping[str, Any]) -> str:
@@ -262,15 +258,20 @@ def _images(
     entries: Sequence[Mapping[str, Any]],
     thumbnails: Mapping[str, bytes],
 ) -> str:
-    if not entries:
-        return ""
-    items = "".join(
-        f"<li>{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
+    items = [
+        f"{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
         f"{each['probability']:.0%}<br>labelled {escape(each['label'])}<br>"
-        f"<small>{escape(each['image'])}</small></li>"
+        f"<small>{escape(each['image'])}</small>"
         for each in entries
-    )
-    return f'<h2>{title}</h2><p>{text}</p><ul class="images">{items}</ul>'
+    ]
+    return _gallery(title, text, items)
+
+
+def _gallery(title: str, text: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    listed = "".join(f"<li>{each}</li>" for each in items)
+    return f'<h2>{title}</h2><p>{text}</p><ul class="images">{listed}</ul>'
 
 
 def _image(name: str, thumbnails: Mapping[str, bytes]) -> str:
