@@ -17,7 +17,7 @@ from dist_net.vector import Vector
 
 WORTH_BELOW = 0.9
 """The share of right answers of a head from which on tuning rarely adds any."""
-USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 30
+USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 60
 TIMED = 8
 
 

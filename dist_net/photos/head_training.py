@@ -97,6 +97,11 @@ class HeadTraining:
         """Return the images, with logits out of fold."""
         return JudgedImages(self._names, self.labels, self._out_of_fold, self._groups, self.folds)
 
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right answers out of fold."""
+        return float((self._out_of_fold.argmax(1) == self.labels).mean())
+
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return the head and its logits of these rows."""
         is_out = np.isin(self.rows, rows)

@@ -242,28 +242,27 @@ class ImageRun:
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self._console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
-            f"{head.heads.steps} steps"
+            f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold"
         )
         report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
         kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
-        epochs = self._tuning_epochs(kept)
+        epochs = self._tuning_epochs(kept, head.accuracy)
         if not epochs:
             return kept
         return self._tune(kept._replace(recipe=replace(whole, epochs=epochs)), found, head)
 
-    def _tuning_epochs(self, of_head: TrainedImages) -> int:
+    def _tuning_epochs(self, of_head: TrainedImages, accuracy: float) -> int:
         """Return for how many epochs to tune the whole net; print whether it is worth its time."""
         fine_tune, count = self._options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
-        accuracy = float((of_head.judged.logits.argmax(1) == of_head.judged.targets).mean())
         if accuracy >= WORTH_BELOW:
             return 0
         epochs = usual_epochs(count)
         seconds = epochs * count * seconds_per_image(of_head.recipe, of_head.weights)
         self._console.print(
-            f"head: {accuracy:.0%} right out of fold; tuning for about {seconds / 60:.0f} minutes "
-            f"({epochs} epochs) usually adds most where the head is below {WORTH_BELOW:.0%}"
+            f"tuning the whole net for about {seconds / 60:.0f} minutes ({epochs} epochs) usually "
+            f"adds most where the head is below {WORTH_BELOW:.0%}"
             + ("" if fine_tune else ": pass --fine-tune auto")
         )
         return epochs if fine_tune else 0
