@@ -14,10 +14,11 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dist_net.autodiff.arrays import Shape
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
     ExportError,
@@ -149,18 +150,16 @@ class FoundModel:
         model = self.model
         if isinstance(model, ForeignModel):
             return model.inputs, model.outputs
-        single = "probabilities" if self.labels else "values"
+        outputs = model.output_fields
         if not model.output_dtype.names:
-            return _specs(INPUT, model.input_fields), (
-                TensorSpec(single, "FP32", (model.classes,)),
-            )
-        return _specs(INPUT, model.input_fields), _specs(single, model.output_fields)
+            name = "probabilities" if self.labels else "values"
+            outputs = {name: (model.output_dtype, (model.classes,))}
+        return _specs(model.input_fields), _specs(outputs)
 
 
-def _specs(single: str, fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
-    """Return the specs of a model's inputs or outputs; ``single`` names one without a name."""
+def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
     return tuple(
-        TensorSpec(name or single, DATATYPES[dtype], shape)
+        TensorSpec(name or INPUT, DATATYPES[dtype], shape)
         for name, (dtype, shape) in fields.items()
     )
 

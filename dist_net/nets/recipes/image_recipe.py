@@ -39,7 +39,7 @@ from dist_net.nn import (
     relu,
     zeros,
 )
-from dist_net.optim import AdamW, Cosine
+from dist_net.optim import AdamW, Cosine, WarmUp
 from dist_net.vector import Vector
 
 IMAGES = "pictures"
@@ -52,6 +52,7 @@ SMALL_SIDE = 64
 LARGEST_SIDE = 4096
 MAX_DIRECTIONS = 1024
 WEIGHT_DECAY = 0.01
+RISING_SHARE = 0.25
 
 BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures", "onnx"]
 BASE_KINDS = get_args(BaseKind)
@@ -215,6 +216,8 @@ class ImageRecipe:
 
     def loaded(self, initial: Vector | None = None) -> LoadedRecipe:
         """Return the recipe in the form that runs use; ``initial`` are its initial weights."""
+        # At its full height, the rate undoes a head in the first steps.
+        one_cycle = WarmUp(RISING_SHARE * self.epochs, Cosine())
         recipe = Recipe(
             network=self.network,
             dataset=self.load_images,
@@ -222,7 +225,7 @@ class ImageRecipe:
             input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
             learning_rate=self.learning_rate,
-            schedule=Cosine(),
+            schedule=Cosine() if self.base.kind == "small" else one_cycle,
             batch_size=self.batch_size,
             epochs=self.epochs,
             fitting=self.base.fitting,

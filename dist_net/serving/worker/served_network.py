@@ -8,8 +8,10 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
@@ -220,7 +222,7 @@ class ServedNetwork:
         model, outputs = self._model, self.description.outputs
         is_record = model.input_dtype.names is not None
         rows = records(**inputs).astype(model.input_dtype) if is_record else inputs[INPUT]
-        computed = self._session(rows)
+        computed: NDArray[Any] = self._session(rows)
         is_record = model.output_dtype.names is not None
         return {each.name: computed[each.name] if is_record else computed for each in outputs}
 
