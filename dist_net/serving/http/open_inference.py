@@ -402,7 +402,8 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
             f"{list(shape)}"
         )
     try:
-        if (bool in set(map(type, elements))) != (datatype == "BOOL"):  # struct takes all for both
+        types = set(map(type, elements))  # struct converts anything to BOOL, and true to numbers
+        if types - {bool} if datatype == "BOOL" else bool in types:
             raise struct.error("expected true and false for BOOL, and only for BOOL")
         # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
         # length of the longest; and twice as fast.
