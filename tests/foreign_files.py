@@ -62,7 +62,7 @@ def centred() -> ModelProto:
 
 
 def square_ones() -> ModelProto:
-    """The sum of a square of ones, whose side is the input."""
+    """The sum of a square of ones; the input is its side."""
     nodes = [
         helper.make_node("Concat", ["side", "side"], ["shape"], axis=0),
         helper.make_node("Expand", ["one", "shape"], ["ones"]),

@@ -37,7 +37,7 @@ MAX_TENSOR_BYTES = 4 << 30
 MIN_OPSET = 7
 STANDARD = "", "ai.onnx"
 BUILT_IN = "ai.onnx.ml", "com.microsoft"
-"""The other domains whose operators ONNX Runtime has built in."""
+"""Further domains of operators that ONNX Runtime contains."""
 
 PROBED_ROWS = 3
 MAX_ROUNDING = 0.05  # of the difference between rows
@@ -50,7 +50,7 @@ RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 class ForeignModel:
     """The inputs and outputs of an ONNX file. With ``is_batched`` it computes rows, each by itself.
 
-    Where a model has one input and one output, the properties are those of ``nn.Model``.
+    The properties match ``nn.Model`` for a model with one input and one output.
     """
 
     inputs: Specs
@@ -143,7 +143,7 @@ def open_session(
     reproducible: bool = True,
     compiled: bool = True,
 ) -> Inference | OnnxSession:
-    """Return the session that computes ``model``; the options are those of ``Inference``."""
+    """Return the session that computes ``model``; see ``Inference`` for the options."""
     if isinstance(model, ForeignModel):
         return OnnxSession(model, prepared, threads)
     return Inference(model, prepared, threads, batch_size, reproducible, compiled)
@@ -286,7 +286,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def probed(model: ForeignModel, prepared: Prepared) -> tuple[ForeignModel, NDArray[Any] | None]:
     """Return the model, and the first output of random rows, once ONNX Runtime accepts the file.
 
-    The model is not batched, and there are no rows, if a row has other outputs in a batch.
+    If a row has other outputs in a batch, the model is not batched, and no rows are returned.
     """
     session = OnnxSession(model, prepared)
     if not model.is_batched:
@@ -323,7 +323,7 @@ def _are_independent(together: NDArray[Any], alone: NDArray[Any]) -> bool:
 
 
 def random_rows(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
-    """Return a few rows for a trial: normal numbers, pixels for uint8, else zeros and ones."""
+    """Return rows for a trial: normal numbers, pixels for uint8, zeros and ones otherwise."""
     shape = PROBED_ROWS, *spec.shape
     if spec.dtype.kind == "f":
         return generator.standard_normal(shape).astype(spec.dtype)
@@ -331,7 +331,7 @@ def random_rows(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any
 
 
 def keep_classes(proto: Any, classes: int, path: Path) -> None:
-    """Remove all outputs but the one with the probabilities or logits of the classes."""
+    """Keep only the output of ``classes`` numbers, which are probabilities or logits."""
     outputs = proto.graph.output
     found = [each for each in outputs if _sizes(each)[1:] == (classes,)]
     if len(found) != 1:

@@ -34,8 +34,8 @@ ALIGNMENT = 8  # of the tensors behind a header
 
 
 class TensorSpec(NamedTuple):
-    """An input or output. ``shape`` is that of a row, or of the tensor if rows depend on each
-    other; a free axis is -1."""
+    """An input or output. ``shape`` excludes the axis of rows if the model is batched; a free axis
+    is -1."""
 
     name: str
     datatype: str

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from math import prod
 from reprlib import Repr
 from typing import Any, NamedTuple
@@ -309,23 +309,21 @@ def _tensor(
 
 def _raw_contents(given: dict[str, dict[str, Any]], raw: memoryview) -> dict[str, memoryview]:
     """Return the raw bytes after the JSON by input, for those that are not in the JSON."""
+    found = {name: _parameters(each, "input") for name, each in given.items()}
     sizes = {
-        name: _parameters(each, "input").get("binary_data_size") for name, each in given.items()
+        name: each["binary_data_size"]
+        for name, each in found.items()
+        if each.get("binary_data_size") is not None
     }
-    sizes = {name: size for name, size in sizes.items() if size is not None}
-    ends = [
-        *accumulate(
-            size if type(size) is int and size >= 0 else len(raw) + 1 for size in sizes.values()
-        )
-    ]
-    if (ends[-1] if ends else 0) != len(raw):
+    are_sizes = all(type(size) is int and size >= 0 for size in sizes.values())
+    if not are_sizes or sum(sizes.values()) != len(raw):
         raise BadRequestError(
             f"binary_data_size is {', '.join(map(shown, sizes.values())) or None}, and "
             f"{len(raw):,} bytes follow the JSON; expected equal sizes; the header "
             f"Inference-Header-Content-Length is the length of the JSON"
         )
-    starts = [0, *ends]
-    return {name: raw[start:end] for name, start, end in zip(sizes, starts, ends, strict=False)}
+    places = pairwise(accumulate(sizes.values(), initial=0))
+    return {name: raw[start:end] for name, (start, end) in zip(sizes, places, strict=True)}
 
 
 def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
@@ -402,7 +400,8 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
             f"{list(shape)}"
         )
     try:
-        if (bool in set(map(type, elements))) != (datatype == "BOOL"):  # struct takes all for both
+        types = set(map(type, elements))  # struct converts anything to BOOL, and true to numbers
+        if types - {bool} if datatype == "BOOL" else bool in types:
             raise struct.error("expected true and false for BOOL, and only for BOOL")
         # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
         # length of the longest; and twice as fast.

@@ -1,4 +1,4 @@
-"""Foreign models: which ONNX files are run, and what they compute."""
+"""Foreign models: the ONNX files that run, and their outputs."""
 
 import json
 from importlib.util import find_spec

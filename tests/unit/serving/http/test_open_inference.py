@@ -14,6 +14,7 @@ from dist_net.errors import (
     BadRequestError,
     RequestTooLargeError,
 )
+from dist_net.nets.tensor_specs import TensorSpec, from_bytes, to_bytes
 from dist_net.serving.http.model_endpoints import model_metadata
 from dist_net.serving.http.open_inference import (
     MAX_JSON_BYTES,
@@ -333,3 +334,66 @@ def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -
     body, json_bytes = a_body(outputs=[{"name": "values", "parameters": {"classification": 1}}])
     with pytest.raises(BadRequestError, match=naming("digits")):
         read_request(body, json_bytes, model, None)
+
+
+SPECS = TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BOOL", ())
+SEVERAL = described("several", inputs=SPECS, outputs=SPECS[::-1], has_classes=False)
+FREE = replace(SEVERAL, inputs=(TensorSpec("a", "FP32", (-1, 2)), SPECS[1]), is_batched=False)
+A = {"name": "a", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
+B = {"name": "b", "datatype": "BOOL", "shape": [2], "data": [True, False]}
+
+
+def test_several_inputs_are_records_in_any_order() -> None:
+    expected = {"a": np.array([[1, 2], [3, 4]], "f4"), "b": np.array([True, False])}
+    raw_a = {**A, "data": None, "parameters": {"binary_data_size": 16}}
+    raw_b = {**B, "data": None, "parameters": {"binary_data_size": 2}}
+    raws = expected["b"].tobytes() + expected["a"].tobytes()
+    for inputs, raw in (([A, B], b""), ([B, raw_a], raws[2:]), ([raw_b, raw_a], raws)):
+        (request,) = asked(*a_body(raw, inputs), SEVERAL)
+        assert request.rows == 2
+        found = from_bytes(request.payload, SPECS, is_batched=True)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [A],
+        [A, A],
+        [A, B, B],
+        [A, B | {"shape": [1], "data": [True]}],
+        [A, B | {"data": [1, 0]}],
+        [A, B | {"data": [True, None]}],
+        [A | {"parameters": {"binary_data_size": 2**70}}, B],
+        [A | {"parameters": {"binary_data_size": -1}}, B],
+    ],
+)
+def test_several_inputs_must_fit_each_other(inputs: list[dict[str, Any]]) -> None:
+    with pytest.raises(BadRequestError):
+        asked(a_body(inputs=inputs)[0], model=SEVERAL)
+    with pytest.raises(BadRequestError):
+        asked(bytes(18), 0, SEVERAL)
+
+
+def test_a_model_without_rows_gets_the_tensors_of_a_request() -> None:
+    scalar = B | {"shape": [], "data": [True]}
+    (request,) = asked(a_body(inputs=[A, scalar])[0], model=FREE)
+    found = from_bytes(request.payload, FREE.inputs, is_batched=False)
+    assert (found["a"].shape, found["b"].shape, bool(found["b"])) == ((2, 2), (), True)
+    for inputs in ([A, B], [A | {"shape": [4]}, scalar], [A | {"shape": [4, 1]}, scalar]):
+        with pytest.raises(BadRequestError, match="shape"):
+            asked(a_body(inputs=inputs)[0], model=FREE)
+
+
+def test_several_outputs_are_answered_as_they_are_wanted() -> None:
+    tensors = {"b": np.array([True, False]), "a": np.array([[1, 2], [3, 4]], "f4")}
+    outcome = Result(Status.OK, 3, to_bytes(tensors, SEVERAL.outputs, is_batched=True))
+    wanted = ResponseForm((OutputForm("a", is_binary=True), OutputForm("b")))
+    body, json_bytes = encode_response(SEVERAL, 2, [outcome], wanted)
+    a, b = json.loads(body[:json_bytes])["outputs"]
+    assert (a["shape"], a["parameters"], body[json_bytes:]) == (
+        [2, 2],
+        {"binary_data_size": 16},
+        tensors["a"].tobytes(),
+    )
+    assert (b["datatype"], b["data"]) == ("BOOL", [True, False])
