@@ -119,6 +119,18 @@ class SourceError(DistNetError):
 # Files of models
 
 
+class ForeignModelError(BadInputError):
+    """An ONNX file is damaged, too large, or has something that dist_net does not run."""
+
+
+class EngineMismatchError(BadInputError):
+    """ONNX Runtime computes other outputs than dist_net for the same model."""
+
+
+class TensorInputError(BadInputError):
+    """A foreign model refuses an input: its values or its sizes do not fit."""
+
+
 class ModelFileError(BadInputError):
     """A .cfg file, weights or labels cannot be read, or belong to another network."""
 

@@ -17,9 +17,11 @@ from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import ModelSourceError, RecipeError, SettingError, UntrustedRecipeError
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources import OnnxFile, parse_named_source
 from dist_net.nets.trained_model import (
     calibrated_weights,
     load_trained,
@@ -30,6 +32,7 @@ from dist_net.nn import Model
 from dist_net.nn.model import Batch
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
+from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.callbacks import (
@@ -131,13 +134,23 @@ class Run:
         return evaluation
 
 
-def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
-    """Return the trained model in a run directory, or in a checkpoint file.
+def load(path: str | Path, *, trust_recipe: bool = False) -> Run | OnnxSession:
+    """Return the trained model in a run directory, in a checkpoint file, or in an ONNX file.
 
     A run's own ``recipe.py`` is Python code, which runs only if the user trusts it, for example by
     ``trust_recipe``, the ``--trust-recipe`` of the commands. Raise BadInputError if the run does
     not exist, is damaged, or its recipe is not trusted.
     """
+    named = parse_named_source(str(path))
+    if Path(named.source).suffix == ".onnx":
+        found = OnnxFile(Path(named.source), None, named.pixels).read()
+        assert isinstance(found.model, ForeignModel)
+        return OnnxSession(found.model, found.prepared, available_cores())
+    return load_run(path, trust_recipe=trust_recipe)
+
+
+def load_run(path: str | Path, *, trust_recipe: bool = False) -> Run:
+    """Return the run in a directory or checkpoint file; see ``load``."""
     run = Run(path, trust_recipe=trust_recipe)
     try:
         run.trained  # noqa: B018 - raises the errors of reading

@@ -44,8 +44,11 @@ class Operation:
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        """Return the shape and dtype of the result; raise ShapeError or DTypeError."""
-        raise NotImplementedError
+        """Return the shape and dtype of the result; raise ShapeError or DTypeError.
+
+        By default, they are those of the first input.
+        """
+        return inputs[0].shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         """Return the call that reads ``inputs`` and fills ``out``; the arrays are borrowed."""
@@ -67,8 +70,8 @@ class View(Operation):
     """Whether the view of a C-contiguous input is C-contiguous."""
 
     def view(self, array: Array) -> Array:
-        """Return the result, a view of ``array``."""
-        raise NotImplementedError
+        """Return the result, a view of ``array``; all of it by default."""
+        return array
 
 
 class SharedOperation(Operation):

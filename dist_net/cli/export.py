@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
     written = write_exported(file, format, exported)
     plain_console(stderr=False).print(
-        f"{file}: {exported.name} as {format}, {found.model.layout.size:,} parameters, "
+        f"{file}: {exported.name} as {format}, {found.own_model.layout.size:,} parameters, "
         f"{written:,} bytes"
     )
     return 0

@@ -16,6 +16,7 @@ from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
 from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
 from dist_net.nets.row_files import (
@@ -25,7 +26,7 @@ from dist_net.nets.row_files import (
     write_rows,
     write_table,
 )
-from dist_net.nets.sources import MODELS, FoundModel, model_source
+from dist_net.nets.sources import MODELS, FoundModel, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.cores import available_cores
@@ -59,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write to a file: the likeliest class of each image to .csv, or the outputs of each "
         "row (probabilities or values) to .npy or .csv",
     )
+    text = "program that computes the model (default: numpy); .onnx files need onnxruntime"
+    parser.add_argument("--engine", choices=ENGINES, default=NUMPY, help=text)
     add_trust_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per image or row"
@@ -79,13 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
-        found = model_source(
-            arguments.model,
-            arguments.weights,
-            arguments.labels,
-            progress,
-            trust_recipe=arguments.trust_recipe,
-        ).read()
+        (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
+        found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
+        found = computed_by(found, arguments.engine)
     return predict_rows(arguments, found, files) if has_rows else classify(arguments, found, files)
 
 

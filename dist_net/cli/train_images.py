@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,62 @@ from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
+from dist_net.export.onnxruntime_engine import ENGINES
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, NONE, default_base
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions, new_run
+from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
+
+
+def _epochs(text: str) -> int | str:
+    return AUTO if text == AUTO else int(text)
+
+
+WITH_VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
+    "validation": (
+        float,
+        "SHARE",
+        f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
+    ),
+    "fine-tune": (
+        _epochs,
+        "EPOCHS",
+        f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
+        "heads that are good enough (default: 0, and an estimate)",
+    ),
+    "views": (int, "N", "augmented variants per image to compute features of"),
+    "rotate": (float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
+    "zoom": (float, "PERCENT", "crop training images by up to PERCENT of each side (default: 20)"),
+    "group-by": (
+        str,
+        "PATTERN",
+        "regular expression; images whose paths it matches alike, such as bursts of one scene, "
+        "are never split between training and evaluation",
+    ),
+    "precision": (
+        float,
+        "SHARE",
+        "share of predictions that must be right; less certain ones are reported as unknown "
+        "(default: 0.95)",
+    ),
+    "cache-bytes": (int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
+}
+"""Options --NAME: type, metavar and help."""
+
+TURNED_OFF = {
+    "flip": "do not mirror training images; for classes that are mirror images of each other",
+    "colour-changes": "keep the colours of training images; for classes that differ in colour only",
+    "groups": "evaluate on near-duplicates of images that are trained on; only if images that look "
+    "alike, as of a fixed camera, are different ones",
+}
+"""Options --no-NAME, and their help."""
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,63 +83,18 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a CSV file of path,label instead of class folders",
     )
-    group.add_argument(
-        "--validation",
-        type=float,
-        metavar="SHARE",
-        help=f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
-    )
-    group.add_argument(
-        "--fine-tune",
-        type=int,
-        metavar="EPOCHS",
-        help="then train the whole net for EPOCHS (default: 0)",
-    )
-    group.add_argument(
-        "--views",
-        type=int,
-        metavar="N",
-        help="augmented variants per image to compute features of",
-    )
-    group.add_argument(
-        "--no-flip",
-        dest="flip",
-        action="store_false",
-        default=None,
-        help="do not mirror images in training; for classes that are mirror images of each other",
-    )
-    group.add_argument(
-        "--group-by",
-        metavar="PATTERN",
-        help="regular expression; images whose paths it matches alike, such as bursts of one "
-        "scene, are never split between training and evaluation",
-    )
-    group.add_argument(
-        "--no-groups",
-        dest="groups",
-        action="store_false",
-        default=None,
-        help="evaluate on near-duplicates of images that are trained on; only if images that look "
-        "alike, as of a fixed camera, are different ones",
-    )
+    for name, (kind, metavar, text) in WITH_VALUES.items():
+        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    for name, text in TURNED_OFF.items():
+        dest = name.replace("-", "_")
+        group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)
     group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
         help="how images are made to fit the net (default: as the base was trained)",
     )
-    group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(
-        "--precision",
-        type=float,
-        metavar="SHARE",
-        help="share of predictions that must be right; less certain ones are reported as unknown "
-        "(default: 0.95)",
-    )
-    group.add_argument(
-        "--cache-bytes",
-        type=int,
-        metavar="N",
-        help=f"size of the cache of prepared images (default: {CACHE_BYTES:,})",
+        "--engine", choices=ENGINES, help="program that computes the features (default: numpy)"
     )
 
 
@@ -115,8 +116,8 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = image_options_given(arguments).keys() - {"folder"}
     if given:
-        names = {"labels_csv": "labels", "flip": "no-flip", "groups": "no-groups"}
-        option = "--" + names.get(min(given), min(given)).replace("_", "-")
+        name = min(given).replace("_", "-")
+        option = "--labels" if name == "labels-csv" else f"--{'no-' * (name in TURNED_OFF)}{name}"
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
@@ -171,7 +172,7 @@ def train_images(
         directory.discard()
         raise SettingError(
             f"{asked} trains only a head, which takes seconds on this host; with --listen pass "
-            f"--fine-tune EPOCHS or --base {NONE}, so that other hosts can train the whole net"
+            f"--fine-tune {AUTO} or --base {NONE}, so that other hosts can train the whole net"
         )
 
     def display(samples: int) -> TrainingProgress:

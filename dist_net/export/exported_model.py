@@ -50,7 +50,7 @@ class ExportedModel:
     @property
     def arrays(self) -> dict[str, Vector]:
         """Parameters and buffers by name, as in a run's checkpoint."""
-        layout = self.found.model.layout
+        layout = self.found.own_model.layout
         return {
             name: np.ascontiguousarray(each) for name, each in layout.views(self.weights).items()
         }

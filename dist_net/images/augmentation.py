@@ -1,11 +1,13 @@
 """Random variants of images: training sees each image slightly different in every epoch.
 
-All arithmetic uses integers, and all random numbers are raw output of a bit generator, which NumPy
-guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every host.
+All arithmetic on pixels uses integers, and all random numbers are raw output of a bit generator,
+which NumPy guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every
+host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,10 +18,14 @@ from dist_net.errors import SettingError
 from dist_net.images.decoding import Pixels
 
 ONE = 256  # the unit of factors and positions, which are fixed-point numbers
+TURN = 1 << 16  # the unit of sines and cosines, which are fixed-point numbers too
 LUMA = (77, 150, 29)  # the weights of red, green and blue in units of 1/ONE: ITU-R BT.601
 STREAM = 0x617567  # separates these random numbers from others of a run's seed
 
+HALVES, LOW_BYTES = np.uint64(0x0080_0080_0080_0080), np.uint64(0x00FF_00FF_00FF_00FF)
+
 AlongAxis = NDArray[np.integer]
+Packed = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,14 @@ class Augmentation:
 
     ``smallest_crop``: the minimum fraction of each side that is kept and stretched to full size;
     both sides are drawn independently. ``flip``: mirror half of the images left to right.
+    ``rotation``: turn by up to as many degrees in either direction; the edge fills the corners.
     ``brightness``, ``contrast``, ``saturation``: 0.2 means a factor from 0.8 to 1.2. Raises
     SettingError for values out of range.
     """
 
     smallest_crop: float = 0.8
     flip: bool = True
+    rotation: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -41,6 +49,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0.1 <= self.smallest_crop <= 1:
             raise SettingError(f"smallest_crop={self.smallest_crop}: expected from 0.1 to 1")
+        if not 0 <= self.rotation <= 180:
+            raise SettingError(f"rotation={self.rotation}: expected from 0 to 180")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise SettingError(f"{name}={value}: expected from 0 to 1")
@@ -54,25 +64,35 @@ class Augmentation:
         the seed, the epoch and its index, not on the minibatch.
         """
         for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
-            self._crop_and_flip(image, draws)
+            self._move(image, draws)
             self._recolour(image, draws)
 
-    def _crop_and_flip(self, image: Pixels, draws: list[int]) -> None:
+    def _move(self, image: Pixels, draws: list[int]) -> None:
         height, width, channels = image.shape
         least = round(self.smallest_crop * ONE)
-        above, below, along_y = _window(height, least, draws[0], draws[1])
-        left, right, along_x = _window(width, least, draws[2], draws[3])
+        along_y, middle_y = _window(height, least, draws[0], draws[1])
+        along_x, middle_x = _window(width, least, draws[2], draws[3])
         if self.flip and draws[4] & 1:
-            left, right, along_x = left[::-1], right[::-1], along_x[::-1]
-        rows = _between(image.take(above, 0), image.take(below, 0), along_y[:, None, None])
-        # Rows stay flat: with an axis of three channels, the inner loops take four times as long.
-        flat = height, width * channels
-        mixed = _between(
-            rows.take(left, 1).reshape(flat, copy=False),
-            rows.take(right, 1).reshape(flat, copy=False),
-            along_x.repeat(channels),
+            along_x = along_x[::-1]
+        angle = math.radians(self.rotation) * (draws[8] / (1 << 31) - 1)
+        cosine, sine = round(TURN * math.cos(angle)), round(TURN * math.sin(angle))
+        along_y = along_y[:, None]
+        rows = (cosine * along_y + sine * along_x >> 17) + middle_y
+        columns = (cosine * along_x - sine * along_y >> 17) + middle_x
+        # The channels of a pixel share one integer, so that each operation mixes them together. A
+        # row and a column of zeros follow the last ones, with a share of 0.
+        lanes = np.zeros((height + 1, width + 1, 4), np.uint16)
+        lanes[:-1, :-1, :channels] = image
+        pixels = lanes.view(np.uint64).ravel()
+        rows, columns = rows.clip(0, (height - 1) * ONE), columns.clip(0, (width - 1) * ONE)
+        first = (rows >> 8) * (width + 1) + (columns >> 8)
+        share_y, share_x = ((each & 255).view(np.uint64) for each in (rows, columns))
+        upper, lower = (
+            _between(pixels[row:].take(first), pixels[row + 1 :].take(first), share_x)
+            for row in (0, width + 1)
         )
-        image[:] = mixed.reshape(image.shape, copy=False)
+        mixed = _between(upper, lower, share_y).view(np.uint16)
+        image[:] = mixed.reshape(height, width, 4, copy=False)[:, :, :channels]
 
     def _recolour(self, image: Pixels, draws: list[int]) -> None:
         if self.brightness:
@@ -88,7 +108,7 @@ class Augmentation:
 
 
 def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
-    """Yield eight 32-bit numbers for each sample.
+    """Yield nine 32-bit numbers for each sample.
 
     The generator is counter-based (Salmon et al. 2011), so that jumping to a sample is cheap.
     """
@@ -97,31 +117,28 @@ def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]
     for sample in samples:
         state["state"]["counter"][:] = 0, 0, sample, epoch
         bits.state = state
-        yield (bits.random_raw(8) >> np.uint64(32)).tolist()
+        yield (bits.random_raw(9) >> np.uint64(32)).tolist()
 
 
-def _window(size: int, least: int, drawn_side: int, drawn_place: int) -> tuple[AlongAxis, ...]:
-    """Return the two source pixels of each new pixel along an axis, and its offset from the first.
+def _window(size: int, least: int, drawn_side: int, drawn_place: int) -> tuple[AlongAxis, int]:
+    """Return the source of each new pixel along an axis, from the middle of the source, and that.
 
-    The source is a random part of the axis, at least ``least``; offsets are in units of 1/ONE.
+    The source is a random part of the axis, at least ``least``. Offsets from the middle are in
+    units of 1 / (2 ONE), the middle in units of 1/ONE.
     """
     side = least + (drawn_side * (ONE - least + 1) >> 32)
     place = drawn_place * ((ONE - side) * size + 1) >> 32
-    centres = place + (2 * np.arange(size) + 1) * side // 2 - ONE // 2
-    centres.clip(0, (size - 1) * ONE, out=centres)
-    first = centres // ONE
-    return first, np.minimum(first + 1, size - 1), (centres % ONE).astype(np.uint16)
+    return (2 * np.arange(size) + 1 - size) * side, place + (side * size - ONE) // 2
 
 
-def _between(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], along: AlongAxis
-) -> NDArray[np.uint8]:
-    """Interpolate linearly; no sum exceeds 16 bits."""
-    mixed = first * (ONE - along)
-    mixed += second * along
-    mixed += np.uint16(ONE // 2)
-    mixed >>= 8
-    return mixed.astype(np.uint8)
+def _between(first: Packed, second: Packed, share: Packed) -> Packed:
+    """Interpolate linearly in each of four lanes of 16 bits, which no sum exceeds."""
+    mixed = first * (np.uint64(ONE) - share)
+    mixed += second * share
+    mixed += HALVES
+    mixed >>= np.uint64(8)
+    mixed &= LOW_BYTES
+    return mixed
 
 
 def _factor(most: float, drawn: int) -> int:

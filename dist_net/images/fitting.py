@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,17 @@ from dist_net.images.decoding import (
     load_image,
     name_of,
 )
-from dist_net.nn import Model
 
 Indices = NDArray[np.intp]
+
+
+class ImageModel(Protocol):
+    """A model whose inputs may be images: ``nn.Model``, or a foreign model."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+    @property
+    def input_dtype(self) -> np.dtype[Any]: ...
 
 
 def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
@@ -187,7 +195,7 @@ def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
     return FITTINGS[name]
 
 
-def takes_images(model: Model) -> bool:
+def takes_images(model: ImageModel) -> bool:
     """Whether its inputs are (H, W) or (H, W, 1), for grey images, or (H, W, 3)."""
     return _is_image_shape(model.input_shape)
 
@@ -274,7 +282,7 @@ class ImageInputs:
 
     def __init__(
         self,
-        model: Model,
+        model: ImageModel,
         max_pixels: int = MAX_PIXELS,
         fitting: str = "pad",
         formats: Sequence[str] = FORMATS,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from dist_net.errors import ModelFileError
 
 
-def read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    """Return the names in a text file, one per line, for a net of ``classes`` classes.
+def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
+    """Return the names in a text file, one per line, for a net of ``classes`` classes if given.
 
     Empty lines at the end are ignored. Raise ModelFileError for a file that is unreadable, not
     UTF-8, has an empty line, or has another number of names.
@@ -33,7 +33,7 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
         raise ModelFileError(
             f"labels {path}: line {names.index('') + 1} is empty; expected one name per line"
         )
-    if len(names) != classes:
+    if classes is not None and len(names) != classes:
         shorten = f". To keep the first: head -n {classes} {path}" if len(names) > classes else ""
         raise ModelFileError(
             f"labels {path}: {len(names):,} names for a net of {classes:,} classes; expected one "

@@ -77,6 +77,11 @@ class LayersArchitecture:
 
 
 @dataclass(frozen=True)
+class OnnxArchitecture:
+    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file."""
+
+
+@dataclass(frozen=True)
 class RecipeArchitecture:
     """The net of a recipe: ``path`` is the name of a built-in recipe, or a run's Python file.
 
@@ -122,6 +127,7 @@ Architecture = (
     | PublishedArchitecture
     | FolderArchitecture
     | LayersArchitecture
+    | OnnxArchitecture
     | RecipeArchitecture
 )
 
@@ -130,6 +136,7 @@ _KINDS: dict[str, type[Architecture]] = {
     "published": PublishedArchitecture,
     "folder": FolderArchitecture,
     "layers": LayersArchitecture,
+    "onnx": OnnxArchitecture,
     "recipe": RecipeArchitecture,
 }
 

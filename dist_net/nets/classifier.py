@@ -15,9 +15,10 @@ from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, require_labels, top_predictions
 from dist_net.nets.darknet.configuration import Configuration
+from dist_net.nets.foreign_onnx import ForeignModel, open_session
 from dist_net.nets.sources import DarknetFiles, FoundModel
 from dist_net.nn import Model
-from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.nn.inference import Prepared, softmax
 from dist_net.nn.model import Batch
 
 ClassifiedImage = list[Prediction] | ImageError | NotFiniteError
@@ -37,7 +38,7 @@ class Classifier:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | ForeignModel,
         prepared: Prepared,
         labels: Sequence[str],
         has_logits: bool = False,
@@ -51,7 +52,7 @@ class Classifier:
         self._inputs = ImageInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
-        self._outputs = Inference(model, prepared, threads, batch_size, compiled=compiled)
+        self._outputs = open_session(model, prepared, threads, batch_size, compiled=compiled)
 
     def close(self) -> None:
         self._outputs.close()
@@ -147,6 +148,6 @@ def outputs_for(
     found: FoundModel, inputs: Batch, threads: int = 1, compiled: bool = True
 ) -> NDArray[np.float32]:
     """Return a row of outputs for each input: probabilities if the model has classes."""
-    with closing(Inference(found.model, found.prepared, threads, compiled=compiled)) as session:
+    with closing(open_session(found.model, found.prepared, threads, compiled=compiled)) as session:
         outputs = session(inputs)
     return softmax(outputs) if found.labels and found.has_logits else outputs

@@ -34,8 +34,8 @@ Reply = TypeVar("Reply", StatusReport, Snapshot, RecipeOffer)
 class Observer:
     """A connection to one server. A call raises NoAnswerError after ``timeout_s``.
 
-    ``while_waiting`` is called several times a second during a call and may raise to end it. Frames
-    of more than ``max_array_bytes`` are not received.
+    ``while_waiting`` is called several times a second during a call, with the seconds since its
+    request, and may raise to end it. Frames of more than ``max_array_bytes`` are not received.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Observer:
         address: str,
         keys: PeerKeys | None = None,
         timeout_s: float = 10.0,
-        while_waiting: Callable[[], None] = lambda: None,
+        while_waiting: Callable[[float], None] = lambda _: None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
     ) -> None:
         self._address = address
@@ -94,14 +94,14 @@ class Observer:
 
     def _request(self, request: Message, kind: type[Reply]) -> Reply:
         self._socket.send(request)
-        deadline = time.monotonic() + self._timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            reply = self._socket.receive(min(left_s, POLL_S))
+        asked_s = time.monotonic()
+        while (waited_s := time.monotonic() - asked_s) < self._timeout_s:
+            reply = self._socket.receive(min(self._timeout_s - waited_s, POLL_S))
             if isinstance(reply, kind):
                 return reply
             if isinstance(reply, Refuse) and not reply.may_rejoin:
                 raise ProtocolError(f"the server refused {type(request).__name__}: {reply.reason}")
-            self._while_waiting()
+            self._while_waiting(waited_s)
             if isinstance(reply, Refuse):
                 time.sleep(POLL_S)
                 self._socket.send(request)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from dist_net.errors import DatasetError
 from dist_net.files import replacing
+from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nn import Model
-from dist_net.nn.losses import of_samples
 from dist_net.nn.model import Batch
 
 ROW_SUFFIXES = ".csv", ".npy"
@@ -26,7 +27,7 @@ def is_row_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() in ROW_SUFFIXES
 
 
-def read_rows(path: Path, model: Model) -> Batch:
+def read_rows(path: Path, model: Model | ForeignModel) -> Batch:
     """Return the rows of a file as inputs of ``model``, (N, *input_shape).
 
     A .npy file holds such an array, in any dtype whose values fit the model's; it is mapped. A line
@@ -42,11 +43,11 @@ def read_rows(path: Path, model: Model) -> Batch:
     except (OSError, OverflowError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DatasetError(f"{path}: {reason}; expected rows of numbers, .npy or CSV") from error
-    shape = of_samples(model.input(1))
-    is_flat = path.suffix.lower() == ".csv" and rows.shape[1] == model.input(1).size
+    is_flat = path.suffix.lower() == ".csv" and rows.shape[1] == prod(model.input_shape)
     if not is_flat and rows.shape[1:] != model.input_shape:
         raise DatasetError(
-            f"{path}: an array of shape {rows.shape}; expected {shape}, the inputs of the model"
+            f"{path}: an array of shape {rows.shape}; expected "
+            f"({', '.join(map(str, ('N', *model.input_shape)))}), the inputs of the model"
         )
     with np.errstate(invalid="ignore", over="ignore"):
         inputs = rows.astype(model.input_dtype, order="C").reshape(

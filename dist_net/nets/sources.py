@@ -1,23 +1,28 @@
-"""The sources of models: a published classifier, a finished run, a .cfg file, or a live run.
+"""The sources of models: a published classifier, a finished or live run, a .cfg or .onnx file.
 
 Each call of a source's ``read`` returns the model as it is then.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dist_net.autodiff.arrays import Shape
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
+    ExportError,
+    ForeignModelError,
     ModelFileError,
     ModelSourceError,
     NotACheckpointError,
@@ -25,7 +30,7 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import takes_images
+from dist_net.images.fitting import fitting_named, takes_images
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
@@ -33,6 +38,7 @@ from dist_net.nets.architecture import (
     DarknetArchitecture,
     FolderArchitecture,
     LayersArchitecture,
+    OnnxArchitecture,
     PublishedArchitecture,
     RecipeArchitecture,
 )
@@ -44,12 +50,24 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.nets.darknet.weights import read_weights, unreadable
+from dist_net.nets.foreign_onnx import (
+    ONNX,
+    ForeignModel,
+    PixelOptions,
+    accept_pixels,
+    interface_of,
+    keep_classes,
+    prepared_bytes,
+    probed,
+    read_proto,
+)
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
+from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
 from dist_net.nets.trained_model import (
     MODEL_JSON,
     calibrated_weights,
@@ -75,11 +93,15 @@ logger = logging.getLogger(__name__)
 
 MODELS = (
     f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "
-    f"checkpoint of a run, a file of Model.save, or a .cfg file with --weights FILE and --labels "
-    f"FILE"
+    f"checkpoint of a run, a file of Model.save, an .onnx file, or a .cfg file with --weights FILE "
+    f"and --labels FILE"
 )
 LIVE = ("tcp://", "ipc://")
 ANSWER_WITHIN_S = 5.0
+FILE_NAMES = "weights", "labels"
+OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
+NO_PIXEL_OPTIONS = PixelOptions()
+LETTERBOX = "letterbox"  # Darknet's fitting, in the metadata of exported files
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,7 @@ class FoundModel:
     raises RunDirectoryError if they are damaged.
     """
 
-    model: Model
+    model: Model | ForeignModel
     architecture: Architecture
     labels: tuple[str, ...]
     prepared: Prepared
@@ -114,7 +136,33 @@ class FoundModel:
         """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
-        return is_known and takes_images(self.model)
+        return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
+
+    @property
+    def own_model(self) -> Model:
+        """The model of dist_net. Raise ExportError for an ONNX file."""
+        if isinstance(self.model, ForeignModel):
+            raise ExportError("the model is an ONNX file already; expected a model of dist_net")
+        return self.model
+
+    @property
+    def specs(self) -> tuple[Specs, Specs]:
+        """The inputs and outputs, by the names that the Open Inference Protocol uses."""
+        model = self.model
+        if isinstance(model, ForeignModel):
+            return model.inputs, model.outputs
+        outputs = model.output_fields
+        if not model.output_dtype.names:
+            name = "probabilities" if self.labels else "values"
+            outputs = {name: (model.output_dtype, (model.classes,))}
+        return _specs(model.input_fields), _specs(outputs)
+
+
+def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
+    return tuple(
+        TensorSpec(name or INPUT, DATATYPES[dtype], shape)
+        for name, (dtype, shape) in fields.items()
+    )
 
 
 class PreparedFile(NamedTuple):
@@ -257,6 +305,58 @@ class TrainedRun:
         )
 
 
+class OnnxFile:
+    """An ONNX file; ``labels`` and ``pixels`` replace its metadata."""
+
+    def __init__(self, path: Path, labels: Path | None, pixels: PixelOptions) -> None:
+        self._path = path
+        self._labels = labels
+        self._pixels = pixels
+
+    def read(self) -> FoundModel:
+        """Return the checked model, after a trial with a few rows of random numbers.
+
+        A model with labels is a classifier: only its output of that many numbers is kept, and an
+        image input is replaced by pixels, ``(N, H, W, C)`` uint8. Raise ForeignModelError, and
+        MissingExtraError without the extra.
+        """
+        proto = read_proto(self._path)
+        metadata = {each.key: each.value for each in proto.metadata_props}
+        try:
+            names = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
+            unknown_below = float(metadata.get("unknown_below", 0))
+        except (ValueError, TypeError) as error:
+            raise ForeignModelError(f"{self._path}: damaged metadata, labels: {error}") from error
+        if self._labels is not None:
+            names = read_labels(self._labels)
+        fitting = self._pixels.fitting or metadata.get("fitting", "crop")
+        if names:
+            keep_classes(proto, len(names), self._path)
+            if fitting != LETTERBOX:
+                fitting_named(fitting)
+                accept_pixels(proto, self._pixels)
+        prepared = prepared_bytes(proto.SerializeToString())
+        model, rows = probed(interface_of(proto, self._path), prepared)
+        has_logits = False
+        if names and rows is not None:  # probabilities are recognised by their sum
+            has_logits = not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
+        elif names:
+            raise ForeignModelError(
+                f"{self._path} has labels, and does not compute rows independently"
+            )
+        return FoundModel(
+            model,
+            OnnxArchitecture(),
+            names,
+            prepared,
+            sha256(prepared[ONNX].data).hexdigest(),
+            lambda: np.empty(0, np.float32),
+            has_logits,
+            fitting=fitting,
+            unknown_below=unknown_below,
+        )
+
+
 class FollowedRun:
     """A model in training, read from the parameter server at ``address``."""
 
@@ -326,7 +426,7 @@ class FollowedRun:
         return load_run_recipe(directory, trust_recipe=True)
 
 
-ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
+ModelSource = DarknetFiles | PretrainedNet | TrainedRun | OnnxFile | FollowedRun
 """Each source's ``read`` returns the current model, or raises a DistNetError."""
 
 
@@ -396,13 +496,14 @@ def model_source(
     progress: Progress,
     keys: PeerKeys | None = None,
     trust_recipe: bool = False,
+    pixels: PixelOptions = NO_PIXEL_OPTIONS,
 ) -> ModelSource:
     """Return the source that ``model`` names; see MODELS. A name takes precedence over a path.
 
     ``model`` may also be the address of a parameter server, to connect to with ``keys``, or a join
     token. A published classifier's weights are downloaded if necessary, reported to ``progress``,
     unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
-    ``trust_recipe``: see ``load_trained``.
+    ``trust_recipe``: see ``load_trained``. ``pixels`` applies to an .onnx file.
 
     Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing
     or not applicable, ModelFileError for a damaged .cfg file, and for a
@@ -426,9 +527,13 @@ def model_source(
         known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
         hint = known or suggest_runs(path) or f"expected {MODELS}"
         raise ModelSourceError(f"no model {model!r}; {hint}")
+    if path.suffix == ".onnx" and weights is None:
+        return OnnxFile(path, labels, pixels)
+    if pixels != NO_PIXEL_OPTIONS:
+        raise ModelSourceError(f"{model} has its own preprocessing; expected it for an .onnx file")
     if weights is not None:
         raise ModelSourceError(
-            f"{model} is a run, which has its own weights; expected no --weights"
+            f"{model} is a run or an .onnx file, which has its own weights; expected no --weights"
         )
     if not is_live(model):
         return TrainedRun(path, labels, progress, trust_recipe)
@@ -455,12 +560,20 @@ def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelS
 
 
 class NamedSource(NamedTuple):
-    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``."""
+    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``, and the PixelOptions."""
 
     name: str
     source: str
     weights: Path | None
     labels: Path | None
+    pixels: PixelOptions = NO_PIXEL_OPTIONS
+
+    def open(
+        self, progress: Progress, keys: PeerKeys | None = None, trust_recipe: bool = False
+    ) -> ModelSource:
+        """Return the source; see ``model_source``."""
+        files = self.weights, self.labels
+        return model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
 
 
 def parse_named_source(text: str) -> NamedSource:
@@ -472,8 +585,9 @@ def parse_named_source(text: str) -> NamedSource:
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
         name, rest = "", text
-    source, *options = re.split(r",(weights|labels)=", rest)
-    files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
+    source, *options = re.split(rf",({'|'.join(OPTION_NAMES)})=", rest)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    files = {name: Path(given.pop(name)) for name in FILE_NAMES if name in given}
     is_live = source.startswith(LIVE) or is_token(source)
     name = name or ("live" if is_live else _name_after(source))
     if name == "stats" or not MODEL_NAME.fullmatch(name):
@@ -481,7 +595,8 @@ def parse_named_source(text: str) -> NamedSource:
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
             f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
-    return NamedSource(name, source, files.get("weights"), files.get("labels"))
+    pixels = PixelOptions(**given)
+    return NamedSource(name, source, files.get("weights"), files.get("labels"), pixels)
 
 
 def parse_pool_sources(

@@ -418,7 +418,13 @@ class BatchNorm(Described):
             if scope.batch_norm == "fixed":
                 gamma, beta = stop_gradient(gamma), stop_gradient(beta)
             scale = gamma / self._deviation(variance)
-            normal = scale_and_shift(x, scale, beta - mean * scale)
+            shift = beta - mean * scale
+            if isinstance(x.operation, convolution.Conv2D):
+                # Scaled filters spare a pass over the maps, and the memory of a copy for it.
+                images, filters = x.inputs
+                normal = apply(x.operation, images, filters * scale) + shift
+            else:
+                normal = scale_and_shift(x, scale, shift)
             return activate(normal, self.activation)
         normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):

@@ -268,12 +268,14 @@ class Model:
         pool: ThreadPool | None = None,
         target_shape: tuple[int, ...] = (),
         target_dtype: DTypeLike = np.uint8,
+        arena: Arena | None = None,
     ) -> Plan:
         """Compile a training plan for a batch and its targets.
 
         Its outputs are the mean loss, the number of correct predictions (0 if targets are not
         classes), the gradients, and the observations for the buffers, in the order of ``layout``.
-        Layers such as Dropout draw from ``generator`` at each run; ``pool`` is as for ``compile``.
+        Layers such as Dropout draw from ``generator`` at each run; ``pool`` and ``arena`` are as
+        for ``compile``.
         Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
         """
         scope = Scope(training=True, generator=generator)
@@ -290,7 +292,7 @@ class Model:
             scope.observed.get(each.name, variable(each.name, each.shape))
             for each in self.layout.buffers
         ]
-        return compile([loss, right, *by_parameter, *observed], pool)
+        return compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
         """Return a plan for the mean loss and outputs at inference, bound to borrowed arrays."""

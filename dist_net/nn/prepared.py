@@ -36,7 +36,7 @@ KEY = "dist_net_prepared"
 CHECKSUMS = "checksums"
 FORMAT = 1  # increase when the preparation of an operation changes
 MAX_HEADER = 1 << 20
-DTYPES = {"F32": np.float32, "F64": np.float64}
+DTYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8}
 
 
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:

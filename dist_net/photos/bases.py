@@ -17,9 +17,11 @@ from dist_net.data import Progress
 from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import Samples
 from dist_net.errors import FetchError, ModelSourceError
+from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
 from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.darknet.configuration import (
     Configuration,
     configuration_text,
@@ -28,11 +30,13 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
+from dist_net.nets.foreign_onnx import open_session
+from dist_net.nets.onnx_features import read_backbone
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
 from dist_net.nets.run_directory import suggest_runs
-from dist_net.nets.sources import parse_named_source
+from dist_net.nets.sources import FoundModel, parse_named_source
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
-from dist_net.nn.inference import Inference, prepare
+from dist_net.nn.inference import prepare
 from dist_net.nn.prepared import key_of_vector
 from dist_net.photos.head import HeadWeights
 from dist_net.photos.unknown_images import Distance
@@ -46,8 +50,9 @@ Show = Callable[[int, int], None]
 
 NONE = "none"
 BASES = (
-    f"{lite0.NAME}, a published classifier ({', '.join(PUBLISHED)}), NET.cfg,weights=FILE, the "
-    f"directory of a run, or {NONE} for a small net that is trained from the beginning"
+    f"{lite0.NAME}, a published classifier ({', '.join(PUBLISHED)}), NET.cfg,weights=FILE, "
+    f"NET.onnx, the directory of a run, or {NONE} for a small net that is trained from the "
+    f"beginning"
 )
 
 
@@ -88,6 +93,11 @@ def base_called(name: str, progress: Progress) -> FoundBase:
         known = [lite0.NAME, *PUBLISHED, NONE]
         hint = did_you_mean(name, known) or suggest_runs(path) or f"expected {BASES}"
         raise ModelSourceError(f"no base {name!r}; {hint}")
+    if path.suffix == ".onnx":
+        layers, shape, weights = read_backbone(path, source.pixels)
+        text = f"{layers.size} {layers.features}"
+        fitting = source.pixels.fitting or "crop"
+        return FoundBase(Base("onnx", source.name, shape, fitting, text), weights)
     return _run(path, source.name)
 
 
@@ -175,16 +185,26 @@ class FeatureExtractor:
     files are moved, renamed or added, only new images are computed.
     """
 
-    def __init__(self, found: FoundBase, views: Views, threads: int, cache: ImageCache) -> None:
+    def __init__(
+        self,
+        found: FoundBase,
+        views: Views,
+        threads: int,
+        cache: ImageCache,
+        engine: str = NUMPY,
+    ) -> None:
         model, layout = found.base.features, found.base.model.layout
         assert found.weights is not None
         by_name = layout.views(found.weights)
         self._weights = np.concatenate([by_name[name].ravel() for name, _ in model.layout.shapes])
         self._model = model
+        # ONNX Runtime computes an ONNX file whatever the engine.
+        self._engine = NUMPY if found.base.kind == "onnx" else engine
         self._views = views
         self._threads = threads
+        others = () if self._engine == NUMPY else (self._engine,)
         drawn = views if views.count > 1 else Views()
-        self._path = cache.features(key_of_vector(model, self._weights), drawn)
+        self._path = cache.features(key_of_vector(model, self._weights), drawn, *others)
         self._row = np.dtype(
             [("digest", "V32"), ("features", np.float32, (views.count, model.classes))]
         )
@@ -229,8 +249,12 @@ class FeatureExtractor:
         self, samples: Samples, new: NDArray[np.int64], table: NDArray[np.void], show: Show
     ) -> None:
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
-        prepared = prepare(self._model, self._weights)
-        with closing(Inference(self._model, prepared, self._threads, BATCH_SIZE)) as inference:
+        prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
+        found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
+        found = computed_by(found, self._engine)
+        with closing(
+            open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+        ) as inference:
             for start in range(0, len(new), BATCH_SIZE):
                 rows = new[start : start + BATCH_SIZE]
                 images = batch[: len(rows)]

@@ -10,8 +10,9 @@ import numpy as np
 
 from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION, divided_groups
 from dist_net.data.prepared_images import PreparedImages
-from dist_net.data.samples import SampleIndices
+from dist_net.data.samples import SampleIndices, Samples
 from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.photos.head import (
     FOLDS,
@@ -96,6 +97,11 @@ class HeadTraining:
         """Return the images, with logits out of fold."""
         return JudgedImages(self._names, self.labels, self._out_of_fold, self._groups, self.folds)
 
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right answers out of fold."""
+        return float((self._out_of_fold.argmax(1) == self.labels).mean())
+
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return the head and its logits of these rows."""
         is_out = np.isin(self.rows, rows)
@@ -107,9 +113,15 @@ def judged_by(
     recipe: ImageRecipe, weights: Vector, images: PreparedImages, groups: SampleIndices, part: str
 ) -> JudgedImages:
     """Compute a whole net's logits of the images of a part; ``groups`` as in ``from_images``."""
-    samples = images.samples(part)
-    model = recipe.model
-    logits = np.empty((len(samples), model.classes), np.float32)
+    logits = outputs_of(recipe.model, weights, images.samples(part))
+    rows = images.rows(part)
+    names = [images.folder.images[row].path for row in rows]
+    return JudgedImages(names, images.labels(part), logits, groups[rows], None)
+
+
+def outputs_of(model: Model, weights: Vector, samples: Samples) -> FeatureRows:
+    """Compute a model's outputs of N samples, (N, outputs), on all cores."""
+    outputs = np.empty((len(samples), model.classes), np.float32)
     batch = np.empty((BATCH_SIZE, *samples.shape), samples.dtype)
     with closing(
         Inference(model, prepare(model, weights), available_cores(), BATCH_SIZE)
@@ -117,7 +129,5 @@ def judged_by(
         for start in range(0, len(samples), BATCH_SIZE):
             indices = np.arange(start, min(start + BATCH_SIZE, len(samples)))
             samples.read(indices, batch[: len(indices)])
-            logits[indices] = inference(batch[: len(indices)])
-    rows = images.rows(part)
-    names = [images.folder.images[row].path for row in rows]
-    return JudgedImages(names, images.labels(part), logits, groups[rows], None)
+            outputs[indices] = inference(batch[: len(indices)])
+    return outputs

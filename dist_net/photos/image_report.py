@@ -12,22 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from dist_net.data.image_samples import AugmentedImages
 from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import MissingExtraError
-from dist_net.nets.run_directory import Calibration, RunDirectory
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages, write_model
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_report
-from dist_net.photos.report_page import report_page
+from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
 
 HELD_OUT_BYTES = 256 << 20
 THUMBNAIL_SIDE = 160
+VARIANTS = 12
 
 
 def train_and_report(
@@ -69,8 +71,11 @@ def train_and_report(
             left_out,
             [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
         )
-        _write_version(directory, options, trained, calibration, tested, content["loss"])
-        _write_report(directory, content, _thumbnails(images, content), console)
+        _write_version(directory, options, trained, tested, content["loss"])
+        thumbnails = _thumbnails(images, content)
+        if recipe.base.kind == "small" or trained.tuning or options.views > 1:
+            thumbnails |= _variants(images, options)
+        _write_report(directory, content, thumbnails, console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.trained)} | measured
 
@@ -99,7 +104,6 @@ def _write_version(
     directory: RunDirectory,
     options: ImageOptions,
     trained: TrainedImages,
-    calibration: Calibration,
     tested: JudgedImages | None,
     loss: float,
 ) -> None:
@@ -137,7 +141,7 @@ def _write_version(
         about.write_text(json.dumps(told), encoding="utf-8")
         with file.open("wb") as opened:
             np.save(opened, kept)
-        write_model(directory, options, trained, calibration)
+        write_model(directory, options, trained)
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:
@@ -152,6 +156,16 @@ def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, by
             samples.read(np.array([index]), pixels)
             thumbnails[name] = _png(pixels[0])
     return thumbnails
+
+
+def _variants(images: PreparedImages, options: ImageOptions) -> dict[str, bytes]:
+    """Return the PNG files of random variants of training images, by ``VARIANT`` and number."""
+    samples = images.samples(TRAIN)
+    indices = np.linspace(0, len(samples) - 1, VARIANTS).astype(np.int64)
+    pixels = np.empty((VARIANTS, *samples.shape), np.uint8)
+    seed = options.run.seed
+    AugmentedImages(samples, options.augmentation).read_augmented(indices, pixels, seed, epoch=0)
+    return {f"{VARIANT}{number}": _png(each) for number, each in enumerate(pixels)}
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

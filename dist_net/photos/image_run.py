@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,16 @@ from dist_net.errors import (
     BadInputError,
     DatasetError,
     DistNetError,
+    InterruptedRunError,
     RunDirectoryError,
     SettingError,
 )
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
-from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, Calibration, RunDirectory
+from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.bases import (
     NONE,
     FeatureExtractor,
@@ -51,7 +53,13 @@ from dist_net.photos.bases import (
     default_base,
     joined_weights,
 )
-from dist_net.photos.head import calibrated_losses, mean_and_error
+from dist_net.photos.fine_tuning import (
+    WORTH_BELOW,
+    seconds_per_image,
+    set_distance,
+    usual_epochs,
+)
+from dist_net.photos.head import FeatureRows, calibrated_losses, mean_and_error
 from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.near_duplicates import near_duplicates
@@ -63,6 +71,7 @@ from dist_net.photos.similar_images import (
     thumbnails_and_digests,
 )
 from dist_net.photos.unknown_images import DIRECTIONS
+from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.evaluation import model_only
@@ -71,8 +80,8 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
-COLOUR = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-FINE_TUNING_RATE = 0.0001
+COLOUR_CHANGES = dict.fromkeys(("brightness", "contrast", "saturation"), 0.2)
+FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
 
@@ -81,11 +90,14 @@ FROM_SCRATCH_RATE = 0.002
 class ImageOptions:
     """The options of a run on a folder.
 
-    ``fine_tune``: the number of epochs to train the whole net after its head. ``run``: the options
-    of training a whole net; its epochs and learning rate apply only without a base.
+    ``fine_tune``: the number of epochs to train the whole net after its head; "auto" chooses it,
+    and 0 for heads with few mistakes. ``run``: the options of training a whole net; its epochs and
+    learning rate apply only without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether near-duplicates are never split.
-    ``fitting``: replaces the base's fitting. Raise SettingError for values out of range.
+    ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
+    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError
+    for values out of range.
     """
 
     folder: str
@@ -93,20 +105,26 @@ class ImageOptions:
     base: str = field(default_factory=default_base)
     labels_csv: str | None = None
     validation: float = VALIDATION_SHARE
-    fine_tune: int = 0
+    fine_tune: int | Literal["auto"] = 0
     views: int = 1
-    colour: bool = False
     precision: float = 0.95
     cache_bytes: int = CACHE_BYTES
     group_by: str | None = None
     groups: bool = True
     flip: bool = True
+    rotate: float = 5.0
+    zoom: float = 20.0
+    colour_changes: bool = True
     fitting: str | None = None
+    engine: str = NUMPY
 
     def __post_init__(self) -> None:
         for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
-            if getattr(self, name) < least:
-                raise SettingError(f"{name}={getattr(self, name)}: expected at least {least}")
+            if (value := getattr(self, name)) != AUTO and value < least:
+                raise SettingError(f"{name}={value}: expected at least {least}")
+        for name, most in (("rotate", 180), ("zoom", 90)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise SettingError(f"{name}={value:g}: expected from 0 to {most}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
         if self.run.keeps_best or self.run.patience is not None:
@@ -117,6 +135,8 @@ class ImageOptions:
         scene_of_each([], self.group_by)
         if self.fitting is not None:
             fitting_named(self.fitting)
+        if self.engine not in ENGINES:
+            raise SettingError(f"engine={self.engine!r}: expected {' or '.join(ENGINES)}")
         if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
             raise SettingError(
                 f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
@@ -126,7 +146,8 @@ class ImageOptions:
     @property
     def augmentation(self) -> Augmentation:
         """Return the augmentation of the training images."""
-        return replace(COLOUR if self.colour else Augmentation(), flip=self.flip)
+        changes = COLOUR_CHANGES if self.colour_changes else {}
+        return Augmentation(1 - self.zoom / 100, self.flip, self.rotate, **changes)
 
     def of_training(self) -> RunOptions:
         """Return the options of training; the recipe sets the epochs and the learning rate."""
@@ -210,7 +231,9 @@ class ImageRun:
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
-            weights, judged, report = self._train_whole(images, groups, whole, None)
+            report = self._train_whole(images, whole, None)
+            weights = read_checkpoint(self._directory.checkpoint).evaluated_weights
+            judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         for name in ("epochs", "learning_rate"):
             if getattr(self._options.run, name) is not None:
@@ -224,19 +247,59 @@ class ImageRun:
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self._console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
-            f"{head.heads.steps} steps"
+            f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold"
         )
         report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
         kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
-        if not self._options.fine_tune:
+        epochs = self._tuning_epochs(kept, head.accuracy)
+        if not epochs:
             return kept
-        if not self._directory.best.exists():  # a model, if the fine-tuning is interrupted
-            calibration = head.judged.calibrate(self._options.precision)
-            write_model(self._directory, self._options, kept, calibration)
-        initial, logits = head.without(images.rows(VALIDATION))
-        tuned, judged, report = self._train_whole(
-            images, groups, whole, joined_weights(whole, found, initial)
+        return self._tune(kept._replace(recipe=replace(whole, epochs=epochs)), found, head)
+
+    def _tuning_epochs(self, of_head: TrainedImages, accuracy: float) -> int:
+        """Return for how many epochs to tune the whole net; print whether it is worth its time."""
+        fine_tune, count = self._options.fine_tune, len(of_head.images.rows(TRAIN))
+        if isinstance(fine_tune, int) and fine_tune > 0:
+            return fine_tune
+        if accuracy >= WORTH_BELOW:
+            return 0
+        epochs = usual_epochs(count)
+        seconds = epochs * count * seconds_per_image(of_head.recipe, of_head.weights)
+        self._console.print(
+            f"tuning the whole net for about {seconds / 60:.0f} minutes ({epochs} epochs) usually "
+            f"adds most where the head is below {WORTH_BELOW:.0%}"
+            + ("" if fine_tune else ": pass --fine-tune auto")
         )
+        return epochs if fine_tune else 0
+
+    def _tune(self, kept: TrainedImages, found: FoundBase, head: HeadTraining) -> TrainedImages:
+        """Train the whole net; return it if it is better than the head, else ``kept``.
+
+        If the run is interrupted, the better one is the directory's model.
+        """
+        directory = self._directory
+        if not directory.best.exists():  # a model, if the first epoch is interrupted
+            write_model(directory, self._options, kept)
+        initial, logits = head.without(kept.images.rows(VALIDATION))
+        weights = joined_weights(kept.recipe, found, initial)
+        try:
+            report = self._train_whole(kept.images, kept.recipe, weights)
+        except InterruptedRunError:
+            if directory.checkpoint.exists():
+                write_model(directory, self._options, self._better(kept, logits, kept.report))
+            raise
+        return self._better(kept, logits, report)
+
+    def _better(
+        self, kept: TrainedImages, logits: FeatureRows, report: dict[str, Any]
+    ) -> TrainedImages:
+        """Return the tuned net if it is better than the head with these ``logits``, else ``kept``.
+
+        It is better if its loss on the validation split, on which neither was trained, is lower by
+        more than the standard error.
+        """
+        weights = read_checkpoint(self._directory.checkpoint).evaluated_weights
+        judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
         of_head, of_tuned = (
             calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
         )
@@ -249,7 +312,11 @@ class ImageRun:
         self._console.print(f"fine-tuning: {tuning}")
         if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
-        return TrainedImages(images, whole, tuned, judged, groups, None, report, tuning)
+        set_distance(kept.recipe, weights, kept.images)
+        judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
+        return kept._replace(
+            weights=weights, judged=judged, head=None, report=report, tuning=tuning
+        )
 
     def _read(
         self,
@@ -257,6 +324,11 @@ class ImageRun:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
+        if found.base.kind == "onnx" and options.fine_tune:
+            raise SettingError(
+                f"fine_tune={options.fine_tune} with base {options.base}, an ONNX file without "
+                f"gradients; expected 0, or a base of dist_net"
+            )
         if options.fitting is not None:
             found = found._replace(base=replace(found.base, fitting=options.fitting))
         folder = ImageFolder.read(
@@ -371,7 +443,7 @@ class ImageRun:
             found.base,
             folder.class_names,
             directions=0 if is_new else DIRECTIONS,
-            epochs=asked if is_new else max(1, options.fine_tune),
+            epochs=asked if is_new else 1,
             batch_size=min(ImageRecipe.batch_size, count),
             learning_rate=(options.run.learning_rate or rate) if is_new else rate,
             augmentation=options.augmentation,
@@ -383,19 +455,15 @@ class ImageRun:
     ) -> NDArray[np.float32]:
         """Return the base's features of the usable images, (N, views, F)."""
         views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self._options.engine)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
 
     def _train_whole(
-        self,
-        images: PreparedImages,
-        groups: SampleIndices,
-        recipe: ImageRecipe,
-        initial: Vector | None,
-    ) -> tuple[Vector, JudgedImages, dict[str, Any]]:
-        """Train with a cluster or resume; return the last weights, the judged images, a report."""
+        self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
+    ) -> dict[str, Any]:
+        """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
         directory = self._directory
         if initial is not None:
             directory.save(directory.initial, initial)
@@ -408,16 +476,12 @@ class ImageRun:
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            summary = LocalRun(directory, loaded, dataset, options, self._local, display).run()
-        weights = read_checkpoint(directory.checkpoint).evaluated_weights
-        judged = judged_by(recipe, weights, images, groups, VALIDATION)
-        return weights, judged, summary
+            return LocalRun(directory, loaded, dataset, options, self._local, display).run()
 
 
-def write_model(
-    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, calibration: Calibration
-) -> None:
+def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
     """Replace the model of a run: its weights, recipe and calibration are one file."""
+    calibration = trained.judged.calibrate(options.precision)
     loaded = trained.recipe.loaded()
     training = options.of_training().on(loaded, loaded.recipe.load_dataset())
     directory.begin(training.to_json(), loaded.files)

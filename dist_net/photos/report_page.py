@@ -13,6 +13,8 @@ MAX_CLASSES_COUNTED = 40
 """With more classes the confusion matrix is omitted as unreadable; the class table remains."""
 
 MIN_IMAGES_FOR_SHARE = 30
+VARIANT = "/variant/"
+"""The prefix of the names of augmented images among the thumbnails; no image's name begins so."""
 LEFT_OUT = {"unknown": "called unknown", "known_lost": "others called unknown"}
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
@@ -26,6 +28,7 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         f"<p>{escape(content['description'])}</p>",
         _facts(content),
         _curves(content["curves"]),
+        _variants(thumbnails),
         _classes(content),
         _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
         _unknown(content["calibration"], content["left_out"]),
@@ -148,6 +151,16 @@ def _tick(quantity: str, value: float) -> str:
     return f"{value:.0%}" if quantity == "accuracy" else f"{value:.2g}"
 
 
+def _variants(thumbnails: Mapping[str, bytes]) -> str:
+    text = (
+        "Training varies each image in each epoch, as in these examples. If a change turns an "
+        "image into another class, or never occurs in your photos, train with --no-flip, "
+        "--rotate, --zoom or --no-colour-changes."
+    )
+    shown = [_image(name, thumbnails) for name in thumbnails if name.startswith(VARIANT)]
+    return _gallery("Variants of images", text, shown)
+
+
 def _classes(content: Mapping[str, Any]) -> str:
     confusion = content["confusion"]
     rows = (
@@ -245,15 +258,20 @@ def _images(
     entries: Sequence[Mapping[str, Any]],
     thumbnails: Mapping[str, bytes],
 ) -> str:
-    if not entries:
-        return ""
-    items = "".join(
-        f"<li>{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
+    items = [
+        f"{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
         f"{each['probability']:.0%}<br>labelled {escape(each['label'])}<br>"
-        f"<small>{escape(each['image'])}</small></li>"
+        f"<small>{escape(each['image'])}</small>"
         for each in entries
-    )
-    return f'<h2>{title}</h2><p>{text}</p><ul class="images">{items}</ul>'
+    ]
+    return _gallery(title, text, items)
+
+
+def _gallery(title: str, text: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    listed = "".join(f"<li>{each}</li>" for each in items)
+    return f'<h2>{title}</h2><p>{text}</p><ul class="images">{listed}</ul>'
 
 
 def _image(name: str, thumbnails: Mapping[str, bytes]) -> str:

@@ -44,18 +44,19 @@ from dist_net.errors import (
     ModelLoadError,
     RunDirectoryError,
 )
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.fitting import unfitted
+from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nets.sources import (
     FollowedRun,
     FoundModel,
     ModelSource,
-    model_source,
     parse_pool_sources,
 )
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
-from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
+from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker.loaded_models import keep_newest
 from dist_net.wire.messages import Heartbeat, Message, Refuse
 from dist_net.wire.security import CLIENT, load_peer_keys
@@ -63,8 +64,6 @@ from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelc
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger("dist_net.serving.model_loader")
-
-_DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
 POLL_S = 0.05
 MAX_READ_S = 300.0  # then a pending reload fails
@@ -91,6 +90,7 @@ class ModelReader(Thread):
         directory: Path,
         report: Callable[[ModelPrepared], None],
         clock: Clock,
+        engine: str = NUMPY,
     ) -> None:
         super().__init__(name=f"read-{model}", daemon=True)  # the process ends even if it hangs
         self.requests: SimpleQueue[int | None] = SimpleQueue()
@@ -99,6 +99,7 @@ class ModelReader(Thread):
         self._directory = directory
         self._report = report
         self._clock = clock
+        self._engine = engine
         self._followed_version = -1
         self._pause_s = FOLLOW_EVERY_S
         # The gateway requests each model first, unless a former loader has read it.
@@ -144,7 +145,7 @@ class ModelReader(Thread):
 
     def _read(self, version: int) -> ModelPrepared:
         """Read the model and write its arrays to a file. Raise a DistNetError."""
-        name, found = self._model, self._source.read()
+        name, found = self._model, computed_by(self._source.read(), self._engine)
         if found.version is not None:
             version = self._followed_version = found.version
         description = described(found, name, version, self._directory)
@@ -166,11 +167,12 @@ class ModelLoader:
         directory: Path,
         token: bytes = b"",
         clock: Clock | None = None,
+        engine: str = NUMPY,
     ) -> None:
         self._clock = clock or SystemClock()
         self._read: SimpleQueue[ModelPrepared] = SimpleQueue()
         self._readers = {
-            name: ModelReader(name, source, directory, self._read.put, self._clock)
+            name: ModelReader(name, source, directory, self._read.put, self._clock, engine)
             for name, source in sources.items()
         }
         self._requested: dict[str, tuple[int, float]] = {}  # by model, and when it was
@@ -282,13 +284,8 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     Arrays without a file are written to ``directory``, which keeps the newest files of each model.
     Raise PreparedKernelsError if writing fails.
     """
-    model = found.model
-    if names := (*(model.input_dtype.names or ()), *(model.output_dtype.names or ())):
-        raise ModelLoadError(
-            f"{name} has several inputs or outputs, {', '.join(names)}; expected one of each: "
-            f"export it to ONNX for a server of such models"
-        )
-    file = found.file
+    model, file = found.model, found.file
+    inputs, outputs = found.specs
     if file is None:
         file = directory / f"{name}.{found.key[:32]}.prepared"
         if map_prepared(file, found.key) is None:
@@ -300,8 +297,8 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     return ModelDescription(
         name=name,
         version=version,
-        input_datatype=_DATATYPES[model.input_dtype],
-        input_shape=model.input_shape,
+        inputs=inputs,
+        outputs=outputs,
         classes=model.classes,
         labels=found.labels,
         takes_images=found.takes_images,
@@ -310,6 +307,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         unknown_below=found.unknown_below,
         fitting=found.fitting,
         has_classes=bool(found.labels),
+        is_batched=not isinstance(model, ForeignModel) or model.is_batched,
         arrays_path=str(file.absolute()),
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,
@@ -357,6 +355,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="of the one SOURCE")
     parser.add_argument("--labels", type=Path, help="of the one SOURCE")
     parser.add_argument("--token-file", type=Path, help="by which the gateway knows its loader")
+    parser.add_argument("--engine", choices=ENGINES, default=NUMPY)
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
@@ -367,16 +366,15 @@ def run(arguments: argparse.Namespace) -> int:
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
-        name: model_source(source, weights, labels, progress, keys, arguments.trust_recipe)
-        for name, source, weights, labels in parse_pool_sources(
-            arguments.sources, arguments.weights, arguments.labels
-        )
+        each.name: each.open(progress, keys, arguments.trust_recipe)
+        for each in parse_pool_sources(arguments.sources, arguments.weights, arguments.labels)
     }
     with ModelLoader(
         arguments.connect,
         sources,
         arguments.directory,
         arguments.token_file.read_bytes() if arguments.token_file else b"",
+        engine=arguments.engine,
     ) as loader:
         os.nice(NICENESS)
         stop_on_signals(loader.stop, arguments.parent)

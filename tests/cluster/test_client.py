@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from described import described
+from described import described, with_input
 from dist_net import Client
 from dist_net.errors import (
     BadInputError,
@@ -57,8 +57,8 @@ from naming import naming
 
 LABELS = ("cat", "dog", "newt")
 SUMS = described("sums", 7, labels=LABELS, takes_images=True)
-OLD_SUMS = replace(
-    SUMS, version=6, input_datatype="UINT8", input_shape=(2, 2), labels=("hen", "owl", "rook")
+OLD_SUMS = with_input(
+    SUMS, version=6, datatype="UINT8", shape=(2, 2), labels=("hen", "owl", "rook")
 )
 BYTES = described("bytes", input_datatype="UINT8", input_shape=(2, 2), takes_images=True)
 PRICES = described("prices", classes=3, labels=(), has_classes=False)

@@ -1,9 +1,12 @@
 """What an observer makes of a server's answers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from dist_net.errors import ProtocolError, RecipeError
+from dist_net.nets import observer as observer_module
 from dist_net.nets.observer import Observer, recipe_at
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
@@ -23,7 +26,7 @@ from naming import naming
 def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
     with ServerSocket(["tcp://127.0.0.1:0"]) as server:
 
-        def answer() -> None:
+        def answer(_: float) -> None:
             received = server.receive(0.0)
             if received is not None:
                 node, request = received
@@ -43,13 +46,33 @@ def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet()
     answers = [Refuse("the last one is still on its way", may_rejoin=True), Snapshot(1, 2, weights)]
     with ServerSocket(["tcp://127.0.0.1:0"]) as server:
 
-        def answer() -> None:
+        def answer(_: float) -> None:
             if (received := server.receive(0.0)) is not None:
                 server.send(received[0], answers.pop(0))
 
         with Observer(server.contact_addresses[0], while_waiting=answer) as observer:
             assert observer.snapshot().version == 1
     assert not answers
+
+
+def test_a_server_is_silent_since_the_request_and_not_while_its_observer_was_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now: list[float] = [0.0]
+    waited: list[float] = []
+    monkeypatch.setattr(observer_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+
+        def answer(waited_s: float) -> None:
+            waited.append(waited_s)
+            if (received := server.receive(0.0)) is not None:
+                server.send(received[0], StatusReport("{}"))
+
+        with Observer(server.contact_addresses[0], while_waiting=answer) as observer:
+            observer.status()
+            now[0] += 60  # an evaluation
+            observer.status()
+    assert set(waited) == {0.0}
 
 
 def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(

@@ -107,7 +107,7 @@ class Command:
             found: dict[str, Any] = wait_until(matching)
         return found
 
-    def _require_running(self) -> None:
+    def _require_running(self, _: float = 0.0) -> None:
         assert self.process.poll() is None, self.stderr
 
     @property

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from PIL import Image
 
 import dist_net
 from dist_net.checkpoint import read_checkpoint
+from dist_net.errors import InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_report
+from dist_net.photos.fine_tuning import usual_epochs
 from dist_net.photos.image_report import train_and_report
 from dist_net.photos.image_run import ImageOptions
 from dist_net.processes.terminal import plain_console
@@ -163,13 +166,35 @@ def test_the_same_folder_and_seed_give_the_same_head_and_report(
 ) -> None:
     runs = [tmp_path / name for name in ("once", "again")]
     for run in runs:
-        start("train", str(photos), "--base", str(base), "--run-dir", str(run), "--json").result()
+        trained = start("train", str(photos), "--base", str(base), "--run-dir", str(run), "--json")
+        trained.result()
+        assert "pass --fine-tune auto" in trained.stderr
     for name in ("report.json", "report.html", "held_out.json"):
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
     records = [read_checkpoint(run / "best.safetensors").recipe_record for run in runs]
     assert records[0]["calibration"] == records[1]["calibration"]
     weights = [dist_net.load(run).model.weights for run in runs]
     assert weights[0].tobytes() == weights[1].tobytes()
+
+
+def test_a_weak_head_is_tuned_and_an_interrupt_chooses_the_better_net_so_far(
+    start: Start, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    asked = ["--base", str(base), "--fine-tune", "auto", "--rotate", "180", "--workers", "1"]
+    tuning = start("train", str(photos), *asked, "--run-dir", str(run))
+    tuning.says(r"head: .* \d+% right out of fold\n.*tuning .* \d+ minutes")
+    tuning.says(r"epoch +\d+\.0: ")
+    tuning.process.send_signal(signal.SIGINT)
+    assert tuning.ends() == InterruptedRunError.exit_code
+    assert "fine-tuning: the loss on images of the validation split" in tuning.stderr
+    assert dist_net.load(run).model.output_shape == (3,)
+
+    report = start("train", "--resume", "--run-dir", str(run), "--workers", "1", "--json").result()
+    assert report["epochs"] == usual_epochs(29)
+    record = read_checkpoint(run / "best.safetensors").recipe_record
+    assert json.loads(record["image_recipe"])["augmentation"]["rotation"] == 180
+    assert "Variants of images" in (run / "report.html").read_text()
 
 
 def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(

@@ -37,13 +37,14 @@ MAY_IMPORT = {
     "autodiff": "errors compiling",
     "nn": "errors vector checkpoint spelling files autodiff",
     "optim": "errors vector spelling compiling",
-    "images": "errors nn",
+    "images": "errors",
     "data": "errors files images",
     "wire": "errors vector clock",
     "nets": (
         "errors vector files checkpoint spelling command_line printable release autodiff nn optim "
         "images data wire"
     ),
+    "export": "errors vector files spelling release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files checkpoint spelling command_line printable autodiff nn optim "
@@ -51,12 +52,13 @@ MAY_IMPORT = {
     ),
     "serving": (
         "errors clock files spelling command_line printable release autodiff nn images data wire "
-        "nets processes"
+        "nets export processes"
     ),
-    "photos": "errors vector files checkpoint spelling nn images data nets processes training",
+    "photos": (
+        "errors vector files checkpoint spelling nn images data nets export processes training"
+    ),
     "trained_run": "errors vector checkpoint spelling nn data nets processes training photos",
     "adapters": "errors vector data nets",
-    "export": "errors vector files spelling release autodiff nn nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
         "processes training serving photos trained_run export"

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.expression import (
     Constant,
@@ -114,12 +113,6 @@ class PerBatch(View):
     """The identity, computed by plans: equal only to itself, it is never computed beforehand."""
 
     keeps_contiguous = True
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[0].shape, inputs[0].dtype
-
-    def view(self, array: Array) -> Array:
-        return array
 
 
 def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:

@@ -15,7 +15,7 @@ from itertools import chain
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
@@ -37,9 +37,6 @@ STRIP_BYTES = 1 << 16
 @dataclass(frozen=True)
 class Copy(Operation):
     """Copies the input to a contiguous buffer of its own."""
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[0].shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.copyto, out, inputs[0])

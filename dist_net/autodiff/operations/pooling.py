@@ -125,9 +125,6 @@ class WindowMaximum(WindowReduction):
 class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
     """Each window's cotangent at its first maximum. Inputs: the map, its maxima, cotangents."""
 
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[0].shape, inputs[0].dtype
-
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, maxima, cotangent = inputs
         # The usual case, two elements: the second receives the gradient unless the first does.

@@ -75,12 +75,6 @@ class StopGradient(View):
 
     keeps_contiguous = True
 
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[0].shape, inputs[0].dtype
-
-    def view(self, array: Array) -> Array:
-        return array
-
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         return (None,)
 

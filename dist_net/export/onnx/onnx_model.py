@@ -40,7 +40,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
     outputs are probabilities. Raise ``ExportError``.
     """
     found, takes_images = exported.found, exported.takes_images
-    model = found.model
+    model = found.own_model
     names = *model.input_fields, *model.output_fields
     graph = Graph("input", "images", "logits", "probabilities", "outputs", *names)
     if takes_images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from dist_net.images.fitting import fitting_named
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.onnx_features import OnnxFeatures
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
 from dist_net.nn import (
     BatchNorm,
@@ -37,7 +39,7 @@ from dist_net.nn import (
     relu,
     zeros,
 )
-from dist_net.optim import AdamW, Cosine
+from dist_net.optim import AdamW, Cosine, WarmUp
 from dist_net.vector import Vector
 
 IMAGES = "pictures"
@@ -50,8 +52,9 @@ SMALL_SIDE = 64
 LARGEST_SIDE = 4096
 MAX_DIRECTIONS = 1024
 WEIGHT_DECAY = 0.01
+RISING_SHARE = 0.25
 
-BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures"]
+BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures", "onnx"]
 BASE_KINDS = get_args(BaseKind)
 
 
@@ -59,8 +62,9 @@ BASE_KINDS = get_args(BaseKind)
 class Base:
     """The network that computes the features to classify.
 
-    ``text`` is the configuration of a Darknet network, the name of a built-in recipe, or the JSON
-    of another image recipe. Images are ``input_shape`` uint8, fitted by ``fitting``.
+    ``text`` is the configuration of a Darknet network, the name of a built-in recipe, the JSON of
+    another image recipe, or the bytes and the features of an ONNX file. Images are ``input_shape``
+    uint8, fitted by ``fitting``.
     """
 
     kind: BaseKind
@@ -84,6 +88,8 @@ class Base:
                 return built_in_recipe(self.text).recipe.model.network
             case "pictures":
                 return ImageRecipe.from_json(self.text).network
+            case "onnx":
+                return OnnxFeatures(*map(int, self.text.split()))
 
     @cached_property
     def model(self) -> Model:
@@ -96,7 +102,7 @@ class Base:
 
         Batch norm is frozen, except in a network that is trained from scratch.
         """
-        if self.kind == "small":
+        if self.kind in ("small", "onnx"):
             return self.network
         return Features(FrozenBatchNorm(self.network))
 
@@ -210,6 +216,8 @@ class ImageRecipe:
 
     def loaded(self, initial: Vector | None = None) -> LoadedRecipe:
         """Return the recipe in the form that runs use; ``initial`` are its initial weights."""
+        # At its full height, the rate undoes a head in the first steps.
+        one_cycle = WarmUp(RISING_SHARE * self.epochs, Cosine())
         recipe = Recipe(
             network=self.network,
             dataset=self.load_images,
@@ -217,7 +225,7 @@ class ImageRecipe:
             input_dtype=np.uint8,
             optimizer=AdamW(weight_decay=WEIGHT_DECAY),
             learning_rate=self.learning_rate,
-            schedule=Cosine(),
+            schedule=Cosine() if self.base.kind == "small" else one_cycle,
             batch_size=self.batch_size,
             epochs=self.epochs,
             fitting=self.base.fitting,
@@ -294,6 +302,10 @@ class ImageRecipe:
             raise ValueError(f"{self.directions!r} directions")
         if self.base.kind == "recipe" and self.base.text not in recipe_names():
             raise ValueError(f"a base that is no built-in recipe: {self.base.text!r:.80}")
+        if self.base.kind == "onnx" and not re.fullmatch(
+            r"[1-9]\d{0,9} [1-9]\d{0,6}", self.base.text
+        ):
+            raise ValueError(f"an ONNX file of {self.base.text!r:.80} bytes and features")
         if len(self.base.input_shape) not in (2, 3) or not all(
             isinstance(each, int) and 1 <= each <= LARGEST_SIDE for each in self.base.input_shape
         ):

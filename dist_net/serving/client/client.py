@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -39,6 +39,7 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.images.labels import Prediction, is_unknown, top_predictions
+from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
 from dist_net.serving.client.conversation import (
     SILENCE_S,
     ClientRequest,
@@ -47,7 +48,6 @@ from dist_net.serving.client.conversation import (
     GatewayReply,
 )
 from dist_net.serving.pool.description import (
-    TYPE_CODES,
     ModelSummary,
     VersionSummary,
     known,
@@ -69,13 +69,11 @@ from dist_net.wire.serving_messages import (
 )
 from dist_net.wire.transport import ClientSocket
 
+Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
+"""The only input of a model, or its inputs by name."""
+
 ImageInput = str | Path | bytes | NDArray[np.uint8]
 """The path of an image, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
-
-INPUT_DTYPES = {name: np.dtype("<" + code) for name, code in TYPE_CODES.items()}
-
-
-OUTPUT_DTYPE = np.dtype("<f4")
 
 MAX_OPEN = 256
 """The maximum number of open requests; a further request waits."""
@@ -101,19 +99,24 @@ ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 class Outputs:
     """The outputs of a version of a model.
 
-    ``values``: (rows, outputs) float32, read-only; (outputs,) for one image, or for one row without
-    the first axis. ``queue_s``: from admission to dispatch; ``compute_s``: the network's time for
+    ``values``: the first output, (rows, outputs), read-only; (outputs,) for one image, or for one
+    row without the first axis. ``tensors``: all outputs by name. ``queue_s``: from admission to
+    dispatch; ``compute_s``: the network's time for
     the whole batch, or batches. ``unknown_below``: the minimum probability of a known class; 0
     without a threshold.
     """
 
-    values: NDArray[np.float32]
+    tensors: Tensors
     version: int
     queue_s: float
     compute_s: float
     labels: tuple[str, ...]
     unknown_below: float = 0.0
     has_classes: bool = True
+
+    @property
+    def values(self) -> NDArray[Any]:
+        return next(iter(self.tensors.values()))
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -164,9 +167,7 @@ class Pending:
             self._is_outdated()
             raise
         try:
-            values = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
-            if self._rows is not None:
-                values = values.reshape((self._rows, -1), copy=False)
+            specs, is_batched = self._known.outputs, self._known.is_batched
             labels, unknown_below = self._known.labels, self._known.unknown_below
             has_classes = self._known.has_classes
             if len(answer.payloads) > 1:
@@ -174,9 +175,13 @@ class Pending:
                 labels = tuple(map(str, others[0]))
                 unknown_below = float(others[1]) if len(others) > 1 else 0.0
                 has_classes = bool(labels)
+                specs = (specs[0]._replace(shape=(len(labels),)),)
                 self._is_outdated()
+            tensors = from_bytes(answer.payloads[0], specs, is_batched)
+            if is_batched and self._rows is None:
+                tensors = {name: array[0] for name, array in tensors.items()}
             version, times = int(answer.version), (answer.queue_s, answer.compute_s)
-            return Outputs(values, version, *times, labels, unknown_below, has_classes)
+            return Outputs(tensors, version, *times, labels, unknown_below, has_classes)
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
 
@@ -223,7 +228,7 @@ class Client:
     def predict(
         self,
         model: str,
-        inputs: NDArray[Any],
+        inputs: Inputs,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Outputs:
@@ -232,23 +237,27 @@ class Client:
         More rows than the gateway's batch are sent as several requests to one version, each with
         ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
         """
-        array, summary = self._fitting(model, version, inputs)
+        tensors, rows, _ = self._fitting(model, version, inputs)
         size = self._summaries[model].max_batch_size
-        if array.ndim == len(summary.input_shape) or len(array) <= size:
-            return self.submit(model, array, version, timeout_s).result()
+        if rows is None or rows <= size:
+            return self.submit(model, inputs, version, timeout_s).result()
         if version is None:
             self.models()  # or the version could be one that was replaced long ago
             version = self._summary(model, None).version
         outputs: list[Outputs] = []
         pending: deque[Pending] = deque()
-        for start in range(0, len(array), size):
+        for start in range(0, rows, size):
+            part = {name: array[start : start + size] for name, array in tensors.items()}
             if len(pending) == PARTS_OPEN:
                 outputs.append(pending.popleft().result())
-            pending.append(self.submit(model, array[start : start + size], version, timeout_s))
+            pending.append(self.submit(model, part, version, timeout_s))
         outputs += [each.result() for each in pending]
         return replace(
             outputs[0],
-            values=np.concatenate([each.values for each in outputs]),
+            tensors={
+                name: np.concatenate([each.tensors[name] for each in outputs])
+                for name in outputs[0].tensors
+            },
             queue_s=max(each.queue_s for each in outputs),
             compute_s=sum(each.compute_s for each in outputs),
         )
@@ -265,20 +274,20 @@ class Client:
     def submit(
         self,
         model: str,
-        inputs: NDArray[Any],
+        inputs: Inputs,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
         """Send a request to a model; wait only while 256 requests are open.
 
-        ``inputs``: (rows, *input_shape), or one row without the first axis; copied, and converted
-        to the version's type if NumPy permits ``same_kind``. ``version`` None selects the newest.
+        ``inputs``: (rows, *shape), or one row without the first axis; copied, and converted to the
+        version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and so are
+        those of a model that does not compute rows. ``version`` None selects the newest.
         Raise ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
-        array, summary = self._fitting(model, version, inputs)
-        payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
-        rows = len(array) if array.ndim > len(summary.input_shape) else None
+        tensors, rows, summary = self._fitting(model, version, inputs)
+        payload = bytes(to_bytes(tensors, summary.inputs, summary.is_batched))
         return self._submit(model, summary, payload, False, rows, version, timeout_s)
 
     def submit_image(
@@ -343,31 +352,42 @@ class Client:
         return self._timeout_s if timeout_s is None else timeout_s
 
     def _fitting(
-        self, model: str, version: int | None, inputs: NDArray[Any]
-    ) -> tuple[NDArray[Any], VersionSummary]:
-        """Return inputs that fit a version; request its summary again if they do not."""
-        array, summary = np.asarray(inputs), self._summary(model, version)
-        if not _fits(array, summary):
+        self, model: str, version: int | None, inputs: Inputs
+    ) -> tuple[Tensors, int | None, VersionSummary]:
+        """Return inputs that fit a version, and their rows, None without that axis.
+
+        Request the version's summary again if they do not fit.
+        """
+        summary = self._summary(model, version)
+        if _named(inputs, summary) is None:
             self._summaries.clear()
             summary = self._summary(model, version)
-        if not _fits(array, summary):
+        found = _named(inputs, summary)
+        expected = ", ".join(f"{each.name} {each.shape}" for each in summary.inputs)
+        if found is None:
+            shapes = (
+                {name: np.shape(each) for name, each in inputs.items()}
+                if isinstance(inputs, Mapping)
+                else np.shape(inputs)
+            )
+            per_row = " for one row, or with an axis of rows before" * summary.is_batched
             raise ShapeError(
-                f"inputs of shape {array.shape} for model {model!r}; expected "
-                f"{summary.input_shape} for one row, or (rows, *{summary.input_shape})"
+                f"inputs of shape {shapes} for model {model!r}; expected {expected}{per_row}"
             )
-        wanted = INPUT_DTYPES[summary.input_datatype]
-        if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
-            raise DTypeError(
-                f"inputs of {array.dtype} for model {model!r}; expected {wanted}. Convert them to "
-                f"the range of the training data"
-            )
-        return array, summary
+        for each in summary.inputs:
+            dtype = found[0][each.name].dtype
+            if dtype != each.dtype and not np.can_cast(dtype, each.dtype, "same_kind"):
+                raise DTypeError(
+                    f"inputs of {dtype} for model {model!r}; expected {each.dtype}. Convert them "
+                    f"to the range of the training data"
+                )
+        return *found, summary
 
     def _summary(self, model: str, version: int | None) -> VersionSummary:
         """Return the summary of a version or the newest, from the gateway if unknown."""
         known = self._summaries.get(model)
         is_known = known is not None and (version is None or known.of_version(version) is not None)
-        if known is None or not known.classes or not is_known:
+        if known is None or not known.inputs or not is_known:
             self.models()
         summary = self._summaries.get(model)
         if summary is None:
@@ -375,7 +395,7 @@ class Client:
             raise ModelNotServedError(f"no model {model!r}; {hint}")
         if summary.is_unloaded:
             raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
-        if not summary.classes:
+        if not summary.inputs:
             raise PoolUnavailableError(f"model {model!r} is not available: {summary.reason}")
         if version is None:
             return summary
@@ -388,9 +408,22 @@ class Client:
         return named
 
 
-def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:
-    shape = summary.input_shape
-    return array.shape == shape or (array.shape[1:] == shape and array.ndim == len(shape) + 1)
+def _named(inputs: Inputs, summary: VersionSummary) -> tuple[Tensors, int | None] | None:
+    """Return the inputs by name and their rows, None without that axis; None if they do not fit."""
+    specs = summary.inputs
+    given = inputs if isinstance(inputs, Mapping) else {each.name: inputs for each in specs[:1]}
+    if given.keys() != {each.name for each in specs}:
+        return None
+    tensors = {each.name: np.asarray(given[each.name]) for each in specs}
+    if all(each.fits(tensors[each.name].shape) for each in specs):
+        if summary.is_batched:
+            tensors = {name: array[np.newaxis] for name, array in tensors.items()}
+        return tensors, None
+    shapes = [tensors[each.name].shape for each in specs]
+    is_batch = summary.is_batched and len({shape[:1] for shape in shapes}) == 1
+    if is_batch and all(each.fits(s[1:]) for each, s in zip(specs, shapes, strict=True)):
+        return tensors, shapes[0][0] if shapes[0] else None
+    return None
 
 
 def encoded(image: ImageInput) -> bytes:

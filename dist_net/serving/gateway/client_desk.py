@@ -12,7 +12,7 @@ from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
     digest_of_classes,
-    digest_of_input,
+    digest_of_interface,
     summaries_to_json,
 )
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
@@ -145,19 +145,22 @@ class ClientDesk:
         version = int(ask.version) if ask.version else None
         payload = ask.payloads[0]
         described = None if ask.is_image else self._gateway.description(ask.model, version)
-        if known and described is not None:
-            datatype, shape = described.input_datatype, described.input_shape
-            if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
-                reason = (
-                    f"the input of {ask.model} is now {datatype} {shape}, unlike when the client "
-                    f"requested its description; request the description again"
-                )
-                self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
-                return
+        if (
+            known
+            and described is not None
+            and known[:DIGEST_BYTES] != digest_of_interface(described.interface)
+        ):
+            inputs = ", ".join(f"{of.name} {of.datatype} {of.shape}" for of in described.inputs)
+            reason = (
+                f"the input of {ask.model} is now {inputs}, unlike when the client requested its "
+                f"description; request the description again"
+            )
+            self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
+            return
         request = InferenceRequest(
             model=ask.model,
             payload=payload,
-            rows=max(1, len(payload) // described.row_bytes) if described else 1,
+            rows=described.rows_in(len(payload)) if described else 1,
             is_image=ask.is_image,
             version=version,
             timeout_s=ask.timeout_s or None,

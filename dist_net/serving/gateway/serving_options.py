@@ -10,6 +10,7 @@ from typing import Any
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import SettingError
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import MODELS, parse_named_source
@@ -48,6 +49,7 @@ class ServingOptions:
     labels: Path | None
     max_pixels: int
     is_reproducible: bool
+    engine: str
     trust_recipe: bool
     grace: float
     log_directory: Path | None
@@ -126,6 +128,8 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
         help="answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
         "processors without AVX-512",
     )
+    text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
+    option("--engine", choices=ENGINES, default=NUMPY, help=text)
     option(
         "--log-dir",
         dest="log_directory",

@@ -33,7 +33,7 @@ from dist_net.errors import (
     ModelLoadError,
     SettingError,
 )
-from dist_net.nets.sources import is_live, model_source, parse_pool_sources
+from dist_net.nets.sources import is_live, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     for each in parse_pool_sources(options.sources, options.weights, options.labels):
         confirm_recipe(each.source, options.trust_recipe)
         if not is_live(each.source):  # the loader connects later
-            model_source(each.source, each.weights, each.labels, progress=lambda _: None)
+            each.open(progress=lambda _: None)
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
         return runner.run(serve(options))
 
@@ -277,7 +277,13 @@ def _secret_file(directory: Path, token: str) -> Path:
 
 def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
     connect = ("--connect", address, "--directory", str(directory))
-    loader = [*connect, "--token-file", str(_secret_file(directory, token))]
+    loader = [
+        *connect,
+        "--engine",
+        options.engine,
+        "--token-file",
+        str(_secret_file(directory, token)),
+    ]
     for name in ("training_keys", "weights", "labels"):
         value = getattr(options, name)
         if value is not None:

@@ -21,7 +21,7 @@ from dist_net.serving.http.exchange import (
     served_model,
     version_number,
 )
-from dist_net.serving.http.open_inference import INPUT, json_object, output_name
+from dist_net.serving.http.open_inference import full_shape, json_object
 from dist_net.serving.http.replies import Json, result_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel, summary_of
 from dist_net.serving.pool.requests import Result, Status
@@ -193,26 +193,34 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
         "name": model.name,
         "versions": [str(version) for version in versions],
         "platform": _PLATFORM,
-        "inputs": [
-            {"name": INPUT, "datatype": model.input_datatype, "shape": [-1, *model.input_shape]}
-        ],
-        "outputs": [{"name": output_name(model), "datatype": "FP32", "shape": [-1, model.classes]}],
+        **{
+            what: [
+                {"name": name, "datatype": datatype, "shape": full_shape(model, shape)}
+                for name, datatype, shape in specs
+            ]
+            for what, specs in (("inputs", model.inputs), ("outputs", model.outputs))
+        },
     }
 
 
 def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
     """Return a model's configuration; unlike in the metadata, shapes are of one row."""
-    datatype = f"TYPE_{model.input_datatype}"
+    batching = {"preferred_batch_size": [max_batch_size]}
     threshold = {"unknown_below": {"string_value": str(model.unknown_below)}}
     return {
         "name": model.name,
         "platform": _PLATFORM,
         "backend": _PLATFORM,
         "version_policy": {"latest": {"num_versions": _KEPT_VERSIONS}},
-        "max_batch_size": max_batch_size,
-        "input": [{"name": INPUT, "data_type": datatype, "dims": model.input_shape}],
-        "output": [{"name": output_name(model), "data_type": "TYPE_FP32", "dims": [model.classes]}],
-        "dynamic_batching": {"preferred_batch_size": [max_batch_size]},
+        "max_batch_size": max_batch_size if model.is_batched else 0,
+        **{
+            what: [
+                {"name": name, "data_type": f"TYPE_{datatype}", "dims": shape}
+                for name, datatype, shape in specs
+            ]
+            for what, specs in (("input", model.inputs), ("output", model.outputs))
+        },
+        **({"dynamic_batching": batching} if model.is_batched else {}),
         **({"parameters": threshold} if model.unknown_below else {}),
     }
 

@@ -1,8 +1,8 @@
 """POST /v2/models/MODEL[/versions/VERSION]/infer, the Open Inference Protocol's inference request.
 
 A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
-is the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
-tensor of its type, (rows, *input_shape), or, if it takes images, JPEG or PNG files as BYTES.
+is the length of the JSON, and 0 means that the whole body is the only input. A model that takes
+images also accepts JPEG or PNG files as BYTES.
 
 Raw tensors are little-endian and row-major. An element of BYTES is its length, a little-endian
 uint32, followed by its content.
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from math import prod
 from reprlib import Repr
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import likeliest
+from dist_net.nets.tensor_specs import TYPE_CODES, TensorSpec, from_bytes, to_bytes
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import (
     HttpExchange,
@@ -36,10 +37,8 @@ from dist_net.serving.http.exchange import (
     version_number,
 )
 from dist_net.serving.http.replies import JSON_LENGTH, HttpReply, result_reply
-from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
+from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
-
-INPUT = "input"
 
 # Each image becomes a separate request to the pool, which batches them.
 MAX_IMAGES = 64
@@ -90,7 +89,7 @@ class InferEndpoint:
             if (failed := _first_failure(results)) is not None:
                 return result_reply(failed)
             rows = sum(each.rows for each in requests)
-            encode = partial(encode_response, name, rows, results, form)
+            encode = partial(encode_response, model, rows, results, form)
             answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
         if json_bytes is None:
             return HttpReply(answer)
@@ -108,21 +107,19 @@ def _first_failure(results: Sequence[Result]) -> Result | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseForm:
-    """The requested form of a response: its id, raw or JSON, all numbers or only the ``top``
-    classes, and the name of the output.
-    """
+class OutputForm(NamedTuple):
+    """The requested form of an output: raw or JSON, all numbers or only the ``top`` classes."""
 
-    request_id: str = ""
+    name: str
     is_binary: bool = False
     top: int = 0
-    output: str = "probabilities"
 
 
-def output_name(model: ModelDescription) -> str:
-    """Return the name of a model's output."""
-    return "probabilities" if model.has_classes else "values"
+class ResponseForm(NamedTuple):
+    """The requested form of a response: its id and its outputs."""
+
+    outputs: tuple[OutputForm, ...]
+    request_id: str = ""
 
 
 def read_request(
@@ -136,7 +133,7 @@ def read_request(
     many images or too much JSON.
     """
     if json_bytes == 0:
-        form = ResponseForm(output=output_name(model))
+        form = ResponseForm(tuple(OutputForm(each.name) for each in model.outputs))
         return [_raw_request(memoryview(body), model, version)], form
     text: Payload = body if json_bytes is None else memoryview(body)[:json_bytes]
     if len(text) < (json_bytes or 0):
@@ -147,7 +144,7 @@ def read_request(
     request = json_object(text, _example(model))
     parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
-    payloads, is_image, rows = _input(request.get("inputs"), raw, model)
+    payloads, is_image, rows = _payloads(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
     if len(payloads) > 1 and version is None:
         version = model.version  # all rows of a response must be computed by one version
@@ -161,6 +158,10 @@ def read_request(
 def _raw_request(
     body: memoryview, model: ModelDescription, version: int | None
 ) -> InferenceRequest:
+    if len(model.inputs) > 1 or not model.is_batched:
+        raise BadRequestError(
+            f"{model.name} needs names and shapes; expected JSON{_example(model)}"
+        )
     rows, rest = divmod(len(body), model.row_bytes)
     looks_like_image = bytes(body[:8]).startswith(_IMAGE_STARTS)
     if model.takes_images and (looks_like_image or rest or not rows):
@@ -199,10 +200,18 @@ def json_object(text: Payload, example: str = "") -> dict[str, Any]:
 
 def _example(model: ModelDescription) -> str:
     """Return a request for the message of an error, to copy and complete."""
-    shape = [1, *model.input_shape]
-    tensor = {"name": INPUT, "shape": shape, "datatype": model.input_datatype, "data": [0]}
-    text = orjson.dumps({"inputs": [tensor]}).decode()
-    return f", such as {text.replace('[0]', f'[{prod(shape):,} numbers]')}"
+    tensors = []
+    for name, datatype, shape in model.inputs:
+        sizes = [abs(size) for size in full_shape(model, shape)]
+        data = f"[{prod(sizes):,} numbers]"
+        tensors.append({"name": name, "shape": sizes, "datatype": datatype, "data": data})
+    text = orjson.dumps({"inputs": tensors}).decode()
+    return ", such as " + text.replace('"[', "[").replace(']"', "]")
+
+
+def full_shape(model: ModelDescription, shape: tuple[int, ...]) -> list[int]:
+    """Return the shape of a tensor; -1 stands for any length, as for the number of rows."""
+    return [-1, *shape] if model.is_batched else [*shape]
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -227,53 +236,94 @@ def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
     return parameters
 
 
-def _input(
+def _payloads(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
     """Return the payloads, whether they are images, and the rows of each."""
-    if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
+    given = _objects(inputs, "inputs", [each.name for each in model.inputs], _example(model))
+    if len(given) < len(model.inputs):
         raise BadRequestError(
-            f'"inputs" is {shown(inputs)}; expected an array of one JSON object{_example(model)}'
+            f'"inputs" has {len(given)} inputs; expected {len(model.inputs)}{_example(model)}'
         )
-    tensor: dict[str, Any] = inputs[0]
-    if tensor.get("name") != INPUT:
-        raise BadRequestError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
-    content = _raw_content(_parameters(tensor, "input"), raw)
-    if content is not None and tensor.get("data") is not None:
+    contents = _raw_contents(given, raw)
+    if any(given[name].get("data") is not None for name in contents):
         raise BadRequestError(
-            'the input has "data" and raw bytes (binary_data_size); expected one of them'
+            'an input has "data" and raw bytes (binary_data_size); expected one of them'
         )
-    shape, datatype = tensor.get("shape"), tensor.get("datatype")
-    if datatype == "BYTES" and model.takes_images:
-        return _images(content, shape), True, 1
-    if datatype != model.input_datatype:
+    first = given[model.inputs[0].name]
+    if first.get("datatype") == "BYTES" and model.takes_images:
+        return _images(contents.get(model.inputs[0].name), first.get("shape")), True, 1
+    tensors = {
+        spec.name: _tensor(given[spec.name], contents.get(spec.name), spec, model)
+        for spec in model.inputs
+    }
+    rows = {len(each) for each in tensors.values()} if model.is_batched else {1}
+    if len(rows) > 1:
+        raise BadRequestError(f"the inputs have {sorted(rows)} rows; expected equal numbers")
+    return (to_bytes(tensors, model.inputs, model.is_batched),), False, rows.pop()
+
+
+def _objects(
+    found: Any, what: str, names: Sequence[str], example: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Return the inputs or outputs of a request by name, in its order."""
+    if not (isinstance(found, list) and found and all(isinstance(each, dict) for each in found)):
+        raise BadRequestError(
+            f'"{what}" is {shown(found)}; expected an array of JSON objects{example}'
+        )
+    by_name = {}
+    for each in found:
+        name = each.get("name")
+        if name not in names or name in by_name:
+            raise BadRequestError(
+                f"no {what.removesuffix('s')} {shown(name)}, or it is repeated; expected the "
+                f"names {', '.join(names)}"
+            )
+        by_name[name] = each
+    return by_name
+
+
+def _tensor(
+    given: dict[str, Any], content: memoryview | None, spec: TensorSpec, model: ModelDescription
+) -> NDArray[Any]:
+    """Return an input of a request; it may borrow ``content``."""
+    shape, datatype = given.get("shape"), given.get("datatype")
+    if datatype != spec.datatype:
         or_images = ", or BYTES for images" if model.takes_images else ""
         raise BadRequestError(
-            f"the datatype of the input is {shown(datatype)}; {model.name} expects "
-            f"{model.input_datatype}{or_images}"
+            f"the datatype of the input {spec.name} is {shown(datatype)}; {model.name} expects "
+            f"{spec.datatype}{or_images}"
         )
-    sizes = _sizes(shape)
-    if not sizes or sizes[1:] != model.input_shape:
+    sizes, expected = _sizes(shape), full_shape(model, spec.shape)
+    if sizes is None or not spec._replace(shape=tuple(expected)).fits(sizes):
         raise BadRequestError(
-            f"the shape of the input is {shown(shape)}; {model.name} expects "
-            f"{[-1, *model.input_shape]}, where -1 stands for any number of rows"
+            f"the shape of the input {spec.name} is {shown(shape)}; {model.name} expects "
+            f"{expected}, where -1 stands for any number"
         )
     if content is None:
-        return (tensor_from_json(tensor.get("data"), datatype, sizes),), False, sizes[0]
-    return (tensor_from_bytes(content, datatype, sizes),), False, sizes[0]
+        raw: Payload = tensor_from_json(given.get("data"), datatype, sizes)
+    else:
+        raw = tensor_from_bytes(content, datatype, sizes)
+    return np.frombuffer(raw, spec.dtype).reshape(sizes, copy=False)
 
 
-def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | None:
-    """Return the input's raw bytes after the JSON; None if the JSON contains the input."""
-    size = parameters.get("binary_data_size")
-    if size is None and not raw:
-        return None
-    if type(size) is not int or size != len(raw):
+def _raw_contents(given: dict[str, dict[str, Any]], raw: memoryview) -> dict[str, memoryview]:
+    """Return the raw bytes after the JSON by input, for those that are not in the JSON."""
+    found = {name: _parameters(each, "input") for name, each in given.items()}
+    sizes = {
+        name: each["binary_data_size"]
+        for name, each in found.items()
+        if each.get("binary_data_size") is not None
+    }
+    are_sizes = all(type(size) is int and size >= 0 for size in sizes.values())
+    if not are_sizes or sum(sizes.values()) != len(raw):
         raise BadRequestError(
-            f"binary_data_size is {shown(size)}, and {len(raw):,} bytes follow the JSON; expected "
-            f"equal sizes; the header Inference-Header-Content-Length is the length of the JSON"
+            f"binary_data_size is {', '.join(map(shown, sizes.values())) or None}, and "
+            f"{len(raw):,} bytes follow the JSON; expected equal sizes; the header "
+            f"Inference-Header-Content-Length is the length of the JSON"
         )
-    return raw
+    places = pairwise(accumulate(sizes.values(), initial=0))
+    return {name: raw[start:end] for name, (start, end) in zip(sizes, places, strict=True)}
 
 
 def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
@@ -291,11 +341,11 @@ def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
     return elements_of_bytes(content, count)
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
-    """Return the shape; an empty one unless it is an array of positive integers."""
+def _sizes(shape: Any) -> tuple[int, ...] | None:
+    """Return the shape; None unless it is an array of positive integers."""
     if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape):
         return tuple(shape)
-    return ()
+    return None
 
 
 def _timeout_s(timeout: Any) -> float | None:
@@ -313,30 +363,23 @@ def _form(
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise BadRequestError(f'"id" is {shown(request_id)}; expected a string')
-    name = output_name(model)
-    output = _output(request.get("outputs"), name)
-    is_binary = output.get("binary_data", parameters.get("binary_data_output", False))
-    if type(is_binary) is not bool:
-        raise BadRequestError(f"binary_data is {shown(is_binary)}; expected true or false")
-    top = output.get("classification", 0)
-    if type(top) is not int or top < 0:
-        raise BadRequestError(f'"classification" is {shown(top)}; expected a number of classes')
-    if top and not model.has_classes:
-        raise BadRequestError(f"{model.name} has no classes; expected no classification")
-    return ResponseForm(request_id, is_binary, top, name)
-
-
-def _output(outputs: Any, name: str) -> dict[str, Any]:
-    """Return the parameters of the requested output; empty if the request names none."""
-    if outputs is None or outputs == []:
-        return {}
-    if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict)):
-        raise BadRequestError(f'"outputs" is {shown(outputs)}; expected an array of one object')
-    if outputs[0].get("name") != name:
-        raise BadRequestError(
-            f'no output {shown(outputs[0].get("name"))}; expected the name "{name}"'
-        )
-    return _parameters(outputs[0], "output")
+    names = [each.name for each in model.outputs]
+    found = request.get("outputs")
+    if found is None or found == []:
+        found = [{"name": name} for name in names]
+    outputs = []
+    for name, each in _objects(found, "outputs", names).items():
+        own = _parameters(each, "output")
+        is_binary = own.get("binary_data", parameters.get("binary_data_output", False))
+        if type(is_binary) is not bool:
+            raise BadRequestError(f"binary_data is {shown(is_binary)}; expected true or false")
+        top = own.get("classification", 0)
+        if type(top) is not int or top < 0:
+            raise BadRequestError(f'"classification" is {shown(top)}; expected a number of classes')
+        if top and not model.has_classes:
+            raise BadRequestError(f"{model.name} has no classes; expected no classification")
+        outputs.append(OutputForm(name, is_binary, top))
+    return ResponseForm(tuple(outputs), request_id)
 
 
 def shown(value: object) -> str:
@@ -357,8 +400,9 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
             f"{list(shape)}"
         )
     try:
-        if bool in set(map(type, elements)):  # which struct takes for 1 and 0
-            raise struct.error("required argument is not true or false")
+        types = set(map(type, elements))  # struct converts anything to BOOL, and true to numbers
+        if types - {bool} if datatype == "BOOL" else bool in types:
+            raise struct.error("expected true and false for BOOL, and only for BOOL")
         # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
         # length of the longest; and twice as fast.
         return struct.pack(f"<{len(elements)}{TYPE_CODES[datatype]}", *elements)
@@ -426,42 +470,51 @@ def classes_bytes(results: Sequence[Result]) -> int:
 
 
 def encode_response(
-    model: str, rows: int, results: Sequence[Result], form: ResponseForm
+    model: ModelDescription, rows: int, results: Sequence[Result], form: ResponseForm
 ) -> tuple[bytes, int | None]:
     """Return the body, and the length of its JSON if raw bytes follow. All results must be OK.
 
-    Their ``rows`` become one output: (rows, classes) float32; or, if classes are requested,
-    (rows, top) BYTES, each ``value:index:label``, likeliest first. Raise BadRequestError for
-    outputs that are not finite, unless binary outputs are requested.
+    Their ``rows`` are joined. If classes are requested, an output is (rows, top) BYTES, each
+    ``value:index:label``, likeliest first. Raise BadRequestError for outputs that are not finite,
+    unless binary outputs are requested.
     """
     payload = results[0].payload if len(results) == 1 else b"".join(o.payload for o in results)
-    probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
-    if (form.top or not form.is_binary) and not np.isfinite(probabilities).all():
-        raise BadRequestError(
-            "outputs for this input are not finite, which JSON and class names cannot express; "
-            "expected an input in the net's range, or a request for binary outputs"
-        )
-    output: dict[str, Any] = {"name": form.output, "datatype": "FP32"}
-    data: Any = probabilities.reshape(-1, copy=False)
-    raw: Payload = payload
-    if form.top:
-        data = _classified(probabilities, form.top, results[0].labels)
-        output["datatype"] = "BYTES"
-        raw = bytes_of_elements(text.encode() for text in data) if form.is_binary else b""
-    output["shape"] = [rows, len(data) // rows]
-    if form.is_binary:
-        output["parameters"] = {"binary_data_size": len(raw)}
-    else:
-        output["data"] = data
+    tensors = from_bytes(payload, model.outputs, model.is_batched)
+    datatypes = {each.name: each.datatype for each in model.outputs}
+    outputs, raws = [], []
+    for name, is_binary, top in form.outputs:
+        values: Any = np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape, copy=False)
+        if (top or not is_binary) and not np.isfinite(values).all():
+            raise BadRequestError(
+                "outputs for this input are not finite, which JSON and class names cannot express; "
+                "expected an input in the net's range, or a request for binary outputs"
+            )
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": datatypes[name],
+            "shape": [*values.shape],
+        }
+        data, raw = values.reshape(-1, copy=False), b""
+        if top:
+            data = _classified(values.reshape(rows, -1, copy=False), top, results[0].labels)
+            output |= {"datatype": "BYTES", "shape": [rows, len(data) // rows]}
+        if is_binary:
+            raw = bytes_of_elements(each.encode() for each in data) if top else data.tobytes()
+            output["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            output["data"] = data
+        outputs.append(output)
+        raws.append(raw)
     response: dict[str, Any] = {
-        "model_name": model,
+        "model_name": model.name,
         "model_version": str(results[0].version),
-        "outputs": [output],
+        "outputs": outputs,
     }
     if form.request_id:
         response["id"] = form.request_id
     text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    return (text + raw, len(text)) if form.is_binary else (text, None)
+    is_raw = any(each.is_binary for each in form.outputs)
+    return (b"".join((text, *raws)), len(text)) if is_raw else (text, None)
 
 
 def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from math import prod
-from struct import calcsize
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
@@ -17,35 +15,44 @@ from dist_net.nets.architecture import (
     architecture_from_json,
     architecture_to_json,
 )
+from dist_net.nets.tensor_specs import Specs, TensorSpec, record_of
 from dist_net.wire.serving_messages import ARRAYS_KEY, MODEL_NAME
-
-TYPE_CODES = {
-    **{"INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
-    **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
-    **{"FP16": "e", "FP32": "f", "FP64": "d"},
-}
-"""The codes of struct and NumPy by the Open Inference Protocol's name of a type; the prefix ``<``
-makes them little-endian."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionSummary:
-    """A version as a client sees it: its inputs and its classes.
+    """A version as a client sees it: its inputs, its outputs and its classes.
 
-    ``input_shape`` is the shape of a row, ``input_datatype`` the Open Inference Protocol's name of
-    its type. ``labels`` is empty if the classes have no names. An answer less probable than
-    ``unknown_below`` is unknown. Without ``has_classes`` the model predicts ``classes`` numbers
-    for a row.
+    With ``is_batched`` it computes rows, each by itself, and requests share batches; otherwise it
+    computes the tensors of one request. ``labels`` is empty if the classes have no names. An answer
+    less probable than ``unknown_below`` is unknown. Without ``has_classes`` the model predicts
+    ``classes`` numbers for a row.
     """
 
     version: int
-    input_datatype: str
-    input_shape: tuple[int, ...]
+    inputs: Specs
+    outputs: Specs
     classes: int
     labels: tuple[str, ...]
     takes_images: bool
     unknown_below: float = 0.0
     has_classes: bool = True
+    is_batched: bool = True
+
+    @property
+    def input_datatype(self) -> str:
+        """The Open Inference Protocol's name of the first input's type; "" without a version."""
+        return self.inputs[0].datatype if self.inputs else ""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the first input."""
+        return self.inputs[0].shape if self.inputs else ()
+
+    @property
+    def interface(self) -> tuple[object, ...]:
+        """The tensors of a request and its answer; an answer with labels describes itself."""
+        return self.inputs, () if self.labels else self.outputs, self.is_batched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +73,22 @@ class ModelDescription(VersionSummary):
 
     @cached_property
     def row_bytes(self) -> int:
-        return calcsize("<" + TYPE_CODES[self.input_datatype]) * prod(self.input_shape)
+        """The size of a row of inputs; 0 if it is not batched."""
+        return record_of(self.inputs).itemsize if self.is_batched else 0
+
+    @cached_property
+    def result_bytes(self) -> int:
+        """The size of a row of outputs; 0 if it is not batched."""
+        return record_of(self.outputs).itemsize if self.is_batched else 0
+
+    def rows_in(self, payload_bytes: int) -> int:
+        """Return the number of rows in a payload, at least 1."""
+        return max(1, payload_bytes // self.row_bytes) if self.is_batched else 1
 
     @property
     def plan_key(self) -> tuple[object, ...]:
         """A key that is equal for versions that differ only in their weights."""
-        inputs = self.input_datatype, self.input_shape, self.classes, self.fitting
-        return self.architecture, *inputs
+        return self.architecture, self.inputs, self.outputs, self.fitting
 
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
@@ -123,7 +139,7 @@ class ServedModel:
 class ModelSummary(VersionSummary):
     """A model as a client sees it: its newest version, and ``others``.
 
-    While no version is loaded ``version`` and ``classes`` are 0, ``input_datatype`` is "", and
+    While no version is loaded ``version`` and ``classes`` are 0, there are no ``inputs``, and
     ``reason`` states the cause; ``is_unloaded``: see ``ServedModel``. ``versions``: the numbers of
     the served versions. A request may have ``max_batch_size`` rows.
     """
@@ -143,7 +159,7 @@ class ModelSummary(VersionSummary):
 
 
 _NO_VERSION = VersionSummary(
-    version=0, input_datatype="", input_shape=(), classes=0, labels=(), takes_images=False
+    version=0, inputs=(), outputs=(), classes=0, labels=(), takes_images=False
 )
 
 DIGEST_BYTES = 8
@@ -151,16 +167,15 @@ KNOWN_BYTES = 2 * DIGEST_BYTES
 
 
 def known(summary: VersionSummary) -> bytes:
-    """Return digests of a version's input and classes, which a client sends with a request."""
-    return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_classes(
-        summary.labels, summary.unknown_below
-    )
+    """Return digests of a version's tensors and classes, which a client sends with a request."""
+    classes = digest_of_classes(summary.labels, summary.unknown_below)
+    return digest_of_interface(summary.interface) + classes
 
 
 @lru_cache
-def digest_of_input(datatype: str, shape: tuple[int, ...]) -> bytes:
-    """Return the digest of the type and shape of a row."""
-    return blake2b(json.dumps([datatype, shape]).encode(), digest_size=DIGEST_BYTES).digest()
+def digest_of_interface(interface: tuple[object, ...]) -> bytes:
+    """Return the digest of the tensors of a request and its answer."""
+    return blake2b(json.dumps(interface).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 @lru_cache
@@ -211,4 +226,7 @@ def _from_json(content: dict[str, Any]) -> ModelSummary:
 
 
 def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    specs = {
+        name: tuple(map(TensorSpec.parsed, content.pop(name))) for name in ("inputs", "outputs")
+    }
+    return specs | {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}

@@ -11,7 +11,6 @@ from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, PoolSettings, Result, Status
 from dist_net.wire.serving_messages import BatchDone, RunBatch
 
-FLOAT_BYTES = 4
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """The statuses that a worker may report."""
 
@@ -44,11 +43,12 @@ class RunningBatch:
             )
         if not (0 <= done.prepare_s < math.inf and 0 <= done.compute_s < math.inf):
             return f"times of {done.prepare_s} s and {done.compute_s} s"
-        row_bytes = FLOAT_BYTES * self.description.classes
+        is_batched, row_bytes = self.description.is_batched, self.description.result_bytes
         for request, status, payload in self._pairs(done):
             if status not in FROM_WORKERS:
                 return f"the status {status}"
-            if status == Status.OK and len(payload) != request.rows * row_bytes:
+            is_wrong = is_batched and len(payload) != request.rows * row_bytes
+            if status == Status.OK and is_wrong:
                 return f"{len(payload)} bytes for {request.rows} rows of {row_bytes} bytes"
         return None
 

@@ -96,7 +96,7 @@ class Scheduler:
         if self._requests.quarantine.holds(model.name, description.version, request.payload):
             reason = "this input ended two workers, so it is not tried again"
             return Result(Status.FAILED, description.version, reason=reason)
-        return self._in_time(request, model, now)
+        return self._in_time(request, model, description, now)
 
     def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | None:
         """Start the next batch on a worker; return None if no batch can run now."""
@@ -213,14 +213,20 @@ class Scheduler:
         worker.start(batch)
         return batch
 
-    def _in_time(self, request: InferenceRequest, model: ModelVersions, now: float) -> int | Result:
+    def _in_time(
+        self,
+        request: InferenceRequest,
+        model: ModelVersions,
+        description: ModelDescription,
+        now: float,
+    ) -> int | Result:
         """Refuse a request without room in its model's queue, or without time."""
         settings = self._settings
         queued, held_bytes = self._requests.queued(model.name), model.pending_bytes
         payload_bytes, max_bytes = len(request.payload), settings.queue_bytes // len(self._models)
         key = request.key
         timeout_s = settings.allowed_s(request.timeout_s)
-        batch_rows = self._batch_rows(key, timeout_s)
+        batch_rows = self._batch_rows(key, timeout_s) if description.is_batched else 1
         wait_s, answered_s = self._seconds_until_answered(key, request.rows, batch_rows, now)
         if queued >= settings.queue_requests:
             return _unavailable(f"{queued} requests for {model.name} are queued already", wait_s)
@@ -338,6 +344,8 @@ def _mismatch(
     """Return why a request does not fit its model, or None if it does."""
     payload_bytes = len(request.payload)
     rows, name = request.rows, description.name
+    if not description.is_batched:
+        max_rows = 1
     if not 1 <= rows <= max_rows:
         return f"the request has {rows} rows; expected 1 to {max_rows}, the size of a batch"
     timeout_s = request.timeout_s
@@ -348,11 +356,13 @@ def _mismatch(
             return f"{name} takes no images; expected a tensor of {description.input_shape}"
         if rows != 1 or not payload_bytes:
             return f"the request has {rows} rows in {payload_bytes} bytes; expected one image"
-    elif payload_bytes != rows * description.row_bytes:
+    elif description.is_batched and payload_bytes != rows * description.row_bytes:
+        expected = " and ".join(
+            f"{(rows, *of.shape)} of {of.datatype}" for of in description.inputs
+        )
         return (
             f"the input has {payload_bytes} bytes; expected {rows * description.row_bytes} for "
-            f"({rows}, {', '.join(map(str, description.input_shape))}) of "
-            f"{description.input_datatype} for {name}"
+            f"{expected} for {name}"
         )
     return None
 

@@ -63,7 +63,7 @@ class Version:
     def takes(self) -> tuple[object, ...]:
         """The requirements for a request; versions with equal requirements are interchangeable."""
         one = self.description
-        return one.input_datatype, one.input_shape, one.takes_images, one.has_classes
+        return one.inputs, one.outputs, one.is_batched, one.takes_images, one.has_classes
 
 
 class ModelVersions:

@@ -8,16 +8,22 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import ImageError, ModelLoadError, SettingError
+from dist_net.data.samples import records
+from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
 from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
-from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.nets.architecture import OnnxArchitecture
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session
+from dist_net.nets.tensor_specs import INPUT, Tensors, from_bytes, to_bytes
+from dist_net.nn import Model
+from dist_net.nn.inference import Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 from dist_net.wire.serving_messages import BatchDone, RunBatch
@@ -27,7 +33,9 @@ NOT_FINITE = (
     b"too large, or of another net"
 )
 
-Rows = NDArray[np.generic]
+MAX_ANSWER_BYTES = 64 << 20
+TOO_LARGE = b"the outputs for this input are too large; expected at most 64 MiB"
+
 Refusal = tuple[Status, bytes]
 """BAD_INPUT or FAILED, and the reason in UTF-8."""
 
@@ -84,9 +92,12 @@ class ServedNetwork:
         clock: Clock | None = None,
     ) -> None:
         self.description = description
-        self._model = description.architecture.build(description.name, settings.trust_recipes)
-        self._dtype = self._model.input_dtype.newbyteorder("<")
-        self._row_bytes = description.row_bytes
+        self._model: Model | ForeignModel
+        if isinstance(architecture := description.architecture, OnnxArchitecture):
+            specs = description.inputs, description.outputs
+            self._model = ForeignModel(*specs, description.is_batched)
+        else:
+            self._model = architecture.build(description.name, settings.trust_recipes)
         self._images = (
             ImageInputs(self._model, settings.max_pixels, description.fitting, BOUNDED_FORMATS)
             if description.takes_images
@@ -95,11 +106,11 @@ class ServedNetwork:
         self._threads = settings.threads
         self._decoders = _decoders(settings.threads)
         self._clock = clock or SystemClock()
-        self._inference = Inference(
+        self._session = open_session(
             self._model, prepared, settings.threads, settings.max_batch_size, settings.reproducible
         )
         try:
-            self._inference.warm_up(may_go_on)
+            self._session.warm_up(may_go_on)
             self._require_numbers()
         except BaseException:
             self.close()
@@ -111,11 +122,11 @@ class ServedNetwork:
         None if the plans are gone; see ``Inference.rebound``. It may be
         called by any thread. Raise ModelLoadError and ShapeError as for a new one.
         """
-        inference = self._inference.rebound(prepared)
-        if inference is None:
+        session = self._session.rebound(prepared)
+        if session is None:
             return None
         other = copy(self)
-        other.description, other._inference = description, inference
+        other.description, other._session = description, session
         other._decoders = _decoders(self._threads)
         try:
             other._require_numbers()
@@ -126,14 +137,17 @@ class ServedNetwork:
 
     def close(self) -> None:
         """End the threads, if no other version uses them."""
-        self._inference.close()
+        self._session.close()
         if self._decoders is not None:
             self._decoders.shutdown()
 
     def _require_numbers(self) -> None:
         """Raise ``ModelLoadError`` for weights whose outputs are not finite."""
-        nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
-        if not np.isfinite(self._inference(nothing)).all():
+        if isinstance(self._session, OnnxSession):  # of which zeros may be no input
+            return
+        specs = self.description.inputs
+        nothing = {each.name: np.zeros((1, *each.shape), each.dtype) for each in specs}
+        if not all(np.isfinite(array).all() for array in self._run(nothing).values()):
             raise ModelLoadError(
                 f"{self.description.name} version {self.description.version} gives outputs that "
                 f"are not finite for an input of zeros; expected probabilities. Its weights are "
@@ -141,17 +155,17 @@ class ServedNetwork:
             )
 
     def answer(self, run: RunBatch) -> BatchDone:
-        """Return the result of each payload: an image, or a tensor of (rows, *input_shape).
+        """Return the result of each payload: an image, or the tensors of a request.
 
         A bad payload does not affect the others. A tensor of NaN, or of numbers out of the net's
         range, is computed as in NumPy.
         """
         begun_s = self._clock.now()
-        inputs = self._decoded(run.payloads) if run.is_image else [*map(self._tensor, run.payloads)]
-        usable = [each for each in inputs if not isinstance(each, tuple)]
-        rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
+        inputs = self._decoded(run.payloads) if run.is_image else [*map(self._parsed, run.payloads)]
+        usable = [each for each in inputs if isinstance(each, dict)]
         prepared_s = self._clock.now()
-        results = self._results(inputs, rows, run.is_image)
+        computed = iter(self._computed(usable, run.is_image) if usable else ())
+        results = [next(computed) if isinstance(each, dict) else each for each in inputs]
         computed_s = self._clock.now()
         return BatchDone(
             run.batch_id,
@@ -161,51 +175,83 @@ class ServedNetwork:
             tuple(payload for _, payload in results),
         )
 
-    def _results(
-        self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_image: bool
-    ) -> list[tuple[Status, bytes | memoryview]]:
-        """Return the result of each input; ``rows`` are the inputs that were not refused."""
-        if rows is None:
-            return [each for each in inputs if isinstance(each, tuple)]
-        outputs = self._inference(rows)
-        if self.description.has_logits:
-            with np.errstate(invalid="ignore"):  # of what is not finite
-                outputs = softmax(outputs)
-        results: list[tuple[Status, bytes | memoryview]] = []
+    def _computed(self, inputs: Sequence[Tensors], is_image: bool) -> list[tuple[Status, Payload]]:
+        """Return the result of each request, computed together if the model is batched."""
+        description = self.description
+        is_alone = len(inputs) == 1
+        if not (is_alone or description.is_batched):
+            return [result for each in inputs for result in self._computed([each], is_image)]
+        together = inputs[0]
+        if not is_alone:
+            together = {name: np.concatenate([each[name] for each in inputs]) for name in together}
+        try:
+            outputs = self._outputs(together)
+        except TensorInputError as error:
+            if is_alone:
+                return [(Status.BAD_INPUT, str(error).encode())]
+            return [result for each in inputs for result in self._computed([each], is_image)]
+        results: list[tuple[Status, Payload]] = []
         start = 0
         for each in inputs:
-            if isinstance(each, tuple):
-                results.append(each)
-                continue
-            own = slice(start, start + len(each))
-            start = own.stop
-            if is_image and not np.isfinite(outputs[own]).all():
+            own = outputs
+            if not is_alone:
+                stop = start + len(next(iter(each.values())))
+                own = {name: array[start:stop] for name, array in outputs.items()}
+                start = stop
+            if is_image and not all(np.isfinite(array).all() for array in own.values()):
                 results.append((Status.BAD_INPUT, NOT_FINITE))
             else:
-                results.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
+                payload = to_bytes(own, description.outputs, description.is_batched)
+                is_small = len(payload) <= MAX_ANSWER_BYTES
+                results.append((Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE))
         return results
 
-    def _decoded(self, payloads: Sequence[Payload]) -> list[Rows | Refusal]:
+    def _outputs(self, inputs: Tensors) -> Tensors:
+        """Return the outputs of a batch by name, probabilities for logits; see ``_run``."""
+        outputs = self._run(inputs)
+        if self.description.has_logits:
+            with np.errstate(invalid="ignore"):  # of what is not finite
+                return {name: softmax(array) for name, array in outputs.items()}
+        return outputs
+
+    def _run(self, inputs: Tensors) -> Tensors:
+        """Run the net on a batch, and return its outputs by name. Raise TensorInputError."""
+        if isinstance(self._session, OnnxSession):
+            return self._session.run(inputs)
+        assert isinstance(self._model, Model)
+        model, outputs = self._model, self.description.outputs
+        is_record = model.input_dtype.names is not None
+        rows = records(**inputs).astype(model.input_dtype) if is_record else inputs[INPUT]
+        computed: NDArray[Any] = self._session(rows)
+        is_record = model.output_dtype.names is not None
+        return {each.name: computed[each.name] if is_record else computed for each in outputs}
+
+    def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
         """Return each image as a row for the model."""
         run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
         return list(run(self._image, payloads))
 
-    def _image(self, payload: Payload) -> Rows | Refusal:
+    def _image(self, payload: Payload) -> Tensors | Refusal:
+        name, _, shape = self.description.inputs[0]
         if self._images is None:
-            shape = self.description.input_shape
             return Status.BAD_INPUT, f"a model of inputs {shape} takes no images".encode()
         try:
-            return self._images.fit(BytesIO(payload))[np.newaxis]
+            return {name: self._images.fit(BytesIO(payload))[np.newaxis]}
         except ImageError as error:
             return Status.BAD_INPUT, str(error).encode()
 
-    def _tensor(self, payload: Payload) -> Rows | Refusal:
-        rows, rest = divmod(len(payload), self._row_bytes)
-        if rest or not rows:
+    def _parsed(self, payload: Payload) -> Tensors | Refusal:
+        description = self.description
+        try:
+            tensors = from_bytes(payload, description.inputs, description.is_batched)
+            if not payload:
+                raise ValueError("no rows")
+        except ValueError as error:
+            expected = f"one or more rows of {description.row_bytes:,} bytes each"
+            if not description.is_batched:
+                expected = "the tensors of a request, behind their shapes"
             return (
                 Status.BAD_INPUT,
-                f"a tensor of {len(payload):,} bytes; expected one or more rows of "
-                f"{self._row_bytes:,} bytes each".encode(),
+                f"{error}: {len(payload):,} bytes; expected {expected}".encode(),
             )
-        flat = np.frombuffer(payload, self._dtype)
-        return flat.reshape(rows, *self.description.input_shape, copy=False)
+        return tensors

@@ -21,7 +21,7 @@ from dist_net.nn import Model
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
 
-BATCH_SIZE = 256
+MAX_BATCH_SIZE, MAX_BATCH_BYTES = 256, 4 << 20  # a net's maps take a hundred times its input
 LOWER = 0.99
 
 
@@ -75,6 +75,8 @@ class Evaluator:
         self._model = model
         self._inputs = samples_of(dataset.test_inputs)
         self._targets = samples_of(dataset.test_targets)
+        input_bytes = math.prod(self._inputs.shape) * self._inputs.dtype.itemsize
+        self._batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // max(1, input_bytes)))
         self._weights = np.empty(model.layout.size, np.float32)
         self._batches: dict[int, EvaluationBatch] = {}
 
@@ -85,13 +87,13 @@ class Evaluator:
         classifies = self._model.classifies(self._targets.shape, self._targets.dtype)
         labels, answers = (np.empty(samples if classifies else 0, np.intp) for _ in range(2))
         loss_sum = 0.0
-        for start in range(0, samples, BATCH_SIZE):
-            indices = np.arange(start, min(start + BATCH_SIZE, samples))
+        for start in range(0, samples, self._batch_size):
+            indices = np.arange(start, min(start + self._batch_size, samples))
             inputs, targets, bound = self._batch(len(indices))
             self._inputs.read(indices, inputs)
             self._targets.read(indices, targets)
             if isinstance(self._inputs, PrefetchedSamples):
-                following = indices + BATCH_SIZE
+                following = indices + self._batch_size
                 self._inputs.prefetch(following[following < samples])
             loss, outputs = bound.run()
             loss_sum += float(loss) * len(indices)

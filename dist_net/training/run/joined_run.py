@@ -171,7 +171,7 @@ class JoinedRun:
         self._next_record = self.report["next_record"]
         self._display.progressed(self.report)
 
-    def _wait(self) -> None:
+    def _wait(self, _waited_s: float) -> None:
         """Supervise during a request; raise NoAnswerError if no worker is left."""
         if not self._is_training():
             raise NoAnswerError("every worker of this host has ended")

@@ -164,7 +164,6 @@ class LocalRun:
         self._listen = local.listening.listen
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
         self._was_ready = False
-        self._asked_s = math.inf
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._warnings = RunWarnings(display.warned)
@@ -240,11 +239,11 @@ class LocalRun:
             else:
                 return outcome
 
-    def _wait(self, server: RunningChild) -> None:
+    def _wait(self, server: RunningChild, waited_s: float = 0.0) -> None:
         """Check during a request that the server runs; raise ProcessFailedError if not."""
         server.require_running()
         self._supervisor.require_running()
-        if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
+        if not self._is_silent and waited_s > SILENCE_S:
             self._is_silent = True
             self._display.warned("the parameter server does not answer: is it stopped?")
 
@@ -357,7 +356,6 @@ class LocalRun:
         self._evaluated_epochs = report["samples"] // self._samples
 
     def _poll(self, observer: Observer) -> dict[str, Any]:
-        self._asked_s = time.monotonic()
         report = observer.status(self._next_record)
         if self._is_silent:
             self._is_silent = False

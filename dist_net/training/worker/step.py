@@ -11,6 +11,7 @@ from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
 from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
+from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import PrefetchedSamples, SampleIndices, samples_of
@@ -94,6 +95,7 @@ class TrainingStep:
         self._generator = np.random.Generator(self._bits)
         self._rows = ShuffledRows(seed, len(self._targets))
         self._gradient = np.empty(model.layout.size, np.float32)
+        self._arena = Arena()  # of the plans of all sizes
         self._plans: dict[int, tuple[Plan, MinibatchArrays]] = {}
         self._bound: dict[tuple[int, int], Binding] = {}
 
@@ -137,7 +139,12 @@ class TrainingStep:
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             self._plans[size] = (
                 self._model.compile_training(
-                    size, self._generator, self._pool, self._targets.shape, targets.dtype
+                    size,
+                    self._generator,
+                    self._pool,
+                    self._targets.shape,
+                    targets.dtype,
+                    self._arena,
                 ),
                 MinibatchArrays(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
             )

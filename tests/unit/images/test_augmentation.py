@@ -35,9 +35,9 @@ def test_nothing_is_changed_where_nothing_may_be() -> None:
 
 
 def test_a_variant_is_the_same_for_ever() -> None:
-    everything = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
+    everything = Augmentation(rotation=30, brightness=0.2, contrast=0.2, saturation=0.2)
     digest = hashlib.sha256(applied(everything, images(), seed=5, epoch=2).tobytes())
-    assert digest.hexdigest()[:16] == "7e3fdf590c8f1ada"
+    assert digest.hexdigest()[:16] == "0071c4ee18635bf2"
 
 
 def test_a_variant_does_not_depend_on_the_minibatch() -> None:
@@ -73,6 +73,20 @@ def test_a_crop_keeps_at_least_the_given_part_of_each_side() -> None:
     assert kept.max() > 0.95
     assert rows[:, 0].min() == 0
     assert rows[:, -1].max() == 248
+
+
+def test_a_rotation_turns_about_the_middle_by_up_to_its_angle_either_way() -> None:
+    half = np.zeros((200, 33, 33, 3), np.uint8)
+    half[:, :, 16:] = 200
+    turned = applied(Augmentation(smallest_crop=1, flip=False, rotation=90), half)[..., 0] == 200
+    assert turned[:, 16, 24].all()
+    np.testing.assert_array_equal(turned[:, 8, 16], ~turned[:, 25, 16])
+    assert 70 < turned[:, 8, 16].sum() < 130
+
+
+def test_the_edge_fills_the_corners_of_a_turned_image() -> None:
+    white = np.full((9, 20, 30, 3), 255, np.uint8)
+    np.testing.assert_array_equal(applied(Augmentation(0.5, rotation=180), white), white)
 
 
 def test_grey_images_have_variants_too() -> None:
@@ -116,10 +130,16 @@ def test_values_end_at_black_and_white() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"smallest_crop": 0}, {"smallest_crop": 1.1}, {"contrast": 2}, {"saturation": -1}]
+    ("options", "most"),
+    [
+        ({"smallest_crop": 0}, 1),
+        ({"smallest_crop": 1.1}, 1),
+        ({"rotation": -1}, 180),
+        ({"contrast": 2}, 1),
+    ],
 )
-def test_what_is_out_of_range_is_refused(options: dict[str, float]) -> None:
+def test_what_is_out_of_range_is_refused(options: dict[str, float], most: int) -> None:
     with pytest.raises(
-        SettingError, match=naming(*("{}={}".format(*each) for each in options.items()), 1)
+        SettingError, match=naming(*("{}={}".format(*each) for each in options.items()), most)
     ):
         Augmentation(**options)  # type: ignore[arg-type]

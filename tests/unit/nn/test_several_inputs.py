@@ -70,6 +70,18 @@ def test_several_outputs_are_learnt_from_several_inputs(tmp_path: Path) -> None:
     assert loaded.evaluate(INPUTS, TARGETS) == found
 
 
+def test_weights_of_samples_are_a_field_of_the_targets() -> None:
+    def weighted_by_sample(outputs: Expression, targets: Expression) -> Expression:
+        return cross_entropy_of_logits(outputs, targets["label"]) * targets["weight"]
+
+    is_counted = np.arange(120) < 40
+    labels = np.where(is_counted, KIND, 1 - KIND)  # the others are wrong, and without weight
+    targets = records(label=labels, weight=is_counted.astype(np.float32))
+    model = Model(Dense(2), (4,), weighted_by_sample, np.float32)
+    dist_net.fit(model, NUMBERS, targets, epochs=40, learning_rate=0.02)
+    assert np.mean((model.predict(NUMBERS).argmax(1) == KIND)[is_counted]) > 0.9
+
+
 def test_two_fields_train_to_the_same_bits_as_one_array() -> None:
     whole = np.hstack([COLOUR.astype(np.float32) * np.float32(1 / 255), NUMBERS])
     of_fields = Model(Sequential(together(), Dense(2)), (), input_dtype=INPUTS.dtype)

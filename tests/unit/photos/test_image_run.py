@@ -8,6 +8,7 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RunDirectoryError, SettingError
+from dist_net.images.augmentation import Augmentation
 from dist_net.photos.image_run import ImageOptions, new_run, require_same_images
 from dist_net.training.run.run_options import RunOptions
 from drawn_images import cats_and_dogs
@@ -42,6 +43,19 @@ def test_what_needs_a_base_is_refused_without_one(asked: dict[str, int]) -> None
         SettingError, match=naming(*(f"{name}={value}" for name, value in asked.items()), "none")
     ):
         ImageOptions("photos", RUN, "none", **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", [{"rotate": 181.0}, {"zoom": 95.0}, {"fine_tune": -1}])
+def test_an_option_out_of_range_is_refused(asked: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=naming(*map("{0[0]}={0[1]:g}".format, asked.items()))):
+        ImageOptions("photos", RUN, "some", **asked)  # type: ignore[arg-type]
+
+
+def test_the_options_of_augmentation_are_in_the_units_of_users() -> None:
+    given = {"flip": False, "rotate": 90.0, "zoom": 30.0, "colour_changes": False}
+    options = ImageOptions("photos", RUN, "some", **given)  # type: ignore[arg-type]
+    assert options.augmentation == Augmentation(0.7, flip=False, rotation=90)
+    assert ImageOptions("photos", RUN, "some").augmentation.brightness > 0
 
 
 def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:

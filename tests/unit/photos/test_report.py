@@ -11,7 +11,7 @@ from dist_net.nets.run_directory import Calibration
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_classes, draw_report
-from dist_net.photos.report_page import report_page
+from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.plots import new_figure
 
@@ -184,6 +184,14 @@ def test_what_there_is_not_is_not_spoken_of():
     for title in ("Doubtful labels", "unknown class", "Learning"):
         assert title in full
         assert title not in bare
+
+
+def test_the_variants_of_training_images_are_shown_if_there_are_some():
+    variants = {f"{VARIANT}{number}": png() for number in range(12)}
+    shown = Seen(report_page(content(), variants))
+    assert len(shown.sources) == 12
+    assert "--no-colour-changes" in shown.text
+    assert "--no-colour-changes" not in Seen(report_page(content(), {})).text
 
 
 def test_the_image_can_be_read(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from described import with_input
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Result, Status
@@ -64,12 +65,12 @@ def test_one_that_says_nothing_of_what_it_knows_gets_the_outputs_alone() -> None
     assert got.payloads == (OUTPUTS,)
 
 
-@pytest.mark.parametrize("change", [{"input_shape": (2, 2)}, {"input_datatype": "UINT8"}])
+@pytest.mark.parametrize("change", [{"shape": (2, 2)}, {"datatype": "UINT8"}])
 def test_rows_of_another_shape_or_type_are_refused_though_their_bytes_would_do(
     change: dict[str, Any],
 ) -> None:
     service = FakeService()
-    payloads = bytes(16), known(replace(summary_of(served(DIGITS), 8), **change))
+    payloads = bytes(16), known(summary_of(served(with_input(DIGITS, **change)), 8))
     got = answer(service, Ask(1, "digits", "", False, 0, payloads))
     assert got.status == Status.BAD_INPUT
     assert "FP32 (4,)" in got.reason

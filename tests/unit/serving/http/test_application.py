@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from described import described, with_input
 from dist_net.errors import (
     AddressError,
     BadRequestError,
@@ -21,13 +22,14 @@ from dist_net.errors import (
     RequestTooLargeError,
     SettingError,
 )
+from dist_net.nets.tensor_specs import TYPE_CODES
 from dist_net.serving.http import classify, exchange, open_inference
 from dist_net.serving.http.application import PAGE, application, page_routes
 from dist_net.serving.http.classify import form_images
 from dist_net.serving.http.open_inference import bytes_of_elements
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS, Refusals
 from dist_net.serving.http.settings import HttpSettings, TokenFile
-from dist_net.serving.pool.description import TYPE_CODES, EncodedImage, ServedModel
+from dist_net.serving.pool.description import EncodedImage, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
@@ -119,8 +121,8 @@ def test_a_version_is_asked(ask: Ask, service: FakeService) -> None:
     assert service.requests[0].version == 2
 
 
-OLD_ANIMALS = replace(
-    ANIMALS, version=5, input_datatype="FP32", input_shape=(5,), classes=4, labels=("a", "b", "c")
+OLD_ANIMALS = described(
+    "animals", 5, input_shape=(5,), classes=4, labels=("a", "b", "c"), takes_images=True
 )
 
 
@@ -142,6 +144,7 @@ def test_a_named_version_is_described_and_checked_by_its_own_shape(
     assert newest["inputs"][0]["shape"] == [-1, 2, 2, 3]
     assert ask("GET", f"{older}/config").json()["input"][0]["dims"] == [5]
     tensor = {"name": "input", "shape": [1, 5], "datatype": "FP32", "data": [0, 1, 2, 3, 4]}
+    service.scripted = [Result(Status.OK, 5, np.ones(4, "<f4").tobytes())]
     assert ask("POST", f"{older}/infer", json={"inputs": [tensor]}).status_code == 200
     assert (service.requests[0].version, len(service.requests[0].payload)) == (5, 20)
     assert ask("POST", "/v2/models/animals/infer", json={"inputs": [tensor]}).status_code == 400
@@ -1068,7 +1071,7 @@ def test_a_request_is_checked_again_if_a_model_is_loaded_while_it_is_parsed(
         parsed.append(service.served["digits"].description)
         result = await off_loop(body, size, parse)
         if len(parsed) == 1:
-            service.served["digits"] = served(replace(DIGITS, version=4, input_shape=shape))
+            service.served["digits"] = served(with_input(DIGITS, version=4, shape=shape))
         return result
 
     monkeypatch.setattr(exchange.HttpExchange, "off_loop", slowly)
@@ -1183,6 +1186,8 @@ def test_many_classes_are_written_by_threads(
     images, classes = 64, 1000
     payload = np.linspace(0, 1, classes, dtype="<f4").tobytes()
     service.scripted = [Result(Status.OK, 7, payload) for _ in range(images)]
+    output = ANIMALS.outputs[0]._replace(shape=(classes,))
+    service.served["animals"] = served(replace(ANIMALS, outputs=(output,)))
     if path == "infer":
         raw = bytes_of_elements([JPEG] * images)
         tensor = {"name": "input", "shape": [images], "datatype": "BYTES"}
@@ -1292,7 +1297,9 @@ def test_models_without_labels_are_named_by_number(service: FakeService, page: P
 def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
     service: FakeService, page: Path
 ) -> None:
-    service.served = {"animals": served(replace(ANIMALS, has_classes=False))}
+    (input_spec,) = ANIMALS.inputs
+    numbers = described("animals", has_classes=False, takes_images=True, inputs=(input_spec,))
+    service.served = {"animals": served(numbers)}
     ask = asking(service, page)
     refused = ask("POST", "/v1/classify", content=JPEG)
     assert refused.status_code == 400

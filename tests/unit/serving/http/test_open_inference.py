@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from described import described
 from dist_net.errors import (
     BadInputError,
     BadRequestError,
     RequestTooLargeError,
 )
+from dist_net.nets.tensor_specs import TensorSpec, from_bytes, to_bytes
 from dist_net.serving.http.model_endpoints import model_metadata
 from dist_net.serving.http.open_inference import (
     MAX_JSON_BYTES,
+    OutputForm,
     ResponseForm,
     bytes_of_elements,
     elements_of_bytes,
@@ -104,7 +107,7 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
     (request,), about = read_request(body, None, DIGITS, 2)
     assert request.timeout_s == 0.25
     assert request.version == 2
-    assert about == ResponseForm("7", True, 2)
+    assert about == ResponseForm((OutputForm("probabilities", True, 2),), "7")
 
 
 @pytest.mark.parametrize(
@@ -128,10 +131,10 @@ def test_no_timeout_is_what_the_pool_allows() -> None:
 
 
 def test_outputs_are_json_unless_wanted_otherwise() -> None:
-    assert not wanted().is_binary
-    assert wanted(parameters={"binary_data_output": True}).is_binary
+    assert not wanted().outputs[0].is_binary
+    assert wanted(parameters={"binary_data_output": True}).outputs[0].is_binary
     named = {"name": "probabilities", "parameters": {"binary_data": False}}
-    assert not wanted(parameters={"binary_data_output": True}, outputs=[named]).is_binary
+    assert not wanted(parameters={"binary_data_output": True}, outputs=[named]).outputs[0].is_binary
 
 
 BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
@@ -270,12 +273,16 @@ def test_images_cannot_be_in_the_json() -> None:
         asked(a_body(inputs=[BYTES_INPUT | {"data": ["a", "b"]}])[0], None, ANIMALS)
 
 
+def form(request_id: str = "", **options: Any) -> ResponseForm:
+    return ResponseForm((OutputForm("probabilities", **options),), request_id)
+
+
 ROWS = np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], "<f4")
 OUTCOME = Result(Status.OK, 6, ROWS.tobytes())
 
 
 def test_an_answer_is_numbers_in_json() -> None:
-    body, json_bytes = encode_response("digits", 2, [OUTCOME], ResponseForm("x"))
+    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], form(request_id="x"))
     assert json_bytes is None
     answer = json.loads(body)
     data = answer["outputs"][0].pop("data")
@@ -290,7 +297,7 @@ def test_an_answer_is_numbers_in_json() -> None:
 
 def test_an_answer_is_raw_bytes_behind_json() -> None:
     halves = [replace(OUTCOME, payload=row.tobytes()) for row in ROWS]
-    body, json_bytes = encode_response("digits", 2, halves, ResponseForm(is_binary=True))
+    body, json_bytes = encode_response(DIGITS, 2, halves, form(is_binary=True))
     (output,) = json.loads(body[:json_bytes])["outputs"]
     assert output["parameters"] == {"binary_data_size": 24}
     assert output["shape"] == [2, 3]
@@ -298,9 +305,7 @@ def test_an_answer_is_raw_bytes_behind_json() -> None:
 
 
 def test_an_answer_is_the_likeliest_classes() -> None:
-    body, _ = encode_response(
-        "animals", 2, [replace(OUTCOME, labels=ANIMALS.labels)], ResponseForm(top=2)
-    )
+    body, _ = encode_response(ANIMALS, 2, [replace(OUTCOME, labels=ANIMALS.labels)], form(top=2))
     (output,) = json.loads(body)["outputs"]
     assert output == {
         "name": "probabilities",
@@ -308,7 +313,7 @@ def test_an_answer_is_the_likeliest_classes() -> None:
         "shape": [2, 2],
         "data": ["0.500000:1:dog", "0.250000:0:cat", "0.700000:2:hen", "0.200000:1:dog"],
     }
-    body, json_bytes = encode_response("digits", 2, [OUTCOME], ResponseForm(is_binary=True, top=9))
+    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], form(is_binary=True, top=9))
     elements = elements_of_bytes(body[json_bytes:], 6)
     assert bytes(elements[0]) == b"0.500000:1"
 
@@ -321,11 +326,74 @@ def test_metadata_leaves_the_number_of_rows_open() -> None:
 
 
 def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -> None:
-    model = replace(DIGITS, has_classes=False)
+    model = described("digits", 3, has_classes=False)
     body, json_bytes = a_body()
     _, wanted = read_request(body, json_bytes, model, None)
-    answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
+    answer, _ = encode_response(model, 2, [OUTCOME], wanted)
     assert json.loads(answer)["outputs"][0]["name"] == "values"
     body, json_bytes = a_body(outputs=[{"name": "values", "parameters": {"classification": 1}}])
     with pytest.raises(BadRequestError, match=naming("digits")):
         read_request(body, json_bytes, model, None)
+
+
+SPECS = TensorSpec("a", "FP32", (2,)), TensorSpec("b", "BOOL", ())
+SEVERAL = described("several", inputs=SPECS, outputs=SPECS[::-1], has_classes=False)
+FREE = replace(SEVERAL, inputs=(TensorSpec("a", "FP32", (-1, 2)), SPECS[1]), is_batched=False)
+A = {"name": "a", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
+B = {"name": "b", "datatype": "BOOL", "shape": [2], "data": [True, False]}
+
+
+def test_several_inputs_are_records_in_any_order() -> None:
+    expected = {"a": np.array([[1, 2], [3, 4]], "f4"), "b": np.array([True, False])}
+    raw_a = {**A, "data": None, "parameters": {"binary_data_size": 16}}
+    raw_b = {**B, "data": None, "parameters": {"binary_data_size": 2}}
+    raws = expected["b"].tobytes() + expected["a"].tobytes()
+    for inputs, raw in (([A, B], b""), ([B, raw_a], raws[2:]), ([raw_b, raw_a], raws)):
+        (request,) = asked(*a_body(raw, inputs), SEVERAL)
+        assert request.rows == 2
+        found = from_bytes(request.payload, SPECS, is_batched=True)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [A],
+        [A, A],
+        [A, B, B],
+        [A, B | {"shape": [1], "data": [True]}],
+        [A, B | {"data": [1, 0]}],
+        [A, B | {"data": [True, None]}],
+        [A | {"parameters": {"binary_data_size": 2**70}}, B],
+        [A | {"parameters": {"binary_data_size": -1}}, B],
+    ],
+)
+def test_several_inputs_must_fit_each_other(inputs: list[dict[str, Any]]) -> None:
+    with pytest.raises(BadRequestError):
+        asked(a_body(inputs=inputs)[0], model=SEVERAL)
+    with pytest.raises(BadRequestError):
+        asked(bytes(18), 0, SEVERAL)
+
+
+def test_a_model_without_rows_gets_the_tensors_of_a_request() -> None:
+    scalar = B | {"shape": [], "data": [True]}
+    (request,) = asked(a_body(inputs=[A, scalar])[0], model=FREE)
+    found = from_bytes(request.payload, FREE.inputs, is_batched=False)
+    assert (found["a"].shape, found["b"].shape, bool(found["b"])) == ((2, 2), (), True)
+    for inputs in ([A, B], [A | {"shape": [4]}, scalar], [A | {"shape": [4, 1]}, scalar]):
+        with pytest.raises(BadRequestError, match="shape"):
+            asked(a_body(inputs=inputs)[0], model=FREE)
+
+
+def test_several_outputs_are_answered_as_they_are_wanted() -> None:
+    tensors = {"b": np.array([True, False]), "a": np.array([[1, 2], [3, 4]], "f4")}
+    outcome = Result(Status.OK, 3, to_bytes(tensors, SEVERAL.outputs, is_batched=True))
+    wanted = ResponseForm((OutputForm("a", is_binary=True), OutputForm("b")))
+    body, json_bytes = encode_response(SEVERAL, 2, [outcome], wanted)
+    a, b = json.loads(body[:json_bytes])["outputs"]
+    assert (a["shape"], a["parameters"], body[json_bytes:]) == (
+        [2, 2],
+        {"binary_data_size": 16},
+        tensors["a"].tobytes(),
+    )
+    assert (b["datatype"], b["data"]) == ("BOOL", [True, False])

@@ -1196,3 +1196,20 @@ def test_a_worker_of_another_release_is_refused() -> None:
     [accepted, *_] = pool.receive(b"new", JoinPool("new", "host", 8, "1+aa"), 0.0)
     assert isinstance(accepted, SendToNode)
     assert isinstance(accepted.message, PoolWelcome)
+
+
+def test_a_model_that_does_not_compute_rows_computes_one_request_at_a_time() -> None:
+    desk = Desk()
+    text = replace(describe(2), is_batched=False).to_json()
+    desk.take(desk.pool.prepared(ModelPrepared("net", 2, text, ""), desk.now))
+    desk.load(ONE, 2)
+    for _ in range(2):
+        desk.ask(b"tensors of any size")
+    (first,) = desk.runs()
+    assert len(first.payloads) == 1
+    statuses, payloads = bytes(1), (b"outputs of any size",)
+    done = BatchDone(first.batch_id, statuses, 0.25, 0.5, payloads)
+    desk.take(desk.pool.receive(ONE, done, desk.now))
+    (second,) = desk.runs()
+    assert len(second.payloads) == 1
+    assert desk.refused(rows=2).status is Status.BAD_INPUT

@@ -98,7 +98,7 @@ def test_the_older_version_answers_while_the_newer_is_loaded(models, loader):
 
 def test_a_version_is_loaded_by_the_last_one_of_its_architecture(models, loader):
     loader.is_let.set()
-    for each in (load(1), load(2), load(3, path="/3"), load(4, classes=3), load(5)):
+    for each in (load(1), load(2), load(3, path="/3"), load(4, fitting="crop"), load(5)):
         models.begin(each)
         finish(models)
     models.drop("m", 5)

@@ -273,12 +273,10 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
     path.write_text(VECTOR)
     loaded = load_recipe(str(path))
     trust(loaded.file_digests)
-    description = replace(
-        DIGITS,
-        input_shape=(4,),
-        classes=3,
-        labels=(),
-        takes_images=False,
+    description = described(
+        "digits",
+        input_datatype="UINT8",
+        has_logits=True,
         architecture=RecipeArchitecture.from_recipe(loaded),
     )
     network = served(description)

@@ -1,0 +1,117 @@
+"""The inputs and outputs of a model: names, types, shapes, and the bytes that carry them.
+
+If rows are computed independently, a row is one record of NumPy: the bytes of several requests,
+joined, are a batch. A single tensor's records are its rows, so that nothing is copied. The other
+models receive the tensors of one request, behind an int64 header with the rank and shape of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[Any]]
+
+TYPE_CODES = {
+    **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
+    **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
+    **{"FP16": "e", "FP32": "f", "FP64": "d"},
+}
+"""The codes of struct and NumPy by the Open Inference Protocol's name of a type; the prefix ``<``
+makes them little-endian."""
+
+INPUT = "input"
+"""The name of the only input of a model of dist_net."""
+
+DATATYPES = {np.dtype("<" + code): name for name, code in TYPE_CODES.items()}
+MAX_RANK = 32
+ALIGNMENT = 8  # of the tensors behind a header
+
+
+class TensorSpec(NamedTuple):
+    """An input or output. ``shape`` excludes the axis of rows if the model is batched; a free axis
+    is -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def parsed(cls, values: Sequence[Any]) -> Self:
+        """Return a spec from JSON. Raise ValueError or TypeError."""
+        name, datatype, shape = values
+        if not isinstance(name, str) or datatype not in TYPE_CODES:
+            raise ValueError(f"a tensor {name!r:.80} of {datatype!r:.80}")
+        if len(shape) > MAX_RANK or not all(type(size) is int and size >= -1 for size in shape):
+            raise ValueError(f"a tensor of shape {shape!r:.80}")
+        return cls(name, datatype, tuple(shape))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("<" + TYPE_CODES[self.datatype])
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor of this shape fits; a free axis has any length."""
+        sizes = zip(shape, self.shape, strict=False)
+        return len(shape) == len(self.shape) and all(own in (-1, size) for size, own in sizes)
+
+
+Specs = tuple[TensorSpec, ...]
+
+
+@lru_cache
+def record_of(specs: Specs) -> np.dtype[Any]:
+    """Return the type of a row, which has a field for each tensor."""
+    return np.dtype([(each.name, each.dtype, each.shape) for each in specs])
+
+
+def to_bytes(
+    tensors: Mapping[str, NDArray[Any]], specs: Specs, is_batched: bool
+) -> bytes | memoryview:
+    """Return the bytes of tensors, converted to the types of ``specs``.
+
+    With ``is_batched`` all have the same number of rows.
+    """
+    arrays = [np.ascontiguousarray(tensors[each.name], each.dtype) for each in specs]
+    if not is_batched:
+        # ``ascontiguousarray`` makes a scalar a vector of one.
+        shapes = [np.shape(tensors[each.name]) for each in specs]
+        header = np.array([size for shape in shapes for size in (len(shape), *shape)], "<i8")
+        padded = [each.tobytes() + bytes(-each.nbytes % ALIGNMENT) for each in arrays]
+        return b"".join((header.tobytes(), *padded))
+    if len(specs) == 1:
+        return arrays[0].reshape(-1, copy=False).view(np.uint8).data
+    records = np.empty(len(arrays[0]), record_of(specs))
+    for spec, array in zip(specs, arrays, strict=True):
+        records[spec.name] = array.reshape(len(records), *spec.shape, copy=False)
+    return records.view(np.uint8).data
+
+
+def from_bytes(payload: bytes | memoryview, specs: Specs, is_batched: bool) -> Tensors:
+    """Return the tensors in ``to_bytes``'s result, borrowed. Raise ValueError for other bytes."""
+    if is_batched:
+        records = np.frombuffer(payload, record_of(specs))
+        return {each.name: records[each.name] for each in specs}
+    content, place, shapes = memoryview(payload), 0, []
+    for each in specs:
+        rank = int(np.frombuffer(content, "<i8", 1, place)[0])
+        if not 0 <= rank <= MAX_RANK:
+            raise ValueError(f"{each.name} has {rank} axes; expected at most {MAX_RANK}")
+        shapes.append(np.frombuffer(content, "<i8", 1 + rank, place)[1:].tolist())
+        place += 8 * (1 + rank)
+    tensors: Tensors = {}
+    for each, shape in zip(specs, shapes, strict=True):
+        size_bytes = each.dtype.itemsize * prod(shape)
+        if min(shape, default=0) < 0 or place + size_bytes > len(content):
+            raise ValueError(f"{each.name} of shape {shape} in {len(content):,} bytes")
+        flat = np.frombuffer(content[place : place + size_bytes], each.dtype)
+        tensors[each.name] = flat.reshape(shape, copy=False)
+        place += size_bytes + -size_bytes % ALIGNMENT
+    if place != len(content):
+        raise ValueError(f"{len(content):,} bytes; expected {place:,}")
+    return tensors

@@ -1,0 +1,139 @@
+"""ONNX files of others, and nets of ours by ONNX Runtime: served, predicted with, and a base."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dist_net
+from dist_net import Client
+from dist_net.errors import BadRequestError, ExportError, ShapeError
+from dist_net.nets.sources import parse_named_source
+from foreign_files import centred, classifier, square_ones, sum_and_product, written
+from image_runs import write_run
+from process import test_serve
+
+Start = Callable[..., Any]
+serve = test_serve.serve
+
+RGB = "red", "green", "blue"
+NUMBERS = np.array([[1, 2, 3], [-4, -5, -6]], np.float32)
+
+
+def tensor(name: str, datatype: str, array: Any) -> dict[str, Any]:
+    array = np.asarray(array)
+    return {
+        "name": name,
+        "datatype": datatype,
+        "shape": array.shape,
+        "data": array.ravel().tolist(),
+    }
+
+
+def inferred(pool: Any, model: str, *inputs: dict[str, Any], **others: Any) -> tuple[int, Any]:
+    body = json.dumps({"inputs": inputs} | others).encode()
+    return pool.post(f"/v2/models/{model}/infer", body)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> str:
+    """A classifier of images by their mean colour."""
+    (tmp_path / "labels.txt").write_text("\n".join(RGB))
+    path = written(classifier(["N", 3, "H", "W"]), tmp_path / "colours.onnx")
+    return f"{path},labels={tmp_path / 'labels.txt'},scale=255,size=8x8"
+
+
+def picture(path: Path, colour: tuple[int, int, int]) -> Path:
+    Image.new("RGB", (20, 10), colour).save(path)
+    return path
+
+
+def test_files_of_others_are_served(serve: Start, colours: str, tmp_path: Path) -> None:
+    several = written(sum_and_product(), tmp_path / "several.onnx")
+    means, ones = (
+        written(model, tmp_path / f"{name}.onnx")
+        for name, model in (("means", centred()), ("ones", square_ones()))
+    )
+    pool = serve(str(several), str(means), str(ones), colours, "--workers", "1")
+    metadata = pool.get("/v2/models/several")[1]
+    assert [each["datatype"] for each in metadata["inputs"]] == ["FP32", "INT64"]
+    both = tensor("count", "INT64", [[2], [3]]), tensor("numbers", "FP32", NUMBERS)
+    _, answer = inferred(pool, "several", *both)
+    assert [each["data"] for each in answer["outputs"]] == [
+        [2, 4, 6, -12, -15, -18],
+        [True, False],
+    ]
+    _, answer = inferred(pool, "several", *both, outputs=[{"name": "positive"}])
+    assert [each["name"] for each in answer["outputs"]] == ["positive"]
+    code, answer = inferred(pool, "several", both[0])
+    assert (code, "numbers" in answer["error"]) == (400, True)
+
+    code, answer = inferred(pool, "means", tensor("x", "FP32", [[0, 0], [2, 4]]))
+    assert answer["outputs"][0]["data"] == [-1, -2, 1, 2]
+    code, answer = inferred(pool, "ones", tensor("side", "INT64", [10**6]))
+    assert (code, "memory" in answer["error"]) == (400, True)
+    assert inferred(pool, "ones", tensor("side", "INT64", [10]))[1]["outputs"][0]["data"] == [100]
+
+    (green,) = (picture(tmp_path / "green.png", (0, 255, 0)),)
+    _, answer = pool.post("/v1/models/colours/classify", green.read_bytes())
+    assert answer["predictions"][0]["label"] == "green"
+    with Client(pool.address) as client:
+        rows = np.tile(NUMBERS, (10, 1))
+        outputs = client.predict("several", {"numbers": rows, "count": np.ones((20, 1), int)})
+        assert np.array_equal(outputs.tensors["product"], rows)
+        assert outputs.tensors["positive"].tolist() == [True, False] * 10
+        assert client.predict("ones", np.array([3])).values == 9
+        with pytest.raises(ShapeError):
+            client.predict("several", rows)
+        with pytest.raises(BadRequestError):
+            client.predict("ones", np.array([-1]))
+        assert client.classify("colours", green)[0].label == "green"
+        written(sum_and_product(opset=17), several)
+        assert client.reload("several") == 2
+
+
+def test_a_run_is_served_by_onnx_runtime(serve: Start, tmp_path: Path) -> None:
+    run, blue = write_run(tmp_path / "run"), picture(tmp_path / "blue.png", (0, 0, 255))
+    answers = []
+    for engine in ("numpy", "onnxruntime"):
+        pool = serve(f"run={run}", "--workers", "1", "--engine", engine)
+        _, answer = pool.post("/v1/classify", blue.read_bytes())
+        answers.append([each["probability"] for each in answer["predictions"]])
+    assert answers[1] == pytest.approx(answers[0], abs=1e-4)
+
+
+def test_a_file_is_predicted_with_and_loaded(start: Start, colours: str, tmp_path: Path) -> None:
+    red = picture(tmp_path / "red.png", (255, 0, 0))
+    command = start("predict", colours, str(red), "--json")
+    assert command.ends() == 0
+    assert json.loads(command.stdout)["predictions"][0]["label"] == "red"
+    path = written(sum_and_product(), tmp_path / "several.onnx")
+    outputs = dist_net.load(path).predict({"numbers": NUMBERS, "count": [[1], [1]]})
+    assert outputs["positive"].tolist() == [True, False]
+    with pytest.raises(ExportError):
+        parse_named_source(colours).open(lambda _: None).read().own_model  # noqa: B018
+
+
+def test_a_file_is_the_base_of_a_run(start: Start, colours: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for place, name in enumerate(RGB):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = generator.integers(0, 60, (16, 16, 3), np.uint8)
+            pixels[..., place] += 150
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    run = tmp_path / "run"
+    base = colours.replace("labels.txt", "none")
+    options = "--base", base, "--run-dir", str(run), "--json"
+    report = start("train", str(tmp_path / "photos"), *options).result()
+    assert report["test_accuracy"] == 1
+    (tmp_path / "colours.onnx").unlink()  # the run contains it
+    command = start("predict", str(run), str(tmp_path / "photos" / "green" / "0.png"), "--json")
+    assert command.ends() == 0
+    assert json.loads(command.stdout)["predictions"][0]["label"] == "green"
+    refused = start("export", str(run), str(tmp_path / "run.onnx"))
+    assert (refused.ends(), "OnnxOperation" in refused.stderr) == (2, True)

@@ -1,0 +1,209 @@
+"""Foreign models: the ONNX files that run, and their outputs."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, external_data_helper, helper
+
+from dist_net.errors import ForeignModelError, TensorInputError
+from dist_net.nets.foreign_onnx import (
+    MAX_TENSOR_BYTES,
+    OnnxSession,
+    PixelOptions,
+)
+from dist_net.nets.sources import FoundModel, OnnxFile
+from foreign_files import (
+    centred,
+    classifier,
+    graph,
+    square_ones,
+    sum_and_product,
+    tensor,
+    written,
+)
+from naming import naming
+
+NUMBERS = np.array([[1, 2, 3], [-4, -5, -6]], np.float32)
+
+
+def read(
+    model: ModelProto, tmp_path: Path, labels: tuple[str, ...] = (), **pixels: str
+) -> FoundModel:
+    path, names = written(model, tmp_path / "m.onnx"), None
+    if labels:
+        names = tmp_path / "labels"
+        names.write_text("\n".join(labels))
+    return OnnxFile(path, names, PixelOptions(**pixels)).read()
+
+
+def session(found: FoundModel) -> OnnxSession:
+    return OnnxSession(found.model, found.prepared)
+
+
+def test_several_inputs_and_outputs_have_names_and_types(tmp_path: Path) -> None:
+    found = read(sum_and_product(), tmp_path)
+    assert found.model.is_batched
+    assert [each.datatype for each in found.model.inputs] == ["FP32", "INT64"]
+    outputs = session(found).predict({"numbers": NUMBERS, "count": [[2], [3]]})
+    assert np.array_equal(outputs["product"], [[2, 4, 6], [-12, -15, -18]])
+    assert outputs["positive"].tolist() == [True, False]
+
+
+def test_rows_that_depend_on_each_other_are_no_batch(tmp_path: Path) -> None:
+    found = read(centred(), tmp_path)
+    assert not found.model.is_batched
+    outputs = session(found).predict(np.array([[0, 0], [2, 4]], np.float32))
+    assert np.array_equal(outputs["y"], [[-1, -2], [1, 2]])
+
+
+def test_inputs_must_fit(tmp_path: Path) -> None:
+    opened = session(read(sum_and_product(), tmp_path))
+    for inputs in (NUMBERS, {"numbers": NUMBERS}, {"numbers": NUMBERS, "count": [1, 2]}):
+        with pytest.raises(TensorInputError, match="count"):
+            opened.predict(inputs)
+    with pytest.raises(TensorInputError):
+        opened.predict({"numbers": NUMBERS, "count": [[1]] * 5})
+
+
+def test_memory_for_tensors_is_bounded(tmp_path: Path) -> None:
+    opened = session(read(square_ones(), tmp_path))
+    assert opened.predict(np.array([100]))["y"] == 10_000
+    with pytest.raises(TensorInputError, match="memory"):
+        opened.predict(np.array([int((MAX_TENSOR_BYTES / 4) ** 0.5) + 1]))
+
+
+def with_external(model: ModelProto, **entries: str) -> ModelProto:
+    """The model; its first initializer is in another file."""
+    first = model.graph.initializer[0]
+    external_data_helper.set_external_data(first, entries.pop("location"))
+    for name, value in entries.items():
+        first.external_data.add(key=name, value=value)
+    return model
+
+
+def test_external_data_beside_the_file_becomes_a_part_of_it(tmp_path: Path) -> None:
+    model = classifier(["N", 3, 4, 4])
+    data = model.graph.initializer[0].raw_data
+    (tmp_path / "data.bin").write_bytes(bytes(8) + data)
+    plain = read(classifier(["N", 3, 4, 4]), tmp_path)
+    found = read(
+        with_external(model, location="data.bin", offset="8", length=str(len(data))), tmp_path
+    )
+    assert found.key == plain.key
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"location": "../data.bin"},
+        {"location": "/etc/hostname"},
+        {"location": "."},
+        {"location": "none.bin"},
+        {"location": "data.bin", "length": "9999"},
+        {"location": "data.bin", "offset": "-1"},
+        {"location": "data.bin", "offset": "x"},
+    ],
+)
+def test_external_data_is_read_from_nowhere_else(entries: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    for each in (tmp_path, tmp_path / "inner"):
+        (each / "data.bin").write_bytes(bytes(64))
+    model = with_external(classifier(["N", 3, 4, 4]), **entries)
+    with pytest.raises(ForeignModelError, match=naming("m.onnx")):
+        read(model, tmp_path / "inner")
+
+
+def test_tensors_in_attributes_are_checked_too(tmp_path: Path) -> None:
+    value = helper.make_tensor("v", TensorProto.FLOAT, [1], bytes(4), raw=True)
+    external_data_helper.set_external_data(value, "/etc/hostname")
+    node = helper.make_node("Constant", [], ["y"], value=value)
+    inner = helper.make_graph([node], "inner", [], [tensor("y", [1])])
+    outer = helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)
+    model = graph([outer], [tensor("x", [1], TensorProto.BOOL)], [tensor("z", [1])])
+    with pytest.raises(ForeignModelError, match=naming("/etc/hostname")):
+        read(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("node", "opset", "named"),
+    [
+        (helper.make_node("Evil", ["x"], ["y"], domain="mine"), 18, "Evil"),
+        (helper.make_node("Sinus", ["x"], ["y"]), 18, "Sinus"),
+        (helper.make_node("Sin", ["x"], ["y"]), 6, "6"),
+        (helper.make_node("Sin", ["x"], ["y"]), 999, "999"),
+        (helper.make_node("Sin", ["x", "x"], ["y"]), 18, "Sin"),
+    ],
+)
+def test_unknown_operators_and_versions_are_refused(
+    node: object, opset: int, named: str, tmp_path: Path
+) -> None:
+    model = graph([node], [tensor("x", ["N", 1])], [tensor("y", ["N", 1])], opset)
+    with pytest.raises(ForeignModelError, match=named):
+        read(model, tmp_path)
+
+
+def test_what_is_no_model_of_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for content in (b"", b"none", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(ForeignModelError, match=naming("m.onnx")):
+            OnnxFile(path, None, PixelOptions()).read()
+    both = [tensor("x", ["N"], TensorProto.STRING)], [tensor("y", ["N"], TensorProto.STRING)]
+    with pytest.raises(ForeignModelError, match=naming("x")):
+        read(graph([helper.make_node("Identity", ["x"], ["y"])], *both), tmp_path)
+
+
+RGB = ("red", "green", "blue")
+
+
+@pytest.mark.parametrize("shape", [["N", 3, 4, 5], ["N", 3, "H", "W"]])
+def test_images_become_pixels_of_a_classifier(shape: list[int | str], tmp_path: Path) -> None:
+    options = {"mean": "10/20/30", "scale": "2", "size": "4x5"}
+    found = read(classifier(shape), tmp_path, RGB, **options)
+    assert found.has_logits
+    (spec,) = found.model.inputs
+    assert (spec.datatype, spec.shape) == ("UINT8", (4, 5, 3))
+    pixels = np.full((1, 4, 5, 3), [12, 22, 34], np.uint8)
+    assert np.allclose(session(found)(pixels), [[4, 4, 8]])
+
+
+def test_labels_and_fitting_are_read_from_metadata(tmp_path: Path) -> None:
+    model = classifier(["N", 3, 4, 4])
+    known = {"labels": json.dumps(RGB), "fitting": "pad", "unknown_below": "0.5"}
+    helper.set_model_props(model, known)
+    found = read(model, tmp_path)
+    assert (found.labels, found.fitting, found.unknown_below) == (RGB, "pad", 0.5)
+    helper.set_model_props(model, {"labels": "["})
+    with pytest.raises(ForeignModelError, match="labels"):
+        read(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mean": "1/2"}, {"mean": "x"}, {"scale": "0"}, {"size": "4"}, {"size": "0x4"}]
+)
+def test_options_of_pixels_must_fit(options: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ForeignModelError, match=next(iter(options))):
+        read(classifier(["N", 3, "H", "W"]), tmp_path, RGB, **{"size": "4x4"} | options)
+
+
+def test_labels_need_an_output_of_as_many_numbers(tmp_path: Path) -> None:
+    with pytest.raises(ForeignModelError, match="2"):
+        read(classifier(["N", 3, 4, 4]), tmp_path, ("a", "b"))
+
+
+@pytest.mark.skipif(find_spec("magika") is None, reason="needs the package magika")
+def test_a_published_model_computes_rows_whatever_their_batch() -> None:
+    found_spec = find_spec("magika")
+    assert found_spec is not None
+    assert found_spec.origin is not None
+    (path,) = Path(found_spec.origin).parent.glob("models/*/model.onnx")
+    found = OnnxFile(path, None, PixelOptions()).read()
+    assert found.model.is_batched
+    text = b"def main():\n    return 1\n" * 40
+    row = np.frombuffer(text.ljust(2048), np.uint8)[:2048].astype(np.int32)
+    outputs = session(found)(np.stack([row] * 3))
+    assert outputs.shape == (3, found.model.classes)
+    assert outputs.sum(1) == pytest.approx(1, abs=1e-4)
