@@ -249,13 +249,13 @@ def test_a_saved_model_of_another_network_is_refused(tmp_path):
         called(path).read()
 
 
-def test_a_saved_model_of_several_inputs_is_not_served_yet(tmp_path):
+def test_a_saved_model_of_several_inputs_is_described_with_their_names(tmp_path):
     inputs = np.dtype([("a", np.float32, (3,)), ("b", np.float32, (2,))])
     model = Model(Concatenate(Field("a"), Field("b")), (), "mse", inputs)
     model.weights = np.empty(0, np.float32)
     model.save(tmp_path / "m")
-    with pytest.raises(ModelLoadError, match=naming("a", "b", "ONNX")):
-        described(called(tmp_path / "m").read(), "m", 1, tmp_path)
+    description = described(called(tmp_path / "m").read(), "m", 1, tmp_path)
+    assert [(each.name, each.shape) for each in description.inputs] == [("a", (3,)), ("b", (2,))]
 
 
 def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
