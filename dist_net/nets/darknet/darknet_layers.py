@@ -35,34 +35,8 @@ from dist_net.nets.darknet.configuration import Section
 from dist_net.nn import Scope, leaky_relu, linear, relu, sigmoid
 from dist_net.nn.layers import Activation
 
-SELU_SCALE = 1.0507
+SELU_SCALE = 1.0507  # rounded as in Darknet
 SELU_NEGATIVE_SCALE = 1.0507 * 1.6732
-
-
-def loggy(x: Expression) -> Expression:
-    """2 / (1 + exp(-x)) - 1."""
-    return tanh(x * 0.5)
-
-
-def elu(x: Expression) -> Expression:
-    """x if x > 0, else exp(x) - 1."""
-    return where(x >= 0.0, x, expm1(minimum(x, 0.0)))
-
-
-def selu(x: Expression) -> Expression:
-    """elu with a scale for each side, rounded as in Darknet."""
-    negative = expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE
-    return where(x >= 0.0, x * SELU_SCALE, negative)
-
-
-def relie(x: Expression) -> Expression:
-    """Return a leaky relu of slope 0.01."""
-    return leaky_relu(x, 0.01)
-
-
-def ramp(x: Expression) -> Expression:
-    """relu(x) + x / 10."""
-    return relu(x) + x * 0.1
 
 
 def plse(x: Expression) -> Expression:
@@ -72,11 +46,6 @@ def plse(x: Expression) -> Expression:
     return where(x < -4.0, outside, where(x > 4.0, outside, inside))
 
 
-def hardtan(x: Expression) -> Expression:
-    """x clipped to -1 and 1."""
-    return clip(x, -1.0, 1.0)
-
-
 def lhtan(x: Expression) -> Expression:
     """x from 0 to 1, with a slope of 0.001 outside."""
     below = x * 0.001
@@ -84,18 +53,18 @@ def lhtan(x: Expression) -> Expression:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "elu": elu,
-    "hardtan": hardtan,
+    "elu": lambda x: where(x >= 0.0, x, expm1(minimum(x, 0.0))),
+    "hardtan": lambda x: clip(x, -1.0, 1.0),
     "leaky": leaky_relu,
     "lhtan": lhtan,
     "linear": linear,
-    "loggy": loggy,
+    "loggy": lambda x: tanh(x * 0.5),  # 2 / (1 + exp(-x)) - 1
     "logistic": sigmoid,
     "plse": plse,
-    "ramp": ramp,
-    "relie": relie,
+    "ramp": lambda x: relu(x) + x * 0.1,
+    "relie": lambda x: leaky_relu(x, 0.01),
     "relu": relu,
-    "selu": selu,
+    "selu": lambda x: where(x >= 0.0, x * SELU_SCALE, expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE),
     "tanh": tanh,
 }
 
