@@ -298,8 +298,8 @@ def test_numbers_without_the_axis_of_the_output_are_refused(targets: object) -> 
     ("targets", "error", "remedy"),
     [
         (LABELS[:, np.newaxis], RecipeError, "targets.reshape(-1)"),
-        (np.eye(2, dtype=np.int64)[LABELS], RecipeError, "targets.argmax(-1)"),
-        (np.eye(2, dtype=np.float32)[LABELS], RecipeError, "targets.argmax(-1)"),
+        (np.eye(2, dtype=np.int64)[LABELS], RecipeError, "targets.argmax(1)"),
+        (np.eye(2, dtype=np.float32)[LABELS], RecipeError, "targets.argmax(1)"),
         (np.array(["no", "yes"])[LABELS], DTypeError, "np.unique(targets, return_inverse=True)"),
         (np.array(["no", "yes"], object)[LABELS], DTypeError, "return_inverse=True"),
         (LABELS == 1, DTypeError, "targets.astype(int)"),
