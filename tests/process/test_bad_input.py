@@ -182,7 +182,7 @@ def cut_short():
         ("recipe =", r"recipe\.py.*SyntaxError"),
         ("raise SystemExit(7)", r"recipe\.py.*SystemExit.*7"),
         ("", "'recipe'.*NoneType"),
-        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe\.py.*Dense.*Flatten"),
+        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe\.py.*Dense.*Rescale"),
         ("recipe = Recipe(network(), 'mnist', (8, 8))", "'mnist'.*fashion-mnist"),
         ("recipe = Recipe(network(), 'digits', (9, 9))", r"'digits'.*\(8, 8\).*\(9, 9\)"),
         ("recipe = Recipe(network(9), 'digits', (8, 8))", "'digits'.*10 classes"),
