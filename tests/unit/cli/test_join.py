@@ -43,9 +43,10 @@ def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -
     arguments = parser.parse_args(["TOKEN", *options])
     with ExitStack() as opened:
         arguments.data = join.local_data(arguments.data, opened)
-        return join.prepare_recipe(
-            OfferedRecipe.from_offer(offer), directory, arguments, plain_console()
-        )
+        offered = OfferedRecipe.from_offer(offer)
+        samples, may_fork = join.prepare_recipe(offered, directory, arguments, plain_console())
+        assert may_fork == ("gradient=" not in str(offered.files))
+        return samples
 
 
 def code(tmp_path: Path) -> RecipeOffer | None:
