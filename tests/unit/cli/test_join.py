@@ -215,3 +215,8 @@ def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
     with ExitStack() as opened:
         assert join.local_data(str(tmp_path), opened) == tmp_path
         assert join.local_data(None, opened) is None
+
+
+def test_the_workers_of_a_gradient_function_do_not_fork(directory: RunDirectory) -> None:
+    line = load_recipe(str(COUNTING.with_name("line.py")))
+    assert prepare(recipe_offer(line, DIGEST), directory, "--trust-recipe") == 640
