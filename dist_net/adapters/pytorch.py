@@ -24,7 +24,7 @@ class Task:
 
     ``loss(outputs, targets)`` returns the mean over a minibatch. ``dataset`` has pairs of an input
     and a target, and so has ``test``, which is evaluated; a ``TensorDataset`` is read fastest.
-    Buffers that are not float32, such as the counter of batch norm, keep their first value.
+    Buffers other than finite float32, such as a counter or a mask, keep their first value.
 
     This task alone uses the module from now on. Its random numbers depend on the minibatch, and
     PyTorch computes with ``threads`` threads and deterministic algorithms in this process, so that
@@ -41,13 +41,13 @@ class Task:
     ) -> None:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        self.module, self._loss = module, loss
-        self._dataset, self._test = dataset, test
+        self.module, self._loss, self._dataset, self._test = module, loss, dataset, test
         arrays = [*module.named_parameters(), *module.named_buffers()]
         self._trained = {name: each for name, each in arrays if each.requires_grad}
         others = {name: each for name, each in arrays if not each.requires_grad}
-        self._buffers = {name: b for name, b in others.items() if b.dtype == torch.float32}
-        self._constant = [(b, b.clone()) for b in others.values() if b.dtype != torch.float32]
+        moving = {n for n, b in others.items() if b.dtype == torch.float32 and b.isfinite().all()}
+        self._buffers = {name: b for name, b in others.items() if name in moving}
+        self._constant = [(b, b.clone()) for name, b in others.items() if name not in moving]
         if wrong := [name for name, p in self._trained.items() if p.dtype != torch.float32]:
             raise RecipeError(f"parameters {wrong} are no float32; convert them: module.float()")
         views = [*self._trained.values(), *self._buffers.values()]

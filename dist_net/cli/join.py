@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         if offered.reference == IMAGES:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
         else:
-            samples, settings = prepare_recipe(offered, directory, arguments, settings, console)
+            samples, may_fork = prepare_recipe(offered, directory, arguments, console)
+            settings = replace(settings, may_fork=may_fork)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
         console.print(
@@ -152,15 +153,12 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 
 def prepare_recipe(
-    offered: OfferedRecipe,
-    directory: RunDirectory,
-    arguments: argparse.Namespace,
-    settings: JoinedRunSettings,
-    console: Console,
-) -> tuple[int, JoinedRunSettings]:
-    """Prepare the recipe and its data; return the number of training samples and the settings.
+    offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
+) -> tuple[int, bool]:
+    """Prepare the recipe and its data for the workers.
 
-    The libraries of a recipe's own gradient have threads, so that its worker must not fork.
+    Return the number of training samples, and whether a worker may fork: the libraries of a
+    gradient function may have threads.
     """
     beside = arguments.data.resolve() if arguments.data is not None else None
     original = "" if beside is None else str(beside / offered.file_name)
@@ -172,7 +170,7 @@ def prepare_recipe(
         try:
             recipe = load_run_recipe(directory, trust_recipe=True).recipe
             samples = len(recipe.load_dataset(fetching).train_targets)
-            return samples, replace(settings, may_fork=recipe.network is not None)
+            return samples, recipe.network is not None
         except RecipeError as error:
             if offered.is_code and beside is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")

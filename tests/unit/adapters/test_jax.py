@@ -31,7 +31,7 @@ def test_a_gradient_is_the_mean_of_its_rows_in_the_order_of_the_tree() -> None:
     state = recipe.state_dict(weights)
     np.testing.assert_array_equal(state["slope"], [1, 1, 1])
     assert recipe.samples == 20
-    assert recipe.evaluation_at(weights) is None
+    assert recipe.evaluation_at(weights) == (None, None)
 
 
 def test_the_tree_is_evaluated() -> None:

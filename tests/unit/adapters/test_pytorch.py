@@ -56,12 +56,14 @@ def test_a_gradient_is_a_function_of_weights_and_rows_even_with_dropout(module) 
 
 def test_the_state_dict_is_the_modules_and_frozen_arrays_stay(module) -> None:
     module[0].weight.requires_grad = False
+    module.register_buffer("mask", torch.tensor([0, -torch.inf]))
     first = copy.deepcopy(module.state_dict())
     recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
     _, gradient = recipe.gradient_at(recipe.weights, ROWS)
     state = recipe.state_dict(gradient)
     assert state.keys() == first.keys()
-    assert torch.equal(state["0.weight"], first["0.weight"])
+    for name in ("0.weight", "mask"):
+        assert torch.equal(state[name], first[name])
     assert torch.equal(state["1.num_batches_tracked"], first["1.num_batches_tracked"])
     assert not torch.equal(state["1.running_mean"], first["1.running_mean"])
 

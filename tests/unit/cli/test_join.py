@@ -43,9 +43,10 @@ def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -
     arguments = parser.parse_args(["TOKEN", *options])
     with ExitStack() as opened:
         arguments.data = join.local_data(arguments.data, opened)
-        return join.prepare_recipe(
-            OfferedRecipe.from_offer(offer), directory, arguments, plain_console()
-        )
+        offered = OfferedRecipe.from_offer(offer)
+        samples, may_fork = join.prepare_recipe(offered, directory, arguments, plain_console())
+        assert may_fork == ("gradient=" not in str(offered.files))
+        return samples
 
 
 def code(tmp_path: Path) -> RecipeOffer | None:
@@ -214,3 +215,8 @@ def test_a_folder_is_used_where_it_is(tmp_path: Path) -> None:
     with ExitStack() as opened:
         assert join.local_data(str(tmp_path), opened) == tmp_path
         assert join.local_data(None, opened) is None
+
+
+def test_the_workers_of_a_gradient_function_do_not_fork(directory: RunDirectory) -> None:
+    line = load_recipe(str(COUNTING.with_name("line.py")))
+    assert prepare(recipe_offer(line, DIGEST), directory, "--trust-recipe") == 640

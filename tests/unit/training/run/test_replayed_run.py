@@ -71,7 +71,7 @@ def mode(request: pytest.FixtureRequest) -> RunSettings:
     return settings
 
 
-def step_of(threads: int) -> TrainingStep:
+def gradient_of(threads: int) -> TrainingStep:
     return TrainingStep(RECIPE.model, DIGITS, SETTINGS.seed, threads)
 
 
@@ -87,7 +87,7 @@ class Cluster:
         self.records: list[JournalRecord] = []
         settings = run.settings
         rule, rate_at = settings.start_rule(), settings.learning_rate_at
-        self.local = LocalSteps(step_of(1), rule, settings.batch_size, rate_at)
+        self.local = LocalSteps(gradient_of(1), rule, settings.batch_size, rate_at)
         self.ids: dict[bytes, int] = {}
         self.requests = dict.fromkeys(NODES, 1000 * run.metrics.workers_joined)
         self.work: dict[bytes, Work] = {}
@@ -174,7 +174,7 @@ def assert_same(replayed: Checkpoint, trained: Checkpoint) -> None:
 def replay_of(
     journal: Journal, begin: Checkpoint | None = None, settings: RunSettings = SETTINGS
 ) -> Replay:
-    return Replay(settings, journal, step_of, begin or RECIPE.initial_weights(SETTINGS.seed))
+    return Replay(settings, journal, gradient_of, begin or RECIPE.initial_weights(SETTINGS.seed))
 
 
 def test_a_run_with_dropout_buffers_parts_and_frames_is_replayed(mode: RunSettings) -> None:
