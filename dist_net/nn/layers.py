@@ -245,23 +245,14 @@ class Conv2D(Described):
     dilation: int | Pair = 1
 
     def __post_init__(self) -> None:
-        integer("Conv2D: filters", self.filters)
-        integer("Conv2D: groups", self.groups)
-        if self.filters < 1 or self.groups < 1 or self.filters % self.groups:
-            raise ParameterError(
-                f"Conv2D: {self.filters} filters in {self.groups} groups; expected at least one "
-                f"of each, and filters divisible by groups"
-            )
+        integer("Conv2D: filters", self.filters, 1)
+        integer("Conv2D: groups", self.groups, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("Conv2D", x)
         _expect_floats("Conv2D", x)
-        channels = x.shape[3]
-        if channels % self.groups:
-            raise ShapeError(
-                f"Conv2D: {channels} channels of {x.shape} do not divide into {self.groups} groups"
-            )
-        shape = (*pair("Conv2D: size", self.size, 1), channels // self.groups, self.filters)
+        channels = x.shape[3] // self.groups
+        shape = (*pair("Conv2D: size", self.size, 1), channels, self.filters)
         kernel = scope.parameter("kernel", shape, self.kernel_initializer)
         y = conv2d(x, kernel, self.stride, self.padding, self.groups, self.dilation)
         if self.use_bias:

@@ -11,10 +11,10 @@ length of the run. Schedules are pure functions: there is no state to checkpoint
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -264,12 +264,8 @@ def optimizer_named(name: str | Optimizer) -> Optimizer:
     return OPTIMIZERS[name]
 
 
-class Schedule(Protocol):
-    """A multiplier of the learning rate over the run."""
-
-    def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the multiplier after ``epoch`` of ``epochs``."""
-        ...
+Schedule: TypeAlias = Callable[[float, float], float]
+"""Maps (epoch, epochs) to the multiplier of the learning rate after ``epoch`` of ``epochs``."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -37,12 +36,6 @@ logger = logging.getLogger(__name__)
 
 STEPS = "steps"
 """The name of the last part of a training state."""
-
-# Minimum number of elements per strip. Strips keep the intermediate values of a long vector in the
-# L2 cache until the next operation reads them. Measured on Zen 4 (1 MiB of L2): at 3,000,000
-# float32, strips of 64k take 0.78 of the time of whole passes (SGD and Adam); strips of 16k are no
-# faster and, with more NumPy calls, take 1.3 times as long at 101,770 elements.
-STRIP_LENGTH = 65536
 
 MIN_COMPILED = 4096
 """Minimum number of elements for compiled loops. Measured on Zen 4: with fewer, NumPy takes at most
@@ -95,7 +88,7 @@ class Optimizer(ABC):
     ) -> None:
         """Write the weights ``w`` after a step along ``g`` to ``out``, and update ``state``.
 
-        ``state`` has the order of ``initial_state``. All vectors are strips of equal length;
+        ``state`` has the order of ``initial_state``. All vectors have the same length;
         ``out`` may be ``w`` itself, and ``scratch`` may be overwritten.
         """
 
@@ -127,20 +120,12 @@ def start_rule(
     )
 
 
-def strips_of(size: int) -> tuple[slice, ...]:
-    """Split ``size`` elements into equal strips of 1 to 2 times ``STRIP_LENGTH`` elements."""
-    count = max(1, size // STRIP_LENGTH)
-    edges = [size * index // count for index in range(count + 1)]
-    return tuple(slice(start, stop) for start, stop in pairwise(edges))
-
-
 class UpdateRule:
     """An optimizer's steps on training states of ``trained_size`` parameters, with scratch memory.
 
-    Parameters are updated strip by strip, to stay in the cache. ``averaging_rates`` has the
-    fraction by which each buffer element moves towards its observation. A gradient with a norm
-    above ``clip_norm`` is scaled down to that norm (Pascanu, Mikolov & Bengio 2013, arXiv
-    1211.5063).
+    ``averaging_rates`` has the fraction by which each buffer element moves towards its observation.
+    A gradient with a norm above ``clip_norm`` is scaled down to that norm (Pascanu, Mikolov &
+    Bengio 2013, arXiv 1211.5063).
 
     With ``average_decay``, the state includes an average of the parameters, a ← a + (1 - d)(w - a)
     after step t with d = min(``average_decay``, (1 + t) / (10 + t)), so that a short run's average
@@ -174,8 +159,7 @@ class UpdateRule:
         self._average_decay = average_decay
         self._names = [*optimizer.initial_state, *([] if average_decay is None else [AVERAGE])]
         self.state_size = self.size + len(self._names) * trained_size + 1
-        self._strips = strips_of(trained_size)
-        self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
+        self._scratch = np.empty(trained_size, dtype)
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -240,8 +224,14 @@ class UpdateRule:
             self._loop(weights, descent, following, tuple(factors), *olds, *news, *constants)
         else:
             with np.errstate(all="ignore"):
-                for strip in self._strips:
-                    self._step_strip(strip, weights, descent, following, factors, olds, news)
+                for old, new in zip(olds, news, strict=True):
+                    np.copyto(new, old)
+                for share_lost in factors[1:]:
+                    np.multiply(weights, share_lost, out=self._scratch)
+                    np.subtract(weights, self._scratch, out=following)
+                    weights = following
+                rate = factors[0]
+                self.optimizer.step(weights, descent, following, rate, self._scratch, *news)
         if self._average_decay is not None:
             rate = 1 - min(self._average_decay, (1 + step) / (10 + step))
             average, averaged = before[AVERAGE], after[AVERAGE]
@@ -291,26 +281,3 @@ class UpdateRule:
             np.subtract(observed, latest, out=self._difference)
             self._difference *= self._rates
             np.add(latest, self._difference, out=out)
-
-    def _step_strip(
-        self,
-        strip: slice,
-        weights: Floats,
-        gradient: Floats,
-        out: Floats,
-        factors: Sequence[float],
-        olds: Sequence[Floats],
-        news: Sequence[Floats],
-    ) -> None:
-        """Take the step for a strip; ``factors`` are the rate and, perhaps, the decay."""
-        latest, following = weights[strip], out[strip]
-        scratch = self._scratch[: latest.size]
-        for old, new in zip(olds, news, strict=True):
-            np.copyto(new[strip], old[strip])
-        rate, *decays = factors
-        for decay in decays:
-            np.multiply(latest, decay, out=scratch)
-            np.subtract(latest, scratch, out=following)
-            latest = following
-        own = [vector[strip] for vector in news]
-        self.optimizer.step(latest, gradient[strip], following, rate, scratch, *own)

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
@@ -73,6 +73,22 @@ class ThreadPool:
         if not self._scratch or len(self._scratch[0]) < self._scratch_bytes:
             self._scratch = [aligned_bytes(self._scratch_bytes) for _ in range(self.threads)]
         return self._scratch[thread]
+
+    def tasks(
+        self,
+        shapes: Sequence[Sequence[Shape]],
+        dtype: np.dtype[np.generic],
+        calls: Callable[[int, Sequence[Array]], Sequence[Call]],
+    ) -> list[Task]:
+        """Return a task for each list of ``shapes``.
+
+        ``calls`` receives the number of a task and arrays of its shapes in a thread's scratch.
+        """
+        self.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
+        return [
+            [calls(i, carve(self.scratch(thread), each, dtype)) for thread in range(self.threads)]
+            for i, each in enumerate(shapes)
+        ]
 
     def call(self, tasks: Sequence[Task]) -> Call:
         """Return a call that runs ``tasks``, each on the first free thread."""
@@ -156,6 +172,11 @@ def _dismiss(
             helper.join()
 
 
+def one_task(tasks: Sequence[Task]) -> Task:
+    """Return the task that makes the calls of ``tasks`` in order."""
+    return [[call for calls in by_task for call in calls] for by_task in zip(*tasks, strict=True)]
+
+
 def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
     """Return strips along the first axis, of at most ``strip_bytes`` but at least one row."""
     length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
@@ -176,9 +197,5 @@ def by_strip(
     is_shared = pool.shares(result.nbytes)
     parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
     shapes = [[result[part].shape] * spares for part in parts]
-    pool.reserve(max((scratch_bytes(each, result.dtype) for each in shapes), default=0))
-    tasks: list[Task] = [
-        [calls(part, carve(pool.scratch(i), each, result.dtype)) for i in range(pool.threads)]
-        for part, each in zip(parts, shapes, strict=True)
-    ]
+    tasks = pool.tasks(shapes, result.dtype, lambda i, spare: calls(parts[i], spare))
     return pool.call(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])

@@ -178,9 +178,13 @@ class AxisWindows:
         covered = self.results * self.stride
         return self.size == self.stride and self.before == 0 and covered >= self.length
 
+    def index(self, where: slice) -> tuple[slice, ...]:
+        """Return the index of ``where`` along the axis."""
+        return (slice(None),) * self.axis + (where,)
+
     def of(self, array: Array, where: slice) -> Array:
         """Return ``array`` at ``where`` along the axis."""
-        return array[(slice(None),) * self.axis + (where,)]
+        return array[self.index(where)]
 
     def result_shape(self, shape: Shape) -> Shape:
         """Return the result's shape for the map's ``shape``."""

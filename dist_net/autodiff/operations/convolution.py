@@ -44,6 +44,7 @@ class Conv2D(SharedOperation):
 
     windows: Windows
     groups: int = 1
+    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, filters = inputs
@@ -70,6 +71,7 @@ class Conv2DInputGradient(SharedOperation):
     windows: Windows
     groups: int
     map_size: Pair
+    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         cotangent, filters = inputs
@@ -94,6 +96,7 @@ class Conv2DFilterGradient(SharedOperation):
 
     windows: Windows
     groups: int
+    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, cotangent = inputs

@@ -15,11 +15,10 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, SharedOperation, apply, constant, same_dtype
-from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip, strips
+from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.operations.reduction import (
     broadcast_to,
     column_dots,
-    column_sums,
     long_rows,
     mean,
     sum,
@@ -46,7 +45,6 @@ class Variance(SharedOperation):
         total, square, is_far = np.empty_like(out), np.empty_like(out), np.empty(out.shape, bool)
         share = out.dtype.type(1 / len(x))
         add_squares = column_dots(x, x, total, pool)
-        add_differences = _squared_differences(x, center, total)
 
         def compute_variance() -> None:
             add_squares()
@@ -55,8 +53,9 @@ class Variance(SharedOperation):
             np.subtract(out, square, out)
             np.multiply(out, MAX_SHIFT, total)
             np.greater(square, total, is_far)
-            if is_far.any():
-                add_differences()
+            if is_far.any():  # seldom, so the memory is not kept
+                differences = np.subtract(x, center)
+                column_dots(differences, differences, total, pool)()
                 np.multiply(total, share, out)
 
         return compute_variance
@@ -173,21 +172,3 @@ def _scaled_and_shifted(
     if others:
         calls.append(partial(np.add, out, spare[0], out))
     return [*calls, partial(np.add, out, shift, out)]
-
-
-def _squared_differences(x: Array, center: Array, out: Array) -> Call:
-    """Return the call that fills ``out`` with the sums of the columns of (x - center)²."""
-    (rows,) = long_rows(x)
-    lanes = np.empty((rows.shape[1] // len(center), len(center)), out.dtype)
-    total, part = np.empty((2, rows.shape[1]), out.dtype)
-    calls: list[Call] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
-    parts, alone = strips(rows), ThreadPool()  # not shared: seldom called
-    spare = np.empty_like(rows[parts[0]])
-    for strip in parts:
-        differences = spare[: strip.stop - strip.start]
-        calls += [
-            partial(np.subtract, rows[strip], lanes.reshape(-1, copy=False), differences),
-            column_dots(differences, differences, part, alone),
-            partial(np.add, total, part, total),
-        ]
-    return in_order([*calls, column_sums(total.reshape(lanes.shape, copy=False), out)])

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
     FLOATS,
     Expression,
@@ -28,6 +28,9 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows, Padding, Pair, windows
+from dist_net.autodiff.operations.elementwise import astype, equal
+from dist_net.autodiff.operations.reduction import broadcast_to
+from dist_net.autodiff.operations.shaping import zeros_around
 from dist_net.errors import ShapeError
 
 
@@ -175,42 +178,21 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, maxima, _ = node.inputs
-        return None, None, apply(ElementAtMaximum(self.windows), x, maxima, cotangent)
+        return None, None, element_at_maximum(self.windows, x, maxima, cotangent)
 
 
-@dataclass(frozen=True)
-class ElementAtMaximum(AxisWindowsOperation):
-    """For each window, the element of another map at the position of a map's first maximum.
-
-    Inputs: the map, its maxima, the other map.
-    """
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return inputs[1].shape, inputs[2].dtype
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        x, maxima, other = inputs
-        free, hit = np.empty(out.shape, np.bool_), np.empty(out.shape, np.bool_)
-        share = np.empty_like(out)
-        calls: list[Call] = [partial(free.fill, True), partial(out.fill, 0)]
-        for where, elements in self.windows.taps():
-            hits, frees, shares, target = (
-                self.windows.of(each, where) for each in (hit, free, share, out)
-            )
-            calls += [
-                partial(
-                    np.equal, self.windows.of(x, elements), self.windows.of(maxima, where), hits
-                ),
-                partial(np.logical_and, hits, frees, hits),
-                partial(np.greater, frees, hits, frees),
-                partial(np.multiply, self.windows.of(other, elements), hits, shares),
-                partial(np.add, target, shares, target),
-            ]
-        return in_order(calls)
-
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        x, maxima, _ = node.inputs
-        return None, None, apply(WindowMaximumGradient(self.windows), x, maxima, cotangent)
+def element_at_maximum(
+    sides: AxisWindows, x: Expression, maxima: Expression, other: Expression
+) -> Expression:
+    """Return, for each window of ``x``, the element of ``other`` at its first maximum."""
+    taken = found = broadcast_to(constant(0.0, x.dtype), maxima.shape)
+    for where, elements in sides.taps():
+        index = sides.index(where)
+        hits = astype(equal(x[sides.index(elements)], maxima[index]), x.dtype)
+        hits = hits * (1.0 - taken[index])
+        taken = taken + zeros_around(hits, maxima.shape, index)
+        found = found + zeros_around(hits * other[sides.index(elements)], maxima.shape, index)
+    return found
 
 
 def max_pool(

@@ -72,6 +72,20 @@ def _by(operator: str) -> Converter:
     return convert
 
 
+def _in_our_order(operator: str, *attributes: str, **options: int) -> Converter:
+    """Return the converter to an operator that needs the axes in our order.
+
+    It gets these attributes of the operation, and the options.
+    """
+
+    def convert(known: Translation, node: Expression) -> Tensor:
+        given = {name: getattr(node.operation, name) for name in attributes}
+        inputs = map(known.named, node.inputs)
+        return Tensor(known.graph.add(operator, *inputs, **given, **options), own_axes(node))
+
+    return convert
+
+
 def _square(known: Translation, node: Expression) -> Tensor:
     x, axes = known.held(node.inputs[0])
     return Tensor(known.graph.add("Mul", x, x), axes)
@@ -144,23 +158,10 @@ def _reduction(operator: str) -> Converter:
     return convert
 
 
-def _argmax(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, selection.ArgMax)
-    x = known.named(node.inputs[0])
-    found = known.graph.add(node.operation.label, x, axis=node.operation.axis, keepdims=0)
-    return Tensor(found, own_axes(node))
-
-
 def _cumsum(known: Translation, node: Expression) -> Tensor:
     assert isinstance(node.operation, reduction.CumSum)
     axis = np.array(node.operation.axis)
     return Tensor(known.graph.add("CumSum", known.named(node.inputs[0]), axis), own_axes(node))
-
-
-def _take(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, indexing.Take)
-    names = map(known.named, node.inputs)
-    return Tensor(known.graph.add("Gather", *names, axis=node.operation.axis), own_axes(node))
 
 
 def _concatenate(known: Translation, node: Expression) -> Tensor:
@@ -395,10 +396,6 @@ def _pooled(
     return Tensor(pooled, CHANNELS_SECOND)
 
 
-def _product(known: Translation, node: Expression) -> Tensor:
-    return Tensor(known.graph.add("MatMul", *map(known.named, node.inputs)), own_axes(node))
-
-
 CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.add: _by("Add"),
     elementwise.subtract: _by("Sub"),
@@ -438,9 +435,9 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.leaky: _leaky_relu,
     elementwise.relu: _by("Relu"),
     normalization.ScaleAndShift: _scale_and_shift,
-    selection.ArgMax: _argmax,
-    selection.ArgMin: _argmax,
-    indexing.Take: _take,
+    selection.ArgMax: _in_our_order("ArgMax", "axis", keepdims=0),
+    selection.ArgMin: _in_our_order("ArgMin", "axis", keepdims=0),
+    indexing.Take: _in_our_order("Gather", "axis"),
     reduction.CumSum: _cumsum,
     indexing.CheckedIndices: _cast,
     shaping.Concatenate: _concatenate,
@@ -451,7 +448,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     convolution.Conv2D: _convolution,
     convolution.Conv2DInputGradient: _transposed_convolution,
     convolution.FusedConvolution: _fused_convolution,
-    matmul.MatMul: _product,
+    matmul.MatMul: _in_our_order("MatMul"),
     pooling.WindowMaximum: _maximum_of_windows,
     pooling.WindowSum: _sum_of_windows,
 }

@@ -11,7 +11,7 @@ from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import depthwise, training
+from dist_net.autodiff.kernels.convolution import depthwise, im2row, training
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -502,9 +502,9 @@ def test_dtypes_that_differ_or_are_no_floats_are_refused():
 @pytest.mark.parametrize("height", [28, 27, 7])
 def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height):
     x = np.empty((64, height, 28, 16), np.float32)
-    everything = training.Patches(x, windows(3, 1, 1, (height, 28)), (height, 28), 1)
+    everything = im2row.Patches(windows(3, 1, 1, (height, 28)), x.shape, (height, 28), 1)
     seen, lines = np.zeros((64, height), int), []
-    for strip in everything.strips():
+    for strip in training._strips(everything, len(x), x.itemsize):
         seen[strip.images, strip.rows] += 1
         _, (groups, pixels, length) = everything.shapes(strip)
         assert groups * pixels * length * 4 <= training.STRIP_BYTES

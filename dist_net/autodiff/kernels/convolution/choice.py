@@ -8,17 +8,14 @@ limited by reading the filters, which F(2x2) and F(4x4) make 1.8 and 4 times as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, blocking, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
+from dist_net.autodiff.kernels.convolution.problem import Blocking, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.windows import Windows
@@ -41,36 +38,8 @@ USUAL_THREADS = 2  # a reproducible plan is cut for two threads, for any number 
 ROWS_OF_A_PIECE = 8
 
 
-class Algorithm(Protocol):
-    """A way to compute a convolution block by block."""
-
-    @property
-    def name(self) -> str:
-        """The algorithm's name in tables."""
-        ...
-
-    @property
-    def row_step(self) -> int:
-        """A divisor of the rows of every block."""
-        ...
-
-    def prepared_shape(self, problem: Problem) -> Shape:
-        """Return the shape of the result of ``prepare``."""
-        ...
-
-    def prepare(self, problem: Problem, filters: Array) -> Array:
-        """Return C-contiguous filters in the algorithm's layout, as a new array or a view."""
-        ...
-
-    def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """Return the bytes of scratch that one thread needs for a block."""
-        ...
-
-    def calls(
-        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
-        ...
+Algorithm: TypeAlias = Depthwise | Im2Row | Winograd
+"""A way to compute a convolution block by block; compiled versions are subclasses."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +128,7 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
     return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
 
 
-def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
+def _compiled(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """Return the compiled version, which was measured to be faster for every supported layer."""
     if problem.dtype != np.float32:
         return algorithm

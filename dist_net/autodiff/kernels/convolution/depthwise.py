@@ -25,7 +25,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     take_padded,
 )
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
-from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
+from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
@@ -114,25 +114,19 @@ def correlations(
             for block in blocks
         ]
         return [[[call]] * pool.threads for call in calls]
-    shapes = [_shapes(windows, block, out.shape) for block in blocks]
-    pool.reserve(max((scratch_bytes(each, x.dtype) for each in shapes), default=0))
-    tasks: list[Task] = []
-    for block, each in zip(blocks, shapes, strict=True):
-        task: list[Sequence[Call]] = []
-        for thread in range(pool.threads):
-            padded, repeated, values = carve(pool.scratch(thread), each, x.dtype)
-            gather, seen = _seen(windows, x, block, padded, values)
-            target = _part(out, block)
-            task.append(
-                [
-                    *gather,
-                    _repeat(taps, repeated),
-                    partial(np.einsum, SUM_OF_TAPS, seen, repeated, out=values),
-                    partial(np.copyto, target, values.reshape(target.shape, copy=False)),
-                ]
-            )
-        tasks.append(task)
-    return tasks
+
+    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+        padded, repeated, values = scratch
+        gather, seen = _seen(windows, x, blocks[i], padded, values)
+        target = _part(out, blocks[i])
+        return [
+            *gather,
+            _repeat(taps, repeated),
+            partial(np.einsum, SUM_OF_TAPS, seen, repeated, out=values),
+            partial(np.copyto, target, values.reshape(target.shape, copy=False)),
+        ]
+
+    return pool.tasks([_shapes(windows, each, out.shape) for each in blocks], x.dtype, block_calls)
 
 
 def gradient_task(
@@ -144,24 +138,21 @@ def gradient_task(
     pool: ThreadPool,
 ) -> Task:
     """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
+
+    def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+        padded, sums, values = scratch
+        gather, seen = _seen(windows, x, blocks[i], padded, values)
+        part = _part(cotangent, blocks[i]).reshape(values.shape, copy=False)
+        by_pixel = sums.reshape(*sums.shape[:2], -1, total.shape[2], copy=False)
+        return [
+            *gather,
+            partial(np.einsum, SUM_OF_WINDOWS, seen, part, out=sums),
+            partial(_add_sum, by_pixel, total),
+        ]
+
     shapes = [_shapes(windows, block, cotangent.shape) for block in blocks]
-    pool.reserve(max(scratch_bytes(each, x.dtype) for each in shapes))
-    task: list[Sequence[Call]] = []
-    for thread in range(pool.threads):
-        calls: list[Call] = [partial(total.fill, 0)]
-        for block, each in zip(blocks, shapes, strict=True):
-            padded, sums, values = carve(pool.scratch(thread), each, x.dtype)
-            gather, seen = _seen(windows, x, block, padded, values)
-            part = _part(cotangent, block)
-            by_pixel = sums.reshape(*sums.shape[:2], -1, part.shape[3], copy=False)
-            calls += [
-                *gather,
-                partial(np.copyto, values.reshape(part.shape, copy=False), part),
-                partial(np.einsum, SUM_OF_WINDOWS, seen, values, out=sums),
-                partial(_add_sum, by_pixel, total),
-            ]
-        task.append(calls)
-    return task
+    by_block = pool.tasks(shapes, x.dtype, block_calls)
+    return one_task([[[partial(total.fill, 0)]] * pool.threads, *by_block])
 
 
 def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:

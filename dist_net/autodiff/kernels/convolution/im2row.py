@@ -5,7 +5,9 @@ A pointwise convolution needs no copy: its rows are the input's pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +17,9 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
+from dist_net.autodiff.kernels.windows import Pair, Windows
+
+FEW_CHANNELS = 4  # of a group; runs of so few values are too short to copy one by one
 
 
 class Im2Row:
@@ -52,11 +57,8 @@ class Im2Row:
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
-        calls: list[Call] = []
-        if problem.is_pointwise and problem.groups == 1:
-            matrix = arrays.x[block.images, block.rows].reshape(1, -1, problem.x[3], copy=False)
-        else:
-            calls += self._gather(problem, block, arrays.x, padded, matrix)
+        gather, matrix = _patches(problem).rows(arrays.x, block, padded, matrix)
+        calls = [*gather]
         if problem.groups == 1:
             columns = self.gemm.part(arrays.filters, block.channels)
             calls += self.gemm.calls(matrix[0], columns, product[:, 0])
@@ -64,15 +66,6 @@ class Im2Row:
             calls.append(partial(np.matmul, matrix, arrays.filters, product.transpose(1, 0, 2)))
         calls += self._from_product(problem, block, arrays, product, spare)
         return calls
-
-    def _gather(
-        self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
-    ) -> Sequence[Call]:
-        """Return the calls that copy a block's windows to ``matrix``, (groups, pixels, length)."""
-        windows = problem.windows
-        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
-        padding = take_padded(x[block.images], top, -windows.padding[1][0], padded)
-        return [*padding, copy_windows(windows.over(padded), matrix, problem.groups)]
 
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
@@ -85,29 +78,93 @@ class Im2Row:
         return problem.epilogue.calls(values, bias, residual, out, spare)
 
 
+def _patches(problem: Problem) -> Patches:
+    _, height, width, _ = problem.out
+    return Patches(problem.windows, problem.x, (height, width), problem.groups)
+
+
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
     """Return the shapes of a block's padded input, rows, product and spare memory."""
-    windows, groups = problem.windows, problem.groups
     images, rows, channels = block.size
-    pixels = images * rows * problem.out[2]
-    product = (pixels, groups, channels // groups)
-    if problem.is_pointwise and groups == 1:
-        return [(0,), (0,), product, product]
-    (down, across), (height, width) = windows.stride, windows.extent
-    return [
-        (
-            images,
-            (rows - 1) * down + height,
-            (problem.out[2] - 1) * across + width,
-            problem.x[3],
-        ),
-        (groups, pixels, problem.row_length),
-        product,
-        product,
-    ]
+    product = (images * rows * problem.out[2], problem.groups, channels // problem.groups)
+    return [*_patches(problem).shapes(block), product, product]
 
 
-def copy_windows(windows: Array, matrix: Array, groups: int) -> Call:
+@dataclass(frozen=True)
+class Patches:
+    """The windows of a map (N, H, W, C), one per pixel of a result, as the rows of a matrix per
+    group.
+
+    The first window begins above and left of the map by its padding, or inside the map if that is
+    negative. Values outside the map are 0.
+    """
+
+    windows: Windows
+    map_shape: Shape
+    result: Pair
+    groups: int
+
+    @property
+    def channels(self) -> int:
+        """The channels of one group."""
+        return self.map_shape[3] // self.groups
+
+    @property
+    def length(self) -> int:
+        """The length of a row: the values of one window in one group."""
+        return math.prod(self.windows.size) * self.channels
+
+    @property
+    def _are_pixels(self) -> bool:
+        """Whether the map's pixels are the rows, without a copy."""
+        (top, _), (left, _) = self.windows.padding
+        is_pointwise = self.windows.size == self.windows.stride == (1, 1) and top == left == 0
+        return is_pointwise and self.result == self.map_shape[1:3]
+
+    def shapes(self, block: Block) -> list[Shape]:
+        """Return the shapes of the scratch for ``rows``: a padded part of the map, the matrices."""
+        if self._are_pixels:
+            return [(0,), (0,)]
+        images, rows, _ = block.size
+        height, width = (
+            (n - 1) * stride + extent
+            for n, stride, extent in zip(
+                (rows, self.result[1]), self.windows.stride, self.windows.extent, strict=True
+            )
+        )
+        pixels = images * rows * self.result[1]
+        return [(images, height, width, self.map_shape[3]), (self.groups, pixels, self.length)]
+
+    def rows(
+        self, x: Array, block: Block, padded: Array, matrix: Array
+    ) -> tuple[Sequence[Call], Array]:
+        """Return the calls that write a block's rows, and the rows (groups, pixels, length)."""
+        if self._are_pixels:
+            return [], by_group(x[block.images, block.rows], self.groups)
+        if matrix.size == 0:
+            return [], matrix
+        (above, _), (left, _) = self.windows.padding
+        top = block.rows.start * self.windows.stride[0] - above
+        padding = take_padded(x[block.images], top, -left, padded)
+        windows = self.windows.over(padded)
+        if self.channels > FEW_CHANNELS:
+            return [*padding, _copy_windows(windows, matrix, self.groups)], matrix
+        # Runs of channels are short, so copy runs of pixels to columns instead.
+        grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
+        seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
+        columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
+        copy = partial(np.copyto, columns.reshape(seen.shape, copy=False), seen)
+        return [*padding, copy], columns.transpose(0, 2, 1)
+
+
+def by_group(pixels: Array, groups: int) -> Array:
+    """Return (..., channels) as a view (groups, pixels, channels / groups)."""
+    *axes, channels = pixels.shape
+    by_pixel = pixels.reshape(math.prod(axes), groups, channels // groups, copy=False)
+    return by_pixel.transpose(1, 0, 2)
+
+
+def _copy_windows(windows: Array, matrix: Array, groups: int) -> Call:
     """Return the call that copies (N, H', W', kh, kw, C) to rows (groups, pixels, length)."""
     if groups == 1:
         lines = windows.reshape(*windows.shape[:4], -1, copy=False)
