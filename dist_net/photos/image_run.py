@@ -161,6 +161,7 @@ class ImageOptions:
         """Read the output of ``to_json`` from a file; raise RunDirectoryError if it is invalid."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
+            told.pop("colour", None)  # an option until 0.1.0; colours now vary unless turned off
             return cls(run=RunOptions(**told.pop("run")), **told)
         except (*UNREADABLE, KeyError) as error:
             raise RunDirectoryError(

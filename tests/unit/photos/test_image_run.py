@@ -1,5 +1,6 @@
 """What a run on a folder of images refuses before it makes anything."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,13 @@ def test_the_options_of_augmentation_are_in_the_units_of_users() -> None:
     options = ImageOptions("photos", RUN, "some", **given)  # type: ignore[arg-type]
     assert options.augmentation == Augmentation(0.7, flip=False, rotation=90)
     assert ImageOptions("photos", RUN, "some").augmentation.brightness > 0
+
+
+def test_the_options_of_an_earlier_release_can_be_read(tmp_path: Path) -> None:
+    options = ImageOptions("photos", RUN, "some", fine_tune="auto")
+    told = json.loads(options.to_json()) | {"colour": True}
+    (tmp_path / "folder.json").write_text(json.dumps(told))
+    assert ImageOptions.read(tmp_path / "folder.json") == options
 
 
 def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:
