@@ -11,21 +11,21 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from dist_net.serving.http.exchange import Guard
-from dist_net.serving.http.pool_metrics import metrics_route
+from dist_net.serving.http.pool_metrics import (
+    LateCollector,
+    counter_family,
+    gauge_family,
+    metrics_route,
+)
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
@@ -77,7 +77,7 @@ WORKER_GAUGES = {
 }
 
 
-class RunCollector(Collector):
+class RunCollector(LateCollector):
     """The metrics of the report that was published last."""
 
     def __init__(self) -> None:
@@ -86,44 +86,29 @@ class RunCollector(Collector):
     def publish(self, report: dict[str, Any]) -> None:
         self._published = report, time.monotonic()
 
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not collect."""
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         if self._published is None:
             return
         report, published_s = self._published
         age_s = time.monotonic() - published_s
-        yield _gauge("report_age_seconds", "seconds since the server's last report", age_s)
+        text = "seconds since the server's last report"
+        yield gauge_family("report_age_seconds", text, "", [((), age_s)])
         yield from _run_metrics(report)
         yield _staleness(report)
         yield from _worker_metrics(report["workers"])
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"dist_net_{name}", text, value)
-
-
 def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
     for name, (key, text) in COUNTERS.items():
-        yield CounterMetricFamily(f"dist_net_{name}", text, report[key])
+        yield counter_family(name, text, "", [((), report[key])])
     for name, (key, text) in GAUGES.items():
-        yield _gauge(name, text, report[key])
-    pushes = CounterMetricFamily("dist_net_gradients", "gradients by result", labels=("end",))
-    for end, key in PUSHES.items():
-        pushes.add_metric((end,), report[key])
-    yield pushes
-    state = GaugeMetricFamily("dist_net_run_state", "1 for the current state", labels=("state",))
-    for each in STATES:
-        state.add_metric((each,), report["state"] == each)
-    yield state
-    failing = GaugeMetricFamily(
-        "dist_net_failing", "1 if the file cannot be written", labels=("file",)
-    )
-    for file, key in FAILING.items():
-        failing.add_metric((file,), report[key] is not None)
-    yield failing
+        yield gauge_family(name, text, "", [((), report[key])])
+    pushes = [(end, report[key]) for end, key in PUSHES.items()]
+    yield counter_family("gradients", "gradients by result", "end", pushes)
+    states = [(each, report["state"] == each) for each in STATES]
+    yield gauge_family("run_state", "1 for the current state", "state", states)
+    failing = [(file, report[key] is not None) for file, key in FAILING.items()]
+    yield gauge_family("failing", "1 if the file cannot be written", "file", failing)
 
 
 def _staleness(report: dict[str, Any]) -> Metric:
@@ -149,10 +134,8 @@ def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
         count = seen[each["name"]]
         names.append(each["name"] if count == 1 else f"{each['name']} ({count})")
     for name, (key, text) in WORKER_GAUGES.items():
-        gauge = GaugeMetricFamily(f"dist_net_worker_{name}", text, labels=("worker",))
-        for label, each in zip(names, workers, strict=True):
-            gauge.add_metric((label,), each[key])
-        yield gauge
+        values = [(label, each[key]) for label, each in zip(names, workers, strict=True)]
+        yield gauge_family(f"worker_{name}", text, "worker", values)
 
 
 class RunMetricsServer:

@@ -44,13 +44,6 @@ _SHOWN_LABELS = 12  # enough to show a visitor the kind of classes
 # No token is needed: probes learn only whether to send requests to this server, and the
 # description of the interface is the same for all servers.
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
-_NOT_OFFERED = (
-    "/v2/systemsharedmemory/{rest:path}",
-    "/v2/cudasharedmemory/{rest:path}",
-    "/v2/trace/setting",
-    "/v2/models/{model}/trace/setting",
-    "/v2/logging",
-)
 
 
 def application(
@@ -76,7 +69,6 @@ def application(
         pool_route(gateway),
         metrics_route(PoolCollector(gateway, refusals)),
         openapi_route(),
-        *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
         *files,
     ]
     starlette = Starlette(
@@ -121,11 +113,6 @@ async def _no_such_path(request: Request, error: Exception) -> Json:
     allowed = (error.headers or {}).items()
     reply.raw_headers += [(name.lower().encode(), value.encode()) for name, value in allowed]
     return reply
-
-
-async def _not_offered(request: Request) -> Json:
-    """Return the response for parts of the protocol that are not supported."""
-    return error_reply(501, f"{_path(request)} is not supported; see /openapi.json for all paths")
 
 
 def _path(request: Request) -> str:

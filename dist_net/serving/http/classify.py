@@ -6,17 +6,17 @@ The request contains one image as its body, or several as the files of a multipa
 from __future__ import annotations
 
 import logging
-import re
+import math
 import sys
 from collections.abc import Sequence
 from functools import partial
+from io import BytesIO
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -32,9 +32,6 @@ from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, St
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3
 _MAX_PARTS = 2 * MAX_IMAGES  # a form may have some fields besides its files
-_MAX_HEADER_BYTES = 1024
-# RFC 7578 forbids it in forms and the parser ignores it, but urllib3 1 sends names beyond ASCII so.
-_ENCODED_NAME = re.compile(rb";\s*filename\*=([^;\s]*)", re.IGNORECASE)
 # A search in a piece holds the interpreter's lock, for a millisecond if its content is hostile.
 _PIECE_BYTES = 2**16
 
@@ -163,9 +160,18 @@ def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise BadRequestError("the multipart form's Content-Type lacks its boundary; expected one")
-    form = _Form()
+    found: list[File | Field] = []
+    ends: list[bool] = []
+
+    def take(part: File | Field) -> None:
+        found.append(part)
+        _require_few(len(found))
+
     try:
-        parser = MultipartParser(boundary, form.callbacks(), max_header_size=_MAX_HEADER_BYTES)
+        parser = FormParser(
+            *("multipart/form-data", take, take, lambda: ends.append(True), boundary),
+            config={"MAX_MEMORY_FILE_SIZE": math.inf},
+        )
         for start in range(0, len(body), _PIECE_BYTES):
             piece = bytes(body[start : start + _PIECE_BYTES])
             # The parser handles each match in Python, even if it is not a boundary.
@@ -173,10 +179,19 @@ def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
             parser.write(piece)
     except FormParserError as error:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
-    if not form.is_complete:
+    if not ends:
         raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
-    _require_images(form.files)
-    return [EncodedImage(name, memoryview(content)) for name, content in form.files]
+    files = [each for each in found if isinstance(each, File)]
+    _require_images(files)
+    return [
+        EncodedImage((each.file_name or b"").decode(errors="replace"), _content(each))
+        for each in files
+    ]
+
+
+def _content(file: File) -> memoryview:
+    assert isinstance(file.file_object, BytesIO)
+    return file.file_object.getbuffer()
 
 
 def _require_images(found: Sequence[object]) -> None:
@@ -196,51 +211,3 @@ def _require_few(parts: int) -> None:
         raise RequestTooLargeError(
             f"the multipart form has more than {_MAX_PARTS} parts; expected fewer"
         )
-
-
-class _Form:
-    """Collects the files in a form for its parser; other fields are ignored."""
-
-    def __init__(self) -> None:
-        self.files: list[tuple[str, bytearray]] = []
-        self.is_complete = False
-        self._parts = 0
-        self._header = b""
-        self._value = b""
-        self._content: bytearray | None = None  # of the current file
-
-    def callbacks(self) -> Any:
-        """Return the methods that the parser calls, by its names for them."""
-        return {name: getattr(self, name) for name in vars(_Form) if name.startswith("on_")}
-
-    def on_part_begin(self) -> None:
-        self._content = None
-        self._parts += 1
-        _require_few(self._parts)
-
-    def on_header_begin(self) -> None:
-        self._header = self._value = b""
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def on_header_end(self) -> None:
-        if self._header.lower() != b"content-disposition":
-            return
-        name = parse_options_header(self._value)[1].get(b"filename")
-        encoded = _ENCODED_NAME.search(self._value)
-        if name is None and encoded is not None:
-            name = unquote_to_bytes(encoded[1].rpartition(b"'")[2])
-        if name is not None:
-            self._content = bytearray()
-            self.files.append((name.decode(errors="replace"), self._content))
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._content is not None:
-            self._content += memoryview(data)[start:end]
-
-    def on_end(self) -> None:
-        self.is_complete = True

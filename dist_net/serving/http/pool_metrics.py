@@ -51,16 +51,20 @@ def metrics_route(collector: Collector) -> Route:
     return Route("/metrics", metrics)
 
 
-class PoolCollector(Collector):
+class LateCollector(Collector):
+    """A collector whose metrics are unknown until they are collected."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering does not collect."""
+        return ()
+
+
+class PoolCollector(LateCollector):
     """The metrics of the pool, and the refusals of its HTTP server."""
 
     def __init__(self, gateway: Gateway, refusals: Refusals) -> None:
         self._gateway = gateway
         self._refusals = refusals
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not collect."""
-        return ()
 
     def collect(self) -> Iterator[Metric]:
         models = self._gateway.models()
@@ -70,9 +74,11 @@ class PoolCollector(Collector):
         yield from _request_metrics(counted)
         yield from _pool_metrics(status)
         refusals = sorted(self._refusals.counts.items())
-        yield _counter("http_refused", "HTTP requests refused, by status code", "code", refusals)
+        yield counter_family(
+            "http_refused", "HTTP requests refused, by status code", "code", refusals
+        )
         unloads = sorted(self._gateway.unloads.items())
-        yield _counter("unloads", "unloads of a model", "model", unloads)
+        yield counter_family("unloads", "unloads of a model", "model", unloads)
 
 
 MetricValues = Iterable[tuple[Any, float]]
@@ -86,11 +92,13 @@ def _family(kind: type[Metric], name: str, text: str, labels: str, values: Metri
     return cast(Metric, metric)
 
 
-def _counter(name: str, text: str, labels: str, values: MetricValues) -> Metric:
+def counter_family(name: str, text: str, labels: str, values: MetricValues) -> Metric:
+    """Return a counter of ours; ``labels`` are separated by spaces."""
     return _family(CounterMetricFamily, f"dist_net_{name}", text, labels, values)
 
 
-def _gauge(name: str, text: str, labels: str, values: MetricValues) -> Metric:
+def gauge_family(name: str, text: str, labels: str, values: MetricValues) -> Metric:
+    """Return a gauge of ours; ``labels`` are separated by spaces."""
     return _family(GaugeMetricFamily, f"dist_net_{name}", text, labels, values)
 
 
@@ -112,15 +120,15 @@ def _triton_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
 
 def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
     ends = [((model, end), getattr(each, end)) for model, each in counted.items() for end in ENDS]
-    yield _counter("requests", "requests by result", "model end", ends)
+    yield counter_family("requests", "requests by result", "model end", ends)
     retried = [(model, each.retried) for model, each in counted.items()]
-    yield _counter("retries", "requests moved from lost workers", "model", retried)
+    yield counter_family("retries", "requests moved from lost workers", "model", retried)
     batches = [
         ((model, rows), timed.count)
         for model, each in counted.items()
         for rows, timed in sorted(each.batches.items())
     ]
-    yield _counter("batches", "batches by number of rows", "model rows", batches)
+    yield counter_family("batches", "batches by number of rows", "model rows", batches)
 
 
 def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
@@ -134,13 +142,13 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
         ("queue_bytes", "bytes of unanswered requests", queue["bytes"]),
         ("queue_byte_limit", "maximum bytes of unanswered requests", queue["byte_limit"]),
     ):
-        yield _gauge(name, text, "", [((), value)])
+        yield gauge_family(name, text, "", [((), value)])
     states = [worker["state"] for worker in status["workers"]]
     counts = [(state, states.count(state)) for state in _STATES]
-    yield _gauge("workers", "workers by state", "state", counts)
+    yield gauge_family("workers", "workers by state", "state", counts)
     models = status["models"]
     ready = [(model["name"], model["is_ready"]) for model in models]
-    yield _gauge("model_ready", "1 if a worker can answer", "model", ready)
+    yield gauge_family("model_ready", "1 if a worker can answer", "model", ready)
     latencies = [
         ((model["name"], quantile), found_ms / 1e3)
         for model in models
@@ -148,4 +156,4 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
         if (found_ms := (model["latency_ms"] or {}).get(percentile)) is not None
     ]
     text = "latency of the last ten seconds"
-    yield _gauge("latency_seconds", text, "model quantile", latencies)
+    yield gauge_family("latency_seconds", text, "model quantile", latencies)
