@@ -24,7 +24,7 @@ from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.planner.costs import ExchangeCost
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, Minibatch
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
@@ -71,6 +71,7 @@ class LeasesWithoutSteps(LocalSteps):
         self.rule = rule
         self.state = np.zeros(rule.state_size, np.float32)
         self.loss_sum, self.correct = 0.0, 0
+        self.due = self.state[: rule.size], Minibatch(0, 0, 0)
         self.done: Callable[[], None] = lambda: None
         self.used_s: list[tuple[float, float]] = []
         """CPU time at each lease, of all threads and of this one."""
