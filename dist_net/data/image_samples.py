@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.samples import PrefetchedSamples, SampleIndices, Samples
+from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import DatasetError, ImageError
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.decoding import MAX_PIXELS
@@ -50,11 +49,7 @@ class MappedRows:
 
 
 class DecodedImages:
-    """Images that are decoded when they are read, or in the background after ``prefetch``.
-
-    All files were readable when they were prepared. ``close``, or dropping the last reference,
-    ends the background thread.
-    """
+    """Images that are decoded when they are read; all were readable when they were prepared."""
 
     def __init__(self, root: Path, paths: Sequence[str], preprocessing: ImagePreprocessing) -> None:
         self._root = root
@@ -62,44 +57,22 @@ class DecodedImages:
         self._preprocessing = preprocessing
         self.shape = preprocessing.shape
         self.dtype: np.dtype[Any] = np.dtype(np.uint8)
-        # One thread: training needs the cores, and runs on while Pillow's decoders release the GIL.
-        self._background = ThreadPoolExecutor(1, "decoder")
-        self._expected: dict[int, Future[NDArray[np.uint8]]] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def close(self) -> None:
-        """Cancel pending decoding and end the background thread."""
-        self._background.shutdown(cancel_futures=True)
-
-    def prefetch(self, indices: SampleIndices) -> None:
-        """Begin to decode the images at ``indices``; cancel the rest of an earlier call."""
-        before, self._expected = self._expected, {}
-        for index in indices.tolist():
-            known = before.pop(index, None)
-            self._expected[index] = known or self._background.submit(self._decoded, index)
-        for future in before.values():
-            future.cancel()
-
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
         """Fill ``out`` with the images at ``indices``.
 
-        Decodes in this thread every image that the background thread has not begun. Raises
-        ``DatasetError`` for an image that has become unreadable.
+        Raise ``DatasetError`` for an image that has become unreadable.
         """
         for place, index in enumerate(indices.tolist()):
-            future = self._expected.pop(index, None)
-            is_begun = future is not None and not future.cancel()
-            out[place] = future.result() if future and is_begun else self._decoded(index)
-
-    def _decoded(self, index: int) -> NDArray[np.uint8]:
-        try:
-            return self._preprocessing.input_of(self._root / self._paths[index])
-        except ImageError as error:
-            raise DatasetError(
-                f"{error}; it could be read when the images were prepared; prepare them again"
-            ) from error
+            try:
+                out[place] = self._preprocessing.input_of(self._root / self._paths[index])
+            except ImageError as error:
+                raise DatasetError(
+                    f"{error}; it could be read when the images were prepared; prepare them again"
+                ) from error
 
 
 class AugmentedImages:
@@ -114,11 +87,6 @@ class AugmentedImages:
 
     def __len__(self) -> int:
         return len(self._images)
-
-    def prefetch(self, indices: SampleIndices) -> None:
-        """Begin to decode the images at ``indices``; do nothing if the images are mapped."""
-        if isinstance(self._images, PrefetchedSamples):
-            self._images.prefetch(indices)
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int

@@ -54,17 +54,6 @@ class AugmentedSamples(Samples, Protocol):
         """
 
 
-@runtime_checkable
-class PrefetchedSamples(Samples, Protocol):
-    """Samples that are slow to read and can be read ahead."""
-
-    def prefetch(self, indices: SampleIndices) -> None:
-        """Begin to read the samples at ``indices`` while the caller computes.
-
-        Drops samples of an earlier call that were not read.
-        """
-
-
 class ArraySamples:
     """An array, or a memory map, as ``Samples``; borrowed."""
 

@@ -7,7 +7,6 @@ it by the rules below, and merges it with any equal node seen before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from dist_net.autodiff.expression import (
     constant,
     topological_order,
 )
-from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.elementwise import (
     Elementwise,
     Mask,
@@ -28,7 +26,6 @@ from dist_net.autodiff.operations.elementwise import (
     add,
     divide,
     multiply,
-    negative,
     subtract,
 )
 from dist_net.autodiff.operations.normalization import ScaleAndShift
@@ -179,44 +176,12 @@ def merge_scales_and_shifts(node: Expression) -> Expression | None:
     return None
 
 
-def merge_scalar_factors(node: Expression) -> Expression | None:
-    """(x * c) * d is x * (c * d), and -(x * c) is x * -c: one pass over x instead of two."""
-    match node.operation, node.inputs:
-        case elementwise.negative, (inner,):
-            return _scaled(inner, negative)
-        case elementwise.multiply, (inner, outer) if is_scalar(outer):
-            return _scaled(inner, partial(multiply, outer))
-        case elementwise.multiply, (outer, inner) if is_scalar(outer):
-            return _scaled(inner, partial(multiply, outer))
-    return None
-
-
 def recognise_mask(node: Expression) -> Expression | None:
     """A choice between x and 0 is a product, if an integer type has as many bits as x."""
     if not isinstance(node.operation, Where) or node.dtype.itemsize > 8:
         return None
     condition, x, otherwise = node.inputs
     return apply(Mask(), condition, x) if is_scalar(otherwise, 0.0) else None
-
-
-def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
-    """Change the factor of x * factor; None if the new factor is out of the dtype's range."""
-    if product.operation != multiply:
-        return None
-    for x, factor in (product.inputs, product.inputs[::-1]):
-        if is_scalar(factor):
-            changed = simplify(change(factor))
-            return x * changed if _is_in_range(changed) else None
-    return None
-
-
-def _is_in_range(scalar: Expression) -> bool:
-    """Return whether a product of factors neither overflowed nor became subnormal."""
-    if not isinstance(scalar.operation, Constant) or scalar.dtype.kind != "f":
-        return True
-    limits = np.finfo(scalar.dtype.name)
-    magnitude: float = abs(scalar.operation.value.item())
-    return float(limits.tiny) <= magnitude <= float(limits.max)
 
 
 def is_scalar(node: Expression, value: float | None = None) -> bool:
@@ -234,6 +199,5 @@ RULES: tuple[Rule, ...] = (
     compute_before_broadcasting,
     drop_neutral_operand,
     merge_scales_and_shifts,
-    merge_scalar_factors,
     recognise_mask,
 )

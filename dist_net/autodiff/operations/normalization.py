@@ -45,6 +45,16 @@ class Variance(SharedOperation):
         total, square, is_far = np.empty_like(out), np.empty_like(out), np.empty(out.shape, bool)
         share = out.dtype.type(1 / len(x))
         add_squares = column_dots(x, x, total, pool)
+        part, alone = np.empty_like(out), ThreadPool()  # not shared: seldom called
+
+        def differences(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
+            return [
+                partial(np.subtract, x[strip], center, spare[0]),
+                column_dots(spare[0], spare[0], part, alone),
+                partial(np.add, total, part, total),
+            ]
+
+        add_differences = by_strip(x, 1, differences, alone)
 
         def compute_variance() -> None:
             add_squares()
@@ -53,9 +63,9 @@ class Variance(SharedOperation):
             np.subtract(out, square, out)
             np.multiply(out, MAX_SHIFT, total)
             np.greater(square, total, is_far)
-            if is_far.any():  # seldom, so the memory is not kept
-                differences = np.subtract(x, center)
-                column_dots(differences, differences, total, pool)()
+            if is_far.any():
+                total.fill(0)
+                add_differences()
                 np.multiply(total, share, out)
 
         return compute_variance

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff import BoundPlan
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
-from dist_net.data.samples import PrefetchedSamples, samples_of
+from dist_net.data.samples import samples_of
 from dist_net.errors import CheckpointError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
@@ -92,9 +92,6 @@ class Evaluator:
             inputs, targets, bound = self._batch(len(indices))
             self._inputs.read(indices, inputs)
             self._targets.read(indices, targets)
-            if isinstance(self._inputs, PrefetchedSamples):
-                following = indices + self._batch_size
-                self._inputs.prefetch(following[following < samples])
             loss, outputs = bound.run()
             loss_sum += float(loss) * len(indices)
             if classifies:

@@ -14,7 +14,7 @@ from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
-from dist_net.data.samples import PrefetchedSamples, SampleIndices, samples_of
+from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import LearningRate
@@ -87,7 +87,6 @@ class TrainingStep:
         self._inputs = samples_of(dataset.train_inputs)
         self._targets = samples_of(dataset.train_targets)
         self._augmented = self._inputs if isinstance(self._inputs, AugmentedSamples) else None
-        self._prefetched = self._inputs if isinstance(self._inputs, PrefetchedSamples) else None
         self._seed = seed
         # Counter-based (Salmon et al. 2011): jumping to a minibatch's numbers is cheap.
         self._bits = np.random.Philox(seed)
@@ -115,16 +114,12 @@ class TrainingStep:
         return MinibatchGradient(float(loss) * size, self._gradient, int(right))
 
     def _read(self, minibatch: Minibatch, arrays: MinibatchArrays) -> None:
-        epoch, start, stop = minibatch
         rows = self._rows.of(minibatch)
         if self._augmented is None:
             self._inputs.read(rows, arrays.inputs)
         else:
-            self._augmented.read_augmented(rows, arrays.inputs, self._seed, epoch)
+            self._augmented.read_augmented(rows, arrays.inputs, self._seed, minibatch.epoch)
         self._targets.read(rows, arrays.targets)
-        if self._prefetched is not None:  # usually the lease's next minibatch
-            following = Minibatch(epoch, stop, 2 * stop - start)
-            self._prefetched.prefetch(self._rows.of(following))
 
     def _draw_for(self, minibatch: Minibatch) -> None:
         """Jump to a minibatch's random numbers, a sequence of 2**128 blocks."""

@@ -1,8 +1,5 @@
 """Images as the inputs of a dataset: the same whether they were prepared or are decoded now."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +23,9 @@ PATHS = [f"cat/{index:02}.png" for index in range(4)]
 
 
 @pytest.fixture
-def decoded(tmp_path: Path) -> Iterator[DecodedImages]:
+def decoded(tmp_path: Path) -> DecodedImages:
     cats_and_dogs(tmp_path, each=4)
-    with closing(DecodedImages(tmp_path, PATHS, SIX)) as images:
-        yield images
+    return DecodedImages(tmp_path, PATHS, SIX)
 
 
 def read(samples: Samples, *indices: int) -> np.ndarray:
@@ -51,47 +47,8 @@ def test_images_are_decoded_when_they_are_read(decoded: DecodedImages, tmp_path:
     assert (len(decoded), decoded.shape, decoded.dtype) == (4, (6, 6, 3), np.uint8)
 
 
-def test_what_is_expected_is_decoded_in_the_background_once(
-    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alone = read(decoded, 0, 1)
-    threads: list[str] = []
-    true_input_of = ImagePreprocessing.input_of
-    begun, may_go_on = threading.Event(), threading.Event()
-
-    def input_of(self: ImagePreprocessing, path: Path) -> np.ndarray:
-        threads.append(threading.current_thread().name)
-        begun.set()
-        assert may_go_on.wait(60)
-        return true_input_of(self, path)
-
-    monkeypatch.setattr(ImagePreprocessing, "input_of", input_of)
-    decoded.prefetch(np.array([0, 1]))
-    assert begun.wait(60)
-    may_go_on.set()
-    np.testing.assert_array_equal(read(decoded, 0, 1), alone)
-    assert len(threads) == 2
-    assert threads[0].startswith("decoder")
-
-
-def test_augmented_images_are_decoded_in_the_background_too(
-    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[list[int]] = []
-    monkeypatch.setattr(decoded, "prefetch", lambda indices: told.append(indices.tolist()))
-    AugmentedImages(decoded, Augmentation()).prefetch(np.array([2]))
-    assert told == [[2]]
-
-
-def test_what_is_expected_no_more_is_let_go(decoded: DecodedImages) -> None:
-    decoded.prefetch(np.array([0, 1, 2]))
-    decoded.prefetch(np.array([2, 3]))
-    np.testing.assert_array_equal(read(decoded, 3, 2, 0), read(decoded, 3, 2, 0))
-
-
 def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
     (tmp_path / PATHS[2]).write_bytes(b"no more")
-    decoded.prefetch(np.array([2]))
     with pytest.raises(DatasetError, match=naming("cat/02.png")):
         read(decoded, 2)
 

@@ -138,31 +138,6 @@ def test_training_sees_the_variants_of_its_epoch_and_evaluation_the_samples(
     assert Evaluator(model, augmented)(weights).loss == Evaluator(model, digits)(weights).loss
 
 
-class ToldBefore(BrighterByEpoch):
-    """The digits, which remember what they were told to expect."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        super().__init__(images)
-        self.expected: list[list[int]] = []
-
-    def prefetch(self, indices: SampleIndices) -> None:
-        self.expected.append(indices.tolist())
-
-
-def test_the_next_minibatch_is_expected_while_one_is_computed(
-    loaded: LoadedRecipe, digits: Dataset
-) -> None:
-    train, test = ToldBefore(digits.train_inputs), ToldBefore(digits.test_inputs)
-    dataset = replace(digits, train_inputs=train, test_inputs=test)
-    step = TrainingStep(loaded.recipe.model, dataset, seed=5)
-    weights, order = loaded.recipe.initial_weights(0), epoch_order(5, 3, len(train)).tolist()
-    step(weights, Minibatch(3, 100, 132))
-    step(weights, Minibatch(3, len(train) - 32, len(train)))
-    assert train.expected == [order[132:164], []]
-    Evaluator(loaded.recipe.model, dataset)(weights)
-    assert test.expected == [list(range(256, 360)), []]
-
-
 def test_numbers_of_any_shape_are_predicted_from_inputs_of_any_dtype() -> None:
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(64, 3))
