@@ -15,9 +15,10 @@ from dist_net.export.formats import FORMATS, format_of
 from dist_net.nets.architecture import OnnxArchitecture
 from dist_net.nets.foreign_onnx import (
     ABSOLUTE_TOLERANCE,
-    RELATIVE_TOLERANCE,
+    ONNX,
     ForeignModel,
     open_session,
+    outputs_by_name,
     prepared_bytes,
     random_rows,
 )
@@ -26,6 +27,8 @@ from dist_net.nets.sources import FoundModel
 NUMPY = "numpy"
 ONNXRUNTIME = "onnxruntime"
 ENGINES = NUMPY, ONNXRUNTIME
+
+RELATIVE_TOLERANCE = 1e-3
 
 
 def computed_by(found: FoundModel, engine: str) -> FoundModel:
@@ -41,23 +44,25 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     format = format_of(Path("model.onnx"), None, takes_images=False)
     prepared = prepared_bytes(FORMATS[format](exported))
     model = ForeignModel(*found.specs, is_batched=True)
-    inputs = random_rows(model.inputs[0], np.random.default_rng(0))
-    with closing(open_session(found.model, found.prepared)) as own:
-        expected = own(inputs)
-    with closing(open_session(model, prepared)) as other:
-        outputs = other(inputs)
-    if not np.allclose(outputs, expected, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE):
-        raise EngineMismatchError(
-            f"the outputs of ONNX Runtime differ by {np.abs(outputs - expected).max():.3g}; "
-            f"expected at most {ABSOLUTE_TOLERANCE:g}, and {RELATIVE_TOLERANCE:g} of a number: "
-            f"use --engine {NUMPY}"
-        )
+    (_, specs), inputs, computed = found.specs, random_rows(model.inputs), []
+    for each, arrays in (found.model, found.prepared), (model, prepared):
+        with closing(open_session(each, arrays)) as session:
+            computed.append(outputs_by_name(each, session, inputs, specs))
+    own, other = computed
+    for name, expected in own.items():
+        outputs = other[name].reshape(expected.shape, copy=False)
+        if not np.allclose(outputs, expected, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE):
+            raise EngineMismatchError(
+                f"{name} of ONNX Runtime differs by {np.abs(outputs - expected).max():.3g}; "
+                f"expected at most {ABSOLUTE_TOLERANCE:g}, and {RELATIVE_TOLERANCE:g} of a number: "
+                f"use --engine {NUMPY}"
+            )
     return replace(
         found,
         model=model,
         architecture=OnnxArchitecture(),
         prepared=prepared,
-        key=sha256(prepared["onnx"].data).hexdigest(),
+        key=sha256(prepared[ONNX].data).hexdigest(),
         file=None,
         fitting=exported.fitting or found.fitting,
     )

@@ -8,20 +8,17 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
-from dist_net.data.samples import records
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
 from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
 from dist_net.nets.architecture import OnnxArchitecture
-from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session
-from dist_net.nets.tensor_specs import INPUT, Tensors, from_bytes, to_bytes
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
+from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
@@ -216,15 +213,7 @@ class ServedNetwork:
 
     def _run(self, inputs: Tensors) -> Tensors:
         """Run the net on a batch, and return its outputs by name. Raise TensorInputError."""
-        if isinstance(self._session, OnnxSession):
-            return self._session.run(inputs)
-        assert isinstance(self._model, Model)
-        model, outputs = self._model, self.description.outputs
-        is_record = model.input_dtype.names is not None
-        rows = records(**inputs).astype(model.input_dtype) if is_record else inputs[INPUT]
-        computed: NDArray[Any] = self._session(rows)
-        is_record = model.output_dtype.names is not None
-        return {each.name: computed[each.name] if is_record else computed for each in outputs}
+        return outputs_by_name(self._model, self._session, inputs, self.description.outputs)
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
         """Return each image as a row for the model."""
