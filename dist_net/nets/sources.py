@@ -136,6 +136,11 @@ class FoundModel:
         return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
 
     @property
+    def is_batched(self) -> bool:
+        """Whether rows are computed independently."""
+        return not isinstance(self.model, ForeignModel) or self.model.is_batched
+
+    @property
     def own_model(self) -> Model:
         """The model of dist_net. Raise ExportError for an ONNX file."""
         if isinstance(self.model, ForeignModel):

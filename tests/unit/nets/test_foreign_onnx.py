@@ -197,19 +197,46 @@ def test_labels_need_an_output_of_as_many_numbers(tmp_path: Path) -> None:
         read(classifier(["N", 3, 4, 4]), tmp_path, ("a", "b"))
 
 
-@pytest.mark.skipif(find_spec("magika") is None, reason="needs the package magika")
-def test_a_published_model_computes_rows_whatever_their_batch() -> None:
-    found_spec = find_spec("magika")
-    assert found_spec is not None
-    assert found_spec.origin is not None
-    (path,) = Path(found_spec.origin).parent.glob("models/*/model.onnx")
-    found = OnnxFile(path, None, PixelOptions()).read()
-    assert found.model.is_batched
+def published(package: str, file: str) -> FoundModel:
+    """The model in a file that others have published in a package, which is not imported."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"needs the package {package}")
+    (path,) = Path(found.origin).parent.glob(file)
+    return OnnxFile(path, None, PixelOptions()).read()
+
+
+def test_a_published_classifier_computes_rows_whatever_their_batch() -> None:
+    found = published("magika", "models/*/model.onnx")
+    assert found.is_batched
     text = b"def main():\n    return 1\n" * 40
     row = np.frombuffer(text.ljust(2048), np.uint8)[:2048].astype(np.int32)
     outputs = session(found)(np.stack([row] * 3))
     assert outputs.shape == (3, found.model.classes)
     assert outputs.sum(1) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("file", "shape"),
+    [("*_det_*", (2, 1, 64, 96)), ("*_rec_*", (2, 12, 6625)), ("*_cls_*", (2, 2))],
+)
+def test_published_models_of_images_have_any_size(file: str, shape: tuple[int, ...]) -> None:
+    found = published("rapidocr_onnxruntime", f"models/{file}.onnx")
+    assert not found.is_batched
+    height = 64 if file == "*_det_*" else 48
+    outputs = session(found)(np.zeros((2, 3, height, 96), np.float32))
+    assert outputs.shape == shape
+
+
+def test_a_published_model_keeps_its_state_outside() -> None:
+    opened = session(published("silero_vad", "data/silero_vad_16k_op15.onnx"))
+    state = np.zeros((2, 1, 128), np.float32)
+    for _ in range(2):
+        inputs = {"input": np.zeros((1, 576), np.float32), "state": state, "sr": np.array(16_000)}
+        outputs = opened.predict(inputs)
+        assert 0 <= outputs["output"].item() < 0.5  # of silence
+        assert not np.array_equal(outputs["stateN"], state)
+        state = outputs["stateN"]
 
 
 def test_a_base_is_layers_of_any_batch_size(tmp_path: Path) -> None:
