@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
@@ -174,34 +175,30 @@ class ServedNetwork:
 
     def _computed(self, inputs: Sequence[Tensors], is_image: bool) -> list[tuple[Status, Payload]]:
         """Return the result of each request, computed together if the model is batched."""
-        description = self.description
-        is_alone = len(inputs) == 1
-        if not (is_alone or description.is_batched):
-            return [result for each in inputs for result in self._computed([each], is_image)]
-        together = inputs[0]
-        if not is_alone:
-            together = {name: np.concatenate([each[name] for each in inputs]) for name in together}
+        if len(inputs) > 1 and self.description.is_batched:
+            names = list(inputs[0])
+            stops = np.cumsum([len(each[names[0]]) for each in inputs])[:-1]
+            together = {name: np.concatenate([each[name] for each in inputs]) for name in names}
+            with suppress(TensorInputError):  # of one request, which fails below
+                outputs = self._outputs(together)
+                parts = zip(*(np.split(each, stops) for each in outputs.values()), strict=True)
+                own = (dict(zip(outputs, part, strict=True)) for part in parts)
+                return [self._result(each, is_image) for each in own]
+        return [self._alone(each, is_image) for each in inputs]
+
+    def _alone(self, inputs: Tensors, is_image: bool) -> tuple[Status, Payload]:
         try:
-            outputs = self._outputs(together)
+            return self._result(self._outputs(inputs), is_image)
         except TensorInputError as error:
-            if is_alone:
-                return [(Status.BAD_INPUT, str(error).encode())]
-            return [result for each in inputs for result in self._computed([each], is_image)]
-        results: list[tuple[Status, Payload]] = []
-        start = 0
-        for each in inputs:
-            own = outputs
-            if not is_alone:
-                stop = start + len(next(iter(each.values())))
-                own = {name: array[start:stop] for name, array in outputs.items()}
-                start = stop
-            if is_image and not all(np.isfinite(array).all() for array in own.values()):
-                results.append((Status.BAD_INPUT, NOT_FINITE))
-            else:
-                payload = to_bytes(own, description.outputs, description.is_batched)
-                is_small = len(payload) <= MAX_ANSWER_BYTES
-                results.append((Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE))
-        return results
+            return Status.BAD_INPUT, str(error).encode()
+
+    def _result(self, outputs: Tensors, is_image: bool) -> tuple[Status, Payload]:
+        """Return the result of one request."""
+        if is_image and not all(np.isfinite(array).all() for array in outputs.values()):
+            return Status.BAD_INPUT, NOT_FINITE
+        payload = to_bytes(outputs, self.description.outputs, self.description.is_batched)
+        is_small = len(payload) <= MAX_ANSWER_BYTES
+        return (Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE)
 
     def _outputs(self, inputs: Tensors) -> Tensors:
         """Return the outputs of a batch by name, probabilities for logits; see ``_run``."""
