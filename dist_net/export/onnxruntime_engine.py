@@ -17,9 +17,10 @@ from dist_net.nets.foreign_onnx import (
     ABSOLUTE_TOLERANCE,
     ONNX,
     ForeignModel,
+    checked_model,
     open_session,
     outputs_by_name,
-    prepared_bytes,
+    package,
     random_rows,
 )
 from dist_net.nets.sources import FoundModel
@@ -41,25 +42,23 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     if engine == NUMPY or isinstance(found.model, ForeignModel):
         return found
     exported = ExportedModel(found.recipe, found, found.weights())
-    format = format_of(Path("model.onnx"), None, takes_images=False)
-    prepared = prepared_bytes(FORMATS[format](exported))
-    model = ForeignModel(*found.specs, is_batched=True)
-    (_, specs), inputs, computed = found.specs, random_rows(model.inputs), []
-    for each, arrays in (found.model, found.prepared), (model, prepared):
-        with closing(open_session(each, arrays)) as session:
-            computed.append(outputs_by_name(each, session, inputs, specs))
-    own, other = computed
-    for name, expected in own.items():
-        outputs = other[name].reshape(expected.shape, copy=False)
-        if not np.allclose(outputs, expected, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE):
-            raise EngineMismatchError(
-                f"{name} of ONNX Runtime differs by {np.abs(outputs - expected).max():.3g}; "
-                f"expected at most {ABSOLUTE_TOLERANCE:g}, and {RELATIVE_TOLERANCE:g} of a number: "
-                f"use --engine {NUMPY}"
-            )
+    path = Path("model.onnx")
+    content = FORMATS[format_of(path, None, takes_images=False)](exported)
+    _, prepared, outputs = checked_model(package("onnx").load_from_string(content), path)
+    inputs, names = found.specs
+    with closing(open_session(found.model, found.prepared)) as session:
+        expected = outputs_by_name(found.model, session, random_rows(inputs), names)
+    pairs = zip(outputs.values(), expected.values(), strict=False)
+    is_equal = all(np.allclose(*pair, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE) for pair in pairs)
+    if len(outputs) < len(expected) or not is_equal:
+        raise EngineMismatchError(
+            f"the outputs of ONNX Runtime, {[*outputs]}, differ from {[*expected]}; expected at "
+            f"most {ABSOLUTE_TOLERANCE:g} plus {RELATIVE_TOLERANCE:g} of a number: use --engine "
+            f"{NUMPY}"
+        )
     return replace(
         found,
-        model=model,
+        model=ForeignModel(inputs, names, is_batched=True),
         architecture=OnnxArchitecture(),
         prepared=prepared,
         key=sha256(prepared[ONNX].data).hexdigest(),

@@ -343,8 +343,8 @@ class OnnxFile:
         model, prepared, outputs = checked_model(proto, self._path)
         if names and not outputs:
             raise ForeignModelError(
-                f"{self._path} has labels, and does not compute rows independently; expected a free "
-                f"first axis alone: export Darknet's nets without --preprocessing"
+                f"{self._path} has labels, and does not compute rows independently; expected a "
+                f"free first axis alone: export Darknet's nets without --preprocessing"
             )
         # Probabilities are recognised by their sum.
         sums = [np.abs(each).sum(-1) for each in outputs.values()]
