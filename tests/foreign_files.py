@@ -61,6 +61,14 @@ def centred() -> ModelProto:
     return graph(nodes, *both, axes=np.array([0]))
 
 
+def quotient() -> ModelProto:
+    """One int32 divided by another. -2**31 / -1 is a signal that ends the process, on x86-64."""
+    kind = TensorProto.INT32
+    inputs = [tensor("dividend", [1], kind), tensor("divisor", [1], kind)]
+    nodes = [helper.make_node("Div", ["dividend", "divisor"], ["quotient"])]
+    return graph(nodes, inputs, [tensor("quotient", [1], kind)])
+
+
 def square_ones() -> ModelProto:
     """The sum of a square of ones; the input is its side."""
     nodes = [

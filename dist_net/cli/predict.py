@@ -131,6 +131,12 @@ def answer_row(image: str, answer: ClassifiedImage, unknown_below: float) -> lis
 
 def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
     """Print the outputs of every row, or write them to a file; return the exit code."""
+    ends = [", ".join(each.name for each in specs) for specs in found.specs]
+    if not found.is_batched or any(len(specs) > 1 for specs in found.specs):
+        raise ModelSourceError(
+            f"{arguments.model} computes {ends[1]} from {ends[0]}; expected one input and one "
+            f"output of rows, or in Python: dist_net.load(FILE).predict(INPUTS)"
+        )
     rows = {file: read_rows(Path(file), found.model) for file in files}
     options = available_cores(), sum(map(len, rows.values())) >= MIN_COMPILED  # for all files alike
     outputs = {file: outputs_for(found, each, *options) for file, each in rows.items()}

@@ -36,11 +36,17 @@ class ExportedModel:
     @property
     def metadata(self) -> dict[str, str]:
         """Properties for programs that use the file; the labels are JSON."""
-        found = self.found
+        found, fitting, size = self.found, self.fitting, ""
+        if self.takes_images:
+            sides = found.model.input_shape[:2]
+            if fitting == "imagenet":  # of which the graph takes the middle seven eighths
+                fitting, sides = "crop", tuple(8 * side // 7 for side in sides)
+            size = "x".join(map(str, sides))
         known = {
             "model": self.name,
             "recipe": found.recipe,
-            "fitting": self.fitting,
+            "fitting": fitting,
+            "size": size,
             "labels": json.dumps(found.labels, ensure_ascii=False) if found.labels else "",
             "unknown_below": str(found.unknown_below or ""),
             "dist_net": release(),

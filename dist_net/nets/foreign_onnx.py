@@ -1,4 +1,4 @@
-"""Foreign models: ONNX files, checked as data, and computed by ONNX Runtime.
+"""Foreign models: ONNX files, read as data, computed by ONNX Runtime, and the base of nets.
 
 Nothing is imported from the extra ``onnxruntime`` before it is used. A file becomes one array of
 bytes with everything that it needs, which is sent and mapped like prepared weights.
@@ -6,10 +6,10 @@ bytes with everything that it needs, which is sent and mapped like prepared weig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,33 +17,34 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Shape
+from dist_net.autodiff import Expression
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import SharedOperation, apply
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.data.samples import records
 from dist_net.errors import (
     DistNetError,
     ForeignModelError,
     MissingExtraError,
     TensorInputError,
 )
-from dist_net.nets.tensor_specs import DATATYPES, Specs, Tensors, TensorSpec
-from dist_net.nn import Model
+from dist_net.nets.tensor_specs import DATATYPES, INPUT, TYPE_CODES, Specs, Tensors, TensorSpec
+from dist_net.nn import Model, Scope, zeros
 from dist_net.nn.inference import Inference, Prepared
+from dist_net.vector import Vector
 
 ONNX = "onnx"
 """The name of the array that holds a file's bytes, among the prepared arrays of a model."""
 
-MAX_FILE_BYTES = 2**31 - 1  # of a message of protobuf, with the external data
+MAX_FILE_BYTES = 2**31 - 1  # of a message of protobuf
 MAX_TENSOR_BYTES = 4 << 30
 """The maximum memory of all tensors of all foreign models in a process."""
-MIN_OPSET = 7
-STANDARD = "", "ai.onnx"
-BUILT_IN = "ai.onnx.ml", "com.microsoft"
-"""Further domains of operators that ONNX Runtime contains."""
 
-PROBED_ROWS = 3
+TRIAL_ROWS = 3
 MAX_ROUNDING = 0.05  # of the difference between rows
+ABSOLUTE_TOLERANCE = 1e-4
+"""The difference between outputs that rounding may cause."""
 MAX_REASON = 500  # characters of an error of ONNX Runtime
-RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
-"""The allowed difference between the outputs of two engines."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class ForeignModel:
     inputs: Specs
     outputs: Specs
     is_batched: bool
+
+    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> ForeignModel:
+        """Return the model with its shapes changed by a function."""
+        inputs, outputs = (
+            tuple(each._replace(shape=changed(each.shape)) for each in specs)
+            for specs in (self.inputs, self.outputs)
+        )
+        return ForeignModel(inputs, outputs, is_batched)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -70,14 +79,6 @@ class ForeignModel:
         """The number of outputs of a row; 0 if it depends on the input."""
         sizes = self.outputs[0].shape
         return int(np.prod(sizes)) if self.is_batched else 0
-
-    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> ForeignModel:
-        """Return the model with its shapes changed by a function."""
-        inputs, outputs = (
-            tuple(each._replace(shape=changed(each.shape)) for each in specs)
-            for specs in (self.inputs, self.outputs)
-        )
-        return ForeignModel(inputs, outputs, is_batched)
 
 
 class OnnxSession:
@@ -99,16 +100,20 @@ class OnnxSession:
             self._session = runtime.InferenceSession(
                 prepared[ONNX].tobytes(), options, ["CPUExecutionProvider"]
             )
-        self._names = [each.name for each in self._session.get_outputs()]
 
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Return the outputs by name. Raise TensorInputError if the inputs do not fit the model."""
+    def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
+        """Return the outputs by name, of the inputs by name, or of the only input.
+
+        Raise TensorInputError if the inputs do not fit the model.
+        """
+        if not isinstance(inputs, Mapping):
+            inputs = {self.model.inputs[0].name: inputs}
         dtypes = {each.name: each.dtype for each in self.model.inputs}
         feeds = {
-            name: np.require(array, dtypes.get(name), ["C", "A"]) for name, array in tensors.items()
+            name: np.require(array, dtypes.get(name), ["C", "A"]) for name, array in inputs.items()
         }
         with _translating(TensorInputError, "the model refuses the input"):
-            found = self._session.run(self._names, feeds)
+            found = self._session.run(None, feeds)
         return {
             each.name: np.asarray(array, each.dtype)
             for each, array in zip(self.model.outputs, found, strict=True)
@@ -117,12 +122,6 @@ class OnnxSession:
     def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the output of a model with one input and one output, as ``Inference`` does."""
         return self.predict(inputs)[self.model.outputs[0].name]
-
-    def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
-        """Return the outputs by name, of the inputs by name, or of the only input."""
-        if isinstance(inputs, Mapping):
-            return self.run(inputs)
-        return self.run({self.model.inputs[0].name: inputs})
 
     def rebound(self, prepared: Prepared) -> None:
         """Return None: sessions of other weights share nothing."""
@@ -149,103 +148,45 @@ def open_session(
     return Inference(model, prepared, threads, batch_size, reproducible, compiled)
 
 
+def outputs_by_name(
+    model: Model | ForeignModel, session: Inference | OnnxSession, inputs: Tensors, outputs: Specs
+) -> Tensors:
+    """Return the outputs of a session of ``model``, named by ``outputs``.
+
+    Raise TensorInputError if an ONNX file refuses the inputs.
+    """
+    if isinstance(session, OnnxSession):
+        return session.predict(inputs)
+    is_record = model.input_dtype.names is not None
+    computed: NDArray[Any] = session(
+        records(**inputs).astype(model.input_dtype) if is_record else inputs[INPUT]
+    )
+    is_record = computed.dtype.names is not None
+    return {each.name: computed[each.name] if is_record else computed for each in outputs}
+
+
 class PixelOptions(NamedTuple):
     """How images become the input of a foreign model: (pixels - mean) / scale, after fitting.
 
-    Texts, as a user writes them: ``mean`` and ``scale`` of one number or of one for each channel,
-    divided by "/"; ``size`` is HEIGHTxWIDTH, for inputs of any size.
+    Texts, as a user or the file's metadata states them: ``mean`` and ``scale`` of one number or of
+    one for each channel, divided by "/"; ``size`` is HEIGHTxWIDTH, for inputs of any size.
     """
 
     fitting: str = ""
-    mean: str = "0"
-    scale: str = "1"
+    mean: str = ""
+    scale: str = ""
     size: str = ""
-
-    def numbers(self, name: str, separator: str = "/") -> NDArray[np.float32]:
-        """Return the numbers of an option. Raise ForeignModelError."""
-        text = getattr(self, name)
-        try:
-            return np.array(text.split(separator), np.float32)
-        except ValueError as error:
-            raise ForeignModelError(
-                f"{name}={text!r}: expected numbers divided by {separator!r}"
-            ) from error
 
 
 def read_proto(path: Path) -> Any:
-    """Return the ModelProto in a file, with its external data; see ``checked_proto``."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ForeignModelError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes")
-        return checked_proto(path.read_bytes(), path)
-    except OSError as error:
-        raise ForeignModelError(f"{path}: {error.strerror}; expected an ONNX file") from error
+    """Return the ModelProto in a file, with its external data from beside the file.
 
-
-def checked_proto(content: bytes, path: Path, has_data_beside: bool = True) -> Any:
-    """Return the ModelProto in ``content``, with external data from beside ``path``, if any.
-
-    Raise ForeignModelError for damaged content, unknown operators, and other external data.
+    Raise ForeignModelError for a damaged file and for external data elsewhere.
     """
-    onnx, decode_error = package("onnx"), import_module("google.protobuf.message").DecodeError
-    try:
-        proto = onnx.ModelProto.FromString(content)
-    except decode_error as error:
-        raise ForeignModelError(f"{path} is no ONNX file, or a damaged one: {error}") from error
-    newest = onnx.defs.onnx_opset_version()
-    for each in proto.opset_import:
-        if each.domain in STANDARD and not MIN_OPSET <= each.version <= newest:
-            raise ForeignModelError(
-                f"{path} has opset {each.version}; expected {MIN_OPSET} to {newest}: export it "
-                f"again for one of these"
-            )
-    domains = {*STANDARD, *BUILT_IN, *(each.domain for each in proto.functions)}
-    budget = MAX_FILE_BYTES - len(content) if has_data_beside else 0
-    for each in _messages(proto):
-        if isinstance(each, onnx.NodeProto):
-            is_unknown = each.domain in STANDARD and not onnx.defs.has(each.op_type)
-            if is_unknown or each.domain not in domains:
-                raise ForeignModelError(
-                    f"{path} has the operator {each.op_type!r:.80} of {each.domain!r:.80}; "
-                    f"expected operators that ONNX Runtime has built in"
-                )
-        elif isinstance(each, onnx.TensorProto) and each.data_location == each.EXTERNAL:
-            budget -= _embed(each, path, budget)
-    return proto
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """Yield a message of protobuf and every message inside it."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for each in [value] if hasattr(value, "ListFields") else value:
-                yield from _messages(each)
-
-
-def _embed(tensor: Any, path: Path, budget: int) -> int:
-    """Replace a reference to external data by the data; return the number of bytes."""
-    entries = {each.key: each.value for each in tensor.external_data}
-    location = entries.get("location", "")
-    file = path.parent / location
-    has_name = bool(location) and file.name == location
-    size = file.stat().st_size if has_name and file.is_file() else -1
-    try:
-        offset = int(entries.get("offset", 0))
-        length = int(entries.get("length", size - offset))
-    except ValueError:
-        offset = length = -1
-    if not (0 <= offset <= offset + length <= size and length <= budget):
-        raise ForeignModelError(
-            f"{path} refers to external data, {str(entries)[:200]}; expected a part of a file "
-            f"beside it, and at most {MAX_FILE_BYTES:,} bytes in total"
-        )
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        tensor.raw_data = opened.read(length)
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")
-    return length
+    with _translating(ForeignModelError, f"{path} is not a complete ONNX file"):
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"expected at most {MAX_FILE_BYTES:,} bytes")
+        return package("onnx").load(path, format="protobuf")
 
 
 def interface_of(proto: Any, path: Path) -> ForeignModel:
@@ -283,55 +224,58 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(size if size > 0 else -1 for size in sizes)
 
 
-def probed(model: ForeignModel, prepared: Prepared) -> tuple[ForeignModel, NDArray[Any] | None]:
-    """Return the model, and the first output of random rows, once ONNX Runtime accepts the file.
+def checked_model(proto: Any, path: Path) -> tuple[ForeignModel, Prepared, Tensors]:
+    """Return the model, its prepared arrays, and its outputs for a few random rows.
 
-    If a row has other outputs in a batch, the model is not batched, and no rows are returned.
+    If a row has other outputs alone than in a batch, the model is not batched, and there are no
+    outputs. Raise ForeignModelError if ONNX Runtime refuses the file.
     """
+    with _translating(ForeignModelError, f"{path} is too large"):
+        prepared = prepared_bytes(proto.SerializeToString())
+    model = interface_of(proto, path)
     session = OnnxSession(model, prepared)
-    if not model.is_batched:
-        return model, None
-    generator = np.random.default_rng(0)
-    rows = {each.name: random_rows(each, generator) for each in model.inputs}
-    one_by_one = [
-        {name: array[row : row + 1] for name, array in rows.items()} for row in range(PROBED_ROWS)
-    ]
-    try:
-        together, alone = session.run(rows), [session.run(each) for each in one_by_one]
-        is_batched = all(
-            _are_independent(together[name], np.concatenate([each[name] for each in alone]))
-            for name in together
-        )
-    except (TensorInputError, ValueError):  # other shapes than the file states
-        is_batched = False
-    if is_batched:
-        return model, together[model.outputs[0].name]
-    return model.with_shapes(lambda shape: (-1, *shape), is_batched=False), None
+    outputs = _independent_outputs(session) if model.is_batched else {}
+    if model.is_batched and not outputs:
+        model = model.with_shapes(lambda shape: (-1, *shape), is_batched=False)
+    return model, prepared, outputs
 
 
-def _are_independent(together: NDArray[Any], alone: NDArray[Any]) -> bool:
-    """Return whether a batch changes the outputs of its rows by rounding alone.
+def _independent_outputs(session: OnnxSession) -> Tensors:
+    """Return the outputs of random rows; none if the middle row has other outputs alone.
 
     Rounding may move a probability by 0.005 (the model of the package ``magika``); rows that depend
     on each other differ as much as other rows do.
     """
-    if together.shape != alone.shape:
-        return False
-    numbers = alone.astype(np.float64)
-    allowed = ABSOLUTE_TOLERANCE + MAX_ROUNDING * np.ptp(numbers, axis=0).max(initial=0)
-    return bool((np.abs(together - numbers) <= allowed).all())
+    rows = random_rows(session.model.inputs)
+    try:
+        together = session.predict(rows)
+        alone = session.predict({name: array[1:2] for name, array in rows.items()})
+    except TensorInputError:  # other shapes than the file states
+        return {}
+    for name, _, shape in session.model.outputs:
+        outputs, expected = together[name].astype(np.float64), alone[name]
+        if (outputs.shape, expected.shape) != ((TRIAL_ROWS, *shape), (1, *shape)):
+            return {}
+        rounding = ABSOLUTE_TOLERANCE + MAX_ROUNDING * np.ptp(outputs, axis=0).max(initial=0)
+        if (np.abs(outputs[1:2] - expected) > rounding).any():
+            return {}
+    return together
 
 
-def random_rows(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+def random_rows(specs: Specs) -> Tensors:
     """Return rows for a trial: normal numbers, pixels for uint8, zeros and ones otherwise."""
-    shape = PROBED_ROWS, *spec.shape
-    if spec.dtype.kind == "f":
-        return generator.standard_normal(shape).astype(spec.dtype)
-    return generator.integers(256 if spec.datatype == "UINT8" else 2, size=shape).astype(spec.dtype)
+    generator, rows = np.random.default_rng(0), {}
+    for name, datatype, sizes in specs:
+        shape = TRIAL_ROWS, *sizes
+        numbers: NDArray[Any] = generator.integers(256 if datatype == "UINT8" else 2, size=shape)
+        if datatype.startswith("FP"):
+            numbers = generator.normal(size=shape)
+        rows[name] = numbers.astype(TYPE_CODES[datatype])
+    return rows
 
 
 def keep_classes(proto: Any, classes: int, path: Path) -> None:
-    """Keep only the output of ``classes`` numbers, which are probabilities or logits."""
+    """Remove all outputs but that of ``classes`` numbers, which are probabilities or logits."""
     outputs = proto.graph.output
     found = [each for each in outputs if _sizes(each)[1:] == (classes,)]
     if len(found) != 1:
@@ -348,40 +292,39 @@ def accept_pixels(proto: Any, pixels: PixelOptions) -> None:
 
     Raise ForeignModelError if ``pixels`` do not fit it.
     """
-    inputs = _inputs(proto)
-    count, *sizes = _sizes(inputs[0]) or (1,)
-    if len(inputs) > 1 or count != -1 or len(sizes) != 3 or not {sizes[0], sizes[2]} & {1, 3}:
+    image, *others = _inputs(proto)
+    count, *sizes = _sizes(image) or (1,)
+    if others or count != -1 or len(sizes) != 3 or not {sizes[0], sizes[2]} & {1, 3}:
         return
     is_first = sizes[0] in (1, 3)
     channels = sizes.pop(0 if is_first else 2)
-    sides = pixels.numbers("size", "x").astype(int).tolist() if pixels.size else sizes
-    mean, scale = pixels.numbers("mean"), pixels.numbers("scale")
-    is_right = {len(mean), len(scale)} <= {1, channels} and scale.all()
-    if not (is_right and len(sides) == 2 and min(sides) > 0):
-        raise ForeignModelError(
-            f"{pixels} for images of {[*sizes, channels]}; expected mean and scale of one number "
-            f"or {channels}, no scale of 0, and size=HEIGHTxWIDTH for images of any size"
-        )
-    onnx, name = package("onnx"), inputs[0].name
-    for suffix, array in ("mean", mean), ("scale", scale):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}/{suffix}"))
-    element_type = inputs[0].type.tensor_type.elem_type
-    steps: list[tuple[str, list[str], dict[str, Any]]] = [
-        ("Cast", [], {"to": onnx.TensorProto.FLOAT}),
-        ("Sub", [f"{name}/mean"], {}),
-        ("Div", [f"{name}/scale"], {}),
-        ("Transpose", [], {"perm": [0, 3, 1, 2] if is_first else [0, 1, 2, 3]}),
-        ("Cast", [], {"to": element_type}),
+    with _translating(ForeignModelError, f"{pixels} for images of {[*sizes, channels]}"):
+        sides = [int(side) for side in pixels.size.split("x")] if pixels.size else sizes
+        mean = np.array((pixels.mean or "0").split("/"), np.float32)
+        scale = np.array((pixels.scale or "1").split("/"), np.float32)
+        is_right = {len(mean), len(scale)} <= {1, channels} and scale.all()
+        if not (is_right and len(sides) == 2 and min(sides) > 0):
+            raise ValueError(
+                f"expected mean and scale of one number or {channels}, no scale of 0, and "
+                f"size=HEIGHTxWIDTH for images of any size"
+            )
+    onnx, graph = package("onnx"), proto.graph
+    node, array, name = onnx.helper.make_node, onnx.numpy_helper.from_array, image.name
+    pixel, number, centred, scaled, turned = (f"{name}/{place}" for place in range(5))
+    steps = [
+        node("Cast", [pixel], [number], to=onnx.TensorProto.FLOAT),
+        node("Sub", [number, f"{name}/mean"], [centred]),
+        node("Div", [centred, f"{name}/scale"], [scaled]),
+        node("Transpose", [scaled], [turned], perm=[0, 3, 1, 2] if is_first else [0, 1, 2, 3]),
+        node("Cast", [turned], [name], to=image.type.tensor_type.elem_type),
+        *graph.node,
     ]
-    values = [f"{name}/pixels", *(f"{name}/{place}" for place in range(4)), name]
-    for place, (operator, others, attributes) in enumerate(steps):
-        ends = [values[place], *others], [values[place + 1]]
-        proto.graph.node.insert(place, onnx.helper.make_node(operator, *ends, **attributes))
-    proto.graph.input.remove(inputs[0])
-    shape = ["N", *sides, channels]
-    proto.graph.input.append(
-        onnx.helper.make_tensor_value_info(values[0], onnx.TensorProto.UINT8, shape)
-    )
+    del graph.node[:]
+    graph.node.extend(steps)
+    graph.initializer.extend([array(mean, f"{name}/mean"), array(scale, f"{name}/scale")])
+    shape = "N", *sides, channels
+    graph.input.remove(image)
+    graph.input.append(onnx.helper.make_tensor_value_info(pixel, onnx.TensorProto.UINT8, shape))
 
 
 def prepared_bytes(content: bytes) -> Prepared:
@@ -411,15 +354,88 @@ def _bound_memory() -> None:
 
 @contextmanager
 def _translating(error_class: type[DistNetError], what: str) -> Iterator[None]:
-    """Translate the errors of ONNX Runtime, which have no common base class."""
+    """Translate the errors of ``onnx`` and ONNX Runtime, which have no common base class."""
     try:
         yield
-    except _runtime_errors() as error:
+    except _foreign_errors() as error:
         raise error_class(f"{what}: {str(error)[:MAX_REASON]}") from error
 
 
 @cache
-def _runtime_errors() -> tuple[type[Exception], ...]:
+def _foreign_errors() -> tuple[type[Exception], ...]:
     state = vars(import_module("onnxruntime.capi.onnxruntime_pybind11_state")).values()
     own = (each for each in state if isinstance(each, type) and issubclass(each, Exception))
-    return RuntimeError, ValueError, *own
+    of_file = (
+        import_module("google.protobuf.message").Error,
+        package("onnx").checker.ValidationError,
+    )
+    return OSError, RuntimeError, ValueError, *of_file, *own
+
+
+@dataclass(frozen=True)
+class OnnxFeatures:
+    """Pixels, (N, H, W, C) uint8, to features, (N, features), by a file of ``size`` bytes.
+
+    The file is a buffer of the net, so that checkpoints, prepared arrays and workers on other hosts
+    contain it: two bytes to a number, since every float32 of a checkpoint must be finite.
+    """
+
+    size: int
+    features: int
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        file = scope.buffer("file", (-(-self.size // 2),), zeros, momentum=0.0)
+        return apply(OnnxOperation(self.size, self.features), x, file)
+
+
+@dataclass(frozen=True)
+class OnnxOperation(SharedOperation):
+    """The outputs of an ONNX file, its second input, for the first. It has no VJP."""
+
+    size: int
+    features: int
+    reads_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return (inputs[0].shape[0], self.features), np.dtype(np.float32)
+
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+        images, file = inputs
+        session = _session_of(file.astype("<u2").tobytes()[: self.size], pool.threads)
+
+        def compute() -> None:
+            out[...] = session(images).reshape(out.shape, copy=False)
+
+        return compute
+
+
+@lru_cache(maxsize=2)
+def _session_of(content: bytes, threads: int) -> OnnxSession:
+    """Return the session of a base's content, shared by the plans of all batch sizes."""
+    with _translating(ForeignModelError, "the base of the run is not a complete ONNX file"):
+        onnx = package("onnx")
+        proto = onnx.load_from_string(content)
+        # A path below a file never exists: external data is refused.
+        onnx.load_external_data_for_model(proto, str(Path(__file__) / "none"))
+    return OnnxSession(interface_of(proto, Path("base.onnx")), prepared_bytes(content), threads)
+
+
+def read_backbone(path: Path, pixels: PixelOptions) -> tuple[OnnxFeatures, Shape, Vector]:
+    """Return the layers, the shape of an image, and the weights of an ONNX file.
+
+    It must have one input of images and one output of features, of which further axes are
+    flattened. Raise ForeignModelError, and MissingExtraError without the extra.
+    """
+    proto = read_proto(path)
+    accept_pixels(proto, pixels)
+    model, prepared, _ = checked_model(proto, path)
+    spec = model.inputs[0]
+    is_image = spec.datatype == "UINT8" and len(spec.shape) == 3
+    if not (model.is_batched and is_image and len(model.inputs) == len(model.outputs) == 1):
+        raise ForeignModelError(
+            f"{path} has the inputs {model.inputs} and {len(model.outputs)} outputs; expected one "
+            f"input of images and one output, of which rows are independent, with a free first axis"
+        )
+    content = prepared[ONNX]
+    words = np.pad(content, (0, len(content) % 2)).view("<u2").astype(np.float32)
+    return OnnxFeatures(len(content), model.classes), spec.shape, words

@@ -33,11 +33,6 @@ def read_rows(path: Path, model: Model | ForeignModel) -> Batch:
     A .npy file holds such an array, in any dtype whose values fit the model's; it is mapped. A line
     of CSV is a row in C order; a first line of names is skipped. Raise DatasetError.
     """
-    if model.input_dtype.names:
-        raise DatasetError(
-            f"{path}: the model has the inputs {', '.join(model.input_dtype.names)}; expected a "
-            f"model of one input, or predict in Python: dist_net.load(FILE).predict(records)"
-        )
     try:
         rows = _read_csv(path) if path.suffix.lower() == ".csv" else _map(path)
     except (OSError, OverflowError, ValueError) as error:

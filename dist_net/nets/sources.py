@@ -55,10 +55,8 @@ from dist_net.nets.foreign_onnx import (
     ForeignModel,
     PixelOptions,
     accept_pixels,
-    interface_of,
+    checked_model,
     keep_classes,
-    prepared_bytes,
-    probed,
     read_proto,
 )
 from dist_net.nets.observer import Observer
@@ -137,6 +135,11 @@ class FoundModel:
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
         return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether rows are computed independently."""
+        return not isinstance(self.model, ForeignModel) or self.model.is_batched
 
     @property
     def own_model(self) -> Model:
@@ -322,6 +325,9 @@ class OnnxFile:
         """
         proto = read_proto(self._path)
         metadata = {each.key: each.value for each in proto.metadata_props}
+        pixels = PixelOptions(
+            *(text or metadata.get(name, "") for name, text in self._pixels._asdict().items())
+        )
         try:
             names = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
             unknown_below = float(metadata.get("unknown_below", 0))
@@ -329,21 +335,21 @@ class OnnxFile:
             raise ForeignModelError(f"{self._path}: damaged metadata, labels: {error}") from error
         if self._labels is not None:
             names = read_labels(self._labels)
-        fitting = self._pixels.fitting or metadata.get("fitting", "crop")
+        fitting = pixels.fitting or "crop"
         if names:
             keep_classes(proto, len(names), self._path)
             if fitting != LETTERBOX:
                 fitting_named(fitting)
-                accept_pixels(proto, self._pixels)
-        prepared = prepared_bytes(proto.SerializeToString())
-        model, rows = probed(interface_of(proto, self._path), prepared)
-        has_logits = False
-        if names and rows is not None:  # probabilities are recognised by their sum
-            has_logits = not np.allclose(np.abs(rows).sum(-1), 1, atol=1e-3)
-        elif names:
+                accept_pixels(proto, pixels)
+        model, prepared, outputs = checked_model(proto, self._path)
+        if names and not outputs:
             raise ForeignModelError(
-                f"{self._path} has labels, and does not compute rows independently"
+                f"{self._path} has labels, and does not compute rows independently; expected a "
+                f"free first axis alone: export Darknet's nets without --preprocessing"
             )
+        # Probabilities are recognised by their sum.
+        sums = [np.abs(each).sum(-1) for each in outputs.values()]
+        has_logits = bool(names) and not np.allclose(sums, 1, atol=1e-3)
         return FoundModel(
             model,
             OnnxArchitecture(),

@@ -2,18 +2,19 @@
 
 If rows are computed independently, a row is one record of NumPy: the bytes of several requests,
 joined, are a batch. A single tensor's records are its rows, so that nothing is copied. The other
-models receive the tensors of one request, behind an int64 header with the rank and shape of each.
+models receive the tensors of one request, with their shapes, in the format of safetensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -30,7 +31,6 @@ INPUT = "input"
 
 DATATYPES = {np.dtype("<" + code): name for name, code in TYPE_CODES.items()}
 MAX_RANK = 32
-ALIGNMENT = 8  # of the tensors behind a header
 
 
 class TensorSpec(NamedTuple):
@@ -80,10 +80,12 @@ def to_bytes(
     arrays = [np.ascontiguousarray(tensors[each.name], each.dtype) for each in specs]
     if not is_batched:
         # ``ascontiguousarray`` makes a scalar a vector of one.
-        shapes = [np.shape(tensors[each.name]) for each in specs]
-        header = np.array([size for shape in shapes for size in (len(shape), *shape)], "<i8")
-        padded = [each.tobytes() + bytes(-each.nbytes % ALIGNMENT) for each in arrays]
-        return b"".join((header.tobytes(), *padded))
+        return save(
+            {
+                each.name: array.reshape(np.shape(tensors[each.name]), copy=False)
+                for each, array in zip(specs, arrays, strict=True)
+            }
+        )
     if len(specs) == 1:
         return arrays[0].reshape(-1, copy=False).view(np.uint8).data
     records = np.empty(len(arrays[0]), record_of(specs))
@@ -93,25 +95,18 @@ def to_bytes(
 
 
 def from_bytes(payload: bytes | memoryview, specs: Specs, is_batched: bool) -> Tensors:
-    """Return the tensors in ``to_bytes``'s result, borrowed. Raise ValueError for other bytes."""
+    """Return the tensors in ``to_bytes``'s result. Raise ValueError for other bytes.
+
+    Tensors of batched models are borrowed.
+    """
     if is_batched:
         records = np.frombuffer(payload, record_of(specs))
         return {each.name: records[each.name] for each in specs}
-    content, place, shapes = memoryview(payload), 0, []
-    for each in specs:
-        rank = int(np.frombuffer(content, "<i8", 1, place)[0])
-        if not 0 <= rank <= MAX_RANK:
-            raise ValueError(f"{each.name} has {rank} axes; expected at most {MAX_RANK}")
-        shapes.append(np.frombuffer(content, "<i8", 1 + rank, place)[1:].tolist())
-        place += 8 * (1 + rank)
-    tensors: Tensors = {}
-    for each, shape in zip(specs, shapes, strict=True):
-        size_bytes = each.dtype.itemsize * prod(shape)
-        if min(shape, default=0) < 0 or place + size_bytes > len(content):
-            raise ValueError(f"{each.name} of shape {shape} in {len(content):,} bytes")
-        flat = np.frombuffer(content[place : place + size_bytes], each.dtype)
-        tensors[each.name] = flat.reshape(shape, copy=False)
-        place += size_bytes + -size_bytes % ALIGNMENT
-    if place != len(content):
-        raise ValueError(f"{len(content):,} bytes; expected {place:,}")
+    try:
+        tensors = load(bytes(payload))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"damaged tensors: {error}") from error
+    dtypes = {name: array.dtype for name, array in tensors.items()}
+    if dtypes != {each.name: each.dtype for each in specs}:
+        raise ValueError(f"tensors of {dtypes}")
     return tensors

@@ -30,8 +30,7 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
-from dist_net.nets.foreign_onnx import open_session
-from dist_net.nets.onnx_features import read_backbone
+from dist_net.nets.foreign_onnx import open_session, read_backbone
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources import FoundModel, parse_named_source

@@ -46,7 +46,6 @@ from dist_net.errors import (
 )
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.fitting import unfitted
-from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nets.sources import (
     FollowedRun,
     FoundModel,
@@ -307,7 +306,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         unknown_below=found.unknown_below,
         fitting=found.fitting,
         has_classes=bool(found.labels),
-        is_batched=not isinstance(model, ForeignModel) or model.is_batched,
+        is_batched=found.is_batched,
         arrays_path=str(file.absolute()),
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,

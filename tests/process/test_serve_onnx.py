@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,28 @@ from PIL import Image
 
 import dist_net
 from dist_net import Client
+from dist_net.autodiff import Expression
+from dist_net.data import records
 from dist_net.errors import BadRequestError, ExportError, ShapeError
 from dist_net.nets.sources import parse_named_source
-from foreign_files import centred, classifier, square_ones, sum_and_product, written
+from dist_net.nn import (
+    Concatenate,
+    Dense,
+    Field,
+    Model,
+    NamedOutputs,
+    Rescale,
+    Sequential,
+    mean_squared_error,
+)
+from foreign_files import (
+    centred,
+    classifier,
+    quotient,
+    square_ones,
+    sum_and_product,
+    written,
+)
 from image_runs import write_run
 from process import test_serve
 
@@ -45,6 +65,10 @@ def colours(tmp_path: Path) -> str:
     (tmp_path / "labels.txt").write_text("\n".join(RGB))
     path = written(classifier(["N", 3, "H", "W"]), tmp_path / "colours.onnx")
     return f"{path},labels={tmp_path / 'labels.txt'},scale=255,size=8x8"
+
+
+def squared(outputs: Expression, _: Expression) -> Expression:
+    return mean_squared_error(outputs["place"], outputs["place"])
 
 
 def picture(path: Path, colour: tuple[int, int, int]) -> Path:
@@ -96,6 +120,57 @@ def test_files_of_others_are_served(serve: Start, colours: str, tmp_path: Path) 
         assert client.reload("several") == 2
 
 
+@pytest.mark.skipif(machine() not in ("x86_64", "AMD64"), reason="other processors do not trap")
+def test_a_request_that_ends_workers_is_quarantined(serve: Start, tmp_path: Path) -> None:
+    path = written(quotient(), tmp_path / "quotient.onnx")
+    pool = serve(str(path), "--workers", "3")
+
+    def divided(dividend: int, divisor: int) -> tuple[int, Any]:
+        inputs = {"dividend": dividend, "divisor": divisor}
+        tensors = (tensor(name, "INT32", [value]) for name, value in inputs.items())
+        return inferred(pool, "quotient", *tensors)
+
+    assert divided(7, 0)[0] == 400
+    for _ in range(2):
+        code, answer = divided(-(2**31), -1)
+        assert (code, "worker" in answer["error"]) == (500, True)
+        code, answer = divided(-(2**31), 2)
+        assert code == 200, answer
+        assert answer["outputs"][0]["data"] == [-(2**30)]
+
+
+def test_a_saved_model_of_several_inputs_and_outputs_is_served(
+    serve: Start, start: Start, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    colour = generator.integers(0, 256, (5, 3), np.uint8)
+    rows = records(colour=colour, numbers=generator.normal(size=(5, 4)).astype(np.float32))
+    together = Concatenate(Sequential(Field("colour"), Rescale()), Field("numbers"))
+    heads = NamedOutputs({"place": Dense(2), "kind": Dense(3)})
+    model = Model(Sequential(together, heads), (), squared, rows.dtype)
+    model.weights = generator.normal(size=model.layout.size).astype(np.float32)
+    model.save(tmp_path / "several")
+    expected = model.predict(rows)
+    pool = serve(f"m={tmp_path / 'several'}", "--workers", "1")
+    metadata = pool.get("/v2/models/m")[1]
+    assert [each["shape"] for each in metadata["inputs"]] == [[-1, 3], [-1, 4]]
+    inputs = (
+        tensor("numbers", "FP32", rows["numbers"]),
+        tensor("colour", "UINT8", rows["colour"]),
+    )
+    code, answer = inferred(pool, "m", *inputs)
+    assert code == 200, answer
+    for output in answer["outputs"]:
+        values = np.reshape(output["data"], output["shape"])
+        assert np.allclose(values, expected[output["name"]], atol=1e-5)
+    with Client(pool.address) as client:
+        outputs = client.predict("m", {name: rows[name] for name in rows.dtype.names})
+    assert np.allclose(outputs.tensors["place"], expected["place"], atol=1e-5)
+    np.save(tmp_path / "rows.npy", rows["numbers"])
+    refused = start("predict", str(tmp_path / "several"), str(tmp_path / "rows.npy"))
+    assert (refused.ends(), "place, kind from colour, numbers" in refused.stderr) == (2, True)
+
+
 def test_a_run_is_served_by_onnx_runtime(serve: Start, tmp_path: Path) -> None:
     run, blue = write_run(tmp_path / "run"), picture(tmp_path / "blue.png", (0, 0, 255))
     answers = []
@@ -118,7 +193,9 @@ def test_a_file_is_predicted_with_and_loaded(start: Start, colours: str, tmp_pat
         parse_named_source(colours).open(lambda _: None).read().own_model  # noqa: B018
 
 
-def test_a_file_is_the_base_of_a_run(start: Start, colours: str, tmp_path: Path) -> None:
+def test_a_file_is_the_base_of_a_run(
+    start: Start, serve: Start, colours: str, tmp_path: Path
+) -> None:
     generator = np.random.default_rng(0)
     for place, name in enumerate(RGB):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -135,5 +212,9 @@ def test_a_file_is_the_base_of_a_run(start: Start, colours: str, tmp_path: Path)
     command = start("predict", str(run), str(tmp_path / "photos" / "green" / "0.png"), "--json")
     assert command.ends() == 0
     assert json.loads(command.stdout)["predictions"][0]["label"] == "green"
+    pool = serve(f"run={run}", "--workers", "1")
+    blue = tmp_path / "photos" / "blue" / "1.png"
+    _, answer = pool.post("/v1/classify", blue.read_bytes())
+    assert answer["predictions"][0]["label"] == "blue"
     refused = start("export", str(run), str(tmp_path / "run.onnx"))
     assert (refused.ends(), "OnnxOperation" in refused.stderr) == (2, True)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
-from dist_net.data.samples import records
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
 from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
 from dist_net.nets.architecture import OnnxArchitecture
-from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session
-from dist_net.nets.tensor_specs import INPUT, Tensors, from_bytes, to_bytes
+from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
+from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
@@ -177,34 +175,30 @@ class ServedNetwork:
 
     def _computed(self, inputs: Sequence[Tensors], is_image: bool) -> list[tuple[Status, Payload]]:
         """Return the result of each request, computed together if the model is batched."""
-        description = self.description
-        is_alone = len(inputs) == 1
-        if not (is_alone or description.is_batched):
-            return [result for each in inputs for result in self._computed([each], is_image)]
-        together = inputs[0]
-        if not is_alone:
-            together = {name: np.concatenate([each[name] for each in inputs]) for name in together}
+        if len(inputs) > 1 and self.description.is_batched:
+            names = list(inputs[0])
+            stops = np.cumsum([len(each[names[0]]) for each in inputs])[:-1]
+            together = {name: np.concatenate([each[name] for each in inputs]) for name in names}
+            with suppress(TensorInputError):  # of one request, which fails below
+                outputs = self._outputs(together)
+                parts = zip(*(np.split(each, stops) for each in outputs.values()), strict=True)
+                own = (dict(zip(outputs, part, strict=True)) for part in parts)
+                return [self._result(each, is_image) for each in own]
+        return [self._alone(each, is_image) for each in inputs]
+
+    def _alone(self, inputs: Tensors, is_image: bool) -> tuple[Status, Payload]:
         try:
-            outputs = self._outputs(together)
+            return self._result(self._outputs(inputs), is_image)
         except TensorInputError as error:
-            if is_alone:
-                return [(Status.BAD_INPUT, str(error).encode())]
-            return [result for each in inputs for result in self._computed([each], is_image)]
-        results: list[tuple[Status, Payload]] = []
-        start = 0
-        for each in inputs:
-            own = outputs
-            if not is_alone:
-                stop = start + len(next(iter(each.values())))
-                own = {name: array[start:stop] for name, array in outputs.items()}
-                start = stop
-            if is_image and not all(np.isfinite(array).all() for array in own.values()):
-                results.append((Status.BAD_INPUT, NOT_FINITE))
-            else:
-                payload = to_bytes(own, description.outputs, description.is_batched)
-                is_small = len(payload) <= MAX_ANSWER_BYTES
-                results.append((Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE))
-        return results
+            return Status.BAD_INPUT, str(error).encode()
+
+    def _result(self, outputs: Tensors, is_image: bool) -> tuple[Status, Payload]:
+        """Return the result of one request."""
+        if is_image and not all(np.isfinite(array).all() for array in outputs.values()):
+            return Status.BAD_INPUT, NOT_FINITE
+        payload = to_bytes(outputs, self.description.outputs, self.description.is_batched)
+        is_small = len(payload) <= MAX_ANSWER_BYTES
+        return (Status.OK, payload) if is_small else (Status.BAD_INPUT, TOO_LARGE)
 
     def _outputs(self, inputs: Tensors) -> Tensors:
         """Return the outputs of a batch by name, probabilities for logits; see ``_run``."""
@@ -216,15 +210,7 @@ class ServedNetwork:
 
     def _run(self, inputs: Tensors) -> Tensors:
         """Run the net on a batch, and return its outputs by name. Raise TensorInputError."""
-        if isinstance(self._session, OnnxSession):
-            return self._session.run(inputs)
-        assert isinstance(self._model, Model)
-        model, outputs = self._model, self.description.outputs
-        is_record = model.input_dtype.names is not None
-        rows = records(**inputs).astype(model.input_dtype) if is_record else inputs[INPUT]
-        computed: NDArray[Any] = self._session(rows)
-        is_record = model.output_dtype.names is not None
-        return {each.name: computed[each.name] if is_record else computed for each in outputs}
+        return outputs_by_name(self._model, self._session, inputs, self.description.outputs)
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Tensors | Refusal]:
         """Return each image as a row for the model."""
