@@ -116,6 +116,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-7
 
     loop = "adam"
+    divides_by_root = True
 
     def __post_init__(self) -> None:
         require_fraction("beta1", self.beta1)
@@ -129,11 +130,6 @@ class Adam(Optimizer):
     @property
     def constants(self) -> tuple[float, ...]:
         return 1 - self.beta1, 1 - self.beta2, self.epsilon, CRUMB
-
-    def rate_scale(self, share: float) -> float:
-        # A step is divided by the root of g², which noise multiplies by 1 / share (Malladi et al.
-        # 2022, arXiv 2205.10287).
-        return 1 / math.sqrt(share)
 
     def rate(self, learning_rate: float, step: float) -> float:
         towards, towards_square = 1 - self.beta1**step, 1 - self.beta2**step
@@ -190,15 +186,11 @@ class AdaGrad(Optimizer):
     initial_accumulator: float = 0.1
 
     loop = "adagrad"
+    divides_by_root = True
 
     def __post_init__(self) -> None:
         require_positive("epsilon", self.epsilon)
         require_not_negative("initial_accumulator", self.initial_accumulator)
-
-    def rate_scale(self, share: float) -> float:
-        # A step is divided by the root of g², which noise multiplies by 1 / share (Malladi et al.
-        # 2022, arXiv 2205.10287).
-        return 1 / math.sqrt(share)
 
     @property
     def initial_state(self) -> dict[str, float]:

@@ -52,6 +52,8 @@ class Optimizer(ABC):
     """
 
     loop: ClassVar[str | None] = None
+    divides_by_root: ClassVar[bool] = False
+    """Whether steps are divided by the root of a mean or sum of g²."""
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -74,9 +76,10 @@ class Optimizer(ABC):
         """Return the factor of the update for this share of a minibatch.
 
         Steps along the gradients of all shares must be as long, on average, as one along their
-        mean, where its noise is larger than the gradient.
+        mean, where its noise is larger than the gradient. A step that is divided by the root of g²
+        is shorter, as noise multiplies g² by 1 / share (Malladi et al. 2022, arXiv 2205.10287).
         """
-        return 1.0
+        return 1 / math.sqrt(share) if self.divides_by_root else 1.0
 
     def decay(self, learning_rate: float) -> float | None:
         """Return the share of each weight to subtract before the update; None: no decay."""

@@ -68,12 +68,9 @@ def matmul(first: Operand, second: Operand) -> Expression:
         product = reshape(apply(MatMul(), rows, right), (*left.shape[:-1], right.shape[-1]))
     else:
         product = apply(MatMul(), left, right)
-    shape = product.shape
-    if b.ndim == 1:
-        shape = shape[:-1]
-    if a.ndim == 1:
-        shape = (*shape[: -1 if b.ndim == 1 else -2], *([] if b.ndim == 1 else shape[-1:]))
-    return reshape(product, shape)
+    *stack, height, width = product.shape
+    kept = [length for length, x in ((height, a), (width, b)) if x.ndim > 1]
+    return reshape(product, (*stack, *kept))
 
 
 def misfit(a: Expression, b: Expression) -> ShapeError:
