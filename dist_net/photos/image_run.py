@@ -262,7 +262,7 @@ class ImageRun:
         fine_tune, count = self._options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
-        if accuracy >= WORTH_BELOW:
+        if accuracy >= WORTH_BELOW or of_head.recipe.base.kind == "onnx":  # it has no gradients
             return 0
         epochs = usual_epochs(count)
         seconds = epochs * count * seconds_per_image(of_head.recipe, of_head.weights)

@@ -218,3 +218,19 @@ def test_a_file_is_the_base_of_a_run(
     assert answer["predictions"][0]["label"] == "blue"
     refused = start("export", str(run), str(tmp_path / "run.onnx"))
     assert (refused.ends(), "OnnxOperation" in refused.stderr) == (2, True)
+
+
+def test_no_tuning_is_proposed_for_a_base_without_gradients(
+    start: Start, colours: str, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("this", "that"):  # noise, in which a head finds nothing
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = generator.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    base = colours.replace("labels.txt", "none")
+    options = "--base", base, "--run-dir", str(tmp_path / "run"), "--json"
+    command = start("train", str(tmp_path / "photos"), *options)
+    assert command.result()["test_accuracy"] < 0.9
+    assert "--fine-tune" not in command.stderr
