@@ -8,16 +8,20 @@ sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dist_net.autodiff import Array
-from dist_net.export.onnx.translation import CHANNELS_SECOND, Graph, Tensor, integers
+from dist_net.export.onnx.translation import CHANNELS_SECOND, Attribute, Graph, Tensor, integers
 from dist_net.nn import Model
 
 LUMA = np.array([19595, 38470, 7471], np.int32)
 """The shares of red, green and blue in grey (ITU-R BT.601), in 65536ths, as in Pillow."""
+
+LINEAR: dict[str, Attribute] = {"mode": "linear", "antialias": 1, "exclude_outside": 1}
+CUBIC: dict[str, Attribute] = LINEAR | {"mode": "cubic", "cubic_coeff_a": -0.5}
+"""Pillow's filters: antialiased, without pixels from outside the map."""
 
 Fit = Callable[[Graph, str, int, int], str]
 """From maps (N, C, H, W) uint8 of any size to (N, C, height, width)."""
@@ -48,7 +52,7 @@ def _grey(graph: Graph, pixels: str) -> str:
 
 
 def _stretch(graph: Graph, maps: str, height: int, width: int) -> str:
-    return _resized(graph, maps, integers(height, width), "linear")
+    return _resized(graph, maps, integers(height, width))
 
 
 def _pad(graph: Graph, maps: str, height: int, width: int) -> str:
@@ -58,7 +62,7 @@ def _pad(graph: Graph, maps: str, height: int, width: int) -> str:
     scaled = graph.add("Round", graph.add("Mul", graph.cast(size, np.float64), scale))
     inner = graph.add("Max", graph.cast(scaled, np.int64), integers(1))
     zero = np.array(0, np.uint8)
-    return _in_the_middle(graph, _resized(graph, maps, inner, "linear"), inner, target, zero)
+    return _in_the_middle(graph, _resized(graph, maps, inner), inner, target, zero)
 
 
 def _crop(graph: Graph, maps: str, height: int, width: int) -> str:
@@ -67,7 +71,7 @@ def _crop(graph: Graph, maps: str, height: int, width: int) -> str:
     ratios = graph.add("Div", wanted, graph.cast(_shape(graph, maps, 2, 4), np.float64))
     scale = graph.add("ReduceMax", ratios, keepdims=1)
     kept = graph.cast(graph.add("Round", graph.add("Div", wanted, scale)), np.int64)
-    return _resized(graph, _middle(graph, maps, kept), target, "linear")
+    return _resized(graph, _middle(graph, maps, kept), target)
 
 
 def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
@@ -82,7 +86,7 @@ def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
         graph.add("Mul", down, integers(width)),
     )
     kept = graph.add("Where", is_wide, by_height, by_width)
-    return _resized(graph, _middle(graph, maps, kept), integers(height, width), "cubic")
+    return _resized(graph, _middle(graph, maps, kept), integers(height, width), CUBIC)
 
 
 def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
@@ -97,16 +101,8 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
     )
     inner = graph.add("Where", is_wide, to_width, to_height)
     values = graph.add("Div", graph.cast(maps, np.float32), np.array(255, np.float32))
-    shape = graph.add("Concat", _shape(graph, values, 0, 2), inner, axis=0)
-    resized = graph.add(
-        "Resize",
-        values,
-        "",
-        "",
-        shape,
-        mode="linear",
-        coordinate_transformation_mode="align_corners",
-    )
+    how = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    resized = _resized(graph, values, inner, how)
     return _in_the_middle(graph, resized, inner, target, np.array(0.5, np.float32))
 
 
@@ -121,20 +117,12 @@ GRAPH_FITTINGS: dict[str, Fit] = {
 """The fittings of recipes by name, and that of Darknet's nets."""
 
 
-def _resized(graph: Graph, maps: str, size: str | Array, mode: str) -> str:
-    """Resize to (height, width) like Pillow: antialiased, without pixels from outside the map."""
+def _resized(
+    graph: Graph, maps: str, size: str | Array, how: Mapping[str, Attribute] = LINEAR
+) -> str:
+    """Resize to (height, width), by default like Pillow's bilinear filter."""
     shape = graph.add("Concat", _shape(graph, maps, 0, 2), size, axis=0)
-    return graph.add(
-        "Resize",
-        maps,
-        "",
-        "",
-        shape,
-        mode=mode,
-        antialias=1,
-        cubic_coeff_a=-0.5,
-        exclude_outside=1,
-    )
+    return graph.add("Resize", maps, "", "", shape, **how)
 
 
 def _middle(graph: Graph, maps: str, kept: str) -> str:

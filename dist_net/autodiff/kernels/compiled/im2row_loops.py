@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
@@ -40,28 +39,14 @@ from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 class CompiledIm2Row(Im2Row):
     """``Im2Row`` with one pass that computes the epilogue."""
 
-    def calls(
-        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Call]:
-        """Return the calls that compute a block of the output."""
-        if not is_suitable(block, arrays):
-            return Im2Row(self.gemm).calls(problem, block, arrays, scratch)
-        return super().calls(problem, block, arrays, scratch)
-
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
         images, rows, out_channels = block.size
+        if out_channels < LANES:
+            return super()._from_product(problem, block, arrays, product, spare)
         shape = images, rows, problem.out[2], out_channels
         return [partial(from_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
-
-
-def is_suitable(block: Block, arrays: Arrays) -> bool:
-    """Return whether a block has a vector of channels and the loops support all arrays."""
-    used = [arrays.x, arrays.bias, arrays.out]
-    used += [] if arrays.residual is None else [arrays.residual]
-    is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
-    return is_plain and block.size[2] >= LANES
 
 
 def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:

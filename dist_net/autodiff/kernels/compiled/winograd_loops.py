@@ -26,7 +26,6 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     apply_epilogue,
     epilogue_of,
     flat,
-    is_suitable,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
@@ -169,7 +168,7 @@ class CompiledWinograd(Winograd):
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
-        if problem.x[3] < LANES or not is_suitable(block, arrays):
+        if min(problem.x[3], block.size[2]) < LANES:
             return self._plain.calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)
 
