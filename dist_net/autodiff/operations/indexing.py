@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, positive_axis
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, apply, constant
 from dist_net.autodiff.operations.elementwise import where
 from dist_net.autodiff.operations.shaping import (
@@ -49,10 +49,13 @@ class CheckedIndices(Operation):
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (indices,) = inputs
         integers = out.view(np.intp)
+        smallest, largest = np.minimum.reduce, np.maximum.reduce
 
         def copy_checked() -> None:
             np.copyto(out, indices, "unsafe")  # the largest uint64 becomes negative
-            if out.size and not (integers.min() >= self.least and integers.max() < self.length):
+            if out.size and not (
+                smallest(integers, None) >= self.least and largest(integers, None) < self.length
+            ):
                 is_wrong = (integers < self.least) | (integers >= self.length)
                 position = int(np.argmax(is_wrong))
                 raise IndexRangeError(
@@ -76,7 +79,7 @@ class Take(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, indices = inputs
-        return partial(np.take, x, indices, self.axis, out, "clip")  # "raise" makes a copy of out
+        return partial(x.take, indices, self.axis, out, "clip")  # "raise" makes a copy of out
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, indices = node.inputs
@@ -99,14 +102,17 @@ class AddAt(Operation):
         return self.shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        values, indices = inputs
+        values, indices = inputs[0], cast("NDArray[np.intp]", inputs[1])
         outer, inner = math.prod(self.shape[: self.axis]), math.prod(self.shape[self.axis + 1 :])
-        starts = np.arange(outer)[:, np.newaxis, np.newaxis] * math.prod(self.shape[self.axis :])
+        target, added = out.reshape(-1, copy=False), values.reshape(-1, copy=False)
         firsts = indices.reshape(-1, 1, copy=False)
+        if outer == inner == 1:  # the indices are the places
+            add_all = partial(np.add.at, target, firsts[:, 0], added)
+            return in_order([partial(out.fill, 0), add_all])
+        starts = np.arange(outer)[:, np.newaxis, np.newaxis] * math.prod(self.shape[self.axis :])
         within = np.arange(inner)
         rows = np.empty(firsts.shape, np.intp)
         places = np.empty((len(starts), len(firsts), inner), np.intp)
-        target, added = out.reshape(-1, copy=False), values.reshape(-1, copy=False)
 
         def add_at_places() -> None:
             np.multiply(firsts, inner, rows)
