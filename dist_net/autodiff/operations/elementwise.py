@@ -77,7 +77,7 @@ class Row(Elementwise):
 
     @property
     def __name__(self) -> str:
-        return self.function.__name__.strip("_")
+        return self.function.__name__.removeprefix("_")
 
     @property
     def label(self) -> str:
