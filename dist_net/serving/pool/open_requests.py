@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 CRASHES_ALONE = 2
 """A payload that was alone with a lost worker this often is taken to be the cause."""
 MAX_QUARANTINED = 1024  # the oldest are forgotten first
-GLIMPSE_BYTES = 4096
 STALE_DEADLINES = 64
 
 
@@ -77,28 +76,23 @@ class Lane:
 class Quarantine:
     """Payloads that lost workers computed, as digests by version of a model, with the number of
     losses that each was alone in since a version last answered it.
-
-    The digest of 32 MiB takes some 30 ms, in which the gateway is blocked. So it is computed only
-    for payloads with the length and the middle of a quarantined payload.
     """
 
     def __init__(self) -> None:
-        self._losses: OrderedDict[tuple[str, int, bytes], dict[bytes, int]] = OrderedDict()
+        self._losses: OrderedDict[tuple[str, int, bytes], int] = OrderedDict()
 
     def add(self, model: str, version: int, payload: Payload, is_alone: bool) -> None:
         """Count the loss of a worker that computed this payload."""
-        alike = self._losses.setdefault((model, version, _glimpse(payload)), {})
-        digest = _digest(payload)
-        alike[digest] = alike.get(digest, 0) + is_alone
+        key = model, version, _digest(payload)
+        self._losses[key] = self._losses.get(key, 0) + is_alone
         if len(self._losses) > MAX_QUARANTINED:
             self._losses.popitem(last=False)
 
     def losses(self, model: str, version: int, payload: Payload) -> int | None:
         """Return the number of workers lost with it alone; None if no worker was lost with it."""
-        if not self._losses:
+        if not self._losses:  # a digest of 32 MiB takes some 30 ms
             return None
-        alike = self._losses.get((model, version, _glimpse(payload)))
-        return None if alike is None else alike.get(_digest(payload))
+        return self._losses.get((model, version, _digest(payload)))
 
     def holds(self, model: str, version: int, payload: Payload) -> bool:
         """Return whether it must not run again."""
@@ -106,7 +100,7 @@ class Quarantine:
 
     def clear(self, model: str, version: int, payload: Payload) -> None:
         """Forget a payload that was answered."""
-        self._losses.pop((model, version, _glimpse(payload)), None)
+        self._losses.pop((model, version, _digest(payload)), None)
 
 
 class OpenRequests:
@@ -320,13 +314,6 @@ class OpenRequests:
             version.bound -= 1
             if not version.bound:
                 self.unsettled[name] = None
-
-
-def _glimpse(payload: Payload) -> bytes:
-    """Return a quick digest, equal for equal payloads."""
-    size = len(payload)
-    middle = payload[size // 2 : size // 2 + GLIMPSE_BYTES]
-    return size.to_bytes(8, "little") + blake2b(middle, digest_size=8).digest()
 
 
 def _digest(payload: Payload) -> bytes:

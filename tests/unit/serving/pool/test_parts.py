@@ -71,23 +71,3 @@ def test_a_payload_is_quarantined_that_was_alone_with_two_lost_workers_and_never
     assert not aside.holds("net", 1, b"a")
     aside.add("net", 1, b"a", is_alone=True)
     assert aside.holds("net", 1, b"a")
-
-
-def test_only_a_payload_that_looks_like_one_in_quarantine_is_hashed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    aside = Quarantine()
-    bad = bytes(10_000)
-    for _ in range(2):
-        aside.add("net", 1, bad, is_alone=True)
-    hashed: list[int] = []
-    digest = open_requests._digest
-    monkeypatch.setattr(
-        open_requests, "_digest", lambda payload: hashed.append(len(payload)) or digest(payload)
-    )
-    assert not aside.holds("net", 1, bytes(10_001))
-    assert not aside.holds("net", 1, bytes(5000) + b"1" + bytes(4999))
-    assert hashed == []
-    assert not aside.holds("net", 1, b"1" + bytes(9999))
-    assert aside.holds("net", 1, bad)
-    assert len(hashed) == 2
