@@ -131,11 +131,6 @@ class RunSettings:
         return sum(math.prod(shape) for _, shape in trained)
 
     @property
-    def buffer_count(self) -> int:
-        """How many elements of the flat vector are not trained."""
-        return self.vector_size - self.parameter_count
-
-    @property
     def samples_total(self) -> int:
         return self.samples * self.epochs
 
