@@ -13,9 +13,10 @@ from pydoc_data.topics import topics
 import numpy as np
 
 from dist_net import Recipe
-from dist_net.autodiff import Expression, cross_entropy_of_logits, gelu
+from dist_net.autodiff import Expression, gelu
 from dist_net.data import Dataset
 from dist_net.nn import (
+    Dense,
     Embedding,
     LayerNorm,
     MultiHeadAttention,
@@ -23,9 +24,7 @@ from dist_net.nn import (
     Scope,
     Sequential,
     Unembedding,
-    glorot_uniform,
     small_normal,
-    zeros,
 )
 from dist_net.optim import Adam, Cosine
 
@@ -41,23 +40,10 @@ class Positions:
         return x + scope.parameter("positions", x.shape[1:], small_normal)
 
 
-class Mlp:
-    """Two dense layers at each position, the first four times as wide."""
-
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
-        up = scope.parameter("up", (WIDTH, 4 * WIDTH), glorot_uniform)
-        down = scope.parameter("down", (4 * WIDTH, WIDTH), glorot_uniform)
-        return gelu(x @ up + scope.parameter("bias", (4 * WIDTH,), zeros)) @ down
-
-
 def block() -> Sequential:
     attention = MultiHeadAttention(HEADS, causal=True)
-    return Sequential(Residual(LayerNorm(), attention), Residual(LayerNorm(), Mlp()))
-
-
-def loss(logits: Expression, targets: Expression) -> Expression:
-    """Return the mean over the positions of each sample."""
-    return cross_entropy_of_logits(logits, targets).mean(1)
+    dense = Dense(4 * WIDTH, gelu), Dense(WIDTH)
+    return Sequential(Residual(LayerNorm(), attention), Residual(LayerNorm(), *dense))
 
 
 def text() -> Dataset:
@@ -82,7 +68,6 @@ recipe = Recipe(
     ),
     dataset=text,
     input_shape=(LENGTH,),
-    loss=loss,
     optimizer=Adam(),
     learning_rate=0.003,
     schedule=Cosine(),

@@ -488,7 +488,7 @@ def found_model(
         prepare(model, weights),
         key_of_vector(model, weights),
         lambda: weights,
-        has_logits=of_label(model.loss) is cross_entropy_of_logits,
+        has_logits=bool(names) and of_label(model.loss) is cross_entropy_of_logits,
         recipe=loaded.name,
         fitting=fitting or loaded.recipe.fitting,
         version=version,

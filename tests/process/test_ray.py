@@ -42,7 +42,7 @@ class Training:
         """Waits for a report of the server that is there last, which is like this."""
 
         def matching() -> Report | None:
-            address, keys = re.findall(r"status (tcp://\S+) --keys (\S+)", self.command.stderr)[-1]
+            address, keys = re.findall(r"status (\w+://\S+) --keys (\S+)", self.command.stderr)[-1]
             try:
                 with Observer(address, load_peer_keys(Path(keys), OPERATOR), 1.0) as observer:
                     report = observer.status()
@@ -51,7 +51,7 @@ class Training:
                 return None
             return report if holds(report) else None
 
-        self.command.says(r"status tcp://")
+        self.command.says(r"status \w+://")
         found: Report = self._eventually(matching)
         return found
 
