@@ -34,7 +34,7 @@ def test_an_everyday_net(name: str, tmp_path: Path, start, eventually) -> None:
     )
     assert alone[-1].validation.loss < REACHED[name]
     run = dist_net.train(path, workers=2, run_dir=tmp_path / "run", quiet=True)
-    assert run.report["test_loss"] == pytest.approx(alone[-1].validation.loss, rel=0.15)
+    assert run.report["test_loss"] < 1.3 * alone[-1].validation.loss
 
     inputs = np.asarray(data.test_inputs[:5])
     expected = run.predict(inputs)
