@@ -6,6 +6,7 @@ bytes with everything that it needs, which is sent and mapped like prepared weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ MAX_TENSOR_BYTES = 4 << 30
 """The maximum memory of all tensors of all foreign models in a process."""
 
 TRIAL_ROWS = 3
+MAX_ROW_BYTES = 1 << 28  # of the inputs, or of the outputs
 MAX_ROUNDING = 0.05  # of the difference between rows
 ABSOLUTE_TOLERANCE = 1e-4
 """The difference between outputs that rounding may cause."""
@@ -184,9 +186,23 @@ def read_proto(path: Path) -> Any:
     Raise ForeignModelError for a damaged file and for external data elsewhere.
     """
     with _translating(ForeignModelError, f"{path} is not a complete ONNX file"):
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"expected at most {MAX_FILE_BYTES:,} bytes")
-        return package("onnx").load(path, format="protobuf")
+        onnx, size = package("onnx"), path.stat().st_size
+        if size <= MAX_FILE_BYTES:
+            proto = onnx.load(path, format="protobuf", load_external_data=False)
+            external = onnx.external_data_helper
+            # ONNX Runtime refuses external data of other tensors, as it gets no path.
+            for tensor in filter(external.uses_external_data, proto.graph.initializer):
+                place = external.ExternalDataInfo(tensor)
+                left = (path.parent / place.location).stat().st_size - (place.offset or 0)
+                size += place.length or left
+                if size > MAX_FILE_BYTES:
+                    break
+                external.load_external_data_for_tensor(tensor, str(path.parent))
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                del tensor.external_data[:]
+            else:
+                return proto
+        raise ValueError(f"expected at most {MAX_FILE_BYTES:,} bytes with its external data")
 
 
 def interface_of(proto: Any, path: Path) -> ForeignModel:
@@ -197,7 +213,13 @@ def interface_of(proto: Any, path: Path) -> ForeignModel:
         raise ForeignModelError(f"{path} has no inputs or no outputs; expected some of both")
     model = ForeignModel(inputs, outputs, is_batched=False)
     if all(each.shape[:1] == (-1,) and -1 not in each.shape[1:] for each in (*inputs, *outputs)):
-        return model.with_shapes(lambda shape: shape[1:], is_batched=True)
+        model = model.with_shapes(lambda shape: shape[1:], is_batched=True)
+        for specs in (model.inputs, model.outputs):
+            size = sum(math.prod(each.shape) * each.dtype.itemsize for each in specs)
+            if size > MAX_ROW_BYTES:
+                raise ForeignModelError(
+                    f"{path}: rows of {size:,} bytes; expected at most {MAX_ROW_BYTES:,}"
+                )
     return model
 
 

@@ -120,6 +120,19 @@ def test_external_data_is_read_from_nowhere_else(entries: dict[str, str], tmp_pa
         read(model, tmp_path / "inner")
 
 
+def test_a_huge_file_of_external_data_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "data.bin").open("wb") as file:
+        file.truncate(1 << 40)  # it is sparse
+    model = with_external(classifier(["N", 3, 4, 4]), location="data.bin")
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "external data")):
+        read(model, tmp_path)
+
+
+def test_a_file_of_huge_rows_is_refused_before_one_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "rows of")):
+        read(classifier(["N", 3, 100_000, 100_000]), tmp_path)
+
+
 def test_tensors_in_attributes_are_checked_too(tmp_path: Path) -> None:
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], bytes(4), raw=True)
     external_data_helper.set_external_data(value, "/etc/hostname")
@@ -127,7 +140,7 @@ def test_tensors_in_attributes_are_checked_too(tmp_path: Path) -> None:
     inner = helper.make_graph([node], "inner", [], [tensor("y", [1])])
     outer = helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)
     model = graph([outer], [tensor("x", [1], TensorProto.BOOL)], [tensor("z", [1])])
-    with pytest.raises(ForeignModelError, match=naming("/etc/hostname")):
+    with pytest.raises(ForeignModelError, match=naming("stored externally")):
         read(model, tmp_path)
 
 
