@@ -24,6 +24,8 @@ from dist_net.errors import ShapeError
 from dist_net.nn.layers import Dense, Described, linear
 from dist_net.nn.parameters import Initializer, Scope, glorot_uniform, zeros
 
+MAX_STEPS = 10_000  # a plan of more takes minutes to compile
+
 State = tuple[Expression, ...]
 """The output of a step, (N, units), and further arrays of that shape for the next step."""
 
@@ -45,9 +47,10 @@ class Recurrent(Described):
         integer(f"{type(self).__name__}: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        if x.ndim != 3 or not x.shape[1]:
+        if x.ndim != 3 or not 1 <= x.shape[1] <= MAX_STEPS:
             raise ShapeError(
-                f"{type(self).__name__}: expected (N, T, features), T at least 1, got {x.shape}"
+                f"{type(self).__name__}: expected (N, T, features), T from 1 to {MAX_STEPS:,}, got "
+                f"{x.shape}"
             )
         width = self.GATES * self.units
         project = Dense(width, linear, self.kernel_initializer, self.bias_initializer)

@@ -111,7 +111,7 @@ def test_a_sequence_is_labelled_by_its_past_where_labels_are_not_ignored(
     assert np.mean(model.predict(x).argmax(-1) == labels) > 0.98
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 3, 4, 5), (1, 10_001, 1)])
 def test_what_is_no_sequence_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=naming("GRU", "(N, T, features)", shape)):
         nn.GRU(4)(ad.variable("x", shape), nn.Scope())
