@@ -41,6 +41,7 @@ from dist_net.autodiff.operations.elementwise import (
     less_equal,
     log,
     log1p,
+    logical_and,
     logical_not,
     maximum,
     minimum,

@@ -142,7 +142,7 @@ def clipped(x: Expression) -> Expression:
 
 def compared(x: Expression) -> Expression:
     is_other = ad.logical_not(ad.equal(ad.argmax(x, 1), 2))
-    is_between = ad.astype(x >= 2.0, "f4") * ad.astype(x < 5.0, "f4")
+    is_between = ad.astype(ad.logical_and(x >= 2.0, x < 5.0), "f4")
     return ad.astype(is_other, "f4")[:, None] + is_between
 
 

@@ -1,8 +1,9 @@
 """The engine, 4 of 5: steps, the nodes that a plan computes in order, and their buffers.
 
-A *step* is a node that is computed into a buffer. A large elementwise node joins the step of its
-user if it has a single user, which is elementwise too. Such a step is computed strip by strip, so
-that intermediate values stay in the cache. One scan over the results' lifetimes assigns buffers.
+A *step* is a node that is computed into a buffer. A large node joins the step of its user if it has
+a single user, which is elementwise, and is elementwise itself or the step's first convolution. Such
+a step is computed strip by strip, so that intermediate values stay in the cache. One scan over the
+results' lifetimes assigns buffers.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
@@ -27,6 +28,12 @@ from dist_net.autodiff.expression import (
     topological_order,
 )
 from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool
+from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.operations.convolution import (
+    BlockwiseConvolution,
+    Conv2D,
+    Conv2DInputGradient,
+)
 from dist_net.autodiff.operations.elementwise import Elementwise
 from dist_net.autodiff.operations.shaping import Reshape
 
@@ -44,7 +51,10 @@ class Copy(Operation):
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes computed together, in order; only the last node's value is visible outside."""
+    """Nodes computed together, in order; only the last node's value is visible outside.
+
+    The first may be a convolution; the others are elementwise.
+    """
 
     nodes: tuple[Expression, ...]
 
@@ -67,53 +77,110 @@ class Step:
                 return [operation.bind_shared(inputs, out, pool)]
             if not (_is_cut(self.output) and pool.shares(out.nbytes)):
                 return [operation.bind(inputs, out)]
+        elif isinstance(self.nodes[0].operation, BlockwiseConvolution):
+            return self._bind_blocks(self.nodes[0].operation, inputs, out, pool)
         is_shared = pool.shares(out.nbytes)
         widest = max(node.nbytes for node in self.nodes)
-        rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
-        scratch = [self._scratch(rows) for _ in range(pool.threads if is_shared else 1)]
-        tasks = []
-        for start in range(0, len(out), rows):
-            strip = slice(start, min(start + rows, len(out)))
-            tasks.append([self._strip_calls(inputs, out, strip, each) for each in scratch])
+        shape, strips = _strips(out.shape, widest, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
+        scratch = [self._scratch(shape) for _ in range(pool.threads if is_shared else 1)]
+        tasks = [
+            [self._strip_calls(inputs, out, strip, each) for each in scratch] for strip in strips
+        ]
         return pool.calls(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
 
-    def _strip_calls(
-        self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]
+    def _bind_blocks(
+        self,
+        operation: BlockwiseConvolution,
+        inputs: Sequence[Array],
+        out: Array,
+        pool: ThreadPool,
     ) -> list[Call]:
+        """Return the calls that fill each block of ``out`` and continue with it in the cache."""
+        count = len(self.nodes[0].inputs)
+        before, blocks, tasks = operation.tasks(inputs[:count], out, pool)
+        images, rows = (max(each.size[axis] for each in blocks) for axis in (0, 1))
+        scratch = [self._scratch((images, rows, *out.shape[2:])) for _ in range(pool.threads)]
+        continued = []
+        for block, task in zip(blocks, tasks, strict=True):
+            strip = block.images, block.rows
+            then = [self._strip_calls(inputs[count:], out, strip, each) for each in scratch]
+            continued.append([[*first, *rest] for first, rest in zip(task, then, strict=True)])
+        return [*before, *pool.calls(continued)]
+
+    def _strip_calls(
+        self, inputs: Sequence[Array], out: Array, strip: Strip, scratch: dict[int, Array]
+    ) -> list[Call]:
+        """Return the calls that compute a strip; a convolution's value is in ``out`` already."""
         outside = iter(inputs)
+        start = tuple(slice(each.stop - each.start) for each in strip)
+        places = self._places()
+        places[id(self.output)] = 0
+        own = {
+            node: scratch[place][start] if place in scratch else out[strip]
+            for node, place in places.items()
+        }
         calls = []
         for node in self.nodes:
-            operands = [
-                scratch[id(each)][: strip.stop - strip.start]
-                if id(each) in scratch
-                else _rows(next(outside), node, strip)
-                for each in node.inputs
-            ]
-            target = (
-                out[strip] if node is self.output else scratch[id(node)][: strip.stop - strip.start]
-            )
-            calls.append(node.operation.bind(operands, target))
+            if isinstance(node.operation, Elementwise):
+                operands = [
+                    own[id(each)] if id(each) in own else _part(next(outside), node, strip)
+                    for each in node.inputs
+                ]
+                calls.append(node.operation.bind(operands, own[id(node)]))
         return calls
 
-    def _scratch(self, rows: int) -> dict[int, Array]:
-        """Return a strip for each node but the last; it reuses an input's strip if allowed."""
-        scratch: dict[int, Array] = {}
+    def _scratch(self, shape: Shape) -> dict[int, Array]:
+        """Return the strips of the nodes that do not use those of others."""
+        places = set(self._places().values())
+        return {
+            id(node): np.empty(shape, node.dtype)
+            for node in self.nodes
+            if id(node) in places and isinstance(node.operation, Elementwise)
+        }
+
+    def _places(self) -> dict[int, int]:
+        """Return for each node but the last the node whose strip it uses, by their ids.
+
+        It overwrites an input's strip if its operation allows that.
+        """
+        places: dict[int, int] = {}
         for node in self.nodes[:-1]:
             reusable = [
-                scratch[id(each)]
+                places[id(each)]
                 for each in node.inputs
-                if id(each) in scratch and each.dtype == node.dtype
+                if id(each) in places and each.dtype == node.dtype
             ]
-            if reusable and node.operation.overwrites_inputs:
-                scratch[id(node)] = reusable[0]
-            else:
-                scratch[id(node)] = np.empty((rows, *node.shape[1:]), node.dtype)
-        return scratch
+            is_reused = reusable and node.operation.overwrites_inputs
+            places[id(node)] = reusable[0] if is_reused else id(node)
+        return places
 
 
-def _rows(array: Array, node: Expression, strip: slice) -> Array:
-    """Return the rows of an operand that a strip of ``node`` reads; all if it is broadcast."""
-    return array[strip] if array.ndim == node.ndim and len(array) == node.shape[0] else array
+Strip = tuple[slice, ...]
+"""Ranges of the first axes."""
+
+
+def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[Strip]]:
+    """Return the strips of an array with ``nbytes``, and the shape of the largest.
+
+    A strip has several rows of the first axis, or several of the second in one of the first.
+    """
+    rows = strip_bytes * shape[0] // nbytes
+    if rows or len(shape) == 1:
+        return (max(1, rows), *shape[1:]), [(each,) for each in _ranges(shape[0], max(1, rows))]
+    inner = max(1, strip_bytes * shape[0] * shape[1] // nbytes)
+    pairs = product(_ranges(shape[0], 1), _ranges(shape[1], inner))
+    return (1, inner, *shape[2:]), [*pairs]
+
+
+def _ranges(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _part(array: Array, node: Expression, strip: Strip) -> Array:
+    """Return the part of an operand that a strip of ``node`` reads, where it is not broadcast."""
+    aligned = zip(strip[node.ndim - array.ndim :], array.shape, strict=False)
+    index = tuple(part if length > 1 else slice(None) for part, length in aligned)
+    return array[index] if index else array
 
 
 def materialise(outputs: Sequence[Expression]) -> list[Expression]:
@@ -185,26 +252,45 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
             step = members.get(id(node), [node])
             members[id(node)] = step
             for each in node.inputs:
-                if uses[id(each)] == 1 and _fuses(each, user[id(each)]):
+                if uses[id(each)] == 1 and _fuses(each, user[id(each)], step):
                     members[id(each)] = step
                     step.append(each)
     position = {id(node): index for index, node in enumerate(order)}
+
+    def place(node: Expression) -> tuple[bool, int]:
+        return isinstance(node.operation, Elementwise), position[id(node)]
+
     return [
-        Step(tuple(sorted(members[id(node)], key=lambda each: position[id(each)])))
+        Step(tuple(sorted(members[id(node)], key=place)))
         for node in order
         if is_computed(node) and members[id(node)][0] is node
     ]
 
 
-def _fuses(node: Expression, user: Expression) -> bool:
-    """Return whether ``node`` may be computed strip by strip with its only user."""
-    return _is_cut(node) and isinstance(user.operation, Elementwise) and node.shape == user.shape
+def _fuses(node: Expression, user: Expression, step: Sequence[Expression]) -> bool:
+    """Return whether ``node`` may be computed strip by strip in the ``step`` of its only user."""
+    if not (isinstance(user.operation, Elementwise) and node.shape == user.shape):
+        return False
+    last = step[0]
+    match node.operation:
+        case Conv2D() | Conv2DInputGradient(windows=Windows(stride=(1, 1))):
+            # Its value takes the place of the last node's.
+            fits = node.dtype == last.dtype and last.operation.overwrites_inputs
+            return fits and _is_large(node) and _is_elementwise(step)
+    return _is_cut(node)
+
+
+def _is_elementwise(nodes: Sequence[Expression]) -> bool:
+    return all(isinstance(each.operation, Elementwise) for each in nodes)
 
 
 def _is_cut(node: Expression) -> bool:
     """Return whether ``node`` can be computed strip by strip and is large enough."""
-    is_large = node.ndim > 0 and node.nbytes >= 4 * STRIP_BYTES
-    return is_large and isinstance(node.operation, Elementwise)
+    return _is_large(node) and isinstance(node.operation, Elementwise)
+
+
+def _is_large(node: Expression) -> bool:
+    return node.ndim > 0 and node.nbytes >= 4 * STRIP_BYTES
 
 
 def assign_slots(
@@ -241,10 +327,10 @@ def _overwritten(step: Step, dying: dict[int, Expression]) -> int | None:
     """Return the slot of an input that this step may overwrite with its output.
 
     The step must read it in the order of the output, so that it reads each strip before it
-    overwrites it.
+    overwrites it; a convolution reads other strips too.
     """
     output = step.output
-    if not output.operation.overwrites_inputs:
+    if not (output.operation.overwrites_inputs and _is_elementwise(step.nodes)):
         return None
     for slot, node in dying.items():
         read_as = [each for each in step.inputs if viewed(each) is node]

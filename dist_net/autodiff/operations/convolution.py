@@ -25,6 +25,7 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Epilogue, Problem
 from dist_net.autodiff.kernels.convolution.training import (
+    BlockTasks,
     convolve,
     filter_gradient,
     input_gradient,
@@ -34,8 +35,21 @@ from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, pair, wind
 from dist_net.errors import ShapeError
 
 
+class BlockwiseConvolution(SharedOperation):
+    """A convolution that is computed block by block, so that a plan may continue with a block."""
+
+    reads_contiguous = True
+
+    def tasks(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> BlockTasks:
+        """Return the tasks that fill ``out``."""
+        raise NotImplementedError
+
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+        return self.tasks(inputs, out, pool).call(pool)
+
+
 @dataclass(frozen=True)
-class Conv2D(SharedOperation):
+class Conv2D(BlockwiseConvolution):
     """The product of each window with each filter: (N, H', W', O).
 
     Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O). With groups, the first O / groups
@@ -44,7 +58,6 @@ class Conv2D(SharedOperation):
 
     windows: Windows
     groups: int = 1
-    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, filters = inputs
@@ -52,7 +65,7 @@ class Conv2D(SharedOperation):
         images, height, width, _ = x.shape
         return (images, *self.windows.output(height, width), filters.shape[3]), dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+    def tasks(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> BlockTasks:
         x, filters = inputs
         return convolve(self.windows, self.groups, x, filters, out, pool)
 
@@ -65,20 +78,22 @@ class Conv2D(SharedOperation):
 
 
 @dataclass(frozen=True)
-class Conv2DInputGradient(SharedOperation):
-    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters."""
+class Conv2DInputGradient(BlockwiseConvolution):
+    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters.
+
+    With a stride above 1, blocks have every stride-th pixel.
+    """
 
     windows: Windows
     groups: int
     map_size: Pair
-    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         cotangent, filters = inputs
         images, channels = cotangent.shape[0], filters.shape[2] * self.groups
         return (images, *self.map_size, channels), cotangent.dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+    def tasks(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> BlockTasks:
         cotangent, filters = inputs
         return input_gradient(self.windows, self.groups, cotangent, filters, out, pool)
 

@@ -128,7 +128,7 @@ def _of_power(y: Expression, g: Expression, x: Expression, n: Expression) -> Der
 
 def _of_clipped(y: Expression, g: Expression, *bounds: Expression) -> Derivatives:
     _, low, high = bounds
-    return where(less(y, high), where(greater(y, low), g, 0.0), 0.0), None, None
+    return where(logical_and(greater(y, low), less(y, high)), g, 0.0), None, None
 
 
 def _of_chosen(is_first: Comparison) -> Callable[..., Derivatives]:
@@ -186,6 +186,7 @@ less_equal = Comparison(np.less_equal)
 greater = Comparison(np.greater)
 greater_equal = Comparison(np.greater_equal)
 equal = Comparison(np.equal)
+logical_and = Binary(np.logical_and, lambda y, g, a, b: (None, None), BOOLS)
 logical_not = Unary(np.logical_not, lambda y, g, x: (None,), BOOLS)
 add = Binary(np.add, lambda y, g, a, b: (g, g))
 subtract = Binary(np.subtract, lambda y, g, a, b: (g, -g))

@@ -424,6 +424,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.maximum: _by("Max"),
     elementwise.minimum: _by("Min"),
     elementwise.Where: _by("Where"),
+    elementwise.logical_and: _by("And"),
     elementwise.logical_not: _by("Not"),
     elementwise.Mask: _mask,
     elementwise.clipped: _by("Clip"),

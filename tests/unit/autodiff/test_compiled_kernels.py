@@ -49,6 +49,7 @@ from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
+    compiled_depthwise.add_gradient,
     compiled.from_product,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
@@ -313,7 +314,15 @@ def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
             taps,
             turned[:, ::2, 1::2],
         )()
-    assert "correlate" in loops_in_python
+        vectors_of = (*x[:3], -(-x[3] // 8) * 8)
+        compiled_depthwise.gradient(
+            windows,
+            np.ones(vectors_of, dtype),
+            1,
+            np.ones((*problem.out[:3], vectors_of[3]), dtype)[:, 1:].copy(),
+            np.zeros((*windows.size, vectors_of[3]), dtype),
+        )()
+    assert {"correlate", "add_gradient"} <= {*loops_in_python}
 
 
 @pytest.mark.usefixtures("loops_in_python")
@@ -347,7 +356,7 @@ def test_numba_compiles_only_functions_with_loops():
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, im2row_loops, winograd_loops
-loops = [depthwise_loops.correlate]
+loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
 loops += [im2row_loops.from_product]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])

@@ -326,8 +326,8 @@ def test_several_threads_find_the_same_and_the_same_bits_each_time(
     out = [np.empty(shape) for shape in (expected.shape, x.shape, kernel.shape)]
     pool = ThreadPool(threads)
     calls = [
-        convolve(seen, groups, x, kernel, out[0], pool),
-        input_gradient(seen, groups, cotangent, kernel, out[1], pool),
+        convolve(seen, groups, x, kernel, out[0], pool).call(pool),
+        input_gradient(seen, groups, cotangent, kernel, out[1], pool).call(pool),
         filter_gradient(seen, groups, x, cotangent, out[2], pool),
     ]
     first = []
@@ -367,8 +367,8 @@ def test_a_filter_for_each_channel_gives_the_same_compiled(
         out = np.empty_like(cotangent), np.empty_like(x), np.empty_like(kernel)
         for each in out:
             each.fill(np.nan)
-        convolve(seen, channels, x, kernel, out[0], pool)()
-        input_gradient(seen, channels, cotangent, kernel, out[1], pool)()
+        convolve(seen, channels, x, kernel, out[0], pool).call(pool)()
+        input_gradient(seen, channels, cotangent, kernel, out[1], pool).call(pool)()
         filter_gradient(seen, channels, x, cotangent, out[2], pool)()
         return out
 
@@ -504,7 +504,7 @@ def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height
     x = np.empty((64, height, 28, 16), np.float32)
     everything = im2row.Patches(windows(3, 1, 1, (height, 28)), x.shape, (height, 28), 1)
     seen, lines = np.zeros((64, height), int), []
-    for strip in training._strips(everything, len(x), x.itemsize):
+    for strip in training._strips(everything, x):
         seen[strip.images, strip.rows] += 1
         _, (groups, pixels, length) = everything.shapes(strip)
         assert groups * pixels * length * 4 <= training.STRIP_BYTES

@@ -5,6 +5,8 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler import steps
+from dist_net.autodiff.kernels.convolution import depthwise, training
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 
 
 def draw(*shape):
@@ -110,6 +112,54 @@ def test_strips_are_written_over_an_input_that_is_not_needed_any_more(monkeypatc
     assert plan.buffer_bytes < 1.5 * 50 * 8 * 8
     (value,) = plan.bind({"x": draw(50, 8), "square": draw(8, 8)}).run()
     np.testing.assert_allclose(value, np.exp(np.tanh(draw(50, 8) @ draw(8, 8) * 2)).sum(0))
+
+
+def activated(x, filters, groups):
+    return ad.clip(ad.conv2d(x, filters, groups=groups) + variable("bias", 8), -0.5, 0.5)
+
+
+def compared(x, filters, groups):
+    """The convolution's value is larger than that of the last node, and of another type."""
+    return ad.conv2d(x, filters, groups=groups) > variable("bias", 8)
+
+
+def added(x, filters, groups):
+    """Two convolutions, of which one step has one; each reads what the step may not overwrite."""
+    y = ad.conv2d(ad.tanh(x), filters, groups=groups)
+    return ad.conv2d(y, filters, groups=groups) * y + variable("bias", 8)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("build", [activated, compared, added])
+def test_what_follows_a_convolution_is_computed_with_its_blocks(
+    build, groups, threads, monkeypatch
+):
+    x, filters = variable("x", 3, 9, 7, 8), variable("filters", 3, 3, 8 // groups, 8)
+    arrays = {"x": draw(3, 9, 7, 8), "filters": draw(*filters.shape), "bias": draw(8)}
+    output = ad.astype(build(x, filters, groups), np.float64)
+    outputs = (
+        [output] if build is compared else [output, *ad.gradients(ad.sum(output), [x, filters])]
+    )
+    whole = ad.evaluate(outputs, **arrays)
+    for limits in (
+        (steps, "STRIP_BYTES", 8),
+        (training, "STRIP_BYTES", 1),
+        (training, "MIN_PIXELS", 14),
+    ):
+        monkeypatch.setattr(*limits)
+    monkeypatch.setattr(depthwise, "PRODUCTS", 2000)
+    plan = ad.compile(outputs, ThreadPool(threads))
+    fused = [
+        each
+        for each in plan._steps
+        if len(each.nodes) > 1 and "Conv" in each.nodes[0].operation.label
+    ]
+    assert bool(fused) == (build is not compared)
+    bound = plan.bind(arrays)
+    for _ in range(3):
+        for value, wanted in zip(bound.run(), whole, strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=1e-12, strict=True)
 
 
 def test_a_value_with_two_users_is_not_drawn_into_either():

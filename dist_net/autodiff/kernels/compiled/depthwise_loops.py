@@ -1,7 +1,8 @@
 """Depthwise convolution compiled by numba, row by row, on vectors of neighbouring channels.
 
-The loops compute four neighbouring outputs together: a tap is loaded once for all four, and their
-epilogue is applied while they are in registers. Needs the extra ``fast``.
+``correlate`` computes four neighbouring outputs together: a tap is loaded once for all four, and
+their epilogue is applied while they are in registers. ``add_gradient`` sums the products of a row
+of taps over a row of outputs in registers. Needs the extra ``fast``.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     multiply_add,
     pointer,
     spread,
+    store,
     traced,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.problem import LINEAR, Arrays, Block, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import READ, jit
+from dist_net.compiling import READ, WRITTEN, jit
 
 SIDE_BY_SIDE = 4
 
@@ -81,6 +83,16 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     seen = geometry(windows, first_row)
     epilogue = values, nothing, False, nothing, numbers, (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
+
+
+def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
+    """Return the call that adds the gradient of a block's taps to ``total``, (kh, kw, C).
+
+    ``cotangent`` is a contiguous range of rows; C is a multiple of ``LANES``.
+    """
+    seen = geometry(windows, first_row)
+    read = flat(x), x.shape[1:], flat(cotangent), cotangent.shape[:3]
+    return partial(add_gradient, *read, seen, flat(total))
 
 
 @inlined
@@ -228,3 +240,110 @@ def correlate(
                         )
                         apply_epilogues(totals, result, target + c, per_pixel, epilogue)
                 column += count
+
+
+def products_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
+    """Return a function that adds the products of two neighbouring outputs to ``size`` sums.
+
+    Each sum is of another tap of one row of windows, ``apart`` values apart.
+    """
+
+    @traced(types.UniTuple(VECTOR, size))
+    def with_products(
+        sums: tuple[Lanes, ...],
+        x: Pointer,
+        i: int,
+        apart: int,
+        cotangent: Pointer,
+        at: int,
+        channels: int,
+    ) -> tuple[Lanes, ...]:
+        for n in range(2):
+            factor = load(cotangent, at + n * channels)
+            sums = tuple(
+                multiply_add(load(x, i + n * apart + tap * channels), factor, each)
+                for tap, each in enumerate(sums)
+            )
+        return sums
+
+    return with_products
+
+
+with_3_products, with_5_products = products_of(3), products_of(5)
+
+
+@traced()
+def add_sums(sums: tuple[Lanes, ...], total: Pointer, place: int, channels: int) -> None:
+    """Add vectors to those at ``place``, ``channels`` values apart."""
+    for n, each in enumerate(sums):
+        there = place + n * channels
+        store(total, there, load(total, there) + each)
+
+
+@inlined
+def add_row_of_taps(
+    x: Pointer,
+    i: int,
+    cotangent: Pointer,
+    at: int,
+    total: Pointer,
+    place: int,
+    channels: int,
+    part: tuple[int, int],
+) -> None:
+    """Add the products of one output with ``part`` of a row of its window to their totals."""
+    factor = load(cotangent, at)
+    for tap in range(part[0], part[1]):
+        there = place + tap * channels
+        store(total, there, multiply_add(load(x, i + tap * channels), factor, load(total, there)))
+
+
+@jit(READ, integers(3), READ, integers(3), integers(6), WRITTEN)
+def add_gradient(
+    x: Flat,
+    shape: tuple[int, int, int],
+    cotangent: Flat,
+    grid: tuple[int, int, int],
+    windows: tuple[int, int, int, int, int, int],
+    total: Flat,
+) -> None:
+    """Add each window times its cotangent, (N, rows, columns, C), to ``total``, (kh, kw, C).
+
+    The other arguments are those of ``correlate``.
+    """
+    height, width, channels = shape
+    images, rows, columns = grid
+    lines, line, down, across, top, left = windows
+    pixels, factors, totals = pointer(x), pointer(cotangent), pointer(total)
+    apart = across * channels
+    nothing = spread(np.float32(0))
+    # The columns whose windows are completely inside the map, in pairs.
+    first = max(0, -(left // across))
+    stop = min(columns, (width - line - left) // across + 1)
+    paired = max(0, stop - first) // 2 * 2 if line == 3 or line == 5 else 0
+    for image in range(images):
+        for row in range(rows):
+            y = top + row * down
+            for c in range(0, channels, LANES):
+                at = (image * rows + row) * columns * channels + c
+                for i in range(max(0, -y), min(lines, height - y)):
+                    value = ((image * height + y + i) * width + left) * channels + c
+                    place = i * line * channels + c
+                    if line == 3:
+                        three = nothing, nothing, nothing
+                        for column in range(first, first + paired, 2):
+                            k, g = value + column * apart, at + column * channels
+                            three = with_3_products(three, pixels, k, apart, factors, g, channels)
+                        add_sums(three, totals, place, channels)
+                    elif line == 5:
+                        five = nothing, nothing, nothing, nothing, nothing
+                        for column in range(first, first + paired, 2):
+                            k, g = value + column * apart, at + column * channels
+                            five = with_5_products(five, pixels, k, apart, factors, g, channels)
+                        add_sums(five, totals, place, channels)
+                    for number in range(columns - paired):
+                        column = number if number < first else number + paired
+                        z = left + column * across
+                        k, g = value + column * apart, at + column * channels
+                        part = max(0, -z), min(line, width - z)
+                        add_row_of_taps(pixels, k, factors, g, totals, place, channels, part)

@@ -136,8 +136,21 @@ def gradient_task(
     blocks: Sequence[Block],
     total: Array,
     pool: ThreadPool,
+    kernels: ModuleType | None,
 ) -> Task:
-    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
+    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``.
+
+    ``kernels`` as for ``correlations``.
+    """
+    fill: Task = [[partial(total.fill, 0)]] * pool.threads
+    if kernels:
+        calls = [
+            kernels.gradient(
+                windows, x[each.images], each.rows.start, _part(cotangent, each), total
+            )
+            for each in blocks
+        ]
+        return one_task([fill, [calls] * pool.threads])
 
     def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
         padded, sums, values = scratch
@@ -152,7 +165,7 @@ def gradient_task(
 
     shapes = [_shapes(windows, block, cotangent.shape) for block in blocks]
     by_block = pool.tasks(shapes, x.dtype, block_calls)
-    return one_task([[[partial(total.fill, 0)]] * pool.threads, *by_block])
+    return one_task([fill, *by_block])
 
 
 def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import product
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,13 +31,26 @@ STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
 MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
 
 
+class BlockTasks(NamedTuple):
+    """Calls to make first, and for each block of a result the task that computes it."""
+
+    before: Sequence[Call]
+    blocks: Sequence[Block]
+    tasks: Sequence[Task]
+
+    def call(self, pool: ThreadPool) -> Call:
+        """Return the call that computes the whole result."""
+        return in_order([*self.before, pool.call(self.tasks)])
+
+
 def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
-) -> Call:
-    """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', O)."""
+) -> BlockTasks:
+    """Convolve ``x`` by ``filters``: return the tasks that fill ``out``, (N, H', W', O)."""
     if is_depthwise(x.shape, groups, out.shape):
         kernels = _depthwise_kernels(windows, x)
-        return pool.call(correlations(windows, x, filters[:, :, 0], out, pool, kernels))
+        tasks = correlations(windows, x, filters[:, :, 0], out, pool, kernels)
+        return BlockTasks([], list(sized_blocks(out.shape, windows)), tasks)
     matrix = by_group(filters, groups)
 
     def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
@@ -44,21 +58,22 @@ def convolve(
         return [partial(np.matmul, rows, matrix, target)]
 
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
-    strips = _strips(patches, len(x), x.itemsize)
-    return pool.call(_tasks(patches, x, strips, lambda _: [], multiply, pool))
+    strips = _strips(patches, out)
+    return BlockTasks([], strips, _tasks(patches, x, strips, lambda _: [], multiply, pool))
 
 
 def input_gradient(
     windows: Windows, groups: int, cotangent: Array, filters: Array, out: Array, pool: ThreadPool
-) -> Call:
-    """Return the call that writes the cotangent of x, (N, H, W, C), to ``out``.
+) -> BlockTasks:
+    """Return the tasks that write the cotangent of x, (N, H, W, C), to ``out``.
 
     ``cotangent`` is (N, H', W', O). For the pixels of one *phase* (every stride-th down and
     across), the result is a convolution with stride 1 by every stride-th tap of the flipped
     filters. A single convolution for all pixels would insert zeros between the pixels of
-    ``cotangent`` and multiply by them.
+    ``cotangent`` and multiply by them. The blocks are those of each phase.
     """
     before: list[Call] = []
+    blocks: list[Block] = []
     tasks: list[Task] = []
     depthwise = is_depthwise(out.shape, groups, cotangent.shape)
     kernels = _depthwise_kernels(windows, cotangent) if depthwise else None
@@ -78,12 +93,15 @@ def input_gradient(
                 turned = np.empty((*seen.size, out.shape[3]), taps.dtype)
                 before.append(partial(np.copyto, turned, taps[::-1, ::-1, 0]))
                 tasks += correlations(seen, cotangent, turned, pixels, pool, kernels)
+                blocks += sized_blocks(pixels.shape, seen)
             else:
                 patches = Patches(seen, cotangent.shape, _pair(pixels.shape[1:]), groups)
+                strips = _strips(patches, pixels)
                 turn, matrix = _turned(taps, groups)
                 before.append(turn)
-                tasks += _tasks_of_phase(patches, cotangent, matrix, pixels, pool)
-    return in_order([*before, pool.call(tasks)])
+                tasks += _tasks_of_phase(patches, cotangent, strips, matrix, pixels, pool)
+                blocks += strips
+    return BlockTasks(before, blocks, tasks)
 
 
 def filter_gradient(
@@ -99,9 +117,7 @@ def filter_gradient(
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
     strips = (
-        list(sized_blocks(cotangent.shape, windows))
-        if depthwise
-        else _strips(patches, len(x), x.itemsize)
+        list(sized_blocks(cotangent.shape, windows)) if depthwise else _strips(patches, cotangent)
     )
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
@@ -110,16 +126,20 @@ def filter_gradient(
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
         if depthwise:
-            tasks.append(gradient_task(windows, x, cotangent, part, total[:, :, 0], pool))
+            kernels = _depthwise_kernels(windows, x)
+            if kernels and x.shape[3] % kernels.LANES:
+                kernels = None  # the last vector would overlap the one before, and count twice
+            of_taps = total[:, :, 0]
+            tasks.append(gradient_task(windows, x, cotangent, part, of_taps, pool, kernels))
         else:
             tasks.append(one_task(_tasks_of_sum(patches, x, part, cotangent, total, pool)))
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
-def _strips(patches: Patches, images: int, itemsize: int) -> list[Block]:
+def _strips(patches: Patches, result: Array) -> list[Block]:
     """Return strips of the result: some rows of one image, or all rows of several images."""
-    height, width = patches.result
-    row_bytes = max(1, patches.groups * patches.length * itemsize)
+    images, height, width, channels = result.shape
+    row_bytes = max(1, patches.groups * patches.length, channels) * result.itemsize
     pixels = max(MIN_PIXELS, STRIP_BYTES // row_bytes)
     rows = max(1, min(height, pixels // width))
     even_rows = -(-height // -(-height // rows))
@@ -187,7 +207,12 @@ def _tasks(
 
 
 def _tasks_of_phase(
-    patches: Patches, cotangent: Array, matrix: Array, pixels: Array, pool: ThreadPool
+    patches: Patches,
+    cotangent: Array,
+    strips: Sequence[Block],
+    matrix: Array,
+    pixels: Array,
+    pool: ThreadPool,
 ) -> list[Task]:
     groups = patches.groups
 
@@ -204,7 +229,6 @@ def _tasks_of_phase(
             partial(np.copyto, part, spare[0]),
         ]
 
-    strips = _strips(patches, len(cotangent), cotangent.itemsize)
     return _tasks(patches, cotangent, strips, spare_shapes, multiply, pool)
 
 
