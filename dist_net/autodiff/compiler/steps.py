@@ -243,7 +243,9 @@ def _is_contiguous(node: Expression) -> bool:
 
 def steps_of(outputs: Sequence[Expression]) -> list[Step]:
     """Return the steps that compute ``outputs``, each after the steps of its inputs."""
-    order = topological_order(outputs)
+    # Gradients are in the order of layers, and those of the last layer can be computed first, after
+    # which their inputs' memory is free.
+    order = topological_order(outputs[::-1])
     uses = Counter(id(each) for each in chain(*(node.inputs for node in order), outputs))
     user = {id(each): node for node in order for each in node.inputs}
     members: dict[int, list[Expression]] = {}
