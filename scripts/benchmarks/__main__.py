@@ -19,6 +19,7 @@ from benchmarks import (
     on_ray,
     photos,
     photos_honesty,
+    photos_tuning,
     recovery,
     serving,
     slow_networks,
@@ -35,6 +36,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "darknet53": darknet53.measure,
     "photos": photos.measure,
     "photos-honesty": photos_honesty.measure,
+    "photos-tuning": photos_tuning.measure,
     "serving": serving.measure,
     "recovery": recovery.measure,
     "join": join.measure,
@@ -45,7 +47,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-SCALED = ("photos", "photos-honesty", "serving", "training-duress")
+SCALED = ("photos", "photos-honesty", "photos-tuning", "serving", "training-duress")
 WITH_ARGUMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "main-job": main_job.measure,
     "convergence": convergence.measure,

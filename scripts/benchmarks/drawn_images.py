@@ -1,12 +1,12 @@
-"""Folders of JPEG images of 64 to 500 pixels, drawn: signs of some shape before a background.
+"""Folders of JPEG images of 64 to 500 pixels, drawn: shapes or arrows before a background.
 
 Shapes lie anywhere, turned, in any colour, with other strokes over them, so that a net has
-something to learn.
+something to learn. Arrows point to one of four sides, within 15 degrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,20 @@ from PIL import Image, ImageDraw
 
 CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "star": 10, "circle": 48}
 MIN_SIDE, LARGEST_SIDE = 64, 500
+ARROWS = {"right": 0, "down": 1, "left": 2, "up": 3}
+"""The direction of each class of arrows, in right angles."""
+TIP = (1, 0), (0.2, 0.7), (0.2, 0.3), (-1, 0.3), (-1, -0.3), (0.2, -0.3), (0.2, -0.7)
 STAR_SHARE = 0.5  # of the radius, where every other corner of a star lies
 STROKES = 6
 
 
-def draw_folder(root: Path, count: int, seed: int, part: str = "") -> Path:
-    """Draws ``count`` images of each class into ``root/part/CLASS``; gives ``root``."""
+def draw_folder(
+    root: Path, count: int, seed: int, part: str = "", names: Iterable[str] = CORNERS
+) -> Path:
+    """Draws ``count`` images of each class into ``root/part/CLASS``; returns ``root``."""
     # An own stream for each part, so that none has the images of another.
     generator = np.random.default_rng([seed, *part.encode()])
-    for name in CORNERS:
+    for name in names:
         folder = root / part / name
         folder.mkdir(parents=True)
         for number in range(count):
@@ -48,7 +53,11 @@ def drawn(name: str, generator: np.random.Generator) -> Image.Image:
 def outline(
     name: str, radius: float, middle: NDArray[np.float64], turn: float
 ) -> Sequence[tuple[float, float]]:
-    """The corners of a shape."""
+    """The corners of a shape; an arrow is turned by up to 15 degrees only."""
+    if name in ARROWS:
+        turn = (ARROWS[name] + (turn / np.pi - 1) / 6) * np.pi / 2
+        turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        return [tuple(point) for point in (np.array(TIP) @ turned * radius + middle).tolist()]
     corner = np.arange(CORNERS[name])
     radii = np.where(corner % 2 * (name == "star"), STAR_SHARE * radius, radius)
     angles = turn + 2 * np.pi * corner / len(corner)

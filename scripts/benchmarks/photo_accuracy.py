@@ -1,7 +1,6 @@
-"""How often runs on folders are right: a head on features, and the whole net trained further.
+"""How often heads are right on images that they were not trained on.
 
-All are judged on images that neither were trained on nor decided which weights are kept. The
-yardstick is scikit-learn's logistic regression, on standardized features of the same images.
+The yardstick is scikit-learn's logistic regression, on the same features.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -29,30 +27,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class AccuracyPlan:
-    """How many images of a class each folder has; and how the whole net is trained further.
-
-    ``tuned_count``: of the folder that this is done on, once for each of ``tuned_seeds``.
-    """
+    """How many images of a class each folder has."""
 
     drawn_count: int = 200
     clothes_count: int = 600
-    tuned_count: int = 60
-    tuned_epochs: int = 4
-    tuned_seeds: Sequence[int] = (0, 1, 2)
 
     def scaled(self, scale: float) -> AccuracyPlan:
-        """So many times this one, with a seed and a few images at least."""
+        """So many times this one, with a few images at least."""
         return replace(
             self,
             drawn_count=max(8, round(scale * self.drawn_count)),
             clothes_count=max(20, round(scale * self.clothes_count)),
-            tuned_count=max(8, round(scale * self.tuned_count)),
-            tuned_seeds=self.tuned_seeds[: max(1, round(scale * len(self.tuned_seeds)))],
         )
 
 
-def measure(plan: AccuracyPlan, place: Path, say: Say) -> tuple[list[Row], list[Row]]:
-    """Rows ``folder images head scikit_learn`` and ``seed head fine_tuned``: shares of 1."""
+def measure(plan: AccuracyPlan, place: Path, say: Say) -> list[Row]:
+    """Rows ``folder images head scikit_learn``: shares of 1."""
     folders = {
         "drawn, seed 1": lambda root: draw_parts(root, plan.drawn_count, 1),
         "drawn, seed 2": lambda root: draw_parts(root, plan.drawn_count, 2),
@@ -61,9 +51,7 @@ def measure(plan: AccuracyPlan, place: Path, say: Say) -> tuple[list[Row], list[
     if reason := missing_packages(("sklearn",)):
         say(f"left out the accuracy of heads: {reason}; pip install -e '.[peers]'")
         folders = {}
-    heads = [head_row(name, draw, place / name, say) for name, draw in folders.items()]
-    folder = draw_parts(place / "tuned", plan.tuned_count, 3)
-    return heads, [tuned_row(folder, plan.tuned_epochs, seed, say) for seed in plan.tuned_seeds]
+    return [head_row(name, draw, place / name, say) for name, draw in folders.items()]
 
 
 def head_row(name: str, draw: Callable[[Path], Path], folder: Path, say: Say) -> Row:
@@ -74,14 +62,6 @@ def head_row(name: str, draw: Callable[[Path], Path], folder: Path, say: Say) ->
         head, theirs = process.order("head", seed=0), process.order("logistic_regression")
     count = sum(each.is_file() for each in folder.rglob("*"))
     return {"folder": name, "images": count, "head": head, "scikit_learn": theirs}
-
-
-def tuned_row(folder: Path, epochs: int, seed: int, say: Say) -> Row:
-    """How the same head does before and after the whole net was trained further."""
-    say(f"training a head, and the whole net for {epochs} epochs, with seed {seed}")
-    with PeerProcess(MODULE, folder, deadline_s=DEADLINE_S) as process:
-        head, tuned = process.order("head", seed=seed), process.order("tuned", epochs=epochs)
-    return {"seed": seed, "head": head, "fine_tuned": tuned}
 
 
 def draw_parts(root: Path, count: int, seed: int) -> Path:
@@ -104,13 +84,7 @@ def write_clothes(root: Path, count: int) -> Path:
     return root
 
 
-def ratios(heads: Sequence[Row], tuned: Sequence[Row]) -> dict[str, float]:
-    """In points: the head's lowest lead on logistic regression, the tuned net's median lead."""
-    found = {}
-    if heads:
-        leads = [row["head"] - row["scikit_learn"] for row in heads]
-        found["head_points_above_scikit_learn"] = round(100 * min(leads), 2)
-    if tuned:
-        leads = [row["fine_tuned"] - row["head"] for row in tuned]
-        found["fine_tuned_points_above_head"] = round(100 * median(leads), 2)
-    return found
+def ratios(heads: Sequence[Row]) -> dict[str, float]:
+    """The head's lowest lead on logistic regression, in points."""
+    leads = [row["head"] - row["scikit_learn"] for row in heads]
+    return {"head_points_above_scikit_learn": round(100 * min(leads), 2)} if leads else {}

@@ -127,7 +127,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
         small_net = convolution_training.measure(plan.schedule, with_peers, say)
         inference, features = features_cases(plan, place / "features", say)
         runs = timed_runs(plan, place / "photos", say)
-        accuracy, fine_tuning = photo_accuracy.measure(plan.accuracy, place, say)
+        accuracy = photo_accuracy.measure(plan.accuracy, place, say)
     share = 1e6 * runs["seconds"] / runs["images"]
     cases += [features, replace(features, name="folder", us_per_image=share, peak_bytes=None)]
     return {
@@ -146,11 +146,10 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
                 inference.us_per_image / features.us_per_image, 3
             )
         }
-        | photo_accuracy.ratios(accuracy, fine_tuning),
+        | photo_accuracy.ratios(accuracy),
         "folder": runs,
         "fashion_mnist_conv": small_net,
         "accuracy": accuracy,
-        "fine_tuning": fine_tuning,
     }
 
 

@@ -130,7 +130,7 @@ class Step:
         return calls
 
     def _scratch(self, shape: Shape) -> dict[int, Array]:
-        """Return the strips of the nodes that do not use those of others."""
+        """Return a strip for each node that does not use another node's."""
         places = set(self._places().values())
         return {
             id(node): np.empty(shape, node.dtype)
@@ -139,9 +139,9 @@ class Step:
         }
 
     def _places(self) -> dict[int, int]:
-        """Return for each node but the last the node whose strip it uses, by their ids.
+        """Map each node but the last to the node whose strip it uses, by their ids.
 
-        It overwrites an input's strip if its operation allows that.
+        A node uses an input's strip if its operation may overwrite its inputs.
         """
         places: dict[int, int] = {}
         for node in self.nodes[:-1]:
@@ -177,7 +177,7 @@ def _ranges(length: int, step: int) -> list[slice]:
 
 
 def _part(array: Array, node: Expression, strip: Strip) -> Array:
-    """Return the part of an operand that a strip of ``node`` reads, where it is not broadcast."""
+    """Return the part of an operand that a strip of ``node`` reads; broadcast axes stay whole."""
     aligned = zip(strip[node.ndim - array.ndim :], array.shape, strict=False)
     index = tuple(part if length > 1 else slice(None) for part, length in aligned)
     return array[index] if index else array
@@ -243,8 +243,8 @@ def _is_contiguous(node: Expression) -> bool:
 
 def steps_of(outputs: Sequence[Expression]) -> list[Step]:
     """Return the steps that compute ``outputs``, each after the steps of its inputs."""
-    # Gradients are in the order of layers, and those of the last layer can be computed first, after
-    # which their inputs' memory is free.
+    # The gradients of the last layer, which are the last outputs, need the fewest values, so plans
+    # compute them first and reuse the memory of these values.
     order = topological_order(outputs[::-1])
     uses = Counter(id(each) for each in chain(*(node.inputs for node in order), outputs))
     user = {id(each): node for node in order for each in node.inputs}

@@ -6,10 +6,14 @@ answered by the share of these that is classified rightly.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -18,7 +22,8 @@ from benchmarks.peers.orders import obey
 from dist_net.data.image_split import TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.bases import FeatureExtractor, Views, base_called
+from dist_net.photos import image_run
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
 from dist_net.photos.similar_images import thumbnails_and_digests
 
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0
@@ -36,23 +41,39 @@ class ImageRuns:
     def head(self, seed: int) -> float:
         """Of a head on the features of EfficientNet-Lite0."""
         self._seed = seed
-        return self._trained("head", 0)
+        return float(self._trained("head").report["test_accuracy"])
 
-    def tuned(self, epochs: int) -> float:
-        """Of the whole net, trained further after such a head, by the same seed."""
-        return self._trained("tuned", epochs)
+    def tuned(self, seed: int, side: int, flip: bool) -> dict[str, Any]:
+        """Return the reports of ``head`` and, with ``--fine-tune auto``, of ``tuned``.
 
-    def _trained(self, name: str, epochs: int) -> float:
-        run = dist_net.train(
+        Images have ``side`` pixels each way.
+        """
+
+        def resized(*arguments: Any) -> FoundBase:
+            found = base_called(*arguments)
+            return found._replace(base=replace(found.base, input_shape=(side, side, 3)))
+
+        self._seed = seed
+        with patch.object(image_run, "base_called", resized):
+            runs = {
+                name: self._trained(f"{name} {seed}", workers=1, fine_tune=fine_tune, flip=flip)
+                for name, fine_tune in (("head", 0), ("tuned", "auto"))
+            }
+        return {
+            name: json.loads((run.path / "report.json").read_text()) | run.report
+            for name, run in runs.items()
+        }
+
+    def _trained(self, name: str, workers: int = 2, **options: Any) -> dist_net.Run:
+        return dist_net.train(
             self._folder,
-            workers=2,
+            workers=workers,
             run_dir=self._place / name,
             quiet=True,
             base="efficientnet-lite0",
             seed=self._seed,
-            fine_tune=epochs,
+            **options,
         )
-        return float(run.report["test_accuracy"])
 
     def logistic_regression(self) -> float:
         """Return the share of scikit-learn's, on the features of the head, with its best C."""

@@ -267,8 +267,8 @@ def test_a_printed_plan_is_a_table_of_its_steps_and_what_they_need():
         "   0  MatMul     (4, 2)  0            32",
         "   1  Add        (4, 2)  0            32",
         "   2  Square     (4, 2)  0            32",
-        "   3  Sum        (1, 1)  output 0      4",
-        "   4  Max        (4, 1)  output 1     16",
+        "   3  Max        (4, 1)  output 1     16",
+        "   4  Sum        (1, 1)  output 0      4",
         "steps: 5; buffers: 1, 32 bytes; outputs: 2, 20 bytes",
     ]
 
@@ -278,3 +278,15 @@ def test_a_printed_plan_names_all_that_one_step_computes():
     _, step, totals = str(ad.compile([ad.exp(x * x + 1)])).splitlines()
     assert step.strip().split("  ")[1:3] == ["Multiply, Add, Exp", "(1000, 1000)"]
     assert totals == "steps: 1; buffers: 0, 0 bytes; outputs: 1, 4,000,000 bytes"
+
+
+def test_gradients_of_the_last_layers_are_computed_first_and_free_their_inputs():
+    x = ad.variable("x", (256, 64))
+    matrices = [ad.variable(f"matrix {i}", (64, 64)) for i in range(20)]
+    y = x
+    for matrix in matrices:
+        y = ad.tanh(y @ matrix)
+    loss = ad.sum(y)
+    plan = ad.compile([loss, *ad.gradients(loss, matrices)])
+    # A value of each layer, for its gradient, and some of the layer in work.
+    assert plan.buffer_bytes <= (len(matrices) + 5) * x.nbytes

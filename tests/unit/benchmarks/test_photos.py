@@ -44,18 +44,14 @@ def test_a_row_tells_the_share_of_a_image() -> None:
 
 def test_leads_are_in_points_and_the_lowest_head_counts() -> None:
     heads = [{"head": 0.91, "scikit_learn": 0.9}, {"head": 0.895, "scikit_learn": 0.9}]
-    tuned = [{"head": 0.8, "fine_tuned": each} for each in (0.9, 0.81, 0.85)]
-    assert photo_accuracy.ratios(heads, tuned) == {
-        "head_points_above_scikit_learn": -0.5,
-        "fine_tuned_points_above_head": 5.0,
-    }
-    assert photo_accuracy.ratios([], []) == {}
+    assert photo_accuracy.ratios(heads) == {"head_points_above_scikit_learn": -0.5}
+    assert photo_accuracy.ratios([]) == {}
 
 
 def test_a_small_scale_leaves_something_to_measure() -> None:
     plan = PhotosPlan.scaled(0.001)
     assert (plan.schedule.rounds, plan.schedule.starts, plan.run_count) == (1, 1, 5)
-    assert plan.accuracy.tuned_seeds == (0,)
+    assert plan.accuracy == AccuracyPlan(8, 20)
     assert PhotosPlan.scaled(1).accuracy == AccuracyPlan()
 
 
