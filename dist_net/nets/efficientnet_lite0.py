@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.autodiff import Expression, stop_gradient
+from dist_net.autodiff import Expression
 from dist_net.errors import MissingExtraError
 from dist_net.nets.pytorch_file import read_tensors
 from dist_net.nn import (
@@ -90,20 +90,15 @@ STAGES = (
 
 @dataclass(frozen=True)
 class EfficientNetLite0:
-    """Images, (N, H, W, 3) uint8 of 224 pixels each way, to logits, (N, classes).
-
-    If ``frozen`` is above 0, the stem and as many blocks have no gradients. Weight decay changes
-    them nevertheless.
-    """
+    """Images, (N, H, W, 3) uint8 of 224 pixels each way, to logits, (N, classes)."""
 
     classes: int = CLASSES
-    frozen: int = 0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         x = Rescale(1 / 128, -127 / 128)(x, scope)
         x = normalized(Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
         for i, block in enumerate(blocks()):
-            x = block(stop_gradient(x) if 0 < i == self.frozen else x, scope.child(f"block_{i}"))
+            x = block(x, scope.child(f"block_{i}"))
         x = normalized(Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
         return Dense(self.classes)(GlobalAveragePool()(x, scope), scope.child("dense"))
 

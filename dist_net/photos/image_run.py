@@ -296,7 +296,8 @@ class ImageRun:
     ) -> TrainedImages:
         """Return the tuned net if it is better than the head with these ``logits``, else ``kept``.
 
-        It is better if its loss on the validation split, on which neither was trained, is lower.
+        It is better if its loss on the validation split, on which neither was trained, is lower by
+        more than the standard error.
         """
         weights = read_checkpoint(self._directory.checkpoint).evaluated_weights
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
@@ -305,12 +306,12 @@ class ImageRun:
         )
         lead, uncertainty = mean_and_error(of_head - of_tuned, judged.groups)
         tuning = (
-            f"the loss on images of the validation split is {'lower' if lead > 0 else 'higher'} by "
-            f"{abs(lead):.4f} (standard error {uncertainty:.4f}): "
-            f"{'the tuned net is used' if lead > 0 else 'the head is kept'}"
+            f"the loss on images of the validation split is lower by {lead:.4f} (standard error "
+            f"{uncertainty:.4f}): "
+            f"{'the tuned net is used' if lead > uncertainty else 'the head is kept'}"
         )
         self._console.print(f"fine-tuning: {tuning}")
-        if lead <= 0:
+        if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
         set_distance(kept.recipe, weights, kept.images)
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)

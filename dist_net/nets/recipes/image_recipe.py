@@ -51,8 +51,6 @@ SMALL_SIDE = 64
 
 LARGEST_SIDE = 4096
 MAX_DIRECTIONS = 1024
-FROZEN_BLOCKS = 3
-"""The first blocks of EfficientNet-Lite0, which are as good untuned and take a third of a step."""
 WEIGHT_DECAY = 0.01
 RISING_SHARE = 0.25
 
@@ -82,7 +80,7 @@ class Base:
             case "small":
                 return _small_network()
             case "efficientnet-lite0":
-                return efficientnet_lite0.EfficientNetLite0(frozen=FROZEN_BLOCKS)
+                return efficientnet_lite0.EfficientNetLite0()
             case "darknet":
                 configuration = parse_configuration(self.text, self.name)
                 return Sequential(Rescale(), DarknetNetwork(configuration))

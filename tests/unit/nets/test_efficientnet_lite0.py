@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import MissingExtraError, ModelFileError
 from dist_net.images import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -71,27 +70,6 @@ def test_the_net_has_its_published_size_and_maps():
 
 def test_it_can_have_other_classes():
     assert nn.Model(lite0.EfficientNetLite0(7), lite0.INPUT_SHAPE).classes == 7
-
-
-def test_frozen_blocks_have_no_gradients_and_the_others_keep_theirs(weights):
-    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    labels = np.array([0, 1])
-    gradients = []
-    for frozen in (0, 3):
-        network = nn.FrozenBatchNorm(lite0.EfficientNetLite0(frozen=frozen))
-        model = nn.Model(network, (64, 64, 3))
-        gradient = np.empty_like(weights)
-        plan = model.compile_training(2, np.random.default_rng(2), ThreadPool(), (), np.int64)
-        model.bind_training(plan, images, labels, weights, gradient).run()
-        gradients.append({name: each.copy() for name, each in model.layout.views(gradient).items()})
-    whole, frozen = gradients
-    for name, gradient in whole.items():
-        is_frozen = name.startswith(("stem", "block_0/", "block_1/", "block_2/"))
-        if is_frozen and not name.endswith(("mean", "variance")):
-            assert not frozen[name].any()
-        else:
-            np.testing.assert_array_equal(frozen[name], gradient)
-    assert whole["stem/conv2d/kernel"].any()
 
 
 def test_every_parameter_and_buffer_has_a_name_in_the_file_of_its_own():
