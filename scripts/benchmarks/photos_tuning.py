@@ -22,6 +22,8 @@ from benchmarks.rounds import Say
 from dist_net.data import dataset_named
 
 SIDE = 96
+STAMPS = Path("/usr/share/tuxpaint/stamps")  # of Debian's package tuxpaint-stamps-default
+CLASSES_OF_STAMPS = "animals", "clothes", "food", "household", "vehicles"
 DEADLINE_S = 3600.0
 
 Row = dict[str, Any]
@@ -60,6 +62,22 @@ def write_clothes(root: Path, count: int, seed: int, part: str) -> None:
             Image.fromarray(images[index].reshape(28, 28)).save(folder / f"{number:04}.png")
 
 
+def write_stamps(root: Path, count: int, seed: int, part: str) -> None:
+    """Writes photographs and drawings on white; the last of each class are those of ``test``."""
+    for name in CLASSES_OF_STAMPS:
+        folder = root / part / name
+        folder.mkdir(parents=True)
+        paths = sorted((STAMPS / name).rglob("*.png"))
+        np.random.default_rng(seed).shuffle(paths)
+        chosen = paths[-count:] if part == "test" else paths[:count]
+        for number, path in enumerate(chosen):
+            with Image.open(path) as image:
+                shown = image.convert("RGBA")
+            white = Image.new("RGB", shown.size, "white")
+            white.paste(shown, mask=shown.getchannel("A"))
+            white.save(folder / f"{number:04}.png")
+
+
 KINDS = (
     Kind("polygons", draw_folder, 80),
     Kind("arrows", draw_arrows, 100, flip=False),
@@ -74,6 +92,10 @@ REPORTS = KINDS[0], 20, 20
 def measure(_with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
     """Return ``results``: a row for each case."""
     cases = [*CASES, REPORTS]
+    if STAMPS.is_dir():
+        cases.append((Kind("stamps", write_stamps, 25), 20, 3))
+    else:
+        say("left out stamps: apt install tuxpaint-stamps-default")
     return {"results": [row(*case[:2], max(1, round(scale * case[2])), say) for case in cases]}
 
 
