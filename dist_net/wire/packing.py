@@ -5,8 +5,8 @@ parts of a state (see ``UpdateRule``) need different precision:
 
 - weights travel as float16 to a worker, and come back as the difference that its local steps made,
   in int8 with a scale for each block of 256 elements;
-- the optimizer's vectors travel as bfloat16: they span many orders of magnitude, and a mean square
-  must not become 0 or negative;
+- the optimizer's vectors travel as floats of 8 bits (E5M2) with a scale for each block, both ways:
+  a mean square spans many orders of magnitude, and must not become 0 or negative;
 - buffers, averages of the weights and the step count travel as they are: a moving mean of 20,000
   beside a variance of 1e-3 bears no rounding.
 """
@@ -17,7 +17,25 @@ from numpy.typing import NDArray
 from dist_net.vector import Vector
 
 BLOCK = 256
-"""The number of elements of a difference that share a scale."""
+"""The number of elements of a vector that share a scale."""
+
+CODED = 1 + BLOCK // 4
+"""The length of a packed block: its scale, and a byte for each element."""
+
+MANTISSA = 2
+LOWEST = (127 << MANTISSA) - 126
+"""A positive 8-bit float, 1 to 127, has the upper bits of a float32, less ``LOWEST``; 127 is 1."""
+
+RATIOS = ((np.arange(128, dtype=np.uint32) + LOWEST) << 23 - MANTISSA).view(np.float32)
+RATIOS[0] = 0
+RATIOS = np.concatenate([RATIOS, -RATIOS])
+"""The value of each 8-bit float, as a share of the largest in its block."""
+
+GOLDEN = np.uint32(2654435769)
+"""2^32 / φ: its multiples are spread evenly over all whole numbers of 32 bits (Weyl 1916)."""
+
+Blocks = NDArray[np.float32]
+"""A padded vector, ``(blocks, BLOCK)``."""
 
 
 class StatePacking:
@@ -30,8 +48,9 @@ class StatePacking:
     def __init__(self, trained_size: int, model_size: int, moments: int, state_size: int) -> None:
         self._trained = trained_size
         self._moments = slice(model_size, model_size + moments * trained_size)
-        rest = state_size - trained_size - moments * trained_size + -(-moments * trained_size // 2)
-        self.result_size = -(-trained_size // BLOCK) + -(-trained_size // 4) + rest
+        self._coded = CODED * -(-trained_size // BLOCK)
+        rest = state_size - trained_size - moments * trained_size
+        self.result_size = (1 + moments) * self._coded + rest
         """The length of a packed result."""
 
     def pack_base(self, state: Vector) -> Vector:
@@ -60,13 +79,12 @@ class StatePacking:
         Each weight's change is off by half a scale at most, which is 1/127 of the largest change in
         its block. A block with a change that is not finite becomes nan.
         """
-        change = state[: self._trained] - base[: self._trained]
-        scales: Vector = np.maximum.reduceat(np.abs(change), np.arange(0, change.size, BLOCK))
-        scales /= np.float32(127)
+        change = _in_blocks(state[: self._trained] - base[: self._trained])
+        scales = np.abs(change).max(1, keepdims=True) / np.float32(127)
         with np.errstate(all="ignore"):
-            ratios = np.divide(change, _each(scales, change.size), out=change)
-            levels = np.rint(np.nan_to_num(ratios, copy=False), out=ratios).astype(np.int8)
-        return np.concatenate([scales, _words(levels), *self._rest(state)])
+            change /= scales
+            levels = np.rint(np.nan_to_num(change, copy=False), out=change).astype(np.int8)
+        return np.concatenate([_coded(scales, levels), *self._rest(state)])
 
     def unpack_result(self, packed: Vector, base: Vector, out: Vector) -> None:
         """Write to ``out`` the state that ``pack_result`` packed, with its changes on ``base``.
@@ -74,40 +92,68 @@ class StatePacking:
         ``base`` may be another state than the worker's: then the result is that state, changed in
         the same way. ``out`` may be ``base``.
         """
-        scales, levels, rest = np.split(
-            packed, np.cumsum([-(-self._trained // BLOCK), -(-self._trained // 4)])
-        )
+        scales, levels = _decoded(packed[: self._coded])
         with np.errstate(all="ignore"):
-            change = levels.view(np.int8)[: self._trained] * _each(scales, self._trained)
+            change = (levels.view(np.int8) * scales).ravel()[: self._trained]
             np.add(base[: self._trained], change, out=out[: self._trained])
-        self._unpack_rest(rest, out)
+        self._unpack_rest(packed[self._coded :], out)
 
     def _rest(self, state: Vector) -> list[Vector]:
         """Return the packed parts behind the weights."""
-        # Adding half of the last place that stays rounds to the nearest.
-        bits = state[self._moments].view(np.uint32)
-        moments = (bits + 0x8000 >> 16).astype(np.uint16)
+        moments = state[self._moments].reshape(-1, self._trained)
         return [
-            _words(moments),
+            *(_packed_floats(_in_blocks(each), state[-1]) for each in moments),
             state[self._trained : self._moments.start],
             state[self._moments.stop :],
         ]
 
     def _unpack_rest(self, packed: Vector, out: Vector) -> None:
-        moments = out[self._moments]
-        words = -(-moments.size // 2)
-        halves = packed[:words].view(np.uint16)[: moments.size]
-        moments[:] = (halves.astype(np.uint32) << 16).view(np.float32)
+        for moment in out[self._moments].reshape(-1, self._trained):
+            scales, floats = _decoded(packed[: self._coded])
+            with np.errstate(all="ignore"):
+                moment[:] = (RATIOS[floats] * scales).ravel()[: self._trained]
+            packed = packed[self._coded :]
         buffers = self._moments.start - self._trained
-        out[self._trained : self._moments.start] = packed[words : words + buffers]
-        out[self._moments.stop :] = packed[words + buffers :]
+        out[self._trained : self._moments.start] = packed[:buffers]
+        out[self._moments.stop :] = packed[buffers:]
+
+
+def _packed_floats(values: Blocks, steps: np.float32) -> Vector:
+    """Return ``values`` as 8-bit floats; only 0 becomes 0.
+
+    How much of an element is cut off decides how often it is rounded up: small changes of a mean
+    square, which rounding to the nearest would undo, are kept on average. Its turn varies with
+    ``steps``.
+    """
+    scales = np.abs(values).max(1, keepdims=True)
+    with np.errstate(all="ignore"):
+        bits = np.abs(values / scales).view(np.uint32)
+        turns = (np.arange(BLOCK, dtype=np.uint32) + steps.astype(np.uint32)) * GOLDEN
+    bits += turns >> 9 + MANTISSA
+    bits >>= 23 - MANTISSA
+    levels = np.clip(bits.view(np.int32) - LOWEST, values != 0, 127)
+    return _coded(scales, levels.astype(np.uint8) | np.signbit(values) * np.uint8(128))
+
+
+def _in_blocks(values: Vector) -> Blocks:
+    """Return a copy, padded with zeros."""
+    blocks = np.zeros((-(-values.size // BLOCK), BLOCK), np.float32)
+    blocks.ravel()[: values.size] = values
+    return blocks
+
+
+def _coded(scales: Blocks, bytes_of: NDArray[np.generic]) -> Vector:
+    """Return the scales ``(blocks, 1)`` and the bytes ``(blocks, BLOCK)`` as one vector."""
+    return np.concatenate([scales.ravel(), bytes_of.view(np.float32).ravel()])
+
+
+def _decoded(packed: Vector) -> tuple[Blocks, NDArray[np.uint8]]:
+    """Return the scales ``(blocks, 1)`` and the bytes ``(blocks, BLOCK)``."""
+    blocks = packed.size // CODED
+    return packed[:blocks, np.newaxis], packed[blocks:].view(np.uint8).reshape(blocks, BLOCK)
 
 
 def _words(values: NDArray[np.generic]) -> Vector:
     """Return the bytes of ``values``, padded, as float32 words."""
     padding = np.zeros(-values.nbytes % 4 // values.itemsize, values.dtype)
     return np.concatenate([values, padding]).view(np.float32)
-
-
-def _each(scales: Vector, size: int) -> Vector:
-    return np.repeat(scales, BLOCK)[:size]

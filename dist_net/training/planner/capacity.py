@@ -15,7 +15,7 @@ from dist_net.errors import SettingError
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
 from dist_net.training.server.consistency import Consistency, local_batch_size, step_limits
 from dist_net.training.server.lease_lengths import COMPUTING_TO_EXCHANGE, LeaseTimes, round_s
-from dist_net.wire.packing import BLOCK, StatePacking
+from dist_net.wire.packing import BLOCK, CODED, StatePacking
 
 MAX_WORKERS = 1000
 
@@ -109,8 +109,7 @@ class ClusterPlan:
         """The bytes that the server receives and sends in an exchange; see ``StatePacking``."""
         n = self.costs.parameters
         received = StatePacking(n, n, self.costs.state_vectors - 1, self.state_size).result_size
-        scales, int8, float16 = -(-n // BLOCK), -(-n // 4), -(-n // 2)  # of the weights
-        sent = received - scales - int8 + float16
+        sent = received - CODED * -(-n // BLOCK) + -(-n // 2)  # float16 instead of int8
         return (0, 0) if self.shares_memory else (4 * received, 4 * sent)
 
     @property
@@ -157,7 +156,8 @@ class ClusterPlan:
             times = LeaseTimes(exchange_s, step_s, self.parts)
             parts = self.exchanges * self.parts
             minibatches = self.costs.minibatches / self._share
-            limits = step_limits(self.consistency, parts, minibatches)
+            turns = parts * self._share
+            limits = step_limits(self.consistency, parts, minibatches, turns)
             steps = times.steps_in(round_s([times] * self.exchanges, limits))
         # Leases (async) or rounds divide an epoch into equal parts.
         ahead = math.ceil(self.costs.minibatches / self._share / self.costs.epochs)

@@ -29,7 +29,7 @@ class State(NamedTuple):
 def a_state(trained: int, moments: int = 2, magnitude: float = 1.0, seed: int = 0) -> State:
     random = np.random.default_rng(seed)
     weights = random.normal(scale=magnitude, size=trained).astype(np.float32)
-    spread = 10.0 ** random.uniform(-24, 20, moments * trained)
+    spread = magnitude * 10.0 ** random.uniform(-9, 0, moments * trained)
     average = random.normal(size=trained).astype(np.float32)
     return State(
         weights,
@@ -49,11 +49,10 @@ def parts_of(vector: Vector, like: State) -> State:
 
 
 def assert_rest_is_kept(received: State, sent: State) -> None:
-    """Buffers, average and step count are exact; the optimizer's vectors are bfloat16."""
+    """Buffers, average and step count are exact; the optimizer's vectors are off by a quarter."""
     np.testing.assert_array_equal(received.buffers, sent.buffers)
     np.testing.assert_array_equal(received.rest, sent.rest)
-    np.testing.assert_allclose(received.moments, sent.moments, rtol=2**-8, atol=0)
-    assert (received.moments > 0).all()
+    np.testing.assert_allclose(received.moments, sent.moments, rtol=0.25, atol=0)
 
 
 @pytest.mark.parametrize("moments", [0, 1, 2])
@@ -119,6 +118,28 @@ def test_weights_that_did_not_change_stay_exact() -> None:
     np.testing.assert_array_equal(parts_of(out, state).weights, state.weights)
 
 
+def moments_received(moments: Vector, steps: float = 1.0) -> Vector:
+    """Return one vector of an optimizer after its way to a worker."""
+    state = State(*map(np.float32, (np.zeros(moments.size), [], moments, [steps])))  # type: ignore
+    packing, out = packing_of(state), np.empty_like(state.vector)
+    packing.unpack_base(packing.pack_base(state.vector), out)
+    return parts_of(out, state).moments
+
+
+def test_only_0_becomes_0_and_signs_are_kept() -> None:
+    """Adam divides by the root of a mean square."""
+    moments = np.array([0.0, 1e-30, -1e-30, 1e-5, 1.0, -1.0] * 50, np.float32)
+    received = moments_received(moments)
+    np.testing.assert_array_equal(np.sign(received), np.sign(moments))
+    assert np.abs(received[1:3]).max() < 1e-9
+
+
+def test_small_changes_of_a_moment_are_kept_on_average() -> None:
+    moments = np.random.default_rng(0).uniform(0.01, 1, 512).astype(np.float32)
+    mean = np.mean([moments_received(moments, steps) for steps in range(256)], axis=0)
+    np.testing.assert_allclose(mean, moments, rtol=0.01)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [3, 512, 516, -1])
 def test_an_element_that_is_not_finite_arrives_as_one(bad: float, place: int) -> None:
@@ -129,8 +150,8 @@ def test_an_element_that_is_not_finite_arrives_as_one(bad: float, place: int) ->
     assert not np.isfinite(out).all()
 
 
-def test_a_packed_base_takes_two_bytes_for_each_weight_and_moment() -> None:
-    state = State(np.ones(10_000, "f4"), np.ones(2, "f4"), np.ones(20_000, "f4"), np.ones(1, "f4"))
+def test_a_packed_base_takes_two_bytes_for_each_weight_and_one_for_each_moment() -> None:
+    state = State(np.ones(10_240, "f4"), np.ones(2, "f4"), np.ones(20_480, "f4"), np.ones(1, "f4"))
     packing = packing_of(state)
-    assert packing.pack_base(state.vector).nbytes == 2 * 30_000 + 4 * 3
-    assert 4 * packing.result_size == 10_000 + 4 * 40 + 2 * 20_000 + 4 * 3
+    assert packing.pack_base(state.vector).nbytes == 2 * 10_240 + (20_480 + 4 * 80) + 4 * 3
+    assert 4 * packing.result_size == (10_240 + 4 * 40) + (20_480 + 4 * 80) + 4 * 3

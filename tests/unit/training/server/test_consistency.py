@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from dist_net.errors import SettingError
 from dist_net.training.server.consistency import (
+    FEWEST_ROUNDS,
     FEWEST_SAMPLES,
+    FEWEST_SHARED_ROUNDS,
     MINIBATCHES,
     WHOLE,
     Consistency,
@@ -52,6 +54,12 @@ def test_synchronous_results_are_averaged() -> None:
 def test_each_worker_takes_a_step_in_each_round_at_least(workers: int, minibatches: int) -> None:
     fewest, most = step_limits(Consistency.ROUNDS, workers, minibatches)
     assert workers <= fewest <= most
+
+
+def test_rounds_without_momentum_may_be_longer() -> None:
+    shared, in_turn = (step_limits(Consistency.ROUNDS, 2, 4800, turns) for turns in (1.0, 2.0))
+    assert shared.fewest == in_turn.fewest
+    assert shared.most == 4800 / FEWEST_SHARED_ROUNDS > in_turn.most == 4800 / FEWEST_ROUNDS
 
 
 @pytest.mark.parametrize("minibatches", [1, 10**6])
