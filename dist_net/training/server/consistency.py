@@ -97,19 +97,21 @@ def step_limits(
     """Return the limits for a round of ``workers`` in a run of ``minibatches`` of their size.
 
     The momentum of the outer steps needs rounds to act. Each worker takes ``USUAL_STEPS`` steps if
-    the run then has ``ROUNDS`` rounds, and more on slow links, as far as ``FEWEST_ROUNDS`` permit,
-    or ``FEWEST_SHARED_ROUNDS`` without that momentum (``turns``: see ``outer_step``); but
-    ``FEWEST_STEPS`` in any case. One worker alone needs no round.
+    the run then has ``ROUNDS`` rounds, and more on slow links, as far as ``FEWEST_ROUNDS`` permit;
+    but ``FEWEST_STEPS`` in any case. Without that momentum (``turns``: see ``outer_step``),
+    ``FEWEST_SHARED_ROUNDS`` permit ``USUAL_STEPS``. One worker alone needs no round.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
     if workers == 1:
         return StepLimits(min(USUAL_STEPS, minibatches), minibatches)
-    fewest_rounds = FEWEST_ROUNDS if turns > 1 else FEWEST_SHARED_ROUNDS
+    usual = USUAL_STEPS * workers
     fewest, most = (
-        max(minibatches / rounds, FEWEST_STEPS * workers) for rounds in (ROUNDS, fewest_rounds)
+        max(minibatches / rounds, FEWEST_STEPS * workers) for rounds in (ROUNDS, FEWEST_ROUNDS)
     )
-    return StepLimits(min(USUAL_STEPS * workers, fewest), most)
+    if turns <= 1:
+        most = max(most, min(minibatches / FEWEST_SHARED_ROUNDS, usual))
+    return StepLimits(min(usual, fewest), most)
 
 
 def outer_step(consistency: Consistency, workers: float, turns: float = 1.0) -> OuterStep:
