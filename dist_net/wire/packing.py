@@ -31,11 +31,7 @@ RATIOS[0] = 0
 RATIOS = np.concatenate([RATIOS, -RATIOS])
 """The value of each 8-bit float, as a share of the largest in its block."""
 
-GOLDEN = np.uint32(2654435769)
-"""2^32 / φ: its multiples are spread evenly over all whole numbers of 32 bits (Weyl 1916)."""
-
-Blocks = NDArray[np.float32]
-"""A padded vector, ``(blocks, BLOCK)``."""
+GOLDEN = np.uint32(2654435769)  # 2^32 / φ: its multiples are spread evenly over all 32 bits
 
 
 class StatePacking:
@@ -118,12 +114,11 @@ class StatePacking:
         out[self._moments.stop :] = packed[buffers:]
 
 
-def _packed_floats(values: Blocks, steps: np.float32) -> Vector:
-    """Return ``values`` as 8-bit floats; only 0 becomes 0.
+def _packed_floats(values: Vector, steps: np.float32) -> Vector:
+    """Return blocks as 8-bit floats; only 0 becomes 0.
 
-    How much of an element is cut off decides how often it is rounded up: small changes of a mean
-    square, which rounding to the nearest would undo, are kept on average. Its turn varies with
-    ``steps``.
+    An element is rounded up in some turns of ``steps``, so that small changes of a mean square,
+    which rounding to the nearest would undo, are kept on average.
     """
     scales = np.abs(values).max(1, keepdims=True)
     with np.errstate(all="ignore"):
@@ -135,19 +130,17 @@ def _packed_floats(values: Blocks, steps: np.float32) -> Vector:
     return _coded(scales, levels.astype(np.uint8) | np.signbit(values) * np.uint8(128))
 
 
-def _in_blocks(values: Vector) -> Blocks:
-    """Return a copy, padded with zeros."""
-    blocks = np.zeros((-(-values.size // BLOCK), BLOCK), np.float32)
-    blocks.ravel()[: values.size] = values
-    return blocks
+def _in_blocks(values: Vector) -> Vector:
+    """Return ``values``, padded with zeros, as ``(blocks, BLOCK)``."""
+    return np.pad(values, (0, -values.size % BLOCK)).reshape(-1, BLOCK)
 
 
-def _coded(scales: Blocks, bytes_of: NDArray[np.generic]) -> Vector:
+def _coded(scales: Vector, bytes_of: NDArray[np.generic]) -> Vector:
     """Return the scales ``(blocks, 1)`` and the bytes ``(blocks, BLOCK)`` as one vector."""
     return np.concatenate([scales.ravel(), bytes_of.view(np.float32).ravel()])
 
 
-def _decoded(packed: Vector) -> tuple[Blocks, NDArray[np.uint8]]:
+def _decoded(packed: Vector) -> tuple[Vector, NDArray[np.uint8]]:
     """Return the scales ``(blocks, 1)`` and the bytes ``(blocks, BLOCK)``."""
     blocks = packed.size // CODED
     return packed[:blocks, np.newaxis], packed[blocks:].view(np.uint8).reshape(blocks, BLOCK)

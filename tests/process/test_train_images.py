@@ -228,7 +228,6 @@ def test_a_host_with_a_copy_of_the_folder_joins_the_tuning(
     assert joined.ends() == InterruptedRunError.exit_code
     tuning.process.send_signal(signal.SIGINT)
     assert tuning.ends() == InterruptedRunError.exit_code
-    assert start("replay", str(run), "--json").result()["matches"]
 
 
 def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(

@@ -42,10 +42,6 @@ class LeaseTimes(NamedTuple):
         )
         return LeaseTimes(exchange_s, step_s, latest.parts)
 
-    def lasts_s(self, steps: float) -> float:
-        """Return the seconds of a lease of this number of local steps."""
-        return self.exchange_s + steps * self.step_s
-
     def steps_in(self, round_s: float) -> int:
         """Return the number of local steps, at least 1, for which a round leaves time."""
         return max(1, round((round_s - self.exchange_s) / self.step_s))

@@ -44,10 +44,7 @@ LARGEST_LOSS = 1e100
 
 
 class RoundPlan(NamedTuple):
-    """A round of ``leases`` leases, whose lengths are multiplied by ``scale``.
-
-    It takes about ``seconds``, 0 if no worker's speed is known.
-    """
+    """A round of ``leases``, of ``seconds`` at most, whose lengths are multiplied by ``scale``."""
 
     leases: int
     scale: float
@@ -175,10 +172,9 @@ class RunState:
         turns = parts * batch_size / self.settings.batch_size
         outer = outer_step(self.settings.consistency, parts, turns)
         scale = ahead / (-(-ahead // steps) * steps)
-        seconds = max(
-            each.lease_times.lasts_s(scale * self._steps_of(each)) if each.lease_times else 0.0
-            for each in present
-        )
+        known = [(each.lease_times, self._steps_of(each)) for each in present if each.lease_times]
+        lasting_s = (of.exchange_s + of.step_s * scale * steps for of, steps in known)
+        seconds = max(lasting_s, default=0.0)
         return RoundPlan(len(present), scale, seconds, batch_size, outer)
 
     def _has_late_leases(self, now: float) -> bool:
