@@ -14,6 +14,7 @@ from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import (
+    FEWEST_STEPS,
     Consistency,
     OuterStep,
     StepLimits,
@@ -33,7 +34,7 @@ from dist_net.wire.messages import Push
 
 LATE_S = 0.2
 LATE_FACTOR = 3
-FIRST_ROUND_S = 8.0
+FIRST_ROUND_S = 3.0
 """A lease is late after ``LATE_FACTOR`` times the last round or its own, and at least ``LATE_S``.
 
 The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
@@ -192,7 +193,7 @@ class RunState:
         limits, fixed = self.limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
-            return max(1, min(usual, FIRST_STEPS))
+            return max(1, min(usual, FIRST_STEPS if len(self.members) > 1 else FEWEST_STEPS))
         if fixed is None:
             return member.lease_times.steps_in(round_s(known, limits))
         return member.lease_times.steps_in(
