@@ -33,9 +33,10 @@ from dist_net.vector import Vector
 from dist_net.wire.messages import Push
 
 LATE_S = 0.2
-LATE_FACTOR = 3
+LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
 FIRST_ROUND_S = 3.0
-"""A lease is late after ``LATE_FACTOR`` times the last round or its own, and at least ``LATE_S``.
+"""A lease is late after ``LATE_FACTOR`` times the last round, or after ``EXPECTED_FACTOR`` times
+the expected time of its own if that is more, and at least ``LATE_S``.
 
 The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
 """
@@ -182,9 +183,9 @@ class RunState:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
         if self._is_async:
             return True
-        usual_s = max(self._last_round_s or FIRST_ROUND_S, self._plan.seconds if self._plan else 0)
-        late_s = max(LATE_S, LATE_FACTOR * usual_s)
-        return now - self._round_began_s > late_s
+        late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
+        expected_s = self._plan.seconds if self._plan else 0.0
+        return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
 
     def _steps_of(self, member: Member) -> int:
         """Return the local steps of each part of the worker's next lease."""
