@@ -194,7 +194,8 @@ class RunState:
         limits, fixed = self.limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
-            return max(1, min(usual, FIRST_STEPS if len(self.members) > 1 else FEWEST_STEPS))
+            first = FIRST_STEPS if len(self.members) > 1 else fixed or FEWEST_STEPS
+            return max(1, min(usual, first))
         if fixed is None:
             return member.lease_times.steps_in(round_s(known, limits))
         return member.lease_times.steps_in(
