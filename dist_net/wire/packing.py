@@ -96,7 +96,7 @@ class StatePacking:
 
     def _rest(self, state: Vector) -> list[Vector]:
         """Return the packed parts behind the weights."""
-        moments = state[self._moments].reshape(-1, self._trained)
+        moments = state[self._moments].reshape(-1, self._trained, copy=False)
         return [
             *(_packed_floats(_in_blocks(each), state[-1]) for each in moments),
             state[self._trained : self._moments.start],
@@ -104,7 +104,7 @@ class StatePacking:
         ]
 
     def _unpack_rest(self, packed: Vector, out: Vector) -> None:
-        for moment in out[self._moments].reshape(-1, self._trained):
+        for moment in out[self._moments].reshape(-1, self._trained, copy=False):
             scales, floats = _decoded(packed[: self._coded])
             with np.errstate(all="ignore"):
                 moment[:] = (RATIOS[floats] * scales).ravel()[: self._trained]
@@ -132,7 +132,7 @@ def _packed_floats(values: Vector, steps: np.float32) -> Vector:
 
 def _in_blocks(values: Vector) -> Vector:
     """Return ``values``, padded with zeros, as ``(blocks, BLOCK)``."""
-    return np.pad(values, (0, -values.size % BLOCK)).reshape(-1, BLOCK)
+    return np.pad(values, (0, -values.size % BLOCK)).reshape(-1, BLOCK, copy=False)
 
 
 def _coded(scales: Vector, bytes_of: NDArray[np.generic]) -> Vector:
@@ -143,7 +143,9 @@ def _coded(scales: Vector, bytes_of: NDArray[np.generic]) -> Vector:
 def _decoded(packed: Vector) -> tuple[Vector, NDArray[np.uint8]]:
     """Return the scales ``(blocks, 1)`` and the bytes ``(blocks, BLOCK)``."""
     blocks = packed.size // CODED
-    return packed[:blocks, np.newaxis], packed[blocks:].view(np.uint8).reshape(blocks, BLOCK)
+    return packed[:blocks, np.newaxis], packed[blocks:].view(np.uint8).reshape(
+        blocks, BLOCK, copy=False
+    )
 
 
 def _words(values: NDArray[np.generic]) -> Vector:
