@@ -19,8 +19,7 @@ from dist_net.vector import Vector
 BLOCK = 256
 """The number of elements of a vector that share a scale."""
 
-CODED = 1 + BLOCK // 4
-"""The length of a packed block: its scale, and a byte for each element."""
+CODED = 1 + BLOCK // 4  # the length of a packed block: its scale, and a byte for each element
 
 MANTISSA = 2
 LOWEST = (127 << MANTISSA) - 126

@@ -156,8 +156,7 @@ class ClusterPlan:
             times = LeaseTimes(exchange_s, step_s, self.parts)
             parts = self.exchanges * self.parts
             minibatches = self.costs.minibatches / self._share
-            turns = parts * self._share
-            limits = step_limits(self.consistency, parts, minibatches, turns)
+            limits = step_limits(self.consistency, parts, minibatches, parts * self._share)
             steps = times.steps_in(round_s([times] * self.exchanges, limits))
         # Leases (async) or rounds divide an epoch into equal parts.
         ahead = math.ceil(self.costs.minibatches / self._share / self.costs.epochs)

@@ -35,8 +35,7 @@ from dist_net.wire.messages import Push
 LATE_S = 0.2
 LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
 FIRST_ROUND_S = 3.0
-"""A lease is late after ``LATE_FACTOR`` times the last round, or after ``EXPECTED_FACTOR`` times
-the expected time of its own if that is more, and at least ``LATE_S``.
+"""A lease is late after ``LATE_FACTOR`` last rounds, ``EXPECTED_FACTOR`` own ones and ``LATE_S``.
 
 The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
 """
