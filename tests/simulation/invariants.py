@@ -31,11 +31,8 @@ CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 MAX_WAIT_S = 1.0
 """The longest wait for a late lease that another worker may share, after it has become late."""
 
-MAX_UNANSWERED_S = 15.0
-"""The longest time to notice that a request or its answer was lost, on the slowest link.
-
-Tiny states travel as whole blocks, and so as more bytes than they have.
-"""
+MAX_UNANSWERED_S = 12.0
+"""The longest time to notice that a request or its answer was lost, on the slowest link."""
 
 MAX_PARTS = 100
 """More than all workers take at the same time."""
