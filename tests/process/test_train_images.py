@@ -24,9 +24,12 @@ from dist_net.processes.terminal import plain_console
 from dist_net.training.run.callbacks import EpochResult
 from dist_net.training.run.local_run import REPORTED, LocalRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Applied
 from drawn_images import draw_shapes
 
 Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +198,36 @@ def test_a_weak_head_is_tuned_and_an_interrupt_chooses_the_better_net_so_far(
     record = read_checkpoint(run / "best.safetensors").recipe_record
     assert json.loads(record["image_recipe"])["augmentation"]["rotation"] == 180
     assert "Variants of images" in (run / "report.html").read_text()
+
+
+def test_a_host_with_a_copy_of_the_folder_joins_the_tuning(
+    start: Start, eventually: Eventually, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    run, copy, other = tmp_path / "run", tmp_path / "copy", tmp_path / "other"
+    for folder in (copy, other):
+        shutil.copytree(photos, folder)
+    (other / "square" / "003.jpg").write_bytes(b"other")
+    asked = ["--base", str(base), "--fine-tune", "3000", "--workers", "1"]
+    listening = "--listen", "tcp://127.0.0.1:0", "--run-dir", str(run)
+    tuning = start("train", str(photos), *asked, *listening)
+    token = tuning.says(r"    echo (\w+) \| dist-net join\n")[1]
+    refused = {"expected the same folder": [], "square/003.jpg has": ["--data", str(other)]}
+    for reason, data in refused.items():
+        joining = start("join", token, "--workers", "1", *data)
+        assert joining.ends() == 2
+        assert reason in joining.stderr.splitlines()[-1]
+
+    joined = start("join", token, "--workers", "1", "--data", str(copy))
+
+    def workers() -> set[int]:
+        records = read_journal(RunDirectory(run).journal).records()
+        return {each.worker_id for each in records if isinstance(each, Applied)}
+
+    eventually(lambda: len(workers()) == 2)
+    joined.process.send_signal(signal.SIGINT)
+    assert joined.ends() == InterruptedRunError.exit_code
+    tuning.process.send_signal(signal.SIGINT)
+    assert tuning.ends() == InterruptedRunError.exit_code
 
 
 def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(

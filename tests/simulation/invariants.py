@@ -31,7 +31,7 @@ CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 MAX_WAIT_S = 1.0
 """The longest wait for a late lease that another worker may share, after it has become late."""
 
-MAX_UNANSWERED_S = 10.0
+MAX_UNANSWERED_S = 12.0
 """The longest time to notice that a request or its answer was lost, on the slowest link."""
 
 MAX_PARTS = 100

@@ -122,8 +122,8 @@ def test_leases_of_dead_workers_are_computed_by_the_last_one() -> None:
 def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() -> None:
     warnings = []
     for latency_s in (0.0005, 0.5):
-        cluster = cluster_of([STEP_S] * 2, [Link(latency_s)] * 2)
-        while cluster.run.store.version < 8:
+        cluster = cluster_of([STEP_S] * 2, [Link(latency_s)] * 2, epochs=1)
+        while cluster.run.store.version < 3:
             cluster.step()
         warnings.append(run_report(cluster.run, 0, cluster.now)["link_warning"])
     assert warnings[0] is None

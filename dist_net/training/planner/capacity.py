@@ -157,7 +157,7 @@ class ClusterPlan:
             times = LeaseTimes(exchange_s, step_s, self.parts)
             parts = self.exchanges * self.parts
             minibatches = self.costs.minibatches / self._share
-            limits = step_limits(self.consistency, parts, minibatches)
+            limits = step_limits(self.consistency, parts, minibatches, parts * self._share)
             steps = times.steps_in(round_s([times] * self.exchanges, limits))
         # Leases (async) or rounds divide an epoch into equal parts.
         ahead = math.ceil(self.costs.minibatches / self._share / self.costs.epochs)

@@ -52,7 +52,7 @@ class OuterStep(NamedTuple):
 WHOLE = OuterStep(1.0, 0.0, 1.0)
 
 
-ROUNDS, FEWEST_ROUNDS = 128, 48
+ROUNDS, FEWEST_ROUNDS, FEWEST_SHARED_ROUNDS = 128, 48, 8
 USUAL_STEPS, FEWEST_STEPS = 32, 2
 """Local steps of a worker; see ``step_limits``."""
 
@@ -91,21 +91,27 @@ def local_batch_size(
     return -(-batch_size // sharing)
 
 
-def step_limits(consistency: Consistency, workers: int, minibatches: float) -> StepLimits:
+def step_limits(
+    consistency: Consistency, workers: int, minibatches: float, turns: float = 1.0
+) -> StepLimits:
     """Return the limits for a round of ``workers`` in a run of ``minibatches`` of their size.
 
     The momentum of the outer steps needs rounds to act. Each worker takes ``USUAL_STEPS`` steps if
     the run then has ``ROUNDS`` rounds, and more on slow links, as far as ``FEWEST_ROUNDS`` permit;
-    but ``FEWEST_STEPS`` in any case. One worker alone needs no round.
+    but ``FEWEST_STEPS`` in any case. Without that momentum (``turns``: see ``outer_step``),
+    ``FEWEST_SHARED_ROUNDS`` permit ``USUAL_STEPS``. One worker alone needs no round.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)
     if workers == 1:
         return StepLimits(min(USUAL_STEPS, minibatches), minibatches)
+    usual = USUAL_STEPS * workers
     fewest, most = (
         max(minibatches / rounds, FEWEST_STEPS * workers) for rounds in (ROUNDS, FEWEST_ROUNDS)
     )
-    return StepLimits(min(USUAL_STEPS * workers, fewest), most)
+    if turns <= 1:
+        most = max(most, min(minibatches / FEWEST_SHARED_ROUNDS, usual))
+    return StepLimits(min(usual, fewest), most)
 
 
 def outer_step(consistency: Consistency, workers: float, turns: float = 1.0) -> OuterStep:

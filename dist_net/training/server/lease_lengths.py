@@ -16,6 +16,9 @@ COMPUTING_TO_EXCHANGE = 20
 FIRST_STEPS = 8
 """Local steps of a worker's first lease at most: until its speed is known, others wait for it."""
 
+LONGEST_WAIT_S = 5.0
+"""A worker alone takes shorter leases than it could: a worker that joins waits for their end."""
+
 AVERAGED_LEASES = 4
 MIN_STEP_S = 1e-6
 """Workers report the time that they computed; a wrong one must not make lengths infinite."""
@@ -45,7 +48,7 @@ class LeaseTimes(NamedTuple):
 
 
 def measured(
-    took_s: float, computed_s: float, minibatches: int, parts: int = 1
+    took_s: float, computed_s: float, minibatches: float, parts: int = 1
 ) -> LeaseTimes | None:
     """Return the times of a lease that took ``took_s``; None if they are unknown."""
     computed_s = min(computed_s, took_s)
@@ -61,6 +64,8 @@ def round_s(times: Sequence[LeaseTimes], limits: StepLimits) -> float:
     The slowest worker takes whole steps, or others would wait for the rest of its last one.
     """
     shortest_s, longest_s = (_seconds_of(times, steps) for steps in limits)
+    if len(times) == 1:
+        shortest_s = min(shortest_s, LONGEST_WAIT_S)
     wanted_s = min(max(needed_round_s(times), shortest_s), longest_s)
     able = [each for each in times if each.exchange_s + each.step_s <= wanted_s]
     slowest = max(able or times, key=lambda each: each.step_s)

@@ -30,7 +30,7 @@ class Member:
     waits for others; None else. ``starts`` counts the processes of its name that joined; with
     ``is_restart``, this process was not the first and has just joined. ``staleness_sum`` is the sum
     over its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at
-    the same time.
+    the same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -54,6 +54,7 @@ class Member:
     waits_since_s: float | None = None
     staleness_sum: int = 0
     lease_times: LeaseTimes | None = None
+    batch_size: int = 0
     parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
@@ -63,13 +64,14 @@ class Member:
         """The median round trip of the last heartbeats; 0 before the first."""
         return median(self.round_trips_s) if self.round_trips_s else 0.0
 
-    def has_computed(self, minibatches: int, computed_s: float, now: float) -> None:
-        """Measure a lease, of which the worker computed for ``computed_s``."""
+    def has_computed(self, samples: int, batch_size: int, computed_s: float, now: float) -> None:
+        """Measure a lease of ``samples``, of which the worker computed for ``computed_s``."""
         took_s = 0.0 if self.began_s is None else now - self.began_s
-        latest = measured(took_s, computed_s, minibatches, self.parts)
+        latest = measured(took_s, computed_s, samples / batch_size, self.parts)
         if latest is not None:
-            known = self.lease_times
+            known = self.lease_times if batch_size == self.batch_size else None
             self.lease_times = latest if known is None else known.averaged(latest)
+            self.batch_size = batch_size
 
     def report(self, now: float) -> dict[str, Any]:
         """Return this worker's entry in a run's report; its speed is measured while it has work."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.lease_lengths import longest_round_s, needed_round_s
+from dist_net.training.server.lease_lengths import longest_round_s
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
@@ -59,17 +59,16 @@ def link_warning(run: RunState) -> str | None:
     times = [each.lease_times for each in known if each.lease_times is not None]
     if run.settings.local_steps is not None or all(each.shared for each in known):
         return None
-    needed_s, longest_s = needed_round_s(times), longest_round_s(times, run.limits)
-    if needed_s <= longest_s:
-        return None
     slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
     exchange_s, minibatch_s, _ = slowest[0]
+    longest_s = longest_round_s(times, run.limits)
+    if (times_as_fast := 2 * exchange_s / longest_s) <= 1:
+        return None
     return (
         f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
-        f"{minibatch_s:.3g} s: leases of {slowest[0].steps_in(needed_s):,} local steps would "
-        f"keep exchanges to a twentieth of its time, but more than "
-        f"{slowest[0].steps_in(longest_s):,} cost accuracy, so that a worker on this link "
-        f"does not pay off. It would with exchanges {needed_s / longest_s:.1f} times as fast, "
+        f"{minibatch_s:.3g} s, and leases of more than {slowest[0].steps_in(longest_s):,} local "
+        f"steps cost accuracy: exchanges take more than half of its time, so that a worker on "
+        f"this link does not pay off. It would with exchanges {times_as_fast:.1f} times as fast, "
         f"or that many times the epochs or the time of a minibatch"
     )
 

@@ -14,6 +14,7 @@ from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import (
+    FEWEST_STEPS,
     Consistency,
     OuterStep,
     StepLimits,
@@ -32,9 +33,9 @@ from dist_net.vector import Vector
 from dist_net.wire.messages import Push
 
 LATE_S = 0.2
-LATE_FACTOR = 3
-FIRST_ROUND_S = 1.0
-"""A lease is late after ``LATE_FACTOR`` times the last round, and at least ``LATE_S``.
+LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
+FIRST_ROUND_S = 3.0
+"""A lease is late after ``LATE_FACTOR`` last rounds, ``EXPECTED_FACTOR`` own ones and ``LATE_S``.
 
 The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
 """
@@ -44,10 +45,11 @@ LARGEST_LOSS = 1e100
 
 
 class RoundPlan(NamedTuple):
-    """A round of ``leases`` leases, whose lengths are multiplied by ``scale``."""
+    """A round of ``leases``, of ``seconds`` at most, whose lengths are multiplied by ``scale``."""
 
     leases: int
     scale: float
+    seconds: float
     batch_size: int
     outer: OuterStep
 
@@ -170,14 +172,19 @@ class RunState:
         ahead = -(-self.ledger.samples_ahead // batch_size)
         turns = parts * batch_size / self.settings.batch_size
         outer = outer_step(self.settings.consistency, parts, turns)
-        return RoundPlan(len(present), ahead / (-(-ahead // steps) * steps), batch_size, outer)
+        scale = ahead / (-(-ahead // steps) * steps)
+        known = [(each.lease_times, self._steps_of(each)) for each in present if each.lease_times]
+        lasting_s = (of.exchange_s + of.step_s * scale * steps for of, steps in known)
+        seconds = max(lasting_s, default=0.0)
+        return RoundPlan(len(present), scale, seconds, batch_size, outer)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
         if self._is_async:
             return True
         late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
-        return now - self._round_began_s > late_s
+        expected_s = self._plan.seconds if self._plan else 0.0
+        return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
 
     def _steps_of(self, member: Member) -> int:
         """Return the local steps of each part of the worker's next lease."""
@@ -186,7 +193,8 @@ class RunState:
         limits, fixed = self.limits, 1 if is_bsp else self.settings.local_steps
         if member.lease_times is None:
             usual = fixed or round(limits.fewest / self.members.parts)
-            return max(1, min(usual, FIRST_STEPS) if len(self.members) > 1 else usual)
+            first = FIRST_STEPS if len(self.members) > 1 else fixed or FEWEST_STEPS
+            return max(1, min(usual, first))
         if fixed is None:
             return member.lease_times.steps_in(round_s(known, limits))
         return member.lease_times.steps_in(
@@ -197,8 +205,9 @@ class RunState:
     def limits(self) -> StepLimits:
         """The local steps that all leases of a round may have together."""
         settings, parts = self.settings, self.members.parts
-        minibatches = settings.minibatches * settings.batch_size / self._batch_size(parts)
-        return step_limits(settings.consistency, parts, minibatches)
+        share = self._batch_size(parts) / settings.batch_size
+        minibatches = settings.minibatches / share
+        return step_limits(settings.consistency, parts, minibatches, parts * share)
 
     def _batch_size(self, parts: int) -> int:
         settings = self.settings
@@ -215,7 +224,7 @@ class RunState:
         assert lease is not None
         assert push.state is not None
         samples = lease.range.samples
-        member.has_computed(-(-samples // lease.batch_size), push.computed_s, now)
+        member.has_computed(samples, lease.batch_size, push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
         # Fewer than one step would end the workers: Adam divides by 1 - β^steps.

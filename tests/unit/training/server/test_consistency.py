@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from dist_net.errors import SettingError
 from dist_net.training.server.consistency import (
+    FEWEST_ROUNDS,
     FEWEST_SAMPLES,
+    FEWEST_SHARED_ROUNDS,
     MINIBATCHES,
+    USUAL_STEPS,
     WHOLE,
     Consistency,
     OuterStep,
@@ -52,6 +55,20 @@ def test_synchronous_results_are_averaged() -> None:
 def test_each_worker_takes_a_step_in_each_round_at_least(workers: int, minibatches: int) -> None:
     fewest, most = step_limits(Consistency.ROUNDS, workers, minibatches)
     assert workers <= fewest <= most
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "most"),
+    [(240, 240 / FEWEST_SHARED_ROUNDS), (2400, 2 * USUAL_STEPS), (9600, 9600 / FEWEST_ROUNDS)],
+)
+def test_rounds_of_a_short_run_may_be_longer_without_momentum(
+    minibatches: int, most: float
+) -> None:
+    shared, in_turn = (
+        step_limits(Consistency.ROUNDS, 2, minibatches, turns) for turns in (1.0, 2.0)
+    )
+    assert shared == (in_turn.fewest, most)
+    assert in_turn.most == minibatches / FEWEST_ROUNDS
 
 
 @pytest.mark.parametrize("minibatches", [1, 10**6])

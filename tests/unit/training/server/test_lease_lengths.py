@@ -5,6 +5,7 @@ import pytest
 from dist_net.training.server.consistency import StepLimits
 from dist_net.training.server.lease_lengths import (
     COMPUTING_TO_EXCHANGE,
+    LONGEST_WAIT_S,
     LeaseTimes,
     longest_round_s,
     measured,
@@ -26,13 +27,18 @@ def test_exchanges_take_a_small_part_of_a_round() -> None:
     assert round_s([FAST, FAR], ANY) == needed_round_s([FAST, FAR])
 
 
-@pytest.mark.parametrize("times", [[FAST], [FAST, SLOW], [FAST, SLOW, FAR]])
+@pytest.mark.parametrize("times", [[FAST, FAST], [FAST, SLOW], [FAST, SLOW, FAR]])
 def test_the_steps_of_a_round_stay_within_the_limits(times: list[LeaseTimes]) -> None:
     for limits in (StepLimits(5000, 9000), StepLimits(100, 200)):
         steps = sum(each.steps_in(round_s(times, limits)) for each in times)
         assert limits.fewest - len(times) <= steps <= limits.most + len(times)
     seconds = longest_round_s(times, StepLimits(1, 300))
     assert sum(each.steps_in(seconds) for each in times) == pytest.approx(300, abs=2)
+
+
+def test_a_worker_that_joins_does_not_wait_long_for_one_that_was_alone() -> None:
+    assert round_s([FAST], StepLimits(5000, 9000)) == pytest.approx(LONGEST_WAIT_S)
+    assert round_s([FAR], StepLimits(5000, 9000)) == pytest.approx(needed_round_s([FAR]))
 
 
 def test_the_steps_of_a_workers_parts_count_too() -> None:
