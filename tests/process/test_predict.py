@@ -20,9 +20,6 @@ from dist_net.nets.darknet.published import imagenet_labels, published
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.run_directory import RunDirectory
 from image_runs import write_run
-from process import test_bad_input
-
-ordinary_process = test_bad_input.ordinary_process
 
 Start = Callable[..., Any]
 
