@@ -239,7 +239,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
 
 
 def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_killed(
-    start: Start, hosts: Hosts, tmp_path: Path
+    start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
     run, epochs = tmp_path / "run", 200
     server = start(
@@ -269,11 +269,11 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
     assert [each.ends() for each in joined] == [0, 0]
     assert result["samples"] == epochs * 1437
     assert result["bytes_sent_per_sample"] > 0
-    assert start("replay", str(run), "--json").result()["matches"]
+    assert here("replay", run, "--json")["matches"]
 
 
 def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_does_not_pay_off(
-    start: Start, hosts: Hosts, tmp_path: Path
+    start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
     run, proxy, epochs = tmp_path / "run", "10.77.1.3", 25
     ip("-n", hosts.name("server"), "address", "add", f"{proxy}/24", "dev", "wire1")
@@ -298,4 +298,4 @@ def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_do
     lengths = [each.stop - each.start for each in records if isinstance(each, Applied)]
     # An epoch is divided into equal rounds, of which the run must have FEWEST_ROUNDS.
     assert 1437 // 4 < max(lengths) <= max(45 * epochs * 32 // FEWEST_ROUNDS, 1437 // 3)
-    assert start("replay", str(run), "--json").result()["matches"]
+    assert here("replay", run, "--json")["matches"]
