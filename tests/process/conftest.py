@@ -179,8 +179,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
 
 @pytest.fixture
-def ordinary_process() -> Iterator[None]:
+def ordinary_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A command sets up a process that is its own; this one gets its settings back."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     level = logging.getLogger("dist_net").level
     yield

@@ -1,6 +1,7 @@
 """``dist-net predict`` as a person and as a program use it: what it prints where, and its end."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,11 +107,12 @@ def test_images_are_answered_for_in_their_order(
 
 
 LOADED = """
-import json, sys
+import json, os, sys
 from dist_net.cli import main
 for words in json.load(sys.stdin):
     main(words)
     print("numba" in sys.modules)
+print(len(os.listdir("/proc/self/task")))
 """
 
 
@@ -136,6 +138,20 @@ def test_few_inputs_are_answered_without_loading_numba(
     )
     lines = result.stdout.splitlines()
     assert [line for line in lines if line in ("True", "False")] == ["False", "False", "True"]
+
+
+def test_a_command_starts_no_threads_of_blas(net: list[str], images: list[str]) -> None:
+    """Starting them takes time, although they have nothing to do."""
+    environment = {name: value for name, value in os.environ.items() if "THREADS" not in name}
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        input=json.dumps([["predict", *net, images[0]]]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "1"
 
 
 def test_a_program_is_answered_in_a_line_for_each(
