@@ -73,6 +73,8 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; print a ``DistNetError`` as one line on stderr; return the exit code."""
+    # Starting BLAS threads, which ``use_threads`` ends, takes an eighth of each process's start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
     # Imported late: these import NumPy, which would slow down --help.
     from dist_net.printable import PrintableFormatter, printable

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dist_net.cli import main
 from dist_net.nets.observer import Observer
 
 WITHOUT_PLOTS = Path(__file__).parent / "without_plots"
@@ -174,3 +176,65 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
         command.process.wait()
+
+
+@pytest.fixture
+def ordinary_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command sets up a process that is its own; this one gets its settings back."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level = logging.getLogger("dist_net").level
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    logging.getLogger("dist_net").setLevel(level)
+
+
+@pytest.fixture
+def refuses(
+    ordinary_process: None,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., None]:
+    """Check that a command prints one line that contains this pattern, and leaves no file."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+
+    def check(says: str, *arguments: Any, exit_code: int = 2) -> None:
+        code = exit_code_of(main, list(map(str, arguments)))
+        stdout, stderr = capsys.readouterr()
+        assert re.fullmatch(f"dist-net[^:]*: .*{says}.*\n", stderr), stderr
+        assert code == exit_code
+        assert re.fullmatch("(LOADING .*\n)*(READY\n)?", stdout)
+        assert not list(directory.iterdir())
+
+    return check
+
+
+def exit_code_of(function: Callable[..., int], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.fixture
+def here(
+    ordinary_process: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Any]:
+    """Run a command in this process, which takes no start; return the JSON object that it prints.
+
+    For commands that look at what processes have left; that they work as processes is tested too.
+    """
+
+    def run_command(*arguments: Any) -> Any:
+        code = main(list(map(str, arguments)))
+        stdout, stderr = capsys.readouterr()
+        assert code == 0, stderr
+        return json.loads(stdout.splitlines()[-1]) if "--json" in arguments else None
+
+    return run_command

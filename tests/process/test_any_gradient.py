@@ -20,7 +20,7 @@ from dist_net.errors import ModelSourceError, UntrustedRecipeError
 from journaled import assert_each_sample_once
 from naming import naming
 
-Start = Callable[..., Any]
+Start = Here = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 LINE = ROOT / "tests" / "recipes" / "line.py"
@@ -35,7 +35,7 @@ def finished(command: Any) -> Any:
 
 
 def test_a_gradient_function_is_trained_evaluated_and_replayed(
-    start: Start, tmp_path: Path
+    start: Start, here: Here, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     trained = finished(start("train", LINE, "--run-dir", run, "--json"))
@@ -43,8 +43,8 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
     assert (summary["samples"], summary["test_accuracy"]) == (8 * SAMPLES, None)
     assert assert_each_sample_once(run, SAMPLES) == 8
     finished(start("replay", run, "--trust-recipe"))
-    evaluated = finished(start("evaluate", run, "--json", "--trust-recipe"))
-    assert json.loads(evaluated.stdout.splitlines()[-1])["test_loss"] == summary["test_loss"] < 1
+    evaluated = here("evaluate", run, "--json", "--trust-recipe")
+    assert evaluated["test_loss"] == summary["test_loss"] < 1
     refused = start("export", run, tmp_path / "line.onnx", "--trust-recipe")
     assert refused.process.wait(60) == 2
     assert re.search(naming("network"), refused.stderr)
@@ -59,7 +59,7 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
 
 
 def test_a_loop_of_a_program_takes_part_and_may_leave(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     server = start(
@@ -79,7 +79,7 @@ def test_a_loop_of_a_program_takes_part_and_may_leave(
     assert turns == 8 * SAMPLES // 16
     finished(server)
     assert assert_each_sample_once(run, SAMPLES) == 8
-    finished(start("replay", run, "--trust-recipe"))
+    here("replay", run, "--trust-recipe")
 
 
 def changed_lines(folder: Path) -> list[str]:
@@ -92,7 +92,7 @@ def changed_lines(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("library", ["jax", "pytorch"])
 def test_a_script_trains_with_processes_after_a_few_changed_lines(
-    library: str, start: Start, tmp_path: Path
+    library: str, here: Here, tmp_path: Path
 ) -> None:
     assert 0 < len(changed_lines(EXAMPLES / library)) <= MOST_CHANGED_LINES
     if find_spec({"pytorch": "torch"}.get(library, library)) is None:
@@ -112,4 +112,4 @@ def test_a_script_trains_with_processes_after_a_few_changed_lines(
     assert found, done.stdout
     assert int(found[1]) > 90
     (run,) = (tmp_path / "runs").iterdir()
-    finished(start("replay", run, "--trust-recipe"))
+    here("replay", run, "--trust-recipe")

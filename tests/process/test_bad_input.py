@@ -3,15 +3,11 @@
 The commands run in this process, so that what they leave open or started shows.
 """
 
-import logging
 import os
-import re
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,48 +21,6 @@ from dist_net.training.server.run_state import RunState
 from small_disk import small_disk
 
 Refuses = Callable[..., None]
-
-
-@pytest.fixture
-def ordinary_process() -> Iterator[None]:
-    """A command sets up a process that is its own; this one gets its settings back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    level = logging.getLogger("dist_net").level
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    logging.getLogger("dist_net").setLevel(level)
-
-
-@pytest.fixture
-def refuses(
-    ordinary_process: None,  # noqa: ARG001
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Refuses:
-    """Check that a command prints one line that contains this pattern, and leaves no file."""
-    directory = tmp_path / "here"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr("tempfile.tempdir", str(directory))
-
-    def check(says: str, *arguments: Any, exit_code: int = 2) -> None:
-        code = exit_code_of(main, list(map(str, arguments)))
-        stdout, stderr = capsys.readouterr()
-        assert re.fullmatch(f"dist-net[^:]*: .*{says}.*\n", stderr), stderr
-        assert code == exit_code
-        assert re.fullmatch("(LOADING .*\n)*(READY\n)?", stdout)
-        assert not list(directory.iterdir())
-
-    return check
-
-
-def exit_code_of(function: Callable[..., int], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except SystemExit as end:
-        return end.code
 
 
 @pytest.fixture
@@ -322,7 +276,9 @@ def test_the_version_is_shown(
     ordinary_process: None,  # noqa: ARG001
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert exit_code_of(main, ["--version"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
     assert capsys.readouterr().out == f"dist-net {VERSION}\n"
 
 
@@ -424,7 +380,7 @@ def test_every_command_shows_where_an_error_is_from_if_asked(
     command: list[str],
 ) -> None:
     for options in ([], ["--debug"]):
-        assert exit_code_of(main, [*command, *options]) in (1, 2)
+        assert main([*command, *options]) in (1, 2)
         stderr = capsys.readouterr().err
         assert stderr.splitlines()[-1].startswith(f"dist-net {command[0]}: ")
         assert ("Traceback (most recent call last)" in stderr) == bool(options)

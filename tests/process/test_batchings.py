@@ -145,7 +145,8 @@ def batch_rows(gateway: Gateway) -> Counter[int]:
 @pytest.mark.parametrize(
     ("seed", "batches", "faults"),
     [
-        (0, 1000, FAULTS[:1]),  # that a stopped worker is lost takes seconds to be noticed
+        # Most rows tell, as below; that a stopped worker is lost takes seconds to be noticed.
+        (0, 500, FAULTS[:1]),
         *(pytest.param(seed, 2000, FAULTS, marks=pytest.mark.slow) for seed in range(1, 6)),
     ],
 )
@@ -206,7 +207,7 @@ def test_without_reproducible_plans_the_net_would_tell(
     inference = Inference(model, prepared, batch_size=BATCH_SIZE, reproducible=reproducible)
     differing = differing_rows(inference, questions.rows, 1000)
     inference.close()
-    assert (differing == 0) == reproducible
+    assert differing == 0 if reproducible else differing > 500
 
 
 def test_the_net_has_each_kind_of_convolution(net: Net) -> None:

@@ -18,7 +18,7 @@ REACHED = {"character_transformer": 2.9, "table_with_embeddings": 0.02}
 
 
 @pytest.mark.parametrize("name", REACHED)
-def test_an_everyday_net(name: str, tmp_path: Path, start, eventually) -> None:
+def test_an_everyday_net(name: str, tmp_path: Path, start, here, eventually) -> None:
     path = EXAMPLES / f"{name}.py"
     recipe = load_recipe(str(path)).recipe
     data = recipe.load_dataset()
@@ -39,7 +39,7 @@ def test_an_everyday_net(name: str, tmp_path: Path, start, eventually) -> None:
     inputs = np.asarray(data.test_inputs[:5])
     expected = run.predict(inputs)
     file = tmp_path / "net.onnx"
-    assert start("export", str(run.path), str(file)).ends() == 0
+    here("export", run.path, file)
     session = onnxruntime.InferenceSession(file)
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -55,7 +55,9 @@ def printed(example: str, *arguments: str | Path) -> list[str]:
 
 
 def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -> None:
-    *told, first, second, third, fourth, fifth = printed("darknet53/classify.py", photo, weights)
+    """And, where PyTorch is installed, what its equivalent in PyTorch says."""
+    lines = printed("darknet53/classify.py", photo, weights)
+    *told, first, second, third, fourth, fifth = lines
     assert told == [
         "Darknet53: 78 layers, inputs of (256, 256, 3)",
         f"41,645,640 numbers in {weights}",
@@ -67,12 +69,8 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
     assert [first, second, third, fourth, fifth] == [
         f"{each.probability:7.2%}  {each.label}" for each in answer
     ]
-
-
-@pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch (the extra `peers`)")
-def test_its_equivalent_in_pytorch_says_the_same(photo: Path, weights: Path) -> None:
-    ours = printed("darknet53/classify.py", photo, weights)
-    assert printed("darknet53/pytorch_equivalent.py", photo, weights) == ours[3:]
+    if find_spec("torch"):
+        assert printed("darknet53/pytorch_equivalent.py", photo, weights) == lines[3:]
 
 
 @pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs uvicorn (the extra `web`)")
@@ -110,8 +108,7 @@ REACHED = {"unet.py": (overlap, 0.7), "autoencoder.py": (explained, 0.7)}
 Pair = tuple[dist_net.Run, Floats, Floats]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+def trained(directory: Path) -> dict[str, Pair]:
     """A run of each net by two workers, the test inputs, and the run's outputs for them.
 
     One process has trained the same net to the same quality and loss, within the limits of rounds.
@@ -126,8 +123,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         recipe.model.weights = alone.evaluated_weights
         assert quality(recipe.model.predict(inputs), targets) > least
 
-        directory = tmp_path_factory.mktemp("runs") / "run"
-        run = dist_net.train(EXAMPLES / example, workers=2, run_dir=directory, quiet=True)
+        place = directory / Path(example).stem
+        run = dist_net.train(EXAMPLES / example, workers=2, run_dir=place, quiet=True)
         outputs = run.predict(inputs)
         assert quality(outputs, targets) > least
         expected = Evaluator(recipe.model, dataset)(alone.evaluated_weights).loss
@@ -136,20 +133,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     return found
 
 
-@pytest.mark.skipif(not find_spec("onnxruntime"), reason="ONNX Runtime is not installed")
-def test_nets_of_maps_are_exported(runs: dict[str, Pair], tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
-    import onnxruntime
-
-    for name, (run, inputs, outputs) in runs.items():
-        found = model_source(str(run.path), None, None, lambda _: None).read()
-        file = tmp_path / f"{name}.onnx"
-        write_exported(file, "onnx", ExportedModel(name, found, found.weights()))
-        (exported,) = onnxruntime.InferenceSession(file).run(None, {"input": inputs})
-        np.testing.assert_allclose(exported, outputs, rtol=1e-3, atol=1e-3)
-
-
-def test_nets_of_maps_are_served(runs: dict[str, Pair], start, eventually) -> None:
+def test_nets_of_maps_are_exported_and_served(tmp_path: Path, start, eventually) -> None:
+    runs = trained(tmp_path)
+    if find_spec("onnxruntime") and find_spec("onnx"):
+        for name, (run, inputs, outputs) in runs.items():
+            assert_exported(name, run, inputs, outputs)
     models = [f"{name}={run.path}" for name, (run, *_) in runs.items()]
     pool = start("serve", *models, "--workers", "1", "--listen", "tcp://127.0.0.1:0")
     address = eventually(lambda: re.search(r"READY.* zmq=(\S+)\n", pool.stdout))[1]
@@ -157,3 +145,13 @@ def test_nets_of_maps_are_served(runs: dict[str, Pair], start, eventually) -> No
         for name, (_, inputs, outputs) in runs.items():
             served = client.predict(name, inputs[:3]).values.reshape(outputs[:3].shape)
             np.testing.assert_allclose(served, outputs[:3], rtol=1e-3, atol=1e-3)
+
+
+def assert_exported(name: str, run: dist_net.Run, inputs: Floats, outputs: Floats) -> None:
+    import onnxruntime
+
+    found = model_source(str(run.path), None, None, lambda _: None).read()
+    file = run.path / "exported.onnx"
+    write_exported(file, "onnx", ExportedModel(name, found, found.weights()))
+    (exported,) = onnxruntime.InferenceSession(file).run(None, {"input": inputs})
+    np.testing.assert_allclose(exported, outputs, rtol=1e-3, atol=1e-3)

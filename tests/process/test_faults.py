@@ -32,13 +32,19 @@ def assert_exact(run: Path, epochs: int) -> None:
     assert assert_each_sample_once(run, SAMPLES) == epochs
 
 
-def assert_goes_on_exactly(start: Start, run: Path) -> None:
+@pytest.fixture
+def assert_goes_on_exactly(start: Start, here: Callable[..., Any], run: Path) -> Callable[[], None]:
     """Each sample is applied or left to do, and what is left of the epochs begun is done."""
-    epochs = assert_each_sample_once(run, SAMPLES)
-    assert epochs > 1
-    start("train", "--resume", "--run-dir", str(run), "--epochs", str(epochs), "--json").result()
-    assert_exact(run, epochs)
-    assert start("replay", str(run), "--json").result()["matches"]
+
+    def check() -> None:
+        epochs = assert_each_sample_once(run, SAMPLES)
+        assert epochs > 1
+        resume = "train", "--resume", "--run-dir", str(run), "--epochs", str(epochs), "--json"
+        start(*resume).result()
+        assert_exact(run, epochs)
+        assert here("replay", run, "--json")["matches"]
+
+    return check
 
 
 def assert_noticed(run: Path, victim: str) -> None:
@@ -73,7 +79,9 @@ def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     assert_noticed(run, victim)
 
 
-def test_a_worker_is_stopped_and_goes_on_later(start: Start, counting: str, run: Path) -> None:
+def test_a_worker_is_stopped_and_goes_on_later(
+    start: Start, counting: str, run: Path, assert_goes_on_exactly: Callable[[], None]
+) -> None:
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
     train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
     os.kill(train.children["worker-0"], signal.SIGSTOP)
@@ -84,7 +92,7 @@ def test_a_worker_is_stopped_and_goes_on_later(start: Start, counting: str, run:
     train.report(lambda report: report["workers"][-1]["pushes"] > 0)
     train.process.send_signal(signal.SIGINT)
     assert train.ends() == 130
-    assert_goes_on_exactly(start, run)
+    assert_goes_on_exactly()
 
 
 def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
@@ -182,7 +190,9 @@ def test_a_worker_outlives_a_server_that_is_stopped_and_then_killed(
     assert worker.stderr.count("rejoining") >= 2
 
 
-def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path) -> None:
+def test_the_server_is_ended_from_outside(
+    start: Start, counting: str, run: Path, assert_goes_on_exactly: Callable[[], None]
+) -> None:
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
     train.report(lambda report: report["samples"] > SAMPLES)
     os.kill(train.children["server"], signal.SIGTERM)
@@ -191,10 +201,12 @@ def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path
     assert re.search(
         rf"ended from outside; resume with: \S*dist-net train .*--run-dir {run}$", last
     )
-    assert_goes_on_exactly(start, run)
+    assert_goes_on_exactly()
 
 
-def test_every_worker_is_killed(start: Start, counting: str, run: Path) -> None:
+def test_every_worker_is_killed(
+    start: Start, counting: str, run: Path, assert_goes_on_exactly: Callable[[], None]
+) -> None:
     once = ("--epochs", "1000", "--run-dir", str(run), "--restarts", "0")
     train = start("train", counting, *once)
     train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
@@ -203,7 +215,7 @@ def test_every_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     assert train.ends() == 1
     last = train.stderr.splitlines()[-1]
     assert re.match(r"dist-net train: worker-[01]: it ended with code -9 \(log: ", last)
-    assert_goes_on_exactly(start, run)
+    assert_goes_on_exactly()
 
 
 def assert_end_by_themselves(orphans: dict[str, int], eventually: Eventually) -> None:
@@ -222,7 +234,11 @@ def assert_end_by_themselves(orphans: dict[str, int], eventually: Eventually) ->
 
 
 def test_the_command_itself_is_killed(
-    start: Start, counting: str, run: Path, eventually: Eventually
+    start: Start,
+    counting: str,
+    run: Path,
+    assert_goes_on_exactly: Callable[[], None],
+    eventually: Eventually,
 ) -> None:
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
     train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
@@ -230,11 +246,15 @@ def test_the_command_itself_is_killed(
     train.process.kill()
     assert train.ends() == -signal.SIGKILL
     assert_end_by_themselves(orphans, eventually)
-    assert_goes_on_exactly(start, run)
+    assert_goes_on_exactly()
 
 
 def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(
-    start: Start, counting: str, run: Path, eventually: Eventually
+    start: Start,
+    counting: str,
+    run: Path,
+    assert_goes_on_exactly: Callable[[], None],
+    eventually: Eventually,
 ) -> None:
     train = start("train", counting, "--epochs", "100000", "--run-dir", str(run))
     train.report(lambda report: report["samples"] > SAMPLES)
@@ -252,7 +272,7 @@ def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(
     resumed.report(lambda report: report["samples"] > SAMPLES)
     resumed.process.send_signal(signal.SIGINT)
     assert resumed.ends() == 130
-    assert_goes_on_exactly(start, run)
+    assert_goes_on_exactly()
 
 
 def test_the_command_itself_is_killed_at_its_start(

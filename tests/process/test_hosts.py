@@ -103,10 +103,10 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def keys(start: Start, tmp_path: Path) -> Path:
+def keys(here: Callable[..., Any], tmp_path: Path) -> Path:
     """The directory of the cluster's keys, and of those of another cluster beside it."""
-    commands = [start("keys", "create", str(tmp_path / name)) for name in ("keys", "others")]
-    assert [command.ends() for command in commands] == [0, 0]
+    for name in ("keys", "others"):
+        here("keys", "create", tmp_path / name)
     return tmp_path / "keys"
 
 
@@ -239,7 +239,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
 
 
 def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_killed(
-    start: Start, hosts: Hosts, tmp_path: Path
+    start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
     run, epochs = tmp_path / "run", 200
     server = start(
@@ -269,11 +269,11 @@ def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_ki
     assert [each.ends() for each in joined] == [0, 0]
     assert result["samples"] == epochs * 1437
     assert result["bytes_sent_per_sample"] > 0
-    assert start("replay", str(run), "--json").result()["matches"]
+    assert here("replay", run, "--json")["matches"]
 
 
 def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_does_not_pay_off(
-    start: Start, hosts: Hosts, tmp_path: Path
+    start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
     run, proxy, epochs = tmp_path / "run", "10.77.1.3", 25
     ip("-n", hosts.name("server"), "address", "add", f"{proxy}/24", "dev", "wire1")
@@ -299,4 +299,4 @@ def test_automatic_local_steps_lengthen_leases_on_a_slow_link_and_say_that_it_do
     # The host's two processes share each minibatch of 32, so that each takes 16 samples of it.
     most = max(45 * epochs * 32 // FEWEST_ROUNDS, 2 * USUAL_STEPS * 16)
     assert 1437 // 4 < max(lengths) <= most
-    assert start("replay", str(run), "--json").result()["matches"]
+    assert here("replay", run, "--json")["matches"]

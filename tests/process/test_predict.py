@@ -1,6 +1,7 @@
 """``dist-net predict`` as a person and as a program use it: what it prints where, and its end."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,9 +21,6 @@ from dist_net.nets.darknet.published import imagenet_labels, published
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.run_directory import RunDirectory
 from image_runs import write_run
-from process import test_bad_input
-
-ordinary_process = test_bad_input.ordinary_process
 
 Start = Callable[..., Any]
 
@@ -109,27 +107,51 @@ def test_images_are_answered_for_in_their_order(
 
 
 LOADED = """
-import sys
+import json, os, sys
 from dist_net.cli import main
-main(sys.argv[1:])
-print("numba" in sys.modules)
+for words in json.load(sys.stdin):
+    main(words)
+    print("numba" in sys.modules)
+print(len(os.listdir("/proc/self/task")))
 """
 
 
 @pytest.mark.parametrize("rows", [False, True])
-@pytest.mark.parametrize(("count", "is_loaded"), [(1, False), (15, False), (16, True)])
 def test_few_inputs_are_answered_without_loading_numba(
-    net: list[str], images: list[str], tmp_path: Path, count: int, is_loaded: bool, rows: bool
+    net: list[str], images: list[str], tmp_path: Path, rows: bool
 ) -> None:
     pytest.importorskip("numba")
-    inputs = [images[0]] * count
-    if rows:
-        inputs = [str(tmp_path / f"{name}.npy") for name in range(2)]
-        for path, size in zip(inputs, (1, count - 1), strict=True):
-            np.save(path, np.zeros((size, 8, 8, 3), np.float32))
-    command = [sys.executable, "-c", LOADED, "predict", *net, *inputs]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == str(is_loaded)
+    commands = []
+    for count in (1, 15, 16):
+        inputs = [images[0]] * count
+        if rows:
+            inputs = [str(tmp_path / f"{count}-{part}.npy") for part in range(2)]
+            for path, size in zip(inputs, (1, count - 1), strict=True):
+                np.save(path, np.zeros((size, 8, 8, 3), np.float32))
+        commands.append(["predict", *net, *inputs])
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line in ("True", "False")] == ["False", "False", "True"]
+
+
+def test_a_command_starts_no_threads_of_blas(net: list[str], images: list[str]) -> None:
+    """Starting them takes time, although they have nothing to do."""
+    environment = {name: value for name, value in os.environ.items() if "THREADS" not in name}
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        input=json.dumps([["predict", *net, images[0]]]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "1"
 
 
 def test_a_program_is_answered_in_a_line_for_each(

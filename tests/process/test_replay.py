@@ -12,7 +12,7 @@ from dist_net.checkpoint import read_checkpoint
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import sha256_of
 
-Start = Callable[..., Any]
+Start = Here = Callable[..., Any]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> None:
+def test_a_run_is_replayed_and_stops_at_any_version(start: Start, here: Here, run: Path) -> None:
     start("train", "digits", "--epochs", "3", "--run-dir", str(run), "--json").result()
     trained = read_checkpoint(run / "checkpoint.safetensors")
     replayed = start("replay", str(run), "--json")
@@ -33,7 +33,7 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> 
     }
     assert f"{version} updates" in replayed.stderr
 
-    halfway = start("replay", str(run), "--to", str(version // 2), "--json").result()
+    halfway = here("replay", run, "--to", version // 2, "--json")
     assert halfway["version"] == version // 2
     left = read_checkpoint(run / f"replay-{halfway['version']}.safetensors")
     assert sha256_of(left.weights).hex() == halfway["weights_sha256"]
@@ -48,7 +48,7 @@ def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> 
 
 @pytest.mark.parametrize("mode", ["rounds", "async", "bsp"])
 def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
-    start: Start, run: Path, mode: str
+    start: Start, here: Here, run: Path, mode: str
 ) -> None:
     train = start(
         "train",
@@ -77,7 +77,7 @@ def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
     start("train", "--resume", "--run-dir", str(run), "--epochs", epochs, "--json").result()
     journal = read_journal(run / "journal")
     assert [each.version for each in journal.starts()] == [0, checkpoint.version]
-    result = start("replay", str(run), "--json").result()
+    result = here("replay", run, "--json")
     trained = read_checkpoint(run / "checkpoint.safetensors")
     assert result["weights_sha256"] == sha256_of(trained.weights).hex()
     assert result["matches"] is True

@@ -35,11 +35,8 @@ from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
 from dist_net.wire.serving_messages import Answer, Ask, JoinAsLoader, Pong
 from dist_net.wire.transport import ClientSocket
-from process import test_bad_input
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
-
-ordinary_process, refuses = test_bad_input.ordinary_process, test_bad_input.refuses
 
 ROWS = np.random.default_rng(0).random((32, *TINY_SHAPE), np.float32)
 

@@ -25,13 +25,12 @@ from dist_net.nets.darknet.configuration import read_configuration
 from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
-from process import test_bad_input, test_serve
+from process import test_serve
 
 net, serve = test_serve.net, test_serve.serve
-ordinary_process, refuses = test_bad_input.ordinary_process, test_bad_input.refuses
 
 Start = Callable[..., Any]
-Refuses = test_bad_input.Refuses
+Refuses = Callable[..., None]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 OUT_OF_TIME = 124  # what `timeout` makes of it

@@ -21,7 +21,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.run_options import RunOptions
 from journaled import assert_each_sample_once
 
-Start = Callable[..., Any]
+Start = Here = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 REPORTED = {
@@ -72,7 +72,7 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
 
 
 def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
-    start: Start, tmp_path: Path
+    start: Start, here: Here, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     asked = ["train", "digits", "--epochs", "100000", "--patience", "2", "--run-dir", str(run)]
@@ -84,12 +84,12 @@ def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
         if record["kind"] == "test"
     ]
     assert report["test_accuracy"] == max(accuracies)
-    evaluated = start("evaluate", str(run), "--json").result()
+    evaluated = here("evaluate", run, "--json")
     assert evaluated["test_accuracy"] == report["test_accuracy"]
 
 
 def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
-    start: Start, tmp_path: Path
+    start: Start, refuses: Callable[..., None], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     start("train", "digits", "--epochs", "2", "--run-dir", str(run)).ends()
@@ -99,19 +99,20 @@ def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
     write_checkpoint(run / f"checkpoint-version-{before.version}.safetensors", before)
     newest.write_bytes(newest.read_bytes()[:-100])
     image = tmp_path / "image.png"
-    for refused in (["evaluate", str(run)], ["predict", str(run), str(image)], ["serve", str(run)]):
-        where = ["--http", "", "--listen", "tcp://127.0.0.1:0"] if refused[0] == "serve" else []
-        command = start(*refused, *where)
-        assert command.ends() == 2
-        command.says(str(newest))
-    assert start("export", str(run), str(tmp_path / "a.npz")).ends() == 2
+    for command, *arguments in (
+        ("evaluate",),
+        ("predict", image),
+        ("export", tmp_path / "a.npz"),
+        ("serve", "--http", "", "--listen", "tcp://127.0.0.1:0"),
+    ):
+        refuses(newest, command, run, *arguments)
     resumed = start("train", "--resume", "--run-dir", str(run), "--epochs", "3", "--json")
     assert resumed.result()["epochs"] == 3
     resumed.says(f"version {before.version:,}, is used")
 
 
 def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_there(
-    start: Start, counting: str, tmp_path: Path
+    start: Start, here: Here, counting: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     asked = ["train", counting, "--epochs", "100000", "--workers", "3", "--run-dir", str(run)]
@@ -136,7 +137,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     assert resumed["samples"] == 256 * (begun + 5)
     assert resumed["workers_joined"] > 3
     assert assert_each_sample_once(run, 256) == begun + 5
-    assert start("replay", str(run), "--json").result()["matches"]
+    assert here("replay", run, "--json")["matches"]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recorded = np.array([0] + [each["samples"] for each in records if each["kind"] == "train"])
     assert np.diff(recorded).min() > 0  # none is there twice

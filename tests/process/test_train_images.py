@@ -28,7 +28,7 @@ from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Applied
 from drawn_images import draw_shapes
 
-Start = Callable[..., Any]
+Start = Here = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
 
 
 def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
-    start: Start, photos: Path, tmp_path: Path
+    start: Start, here: Here, photos: Path, tmp_path: Path
 ) -> None:
     run, tuned = tmp_path / "run", tmp_path / "tuned"
     seen: list[EpochResult] = []
@@ -89,7 +89,7 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     report = start(*asked, "--run-dir", str(tuned), "--json").result()
     assert report["samples"] == 29
     assert json.loads((tuned / "report.json").read_text())["fine_tuned"] == 1
-    evaluated = start("evaluate", str(tuned), "--json").result()
+    evaluated = here("evaluate", tuned, "--json")
     assert evaluated["test_accuracy"] == report["test_accuracy"]
 
 
@@ -128,12 +128,9 @@ def test_a_handful_of_images_goes_on_from_wherever_the_command_was_killed(
     ],
 )
 def test_what_cannot_be_is_one_clear_line(
-    start: Start, photos: Path, tmp_path: Path, options: list[str], said: str
+    refuses: Callable[..., None], photos: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
-    command = start("train", str(photos), "--run-dir", str(tmp_path / "run"), *options)
-    assert command.ends() == 2
-    command.says(said)
-    assert len(command.stderr.strip().splitlines()) == 1
+    refuses(said, "train", photos, "--run-dir", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
@@ -150,10 +147,11 @@ def test_a_folder_that_is_refused_after_its_images_were_tried_leaves_no_run(
     assert not list((tmp_path / "c0" / "runs").iterdir())
 
 
-def test_options_of_a_folder_are_not_taken_for_a_recipe(start: Start, tmp_path: Path) -> None:
-    command = start("train", "digits", "--fine-tune", "2", "--run-dir", str(tmp_path / "run"))
-    assert command.ends() == 2
-    command.says("--fine-tune is for a folder of images")
+def test_options_of_a_folder_are_not_taken_for_a_recipe(
+    refuses: Callable[..., None], tmp_path: Path
+) -> None:
+    words = "train", "digits", "--fine-tune", "2", "--run-dir", tmp_path / "run"
+    refuses("--fine-tune is for a folder of images", *words)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +260,7 @@ def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
 
 
 def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
-    start: Start, photos: Path, base: Path, tmp_path: Path
+    start: Start, refuses: Callable[..., None], photos: Path, base: Path, tmp_path: Path
 ) -> None:
     folder, run = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photos, folder)
@@ -278,11 +276,8 @@ def test_corrected_labels_retrain_the_head_and_other_data_is_refused(
 
     kept = {path: path.read_bytes() for path in run.rglob("*.json")}
     (folder / "triangle").rename(folder / "pyramid")
-    refused = [[], [str(photos)], [str(folder), "--base", "none"]]
-    for given in refused:
-        command = start("train", *given, "--resume", "--run-dir", str(run))
-        assert command.ends() == 2
-        assert len(command.stderr.strip().splitlines()) == 1
+    for given in ([], [photos], [folder, "--base", "none"]):
+        refuses("", "train", *given, "--resume", "--run-dir", run)
     assert {path: path.read_bytes() for path in run.rglob("*.json")} == kept
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
@@ -37,6 +36,8 @@ def padded(x, seen):
 
 def by_scipy(x, kernel, seen, groups):
     """Channel by channel, every stride-th element of SciPy's correlation."""
+    from scipy.signal import correlate  # which takes each process that collects tests a second
+
     images, filters = len(x), kernel.shape[3]
     down, across = seen.stride
     around, inside = padded(x, seen), kernel.shape[2]

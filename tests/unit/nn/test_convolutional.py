@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net import nn
@@ -11,6 +10,12 @@ from naming import naming
 
 RNG = np.random.default_rng(11)
 MAP = RNG.standard_normal((2, 5, 6, 4)).astype(np.float32)
+
+
+def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return the sum of the products of the kernel with each window of the image."""
+    windows = np.lib.stride_tricks.sliding_window_view(image, kernel.shape)
+    return (windows * kernel).sum(axis=tuple(range(-kernel.ndim, 0)))
 
 
 def applied(layer: nn.Layer, x: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -39,8 +44,7 @@ def test_conv2d_is_a_correlation_a_bias_and_an_activation() -> None:
     )
     around = np.pad(MAP.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)])
     expected = [
-        [correlate(image, kernel[..., o], "valid")[..., 0] + bias[o] for o in range(2)]
-        for image in around
+        [correlate(image, kernel[..., o])[..., 0] + bias[o] for o in range(2)] for image in around
     ]
     found = applied(layer, MAP)
     np.testing.assert_allclose(
@@ -61,7 +65,7 @@ def test_a_depthwise_convolution_is_one_correlation_for_each_channel() -> None:
     x = RNG.standard_normal((2, 6, 5, 4)).astype(np.float32)
     around = np.pad(x.astype(np.float64), [(0, 0), (0, 1), (1, 1), (0, 0)])
     expected = [
-        [correlate(image[..., c], kernel[..., 0, c], "valid")[::2, ::2] + bias[c] for c in range(4)]
+        [correlate(image[..., c], kernel[..., 0, c])[::2, ::2] + bias[c] for c in range(4)]
         for image in around
     ]
     np.testing.assert_allclose(
