@@ -38,12 +38,13 @@ from dist_net.data.image_samples import (
     ImagePreprocessing,
     MappedRows,
 )
-from dist_net.data.image_split import TRAIN, VALIDATION, LabelledImage, LeftOut
+from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import DatasetError, FetchError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
+from dist_net.json_records import record_from_json
 
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05
@@ -167,21 +168,9 @@ class ImageCache:
         """Read a file written from ``to_json``; raise ``RecipeError`` for any other content."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            folder, preprocessing = told["folder"], told["preprocessing"]
-            listed = folder["images" if "images" in folder else "pictures"]  # the key until 0.1.0
-            return cls(
-                Path(told["cache_dir"]),
-                ImageFolder(
-                    Path(folder["root"]),
-                    tuple(LabelledImage(*each) for each in listed),
-                    tuple(folder["class_names"]),
-                    tuple(LeftOut(*each) for each in folder["left_out"]),
-                ),
-                ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
-                told["cache_bytes"],
-                told["test_part"],
-                tuple(told.get("digests", ())),
-            )
+            if "pictures" in told["folder"]:  # the key until 0.1.0
+                told["folder"]["images"] = told["folder"].pop("pictures")
+            return record_from_json(cls, told)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecipeError(
                 f"{path}: {error}; expected the list of images that 'dist-net train FOLDER' writes"
