@@ -21,11 +21,7 @@ from dist_net.cli.train_images import (
     train_images,
 )
 from dist_net.command_line import add_options, add_trust_argument, joining_command
-from dist_net.errors import (
-    AddressError,
-    RunDirectoryError,
-    SettingError,
-)
+from dist_net.errors import AddressError, RunDirectoryError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
@@ -38,10 +34,7 @@ from dist_net.processes.cluster_options import (
 from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
-from dist_net.training.run.local_run import (
-    START_TIMEOUT_S,
-    LocalRunSettings,
-)
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress

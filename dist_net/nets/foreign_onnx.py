@@ -23,12 +23,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import SharedOperation, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data.samples import records
-from dist_net.errors import (
-    DistNetError,
-    ForeignModelError,
-    MissingExtraError,
-    TensorInputError,
-)
+from dist_net.errors import DistNetError, ForeignModelError, MissingExtraError, TensorInputError
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, TYPE_CODES, Specs, Tensors, TensorSpec
 from dist_net.nn import Model, Scope, zeros
 from dist_net.nn.inference import Inference, Prepared

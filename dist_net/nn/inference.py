@@ -16,12 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.arrays import Call, Shape, integer
-from dist_net.autodiff.compiler.specialise import (
-    PerBatch,
-    Specialised,
-    mark_per_batch,
-    specialise,
-)
+from dist_net.autodiff.compiler.specialise import PerBatch, Specialised, mark_per_batch, specialise
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena

@@ -46,12 +46,7 @@ from dist_net.errors import (
 )
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.fitting import unfitted
-from dist_net.nets.sources import (
-    FollowedRun,
-    FoundModel,
-    ModelSource,
-    parse_pool_sources,
-)
+from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, parse_pool_sources
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console

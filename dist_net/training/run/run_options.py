@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from dist_net.data import Dataset
-from dist_net.errors import (
-    RunDirectoryError,
-    SettingError,
-)
+from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named
