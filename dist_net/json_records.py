@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
 
@@ -20,7 +20,7 @@ def record_from_json(kind: type[Made], values: Any, **made: Any) -> Made:
     default. ``made`` are fields that need no conversion. Raise TypeError or ValueError for other
     fields, and for values of other types.
     """
-    types = _types_of(kind)
+    types = _types_of(cast(Any, kind))
     if isinstance(values, list) and not is_dataclass(kind) and len(values) <= len(types):
         values = dict(zip(types, values, strict=False))
     if not isinstance(values, dict):

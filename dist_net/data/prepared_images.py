@@ -36,10 +36,9 @@ from dist_net.data.image_samples import (
     AugmentedImages,
     DecodedImages,
     ImagePreprocessing,
-    MappedRows,
 )
 from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
-from dist_net.data.samples import SampleIndices, Samples
+from dist_net.data.samples import ArraySamples, SampleIndices, Samples
 from dist_net.errors import DatasetError, FetchError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
@@ -109,7 +108,7 @@ class PreparedImages:
         """Return the class index of each usable image of a part, ``(N,)`` int64."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> MappedRows | DecodedImages:
+    def samples(self, part: str) -> ArraySamples | DecodedImages:
         """Return the usable images of a part."""
         return self._samples(self.rows(part))
 
@@ -118,13 +117,13 @@ class PreparedImages:
         images = enumerate(self.folder.images)
         return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
 
-    def usable_samples(self) -> MappedRows | DecodedImages:
+    def usable_samples(self) -> ArraySamples | DecodedImages:
         """Return the usable images of all parts, in the order of ``usable_rows``."""
         return self._samples(self.usable_rows())
 
-    def _samples(self, rows: SampleIndices) -> MappedRows | DecodedImages:
+    def _samples(self, rows: SampleIndices) -> ArraySamples | DecodedImages:
         if self.pixels is not None:
-            return MappedRows(self.pixels, rows)
+            return ArraySamples(self.pixels, rows)
         paths = [self.folder.images[row].path for row in rows]
         return DecodedImages(self.folder.root, paths, self.preprocessing)
 

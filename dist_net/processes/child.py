@@ -126,12 +126,7 @@ class RunningChild:
     @property
     def has_died(self) -> bool:
         """Whether it has ended without code 0 and without printing a reason."""
-        return self.exit_code not in (None, 0) and not self.has_said_why
-
-    @property
-    def has_said_why(self) -> bool:
-        """Whether it printed the reason of its end; else it was killed, or crashed."""
-        return bool(self._reasons())
+        return self.exit_code not in (None, 0) and not self._reasons()
 
     @property
     def is_lost(self) -> bool:

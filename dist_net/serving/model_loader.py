@@ -1,8 +1,6 @@
 """The process that reads models for the inference pool.
 
-    python -m dist_net.serving.model_loader --connect ADDRESS --directory DIR
-        [--training-keys DIR] [--weights FILE] [--labels FILE] [--token-file FILE]
-        [--parent PROCESS_ID] [NAME=]SOURCE...
+    python -m dist_net.serving.model_loader --connect ADDRESS --directory DIR [NAME=]SOURCE...
 
 A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, to which
 ``--training-keys`` give access; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.

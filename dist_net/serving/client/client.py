@@ -134,26 +134,15 @@ class Outputs:
         return is_unknown(self.likeliest(1, row), self.unknown_below)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Pending:
     """A request whose result is pending."""
 
-    __slots__ = ("_connection", "_exchange", "_is_outdated", "_known", "_rows")
-
-    def __init__(
-        self,
-        connection: GatewayConnection,
-        exchange: Exchange,
-        rows: int | None,
-        known: VersionSummary,
-        is_outdated: Callable[[], None],
-    ) -> None:
-        """``rows``: None for an input without that axis. ``known``: the client's summary;
-        ``is_outdated`` is called if the answer shows that the model has changed."""
-        self._connection = connection
-        self._exchange = exchange
-        self._rows = rows
-        self._known = known
-        self._is_outdated = is_outdated
+    _connection: GatewayConnection
+    _exchange: Exchange
+    _rows: int | None  # None for an input without that axis
+    _known: VersionSummary
+    _is_outdated: Callable[[], None]  # called if the answer shows that the model has changed
 
     def result(self) -> Outputs:
         """Wait for the answer; may be called again.

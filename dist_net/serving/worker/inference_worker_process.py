@@ -1,8 +1,6 @@
 """The process of an inference worker.
 
-    python -m dist_net.serving.worker.inference_worker_process [TOKEN] [--token-file FILE]
-        [--connect ADDRESS] [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N]
-        [--max-pixels N] [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
+    python -m dist_net.serving.worker.inference_worker_process [TOKEN | --connect ADDRESS] ...
 
 Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
 stderr.

@@ -1,7 +1,6 @@
 """The process of a training worker.
 
-    python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS
-        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS] [--rejoin-timeout SECONDS]
+    python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS ...
 
 Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it asks to join, and
 ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.

@@ -176,7 +176,7 @@ def opened_server(
     run = new_run(settings, initial_weights, checkpoint)
     with (
         opened_journal(files.journal, run, threads, files.sync) as journal,
-        ServerSocket(listen, keys, settings.frame_bytes) as socket,
+        ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
     ):
         loop = ServerLoop(
             run,

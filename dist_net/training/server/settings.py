@@ -144,11 +144,6 @@ class RunSettings:
         """How training states travel between hosts."""
         return StatePacking(*self.start_rule().sizes)
 
-    @property
-    def frame_bytes(self) -> int:
-        """The size of the longest frame of a worker."""
-        return 4 * self.packing.result_size
-
     def start_rule(self) -> UpdateRule:
         """Return a new rule for local steps."""
         return start_rule(
