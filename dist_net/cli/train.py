@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
-from dist_net.cli.parser import count_from
+from dist_net.cli.parser import count_from, count_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -26,7 +26,6 @@ from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import (
-    AUTO,
     add_cluster_arguments,
     ray_address,
     worker_count,
@@ -118,7 +117,7 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
         ("--weight-decay", float, "SHARE", decay),
         ("--clip-norm", float, "NORM", "scale larger gradients down to NORM"),
         ("--average-decay", float, "DECAY", average),
-        ("--local-steps", local_steps, "H", steps),
+        ("--local-steps", count_or_auto, "H", steps),
         ("--seed", int, "N", "of all random numbers (default: 0)"),
     )
     group.add_argument(
@@ -158,11 +157,6 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
     parser.add_argument("--tensorboard", action="store_true", default=None, help=text)
-
-
-def local_steps(text: str) -> int | None:
-    """Return the number; None for ``auto``."""
-    return None if text == AUTO else count_from(1)(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

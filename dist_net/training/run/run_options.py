@@ -12,7 +12,7 @@ from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.optim.ranges import require_positive
+from dist_net.optim.ranges import require_positive, require_whole
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
 from dist_net.training.server.settings import RunSettings, require_seed
@@ -71,15 +71,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         Consistency.parse(self.consistency)
         for name in ("epochs", "batch_size", "local_steps", "patience"):
-            whole = getattr(self, name)
-            if whole is not None and not (isinstance(whole, int) and whole >= 1):
-                raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
+            if (whole := getattr(self, name)) is not None:
+                require_whole(name, whole)
         if self.learning_rate is not None:
             require_positive("learning_rate", self.learning_rate)
         require_seed(self.seed)
         require_positive("checkpoint_every_s", self.checkpoint_every_s)
-        if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1):
-            raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
+        require_whole("keep_checkpoints", self.keep_checkpoints)
         sync_interval_s(self.sync)
 
     def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
