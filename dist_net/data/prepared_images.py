@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ Decode = Callable[[Path | None], Mapping[str, str]]
 for each skipped image, by path."""
 
 
-class PreparedImages:
+class PreparedImages(AbstractContextManager["PreparedImages"]):
     """The usable images of a folder, by part.
 
     A context manager: until it exits, the file stays in the cache. Raise ``DatasetError`` if
@@ -81,9 +81,6 @@ class PreparedImages:
                     f"{folder.root}: every image of class {name!r} to train on was skipped; "
                     f"expected at least one that can be read; {next(iter(skipped.items()))}"
                 )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -97,7 +97,6 @@ class OfferedRecipe:
 
     @property
     def file_name(self) -> str:
-        """Return a file name for the recipe."""
         return f"{Path(self.name).name or 'recipe'}.py"
 
     def keep(self, directory: RunDirectory, original: str = "") -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 from rich.console import Console
@@ -62,7 +62,7 @@ def bar_on(console: Console, *columns: ProgressColumn) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-class FetchProgress:
+class FetchProgress(AbstractContextManager["FetchProgress"]):
     """A context manager that shows each ``FetchEvent``; download bars on a terminal only."""
 
     def __init__(self, console: Console) -> None:
@@ -76,9 +76,6 @@ class FetchProgress:
             TimeRemainingColumn(),
         )
         self._file: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._clear()

@@ -20,12 +20,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +145,7 @@ class ModelReader(Thread):
         return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
 
 
-class ModelLoader:
+class ModelLoader(AbstractContextManager["ModelLoader"]):
     """Reads models for the gateway at ``address``, and follows training runs.
 
     ``directory``: for arrays without a file. ``token`` identifies the gateway's own loader.
@@ -176,9 +175,6 @@ class ModelLoader:
     def stop(self, reason: str) -> None:
         """End at the next turn of the loop; safe in a signal handler."""
         self._leave_reason = reason
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for reader in self._readers.values():

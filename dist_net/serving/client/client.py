@@ -13,10 +13,11 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +180,7 @@ class Pending:
         self._connection.cancel(self._exchange)
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Connected to a pool's gateway. Belongs to one thread.
 
     ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
@@ -195,9 +196,6 @@ class Client:
         self._connection = GatewayConnection(address, worker_keys)
         self._timeout_s = timeout_s
         self._summaries: dict[str, ModelSummary] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -169,7 +170,7 @@ class RequestMemory:
         return True
 
 
-class HttpExchange:
+class HttpExchange(AbstractContextManager["HttpExchange"]):
     """One request; the memory of its body is counted until the ``with`` block ends."""
 
     def __init__(self, memory: RequestMemory, request: Request) -> None:
@@ -178,9 +179,6 @@ class HttpExchange:
         self._receive = request.receive
         self._connection: Connection | None = request.scope.get("state", {}).get("connection")
         self._size = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._release()

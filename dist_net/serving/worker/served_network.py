@@ -193,7 +193,6 @@ class ServedNetwork:
             return Status.BAD_INPUT, str(error).encode()
 
     def _result(self, outputs: Tensors, is_image: bool) -> tuple[Status, Payload]:
-        """Return the result of one request."""
         if is_image and not all(np.isfinite(array).all() for array in outputs.values()):
             return Status.BAD_INPUT, NOT_FINITE
         payload = to_bytes(outputs, self.description.outputs, self.description.is_batched)
