@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,16 +135,14 @@ def _close_result(future: Future[ServedNetwork]) -> None:
         future.result().close()
 
 
+@dataclass(frozen=True)
 class NetworkLoader:
     """Loads versions in a separate thread, and fetches missing arrays from the gateway."""
 
-    def __init__(
-        self, address: str, keys: PeerKeys | None, settings: WorkerSettings, clock: Clock
-    ) -> None:
-        self._address = address
-        self._keys = keys
-        self._settings = settings
-        self._clock = clock
+    address: str
+    keys: PeerKeys | None
+    settings: WorkerSettings
+    clock: Clock
 
     def load(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> ServedNetwork:
         """Return a version's network. Raise a DistNetError or a recipe's exception."""
@@ -152,7 +151,7 @@ class NetworkLoader:
             if not may_go_on():
                 raise ModelLoadError(f"{request.model} version {request.version} was dropped")
             # Not the worker's socket, which belongs to the thread that answers.
-            with ClientSocket(self._address, self._keys) as connection:
+            with ClientSocket(self.address, self.keys) as connection:
                 connection.send(request)
                 answer = connection.receive(ANSWER_WITHIN_S)
                 if answer is None:
@@ -163,8 +162,8 @@ class NetworkLoader:
                 )
             return answer
 
-        prepared = mapped_arrays(description, self._settings.directory, fetch)
-        return ServedNetwork(description, prepared, self._settings, may_go_on, self._clock)
+        prepared = mapped_arrays(description, self.settings.directory, fetch)
+        return ServedNetwork(description, prepared, self.settings, may_go_on, self.clock)
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
