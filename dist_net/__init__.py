@@ -25,23 +25,6 @@ if TYPE_CHECKING:
     from dist_net.training.run.own_loop import join
     from dist_net.training.run.single_process import fit
 
-__all__ = [
-    "Client",
-    "EarlyStopping",
-    "LoadedRecipe",
-    "LocalCluster",
-    "ModelCheckpoint",
-    "Recipe",
-    "Run",
-    "export_model",
-    "fit",
-    "fit_image",
-    "join",
-    "load",
-    "load_recipe",
-    "train",
-]
-
 MODULE_OF = {
     "Client": "dist_net.serving.client.client",
     "EarlyStopping": "dist_net.training.run.callbacks",
@@ -61,6 +44,7 @@ MODULE_OF = {
 """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""
 
 PACKAGES = "autodiff", "data", "nn", "optim"
+__all__ = [*MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

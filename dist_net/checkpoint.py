@@ -20,11 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from dist_net.errors import (
-    CheckpointError,
-    FileWriteError,
-    NotACheckpointError,
-)
+from dist_net.errors import CheckpointError, FileWriteError, NotACheckpointError
 from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.vector import AVERAGE, ArrayShapes, Vector
 

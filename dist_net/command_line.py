@@ -7,9 +7,15 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TRUST = "--trust-recipe"
+
+Kind = Callable[[str], Any]
+Option = tuple[str, Kind, str, str] | tuple[str, Kind, str, str, float]
+"""See ``add_options``."""
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +23,18 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         TRUST, action="store_true", help="run the Python recipe of a downloaded run without asking"
     )
+
+
+def add_options(group: argparse._ActionsContainer, *options: Option) -> None:
+    """Add options, each by its name, type, metavariable, help and, if it has one, its default.
+
+    The default is appended to the help.
+    """
+    for name, kind, metavar, text, *default in options:
+        text += "".join(f" (default: {f'{each:,}'.removesuffix('.0')})" for each in default)
+        group.add_argument(
+            name, type=kind, metavar=metavar, help=text, default=next(iter(default), None)
+        )
 
 
 def command_line(*words: object) -> str:

@@ -8,56 +8,36 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from dist_net.errors import FileWriteError
 
 
-class AppendedFile(Protocol):
-    """A file opened for appending. Raise OSError."""
+class AppendedFile:
+    """A file opened for appending. Its methods raise OSError."""
+
+    def __init__(self, path: Path, kept_bytes: int) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.ftruncate(self._descriptor, kept_bytes)
+        except OSError:
+            self.close()
+            raise
 
     def write(self, content: bytes | bytearray) -> int:
         """Append as much as fits on the disk, and return the number of bytes."""
-        ...
+        return os.write(self._descriptor, content)
 
     def sync(self) -> None:
         """Block until the written content is on the disk."""
-        ...
+        os.fsync(self._descriptor)
 
-    def close(self) -> None: ...
-
-
-class Disk(Protocol):
-    """The file system of a run: this host's, or a simulation's. Raise OSError."""
-
-    def exists(self, path: Path) -> bool: ...
-    def size(self, path: Path) -> int: ...
-    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
-        """Return up to ``size`` bytes from ``start`` on; -1: all."""
-        ...
-
-    def write(self, path: Path, *parts: bytes | memoryview) -> None: ...
-    def sync(self, path: Path) -> None: ...
-    def rename(self, old: Path, new: Path) -> None: ...
-    def link(self, old: Path, new: Path) -> None: ...
-    def remove(self, path: Path) -> None: ...
-    def names(self, directory: Path) -> list[str]: ...
-
-    def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
-        """Open or create a file, truncate it to ``kept_bytes``, and append to it."""
-        ...
-
-    def new_file(self, path: Path) -> AbstractContextManager[object]:
-        """Create a file that ``remove_abandoned`` of other processes spares within the context."""
-        ...
-
-    def remove_abandoned(self, path: Path) -> None:
-        """Remove incomplete files for ``path`` left by processes that have exited."""
-        ...
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
-class HostDisk:
-    """This host's file system."""
+class Disk:
+    """The file system of a run. Its methods raise OSError; a simulation overrides all of them."""
 
     def exists(self, path: Path) -> bool:
         return path.exists()
@@ -66,6 +46,7 @@ class HostDisk:
         return path.stat().st_size
 
     def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes from ``start`` on; -1: all."""
         with path.open("rb") as file:
             file.seek(start)
             return file.read(size)
@@ -96,9 +77,11 @@ class HostDisk:
         return [path.name for path in directory.iterdir()]
 
     def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
-        return AppendedHostFile(path, kept_bytes)
+        """Open or create a file, truncate it to ``kept_bytes``, and append to it."""
+        return AppendedFile(path, kept_bytes)
 
     def new_file(self, path: Path) -> AbstractContextManager[object]:
+        """Create a file that ``remove_abandoned`` of other processes spares within the context."""
         while True:
             file = path.open("wb")
             with suppress(OSError):  # some file systems have no locks
@@ -108,34 +91,14 @@ class HostDisk:
             file.close()  # another process removed it before it was locked
 
     def remove_abandoned(self, path: Path) -> None:
+        """Remove incomplete files for ``path`` left by processes that have exited."""
         for abandoned in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
             with suppress(OSError), abandoned.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 abandoned.unlink()
 
 
-class AppendedHostFile:
-    """A file of this host, opened for appending."""
-
-    def __init__(self, path: Path, kept_bytes: int) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.ftruncate(self._descriptor, kept_bytes)
-        except OSError:
-            self.close()
-            raise
-
-    def write(self, content: bytes | bytearray) -> int:
-        return os.write(self._descriptor, content)
-
-    def sync(self) -> None:
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-HOST_DISK = HostDisk()
+HOST_DISK = Disk()
 
 
 @contextmanager

@@ -35,12 +35,7 @@ from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
-from dist_net.training.run.callbacks import (
-    Callback,
-    EpochResult,
-    is_ended_by,
-    require_callbacks,
-)
+from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
 from dist_net.training.run.evaluation import Evaluation, evaluate_recipe
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dist_net.command_line import add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
@@ -28,8 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with onnx: accept images of any size and output probabilities",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")
+    add_options(
+        parser,
+        ("--weights", Path, "FILE", "a Darknet .weights file"),
+        ("--labels", Path, "FILE", "class names, one per line"),
+    )
     add_trust_argument(parser)
 
 

@@ -22,20 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", help=f"one of {', '.join(DATASETS)}, {', '.join(PUBLISHED)}"
     )
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        default=default_cache_dir(),
-        metavar="DIR",
-        help="cache directory (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--mirror",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="base address to download from before the published address; may be repeated",
-    )
+    cache, text = default_cache_dir(), "cache directory (default: %(default)s)"
+    parser.add_argument("--cache-dir", type=Path, default=cache, metavar="DIR", help=text)
+    text = "base address to download from before the published address; may be repeated"
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help=text)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 import platformdirs
 from rich.console import Console
 
-from dist_net.cli.parser import count_from
-from dist_net.command_line import add_trust_argument
+from dist_net.cli.parser import count_from, count_or_auto
+from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
@@ -33,33 +33,21 @@ from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
 from dist_net.wire.token import TRAINING
 
-AUTO = "auto"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
     add_server_arguments(parser, "server", "'dist-net train --listen ADDRESS'")
-    option(
-        "--workers",
-        type=lambda text: AUTO if text == AUTO else count_from(1)(text),
-        default=AUTO,
-        metavar="N",
-        help="worker processes; auto: cores / --threads (default)",
+    data = (
+        "the run's data for this host: its folder of images, or the directory of the data that the "
+        "recipe expects next to its file; also a URL of fsspec (the extra remote)"
     )
-    option(
-        "--data",
-        metavar="FOLDER",
-        help="the run's data for this host: its folder of images, or the directory of the data "
-        "that the recipe expects next to its file; also a URL of fsspec (the extra remote)",
+    restarts = "restart each worker that dies, up to N times"
+    add_options(
+        parser,
+        ("--workers", count_or_auto, "N", "worker processes (default: cores / --threads)"),
+        ("--data", str, "FOLDER", data),
+        ("--restarts", count_from(0), "N", restarts, RESTARTS),
     )
     add_trust_argument(parser)
-    option(
-        "--restarts",
-        type=count_from(0),
-        default=RESTARTS,
-        metavar="N",
-        help="restart each worker that dies, up to N times (default: %(default)s)",
-    )
     add_worker_arguments(parser)
 
 
@@ -140,11 +128,8 @@ def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     """Return the number of workers, their threads and their timeouts."""
-    workers = arguments.workers
-    if workers == AUTO:
-        workers = max(1, available_cores() // max(1, arguments.threads))
     return JoinedRunSettings(
-        workers,
+        arguments.workers or max(1, available_cores() // max(1, arguments.threads)),
         arguments.threads,
         arguments.restarts,
         arguments.timeout,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_net.command_line import command_line
+from dist_net.command_line import add_options, command_line
 from dist_net.errors import KeyFileError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.listen_options import pasted, until
@@ -58,13 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "directory", metavar="DIR", type=Path, help="a run directory or a key directory"
         )
-    token.add_argument(
-        "--token-lifetime",
-        type=float,
-        default=TOKEN_LIFETIME_S,
-        metavar="SECONDS",
-        help="how long the token is valid (default: a day)",
-    )
+    lifetime = "how long the token is valid"
+    add_options(token, ("--token-lifetime", float, "SECONDS", lifetime, TOKEN_LIFETIME_S))
     taken_back.add_argument("names", metavar="NAME", nargs="+", help="a token id or a key name")
     for action in (create, token, taken_back):
         # Every command takes --debug; an action's parser must accept it as well.

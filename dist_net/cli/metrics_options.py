@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.command_line import add_options
 from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 
@@ -18,14 +19,11 @@ Publish = Callable[[dict[str, Any]], None]
 
 def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--metrics`` and ``--metrics-token-file``."""
-    parser.add_argument(
-        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics at HOST:PORT/metrics"
-    )
-    parser.add_argument(
-        "--metrics-token-file",
-        type=Path,
-        metavar="FILE",
-        help="the operator's token that Prometheus must send; required beyond this host",
+    token = "the operator's token that Prometheus must send; required beyond this host"
+    add_options(
+        parser,
+        ("--metrics", str, "HOST:PORT", "serve Prometheus metrics at HOST:PORT/metrics"),
+        ("--metrics-token-file", Path, "FILE", token),
     )
 
 

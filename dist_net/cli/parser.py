@@ -64,6 +64,11 @@ def count_from(least: int) -> Callable[[str], int]:
     return count
 
 
+def count_or_auto(text: str) -> int | None:
+    """Argument type: a number from 1, or ``auto``, which is None."""
+    return None if text == "auto" else count_from(1)(text)
+
+
 def number_above_zero(text: str) -> float:
     """Argument type: a finite number above 0."""
     number = float(text)

@@ -13,19 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
-from dist_net.command_line import add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
-from dist_net.nets.row_files import (
-    ROW_SUFFIXES,
-    is_row_file,
-    read_rows,
-    write_rows,
-    write_table,
-)
+from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
 from dist_net.nets.sources import MODELS, FoundModel, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
@@ -48,17 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="an image, a folder of images, or the model's inputs as rows: .npy or .csv",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")
-    parser.add_argument(
-        "--top", type=count_from(1), default=5, metavar="N", help="classes shown (default: 5)"
+    output = (
+        "write to a file: the likeliest class of each image to .csv, or the outputs of each row "
+        "(probabilities or values) to .npy or .csv"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write to a file: the likeliest class of each image to .csv, or the outputs of each "
-        "row (probabilities or values) to .npy or .csv",
+    add_options(
+        parser,
+        ("--weights", Path, "FILE", "a Darknet .weights file"),
+        ("--labels", Path, "FILE", "class names, one per line"),
+        ("--top", count_from(1), "N", "classes shown", 5),
+        ("--output", Path, "FILE", output),
     )
     text = "program that computes the model (default: numpy); .onnx files need onnxruntime"
     parser.add_argument("--engine", choices=ENGINES, default=NUMPY, help=text)

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dist_net.command_line import add_options
 from dist_net.serving.client.client import Client
 
 ANSWER_WITHIN_S = 10.0
@@ -19,13 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="the zmq= address that dist-net serve printed",
     )
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="an operator's keys")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        help="of the reload (default: 120)",
+    add_options(
+        parser,
+        ("--keys", Path, "DIR", "an operator's keys"),
+        ("--timeout", float, "SECONDS", "of the reload", 120.0),
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

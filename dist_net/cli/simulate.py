@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dist_net.cli.parser import count_from, number_above_zero
-from dist_net.cli.train import local_steps
+from dist_net.cli.parser import count_from, count_or_auto, number_above_zero
+from dist_net.command_line import Option, add_options
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.processes.cores import available_cores
@@ -44,9 +44,9 @@ NAMES = {
 
 
 COUNT, WORKERS = count_from(1), [1, 2, 4, 8, 16]
-OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
+OPTIONS: tuple[Option, ...] = (
     ("--network", str, "RATE:LATENCY", "such as 1gbit:0.1ms (default: shared-memory, one host)"),
-    ("--local-steps", local_steps, "H", "as for train (default: auto)"),
+    ("--local-steps", count_or_auto, "H", "as for train (default: auto)"),
     ("--cores", COUNT, "N", "per host (default: this host's)"),
     ("--workers-per-host", COUNT, "N", "with --network; they exchange together (default: 1)"),
     ("--threads", COUNT, "N", "per worker (default: 1)"),
@@ -58,7 +58,6 @@ OPTIONS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("--save-costs", Path, "FILE", "measure, and save the costs"),
     ("--plot", Path, "FILE", "plot against the number of workers: .png or .svg"),
 )
-"""Name, type, metavariable and help."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--consistency", choices=tuple(Consistency), help="as for train (default: rounds)"
     )
-    for name, kind, metavar, text in OPTIONS:
-        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+    add_options(parser, *OPTIONS)
     parser.add_argument("--measure", action="store_true", help="also time exchanges on this host")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

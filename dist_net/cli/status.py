@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dist_net.cli.parser import number_above_zero
 from dist_net.cli.run_status import run_line, run_view
+from dist_net.command_line import add_options
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.run_directory import RunDirectory
@@ -33,28 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address", metavar="ADDRESS", help="as for --connect of dist-net worker or reload"
     )
-    parser.add_argument(
-        "--keys", type=Path, metavar="DIR", help="a client's keys (default: those of join)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=number_above_zero,
-        default=5.0,
-        metavar="SECONDS",
-        help="to wait for a report (default: 5)",
+    add_options(
+        parser,
+        ("--keys", Path, "DIR", "a client's keys (default: those of join)"),
+        ("--timeout", number_above_zero, "SECONDS", "to wait for a report", 5.0),
+        ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument(
         "--follow",
         action="store_true",
         help="update until the run ends: redraw a terminal, print lines elsewhere",
-    )
-    parser.add_argument(
-        "--every",
-        type=number_above_zero,
-        default=1.0,
-        metavar="SECONDS",
-        help="interval of --follow (default: 1)",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
-from dist_net.cli.parser import count_from
+from dist_net.cli.parser import count_from, count_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -20,17 +20,12 @@ from dist_net.cli.train_images import (
     resumed_directory,
     train_images,
 )
-from dist_net.command_line import add_trust_argument, joining_command
-from dist_net.errors import (
-    AddressError,
-    RunDirectoryError,
-    SettingError,
-)
+from dist_net.command_line import add_options, add_trust_argument, joining_command
+from dist_net.errors import AddressError, RunDirectoryError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import (
-    AUTO,
     add_cluster_arguments,
     ray_address,
     worker_count,
@@ -38,10 +33,7 @@ from dist_net.processes.cluster_options import (
 from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
-from dist_net.training.run.local_run import (
-    START_TIMEOUT_S,
-    LocalRunSettings,
-)
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -79,19 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume the run in --run-dir, or the newest run; auto: resume the run in --run-dir, "
         "or start one if none exists",
     )
-    parser.add_argument(
-        "--restarts",
-        type=count_from(0),
-        default=RESTARTS,
-        metavar="N",
-        help="restart each process that dies, up to N times (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--start-timeout",
-        type=float,
-        default=START_TIMEOUT_S,
-        metavar="SECONDS",
-        help="a new process must report within this time that it is loading (default: %(default)g)",
+    restarts = "restart each process that dies, up to N times"
+    timeout = "a new process must report within this time that it is loading"
+    add_options(
+        parser,
+        ("--restarts", count_from(0), "N", restarts, RESTARTS),
+        ("--start-timeout", float, "SECONDS", timeout, START_TIMEOUT_S),
     )
     _add_opening_arguments(parser)
     add_trust_argument(parser)
@@ -115,52 +100,51 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keys", type=Path, metavar="DIR", help="use these keys; create none")
 
 
-def _add_learning_arguments(parser: argparse._ArgumentGroup) -> None:
+def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the training options; the recipe provides the defaults."""
-    option = parser.add_argument
-    option("--epochs", type=int, metavar="N", help="passes over the training samples")
-    option("--batch-size", type=int, metavar="N", help="samples per minibatch of a worker")
-    option("--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad")
-    option(
-        "--learning-rate",
-        type=float,
-        metavar="RATE",
-        help="factor of each update, before the recipe's schedule",
+    decay = "for adamw: share of each weight, times the learning rate, to subtract per update"
+    average = "use an exponential moving average of the weights, such as 0.999"
+    steps = (
+        "steps that each worker takes by itself between two exchanges with the server, fewer if it "
+        "is slower than others; auto (default): as many as accuracy permits and the network needs"
     )
-    option(
-        "--weight-decay",
-        type=float,
-        metavar="SHARE",
-        help="for adamw: share of each weight, times the learning rate, to subtract per update",
+    add_options(
+        group,
+        ("--epochs", int, "N", "passes over the training samples"),
+        ("--batch-size", int, "N", "samples per minibatch of a worker"),
+        ("--optimizer", str, "NAME", "sgd, momentum, nesterov, adam, adamw, adagrad"),
+        ("--learning-rate", float, "RATE", "factor of each update, before the recipe's schedule"),
+        ("--weight-decay", float, "SHARE", decay),
+        ("--clip-norm", float, "NORM", "scale larger gradients down to NORM"),
+        ("--average-decay", float, "DECAY", average),
+        ("--local-steps", count_or_auto, "H", steps),
+        ("--seed", int, "N", "of all random numbers (default: 0)"),
     )
-    option("--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to NORM")
-    option(
-        "--average-decay",
-        type=float,
-        metavar="DECAY",
-        help="use an exponential moving average of the weights, such as 0.999",
-    )
-    option(
+    group.add_argument(
         "--consistency",
         choices=tuple(map(str, Consistency)),
         help="rounds (default): the server averages the results of all workers; async: it applies "
         "each at once; bsp: rounds of single steps",
     )
-    option(
-        "--local-steps",
-        type=local_steps,
-        metavar="H",
-        help="steps that each worker takes by itself between two exchanges with the server, fewer "
-        "if it is slower than others; auto (default): as many as accuracy permits and the network "
-        "needs",
-    )
-    option("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
 
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="files of the run (default: under runs/)"
+    kept = (
+        "keep the last K checkpoints; a run resumes from the previous one if the last is damaged "
+        "(default: 3)"
+    )
+    sync = (
+        "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
+        "checkpoint; default)"
+    )
+    patience = "stop after N evaluations without improvement and use the best weights"
+    add_options(
+        parser,
+        ("--run-dir", Path, "DIR", "files of the run (default: under runs/)"),
+        ("--keep-checkpoints", int, "K", kept),
+        ("--sync", str, "WHEN", sync),
+        ("--patience", int, "N", patience),
     )
     parser.add_argument(
         "--checkpoint-every",
@@ -169,39 +153,10 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time between checkpoints (default: 30)",
     )
-    parser.add_argument(
-        "--keep-checkpoints",
-        type=int,
-        metavar="K",
-        help="keep the last K checkpoints; a run resumes from the previous one if the last is "
-        "damaged (default: 3)",
-    )
-    parser.add_argument(
-        "--sync",
-        metavar="WHEN",
-        help="sync the journal of updates to disk: always, every SECONDS, or never (only with each "
-        "checkpoint; default)",
-    )
-    parser.add_argument(
-        "--keep", choices=("last", "best"), help="the weights to use later (default: last)"
-    )
-    parser.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="stop after N evaluations without improvement and use the best weights",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        action="store_true",
-        default=None,
-        help="also write the metrics for TensorBoard",
-    )
-
-
-def local_steps(text: str) -> int | None:
-    """Return the number; None for ``auto``."""
-    return None if text == AUTO else count_from(1)(text)
+    text = "the weights to use later (default: last)"
+    parser.add_argument("--keep", choices=("last", "best"), help=text)
+    text = "also write the metrics for TensorBoard"
+    parser.add_argument("--tensorboard", action="store_true", default=None, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

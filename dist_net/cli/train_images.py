@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dist_net.cli.metrics_options import Publish
 from dist_net.cli.run_summary import explained_end, show_summary
+from dist_net.command_line import Option, add_options
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
@@ -32,36 +33,44 @@ def _epochs(text: str) -> int | str:
     return AUTO if text == AUTO else int(text)
 
 
-WITH_VALUES: dict[str, tuple[Callable[[str], Any], str, str]] = {
-    "validation": (
+WITH_VALUES: tuple[Option, ...] = (
+    (
+        "--validation",
         float,
         "SHARE",
         f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
     ),
-    "fine-tune": (
+    (
+        "--fine-tune",
         _epochs,
         "EPOCHS",
         f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
         "heads that are good enough (default: 0, and an estimate)",
     ),
-    "views": (int, "N", "augmented variants per image to compute features of"),
-    "rotate": (float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
-    "zoom": (float, "PERCENT", "crop training images by up to PERCENT of each side (default: 20)"),
-    "group-by": (
+    ("--views", int, "N", "augmented variants per image to compute features of"),
+    ("--rotate", float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
+    (
+        "--zoom",
+        float,
+        "PERCENT",
+        "crop training images by up to PERCENT of each side (default: 20)",
+    ),
+    (
+        "--group-by",
         str,
         "PATTERN",
         "regular expression; images whose paths it matches alike, such as bursts of one scene, "
         "are never split between training and evaluation",
     ),
-    "precision": (
+    (
+        "--precision",
         float,
         "SHARE",
         "share of predictions that must be right; less certain ones are reported as unknown "
         "(default: 0.95)",
     ),
-    "cache-bytes": (int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
-}
-"""Options --NAME: type, metavar and help."""
+    ("--cache-bytes", int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
+)
 
 TURNED_OFF = {
     "flip": "do not mirror training images; for classes that are mirror images of each other",
@@ -83,8 +92,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a CSV file of path,label instead of class folders",
     )
-    for name, (kind, metavar, text) in WITH_VALUES.items():
-        group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    add_options(group, *WITH_VALUES)
     for name, text in TURNED_OFF.items():
         dest = name.replace("-", "_")
         group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)

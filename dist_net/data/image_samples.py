@@ -30,24 +30,6 @@ class ImagePreprocessing:
         return fit_image(path, self.shape, self.fitting, self.max_pixels)
 
 
-class MappedRows:
-    """Selected rows of a borrowed array, such as prepared images or their features."""
-
-    def __init__(self, array: NDArray[Any], rows: SampleIndices) -> None:
-        self._array = np.asarray(array)
-        self._rows = rows
-        self.shape = array.shape[1:]
-        self.dtype: np.dtype[Any] = array.dtype
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fill ``out`` with the rows at ``indices``."""
-        # The rows are in range; "clip" skips NumPy's check of that.
-        self._array.take(self._rows[indices], 0, out, "clip")
-
-
 class DecodedImages:
     """Images that are decoded when they are read; all were readable when they were prepared."""
 

@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +36,14 @@ from dist_net.data.image_samples import (
     AugmentedImages,
     DecodedImages,
     ImagePreprocessing,
-    MappedRows,
 )
-from dist_net.data.image_split import TRAIN, VALIDATION, LabelledImage, LeftOut
-from dist_net.data.samples import SampleIndices, Samples
+from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
+from dist_net.data.samples import ArraySamples, SampleIndices, Samples
 from dist_net.errors import DatasetError, FetchError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
+from dist_net.json_records import record_from_json
 
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05
@@ -53,7 +53,7 @@ Decode = Callable[[Path | None], Mapping[str, str]]
 for each skipped image, by path."""
 
 
-class PreparedImages:
+class PreparedImages(AbstractContextManager["PreparedImages"]):
     """The usable images of a folder, by part.
 
     A context manager: until it exits, the file stays in the cache. Raise ``DatasetError`` if
@@ -82,9 +82,6 @@ class PreparedImages:
                     f"expected at least one that can be read; {next(iter(skipped.items()))}"
                 )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -108,7 +105,7 @@ class PreparedImages:
         """Return the class index of each usable image of a part, ``(N,)`` int64."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> MappedRows | DecodedImages:
+    def samples(self, part: str) -> ArraySamples | DecodedImages:
         """Return the usable images of a part."""
         return self._samples(self.rows(part))
 
@@ -117,13 +114,13 @@ class PreparedImages:
         images = enumerate(self.folder.images)
         return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
 
-    def usable_samples(self) -> MappedRows | DecodedImages:
+    def usable_samples(self) -> ArraySamples | DecodedImages:
         """Return the usable images of all parts, in the order of ``usable_rows``."""
         return self._samples(self.usable_rows())
 
-    def _samples(self, rows: SampleIndices) -> MappedRows | DecodedImages:
+    def _samples(self, rows: SampleIndices) -> ArraySamples | DecodedImages:
         if self.pixels is not None:
-            return MappedRows(self.pixels, rows)
+            return ArraySamples(self.pixels, rows)
         paths = [self.folder.images[row].path for row in rows]
         return DecodedImages(self.folder.root, paths, self.preprocessing)
 
@@ -167,21 +164,9 @@ class ImageCache:
         """Read a file written from ``to_json``; raise ``RecipeError`` for any other content."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            folder, preprocessing = told["folder"], told["preprocessing"]
-            listed = folder["images" if "images" in folder else "pictures"]  # the key until 0.1.0
-            return cls(
-                Path(told["cache_dir"]),
-                ImageFolder(
-                    Path(folder["root"]),
-                    tuple(LabelledImage(*each) for each in listed),
-                    tuple(folder["class_names"]),
-                    tuple(LeftOut(*each) for each in folder["left_out"]),
-                ),
-                ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
-                told["cache_bytes"],
-                told["test_part"],
-                tuple(told.get("digests", ())),
-            )
+            if "pictures" in told["folder"]:  # the key until 0.1.0
+                told["folder"]["images"] = told["folder"].pop("pictures")
+            return record_from_json(cls, told)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecipeError(
                 f"{path}: {error}; expected the list of images that 'dist-net train FOLDER' writes"

@@ -55,18 +55,20 @@ class AugmentedSamples(Samples, Protocol):
 
 
 class ArraySamples:
-    """An array, or a memory map, as ``Samples``; borrowed."""
+    """The ``rows`` of an array, or a memory map, as ``Samples``; None: all. Borrowed."""
 
-    def __init__(self, array: NDArray[Any]) -> None:
+    def __init__(self, array: NDArray[Any], rows: SampleIndices | None = None) -> None:
         self._array = np.asarray(array)
+        self._rows = rows
         self.shape = array.shape[1:]
         self.dtype = array.dtype.newbyteorder("=")
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._array if self._rows is None else self._rows)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
         """Fill ``out`` with the samples at ``indices``."""
+        indices = indices if self._rows is None else self._rows[indices]
         if self._array.dtype == self.dtype:
             # The indices are in range; "clip" skips NumPy's check of that.
             self._array.take(indices, 0, out, "clip")

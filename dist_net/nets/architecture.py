@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_net.errors import ModelLoadError
+from dist_net.json_records import record_from_json
 
 if TYPE_CHECKING:
     from dist_net.nets.recipes.recipe import LoadedRecipe
@@ -150,10 +151,4 @@ def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
 def architecture_from_json(values: dict[str, Any]) -> Architecture:
     """Return the architecture from its JSON object. Raise ValueError, TypeError or KeyError."""
     fields = dict(values)
-    kind = _KINDS[fields.pop("kind")]
-    if kind is RecipeArchitecture:
-        fields["files"] = tuple((str(name), str(digest)) for name, digest in fields["files"])
-    architecture = kind(**fields)
-    if not all(isinstance(each, str | tuple) for each in asdict(architecture).values()):
-        raise ValueError(f"fields that are not text in {values!r:.80}")
-    return architecture
+    return record_from_json(_KINDS[fields.pop("kind")], fields)

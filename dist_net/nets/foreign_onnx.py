@@ -23,12 +23,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import SharedOperation, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data.samples import records
-from dist_net.errors import (
-    DistNetError,
-    ForeignModelError,
-    MissingExtraError,
-    TensorInputError,
-)
+from dist_net.errors import DistNetError, ForeignModelError, MissingExtraError, TensorInputError
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, TYPE_CODES, Specs, Tensors, TensorSpec
 from dist_net.nn import Model, Scope, zeros
 from dist_net.nn.inference import Inference, Prepared
@@ -124,9 +119,6 @@ class OnnxSession:
     def __call__(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the output of a model with one input and one output, as ``Inference`` does."""
         return self.predict(inputs)[self.model.outputs[0].name]
-
-    def rebound(self, prepared: Prepared) -> None:
-        """Return None: sessions of other weights share nothing."""
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
         """Do nothing: the session is ready when it is created."""

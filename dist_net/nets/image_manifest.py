@@ -13,6 +13,7 @@ from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import PARTS, LabelledImage
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
+from dist_net.json_records import record_from_json
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -56,16 +57,9 @@ class ImageManifest:
     def from_json(cls, text: str | bytes) -> Self:
         """Parse the output of ``to_json``; raise ``RecipeError`` for any other text."""
         try:
-            told = json.loads(text)
-            preprocessing = told["preprocessing"]
-            manifest = cls(
-                tuple(ListedImage(*each) for each in told["images"]),
-                tuple(told["class_names"]),
-                ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
-                told["test_part"],
-            )
+            manifest = record_from_json(cls, json.loads(text))
             manifest._check()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise RecipeError(
                 f"the server's list of images is {str(text)[:60]!r} ({error}); expected that of "
                 f"'dist-net train FOLDER'"
@@ -73,16 +67,12 @@ class ImageManifest:
         return manifest
 
     def _check(self) -> None:
-        if not all(isinstance(each, str) for each in (*self.class_names, self.test_part)):
-            raise ValueError("names that are not strings")
-        for path, class_name, part, size_bytes, sha256 in self.images:
+        for path, class_name, part, *_ in self.images:
             place = PurePosixPath(path)
             if place.is_absolute() or ".." in place.parts or "\0" in path:
                 raise ValueError(f"a path that leads elsewhere, {path!r}")
             if class_name not in self.class_names or part not in PARTS:
                 raise ValueError(f"{path!r} of class {class_name!r} and part {part!r}")
-            if not isinstance(size_bytes, int) or not isinstance(sha256, str):
-                raise ValueError(f"{path!r} of {size_bytes!r} bytes")
 
     def found_in(self, root: Path) -> ImageFolder:
         """Return the manifest's images in a folder of this host, which may contain other files.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from dist_net.errors import ProtocolError, RecipeError
 from dist_net.nets.recipes.image_recipe import IMAGES
@@ -31,7 +32,7 @@ NO_RECORDS = 1 << 62  # an index beyond all metric records
 Reply = TypeVar("Reply", StatusReport, Snapshot, RecipeOffer)
 
 
-class Observer:
+class Observer(AbstractContextManager["Observer"]):
     """A connection to one server. A call raises NoAnswerError after ``timeout_s``.
 
     ``while_waiting`` is called several times a second during a call, with the seconds since its
@@ -50,9 +51,6 @@ class Observer:
         self._socket = ClientSocket(address, keys, max_array_bytes)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()

@@ -46,7 +46,8 @@ def recipe_offer(
     payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
     reference = loaded.reference if is_named else ""
     names = json.dumps(class_names)
-    return RecipeOffer(_one_line(loaded.name), reference, recipe_digest, names, payloads)
+    name = "".join(each if each.isprintable() else "?" for each in loaded.name)[:128]
+    return RecipeOffer(name, reference, recipe_digest, names, payloads)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,6 @@ class OfferedRecipe:
 
     @property
     def file_name(self) -> str:
-        """Return a file name for the recipe."""
         return f"{Path(self.name).name or 'recipe'}.py"
 
     def keep(self, directory: RunDirectory, original: str = "") -> None:
@@ -131,7 +131,3 @@ def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
     if reference == IMAGES:
         return RECIPE_JSON in files and files.keys() <= {RECIPE_JSON, MANIFEST}
     return not reference and RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
-
-
-def _one_line(name: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in name)[:128]

@@ -168,21 +168,13 @@ def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
     )
 
 
-class PreparedFile(NamedTuple):
-    """Kernels prepared from a file of weights, and a key that changes with the weights.
+def prepared_kernels(
+    model: Model, network: DarknetNetwork, weights: Path
+) -> tuple[Prepared, str, Path | None]:
+    """Return the kernels prepared from a file of weights, a key that changes with it, and a file.
 
-    ``file`` stores the kernels under that key; None if it cannot be written.
-    """
-
-    prepared: Prepared
-    key: str
-    file: Path | None
-
-
-def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> PreparedFile:
-    """Return the kernels prepared from a file of weights, stored as ``WEIGHTS.prepared`` beside it.
-
-    Raise ModelFileError if the weights cannot be read, or change during the call.
+    That file, ``WEIGHTS.prepared``, stores the kernels; None if it cannot be written. Raise
+    ModelFileError if the weights cannot be read, or change during the call.
     """
     try:
         key = key_of(model, weights)
@@ -191,7 +183,7 @@ def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Pr
     file = weights.with_name(f"{weights.name}.prepared")
     mapped = map_prepared(file, key)
     if mapped is not None:
-        return PreparedFile(mapped, key, file)
+        return mapped, key, file
     prepared = prepare(model, read_weights(weights, network))
     if key_of(model, weights) != key:
         raise ModelFileError(
@@ -201,44 +193,39 @@ def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Pr
         write_prepared(file, prepared, key)
     except PreparedKernelsError as error:
         logger.warning("kernels_not_kept reason=%s", error)
-        return PreparedFile(prepared, key, None)
-    return PreparedFile(prepared, key, file)
+        return prepared, key, None
+    return prepared, key, file
 
 
+@dataclass
 class DarknetFiles:
     """A Darknet net: its configuration, its file of weights, and the names of its classes.
 
     ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files.
     """
 
-    def __init__(
-        self,
-        configuration: Callable[[], Configuration],
-        weights: Callable[[], Path],
-        labels: Path | tuple[str, ...],
-    ) -> None:
-        self._configuration = configuration
-        self._weights = weights
-        self._labels = labels
-        self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
+    configuration: Callable[[], Configuration]
+    weights: Callable[[], Path]
+    labels: Path | tuple[str, ...]
+    _built: tuple[Configuration, DarknetNetwork, Model] | None = None
 
     def read(self) -> FoundModel:
         """Return the net with the current weights; raise the errors of reading the files."""
-        configuration, weights = self._configuration(), self._weights()
+        configuration, weights = self.configuration(), self.weights()
         network, model = self._model_of(configuration)
-        labels = self._labels
+        labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
         require_labels(labels, model.classes)
-        kept = prepared_kernels(model, network, weights)
+        prepared, key, file = prepared_kernels(model, network, weights)
         return FoundModel(
             model,
             DarknetArchitecture(configuration_text(configuration)),
             labels,
-            kept.prepared,
-            kept.key,
+            prepared,
+            key,
             lambda: read_weights(weights, network),
-            file=kept.file,
+            file=file,
         )
 
     def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
@@ -274,16 +261,14 @@ class PretrainedNet:
         )
 
 
+@dataclass(frozen=True)
 class TrainedRun:
     """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
 
-    def __init__(
-        self, path: Path, labels: Path | None, progress: Progress, trust_recipe: bool = False
-    ) -> None:
-        self._path = path
-        self._labels = labels
-        self._progress = progress
-        self._trust_recipe = trust_recipe
+    path: Path
+    labels: Path | None
+    progress: Progress
+    trust_recipe: bool = False
 
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
@@ -291,30 +276,30 @@ class TrainedRun:
         Raise ModelSourceError if the file is not a checkpoint, and see ``load_trained``.
         """
         try:
-            loaded, checkpoint = load_trained(self._path, self._trust_recipe)
+            loaded, checkpoint = load_trained(self.path, self.trust_recipe)
         except NotACheckpointError as error:
-            if self._path.is_dir():
+            if self.path.is_dir():
                 raise
-            raise ModelSourceError(f"{self._path} is not a model; expected {MODELS}") from error
+            raise ModelSourceError(f"{self.path} is not a model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
-        names = _class_names(loaded, self._labels, record.class_names, has_classes, self._progress)
+        names = _class_names(loaded, self.labels, record.class_names, has_classes, self.progress)
         calibration = calibration_of(checkpoint)
         weights = calibrated_weights(loaded, checkpoint)
         return replace(
             found_model(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,
-            held_out=partial(read_held_out, self._path, loaded),
+            held_out=partial(read_held_out, self.path, loaded),
         )
 
 
+@dataclass(frozen=True)
 class OnnxFile:
     """An ONNX file; ``labels`` and ``pixels`` replace its metadata."""
 
-    def __init__(self, path: Path, labels: Path | None, pixels: PixelOptions) -> None:
-        self._path = path
-        self._labels = labels
-        self._pixels = pixels
+    path: Path
+    labels: Path | None
+    pixels: PixelOptions
 
     def read(self) -> FoundModel:
         """Return the checked model, after a trial with a few rows of random numbers.
@@ -323,28 +308,28 @@ class OnnxFile:
         image input is replaced by pixels, ``(N, H, W, C)`` uint8. Raise ForeignModelError, and
         MissingExtraError without the extra.
         """
-        proto = read_proto(self._path)
+        proto = read_proto(self.path)
         metadata = {each.key: each.value for each in proto.metadata_props}
         pixels = PixelOptions(
-            *(text or metadata.get(name, "") for name, text in self._pixels._asdict().items())
+            *(text or metadata.get(name, "") for name, text in self.pixels._asdict().items())
         )
         try:
             names = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
             unknown_below = float(metadata.get("unknown_below", 0))
         except (ValueError, TypeError) as error:
-            raise ForeignModelError(f"{self._path}: damaged metadata, labels: {error}") from error
-        if self._labels is not None:
-            names = read_labels(self._labels)
+            raise ForeignModelError(f"{self.path}: damaged metadata, labels: {error}") from error
+        if self.labels is not None:
+            names = read_labels(self.labels)
         fitting = pixels.fitting or "crop"
         if names:
-            keep_classes(proto, len(names), self._path)
+            keep_classes(proto, len(names), self.path)
             if fitting != LETTERBOX:
                 fitting_named(fitting)
                 accept_pixels(proto, pixels)
-        model, prepared, outputs = checked_model(proto, self._path)
+        model, prepared, outputs = checked_model(proto, self.path)
         if names and not outputs:
             raise ForeignModelError(
-                f"{self._path} has labels, and does not compute rows independently; expected a "
+                f"{self.path} has labels, and does not compute rows independently; expected a "
                 f"free first axis alone: export Darknet's nets without --preprocessing"
             )
         # Probabilities are recognised by their sum.
@@ -363,31 +348,24 @@ class OnnxFile:
         )
 
 
+@dataclass
 class FollowedRun:
     """A model in training, read from the parameter server at ``address``."""
 
-    def __init__(
-        self,
-        address: str,
-        keys: PeerKeys | None,
-        labels: Path | None,
-        progress: Progress,
-        trust_recipe: bool = False,
-    ) -> None:
-        self.address = address
-        self._trust_recipe = trust_recipe
-        self._keys = keys
-        self._labels = labels
-        self._progress = progress
-        self._loaded: LoadedRecipe | None = None
-        self._reference = ""  # the server's reference of that recipe
-        self._class_names: tuple[str, ...] = ()
-        self._has_classes = True
-        self._kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
+    address: str
+    keys: PeerKeys | None
+    labels: Path | None
+    progress: Progress
+    trust_recipe: bool = False
+    _loaded: LoadedRecipe | None = None
+    _reference: str = ""  # the server's reference of that recipe
+    _class_names: tuple[str, ...] = ()
+    _has_classes: bool = True
+    _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
     def version(self) -> int:
         """Return the number of updates that the server has applied; raise NoAnswerError."""
-        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+        with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
@@ -396,7 +374,7 @@ class FollowedRun:
         Raise NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
         trust; RecipeError for an invalid recipe, or a size other than this host's recipe has.
         """
-        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+        with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:
                 self._class_names, self._has_classes = (), True  # unless the server sends them
@@ -409,7 +387,7 @@ class FollowedRun:
                 f"host's recipe {reference} has {size:,}; expected the same recipe on both hosts"
             )
         names = _class_names(
-            self._loaded, self._labels, self._class_names, self._has_classes, self._progress
+            self._loaded, self.labels, self._class_names, self._has_classes, self.progress
         )
         fitting = self._loaded.recipe.fitting
         return found_model(self._loaded, snapshot.weights, names, fitting, snapshot.version)
@@ -419,7 +397,7 @@ class FollowedRun:
         if reference in recipe_names():
             return built_in_recipe(reference)
         offered = OfferedRecipe.from_offer(observer.recipe())
-        if offered.is_code and not (self._trust_recipe or is_trusted(offered.file_digests)):
+        if offered.is_code and not (self.trust_recipe or is_trusted(offered.file_digests)):
             raise UntrustedRecipeError(
                 f"the server at {self.address} trains the recipe of a file, {reference!r}, "
                 f"which is Python code; pass --trust-recipe to run the copy that the server sends"

@@ -35,14 +35,7 @@ from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
-from dist_net.nn.losses import (
-    CLASS_LOSSES,
-    Loss,
-    loss_named,
-    mean_loss,
-    of_label,
-    of_samples,
-)
+from dist_net.nn.losses import CLASS_LOSSES, Loss, loss_named, mean_loss, of_label, of_samples
 from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
 

@@ -40,6 +40,13 @@ def all_below(limit: float, vector: Floats) -> bool:
     return is_small or bool((np.abs(vector) < limit).all())
 
 
+def require_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raise SettingError unless value is an int from ``least`` to ``most``; None: no limit."""
+    if not (isinstance(value, int) and least <= value and (most is None or value <= most)):
+        until = f", at least {least}" if most is None else f" from {least} to {most}"
+        raise SettingError(f"{name}={value!r}: expected a whole number{until}")
+
+
 def require_fraction(name: str, value: Any) -> None:
     """Raise SettingError unless 0 ≤ value < 1."""
     if not (isinstance(value, Real) and 0 <= float(value) < 1):

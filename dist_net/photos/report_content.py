@@ -13,6 +13,7 @@ from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import JudgedImages, calibration_error, lower_bounds
 from dist_net.photos.unknown_images import LeftOutClass
+from dist_net.training.run.evaluation import confusion_of
 
 TINY = np.finfo(np.float32).tiny
 MAX_MISTAKES = 24
@@ -113,15 +114,6 @@ def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
     is_right = probabilities.argmax(1) == judged.targets
     bounds = lower_bounds(is_right[is_answered], judged.groups[is_answered])
     return bool(len(bounds) and bounds[-1] >= calibration.precision)
-
-
-def confusion_of(
-    targets: NDArray[np.integer], answers: NDArray[np.integer], classes: int
-) -> NDArray[np.int64]:
-    """Return the number of answers by true class (row) and answer: (classes, classes)."""
-    pairs = targets.astype(np.intp) * classes + answers
-    counts = np.bincount(pairs, minlength=classes * classes)
-    return counts.reshape(classes, classes, copy=False)
 
 
 def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import socket
@@ -31,8 +32,6 @@ class Process(Protocol):
     def pid(self) -> int: ...
 
     def poll(self) -> int | None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
 
     def terminate(self) -> None: ...
 
@@ -126,12 +125,7 @@ class RunningChild:
     @property
     def has_died(self) -> bool:
         """Whether it has ended without code 0 and without printing a reason."""
-        return self.exit_code not in (None, 0) and not self.has_said_why
-
-    @property
-    def has_said_why(self) -> bool:
-        """Whether it printed the reason of its end; else it was killed, or crashed."""
-        return bool(self._reasons())
+        return self.exit_code not in (None, 0) and not self._reasons()
 
     @property
     def is_lost(self) -> bool:
@@ -156,8 +150,9 @@ class RunningChild:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it has ended; return False on a timeout."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self.exit_code is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
         return self.exit_code is not None
 
     def terminate(self) -> None:
@@ -167,7 +162,7 @@ class RunningChild:
     def kill(self) -> None:
         """Kill it, and wait for its end."""
         self._process.kill()
-        self._process.wait()
+        self.wait(math.inf)
 
     def _lines(self) -> list[str]:
         # The last line may be half written: with PYTHONUNBUFFERED each word is a write.

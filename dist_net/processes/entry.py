@@ -15,10 +15,9 @@ import time
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Self
 
 import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
@@ -110,7 +109,7 @@ class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
         os.write(descriptor, newest)
 
 
-class StartReports:
+class StartReports(AbstractContextManager["StartReports"]):
     """Report on stdout every second that this process is loading, until it is ready.
 
     The parent process then knows that this one is alive, however long loading takes. As a context,
@@ -123,9 +122,6 @@ class StartReports:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._report, name="start-reports", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -161,14 +160,6 @@ class _ForkedProcess:
             if process_id:
                 self._exit_code = os.waitstatus_to_exitcode(status)
         return self._exit_code
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
-            time.sleep(POLL_S)
-        return code
 
     def terminate(self) -> None:
         self._send(signal.SIGTERM)

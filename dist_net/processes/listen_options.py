@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_net.command_line import command_line
+from dist_net.command_line import add_options, command_line
 from dist_net.errors import KeyFileError
 from dist_net.wire.address import checked_host, listen_address, reachable_addresses
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
@@ -92,17 +92,11 @@ class ListenOptions:
 
 def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the options of the token that other hosts join with."""
-    group.add_argument(
-        "--contact",
-        metavar="HOST",
-        help="the name or IP address of this host for others (default: by interfaces and routes)",
-    )
-    group.add_argument(
-        "--token-lifetime",
-        type=float,
-        default=TOKEN_LIFETIME_S,
-        metavar="SECONDS",
-        help="how long the token is valid (default: a day)",
+    host = "the name or IP address of this host for others (default: by interfaces and routes)"
+    add_options(
+        group,
+        ("--contact", str, "HOST", host),
+        ("--token-lifetime", float, "SECONDS", "how long the token is valid", TOKEN_LIFETIME_S),
     )
 
 

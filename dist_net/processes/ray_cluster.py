@@ -12,7 +12,6 @@ import math
 import secrets
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -88,22 +87,14 @@ class RayProcess:
         self._hear(0.0)
         return self._exit_code
 
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while self._exit_code is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise subprocess.TimeoutExpired("a process on Ray", timeout or 0.0)
-            self._hear(min(left_s, 1.0))
-        return self._exit_code
-
     def terminate(self) -> None:
         self.send(signal.SIGTERM)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):
-            self.wait(KILLED_WITHIN_S)
+        deadline = time.monotonic() + KILLED_WITHIN_S
+        while self._exit_code is None and time.monotonic() < deadline:
+            self._hear(deadline - time.monotonic())
         self.drop()  # if its node does not answer
 
     @property

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -56,25 +57,25 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     )
 
 
-class FetchProgress:
+def bar_on(console: Console, *columns: ProgressColumn) -> Progress:
+    """Return a bar that a terminal shows until it is stopped; nothing elsewhere."""
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+class FetchProgress(AbstractContextManager["FetchProgress"]):
     """A context manager that shows each ``FetchEvent``; download bars on a terminal only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Progress(
+        self._bars = bar_on(
+            console,
             TextColumn("  {task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._file: str | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._clear()
@@ -108,14 +109,12 @@ class CountProgress:
         self._console = console
         self._end = end
         self._begun_s = time.monotonic()
-        self._bar = Progress(
+        self._bar = bar_on(
+            console,
             TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(printable(beginning), total=None)
         if not console.is_terminal:

@@ -1,8 +1,6 @@
 """The process that reads models for the inference pool.
 
-    python -m dist_net.serving.model_loader --connect ADDRESS --directory DIR
-        [--training-keys DIR] [--weights FILE] [--labels FILE] [--token-file FILE]
-        [--parent PROCESS_ID] [NAME=]SOURCE...
+    python -m dist_net.serving.model_loader --connect ADDRESS --directory DIR [NAME=]SOURCE...
 
 A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, to which
 ``--training-keys`` give access; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
@@ -22,12 +20,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +43,7 @@ from dist_net.errors import (
 )
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.fitting import unfitted
-from dist_net.nets.sources import (
-    FollowedRun,
-    FoundModel,
-    ModelSource,
-    parse_pool_sources,
-)
+from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, parse_pool_sources
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -153,7 +145,7 @@ class ModelReader(Thread):
         return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
 
 
-class ModelLoader:
+class ModelLoader(AbstractContextManager["ModelLoader"]):
     """Reads models for the gateway at ``address``, and follows training runs.
 
     ``directory``: for arrays without a file. ``token`` identifies the gateway's own loader.
@@ -183,9 +175,6 @@ class ModelLoader:
     def stop(self, reason: str) -> None:
         """End at the next turn of the loop; safe in a signal handler."""
         self._leave_reason = reason
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for reader in self._readers.values():

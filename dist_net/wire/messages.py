@@ -33,16 +33,7 @@ heartbeat that a request or reply was lost with a connection, and repeats the re
 from typing import Annotated, NamedTuple
 
 from dist_net.vector import Vector
-from dist_net.wire.fields import (
-    Count,
-    Digest,
-    Document,
-    HostName,
-    Limits,
-    Name,
-    Payloads,
-    Reason,
-)
+from dist_net.wire.fields import Count, Digest, Document, HostName, Limits, Name, Payloads, Reason
 from dist_net.wire.serving_messages import ServingMessage
 
 MAX_PARTS = 32

@@ -32,15 +32,7 @@ Times are durations in seconds, because the clocks of hosts differ.
 import re
 from typing import Annotated, NamedTuple
 
-from dist_net.wire.fields import (
-    MAX_PAYLOADS,
-    Document,
-    HostName,
-    Limits,
-    Name,
-    Payloads,
-    Reason,
-)
+from dist_net.wire.fields import MAX_PAYLOADS, Document, HostName, Limits, Name, Payloads, Reason
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """A served model's name; it is part of URLs and of file names on the workers' hosts."""

@@ -10,7 +10,7 @@ import pytest
 
 from dist_net import nn
 from dist_net.checkpoint import read_checkpoint
-from dist_net.files import AppendedHostFile
+from dist_net.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.training.run.in_process import LocalCluster
 from dist_net.training.run.replayed_run import Replay
@@ -125,7 +125,7 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
     assert_replayed(PLAIN, path, consistency)
 
 
-WRITE = AppendedHostFile.write
+WRITE = AppendedFile.write
 
 
 class FullDisk:
@@ -134,7 +134,7 @@ class FullDisk:
     def __init__(self) -> None:
         self.is_full = False
 
-    def write(self, file: AppendedHostFile, content: bytes) -> int:
+    def write(self, file: AppendedFile, content: bytes) -> int:
         if self.is_full:
             raise OSError(28, "No space left on device")
         return WRITE(file, content)
@@ -144,7 +144,7 @@ def test_a_full_disk_is_reported_and_nothing_is_missing_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = FullDisk()
-    monkeypatch.setattr(AppendedHostFile, "write", lambda *each: disk.write(*each))
+    monkeypatch.setattr(AppendedFile, "write", lambda *each: disk.write(*each))
     path = tmp_path / "checkpoint.safetensors"
     with LocalCluster(replace(PLAIN, epochs=100_000), path, workers=1) as cluster:
         cluster.wait(lambda report: report["version"] > 10)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from dist_net.checkpoint import Checkpoint, read_checkpoint
-from dist_net.files import Disk
+from dist_net.files import AppendedFile, Disk
 
 
 class ProcessKilledError(BaseException):
@@ -55,8 +55,8 @@ def _common_bytes(one: bytearray, other: bytes) -> int:
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(one))
 
 
-class VirtualDisk:
-    """A `dist_net.files.Disk`.
+class VirtualDisk(Disk):
+    """A disk in memory.
 
     Operations fail with the error ``failure``, one of ``REFUSED``, unless it is None. After
     ``kill_after`` more operations the process that uses the disk is killed; None: never.
@@ -182,7 +182,7 @@ class VirtualDisk:
         self._renamed.clear()
 
 
-class AppendedVirtualFile:
+class AppendedVirtualFile(AppendedFile):
     """A file opened for appending."""
 
     def __init__(self, disk: VirtualDisk, file: StoredFile) -> None:

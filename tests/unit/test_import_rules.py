@@ -32,27 +32,28 @@ MAY_IMPORT = {
     "spelling": "errors",
     "command_line": "",
     "printable": "",
+    "json_records": "",
     "release": "files",
     "compiling": "",
     "autodiff": "errors compiling",
     "nn": "errors vector checkpoint spelling files autodiff",
     "optim": "errors vector spelling compiling",
     "images": "errors",
-    "data": "errors files images",
+    "data": "errors files images json_records",
     "wire": "errors vector clock",
     "nets": (
         "errors vector files checkpoint spelling command_line printable release autodiff nn optim "
-        "images data wire"
+        "images data wire json_records"
     ),
     "export": "errors vector files spelling release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files checkpoint spelling command_line printable autodiff nn optim "
-        "data wire nets processes"
+        "data wire nets processes json_records"
     ),
     "serving": (
         "errors clock files spelling command_line printable release autodiff nn images data wire "
-        "nets export processes"
+        "nets export processes json_records"
     ),
     "photos": (
         "errors vector files checkpoint spelling nn images data nets export processes training"

@@ -29,6 +29,7 @@ from dist_net.errors import (
     UntrustedRecipeError,
 )
 from dist_net.images.fitting import FITTINGS
+from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.gradient_recipe import (
     ArrayShape,
     EvaluateWeights,
@@ -320,7 +321,7 @@ class RecipeRecord:
     class_names: tuple[str, ...] = ()
     fitting: str = ""
     image_recipe: str = ""
-    calibration: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -329,27 +330,16 @@ class RecipeRecord:
     @classmethod
     def from_json(cls, values: object) -> Self:
         """Return the record that ``to_json`` wrote. Raise RecipeError for other values."""
-        if not isinstance(values, dict):
+        try:
+            record = record_from_json(cls, values)
+            if record.fitting not in ("", *FITTINGS):
+                raise ValueError(f"fitting={record.fitting!r}")
+        except (TypeError, ValueError) as error:
             raise RecipeError(
-                f"a run's record of its recipe is {values!r:.80}; expected a JSON object"
-            )
-        files, names = values.get("files", {}), values.get("class_names", [])
-        fitting, image_recipe = values.get("fitting", ""), values.get("image_recipe", "")
-        calibration, model = values.get("calibration", {}), values.get("model", "")
-        if not (
-            isinstance(files, dict)
-            and isinstance(calibration, dict)
-            and isinstance(image_recipe, str)
-            and isinstance(model, str)
-            and isinstance(names, list)
-            and all(isinstance(each, str) for each in (*files.values(), *names))
-            and fitting in ("", *FITTINGS)
-        ):
-            raise RecipeError(
-                f"a run's record of its recipe is {str(values)[:80]!r}; expected digests of "
-                f"files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
-            )
-        return cls(files, tuple(names), fitting, image_recipe, calibration, model)
+                f"a run's record of its recipe is {str(values)[:80]!r} ({error}); expected digests "
+                f"of files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
+            ) from error
+        return record
 
 
 def own_release() -> str:

@@ -10,6 +10,7 @@ import builtins
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.abc import SourceLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -41,7 +42,8 @@ class RecipeFiles:
         self._original = original
         self._read = read
         self._modules: dict[str, ModuleType] = {}
-        self._builtins = {**vars(builtins), "__import__": self._import, "print": _print}
+        to_stderr = partial(print, file=sys.stderr)  # stdout is for a command's result
+        self._builtins = {**vars(builtins), "__import__": self._import, "print": to_stderr}
 
     def run(self) -> dict[str, Any]:
         """Run the recipe's file and return its variables; raise the file's errors."""
@@ -104,11 +106,6 @@ class _CheckedSource(SourceLoader):
 
     def get_data(self, path: str | bytes) -> bytes:
         return self._source
-
-
-def _print(*values: object, **options: Any) -> None:
-    """A recipe's ``print`` writes to stderr: stdout is for a command's result."""
-    print(*values, **{"file": sys.stderr, **options})
 
 
 def read_any(path: Path) -> bytes | None:

@@ -13,10 +13,11 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,26 +135,15 @@ class Outputs:
         return is_unknown(self.likeliest(1, row), self.unknown_below)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Pending:
     """A request whose result is pending."""
 
-    __slots__ = ("_connection", "_exchange", "_is_outdated", "_known", "_rows")
-
-    def __init__(
-        self,
-        connection: GatewayConnection,
-        exchange: Exchange,
-        rows: int | None,
-        known: VersionSummary,
-        is_outdated: Callable[[], None],
-    ) -> None:
-        """``rows``: None for an input without that axis. ``known``: the client's summary;
-        ``is_outdated`` is called if the answer shows that the model has changed."""
-        self._connection = connection
-        self._exchange = exchange
-        self._rows = rows
-        self._known = known
-        self._is_outdated = is_outdated
+    _connection: GatewayConnection
+    _exchange: Exchange
+    _rows: int | None  # None for an input without that axis
+    _known: VersionSummary
+    _is_outdated: Callable[[], None]  # called if the answer shows that the model has changed
 
     def result(self) -> Outputs:
         """Wait for the answer; may be called again.
@@ -190,7 +180,7 @@ class Pending:
         self._connection.cancel(self._exchange)
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Connected to a pool's gateway. Belongs to one thread.
 
     ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
@@ -206,9 +196,6 @@ class Client:
         self._connection = GatewayConnection(address, worker_keys)
         self._timeout_s = timeout_s
         self._summaries: dict[str, ModelSummary] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

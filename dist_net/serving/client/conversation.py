@@ -11,6 +11,7 @@ requests get no reply.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import count
 
 from dist_net.serving.pool.requests import Status
@@ -33,16 +34,14 @@ ClientRequest = Ask | Describe | Reload | Unload
 GatewayReply = Answer | Description | Reloaded
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """A request and its reply, None until it arrives. It expires at ``deadline``."""
 
-    __slots__ = ("deadline", "reply", "request", "timeout_s")
-
-    def __init__(self, request: ClientRequest, timeout_s: float, now: float) -> None:
-        self.request = request
-        self.timeout_s = timeout_s
-        self.deadline = now + timeout_s
-        self.reply: GatewayReply | None = None
+    request: ClientRequest
+    timeout_s: float
+    deadline: float
+    reply: GatewayReply | None = None
 
 
 class Conversation:
@@ -71,7 +70,7 @@ class Conversation:
 
     def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
         """Record that a request is sent; return the exchange that will hold its reply."""
-        exchange = self._open[request.request_id] = Exchange(request, timeout_s, now)
+        exchange = self._open[request.request_id] = Exchange(request, timeout_s, now + timeout_s)
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:

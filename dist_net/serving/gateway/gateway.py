@@ -68,7 +68,6 @@ class Gateway:
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start on this event loop."""
         self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._turn_s = self._clock.now()

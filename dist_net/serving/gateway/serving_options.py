@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.command_line import add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.decoding import MAX_PIXELS
@@ -97,28 +97,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option(
+    parser.add_argument(
         "models",
         metavar="[NAME=]MODEL",
         nargs="*",
         help=f"{MODELS}; or the address of a parameter server, to serve each version of its "
         f"training run (default: the newest run under runs/)",
     )
-    option("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet")
-    option("--labels", type=Path, metavar="FILE", help="a text file with one class name per line")
+    add_options(
+        parser,
+        ("--weights", Path, "FILE", "a .weights file of Darknet"),
+        ("--labels", Path, "FILE", "a text file with one class name per line"),
+        ("--training-keys", Path, "DIR", "keys for the parameter server"),
+    )
     add_trust_argument(parser)
-    option("--training-keys", type=Path, metavar="DIR", help="keys for the parameter server")
 
 
 def _add_workers(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     text = "number of processes (default: the cores); with --cluster ray also auto: as many as fit"
     option("--workers", type=worker_count, default=available_cores(), metavar="N", help=text)
-    _add_numbers(
+    add_options(
         group,
-        ("--threads", 1, "N", "threads per worker"),
-        ("--grace", 30.0, "SECONDS", "time to answer admitted requests after a signal"),
+        ("--threads", int, "N", "threads per worker", 1),
+        ("--grace", float, "SECONDS", "time to answer admitted requests after a signal", 30.0),
     )
     option(
         "--reproducible",
@@ -130,38 +132,26 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     )
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
-    option(
-        "--log-dir",
-        dest="log_directory",
-        type=Path,
-        metavar="DIR",
-        help="directory for the logs of workers and loader, of the last 10 pools "
-        "(default: the user's log directory)",
+    text = (
+        "directory for the logs of workers and loader, of the last 10 pools (default: the user's "
+        "log directory)"
     )
+    option("--log-dir", dest="log_directory", type=Path, metavar="DIR", help=text)
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:
     waits = "time that an incomplete batch waits while other batches are queued"
     memory = "memory for unanswered requests, divided equally among models"
     pixels = "refuse larger images; decoding takes up to 16 bytes per pixel"
-    _add_numbers(
+    add_options(
         group,
-        ("--max-batch-size", 8, "N", "rows per batch"),
-        ("--batch-timeout-ms", 0.0, "MS", waits),
-        ("--queue-limit", 1024, "N", "queued requests per model"),
-        ("--queue-mib", 256, "MIB", memory),
-        ("--max-pixels", MAX_PIXELS, "N", pixels),
-        ("--timeout", 10.0, "SECONDS", "per request"),
+        ("--max-batch-size", int, "N", "rows per batch", 8),
+        ("--batch-timeout-ms", float, "MS", waits, 0.0),
+        ("--queue-limit", int, "N", "queued requests per model", 1024),
+        ("--queue-mib", int, "MIB", memory, 256),
+        ("--max-pixels", int, "N", pixels, MAX_PIXELS),
+        ("--timeout", float, "SECONDS", "per request", 10.0),
     )
-
-
-def _add_numbers(
-    group: argparse._ArgumentGroup, *options: tuple[str, int | float, str, str]
-) -> None:
-    """Add options by name, default, metavar and help; each has the type of its default."""
-    for name, default, metavar, text in options:
-        text += f" (default: {default:,})"
-        group.add_argument(name, type=type(default), default=default, metavar=metavar, help=text)
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
@@ -173,17 +163,18 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
     text = "listen for workers on other hosts, and print the command to run there"
     option("--listen-workers", default="", metavar="ADDRESS", help=text)
     add_invitation_arguments(group)
-    text = "CURVE keys of this server, for clients and workers on other hosts"
-    option("--keys", type=Path, metavar="DIR", help=text)
-    option(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="tokens of HTTP clients, one per line: 'client TOKEN' or 'operator TOKEN'; read again "
-        "after a change; required to listen beyond this host, with or without TLS",
+    keys = "CURVE keys of this server, for clients and workers on other hosts"
+    tokens = (
+        "tokens of HTTP clients, one per line: 'client TOKEN' or 'operator TOKEN'; read again "
+        "after a change; required to listen beyond this host, with or without TLS"
     )
-    option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
-    option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
+    add_options(
+        group,
+        ("--keys", Path, "DIR", keys),
+        ("--token-file", Path, "FILE", tokens),
+        ("--tls-certificate", Path, "FILE", "PEM, with --tls-key"),
+        ("--tls-key", Path, "FILE", "PEM, with --tls-certificate"),
+    )
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:

@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -124,7 +124,11 @@ async def serve(options: ServingOptions) -> int:
             make_keys(worker_keys := directory / "keys")
         listen = listen_options.listen if ray is None else ray.listen
         with _naming("--listen-workers"):
-            workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
+            # Workers of this host connect to a private path.
+            places = [f"ipc://{directory}/pool", *listen]
+            admitting = load_server_keys(worker_keys) if worker_keys else None
+            socket = ServerSocket(places, admitting, LARGEST_OUTPUT_BYTES)
+            workers = opened.enter_context(socket)
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
             options.pool,
@@ -241,15 +245,6 @@ def _served(gateway: Gateway, http: HttpServer | None) -> str:
     return printable(f"serving {names}{page}")
 
 
-def _worker_socket(
-    listen: Sequence[str], keys_directory: Path | None, directory: Path
-) -> ServerSocket:
-    """Return a socket on a private path for workers on this host, and on ``listen`` for others."""
-    keys = load_server_keys(keys_directory) if keys_directory else None
-    own = f"ipc://{directory}/pool"
-    return ServerSocket([own, *listen], keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
-
-
 def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
     """Return the directory of the children's logs: the user's log directory, or ``--log-dir``.
 
@@ -277,30 +272,20 @@ def _secret_file(directory: Path, token: str) -> Path:
 
 def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
     connect = ("--connect", address, "--directory", str(directory))
-    loader = [
-        *connect,
-        "--engine",
-        options.engine,
-        "--token-file",
-        str(_secret_file(directory, token)),
-    ]
+    secret = str(_secret_file(directory, token))
+    loader = [*connect, "--engine", options.engine, "--token-file", secret]
     for name in ("training_keys", "weights", "labels"):
         value = getattr(options, name)
         if value is not None:
             loader += [f"--{name.replace('_', '-')}", str(value)]
     if options.trust_recipe:
         loader.append("--trust-recipe")
+    arguments = (*loader, "--", *options.sources)
     worker = (*connect, *_worker_options(options))
+    names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
     return [
-        Role(
-            "model-loader",
-            "dist_net.serving.model_loader",
-            (*loader, "--", *options.sources),
-        ),
-        *(
-            Role(name, "", (*worker, "--name", name))
-            for name in (f"worker-{i}" for i in range(0 if options.ray else options.workers or 0))
-        ),
+        Role("model-loader", "dist_net.serving.model_loader", arguments),
+        *(Role(name, "", (*worker, "--name", name)) for name in names),
     ]
 
 

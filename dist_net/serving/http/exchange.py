@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -43,45 +45,39 @@ _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awai
 _MAX_VERSION = 18
 
 
+@dataclass(frozen=True)
 class Guard:
     """ASGI middleware that refuses requests without permission; ``open_paths`` need no token.
 
     ``refusals`` counts every refusal, whether by the guard or by the application.
     """
 
-    def __init__(
-        self,
-        application: ASGIApp,
-        settings: HttpSettings,
-        open_paths: frozenset[str],
-        refusals: Refusals,
-    ) -> None:
-        self._application = application
-        self._settings = settings
-        self._open_paths = open_paths
-        self._refusals = refusals
+    application: ASGIApp
+    settings: HttpSettings
+    open_paths: frozenset[str]
+    refusals: Refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            send = self._refusals.noting(scope, send)
+            send = self.refusals.noting(scope, send)
             refusal = self._refusal(scope)
             if refusal is not None:
                 await error_reply(*refusal)(scope, receive, send)
                 return
-        await self._application(scope, receive, send)
+        await self.application(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Return a status code and the reason; None if the request is permitted."""
         headers: HeaderValues = dict(scope["headers"])
         return (
             self._malformed(scope, headers)
-            or (self._foreign(headers) if self._settings.tokens is None else None)
+            or (self._foreign(headers) if self.settings.tokens is None else None)
             or self._forbidden(scope["path"], headers)
         )
 
     def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
         sent: list[tuple[bytes, bytes]] = scope["headers"]
-        limit, limit_bytes = self._settings.headers, self._settings.header_bytes
+        limit, limit_bytes = self.settings.headers, self.settings.header_bytes
         size = len(scope["path"]) + len(scope.get("query_string", b""))
         if len(sent) > limit or size + sum(map(len, chain.from_iterable(sent))) > limit_bytes:
             return 431, (
@@ -108,7 +104,7 @@ class Guard:
                 "the request comes from a page of another site; expected a page of this server, "
                 "or a token"
             )
-        if not (self._settings.has_tls or _is_this_host(host.decode("latin-1"))):
+        if not (self.settings.has_tls or _is_this_host(host.decode("latin-1"))):
             # DNS rebinding: if another site's name resolves to this host, the browser treats its
             # pages as pages of this server.
             return 403, (
@@ -118,9 +114,9 @@ class Guard:
         return None
 
     def _forbidden(self, path: str, headers: HeaderValues) -> tuple[int, str] | None:
-        if path in self._open_paths:
+        if path in self.open_paths:
             return None
-        tokens, role = self._settings.tokens, self._settings.loopback_role
+        tokens, role = self.settings.tokens, self.settings.loopback_role
         if tokens is not None:
             role = tokens.role_of(headers.get(b"authorization", b"")) or ""
         if not role:
@@ -174,7 +170,7 @@ class RequestMemory:
         return True
 
 
-class HttpExchange:
+class HttpExchange(AbstractContextManager["HttpExchange"]):
     """One request; the memory of its body is counted until the ``with`` block ends."""
 
     def __init__(self, memory: RequestMemory, request: Request) -> None:
@@ -183,9 +179,6 @@ class HttpExchange:
         self._receive = request.receive
         self._connection: Connection | None = request.scope.get("state", {}).get("connection")
         self._size = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._release()

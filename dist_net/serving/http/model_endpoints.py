@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -45,16 +46,14 @@ _NS_PER_S = 1e9
 _MS_PER_S = 1e3
 
 
+@dataclass(frozen=True)
 class Models:
     """The endpoints about models. ``clock`` is the pool's."""
 
-    def __init__(
-        self, gateway: Gateway, memory: RequestMemory, max_batch_size: int, clock: Clock
-    ) -> None:
-        self._gateway = gateway
-        self._memory = memory
-        self._max_batch_size = max_batch_size
-        self._clock = clock
+    gateway: Gateway
+    memory: RequestMemory
+    max_batch_size: int
+    clock: Clock
 
     def routes(self) -> list[Route]:
         """Return the routes of the server, of each model and version, and of the repository."""
@@ -91,14 +90,14 @@ class Models:
 
     async def ready(self, _: Request) -> Json:
         """Report whether every model is ready."""
-        if not self._gateway.is_ready:
+        if not self.gateway.is_ready:
             raise PoolUnavailableError("not every model is ready; see /pool")
         return Json({"ready": True})
 
     async def models(self, _: Request) -> Json:
         """List the models, with the input and the number of classes of their newest versions."""
         summaries = [
-            summary_of(each, self._max_batch_size) for each in self._gateway.models().values()
+            summary_of(each, self.max_batch_size) for each in self.gateway.models().values()
         ]
         return Json([{name: getattr(each, name) for name in _LISTED} for each in summaries])
 
@@ -116,7 +115,7 @@ class Models:
 
     async def configuration(self, request: Request) -> Json:
         """Return the configuration of a model."""
-        return Json(_configuration(self._description(request), self._max_batch_size))
+        return Json(_configuration(self._description(request), self.max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
         """Return the number of requests to a model, their results and their times."""
@@ -125,14 +124,14 @@ class Models:
 
     async def all_statistics(self, _: Request) -> Json:
         """Return the statistics of every model."""
-        served = self._gateway.models().values()
+        served = self.gateway.models().values()
         found = [each for model in served for each in self._statistics(model.name, model.versions)]
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
         """List every model and version; with ``{"ready": true}`` only ready models."""
         only_ready = (await self._content(request)).get("ready") is True
-        return Json(list(_index(self._gateway.models().values(), only_ready)))
+        return Json(list(_index(self.gateway.models().values(), only_ready)))
 
     async def load(self, request: Request) -> Json:
         """Read a model again from its source; respond once workers serve it."""
@@ -143,18 +142,18 @@ class Models:
                 "without config and files",
                 http_code=501,
             )
-        name = served_model(self._gateway, request.path_params["model"]).name
-        return _loaded(name, await self._gateway.reload(name))
+        name = served_model(self.gateway, request.path_params["model"]).name
+        return _loaded(name, await self.gateway.reload(name))
 
     async def unload(self, request: Request) -> Json:
         """Stop serving a model."""
         await self._content(request)
-        name = served_model(self._gateway, request.path_params["model"]).name
-        return _loaded(name, self._gateway.unload(name))
+        name = served_model(self.gateway, request.path_params["model"]).name
+        return _loaded(name, self.gateway.unload(name))
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
         """Return the model in a path, and the version in it or else all versions."""
-        served = served_model(self._gateway, request.path_params["model"])
+        served = served_model(self.gateway, request.path_params["model"])
         if version_number(request) is None:
             return served, tuple(served.versions)
         return served, (self._description(request).version,)
@@ -162,11 +161,11 @@ class Models:
     def _description(self, request: Request) -> ModelDescription:
         """Return the version in a path, or the newest."""
         name = request.path_params["model"]
-        return description_of(self._gateway, name, version_number(request))
+        return description_of(self.gateway, name, version_number(request))
 
     def _statistics(self, name: str, versions: Iterable[int]) -> list[dict[str, Any]]:
-        epoch_of_clock_s = time.time() - self._clock.now()
-        counted = self._gateway.statistics(name)
+        epoch_of_clock_s = time.time() - self.clock.now()
+        counted = self.gateway.statistics(name)
         return [
             _statistics_of(name, version, counted.get(version), epoch_of_clock_s)
             for version in versions
@@ -174,7 +173,7 @@ class Models:
 
     async def _content(self, request: Request) -> Mapping[str, Any]:
         """Return the JSON object in the body; an empty one for an empty body."""
-        with HttpExchange(self._memory, request) as exchange:
+        with HttpExchange(self.memory, request) as exchange:
             body = await exchange.body()
             if not body:
                 return {}

@@ -10,12 +10,9 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
-from dist_net.nets.architecture import (
-    Architecture,
-    architecture_from_json,
-    architecture_to_json,
-)
-from dist_net.nets.tensor_specs import Specs, TensorSpec, record_of
+from dist_net.json_records import record_from_json
+from dist_net.nets.architecture import Architecture, architecture_from_json, architecture_to_json
+from dist_net.nets.tensor_specs import Specs, record_of
 from dist_net.wire.serving_messages import ARRAYS_KEY, MODEL_NAME
 
 
@@ -85,11 +82,6 @@ class ModelDescription(VersionSummary):
         """Return the number of rows in a payload, at least 1."""
         return max(1, payload_bytes // self.row_bytes) if self.is_batched else 1
 
-    @property
-    def plan_key(self) -> tuple[object, ...]:
-        """A key that is equal for versions that differ only in their weights."""
-        return self.architecture, self.inputs, self.outputs, self.fitting
-
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 
@@ -99,9 +91,9 @@ class ModelDescription(VersionSummary):
         try:
             content = json.loads(text)
             net = architecture_from_json(content.pop("architecture"))
-            description = cls(architecture=net, **_with_tuples(content))
+            description = record_from_json(cls, content, architecture=net)
             for name, pattern in ("name", MODEL_NAME), ("arrays_key", ARRAYS_KEY):
-                if not (isinstance(content[name], str) and pattern.fullmatch(content[name])):
+                if not pattern.fullmatch(content[name]):
                     raise ValueError(f"{name} {content[name]!r:.80}; expected {pattern.pattern}")
             return description
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -212,21 +204,9 @@ def summaries_to_json(models: Iterable[ServedModel], max_batch_size: int) -> str
 def summaries_from_json(text: str) -> list[ModelSummary]:
     """Parse the result of ``summaries_to_json``. Raise ProtocolError."""
     try:
-        return [_from_json(content) for content in json.loads(text)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return [record_from_json(ModelSummary, content) for content in json.loads(text)]
+    except (ValueError, TypeError) as error:
         raise ProtocolError(
             f"invalid summaries of models: {text[:80]!r} ({error}); install the same release of "
             f"dist-net on both hosts"
         ) from error
-
-
-def _from_json(content: dict[str, Any]) -> ModelSummary:
-    others = tuple(VersionSummary(**_with_tuples(each)) for each in content.pop("others"))
-    return ModelSummary(others=others, **_with_tuples(content))
-
-
-def _with_tuples(content: dict[str, Any]) -> dict[str, Any]:
-    specs = {
-        name: tuple(map(TensorSpec.parsed, content.pop(name))) for name in ("inputs", "outputs")
-    }
-    return specs | {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}

@@ -51,10 +51,6 @@ class Lane:
         return next(iter(self.requests.values()))
 
     @property
-    def next_rows(self) -> int:
-        return self.oldest.planned.rows
-
-    @property
     def is_full(self) -> bool:
         """Whether no request can join the next batch."""
         first = self.oldest.planned

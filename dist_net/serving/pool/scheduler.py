@@ -102,7 +102,7 @@ class Scheduler:
         """Start the next batch on a worker; return None if no batch can run now."""
         self.held_until_s = None
         for lane in self._by_turn():
-            choice = self._choose(lane.key, lane.next_rows, now)
+            choice = self._choose(lane.key, lane.oldest.planned.rows, now)
             if choice is not None and not self._waits(lane, choice[0], now):
                 return choice[0], self._start(lane, *choice, now)
         return None

@@ -1,8 +1,6 @@
 """The process of an inference worker.
 
-    python -m dist_net.serving.worker.inference_worker_process [TOKEN] [--token-file FILE]
-        [--connect ADDRESS] [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N]
-        [--max-pixels N] [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
+    python -m dist_net.serving.worker.inference_worker_process [TOKEN | --connect ADDRESS] ...
 
 Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
 stderr.
@@ -22,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_net.command_line import add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
@@ -46,16 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
-    parser.add_argument(
-        "--max-batch-size", type=int, default=8, metavar="N", help="as the gateway's (default: 8)"
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
-        help=f"refuse larger images (default: {MAX_PIXELS:,})",
+    add_options(
+        parser,
+        ("--threads", int, "N", "how many compute", 1),
+        ("--max-batch-size", int, "N", "as the gateway's", 8),
+        ("--max-pixels", int, "N", "refuse larger images", MAX_PIXELS),
     )
     parser.add_argument(
         "--reproducible",

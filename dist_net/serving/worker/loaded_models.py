@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +34,8 @@ VERSIONS_KEPT = 3
 Fetch = Callable[[FetchArrays], ArraysPiece]
 """Request a piece from the gateway; raise a DistNetError without an answer."""
 
-LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
-"""Loads a version. Its arguments: the description; a loaded version of the same architecture or
-None, which may be closed meanwhile; and a function that returns False once loading must stop."""
+LoadNetwork = Callable[[ModelDescription, Callable[[], bool]], ServedNetwork]
+"""Loads a described version; the function returns False once loading must stop."""
 
 _Key = tuple[str, int]
 
@@ -85,10 +85,7 @@ class LoadedModels:
             future: Future[ServedNetwork] = Future()
             future.set_result(known)
         else:
-            alike = self._alike(description)
-            future = self._executor.submit(
-                self._load, description, alike, lambda: not is_dropped.is_set()
-            )
+            future = self._executor.submit(self._load, description, lambda: not is_dropped.is_set())
         self._loading[key] = _Loading(future, is_dropped)
 
     def finished(self) -> list[Loaded]:
@@ -115,13 +112,6 @@ class LoadedModels:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)
 
-    def _alike(self, description: ModelDescription) -> ServedNetwork | None:
-        """Return the last loaded version of the same architecture."""
-        for network in reversed(self._networks.values()):
-            if network.description.plan_key == description.plan_key:
-                return network
-        return None
-
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
         """Keep a loaded version; return the reason of a failure, or ""."""
         error = future.exception()
@@ -145,30 +135,23 @@ def _close_result(future: Future[ServedNetwork]) -> None:
         future.result().close()
 
 
+@dataclass(frozen=True)
 class NetworkLoader:
     """Loads versions in a separate thread, and fetches missing arrays from the gateway."""
 
-    def __init__(
-        self, address: str, keys: PeerKeys | None, settings: WorkerSettings, clock: Clock
-    ) -> None:
-        self._address = address
-        self._keys = keys
-        self._settings = settings
-        self._clock = clock
+    address: str
+    keys: PeerKeys | None
+    settings: WorkerSettings
+    clock: Clock
 
-    def load(
-        self,
-        description: ModelDescription,
-        alike: ServedNetwork | None,
-        may_go_on: Callable[[], bool],
-    ) -> ServedNetwork:
+    def load(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> ServedNetwork:
         """Return a version's network. Raise a DistNetError or a recipe's exception."""
 
         def fetch(request: FetchArrays) -> ArraysPiece:
             if not may_go_on():
                 raise ModelLoadError(f"{request.model} version {request.version} was dropped")
             # Not the worker's socket, which belongs to the thread that answers.
-            with ClientSocket(self._address, self._keys) as connection:
+            with ClientSocket(self.address, self.keys) as connection:
                 connection.send(request)
                 answer = connection.receive(ANSWER_WITHIN_S)
                 if answer is None:
@@ -179,11 +162,8 @@ class NetworkLoader:
                 )
             return answer
 
-        prepared = mapped_arrays(description, self._settings.directory, fetch)
-        rebound = alike.rebound(description, prepared) if alike is not None else None
-        if rebound is not None:
-            return rebound
-        return ServedNetwork(description, prepared, self._settings, may_go_on, self._clock)
+        prepared = mapped_arrays(description, self.settings.directory, fetch)
+        return ServedNetwork(description, prepared, self.settings, may_go_on, self.clock)
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:

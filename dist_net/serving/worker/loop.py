@@ -17,14 +17,7 @@ from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Alive, Leave, Message, Refuse, Stop
 from dist_net.wire.security import PeerKeys
-from dist_net.wire.serving_messages import (
-    BatchDone,
-    Drop,
-    JoinPool,
-    Load,
-    PoolWelcome,
-    RunBatch,
-)
+from dist_net.wire.serving_messages import BatchDone, Drop, JoinPool, Load, PoolWelcome, RunBatch
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from dist_net.errors import CostsDamagedError, SettingError
+from dist_net.json_records import record_from_json
 from dist_net.optim import Optimizer, optimizer_named
 
 SHARED_MEMORY = "shared-memory"
@@ -106,10 +107,8 @@ class ClusterCosts:
     def from_json(cls, text: str) -> Self:
         """Return the saved costs; raise ``CostsDamagedError`` if ``text`` is invalid."""
         try:
-            state = json.loads(text)
-            exchanges = {name: ExchangeCost(**state[name]) for name in ("shared_memory", "tcp")}
-            return cls(**state | exchanges)
-        except (SettingError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return record_from_json(cls, json.loads(text))
+        except (SettingError, ValueError, TypeError, RecursionError) as error:
             raise CostsDamagedError(
                 f"invalid cluster costs ({error}); expected a file written by 'dist-net simulate "
                 f"RECIPE --measure --save-costs FILE'"

@@ -51,13 +51,20 @@ class Evaluation:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """The number of samples of class i predicted as class j, ``(classes, classes)``."""
-        pairs = self.labels * self.classes + self.answers
-        counts = np.bincount(pairs, minlength=self.classes**2)
-        return counts.reshape(self.classes, self.classes, copy=False)
+        return confusion_of(self.labels, self.answers, self.classes)
 
     def __str__(self) -> str:
         accuracy = "" if self.accuracy is None else f"test accuracy {self.accuracy:.2%}, "
         return f"{accuracy}test loss {self.loss:.4f}"
+
+
+def confusion_of(
+    targets: NDArray[np.integer], answers: NDArray[np.integer], classes: int
+) -> NDArray[np.int64]:
+    """Return the number of answers by true class (row) and answer: (classes, classes)."""
+    pairs = targets.astype(np.intp) * classes + answers
+    counts = np.bincount(pairs, minlength=classes * classes)
+    return counts.reshape(classes, classes, copy=False)
 
 
 class EvaluationBatch(NamedTuple):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -75,6 +76,7 @@ class InProcessWorker:
         return self._ended.result(timeout_s)
 
 
+@dataclass(eq=False, repr=False)
 class LocalCluster:
     """A context with a parameter server for ``recipe``, and ``workers``, in threads.
 
@@ -84,27 +86,18 @@ class LocalCluster:
     server, a worker and a client. Raise BadInputError.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        checkpoint: Path | None = None,
-        *,
-        workers: int = 0,
-        listen: str = LOOPBACK,
-        keys: Path | None = None,
-        seed: int = 0,
-        consistency: str = str(Consistency.ROUNDS),
-        local_steps: int | None = None,
-        resume: bool = False,
-    ) -> None:
-        self._recipe = recipe
-        self._checkpoint = checkpoint
-        self._workers_at_first = workers
-        self._listen = listen
-        self._keys = keys
-        self._seed = seed
-        self._modes: dict[str, Any] = {"consistency": consistency, "local_steps": local_steps}
-        self._resume = resume
+    recipe: Recipe
+    checkpoint: Path | None = None
+    _: KW_ONLY
+    workers: int = 0
+    listen: str = LOOPBACK
+    keys: Path | None = None
+    seed: int = 0
+    consistency: str = str(Consistency.ROUNDS)
+    local_steps: int | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
         self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
         self._stack = ExitStack()
@@ -113,7 +106,7 @@ class LocalCluster:
         with ExitStack() as stack:
             self._start(stack)
             stack.callback(self.stop)
-            for _ in range(self._workers_at_first):
+            for _ in range(self.workers):
                 self.start_worker()
             self._stack = stack.pop_all()
         return self
@@ -122,27 +115,25 @@ class LocalCluster:
         self._stack.close()
 
     def _start(self, stack: ExitStack) -> None:
-        recipe, seed = self._recipe, self._seed
+        recipe, seed = self.recipe, self.seed
         loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
-        options = RunOptions(loaded.reference, seed=seed, **self._modes)
+        modes: dict[str, Any] = {"consistency": self.consistency, "local_steps": self.local_steps}
+        options = RunOptions(loaded.reference, seed=seed, **modes)
         settings = options.on(loaded, self._dataset).settings(loaded)
         server_keys = client_keys = None
-        if self._keys is not None:
-            server_keys, self._worker_keys = (
-                load_server_keys(self._keys),
-                load_peer_keys(self._keys),
-            )
-            client_keys = load_peer_keys(self._keys, CLIENT)
+        if self.keys is not None:
+            server_keys, self._worker_keys = load_server_keys(self.keys), load_peer_keys(self.keys)
+            client_keys = load_peer_keys(self.keys, CLIENT)
         temporary = stack.enter_context(temporary_directory())
-        path = self._checkpoint or temporary / "checkpoint.safetensors"
+        path = self.checkpoint or temporary / "checkpoint.safetensors"
         self._server, addresses = stack.enter_context(
             opened_server(
                 settings,
                 lambda: recipe.initial_weights(seed),
                 ServerFiles(path, path.with_suffix(".journal"), CHECKPOINT_EVERY_S),
-                [self._listen],
+                [self.listen],
                 server_keys,
-                resumes=self._resume,
+                resumes=self.resume,
             )
         )
         self.address = addresses[0]
@@ -164,7 +155,7 @@ class LocalCluster:
         those of the cluster. Without ``shares_memory``, arrays travel as frames.
         """
         dataset = self._dataset if recipe is None else recipe.load_dataset()
-        recipe = recipe or self._recipe
+        recipe = recipe or self.recipe
         loop = WorkerLoop(
             local_of or partial(step.local_steps, recipe, dataset),
             self.address,

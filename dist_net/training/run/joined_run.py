@@ -90,7 +90,10 @@ class JoinedRun:
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
         self._is_silent = self._is_refused = False
-        self._count, self._parts = settings.workers, 1
+        # One worker stands for up to MAX_PARTS of this host, and exchanges states for all of them.
+        parts = MAX_PARTS if settings.may_fork and available() else 1
+        self._count = math.ceil(settings.workers / parts)
+        self._parts = math.ceil(settings.workers / self._count)
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -104,7 +107,6 @@ class JoinedRun:
             self._directory.write(self._directory.server, self._server.address)
         try:
             self._show_progress()
-            self._share_leases()
             self._supervisor.add_workers(self._role, self._count)
             while self._is_training():
                 self._show_progress()
@@ -114,15 +116,6 @@ class JoinedRun:
             self._forget_observer()
         if (failure := self._supervisor.failure) is not None:
             raise failure
-
-    def _share_leases(self) -> None:
-        """Let one worker stand for up to ``MAX_PARTS`` of this host.
-
-        It exchanges states with the server once for all of them.
-        """
-        if available() and self._settings.may_fork:
-            self._count = math.ceil(self._settings.workers / MAX_PARTS)
-            self._parts = math.ceil(self._settings.workers / self._count)
 
     def _role(self, name: str) -> Role:
         settings = self._settings

@@ -94,7 +94,6 @@ class LocalRunSettings:
         return local
 
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
-        """Return the launcher for the run in ``directory``."""
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
         timeout_s = self.start_timeout_s

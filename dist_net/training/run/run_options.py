@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from dist_net.data import Dataset
-from dist_net.errors import (
-    RunDirectoryError,
-    SettingError,
-)
-from dist_net.nets.recipes.recipe import (
-    LoadedRecipe,
-    RecipeRecord,
-)
+from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.json_records import record_from_json
+from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.optim.ranges import require_positive
+from dist_net.optim.ranges import require_positive, require_whole
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
 from dist_net.training.server.settings import RunSettings, require_seed
@@ -27,18 +22,13 @@ from dist_net.training.server.settings import RunSettings, require_seed
 class DatasetFacts:
     """The facts about a dataset that a parameter server needs, so that it need not read it.
 
-    ``digest``: see ``LoadedRecipe.digest``. Raise TypeError for values of other types.
+    ``digest``: see ``LoadedRecipe.digest``.
     """
 
     samples: int
     has_classes: bool
     class_names: tuple[str, ...]
     digest: str
-
-    def __post_init__(self) -> None:
-        kinds = type(self.samples), type(self.has_classes), type(self.digest)
-        if kinds != (int, bool, str) or not all(type(each) is str for each in self.class_names):
-            raise TypeError(f"data={self!r:.80}: expected a number, a flag, names and a digest")
 
     @classmethod
     def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
@@ -81,15 +71,13 @@ class RunOptions:
     def __post_init__(self) -> None:
         Consistency.parse(self.consistency)
         for name in ("epochs", "batch_size", "local_steps", "patience"):
-            whole = getattr(self, name)
-            if whole is not None and not (isinstance(whole, int) and whole >= 1):
-                raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
+            if (whole := getattr(self, name)) is not None:
+                require_whole(name, whole)
         if self.learning_rate is not None:
             require_positive("learning_rate", self.learning_rate)
         require_seed(self.seed)
         require_positive("checkpoint_every_s", self.checkpoint_every_s)
-        if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1):
-            raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
+        require_whole("keep_checkpoints", self.keep_checkpoints)
         sync_interval_s(self.sync)
 
     def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
@@ -153,10 +141,6 @@ class RunOptions:
     def from_json(cls, text: str) -> Self:
         """Return the options that ``to_json`` wrote. Raise RunDirectoryError for other text."""
         try:
-            values = json.loads(text)
-            if values.get("data") is not None:
-                names = tuple(values["data"].pop("class_names"))
-                values["data"] = DatasetFacts(class_names=names, **values["data"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            return record_from_json(cls, json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
             raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error

@@ -16,20 +16,9 @@ from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
-from dist_net.optim import (
-    Adam,
-    ConstantRate,
-    Optimizer,
-    Schedule,
-    optimizer_named,
-)
+from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
 from dist_net.spelling import refuse_options
-from dist_net.training.run.callbacks import (
-    Callback,
-    EpochResult,
-    is_ended_by,
-    require_callbacks,
-)
+from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.step import local_steps

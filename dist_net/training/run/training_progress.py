@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from dist_net.command_line import command_line
 from dist_net.printable import counted
 from dist_net.processes.child import RunningChild
-from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, fitting
+from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, bar_on, fitting
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.server.consistency import Consistency
 
@@ -59,14 +59,12 @@ class TrainingProgress:
         self._samples_per_epoch = samples_per_epoch
         self._joining = joining
         self._publish = publish
-        self._progress = Progress(
+        self._progress = bar_on(
+            console,
             TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(BAR_CELLS),
             TimeRemainingColumn(),
             TextColumn("{task.fields[details]}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", epoch="-", details="", total=None)
         self._learnt: list[str] = []

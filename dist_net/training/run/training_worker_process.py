@@ -1,7 +1,6 @@
 """The process of a training worker.
 
-    python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS
-        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS] [--rejoin-timeout SECONDS]
+    python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS ...
 
 Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it asks to join, and
 ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
@@ -16,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
+from dist_net.command_line import add_options
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
@@ -54,22 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of each worker, which ``dist-net join`` has too."""
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads per worker (default: 1)"
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help="wait this long for the first reply of the server (default: 10)",
-    )
-    parser.add_argument(
-        "--rejoin-timeout",
-        type=float,
-        default=REJOIN_TIMEOUT_S,
-        metavar="SECONDS",
-        help="try to rejoin a silent server for this long (default: %(default)g)",
+    wait, rejoin = "wait for the first reply of the server", "try to rejoin a silent server"
+    add_options(
+        parser,
+        ("--threads", int, "N", "threads per worker", 1),
+        ("--timeout", float, "SECONDS", f"{wait} for this long", 10.0),
+        ("--rejoin-timeout", float, "SECONDS", f"{rejoin} for this long", REJOIN_TIMEOUT_S),
     )
 
 

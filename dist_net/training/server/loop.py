@@ -14,11 +14,7 @@ import numpy as np
 
 from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import (
-    FileWriteError,
-    SegmentError,
-    SupersededError,
-)
+from dist_net.errors import FileWriteError, SegmentError, SupersededError
 from dist_net.files import HOST_DISK, Disk
 from dist_net.training.server.journal import (
     NEVER,
@@ -47,16 +43,7 @@ from dist_net.training.server.state import (
     ServerCommand,
 )
 from dist_net.vector import Vector
-from dist_net.wire.messages import (
-    Join,
-    Message,
-    Push,
-    RecipeOffer,
-    Refuse,
-    Snapshot,
-    Welcome,
-    Work,
-)
+from dist_net.wire.messages import Join, Message, Push, RecipeOffer, Refuse, Snapshot, Welcome, Work
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ServerSocket
@@ -189,7 +176,7 @@ def opened_server(
     run = new_run(settings, initial_weights, checkpoint)
     with (
         opened_journal(files.journal, run, threads, files.sync) as journal,
-        ServerSocket(listen, keys, settings.frame_bytes) as socket,
+        ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
     ):
         loop = ServerLoop(
             run,

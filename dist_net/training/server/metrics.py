@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from typing import Any
 
-from dist_net.training.server.settings import RunSettings
-
 RECORDS_PER_EPOCH = 20
 RECORD_SHARE = 1 / 1000
 """Metric records are at least this share of a run's time apart, so that short epochs write few."""
@@ -176,15 +174,6 @@ class RunMetrics:
         marks = RECORDS_PER_EPOCH * applied_samples // samples
         before = RECORDS_PER_EPOCH * (applied_samples - self.window.samples) // samples
         return marks > before
-
-    def record_if_due(
-        self, settings: RunSettings, applied_samples: int, version: int, learning_rate: float
-    ) -> None:
-        """Append a metric record if one is due, or the run is finished."""
-        is_due = self.record_due(applied_samples, settings.samples)
-        if is_due or applied_samples == settings.samples_total:
-            recorded = applied_samples, settings.samples, version, learning_rate
-            self.record(*recorded, has_accuracy=settings.has_classes)
 
     def record(
         self,

@@ -332,9 +332,11 @@ class RunState:
         return True
 
     def _record(self, last: Applied) -> None:
-        rate = self.settings.learning_rate_at(last.progress)
-        applied, version = self.ledger.applied_samples, self.store.version
-        self.metrics.record_if_due(self.settings, applied, version, rate)
+        applied, samples = self.ledger.applied_samples, self.settings.samples
+        if self.metrics.record_due(applied, samples) or self.ledger.finished:
+            rate = self.settings.learning_rate_at(last.progress)
+            recorded = applied, samples, self.store.version, rate
+            self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
 
     def packed_state(self) -> Vector:
         """Return the state packed: the same bytes for every worker."""

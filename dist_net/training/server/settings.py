@@ -1,7 +1,6 @@
 """The settings of a run: recipe, samples, optimizer and time limits; validated once."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import zip_longest
@@ -18,7 +17,7 @@ from dist_net.optim import (
     UpdateRule,
     start_rule,
 )
-from dist_net.optim.ranges import require_fraction, require_positive
+from dist_net.optim.ranges import require_fraction, require_positive, require_whole
 from dist_net.training.server.consistency import Consistency
 from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
@@ -70,21 +69,18 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "local_steps"):
-            self._require(
-                name,
-                f"a whole number from 1 to {MOST}",
-                lambda value: _is_whole(value, 1) and value <= MOST,
-            )
+            if name != "local_steps" or self.local_steps is not None:
+                require_whole(name, getattr(self, name), 1, MOST)
         if self.consistency is Consistency.BSP:
             self._require(
                 "local_steps",
                 "1 with consistency='bsp', which averages single steps; for more, use rounds",
-                lambda value: value in (None, 1),
+                self.local_steps in (None, 1),
             )
         self._require(
             "batch_size",
             f"at most the number of samples, which is {self.samples}",
-            lambda value: value <= self.samples,
+            self.batch_size <= self.samples,
         )
         require_seed(self.seed)
         for name in ("learning_rate", "heartbeat_interval_s"):
@@ -96,12 +92,12 @@ class RunSettings:
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
-            lambda value: 2 * self.heartbeat_interval_s < value < math.inf,
+            2 * self.heartbeat_interval_s < self.heartbeat_timeout_s < math.inf,
         )
         self._require(
             "layout",
             "at least one parameter; unique names that do not begin with 'optimizer/'",
-            _is_layout,
+            _is_layout(self.layout),
         )
         longest = MAX_ARRAY_BYTES // 4  # longer weights could not be sent
         if self.vector_size > longest:
@@ -111,13 +107,12 @@ class RunSettings:
         self._require(
             "momenta",
             f"numbers in [0, 1), fewer than the layout's {len(self.layout)} arrays",
-            lambda value: len(value) < len(self.layout) and all(0 <= each < 1 for each in value),
+            len(self.momenta) < len(self.layout) and all(0 <= each < 1 for each in self.momenta),
         )
 
-    def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
-        value = getattr(self, name)
-        if not (holds(value) or (name == "local_steps" and value is None)):
-            raise SettingError(f"{name}={value!r}: expected {expected}")
+    def _require(self, name: str, expected: str, holds: bool) -> None:
+        if not holds:
+            raise SettingError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
     @cached_property
     def vector_size(self) -> int:
@@ -143,11 +138,6 @@ class RunSettings:
     def packing(self) -> StatePacking:
         """How training states travel between hosts."""
         return StatePacking(*self.start_rule().sizes)
-
-    @property
-    def frame_bytes(self) -> int:
-        """The size of the longest frame of a worker."""
-        return 4 * self.packing.result_size
 
     def start_rule(self) -> UpdateRule:
         """Return a new rule for local steps."""
@@ -206,12 +196,8 @@ class RunSettings:
 
 def require_seed(seed: int) -> None:
     """Raise ``SettingError`` unless the seed fits into messages and checkpoints."""
-    if not (_is_whole(seed, 0) and seed < 2**63):
+    if not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
-
-
-def _is_whole(value: Any, minimum: int) -> bool:
-    return isinstance(value, int) and value >= minimum
 
 
 def _is_layout(layout: ArrayShapes) -> bool:

@@ -125,8 +125,9 @@ class ParameterServer:
                 commands = [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
                 commands = [SendToPeer(node, self._snapshot())]
-            case Shutdown():
-                commands = [SendToPeer(node, self._shut_down(message, now))]
+            case Shutdown(reason):
+                self.stop(reason)
+                commands = [SendToPeer(node, self._status(self.run.metrics.next_record, now))]
             case RecipeRequest():
                 none = Refuse("this server offers no recipe", may_rejoin=False)
                 commands = [SendToPeer(node, self._offer or none)]
@@ -374,10 +375,6 @@ class ParameterServer:
     def _snapshot(self) -> Snapshot:
         store = self.run.store
         return Snapshot(store.version, self.run.ledger.applied_samples, store.evaluated_weights)
-
-    def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
-        self.stop(shutdown.reason)
-        return self._status(self.run.metrics.next_record, now)
 
 
 def _unknown(worker_id: int) -> Refuse:

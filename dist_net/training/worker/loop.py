@@ -10,8 +10,9 @@ import logging
 import os
 from collections import deque
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from random import Random, SystemRandom
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
@@ -119,7 +120,7 @@ class ProcessEnvironment:
         return Segment.attach(address, size)
 
 
-class WorkerLoop:
+class WorkerLoop(AbstractContextManager["WorkerLoop"]):
     """Train for the server at ``address`` until the run is over.
 
     ``local_of`` returns the local steps for a run's settings. ``recipe_digest`` and ``vector_size``
@@ -165,9 +166,6 @@ class WorkerLoop:
     def stop(self, reason: str) -> None:
         """Leave the run in the next turn of the loop; may be called by a signal handler."""
         self._stop_requested = reason
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

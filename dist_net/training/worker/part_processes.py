@@ -11,8 +11,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Self
+from contextlib import AbstractContextManager, suppress
 
 import numpy as np
 
@@ -26,7 +25,7 @@ MAX_ORDER_BYTES = 1 << 16
 POLL_S = 0.2
 
 
-class PartProcesses:
+class PartProcesses(AbstractContextManager["PartProcesses"]):
     """``count`` processes that take local steps as ``LocalSteps`` does, several parts at a time.
 
     The results are the same, bit for bit. Create this object before the process has threads or
@@ -64,9 +63,6 @@ class PartProcesses:
 
     def __len__(self) -> int:
         return len(self._channels)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for process_id, channel in zip(self.process_ids, self._channels, strict=True):

@@ -23,12 +23,7 @@ import math
 from enum import Enum, auto
 from typing import NamedTuple
 
-from dist_net.errors import (
-    JoinRefusedError,
-    ProtocolError,
-    ServerLostError,
-    WorkerRefusedError,
-)
+from dist_net.errors import JoinRefusedError, ProtocolError, ServerLostError, WorkerRefusedError
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
 from dist_net.wire.messages import (

@@ -37,7 +37,7 @@ def model_in(directory: Path) -> tuple[Model, Prepared]:
     """The net in ``directory`` with its prepared kernels, which are mapped."""
     network = DarknetNetwork(read_configuration(directory / darknet_task.CONFIGURATION))
     model = Model(network, network.input_shape, input_dtype=np.float32)
-    return model, prepared_kernels(model, network, directory / darknet_task.WEIGHTS).prepared
+    return model, prepared_kernels(model, network, directory / darknet_task.WEIGHTS)[0]
 
 
 class DistNet:

@@ -11,8 +11,8 @@ from dist_net.data.image_samples import (
     AugmentedImages,
     DecodedImages,
     ImagePreprocessing,
-    MappedRows,
 )
+from dist_net.data.samples import ArraySamples
 from dist_net.errors import DatasetError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs
@@ -36,7 +36,7 @@ def read(samples: Samples, *indices: int) -> np.ndarray:
 
 def test_mapped_rows_are_read_by_their_place_in_the_part() -> None:
     pixels = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
-    samples = MappedRows(pixels, np.array([1, 3, 4]))
+    samples = ArraySamples(pixels, np.array([1, 3, 4]))
     assert (len(samples), samples.shape, samples.dtype) == (3, (2, 2, 3), np.uint8)
     np.testing.assert_array_equal(read(samples, 2, 0), pixels[[4, 1]])
 
@@ -56,7 +56,7 @@ def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_pat
 @pytest.mark.parametrize("shape", [(6, 6, 3), (6, 6, 1), (6, 6)])
 def test_training_sees_variants_and_evaluation_does_not(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
-    plain = MappedRows(pixels, np.arange(5))
+    plain = ArraySamples(pixels, np.arange(5))
     augmented = AugmentedImages(plain, Augmentation())
     assert isinstance(augmented, AugmentedSamples)
     assert not isinstance(plain, AugmentedSamples)

@@ -806,7 +806,7 @@ def test_no_address_is_left_undescribed(ask: Ask, service: FakeService, page: Pa
     document = ask("GET", "/openapi.json").json()
     described = document["paths"]
     offered = set()
-    for route in app._application.routes:
+    for route in app.application.routes:
         if route.path in files or re.search("sharedmemory|trace|logging", route.path):
             continue
         offered.add(route.path)

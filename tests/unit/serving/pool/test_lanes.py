@@ -41,7 +41,7 @@ def taken(queue: OpenRequests) -> list[list[int]]:
     batches = []
     while queue.lanes:
         (lane,) = queue.lanes.values()
-        rows, left = lane.next_rows, lane.batches
+        rows, left = lane.oldest.planned.rows, lane.batches
         batch = queue.take(lane)
         assert sum(one.rows for one in batch) == rows
         assert lane.batches == left - 1
