@@ -120,6 +120,9 @@ class OnnxSession:
         """Return the output of a model with one input and one output, as ``Inference`` does."""
         return self.predict(inputs)[self.model.outputs[0].name]
 
+    def rebound(self, prepared: Prepared) -> None:
+        """Return None: sessions of other weights share nothing."""
+
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
         """Do nothing: the session is ready when it is created."""
 

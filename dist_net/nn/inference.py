@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from functools import lru_cache, partial
 from importlib import import_module
 
@@ -44,7 +46,7 @@ class Inference:
     not for the same batch. ``compiled``: use the kernels of the extra ``fast`` if it is installed;
     their outputs differ in the last digits.
 
-    Not thread-safe. ``threads`` is the number of threads of the session.
+    Not thread-safe, except for ``rebound``. ``threads`` is the number of threads of the session.
     """
 
     def __init__(
@@ -61,14 +63,13 @@ class Inference:
         self._batch_size = integer("Inference: batch_size", batch_size, least=1)
         compiled = compiled and import_kernels()
         logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
-        self._options = {"reproducible": reproducible, "compiled": compiled}
-        self._pool = ThreadPool(
+        pool = ThreadPool(
             integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
         )
-        self._arena = Arena()  # of the plans of all sizes, which also share the inputs
-        rows = max(batch_size, least_batch_size(model))
-        self._inputs = np.zeros((rows, *model.input_shape), model.input_dtype)
-        self._bound: dict[int, tuple[Batch, Plan, BoundPlan]] = {}
+        self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
+        self._plans.join()
+        self._is_closed = False
+        self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
         # The pool shares the work, so BLAS needs one thread. Setting the limit takes a tenth of the
         # time of a small batch, so it is skipped if the limit is already set.
@@ -77,10 +78,33 @@ class Inference:
             nullcontext if is_capped else partial(blas.limit, limits=1)
         )
 
+    def rebound(self, prepared: Prepared) -> Inference | None:
+        """Return another session of the same model with other weights.
+
+        It shares this session's plans, memory and threads: binding plans to other arrays takes a
+        tenth of the time of compiling a small net, and a third for Darknet-53. Only one of the
+        sessions computes at a time, so they may belong to different threads, and any of these
+        threads may call this method. Close each session. Returns None if all sessions that share
+        the plans are closed. Raise ``ShapeError`` for arrays of another model.
+        """
+        if not self._plans.join():
+            return None
+        other = copy(self)
+        other._prepared, other._bound, other._is_closed = prepared, {}, False
+        try:
+            for batch_size in self._plans.sizes:
+                other._bind(batch_size)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     def close(self) -> None:
-        """Stop the threads."""
-        self._bound.clear()
-        self._pool.close()
+        """Stop the threads, unless another session shares them."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._bound.clear()
+            self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
@@ -92,9 +116,10 @@ class Inference:
         with self._cap_blas():
             for start in range(0, len(inputs), self._batch_size):
                 chunk = inputs[start : start + self._batch_size]
-                batch, _, bound = self._bind(len(chunk))
-                batch[: len(chunk)] = chunk
-                outputs[start : start + len(chunk)] = bound.run()[0][: len(chunk)]
+                batch, bound = self._bind(len(chunk))
+                with self._plans.turn:
+                    batch[: len(chunk)] = chunk
+                    outputs[start : start + len(chunk)] = bound.run()[0][: len(chunk)]
         return outputs
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -105,39 +130,101 @@ class Inference:
         for batch_size in range(self._batch_size, 0, -1):
             if not may_go_on():
                 return
-            batch, _, bound = self._bind(batch_size)
+            batch, bound = self._bind(batch_size)
             if batch_size == self._batch_size:
-                batch.fill(0)
-                bound.run()
+                with self._plans.turn:
+                    batch.fill(0)
+                    bound.run()
 
     @property
     def buffer_bytes(self) -> int:
-        """Size of the inputs, the intermediate arrays and the threads' scratch memory so far."""
-        return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
+        """Size of the working memory allocated so far, which sessions may share."""
+        return self._plans.buffer_bytes
 
     def plan(self, batch_size: int) -> Plan:
         """Return the plan for batches of this size, for printing."""
-        return self._bind(batch_size)[1]
+        self._bind(batch_size)
+        return self._plans.plan(batch_size)
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
         """Return the steps for a batch of this size in order, with their calls, for timing."""
-        return self._bind(batch_size)[2].steps
+        _, bound = self._bind(batch_size)
+        return bound.steps
 
-    def _bind(self, batch_size: int) -> tuple[Batch, Plan, BoundPlan]:
-        """Return the input array, of ``least_batch_size`` rows at least, and its plan, once made.
-
-        Raise ``ShapeError`` for prepared arrays of another model.
-        """
+    def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
-            rows = max(batch_size, least_batch_size(self._model))
-            graph = _specialised(self._model, rows, self._pool, **self._options)
-            shapes = {name: node.shape for name, node in graph.prepared.items()}
-            if (misfit := _misfit(shapes, self._prepared)) is not None:
-                raise misfit
-            plan, batch = compile(graph.outputs, self._pool, self._arena), self._inputs[:rows]
-            bound = plan.bind({INPUTS: batch, **self._prepared})
-            self._bound[batch_size] = batch, plan, bound
+            self._bound[batch_size] = self._plans.bind(batch_size, self._prepared)
         return self._bound[batch_size]
+
+
+class _Plans:
+    """A model's plans by batch size and their working memory, for any weights.
+
+    Sessions join and leave; the last to leave stops the threads. All plans use the same memory, so
+    a session holds ``turn`` while it computes.
+    """
+
+    def __init__(
+        self, model: Model, pool: ThreadPool, batch_size: int, reproducible: bool, compiled: bool
+    ) -> None:
+        self.turn = threading.Lock()
+        self._model = model
+        self._pool = pool
+        self._arena = Arena()
+        rows = max(batch_size, least_batch_size(model))
+        self._inputs = np.zeros((rows, *model.input_shape), model.input_dtype)
+        self._options = {"reproducible": reproducible, "compiled": compiled}
+        self._plans: dict[int, tuple[Plan, Mapping[str, Shape]]] = {}
+        self._sessions: int | None = 0
+
+    def join(self) -> bool:
+        """Register a session; return False if the last session has already left."""
+        with self.turn:
+            if self._sessions is None:
+                return False
+            self._sessions += 1
+            return True
+
+    def leave(self) -> None:
+        """Unregister a session; the last one closes the pool."""
+        with self.turn:
+            assert self._sessions
+            self._sessions = self._sessions - 1 or None
+        if self._sessions is None:
+            self._pool.close()
+
+    @property
+    def sizes(self) -> list[int]:
+        """The batch sizes of the compiled plans."""
+        return [*self._plans]
+
+    def plan(self, batch_size: int) -> Plan:
+        """Return the plan of a batch size that has been bound."""
+        return self._plans[batch_size][0]
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of the inputs, the intermediate arrays and the threads' scratch memory."""
+        return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
+
+    def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
+        """Return an input array and the plan bound to it and to ``prepared``.
+
+        The array has ``least_batch_size`` rows at least. Compiles the plan if necessary. Raise
+        ``ShapeError`` for arrays of another model.
+        """
+        rows = max(batch_size, least_batch_size(self._model))
+        with self.turn:
+            if batch_size not in self._plans:
+                graph = _specialised(self._model, rows, self._pool, **self._options)
+                plan = compile(graph.outputs, self._pool, self._arena)
+                shapes = {name: node.shape for name, node in graph.prepared.items()}
+                self._plans[batch_size] = plan, shapes
+        plan, expected = self._plans[batch_size]
+        if (misfit := _misfit(expected, prepared)) is not None:
+            raise misfit
+        batch = self._inputs[:rows]
+        return batch, plan.bind({INPUTS: batch, **prepared})
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

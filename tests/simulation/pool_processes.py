@@ -179,7 +179,12 @@ class VirtualInferenceWorker:
         self._hearts.append(VirtualHeartbeatSender(VirtualThread(self.process), socket, told))
         return cast(HeartbeatSender, self._hearts[-1])
 
-    def _load(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> ServedNetwork:
+    def _load(
+        self,
+        description: ModelDescription,
+        alike: ServedNetwork | None,
+        may_go_on: Callable[[], bool],
+    ) -> ServedNetwork:
         if not may_go_on():
             raise ModelLoadError("it was dropped")
         if reason := self._why_not_loaded(self, description):

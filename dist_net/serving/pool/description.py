@@ -82,6 +82,11 @@ class ModelDescription(VersionSummary):
         """Return the number of rows in a payload, at least 1."""
         return max(1, payload_bytes // self.row_bytes) if self.is_batched else 1
 
+    @property
+    def plan_key(self) -> tuple[object, ...]:
+        """A key that is equal for versions that differ only in their weights."""
+        return self.architecture, self.inputs, self.outputs, self.fitting
+
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 

@@ -34,8 +34,9 @@ VERSIONS_KEPT = 3
 Fetch = Callable[[FetchArrays], ArraysPiece]
 """Request a piece from the gateway; raise a DistNetError without an answer."""
 
-LoadNetwork = Callable[[ModelDescription, Callable[[], bool]], ServedNetwork]
-"""Loads a described version; the function returns False once loading must stop."""
+LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
+"""Loads a version. Its arguments: the description; a loaded version of the same architecture or
+None, which may be closed meanwhile; and a function that returns False once loading must stop."""
 
 _Key = tuple[str, int]
 
@@ -85,7 +86,10 @@ class LoadedModels:
             future: Future[ServedNetwork] = Future()
             future.set_result(known)
         else:
-            future = self._executor.submit(self._load, description, lambda: not is_dropped.is_set())
+            alike = self._alike(description)
+            future = self._executor.submit(
+                self._load, description, alike, lambda: not is_dropped.is_set()
+            )
         self._loading[key] = _Loading(future, is_dropped)
 
     def finished(self) -> list[Loaded]:
@@ -111,6 +115,13 @@ class LoadedModels:
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)
+
+    def _alike(self, description: ModelDescription) -> ServedNetwork | None:
+        """Return the last loaded version of the same architecture."""
+        for network in reversed(self._networks.values()):
+            if network.description.plan_key == description.plan_key:
+                return network
+        return None
 
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
         """Keep a loaded version; return the reason of a failure, or ""."""
@@ -144,7 +155,12 @@ class NetworkLoader:
     settings: WorkerSettings
     clock: Clock
 
-    def load(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> ServedNetwork:
+    def load(
+        self,
+        description: ModelDescription,
+        alike: ServedNetwork | None,
+        may_go_on: Callable[[], bool],
+    ) -> ServedNetwork:
         """Return a version's network. Raise a DistNetError or a recipe's exception."""
 
         def fetch(request: FetchArrays) -> ArraysPiece:
@@ -163,6 +179,9 @@ class NetworkLoader:
             return answer
 
         prepared = mapped_arrays(description, self.settings.directory, fetch)
+        rebound = alike.rebound(description, prepared) if alike is not None else None
+        if rebound is not None:
+            return rebound
         return ServedNetwork(description, prepared, self.settings, may_go_on, self.clock)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -62,6 +63,11 @@ class WorkerSettings:
             raise SettingError(f"threads={self.threads:,}: expected at most {MAX_THREADS}")
 
 
+def _decoders(threads: int) -> ThreadPoolExecutor | None:
+    """Return threads that decode images, started on demand; None: the caller's thread decodes."""
+    return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
+
+
 class ServedNetwork:
     """A model that answers batches.
 
@@ -95,9 +101,8 @@ class ServedNetwork:
             if description.takes_images
             else None
         )
-        # Threads that decode images, started on demand; None: the caller's thread decodes.
-        threads = settings.threads
-        self._decoders = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
+        self._threads = settings.threads
+        self._decoders = _decoders(settings.threads)
         self._clock = clock or SystemClock()
         self._session = open_session(
             self._model, prepared, settings.threads, settings.max_batch_size, settings.reproducible
@@ -109,8 +114,27 @@ class ServedNetwork:
             self.close()
             raise
 
+    def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
+        """Return another version of the same architecture that shares this one's plans.
+
+        None if the plans are gone; see ``Inference.rebound``. It may be
+        called by any thread. Raise ModelLoadError and ShapeError as for a new one.
+        """
+        session = self._session.rebound(prepared)
+        if session is None:
+            return None
+        other = copy(self)
+        other.description, other._session = description, session
+        other._decoders = _decoders(self._threads)
+        try:
+            other._require_numbers()
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, if no other version uses them."""
         self._session.close()
         if self._decoders is not None:
             self._decoders.shutdown()

@@ -34,6 +34,7 @@ from dist_net.nn import (
     Scope,
     Sequential,
     he_normal,
+    inference,
     leaky_relu,
     relu,
     relu6,
@@ -437,20 +438,72 @@ def test_inputs_of_another_shape_are_refused(inference_of):
         inference_of(model, weights_of(model))(np.zeros((1, 8, 8, 3), np.uint8))
 
 
-def test_a_closed_session_has_no_threads(inference_of):
+@pytest.fixture
+def versions(inference_of):
+    """A session that is warm and one that is bound to other weights by its plans; what each gives
+    for the same three images, by sessions of their own."""
+    model = model_of()
+    first, second = (prepare(model, weights_of(model, seed)) for seed in (0, 1))
+    session = inference_of(model, weights_of(model, 0), batch_size=4, threads=2)
+    session.warm_up()
+    other = session.rebound(second)
+    expected = []
+    for prepared in (first, second):
+        alone = Inference(model, prepared, batch_size=4, threads=2)
+        expected.append(alone(samples(model, 3)).tobytes())
+        alone.close()
+    assert expected[0] != expected[1]
+    yield (session, other), expected
+    other.close()
+
+
+def test_other_weights_are_bound_to_the_plans_that_are_there(versions, monkeypatch):
+    (session, other), expected = versions
+    monkeypatch.setattr(inference, "compile", None)
+    third = session.rebound(prepare(model_of(), weights_of(model_of(), 1)))
+    inputs = samples(model_of(), 3)
+    answers = [each(inputs).tobytes() for each in (session, other, third, session)]
+    third.close()
+    assert answers == [expected[0], expected[1], expected[1], expected[0]]
+    assert other.buffer_bytes == session.buffer_bytes > 0
+
+
+def test_sessions_that_share_plans_answer_in_different_threads(versions):
+    sessions, expected = versions
+    inputs = samples(model_of(), 3)
+    wrong = []
+
+    def answer(session, right):
+        wrong.extend(1 for _ in range(100) if session(inputs).tobytes() != right)
+
+    threads = [
+        threading.Thread(target=answer, args=each) for each in zip(sessions, expected, strict=True)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+def test_the_last_of_the_sessions_ends_the_threads(versions):
+    (session, other), expected = versions
+
     def helpers():
         return [each for each in threading.enumerate() if each.name.startswith("pool-")]
 
-    session = inference_of(model_of(), weights_of(model_of(), 0), batch_size=4, threads=2)
-    session.warm_up()
-    session(samples(model_of(), 3))
+    session.close()
+    session.close()
+    assert other(samples(model_of(), 3)).tobytes() == expected[1]
     assert helpers()
-    session.close()
-    session.close()
+    other.close()
     assert not helpers()
+    assert session.rebound(prepare(model_of(), weights_of(model_of()))) is None
 
 
-def test_kernels_of_another_model_are_not_bound():
+def test_kernels_of_another_model_are_not_bound(versions):
+    (session, _), expected = versions
     model = model_of(Sequential(Rescale(), Conv2D(9, 3), Flatten(), Dense(5)))
     with pytest.raises(ShapeError, match=naming((1, 27, 9), (1, 27, 16))):
-        Inference(model_of(), prepare(model, weights_of(model)))
+        session.rebound(prepare(model, weights_of(model)))
+    assert session(samples(model_of(), 3)).tobytes() == expected[0]

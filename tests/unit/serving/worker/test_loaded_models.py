@@ -32,9 +32,11 @@ class Loader:
         self.has_begun = threading.Event()
         self.made = []
         self.may_go_on = []
+        self.alike = []
         self.error = None
 
-    def __call__(self, description, may_go_on):
+    def __call__(self, description, alike, may_go_on):
+        self.alike.append(alike)
         self.has_begun.set()
         assert self.is_let.wait(60)
         self.may_go_on.append(may_go_on())
@@ -92,6 +94,19 @@ def test_the_older_version_answers_while_the_newer_is_loaded(models, loader):
     finish(models)
     assert models.network("m", 1) is loader.made[0]
     assert models.network("m", 2) is loader.made[1]
+
+
+def test_a_version_is_loaded_by_the_last_one_of_its_architecture(models, loader):
+    loader.is_let.set()
+    for each in (load(1), load(2), load(3, path="/3"), load(4, fitting="crop"), load(5)):
+        models.begin(each)
+        finish(models)
+    models.drop("m", 5)
+    models.drop("m", 3)
+    models.begin(load(6))
+    finish(models)
+    first, second, third, _, _, _ = loader.made
+    assert loader.alike == [None, first, second, None, third, second]
 
 
 def test_a_dropped_version_is_closed(models, loader):

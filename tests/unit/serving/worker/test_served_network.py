@@ -291,3 +291,26 @@ def test_a_recipe_that_is_another_here_is_refused():
     other = RecipeArchitecture("digits", "digits", (("recipe.py", "0" * 64),))
     with pytest.raises(ModelLoadError, match=naming("digits", "m", "release")):
         ServedNetwork(replace(DIGITS, architecture=other), {}, WorkerSettings(Path()))
+
+
+def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from(served):
+    network, alone = served(), served(scale=1.5)
+    network_of_model = DarknetNetwork(parse_configuration(CONFIGURATION, "m"))
+    model = Model(network_of_model, network_of_model.input_shape, input_dtype=np.float32)
+    weights = seeded_weights(network_of_model, 0) * np.float32(1.5)
+    second = network.rebound(replace(DARKNET, version=2), prepare(model, weights))
+    try:
+        assert (network.description.version, second.description.version) == (1, 2)
+        payload = [tensors(2).tobytes()]
+        first, *found = (
+            bytes(answer(each, payload, False).payloads[0]) for each in (network, second, alone)
+        )
+        assert found[0] == found[1] != first
+        nothing = prepare(model, weights * np.float32(np.nan))
+        with pytest.raises(ModelLoadError, match=naming("version 3", "finite")):
+            second.rebound(replace(DARKNET, version=3), nothing)
+        network.close()
+        assert bytes(answer(second, payload, False).payloads[0]) == found[0]
+    finally:
+        second.close()
+    assert second.rebound(replace(DARKNET, version=4), prepare(model, weights)) is None
