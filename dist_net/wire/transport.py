@@ -379,14 +379,14 @@ class ClientSocket(FramedSocket):
     def send(self, message: Message) -> None:
         """Queue a message without waiting; arrays are copied.
 
-        Raise ``NoAnswerError`` if the queue is full.
+        Raise ``NoAnswerError`` if the queue is full, or gone after a failed handshake.
         """
         try:
             self._send_frames(*encode(message))
         except zmq.Again as error:
             raise NoAnswerError(
                 f"the server at {self._address.text} has not read the last "
-                f"{self._high_water_mark} messages: see its log"
+                f"{self._high_water_mark} messages, or refuses the connection: see its log"
             ) from error
 
     def receive(self, timeout_s: float) -> Message | None:
