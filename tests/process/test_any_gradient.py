@@ -76,7 +76,8 @@ def test_a_loop_of_a_program_takes_part_and_may_leave(
     for lease in dist_net.join(token, trust_recipe=True):
         lease.push(*line.gradient(lease.weights, lease.rows))
         turns += 1
-    assert turns == 8 * SAMPLES // 16
+    # The loop that left finished at most its first lease, of two minibatches.
+    assert 8 * SAMPLES // 16 - 2 <= turns <= 8 * SAMPLES // 16
     finished(server)
     assert assert_each_sample_once(run, SAMPLES) == 8
     here("replay", run, "--trust-recipe")
