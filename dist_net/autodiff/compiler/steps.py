@@ -257,13 +257,12 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
                 if uses[id(each)] == 1 and _fuses(each, user[id(each)], step):
                     members[id(each)] = step
                     step.append(each)
-    position = {id(node): index for index, node in enumerate(order)}
-
-    def place(node: Expression) -> tuple[bool, int]:
-        return isinstance(node.operation, Elementwise), position[id(node)]
-
+    position = {
+        id(node): (isinstance(node.operation, Elementwise), index)
+        for index, node in enumerate(order)
+    }
     return [
-        Step(tuple(sorted(members[id(node)], key=place)))
+        Step(tuple(sorted(members[id(node)], key=lambda each: position[id(each)])))
         for node in order
         if is_computed(node) and members[id(node)][0] is node
     ]

@@ -74,8 +74,10 @@ def link_warning(run: RunState) -> str | None:
 
 
 def loss_warning(run: RunState) -> str | None:
-    """A remedy for a training loss that has risen again; None if it has not."""
-    records = list(run.metrics.records)
+    """A remedy for a training loss that has risen since the learning rate was highest, or None."""
+    rates = [each["learning_rate"] or 0.0 for each in run.metrics.records]
+    # A schedule may raise the rate first, and the loss with it.
+    records = list(run.metrics.records)[rates.index(max(rates)) if rates else 0 :]
     means = epoch_means([each["loss"] or 0.0 for each in records])
     if not means:
         return None

@@ -17,7 +17,7 @@ def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
             rising = [*losses, *[0.9] * 20][:count]
             run.metrics.records.clear()
             run.metrics.records.extend(
-                {"loss": loss, "epoch": number / RECORDS_PER_EPOCH}
+                {"loss": loss, "epoch": number / RECORDS_PER_EPOCH, "learning_rate": 0.1}
                 for number, loss in enumerate(rising, 1)
             )
             found.append(loss_warning(run))
@@ -33,10 +33,23 @@ def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
 
 def test_a_loss_near_zero_may_rise() -> None:
     run = a_run()
-    run.metrics.records.extend({"loss": 1.0, "epoch": 1.0} for _ in range(20))
-    run.metrics.records.extend({"loss": 1e-5, "epoch": 2.0} for _ in range(20))
-    run.metrics.records.extend({"loss": 1e-3, "epoch": 3.0} for _ in range(20))
+    for epoch, loss in enumerate((1.0, 1e-5, 1e-3), 1):
+        record = {"loss": loss, "epoch": epoch, "learning_rate": 0.1}
+        run.metrics.records.extend([record] * RECORDS_PER_EPOCH)
     assert loss_warning(run) is None
+
+
+def test_a_loss_may_rise_while_the_learning_rate_rises() -> None:
+    run = a_run()
+    found = []
+    for rate, loss in ((0.01, 0.5), (0.02, 0.9), (0.03, 1.3), (0.02, 1.0), (0.01, 1.6)):
+        record = {"loss": loss, "epoch": 1.0, "learning_rate": rate}
+        run.metrics.records.extend([record] * RECORDS_PER_EPOCH)
+        found.append(loss_warning(run))
+    *quiet, warning = found
+    assert quiet == [None] * 4
+    assert warning is not None
+    assert "from 1 " in warning
 
 
 def test_epoch_means_are_moving_means_over_an_epoch() -> None:
