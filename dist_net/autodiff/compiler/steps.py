@@ -110,7 +110,7 @@ class Step:
     def _strip_calls(
         self, inputs: Sequence[Array], out: Array, strip: Strip, scratch: dict[int, Array]
     ) -> list[Call]:
-        """Return the calls that compute a strip; a convolution's value is in ``out`` already."""
+        """Return the calls that compute a strip. A convolution has already written ``out``."""
         outside = iter(inputs)
         start = tuple(slice(each.stop - each.start) for each in strip)
         places = self._places()

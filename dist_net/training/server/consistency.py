@@ -98,8 +98,8 @@ def step_limits(
 
     The momentum of the outer steps needs rounds to act. Each worker takes ``USUAL_STEPS`` steps if
     the run then has ``ROUNDS`` rounds, and more on slow links, as far as ``FEWEST_ROUNDS`` permit;
-    but ``FEWEST_STEPS`` in any case. Without that momentum (``turns``: see ``outer_step``),
-    ``FEWEST_SHARED_ROUNDS`` permit ``USUAL_STEPS``. One worker alone needs no round.
+    but ``FEWEST_STEPS`` in any case. Without that momentum (at most 1 of ``turns``), it takes up to
+    ``USUAL_STEPS`` if the run then has ``FEWEST_SHARED_ROUNDS``. One worker alone needs no round.
     """
     if consistency is Consistency.BSP:
         return StepLimits(workers, workers)

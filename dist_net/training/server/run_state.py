@@ -35,9 +35,9 @@ from dist_net.wire.messages import Push
 LATE_S = 0.2
 LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
 FIRST_ROUND_S = 3.0
-"""A lease is late after ``LATE_FACTOR`` last rounds, ``EXPECTED_FACTOR`` own ones and ``LATE_S``.
-
-The first result of a first round stands for the last round, and ``FIRST_ROUND_S`` before it.
+"""A lease is late after ``LATE_FACTOR`` times the last round, ``EXPECTED_FACTOR`` times the planned
+time of this round, or ``LATE_S``, whichever is longest. The first result of a first round stands
+for the last round, and ``FIRST_ROUND_S`` before it.
 """
 
 LARGEST_LOSS = 1e100
@@ -45,7 +45,7 @@ LARGEST_LOSS = 1e100
 
 
 class RoundPlan(NamedTuple):
-    """A round of ``leases``, of ``seconds`` at most, whose lengths are multiplied by ``scale``."""
+    """A round of ``leases`` that take at most ``seconds``; ``scale`` multiplies their lengths."""
 
     leases: int
     scale: float

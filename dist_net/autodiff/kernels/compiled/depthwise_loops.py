@@ -309,7 +309,7 @@ def add_gradient(
 ) -> None:
     """Add each window times its cotangent, (N, rows, columns, C), to ``total``, (kh, kw, C).
 
-    The other arguments are those of ``correlate``.
+    See ``correlate`` for the other arguments.
     """
     height, width, channels = shape
     images, rows, columns = grid

@@ -70,7 +70,7 @@ def input_gradient(
     ``cotangent`` is (N, H', W', O). For the pixels of one *phase* (every stride-th down and
     across), the result is a convolution with stride 1 by every stride-th tap of the flipped
     filters. A single convolution for all pixels would insert zeros between the pixels of
-    ``cotangent`` and multiply by them. The blocks are those of each phase.
+    ``cotangent`` and multiply by them. Each phase has its own blocks.
     """
     before: list[Call] = []
     blocks: list[Block] = []
