@@ -306,8 +306,8 @@ class ImageRun:
         )
         lead, uncertainty = mean_and_error(of_head - of_tuned, judged.groups)
         tuning = (
-            f"the loss on images of the validation split is lower by {lead:.4f} (standard error "
-            f"{uncertainty:.4f}): "
+            f"the loss on images of the validation split is {'lower' if lead > 0 else 'higher'} by "
+            f"{abs(lead):.4f} (standard error {uncertainty:.4f}): "
             f"{'the tuned net is used' if lead > uncertainty else 'the head is kept'}"
         )
         self._console.print(f"fine-tuning: {tuning}")
