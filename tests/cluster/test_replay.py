@@ -12,7 +12,7 @@ from dist_net import nn
 from dist_net.checkpoint import read_checkpoint
 from dist_net.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
-from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.run.in_process import InProcessWorker, LocalCluster
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
@@ -114,12 +114,13 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
     with (
         LocalCluster(PLAIN, path, seed=3, consistency=consistency) as cluster,
         ThreadPoolExecutor() as threads,
-        WorkerLoop(partial(local_steps, PLAIN, dataset), cluster.address, *facts, parts=3) as host,
     ):
-        threads.submit(host.train)
+        local_of = partial(local_steps, PLAIN, dataset)
+        host = InProcessWorker(WorkerLoop(local_of, cluster.address, *facts, parts=3), threads)
         cluster.wait(lambda report: report["samples"] > 0)
         cluster.start_worker()
         cluster.wait()
+        host.result()
     journal = read_journal(path.with_suffix(".journal"))
     assert max(each.parts for each in journal.records() if isinstance(each, Applied)) == 3
     assert_replayed(PLAIN, path, consistency)
