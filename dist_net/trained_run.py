@@ -30,8 +30,8 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
+from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
-from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options

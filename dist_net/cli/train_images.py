@@ -20,8 +20,8 @@ from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, NONE, default_base
+from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
-from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from dist_net.photos.photo_statistics import temperature_of
+from dist_net.photos.photo_statistics import calibrated_losses, mean_and_error
 
 FeatureRows = NDArray[np.float32]
 ClassIndices = NDArray[np.integer]
-Losses = NDArray[np.float64]
 HeadValues = NDArray[np.float32]
 """A number for each of M heads, (M,)."""
 
@@ -130,33 +129,6 @@ def train_heads(
         penalty, weights, logits = chosen
         *of_folds, final = problem.heads(weights)
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
-
-
-def mean_and_error(values: Losses, groups: ClassIndices) -> tuple[float, float]:
-    """Return the mean and its standard error, of values that are alike within their group.
-
-    The error is infinite for a single group.
-    """
-    mean, count = float(values.mean()), len(np.unique(groups))
-    of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
-    if count < 2:
-        return mean, float("inf")
-    error = np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values)
-    return mean, float(error)
-
-
-def cross_entropies(logits: FeatureRows, labels: ClassIndices) -> Losses:
-    """Return the cross-entropy of each row, (N,)."""
-    rows = logits.astype(np.float64)
-    rows -= rows.max(1, keepdims=True)
-    losses: Losses = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), labels]
-    return losses
-
-
-def calibrated_losses(logits: FeatureRows, labels: ClassIndices) -> Losses:
-    """Return the cross-entropy of each row at the best temperature, to compare nets fairly."""
-    temperature = temperature_of(logits, labels, len(labels))
-    return cross_entropies(logits / np.float32(temperature), labels)
 
 
 class HeadProblem:

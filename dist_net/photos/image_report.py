@@ -1,4 +1,4 @@
-"""Write a folder run's results besides the weights: calibration, held-out images, report."""
+"""Train on a folder of images; write the model and the report."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from PIL import Image
 from rich.console import Console
 
 from dist_net.data.image_samples import AugmentedImages
-from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
+from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
-from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages, write_model
-from dist_net.photos.photo_statistics import JudgedImages
+from dist_net.photos.image_options import ImageOptions
+from dist_net.photos.image_run import ImageRun
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_image import draw_report
 from dist_net.photos.report_page import VARIANT, report_page
+from dist_net.photos.trained_images import TrainedImages, write_model
 from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
 
-HELD_OUT_BYTES = 256 << 20
 THUMBNAIL_SIDE = 160
 VARIANTS = 12
 
@@ -39,7 +39,7 @@ def train_and_report(
     console: Console,
     display: Callable[[int], TrainingProgress],
 ) -> dict[str, Any]:
-    """Train with ``ImageRun``, calibrate, and write held-out images and the report.
+    """Train with ``ImageRun``, and write the model and the report.
 
     Return the JSON object of the run. This process must hold the lock of the directory.
     """
@@ -71,7 +71,7 @@ def train_and_report(
             left_out,
             [{**each, "epoch": each["samples"] / samples} for each in directory.read_metrics()],
         )
-        _write_version(directory, options, trained, tested, content["loss"])
+        write_model(directory, options, trained)
         thumbnails = _thumbnails(images, content)
         if recipe.base.kind == "small" or trained.tuning or options.views > 1:
             thumbnails |= _variants(images, options)
@@ -98,50 +98,6 @@ def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:
         "images": {each: len(images.rows(each)) for each in PARTS},
         "skipped": len(images.skipped),
     }
-
-
-def _write_version(
-    directory: RunDirectory,
-    options: ImageOptions,
-    trained: TrainedImages,
-    tested: JudgedImages | None,
-    loss: float,
-) -> None:
-    """Replace the model, and the held-out images for trying it, once all files are complete.
-
-    The images are evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
-    validation split: without test/, its answers out of fold are written too.
-    """
-    images = trained.images
-    part = VALIDATION if tested is None else TEST
-    samples, targets = images.samples(part), images.labels(part)
-    most = max(1, HELD_OUT_BYTES // int(np.prod(samples.shape)))
-    indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
-    kept = np.empty((len(indices), *samples.shape), np.uint8)
-    samples.read(indices, kept)
-    rows = images.rows(part)[indices].tolist()
-    told: dict[str, Any] = {
-        "part": part,
-        "of": len(samples),
-        "names": [images.folder.images[row].path for row in rows],
-        "labels": targets[indices].tolist(),
-    }
-    if tested is None and trained.head is not None:
-        judged = trained.judged
-        told["out_of_fold"] = {
-            "labels": judged.targets.tolist(),
-            "answers": judged.logits.argmax(1).tolist(),
-            "loss": loss,
-        }
-    held_out = directory.held_out
-    with (
-        directory.replacing(held_out.with_suffix(".json")) as about,
-        directory.replacing(held_out) as file,
-    ):
-        about.write_text(json.dumps(told), encoding="utf-8")
-        with file.open("wb") as opened:
-            np.save(opened, kept)
-        write_model(directory, options, trained)
 
 
 def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:

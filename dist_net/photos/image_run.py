@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dist_net.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.checkpoint import read_checkpoint
 from dist_net.data import default_cache_dir
-from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
+from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION
-from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
+from dist_net.data.prepared_images import ImageCache, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
@@ -38,19 +35,14 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
-from dist_net.images.augmentation import Augmentation
-from dist_net.images.fitting import fitting_named
 from dist_net.nets.image_manifest import ImageManifest
-from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
-from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
+from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import (
-    NONE,
     FeatureExtractor,
     FoundBase,
     Views,
     base_called,
-    default_base,
     joined_weights,
 )
 from dist_net.photos.fine_tuning import (
@@ -59,142 +51,29 @@ from dist_net.photos.fine_tuning import (
     set_distance,
     usual_epochs,
 )
-from dist_net.photos.head import FeatureRows, calibrated_losses, mean_and_error
+from dist_net.photos.head import FeatureRows
 from dist_net.photos.head_training import HeadTraining, judged_by
+from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.near_duplicates import near_duplicates
-from dist_net.photos.photo_statistics import JudgedImages
+from dist_net.photos.photo_statistics import calibrated_losses, mean_and_error
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
     scene_of_each,
     thumbnails_and_digests,
 )
+from dist_net.photos.trained_images import TrainedImages, write_model
 from dist_net.photos.unknown_images import DIRECTIONS
-from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
-from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
-COLOUR_CHANGES = dict.fromkeys(("brightness", "contrast", "saturation"), 0.2)
 FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """The options of a run on a folder.
-
-    ``fine_tune``: the number of epochs to train the whole net after its head; "auto" chooses it,
-    and 0 for heads with few mistakes. ``run``: the options of training a whole net; its epochs and
-    learning rate apply only without a base.
-    ``group_by``: a regular expression; images with equal matches in their paths are never split.
-    ``groups``: whether near-duplicates are never split.
-    ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
-    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError
-    for values out of range.
-    """
-
-    folder: str
-    run: RunOptions
-    base: str = field(default_factory=default_base)
-    labels_csv: str | None = None
-    validation: float = VALIDATION_SHARE
-    fine_tune: int | Literal["auto"] = 0
-    views: int = 1
-    precision: float = 0.95
-    cache_bytes: int = CACHE_BYTES
-    group_by: str | None = None
-    groups: bool = True
-    flip: bool = True
-    rotate: float = 5.0
-    zoom: float = 20.0
-    colour_changes: bool = True
-    fitting: str | None = None
-    engine: str = NUMPY
-
-    def __post_init__(self) -> None:
-        for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
-            if (value := getattr(self, name)) != AUTO and value < least:
-                raise SettingError(f"{name}={value}: expected at least {least}")
-        for name, most in (("rotate", 180), ("zoom", 90)):
-            if not 0 <= (value := getattr(self, name)) <= most:
-                raise SettingError(f"{name}={value:g}: expected from 0 to {most}")
-        if not 0 < self.precision <= 1:
-            raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
-        if self.run.keeps_best or self.run.patience is not None:
-            raise SettingError(
-                f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: a folder's "
-                f"validation images measure its run and choose no weights; expected neither"
-            )
-        scene_of_each([], self.group_by)
-        if self.fitting is not None:
-            fitting_named(self.fitting)
-        if self.engine not in ENGINES:
-            raise SettingError(f"engine={self.engine!r}: expected {' or '.join(ENGINES)}")
-        if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
-            raise SettingError(
-                f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
-                f"trained from the beginning; expected 1 and 0, or a base that is trained already"
-            )
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """Return the augmentation of the training images."""
-        changes = COLOUR_CHANGES if self.colour_changes else {}
-        return Augmentation(1 - self.zoom / 100, self.flip, self.rotate, **changes)
-
-    def of_training(self) -> RunOptions:
-        """Return the options of training; the recipe sets the epochs and the learning rate."""
-        return replace(self.run, recipe=IMAGES, epochs=None, learning_rate=None)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the output of ``to_json`` from a file; raise RunDirectoryError if it is invalid."""
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            told.pop("colour", None)  # an option until 0.1.0; colours now vary unless turned off
-            return cls(run=RunOptions(**told.pop("run")), **told)
-        except (*UNREADABLE, KeyError) as error:
-            raise RunDirectoryError(
-                f"{path}: {error}; expected the options of 'dist-net train FOLDER'"
-            ) from error
-
-
-def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
-    """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
-
-    Raise DatasetError, and creates nothing, if the path is inside the image folder.
-    """
-    folder = Path(options.folder)
-    require_apart(folder, path or DEFAULT_PARENT / folder.name)
-    return RunDirectory.create(path, folder.name, datetime.now())
-
-
-class TrainedImages(NamedTuple):
-    """A finished run: its images, its recipe, and the weights to use.
-
-    ``judged`` holds images with the logits of nets that were not trained on them: all images out
-    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
-    ``head`` is None for a whole net.
-    """
-
-    images: PreparedImages
-    recipe: ImageRecipe
-    weights: Vector
-    judged: JudgedImages
-    groups: SampleIndices
-    head: HeadTraining | None
-    report: dict[str, Any]
-    tuning: str
 
 
 class ImageRun:
@@ -478,20 +357,6 @@ class ImageRun:
                 f"to train on, {settings.epochs} epochs"
             )
             return LocalRun(directory, loaded, dataset, options, self._local, display).run()
-
-
-def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
-    """Replace the model of a run: its weights, recipe and calibration are one file."""
-    calibration = trained.judged.calibrate(options.precision)
-    loaded = trained.recipe.loaded()
-    training = options.of_training().on(loaded, loaded.recipe.load_dataset())
-    directory.begin(training.to_json(), loaded.files)
-    settings = training.settings(loaded)
-    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
-    record = settings.recipe_record | of_model
-    write_checkpoint(
-        directory.best, model_only(replace(settings, recipe_record=record), trained.weights)
-    )
 
 
 def _head_report(

@@ -19,6 +19,7 @@ from dist_net.nn.inference import softmax
 
 Scores = NDArray[np.float32]
 Targets = NDArray[np.integer]
+Losses = NDArray[np.float64]
 Groups = NDArray[np.integer]
 """The group of each image, (N,): a number of at least 0 that only similar images share."""
 
@@ -54,6 +55,15 @@ class JudgedImages(NamedTuple):
         probabilities = softmax(self.logits / np.float32(temperature))
         threshold = threshold_of(probabilities, self.targets, self.groups, precision)
         return Calibration(temperature, threshold, precision)
+
+    def probabilities(self, calibration: Calibration) -> Scores:
+        """Return the calibrated probabilities, (N, classes)."""
+        return softmax(self.logits / np.float32(calibration.temperature))
+
+    def loss(self, calibration: Calibration) -> float:
+        """Return the mean cross-entropy of the calibrated probabilities."""
+        logits = self.logits / np.float32(calibration.temperature)
+        return float(cross_entropies(logits, self.targets).mean())
 
     def interval(self, is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_]) -> Interval:
         """Return the 95 % interval of the share of right answers among the counted images."""
@@ -153,6 +163,33 @@ def threshold_of(
     is_last_of_equals = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
     enough = np.flatnonzero((bounds >= precision) & is_last_of_equals)
     return float(sorted_confidence[enough[-1]]) if len(enough) else precision
+
+
+def cross_entropies(logits: Scores, targets: Targets) -> Losses:
+    """Return the cross-entropy of each row, (N,)."""
+    rows = logits.astype(np.float64)
+    rows -= rows.max(1, keepdims=True)
+    losses: Losses = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), targets]
+    return losses
+
+
+def calibrated_losses(logits: Scores, targets: Targets) -> Losses:
+    """Return the cross-entropy of each row at the best temperature, to compare nets fairly."""
+    temperature = temperature_of(logits, targets, len(targets))
+    return cross_entropies(logits / np.float32(temperature), targets)
+
+
+def mean_and_error(values: Losses, groups: Groups) -> tuple[float, float]:
+    """Return the mean and its standard error, of values that are alike within their group.
+
+    The error is infinite for a single group.
+    """
+    mean, count = float(values.mean()), len(np.unique(groups))
+    of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
+    if count < 2:
+        return mean, float("inf")
+    error = np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values)
+    return mean, float(error)
 
 
 def calibration_error(probabilities: Scores, targets: Targets) -> float:

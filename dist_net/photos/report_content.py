@@ -15,7 +15,6 @@ from dist_net.photos.photo_statistics import JudgedImages, calibration_error, lo
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.evaluation import confusion_of
 
-TINY = np.finfo(np.float32).tiny
 MAX_MISTAKES = 24
 MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
@@ -39,7 +38,7 @@ def report_content(
     test/; if not None, the accuracy and the tables use them.
     """
     main = judged if tested is None else tested
-    probabilities = _probabilities(main, calibration)
+    probabilities = main.probabilities(calibration)
     confusion = confusion_of(main.targets, probabilities.argmax(1), len(class_names))
     folds = judged.folds
     kind = "split off" if folds is None else f"out of fold, by {folds} heads"
@@ -69,16 +68,11 @@ def report_content(
     }
 
 
-def _probabilities(judged: JudgedImages, calibration: Calibration) -> NDArray[np.float32]:
-    return softmax(judged.logits / np.float32(calibration.temperature))
-
-
 def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[str, Any]:
     """Return the shares measured on these images, with numerators and 95 % intervals."""
-    probabilities = _probabilities(judged, calibration)
+    probabilities = judged.probabilities(calibration)
     is_right = probabilities.argmax(1) == judged.targets
     is_answered = probabilities.max(1) >= calibration.threshold
-    own = probabilities[np.arange(len(is_right)), judged.targets]
     total, right, answered = len(is_right), int(is_right.sum()), int(is_answered.sum())
     answered_right = int((is_right & is_answered).sum())
     groups = len(np.unique(judged.groups))
@@ -89,7 +83,7 @@ def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[
         "right": right,
         "accuracy": right / total,
         "accuracy_interval": judged.interval(is_right, np.full(total, True)),
-        "loss": float(-np.log(np.maximum(own, TINY)).mean()),
+        "loss": judged.loss(calibration),
         "answered": answered,
         "answered_share": answered / total,
         "answered_right": answered_right,
@@ -103,13 +97,13 @@ def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[
     if len(judged.targets) < MIN_CALIBRATION_IMAGES:
         return {"error_before": None, "error_after": None}
     before = calibration_error(softmax(judged.logits), judged.targets)
-    after = calibration_error(_probabilities(judged, calibration), judged.targets)
+    after = calibration_error(judged.probabilities(calibration), judged.targets)
     return {"error_before": before, "error_after": after}
 
 
 def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
     """Return whether the images prove that the answers reach the requested precision."""
-    probabilities = _probabilities(judged, calibration)
+    probabilities = judged.probabilities(calibration)
     is_answered = probabilities.max(1) >= calibration.threshold
     is_right = probabilities.argmax(1) == judged.targets
     bounds = lower_bounds(is_right[is_answered], judged.groups[is_answered])
@@ -151,7 +145,7 @@ def doubtful(
     A label is doubtful if another class is likely and the labelled class is not (after Northcutt
     et al. 2021, arXiv 1911.00068). Return at most ``MAX_DOUBTFUL`` images.
     """
-    probabilities = _probabilities(judged, calibration)
+    probabilities = judged.probabilities(calibration)
     rows = np.arange(len(probabilities))
     answers = probabilities.argmax(1)
     own = probabilities[rows, judged.targets]

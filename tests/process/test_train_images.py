@@ -18,8 +18,8 @@ from dist_net.errors import InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_report
 from dist_net.photos.fine_tuning import usual_epochs
+from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_report import train_and_report
-from dist_net.photos.image_run import ImageOptions
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.callbacks import EpochResult
 from dist_net.training.run.local_run import REPORTED, LocalRunSettings
@@ -189,7 +189,10 @@ def test_a_weak_head_is_tuned_and_an_interrupt_chooses_the_better_net_so_far(
     tuning.process.send_signal(signal.SIGINT)
     assert tuning.ends() == InterruptedRunError.exit_code
     assert "fine-tuning: the loss on images of the validation split" in tuning.stderr
-    assert dist_net.load(run).model.output_shape == (3,)
+    found = dist_net.load(run)
+    assert found.model.output_shape == (3,)
+    judged = 36 if "the head is kept" in tuning.stderr else 7  # a head has seen the split
+    assert found.evaluate().samples == judged
 
     report = start("train", "--resume", "--run-dir", str(run), "--workers", "1", "--json").result()
     assert report["epochs"] == usual_epochs(29)

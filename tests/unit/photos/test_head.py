@@ -6,11 +6,10 @@ import pytest
 from dist_net.photos.head import (
     CONVERGED,
     PENALTIES,
-    calibrated_losses,
     fold_of_each,
-    mean_and_error,
     train_heads,
 )
+from dist_net.photos.photo_statistics import calibrated_losses, mean_and_error
 
 
 def drawn(count=90, width=12, classes=3, seed=0, spread=1.5):

@@ -10,7 +10,8 @@ from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RunDirectoryError, SettingError
 from dist_net.images.augmentation import Augmentation
-from dist_net.photos.image_run import ImageOptions, new_run, require_same_images
+from dist_net.photos.image_options import ImageOptions, new_run
+from dist_net.photos.image_run import require_same_images
 from dist_net.training.run.run_options import RunOptions
 from drawn_images import cats_and_dogs
 from naming import naming
