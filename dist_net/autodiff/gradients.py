@@ -111,7 +111,7 @@ def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> N
 
 def _gradient(node: Expression, contributions: Sequence[Expression] | None) -> Expression:
     if contributions is None:
-        return _zeros_like(node)
+        return broadcast_to(constant(np.zeros((), node.dtype)), node.shape)
     cotangent = _total(contributions)
     if (cotangent.shape, cotangent.dtype) != (node.shape, node.dtype):
         raise GraphError(
@@ -119,7 +119,3 @@ def _gradient(node: Expression, contributions: Sequence[Expression] | None) -> E
             f"use different names"
         )
     return cotangent
-
-
-def _zeros_like(node: Expression) -> Expression:
-    return broadcast_to(constant(np.zeros((), node.dtype)), node.shape)

@@ -71,8 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )
-        joined = JoinedRun(server, directory, logs, settings, display)
-        joined.run()
+        JoinedRun(server, directory, logs, settings, display).run()
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
 

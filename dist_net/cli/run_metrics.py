@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.applications import Starlette
-from starlette.types import ASGIApp
 
 from dist_net.serving.http.exchange import Guard
 from dist_net.serving.http.pool_metrics import (
@@ -147,7 +145,9 @@ class RunMetricsServer:
     def __init__(self, settings: HttpSettings) -> None:
         collector = RunCollector()
         self.publish = collector.publish
-        self._server = HttpServer(_application(collector, settings), settings)
+        routes = Starlette(routes=[metrics_route(collector)])
+        application = Guard(routes, settings, frozenset(), Refusals())
+        self._server = HttpServer(application, settings)
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self.url = f"{self._server.url}/metrics"
 
@@ -164,8 +164,3 @@ class RunMetricsServer:
             asyncio.run(self._server.serve())
         except Exception:
             logger.exception("metrics_ended")  # the run continues without them
-
-
-def _application(collector: Collector, settings: HttpSettings) -> ASGIApp:
-    routes = Starlette(routes=[metrics_route(collector)])
-    return Guard(routes, settings, frozenset(), Refusals())

@@ -34,12 +34,7 @@ def _epochs(text: str) -> int | str:
 
 
 WITH_VALUES: tuple[Option, ...] = (
-    (
-        "--validation",
-        float,
-        "SHARE",
-        f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
-    ),
+    ("--validation", float, "SHARE", f"split off without val/ (default: {VALIDATION_SHARE})"),
     (
         "--fine-tune",
         _epochs,
@@ -49,12 +44,7 @@ WITH_VALUES: tuple[Option, ...] = (
     ),
     ("--views", int, "N", "augmented variants per image to compute features of"),
     ("--rotate", float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
-    (
-        "--zoom",
-        float,
-        "PERCENT",
-        "crop training images by up to PERCENT of each side (default: 20)",
-    ),
+    ("--zoom", float, "PERCENT", "crop up to PERCENT of each side in training (default: 20)"),
     (
         "--group-by",
         str,

@@ -25,10 +25,6 @@ def _onnx(exported: ExportedModel) -> bytes:
     return onnx_graph(exported).model_bytes(metadata["dist_net"], metadata)
 
 
-def _safetensors(exported: ExportedModel) -> bytes:
-    return save(exported.arrays, exported.metadata)
-
-
 def _npz(exported: ExportedModel) -> bytes:
     content = io.BytesIO()
     np.savez(content, **exported.arrays)  # type: ignore[arg-type]
@@ -37,7 +33,7 @@ def _npz(exported: ExportedModel) -> bytes:
 
 FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
     "onnx": _onnx,
-    "safetensors": _safetensors,
+    "safetensors": lambda exported: save(exported.arrays, exported.metadata),
     "npz": _npz,
 }
 """The function that returns the content of a file, by extension."""

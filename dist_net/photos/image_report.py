@@ -47,9 +47,8 @@ def train_and_report(
     with trained.images as images:
         recipe, judged, head = trained.recipe, trained.judged, trained.head
         calibration = judged.calibrate(options.precision)
-        has_test = len(images.rows(TEST)) > 0
         tested = None
-        if has_test:
+        if len(images.rows(TEST)):
             tested = judged_by(recipe, trained.weights, images, trained.groups, TEST)
         left_out = []
         if head is not None:

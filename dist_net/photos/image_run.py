@@ -13,7 +13,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,25 +76,18 @@ FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
 
 
+@dataclass(eq=False)
 class ImageRun:
     """The run in ``directory``; this process must hold the lock of the directory.
 
     ``display`` takes the number of samples and returns the progress display of a whole net.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        options: ImageOptions,
-        local: LocalRunSettings,
-        console: Console,
-        display: Callable[[int], TrainingProgress],
-    ) -> None:
-        self._directory = directory
-        self._options = options
-        self._local = local
-        self._console = console
-        self._display = display
+    directory: RunDirectory
+    options: ImageOptions
+    local: LocalRunSettings
+    console: Console
+    display: Callable[[int], TrainingProgress]
 
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
@@ -106,30 +99,30 @@ class ImageRun:
         try:
             found, cache, images, groups, digests = self._read()
         except DistNetError as error:
-            if isinstance(error, BadInputError) or not self._directory.folder.exists():
-                self._directory.discard()
+            if isinstance(error, BadInputError) or not self.directory.folder.exists():
+                self.directory.discard()
             raise
         whole = self._whole(found, images.folder, len(images.rows(TRAIN)))
         if found.weights is None:
             report = self._train_whole(images, whole, None)
-            weights = read_checkpoint(self._directory.checkpoint).evaluated_weights
+            weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
         for name in ("epochs", "learning_rate"):
-            if getattr(self._options.run, name) is not None:
-                self._console.print(
+            if getattr(self.options.run, name) is not None:
+                self.console.print(
                     f"{name} has no effect: a head is trained until it converges, and --fine-tune "
                     f"EPOCHS trains the whole net at its own rate",
                     style="yellow",
                 )
         features = self._features(found, cache, images, digests)
-        head = HeadTraining.from_images(images, features, groups, self._options.run.seed)
+        head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
-        self._console.print(
+        self.console.print(
             f"head: trained on {len(head.rows):,} images in {head.folds} folds, in "
             f"{head.heads.steps} steps; {head.accuracy:.0%} right out of fold"
         )
-        report = _head_report(whole, self._directory, head, time.monotonic() - began_s)
+        report = _head_report(whole, self.directory, head, time.monotonic() - began_s)
         kept = TrainedImages(images, whole, weights, head.judged, groups, head, report, "")
         epochs = self._tuning_epochs(kept, head.accuracy)
         if not epochs:
@@ -138,14 +131,14 @@ class ImageRun:
 
     def _tuning_epochs(self, of_head: TrainedImages, accuracy: float) -> int:
         """Return for how many epochs to tune the whole net; print whether it is worth its time."""
-        fine_tune, count = self._options.fine_tune, len(of_head.images.rows(TRAIN))
+        fine_tune, count = self.options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
         if accuracy >= WORTH_BELOW or of_head.recipe.base.kind == "onnx":  # it has no gradients
             return 0
         epochs = usual_epochs(count)
         seconds = epochs * count * seconds_per_image(of_head.recipe, of_head.weights)
-        self._console.print(
+        self.console.print(
             f"tuning the whole net for about {seconds / 60:.0f} minutes ({epochs} epochs) usually "
             f"adds most where the head is below {WORTH_BELOW:.0%}"
             + ("" if fine_tune else ": pass --fine-tune auto")
@@ -157,16 +150,16 @@ class ImageRun:
 
         If the run is interrupted, the better one is the directory's model.
         """
-        directory = self._directory
+        directory = self.directory
         if not directory.best.exists():  # a model, if the first epoch is interrupted
-            write_model(directory, self._options, kept)
+            write_model(directory, self.options, kept)
         initial, logits = head.without(kept.images.rows(VALIDATION))
         weights = joined_weights(kept.recipe, found, initial)
         try:
             report = self._train_whole(kept.images, kept.recipe, weights)
         except InterruptedRunError:
             if directory.checkpoint.exists():
-                write_model(directory, self._options, self._better(kept, logits, kept.report))
+                write_model(directory, self.options, self._better(kept, logits, kept.report))
             raise
         return self._better(kept, logits, report)
 
@@ -178,7 +171,7 @@ class ImageRun:
         It is better if its loss on the validation split, on which neither was trained, is lower by
         more than the standard error.
         """
-        weights = read_checkpoint(self._directory.checkpoint).evaluated_weights
+        weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
         of_head, of_tuned = (
             calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
@@ -189,7 +182,7 @@ class ImageRun:
             f"{abs(lead):.4f} (standard error {uncertainty:.4f}): "
             f"{'the tuned net is used' if lead > uncertainty else 'the head is kept'}"
         )
-        self._console.print(f"fine-tuning: {tuning}")
+        self.console.print(f"fine-tuning: {tuning}")
         if lead <= uncertainty:
             return kept._replace(report=report, tuning=tuning)
         set_distance(kept.recipe, weights, kept.images)
@@ -201,8 +194,8 @@ class ImageRun:
     def _read(
         self,
     ) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
-        options, directory = self._options, self._directory
-        with FetchProgress(self._console) as fetching:
+        options, directory = self.options, self.directory
+        with FetchProgress(self.console) as fetching:
             found = base_called(options.base, fetching)
         if found.base.kind == "onnx" and options.fine_tune:
             raise SettingError(
@@ -224,7 +217,7 @@ class ImageRun:
         else:
             # The base, folder and options are valid: from now on the run can be resumed.
             directory.write(directory.folder, options.to_json() + "\n")
-        self._console.print(
+        self.console.print(
             f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} classes; "
             f"base {found.base.name}"
         )
@@ -241,26 +234,26 @@ class ImageRun:
         if before is not None:
             require_same_images(before, cache, directory.checkpoint.exists())
         directory.write(directory.folder, options.to_json() + "\n")
-        self._directory.write(self._directory.images, cache.to_json())
-        if self._local.listening.listen:
-            self._directory.write(self._directory.manifest, ImageManifest.of(cache).to_json())
+        self.directory.write(self.directory.images, cache.to_json())
+        if self.local.listening.listen:
+            self.directory.write(self.directory.manifest, ImageManifest.of(cache).to_json())
         return found, cache, images, groups, digests
 
     def _prepare(self, cache: ImageCache) -> PreparedImages:
-        shown = CountProgress(self._console, "preparing images", "images prepared")
+        shown = CountProgress(self.console, "preparing images", "images prepared")
         with shown:
             images = prepare_images(
                 cache,
-                self._directory.logs,
+                self.directory.logs,
                 show=shown,
-                waiting=lambda: self._console.print("another run prepares the same images"),
+                waiting=lambda: self.console.print("another run prepares the same images"),
             )
         skipped = io.StringIO()
         csv.writer(skipped).writerows([("path", "reason"), *images.skipped])
-        self._directory.write(self._directory.skipped, skipped.getvalue())
+        self.directory.write(self.directory.skipped, skipped.getvalue())
         if images.skipped:
-            self._console.print(
-                f"{len(images.skipped):,} files are left out; see {self._directory.skipped}",
+            self.console.print(
+                f"{len(images.skipped):,} files are left out; see {self.directory.skipped}",
                 style="yellow",
             )
         if not len(images.rows(VALIDATION)):
@@ -281,17 +274,17 @@ class ImageRun:
         thumbnails, digests = thumbnails_and_digests(images.usable_samples())
         labels = np.array(folder.labels, np.int64)
         paths = [folder.images[row].path for row in rows.tolist()]
-        scenes = scene_of_each(paths, self._options.group_by)
+        scenes = scene_of_each(paths, self.options.group_by)
         groups = np.arange(len(labels))
-        alike = near_duplicates(thumbnails) if self._options.groups else ()
+        alike = near_duplicates(thumbnails) if self.options.groups else ()
         groups[rows] = rows[groups_of(scenes, alike)]
         images.folder = folder.regrouped(
-            groups.tolist(), self._options.validation, self._options.run.seed
+            groups.tolist(), self.options.validation, self.options.run.seed
         )
         self._warn_of_few_groups(groups[rows], labels[rows], folder.class_names)
         for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
             one, other = (folder.class_names[label] for label in pair)
-            self._console.print(
+            self.console.print(
                 f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
                 f"docs/photos.md",
                 style="yellow",
@@ -305,7 +298,7 @@ class ImageRun:
             of_class = groups[labels == label]
             count = len(np.unique(of_class))
             if count < min(MIN_GROUPS, len(of_class)):
-                self._console.print(
+                self.console.print(
                     f"class {name!r}: its {len(of_class):,} images form {count} groups of similar "
                     f"images, which are divided to evaluate the net: its figures may be too good. "
                     f"Add other images, or pass --no-groups if these differ",
@@ -314,7 +307,7 @@ class ImageRun:
 
     def _whole(self, found: FoundBase, folder: ImageFolder, count: int) -> ImageRecipe:
         """Return the recipe of the whole net, for fine-tuning or for training from scratch."""
-        options = self._options
+        options = self.options
         is_new = found.weights is None
         rate = FROM_SCRATCH_RATE if is_new else FINE_TUNING_RATE
         asked = options.run.epochs or FROM_SCRATCH_EPOCHS
@@ -327,16 +320,16 @@ class ImageRun:
             batch_size=min(ImageRecipe.batch_size, count),
             learning_rate=(options.run.learning_rate or rate) if is_new else rate,
             augmentation=options.augmentation,
-            data=str(self._directory.images.resolve()),
+            data=str(self.directory.images.resolve()),
         )
 
     def _features(
         self, found: FoundBase, cache: ImageCache, images: PreparedImages, digests: list[bytes]
     ) -> NDArray[np.float32]:
         """Return the base's features of the usable images, (N, views, F)."""
-        views = Views(self._options.views, self._options.run.seed, self._options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache, self._options.engine)
-        shown = CountProgress(self._console, "computing features", "features computed")
+        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
+        shown = CountProgress(self.console, "computing features", "features computed")
         with shown:
             return extractor.compute(images.usable_samples(), digests, shown)
 
@@ -344,19 +337,19 @@ class ImageRun:
         self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
     ) -> dict[str, Any]:
         """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
-        directory = self._directory
+        directory = self.directory
         if initial is not None:
             directory.save(directory.initial, initial)
         loaded = recipe.loaded(initial)
         dataset = loaded.recipe.load_dataset()
-        options = self._options.of_training().on(loaded, dataset)
+        options = self.options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        with self._display(settings.samples) as display:
-            self._console.print(
+        with self.display(settings.samples) as display:
+            self.console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            return LocalRun(directory, loaded, dataset, options, self._local, display).run()
+            return LocalRun(directory, loaded, dataset, options, self.local, display).run()
 
 
 def _head_report(

@@ -169,8 +169,7 @@ def cross_entropies(logits: Scores, targets: Targets) -> Losses:
     """Return the cross-entropy of each row, (N,)."""
     rows = logits.astype(np.float64)
     rows -= rows.max(1, keepdims=True)
-    losses: Losses = np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), targets]
-    return losses
+    return np.asarray(np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), targets])
 
 
 def calibrated_losses(logits: Scores, targets: Targets) -> Losses:
@@ -188,8 +187,7 @@ def mean_and_error(values: Losses, groups: Groups) -> tuple[float, float]:
     of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
     if count < 2:
         return mean, float("inf")
-    error = np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values)
-    return mean, float(error)
+    return mean, float(np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values))
 
 
 def calibration_error(probabilities: Scores, targets: Targets) -> float:

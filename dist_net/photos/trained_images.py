@@ -54,8 +54,8 @@ def write_model(directory: RunDirectory, options: ImageOptions, trained: Trained
     training = options.of_training().on(loaded, loaded.recipe.load_dataset())
     settings = training.settings(loaded)
     of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
-    record = settings.recipe_record | of_model
-    model = model_only(replace(settings, recipe_record=record), trained.weights)
+    settings = replace(settings, recipe_record=settings.recipe_record | of_model)
+    model = model_only(settings, trained.weights)
     images, about = _held_out(trained, calibration)
     with (
         directory.replacing(directory.held_out.with_suffix(".json")) as json_file,
@@ -73,8 +73,7 @@ def _held_out(
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Return held-out images, and the JSON object with their names and labels."""
     images, judged = trained.images, trained.judged
-    has_test = len(images.rows(TEST)) > 0
-    part = TEST if has_test else VALIDATION
+    part = TEST if len(images.rows(TEST)) else VALIDATION
     samples, targets = images.samples(part), images.labels(part)
     most = max(1, HELD_OUT_BYTES // int(np.prod(samples.shape)))
     indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
@@ -86,7 +85,7 @@ def _held_out(
         "names": [images.folder.images[row].path for row in images.rows(part)[indices].tolist()],
         "labels": targets[indices].tolist(),
     }
-    if trained.head is not None and not has_test:
+    if trained.head is not None and part == VALIDATION:
         about["out_of_fold"] = {
             "labels": judged.targets.tolist(),
             "answers": judged.logits.argmax(1).tolist(),

@@ -82,23 +82,14 @@ def quotas(own_cgroups: Path, root: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         mounted = root / controllers
         place = mounted / path.lstrip("/")
         for directory in (place, *place.parents):
             if not directory.is_relative_to(mounted):
                 break
             with suppress(OSError, ValueError, ZeroDivisionError):
-                quota, period = _quota_and_period(directory, is_second=not controllers)
-                if quota > 0:  # version 1 says -1 for none
+                texts = " ".join((directory / name).read_text() for name in names)
+                quota, period = map(int, texts.split())
+                if quota > 0:  # without a quota, version 1 has -1, and version 2 "max"
                     yield quota / period
-
-
-def _quota_and_period(directory: Path, is_second: bool) -> tuple[int, int]:
-    """Return quota and period in microseconds. Raise ValueError without a quota."""
-    if is_second:
-        quota, period = (directory / "cpu.max").read_text().split()
-    else:
-        quota, period = (
-            (directory / f"cpu.cfs_{each}_us").read_text() for each in ("quota", "period")
-        )
-    return int(quota), int(period)

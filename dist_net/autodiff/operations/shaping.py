@@ -255,7 +255,9 @@ class Concatenate(Operation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         dtype = same_dtype("concatenate", *inputs)
-        first, *others = (_without(self.axis, each.shape) for each in inputs)
+        first, *others = (
+            (*each.shape[: self.axis], *each.shape[self.axis + 1 :]) for each in inputs
+        )
         if any(each != first for each in others):
             shapes = " and ".join(str(each.shape) for each in inputs)
             raise ShapeError(
@@ -329,7 +331,3 @@ def _indices(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[
     """Return the index of each input in the result."""
     ends = accumulate((each.shape[axis] for each in inputs), initial=0)
     return [(slice(None),) * axis + (slice(*pair),) for pair in pairwise(ends)]
-
-
-def _without(axis: int, shape: Shape) -> Shape:
-    return (*shape[:axis], *shape[axis + 1 :])

@@ -51,10 +51,6 @@ def _grey(graph: Graph, pixels: str) -> str:
     return graph.cast(graph.add("Div", rounded, np.array(1 << 16, np.int32)), np.uint8)
 
 
-def _stretch(graph: Graph, maps: str, height: int, width: int) -> str:
-    return _resized(graph, maps, integers(height, width))
-
-
 def _pad(graph: Graph, maps: str, height: int, width: int) -> str:
     size, target = _shape(graph, maps, 2, 4), integers(height, width)
     ratios = graph.add("Div", target.astype(np.float64), graph.cast(size, np.float64))
@@ -109,7 +105,7 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
 GRAPH_FITTINGS: dict[str, Fit] = {
     "pad": _pad,
     "crop": _crop,
-    "stretch": _stretch,
+    "stretch": lambda graph, maps, *size: _resized(graph, maps, integers(*size)),
     "exact": lambda _graph, maps, *_size: maps,
     "imagenet": _imagenet,
     "letterbox": _letterbox,

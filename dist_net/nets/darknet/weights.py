@@ -137,17 +137,12 @@ def _arrays(
     views = network.layout.views(vector)
     for layer, stored in _stored(network):
         if transposed and layer.section.kind == "connected" and stored.name == "kernel":
-            stored = _transposed(stored)
+            outputs, *inputs = stored.shape  # the file is older than version 0.1
+            stored = replace(stored, shape=(*inputs, outputs), axes=(1, 2, 0, 3))
         ours = views[f"{layer.name}/{stored.name}"].reshape(
             [stored.shape[i] for i in stored.axes], copy=False
         )
         yield layer, stored, ours.transpose(np.argsort(stored.axes))
-
-
-def _transposed(kernel: Stored) -> Stored:
-    """Return a connected kernel of a file before version 0.1, with the outputs as last axis."""
-    outputs, *inputs = kernel.shape
-    return replace(kernel, shape=(*inputs, outputs), axes=(1, 2, 0, 3))
 
 
 def _parts(array: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import numpy as np
 
@@ -57,7 +57,6 @@ WEIGHT_DECAY = 0.01
 RISING_SHARE = 0.25
 
 BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures", "onnx"]
-BASE_KINDS = get_args(BaseKind)
 
 
 @dataclass(frozen=True)

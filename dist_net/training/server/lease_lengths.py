@@ -30,8 +30,8 @@ class LeaseTimes(NamedTuple):
     In a step, each of its ``parts`` processes computes a minibatch.
     """
 
-    exchange_s: float
-    step_s: float
+    exchange_s: float = 0.0
+    step_s: float = MIN_STEP_S
     parts: int = 1
 
     def averaged(self, latest: "LeaseTimes") -> "LeaseTimes":
@@ -41,6 +41,10 @@ class LeaseTimes(NamedTuple):
             for old, new in ((self.exchange_s, latest.exchange_s), (self.step_s, latest.step_s))
         )
         return LeaseTimes(exchange_s, step_s, latest.parts)
+
+    def seconds_for(self, steps: int) -> float:
+        """Return the seconds of a lease."""
+        return self.exchange_s + steps * self.step_s
 
     def steps_in(self, round_s: float) -> int:
         """Return the number of local steps, at least 1, for which a round leaves time."""
@@ -59,17 +63,27 @@ def measured(
 
 
 def round_s(times: Sequence[LeaseTimes], limits: StepLimits) -> float:
-    """Return the seconds of a round: as many as the exchanges need, within the limits.
-
-    The slowest worker takes whole steps, or others would wait for the rest of its last one.
-    """
+    """Return the seconds of a round: as many as the exchanges need, within the limits."""
     shortest_s, longest_s = (_seconds_of(times, steps) for steps in limits)
     if len(times) == 1:
         shortest_s = min(shortest_s, LONGEST_WAIT_S)
-    wanted_s = min(max(needed_round_s(times), shortest_s), longest_s)
-    able = [each for each in times if each.exchange_s + each.step_s <= wanted_s]
-    slowest = max(able or times, key=lambda each: each.step_s)
-    return slowest.exchange_s + slowest.steps_in(wanted_s) * slowest.step_s
+    return min(max(needed_round_s(times), shortest_s), longest_s)
+
+
+def divided(minibatches: int, times: Sequence[LeaseTimes], most: Sequence[int]) -> list[int]:
+    """Return the local steps of each worker, 1 up to ``most``, in a round of ``minibatches``.
+
+    The round ends as early as possible. ``most`` must suffice for all minibatches.
+    """
+    round_s = _seconds_of(times, minibatches)
+    steps = [
+        max(1, min(limit, int((round_s - each.exchange_s) / each.step_s)))
+        for each, limit in zip(times, most, strict=True)
+    ]
+    while sum(each.parts * taken for each, taken in zip(times, steps, strict=True)) < minibatches:
+        able = (index for index, limit in enumerate(most) if steps[index] < limit)
+        steps[min(able, key=lambda each: times[each].seconds_for(steps[each] + 1))] += 1
+    return steps
 
 
 def needed_round_s(times: Sequence[LeaseTimes]) -> float:

@@ -23,7 +23,7 @@ from dist_net.training.server.consistency import (
     step_limits,
 )
 from dist_net.training.server.journal_records import Applied
-from dist_net.training.server.lease_lengths import FIRST_STEPS, round_s
+from dist_net.training.server.lease_lengths import FIRST_STEPS, LeaseTimes, divided, round_s
 from dist_net.training.server.leases import Lease, LeaseLedger
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
@@ -45,10 +45,10 @@ LARGEST_LOSS = 1e100
 
 
 class RoundPlan(NamedTuple):
-    """A round of ``leases`` that take at most ``seconds``; ``scale`` multiplies their lengths."""
+    """A round of ``leases`` that take at most ``seconds``; ``minibatches`` has each worker's."""
 
     leases: int
-    scale: float
+    minibatches: dict[int, int]
     seconds: float
     batch_size: int
     outer: OuterStep
@@ -150,33 +150,43 @@ class RunState:
         wanted = self._steps_of(member) * member.parts
         if self._is_async:
             batch_size = self._batch_size(self.members.parts)
-            ahead = -(-self.ledger.samples_ahead // batch_size)
-            minibatches = -(-ahead // -(-ahead // wanted))  # the leases of an epoch are equal
+            minibatches = self._equal_share(wanted, batch_size)
         else:
             if self._plan is None:
                 self._plan, self._round_began_s = self._plan_round(), now
             batch_size = self._plan.batch_size
-            minibatches = max(1, round(wanted * self._plan.scale))
+            minibatches = self._plan.minibatches.get(member.worker_id, wanted)
         pace = batch_size * self.members.parts
         return self.ledger.grant(member.worker_id, minibatches, batch_size, pace, member.parts)
 
     def _plan_round(self) -> RoundPlan:
         """Return the plan of a round of all workers but those that still compute an ended lease.
 
-        The rounds of an epoch are equally long, because no lease goes beyond an epoch.
+        A worker whose times are unknown counts as one whose times are known, if there is any.
         """
         present = [each for each in self.members.members if each.began_s is None]
-        steps = sum(self._steps_of(each) * each.parts for each in present)
         parts = sum(each.parts for each in present)
         batch_size = self._batch_size(parts)
-        ahead = -(-self.ledger.samples_ahead // batch_size)
         turns = parts * batch_size / self.settings.batch_size
         outer = outer_step(self.settings.consistency, parts, turns)
-        scale = ahead / (-(-ahead // steps) * steps)
-        known = [(each.lease_times, self._steps_of(each)) for each in present if each.lease_times]
-        lasting_s = (of.exchange_s + of.step_s * scale * steps for of, steps in known)
-        seconds = max(lasting_s, default=0.0)
-        return RoundPlan(len(present), scale, seconds, batch_size, outer)
+        usual = next((each.lease_times for each in present if each.lease_times), LeaseTimes())
+        times = [each.lease_times or usual._replace(parts=each.parts) for each in present]
+        most = [self._steps_of(each) for each in present]
+        wanted = sum(each.parts * limit for each, limit in zip(present, most, strict=True))
+        steps = divided(self._equal_share(wanted, batch_size), times, most)
+        minibatches = {
+            each.worker_id: each.parts * taken for each, taken in zip(present, steps, strict=True)
+        }
+        seconds = max(map(LeaseTimes.seconds_for, times, steps))
+        return RoundPlan(len(present), minibatches, seconds, batch_size, outer)
+
+    def _equal_share(self, minibatches: int, batch_size: int) -> int:
+        """Return at most ``minibatches`` of an epoch's rest, which equal shares use up.
+
+        No lease goes beyond an epoch.
+        """
+        ahead = -(-self.ledger.samples_ahead // batch_size)
+        return -(-ahead // -(-ahead // minibatches))
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
@@ -197,9 +207,7 @@ class RunState:
             return max(1, min(usual, first))
         if fixed is None:
             return member.lease_times.steps_in(round_s(known, limits))
-        return member.lease_times.steps_in(
-            min(each.exchange_s + fixed * each.step_s for each in known)
-        )
+        return member.lease_times.steps_in(min(each.seconds_for(fixed) for each in known))
 
     @property
     def limits(self) -> StepLimits:

@@ -108,7 +108,9 @@ class TrainingStep:
             plan, arrays = self._plan(size)
             bound = self._model.bind_training(plan, *arrays, weights, self._gradient)
             binding = self._bound[key] = Binding(bound, weights)
-        self._draw_for(minibatch)
+        # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
+        self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
+        self._bits.state = self._bits_state
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding.bound.run()
         return MinibatchGradient(float(loss) * size, self._gradient, int(right))
@@ -120,11 +122,6 @@ class TrainingStep:
         else:
             self._augmented.read_augmented(rows, arrays.inputs, self._seed, minibatch.epoch)
         self._targets.read(rows, arrays.targets)
-
-    def _draw_for(self, minibatch: Minibatch) -> None:
-        """Jump to a minibatch's random numbers, a sequence of 2**128 blocks."""
-        self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
-        self._bits.state = self._bits_state
 
     def _plan(self, size: int) -> tuple[Plan, MinibatchArrays]:
         if size not in self._plans:

@@ -116,7 +116,7 @@ def test_a_killed_process_is_restarted_until_its_restarts_are_used_up(fakes: Sup
     fakes.launcher.newest.end(-9)
     assert supervisor.poll() == pytest.approx(min(FIRST_PAUSE_S, fakes.launcher.poll_s))
     assert process.child is first
-    assert "-9" in fakes.said[0]
+    assert "code -9" in fakes.said[0]
     fakes.poll_until(supervisor, starts=2)
     assert process.child is not first
     assert supervisor.is_replaced(process, first)
@@ -170,7 +170,7 @@ def test_a_failed_worker_is_reported_once_when_the_run_continues(fakes: Supervis
     assert supervisor.failure is None
     fakes.launcher.started[0][1].end(-9)
     supervisor.poll()
-    assert "-9" not in str(supervisor.failure)  # the failure of the last worker
+    assert "code -9" not in str(supervisor.failure)  # the failure of the last worker
     assert len(supervisor.ended_workers) == 2
 
 

@@ -1,5 +1,8 @@
 """All workers of a round return at the same time, whatever their speeds and links."""
 
+from collections.abc import Sequence
+from itertools import product
+
 import pytest
 
 from dist_net.training.server.consistency import StepLimits
@@ -7,6 +10,7 @@ from dist_net.training.server.lease_lengths import (
     COMPUTING_TO_EXCHANGE,
     LONGEST_WAIT_S,
     LeaseTimes,
+    divided,
     longest_round_s,
     measured,
     needed_round_s,
@@ -34,6 +38,28 @@ def test_the_steps_of_a_round_stay_within_the_limits(times: list[LeaseTimes]) ->
         assert limits.fewest - len(times) <= steps <= limits.most + len(times)
     seconds = longest_round_s(times, StepLimits(1, 300))
     assert sum(each.steps_in(seconds) for each in times) == pytest.approx(300, abs=2)
+
+
+@pytest.mark.parametrize("times", [[FAST, FAST], [FAST, SLOW], [FAST, SLOW, FAR], [FAR]])
+@pytest.mark.parametrize("most", [40, 16])
+def test_a_round_of_whole_steps_ends_as_early_as_possible(
+    times: list[LeaseTimes], most: int
+) -> None:
+    def seconds_for(steps: Sequence[int]) -> float:
+        return max(map(LeaseTimes.seconds_for, times, steps))
+
+    for minibatches in {1, 2, 23, 30, 40} & {*range(most * len(times) + 1)}:
+        found = divided(minibatches, times, [most] * len(times))
+        choices = product(*[range(1, min(most, minibatches) + 1)] * len(times))
+        assert sum(found) >= minibatches
+        assert seconds_for(found) == min(
+            seconds_for(each) for each in choices if sum(each) >= minibatches
+        )
+
+
+def test_a_worker_alone_takes_what_the_others_may_not() -> None:
+    assert divided(30, [FAST, SLOW], [8, 40]) == [8, 22]
+    assert divided(30, [LeaseTimes(0.0, 0.1, parts=4), FAST], [40, 40]) == [6, 6]
 
 
 def test_a_worker_that_joins_does_not_wait_long_for_one_that_was_alone() -> None:
