@@ -130,10 +130,7 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for the files of a run."""
-    kept = (
-        "keep the last K checkpoints; a run resumes from the previous one if the last is damaged "
-        "(default: 3)"
-    )
+    kept = "keep the last K checkpoints; a run resumes from the last undamaged one (default: 3)"
     sync = (
         "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
         "checkpoint; default)"

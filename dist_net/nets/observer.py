@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -33,8 +34,9 @@ Reply = TypeVar("Reply", StatusReport, Snapshot, RecipeOffer)
 
 
 class Observer(AbstractContextManager["Observer"]):
-    """A connection to one server. A call raises NoAnswerError after ``timeout_s``.
+    """A connection to one server. A call raises NoAnswerError after ``timeout_s``, or when closed.
 
+    Calls from several threads take turns, because a ZeroMQ socket must not be used by two at once.
     ``while_waiting`` is called several times a second during a call, with the seconds since its
     request, and may raise to end it. Frames of more than ``max_array_bytes`` are not received.
     """
@@ -51,9 +53,11 @@ class Observer(AbstractContextManager["Observer"]):
         self._socket = ClientSocket(address, keys, max_array_bytes)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
+        self._turn = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        with self._turn:
+            self._socket.close()
 
     def status(self, first_record: int = 0) -> dict[str, Any]:
         """Return the run's report, with the metric records from ``first_record`` on."""
@@ -91,19 +95,21 @@ class Observer(AbstractContextManager["Observer"]):
         return report
 
     def _request(self, request: Message, kind: type[Reply]) -> Reply:
-        self._socket.send(request)
-        asked_s = time.monotonic()
-        while (waited_s := time.monotonic() - asked_s) < self._timeout_s:
-            reply = self._socket.receive(min(self._timeout_s - waited_s, POLL_S))
-            if isinstance(reply, kind):
-                return reply
-            if isinstance(reply, Refuse) and not reply.may_rejoin:
-                raise ProtocolError(f"the server refused {type(request).__name__}: {reply.reason}")
-            self._while_waiting(waited_s)
-            if isinstance(reply, Refuse):
-                time.sleep(POLL_S)
-                self._socket.send(request)
-        raise self._socket.no_answer(self._timeout_s)
+        with self._turn:
+            self._socket.send(request)
+            asked_s = time.monotonic()
+            while (waited_s := time.monotonic() - asked_s) < self._timeout_s:
+                reply = self._socket.receive(min(self._timeout_s - waited_s, POLL_S))
+                if isinstance(reply, kind):
+                    return reply
+                if isinstance(reply, Refuse) and not reply.may_rejoin:
+                    kind_sent = type(request).__name__
+                    raise ProtocolError(f"the server refused {kind_sent}: {reply.reason}")
+                self._while_waiting(waited_s)
+                if isinstance(reply, Refuse):
+                    time.sleep(POLL_S)
+                    self._socket.send(request)
+            raise self._socket.no_answer(self._timeout_s)
 
 
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:

@@ -379,7 +379,7 @@ class ClientSocket(FramedSocket):
     def send(self, message: Message) -> None:
         """Queue a message without waiting; arrays are copied.
 
-        Raise ``NoAnswerError`` if the queue is full, or gone after a failed handshake.
+        Raise ``NoAnswerError`` if the queue is full, or gone after a failed handshake or ``close``.
         """
         try:
             self._send_frames(*encode(message))
@@ -388,6 +388,8 @@ class ClientSocket(FramedSocket):
                 f"the server at {self._address.text} has not read the last "
                 f"{self._high_water_mark} messages, or refuses the connection: see its log"
             ) from error
+        except zmq.ZMQError as error:
+            raise NoAnswerError(f"the connection to {self._address.text} is closed") from error
 
     def receive(self, timeout_s: float) -> Message | None:
         """Return the next message, or None after the timeout. Arrays in it are read-only views.

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -422,6 +423,32 @@ def test_a_cancelled_question_has_no_result(client: Client, gateway: Gateway) ->
         pending.result()
     client.models()
     assert Cancel(gateway.requests()[0].request_id) in gateway.heard
+
+
+def test_threads_take_turns_and_get_their_own_answers(client: Client) -> None:
+    def asked(thread: int) -> bool:
+        rows = np.full((100, 4), thread, np.float32)
+        return all((client.predict("sums", row).probabilities[1] == thread) for row in rows)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(asked, range(4)))
+
+
+def test_a_thread_whose_client_is_closed_gets_an_error(gateway: Gateway) -> None:
+    client = Client(gateway.address, timeout_s=DEADLINE_S)
+    has_asked = threading.Event()
+
+    def ask_until_closed() -> None:
+        while True:
+            client.predict("sums", np.zeros(4, np.float32))
+            has_asked.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask_until_closed)
+        assert has_asked.wait(DEADLINE_S)
+        client.close()
+        with pytest.raises((NoAnswerError, RequestCancelledError)):
+            asking.result()
 
 
 def test_closing_cancels_what_is_open(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dist_net.errors import (
     CheckpointError,
     FileWriteError,
     JoinRefusedError,
+    NoAnswerError,
     ProcessFailedError,
     RunOverdueError,
     WorkerRefusedError,
@@ -449,6 +451,17 @@ def test_a_run_that_cannot_be_kept_does_not_begin(cluster: OpenCluster, disk: Di
     disk.failures = 1
     with pytest.raises(FileWriteError, match="no space left"), cluster():
         pass
+
+
+def test_threads_that_ask_a_cluster_take_turns(cluster: OpenCluster) -> None:
+    with cluster(epochs=10_000) as run, ThreadPoolExecutor(4) as threads:
+        run.start_worker()
+        weights = threads.map(lambda _: run.snapshot().weights.shape, range(50))
+        reports = threads.map(lambda _: run.report()["recipe"], range(50))
+        assert {*weights} == {(run.recipe.layout.size,)}
+        assert {*reports} == {"in-process"}
+    with pytest.raises(NoAnswerError, match=naming(run.address, "closed")):
+        run.report()
 
 
 def test_a_report_says_what_a_worker_has_and_how_long_its_messages_take(

@@ -334,11 +334,6 @@ def _transposed_convolution(known: Translation, node: Expression) -> Tensor:
     return _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)
 
 
-def _maximum_of_windows(known: Translation, node: Expression) -> Tensor:
-    sides, x = _sides(node)
-    return _pooled(known, "MaxPool", sides, x)
-
-
 def _sum_of_windows(known: Translation, node: Expression) -> Tensor:
     """Multiply the mean, padding included, by the number of elements."""
     sides, x = _sides(node)
@@ -450,6 +445,6 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     convolution.Conv2DInputGradient: _transposed_convolution,
     convolution.FusedConvolution: _fused_convolution,
     matmul.MatMul: _in_our_order("MatMul"),
-    pooling.WindowMaximum: _maximum_of_windows,
+    pooling.WindowMaximum: lambda known, node: _pooled(known, "MaxPool", *_sides(node)),
     pooling.WindowSum: _sum_of_windows,
 }

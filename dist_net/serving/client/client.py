@@ -10,10 +10,11 @@ with Client("tcp://127.0.0.1:5600") as client:
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -181,7 +182,7 @@ class Pending:
 
 
 class Client(AbstractContextManager["Client"]):
-    """Connected to a pool's gateway. Belongs to one thread.
+    """Connected to a pool's gateway. Calls from several threads take turns.
 
     ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
     keys. Calls without ``timeout_s`` use the constructor's. The client reconnects after a loss, and
@@ -434,7 +435,7 @@ def encoded(image: ImageInput) -> bytes:
 
 
 class GatewayConnection:
-    """Belongs to one thread. Reconnects after a loss.
+    """Reconnects after a loss. Calls take turns: two threads must not use a ZeroMQ socket at once.
 
     Raise AddressError, and InsecureAddressError for an address beyond loopback without keys.
     """
@@ -443,17 +444,14 @@ class GatewayConnection:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation()
+        self._turn = threading.Lock()
         self._socket.send(self._conversation.ping(time.monotonic()))
 
     def close(self) -> None:
         """Cancel open requests and close, after a short wait for messages to leave."""
-        try:
+        with self._turn, closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
             for message in self._conversation.cancel_all():
                 self._socket.send(message)
-        except NoAnswerError:  # the gateway is gone
-            pass
-        finally:
-            self._socket.close()
 
     def next_id(self) -> int:
         return self._conversation.next_id()
@@ -463,16 +461,18 @@ class GatewayConnection:
 
         Raise NoAnswerError when the queue of messages to the gateway is full.
         """
-        while len(self._conversation) >= MAX_OPEN:
-            self._receive(POLL_S)
-        exchange = self._conversation.open(request, timeout_s, time.monotonic())
-        self._socket.send(request)
-        return exchange
+        with self._turn:
+            while len(self._conversation) >= MAX_OPEN:
+                self._receive(POLL_S)
+            exchange = self._conversation.open(request, timeout_s, time.monotonic())
+            self._socket.send(request)
+            return exchange
 
     def cancel(self, exchange: Exchange) -> None:
         """Cancel a request, unless it has its reply."""
-        if exchange.reply is None:
-            self._socket.send(self._conversation.cancel(exchange))
+        with self._turn:
+            if exchange.reply is None:
+                self._socket.send(self._conversation.cancel(exchange))
 
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Wait for the reply until the request's deadline.
@@ -480,9 +480,9 @@ class GatewayConnection:
         Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
         the gateway is silent; ProtocolError for a reply of another kind.
         """
-        while exchange.reply is None:
-            self._receive(min(POLL_S, exchange.deadline - time.monotonic()))
-        reply = exchange.reply
+        with self._turn:
+            while (reply := exchange.reply) is None:
+                self._receive(min(POLL_S, exchange.deadline - time.monotonic()))
         if isinstance(reply, Answer) and reply.status != Status.OK:
             raise self._error(reply, exchange)
         if not isinstance(reply, kind):
