@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -310,7 +311,7 @@ class Model:
 
 
 class Predictor:
-    """Computes the outputs of a model with weights, ``batch_size`` inputs at a time."""
+    """Computes a model's outputs, ``batch_size`` inputs at a time. Threads take turns."""
 
     def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
         self._model = model
@@ -318,6 +319,11 @@ class Predictor:
         self._batch_size = integer("Predictor: batch_size", batch_size, least=1)
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         self._arena = Arena()
+        self._turn = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Predictor], tuple[Model, Vector, int]]:
+        """Copy the weights alone: a copy has memory and turns of its own."""
+        return Predictor, (self._model, self.weights, self._batch_size)
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
@@ -330,9 +336,10 @@ class Predictor:
         while (left := len(inputs) - start) > 0:
             # A partial batch is split into powers of two, which need only a few plans.
             size = self._batch_size if left >= self._batch_size else 1 << left.bit_length() - 1
-            batch, bound = self._bind(size)
-            batch[...] = inputs[start : start + size]
-            outputs[start : start + size] = bound.run()[0]
+            with self._turn:
+                batch, bound = self._bind(size)
+                batch[...] = inputs[start : start + size]
+                outputs[start : start + size] = bound.run()[0]
             start += size
         return outputs
 

@@ -160,17 +160,13 @@ class RunState:
         return self.ledger.grant(member.worker_id, minibatches, batch_size, pace, member.parts)
 
     def _plan_round(self) -> RoundPlan:
-        """Return the plan of a round of all workers but those that still compute an ended lease.
-
-        A worker whose times are unknown counts as one whose times are known, if there is any.
-        """
+        """Return the plan of a round of all workers but those that still compute an ended lease."""
         present = [each for each in self.members.members if each.began_s is None]
         parts = sum(each.parts for each in present)
         batch_size = self._batch_size(parts)
         turns = parts * batch_size / self.settings.batch_size
         outer = outer_step(self.settings.consistency, parts, turns)
-        usual = next((each.lease_times for each in present if each.lease_times), LeaseTimes())
-        times = [each.lease_times or usual._replace(parts=each.parts) for each in present]
+        times = [each.lease_times or LeaseTimes(parts=each.parts) for each in present]
         most = [self._steps_of(each) for each in present]
         wanted = sum(each.parts * limit for each, limit in zip(present, most, strict=True))
         steps = divided(self._equal_share(wanted, batch_size), times, most)
@@ -181,10 +177,7 @@ class RunState:
         return RoundPlan(len(present), minibatches, seconds, batch_size, outer)
 
     def _equal_share(self, minibatches: int, batch_size: int) -> int:
-        """Return at most ``minibatches`` of an epoch's rest, which equal shares use up.
-
-        No lease goes beyond an epoch.
-        """
+        """Return an equal share, up to ``minibatches``, of an epoch's rest: no lease crosses it."""
         ahead = -(-self.ledger.samples_ahead // batch_size)
         return -(-ahead // -(-ahead // minibatches))
 

@@ -2,6 +2,8 @@
 
 import math
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -399,6 +401,20 @@ def test_a_predictor_gives_the_same_in_batches_of_any_size() -> None:
     assert nn.Predictor(model, weights)(inputs[:0]).shape == (0, 3)
     with pytest.raises(ShapeError, match=naming("float32[23, 5]", "uint8", "(N, 5)")):
         nn.Predictor(model, weights)(inputs.astype(np.float32))
+
+
+def test_threads_that_share_a_model_take_turns_and_a_copy_is_independent() -> None:
+    model = nn.Model(nn.Sequential(nn.Rescale(), nn.Dense(64, "tanh"), nn.Dense(3)), (50,))
+    model.weights = model.layout.initial(np.random.default_rng(1))
+    batches = [RNG.integers(0, 256, (size, 50), np.uint8) for size in (1, 8, 33, 64) * 10]
+    expected = [model.predict(each) for each in batches]
+    copied = deepcopy(model)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(10):
+            for found, right in zip(threads.map(model.predict, batches), expected, strict=True):
+                np.testing.assert_array_equal(found, right)
+    model.weights[:] = 0
+    np.testing.assert_array_equal(copied.predict(batches[-1]), expected[-1])
 
 
 def test_a_predictor_keeps_few_plans_however_many_sizes_it_meets() -> None:

@@ -57,8 +57,9 @@ def test_a_round_of_whole_steps_ends_as_early_as_possible(
         )
 
 
-def test_a_worker_alone_takes_what_the_others_may_not() -> None:
+def test_a_worker_takes_what_the_others_may_not() -> None:
     assert divided(30, [FAST, SLOW], [8, 40]) == [8, 22]
+    assert divided(30, [SLOW, LeaseTimes()], [40, 8]) == [22, 8]
     assert divided(30, [LeaseTimes(0.0, 0.1, parts=4), FAST], [40, 40]) == [6, 6]
 
 
