@@ -75,6 +75,9 @@ def opened(visit: Any, put: Callable[[Any], None], **options: Any) -> Any:
     if put is unsure:
         expect(page.get_by_role("group", name="from its run")).to_be_visible()
     page.get_by_role("button", name="A bag").click()
+    if put is locked:  # the image waits until the models are known
+        expect(page.locator("#preview")).to_be_visible()
+        return page
     shown = page.get_by_role("alert") if put is in_trouble else page.locator("#verdict")
     expect(shown).not_to_be_empty()
     if put is not in_trouble:

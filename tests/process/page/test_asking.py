@@ -107,6 +107,20 @@ def test_nothing_is_asked_without_a_image(visit: Any, gateway: Any) -> None:
     assert gateway.requests == []
 
 
+def test_an_image_that_is_chosen_first_waits_until_the_models_are_known(
+    visit: Any, gateway: Any
+) -> None:
+    models, gateway.pool["models"] = gateway.pool["models"], []
+    page = visit().page
+    choose(page)
+    expect(page.locator("#preview")).to_be_visible()
+    assert gateway.requests == []
+    gateway.pool["models"] = models
+    expect(page.locator("#verdict")).to_contain_text("Bag")
+    [(path, _, _)] = gateway.requests
+    assert path.startswith("/v1/models/fashion/classify")
+
+
 def test_the_same_image_can_be_asked_again(visit: Any, gateway: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="A bag").click()

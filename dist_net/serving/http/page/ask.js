@@ -39,9 +39,10 @@ export function startAsking(whenRefused) {
   }).finally(() => form.removeAttribute("aria-busy"));
 }
 
-/** Lists the models; the chosen one stays chosen if it is still there. */
+/** Lists the models; the chosen one stays chosen if it is still there. An image may wait for them. */
 export function offerModels(served) {
   const select = byId("model");
+  const areAwaited = !models.length && served.length && input.files.length;
   const unchanged = served.length === models.length &&
     served.every(({ name }, i) => name === models[i].name);
   models = served;
@@ -53,6 +54,7 @@ export function offerModels(served) {
     byId("model-field").hidden = served.length < 2;
   }
   showModel();
+  if (areAwaited) form.requestSubmit();
 }
 
 const chosenModel = () => models.find(({ name }) => name === byId("model").value);
@@ -97,11 +99,12 @@ async function ask() {
   running?.abort();
   running = new AbortController();
   showImage(image, model);
+  if (!model) return;  // until the models are listed
   form.setAttribute("aria-busy", "true");
   problem.replaceChildren();
   byId("no-answer").hidden = true;
   answer.classList.add("old");
-  const found = await classify(byId("model").value, image, running.signal);
+  const found = await classify(model.name, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
   showRequest(found.model, image);
