@@ -103,8 +103,8 @@ class Observer(AbstractContextManager["Observer"]):
                 if isinstance(reply, kind):
                     return reply
                 if isinstance(reply, Refuse) and not reply.may_rejoin:
-                    kind_sent = type(request).__name__
-                    raise ProtocolError(f"the server refused {kind_sent}: {reply.reason}")
+                    name = type(request).__name__
+                    raise ProtocolError(f"the server refused {name}: {reply.reason}")
                 self._while_waiting(waited_s)
                 if isinstance(reply, Refuse):
                     time.sleep(POLL_S)

@@ -177,7 +177,7 @@ class RunState:
         return RoundPlan(len(present), minibatches, seconds, batch_size, outer)
 
     def _equal_share(self, minibatches: int, batch_size: int) -> int:
-        """Return an equal share, up to ``minibatches``, of an epoch's rest: no lease crosses it."""
+        """Return up to ``minibatches``: an equal share of those that are left of the epoch."""
         ahead = -(-self.ledger.samples_ahead // batch_size)
         return -(-ahead // -(-ahead // minibatches))
 

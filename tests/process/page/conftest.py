@@ -28,7 +28,7 @@ POLICY = (
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 CHROMIUM_OPTIONS = (
     "--no-sandbox",
-    # No process for a page that might come: it takes a fifth of the time.
+    # Chromium keeps a process in reserve for the next page, which takes a fifth of the CPU time.
     "--disable-features=SpareRendererForSitePerProcess",
 )
 COUNTS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
