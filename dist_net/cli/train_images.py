@@ -19,7 +19,7 @@ from dist_net.export.onnxruntime_engine import ENGINES
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.bases import BASES, NONE, default_base
+from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.cluster_options import AUTO
@@ -74,7 +74,7 @@ TURNED_OFF = {
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run on a folder."""
     group = parser.add_argument_group("training on a folder of images")
-    group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {default_base()})")
+    group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {DEFAULT_BASE})")
     group.add_argument(
         "--labels",
         dest="labels_csv",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from dist_net.data import Progress
 from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import Samples
-from dist_net.errors import FetchError, ModelSourceError
+from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
@@ -47,6 +46,7 @@ BATCH_SIZE = 8
 Show = Callable[[int, int], None]
 """Called with the number of computed features and their total."""
 
+DEFAULT_BASE = lite0.NAME
 NONE = "none"
 BASES = (
     f"{lite0.NAME}, a published classifier ({', '.join(PUBLISHED)}), NET.cfg,weights=FILE, "
@@ -62,23 +62,23 @@ class FoundBase(NamedTuple):
     weights: Vector | None
 
 
-def default_base() -> str:
-    """Return EfficientNet-Lite0 if its weights are installed, else ``NONE``."""
-    return lite0.NAME if find_spec(lite0.PACKAGE) else NONE
-
-
 def base_called(name: str, progress: Progress) -> FoundBase:
     """Return the base with this name; ``BASES`` lists the names.
 
     Published weights are downloaded if they are not cached; ``progress`` shows the download.
-    Raise ModelSourceError for an unknown name and for a net that cannot serve as a base, and
-    every error of reading a net.
+    Raise MissingExtraError if EfficientNet-Lite0 is not installed, ModelSourceError for an unknown
+    name and for a net that cannot serve as a base, and every error of reading a net.
     """
     if name == NONE:
         return FoundBase(small_base(), None)
     if name == lite0.NAME:
         base = Base("efficientnet-lite0", name, lite0.INPUT_SHAPE, lite0.FITTING)
-        return FoundBase(base, lite0.read_weights())
+        try:
+            return FoundBase(base, lite0.read_weights())
+        except MissingExtraError as error:
+            raise MissingExtraError(
+                f"{error}; or pass --base {NONE}, which trains a small net from scratch"
+            ) from error
     if name in PUBLISHED:
         published = PUBLISHED[name]
         return _darknet(published.configuration(), name, fetch_weights(published, progress))

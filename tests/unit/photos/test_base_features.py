@@ -9,15 +9,26 @@ from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 from dist_net.data.samples import ArraySamples
-from dist_net.errors import FetchError, ModelSourceError
+from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
+from dist_net.nets import efficientnet_lite0
 from dist_net.nets.recipes.image_recipe import small_base
 from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
+from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.similar_images import thumbnails_and_digests
+from dist_net.training.run.run_options import RunOptions
 from drawn_images import cats_and_dogs
 from naming import naming
 
 BASE = small_base(16)
 COUNT = 10
+
+
+def test_a_missing_default_base_names_its_extra_and_the_choice_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(efficientnet_lite0, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=naming("pretrained", "--base none")):
+        base_called(ImageOptions("photos", RunOptions("images")).base, lambda *_: None)
 
 
 def extractor(place: Path, views: Views = Views()) -> FeatureExtractor:  # noqa: B008 - immutable
