@@ -143,6 +143,14 @@ class RunDirectory:
             f"or pass its directory"
         )
 
+    def forget_training(self) -> None:
+        """Remove all that a parameter server wrote; the model of a folder of images remains."""
+        with self.translated_errors():
+            # The checkpoint last: as long as it exists, this can be repeated.
+            for pattern in ("journal*", "metrics.jsonl", "initial.npy", "checkpoint*"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
+
     def make(self) -> None:
         """Create the directory unless it exists; raise RunDirectoryError."""
         with self.translated_errors():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -16,7 +16,7 @@ from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
-from dist_net.photos.bases import NONE, default_base
+from dist_net.photos.bases import DEFAULT_BASE, NONE
 from dist_net.photos.similar_images import scene_of_each
 from dist_net.processes.cluster_options import AUTO
 from dist_net.training.run.run_options import RunOptions
@@ -29,8 +29,8 @@ class ImageOptions:
     """The options of a run on a folder.
 
     ``fine_tune``: the number of epochs to train the whole net after its head; "auto" chooses it,
-    and 0 for heads with few mistakes. ``run``: the options of training a whole net; its epochs and
-    learning rate apply only without a base.
+    and 0 for heads with few mistakes. ``run``: the options of training a whole net; its epochs are
+    for a net without a base.
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether near-duplicates are never split.
     ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
@@ -40,7 +40,7 @@ class ImageOptions:
 
     folder: str
     run: RunOptions
-    base: str = field(default_factory=default_base)
+    base: str = DEFAULT_BASE
     labels_csv: str | None = None
     validation: float = VALIDATION_SHARE
     fine_tune: int | Literal["auto"] = 0
@@ -79,6 +79,22 @@ class ImageOptions:
             raise SettingError(
                 f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
                 f"trained from the beginning; expected 1 and 0, or a base that is trained already"
+            )
+        if self.base != NONE:
+            self._require_effect()
+
+    def _require_effect(self) -> None:
+        """Raise SettingError for an option of training that a run with a base does not obey."""
+        run, tuning = self.run, f"--fine-tune EPOCHS (or {AUTO})"
+        if run.epochs is not None:
+            raise SettingError(
+                f"epochs={run.epochs} with base {self.base}, whose head is trained until it "
+                f"converges; pass {tuning} to train the whole net, or --base {NONE}"
+            )
+        if run.learning_rate is not None and not self.fine_tune:
+            raise SettingError(
+                f"learning_rate={run.learning_rate:g} with base {self.base}, whose head needs "
+                f"none; pass {tuning} to train the whole net at this rate, or --base {NONE}"
             )
 
     @property

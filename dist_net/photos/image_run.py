@@ -108,13 +108,6 @@ class ImageRun:
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
-        for name in ("epochs", "learning_rate"):
-            if getattr(self.options.run, name) is not None:
-                self.console.print(
-                    f"{name} has no effect: a head is trained until it converges, and --fine-tune "
-                    f"EPOCHS trains the whole net at its own rate",
-                    style="yellow",
-                )
         features = self._features(found, cache, images, digests)
         head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
@@ -151,7 +144,7 @@ class ImageRun:
         If the run is interrupted, the better one is the directory's model.
         """
         directory = self.directory
-        if not directory.best.exists():  # a model, if the first epoch is interrupted
+        if not directory.checkpoint.exists():  # a model, if the first epoch is interrupted
             write_model(directory, self.options, kept)
         initial, logits = head.without(kept.images.rows(VALIDATION))
         weights = joined_weights(kept.recipe, found, initial)
@@ -232,7 +225,14 @@ class ImageRun:
         hexadecimal = tuple(each.hex() for each in digests)
         cache = replace(cache, folder=images.folder, digests=hexadecimal)
         if before is not None:
-            require_same_images(before, cache, directory.checkpoint.exists())
+            require_same_images(before, cache)
+            if directory.checkpoint.exists() and samples_of(before) != samples_of(cache):
+                self.console.print(
+                    f"the images or labels of {folder.root} have changed: training of the whole "
+                    f"net starts again",
+                    style="yellow",
+                )
+                directory.forget_training()
         directory.write(directory.folder, options.to_json() + "\n")
         self.directory.write(self.directory.images, cache.to_json())
         if self.local.listening.listen:
@@ -318,7 +318,7 @@ class ImageRun:
             directions=0 if is_new else DIRECTIONS,
             epochs=asked if is_new else 1,
             batch_size=min(ImageRecipe.batch_size, count),
-            learning_rate=(options.run.learning_rate or rate) if is_new else rate,
+            learning_rate=options.run.learning_rate or rate,
             augmentation=options.augmentation,
             data=str(self.directory.images.resolve()),
         )
@@ -375,11 +375,10 @@ def require_same_classes(before: ImageCache, folder: ImageFolder) -> None:
         )
 
 
-def require_same_images(before: ImageCache, cache: ImageCache, has_checkpoint: bool) -> None:
+def require_same_images(before: ImageCache, cache: ImageCache) -> None:
     """Raise RunDirectoryError if a run to resume was trained on other images.
 
-    Images are the same if their pixels are, whatever their names; half of them may change. With a
-    checkpoint of the whole net, no image and no label may change.
+    Images are the same if their pixels are, whatever their names; half of them may change.
     """
     root, known = cache.folder.root, len(before.digests)
     common = (Counter(before.digests) & Counter(cache.digests)).total()
@@ -389,9 +388,8 @@ def require_same_images(before: ImageCache, cache: ImageCache, has_checkpoint: b
             f"on (or another version of Pillow decodes them); expected the same folder: start a "
             f"new run with another --run-dir"
         )
-    labelled = [({each[:2] for each in of.folder.images}, of.digests) for of in (before, cache)]
-    if known and has_checkpoint and labelled[0] != labelled[1]:
-        raise RunDirectoryError(
-            f"{root} has changed since the run to resume began to train the whole net; expected "
-            f"the same files and labels: start a new run with another --run-dir"
-        )
+
+
+def samples_of(cache: ImageCache) -> tuple[set[tuple[str, ...]], tuple[str, ...]]:
+    """Return the paths, classes and pixels of a folder: a checkpoint continues on equal ones."""
+    return {each[:2] for each in cache.folder.images}, cache.digests

@@ -85,10 +85,21 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     images = np.zeros((2, *trained.model.input_shape), np.uint8)
     assert trained.predict(images).shape == (2, 3)
 
-    asked = ["train", str(photos), "--base", str(run), "--fine-tune", "1", "--epochs", "2"]
-    report = start(*asked, "--run-dir", str(tuned), "--json").result()
+    asked = [
+        "train",
+        str(photos),
+        "--base",
+        str(run),
+        "--fine-tune",
+        "1",
+        "--learning-rate",
+        "0.01",
+    ]
+    chosen = "--learning-rate", "0.01", "--run-dir", str(tuned), "--json"
+    report = start(*asked, *chosen).result()
     assert report["samples"] == 29
     assert json.loads((tuned / "report.json").read_text())["fine_tuned"] == 1
+    assert read_checkpoint(tuned / "checkpoint.safetensors").settings["learning_rate"] == 0.01
     evaluated = here("evaluate", tuned, "--json")
     assert evaluated["test_accuracy"] == report["test_accuracy"]
 
@@ -199,6 +210,24 @@ def test_a_weak_head_is_tuned_and_an_interrupt_chooses_the_better_net_so_far(
     record = read_checkpoint(run / "best.safetensors").recipe_record
     assert json.loads(record["image_recipe"])["augmentation"]["rotation"] == 180
     assert "Variants of images" in (run / "report.html").read_text()
+
+
+def test_a_tuned_run_is_tuned_again_after_a_label_was_corrected(
+    start: Start, photos: Path, base: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos, folder)
+    asked = ["--base", str(base), "--fine-tune", "2", "--workers", "1", "--run-dir", str(run)]
+    samples = start("train", str(folder), *asked, "--json").result()["samples"]
+    resume = "train", "--resume", "--run-dir", str(run), "--workers", "1", "--json"
+    unchanged = start(*resume)
+    unchanged.result()
+    assert "starts again" not in unchanged.stderr
+    (folder / "circle" / "000.jpg").rename(folder / "square" / "corrected.jpg")
+    again = start(*resume)
+    assert again.result()["samples"] == samples
+    assert "starts again" in again.stderr
+    assert dist_net.load(run).evaluate().samples
 
 
 def test_a_host_with_a_copy_of_the_folder_joins_the_tuning(

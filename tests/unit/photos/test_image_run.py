@@ -1,6 +1,7 @@
 """What a run on a folder of images refuses before it makes anything."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,23 @@ def test_the_options_of_an_earlier_release_can_be_read(tmp_path: Path) -> None:
     assert ImageOptions.read(tmp_path / "folder.json") == options
 
 
+@pytest.mark.parametrize(
+    ("run", "fine_tune", "named"),
+    [
+        (replace(RUN, epochs=2), 0, "epochs=2"),
+        (replace(RUN, epochs=2), 3, "epochs=2"),
+        (replace(RUN, learning_rate=0.5), 0, "learning_rate=0.5"),
+    ],
+)
+def test_options_without_effect_on_a_head_are_refused(
+    run: RunOptions, fine_tune: int, named: str
+) -> None:
+    with pytest.raises(SettingError, match=naming(named, "--fine-tune", "--base none")):
+        ImageOptions("photos", run, "some", fine_tune=fine_tune)
+    ImageOptions("photos", replace(RUN, epochs=2, learning_rate=0.5), "none")
+    ImageOptions("photos", replace(RUN, learning_rate=0.5), "some", fine_tune="auto")
+
+
 def cached(place: Path, folder: ImageFolder, digests: tuple[str, ...]) -> ImageCache:
     preprocessing = ImagePreprocessing((8, 8, 3), "crop")
     return ImageCache(place, folder, preprocessing, digests=digests)
@@ -76,15 +94,12 @@ def test_a_resumed_run_needs_half_of_its_images_whatever_their_sizes(tmp_path: P
     folder = cats_and_dogs(tmp_path / "photos", 2)
     before = cached(tmp_path, folder, ("a", "a", "b", "c"))
 
-    def resume(*digests: str, has_checkpoint: bool = False) -> None:
-        require_same_images(before, cached(tmp_path, folder, digests), has_checkpoint)
+    def resume(*digests: str) -> None:
+        require_same_images(before, cached(tmp_path, folder, digests))
 
     resume("a", "b", "d", "e")
     with pytest.raises(RunDirectoryError, match=naming(folder.root, 1, 4)):
         resume("a", "d", "e", "f")
-    resume("a", "a", "b", "c", has_checkpoint=True)
-    with pytest.raises(RunDirectoryError, match=naming(folder.root)):
-        resume("a", "a", "b", "d", has_checkpoint=True)
     read = tmp_path / "pictures.json"
     read.write_text(before.to_json())
     assert ImageCache.read(read).digests == before.digests
