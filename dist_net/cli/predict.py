@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_options, add_trust_argument
-from dist_net.data.image_folder import IMAGE_SUFFIXES, has_image_suffix
+from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.labels import is_unknown, top_predictions
@@ -86,7 +86,7 @@ def files_in(given: str) -> list[str]:
     if not Path(given).is_dir():
         return [given]
     inside = Path(given).rglob("[!.]*")
-    images = [str(each) for each in inside if has_image_suffix(str(each))]
+    images = [str(each) for each in inside if refusal_of_name(each.name) is None]
     if not images:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DatasetError(f"no images in {given}; expected files ending in {endings}")

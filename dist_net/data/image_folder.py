@@ -228,10 +228,10 @@ class _Listing:
                     else:
                         visited.add(identity)
                         waiting.append(path)
-                elif has_image_suffix(path):
-                    self._add(path, class_name, part, found)
+                elif (reason := refusal_of_name(path)) is not None:
+                    self.left_out.append(LeftOut(path, reason))
                 else:
-                    self.left_out.append(LeftOut(path, f"not named like a {KINDS} file"))
+                    self._add(path, class_name, part, found)
 
     def _entries(self, folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
         """Yield name, path from the root and ``stat`` of each file and subfolder, sorted."""
@@ -299,9 +299,9 @@ class _Listing:
     def require_classes(self) -> tuple[str, ...]:
         """Return the class names, sorted; raise ``DatasetError`` if training is impossible."""
         if not self.images:
-            first = f"; left out: {self._first_left_out()}" if self.left_out else ""
             raise DatasetError(
-                f"{self._root}: no images; expected {KINDS} files as {LAYOUTS}{first}"
+                f"{self._root}: no images; expected {KINDS} files as {LAYOUTS}"
+                f"{_first_of(self.left_out)}"
             )
         names = sorted(self._class_names)
         same: dict[str, str] = {}
@@ -320,9 +320,10 @@ class _Listing:
         for name in names:
             if not counts[name]:
                 where = " in train/" if self.images[0].part else ""
+                of_class = [each for each in self.left_out if name in Path(each.path).parts]
                 raise DatasetError(
                     f"{self._root}: class {name!r} has no images{where}; expected at least one "
-                    f"{KINDS} file: add some, or remove the class"
+                    f"{KINDS} file: add some, or remove the class{_first_of(of_class)}"
                 )
         if len(names) == 1:
             raise DatasetError(
@@ -331,18 +332,23 @@ class _Listing:
             )
         return tuple(names)
 
-    def _first_left_out(self) -> str:
-        path, reason = self.left_out[0]
-        more = f", and {len(self.left_out) - 1:,} more" if len(self.left_out) > 1 else ""
-        return f"{path} ({reason}){more}"
+
+def _first_of(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return ""
+    more = f", and {len(left_out) - 1:,} more" if len(left_out) > 1 else ""
+    return f"; left out: {left_out[0].path} ({left_out[0].reason}){more}"
 
 
-def has_image_suffix(path: str) -> bool:
-    """Return whether the file name has the suffix of an image format that this host can decode."""
+def refusal_of_name(path: str) -> str | None:
+    """Return None if the file is named like an image that this host can decode, else the reason."""
     suffix = posixpath.splitext(path)[1].casefold()
-    return suffix in IMAGE_SUFFIXES or ISO_SUFFIXES.get(suffix) in (
-        iso_formats() if suffix in ISO_SUFFIXES else ()
-    )
+    if suffix in IMAGE_SUFFIXES:
+        return None
+    if (kind := ISO_SUFFIXES.get(suffix)) is None:
+        return f"not named like a {KINDS} file"
+    remedy = "; install it with: pip install pillow-heif" if kind == "HEIF" else ""
+    return None if kind in iso_formats() else f"{kind} images need a plugin of Pillow{remedy}"
 
 
 def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
@@ -366,7 +372,7 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
                         f"3: path,label or path,label,part"
                     )
                 path, label, *rest = (field.strip() for field in row)
-                if not (is_first and not has_image_suffix(path)):
+                if not (is_first and refusal_of_name(path) is not None):
                     yield reader.line_num, path, label, rest[0] if rest else ""
                 is_first = False
     except OSError as error:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -190,8 +192,10 @@ def _formats_of(file: BinaryIO, formats: Sequence[str]) -> list[str]:
 
 @cache
 def iso_formats() -> tuple[str, ...]:
-    """Return the formats of ISO_FORMATS that can be read here."""
+    """Return the formats of ISO_FORMATS that can be read: HEIF needs the package pillow-heif."""
     Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
     return tuple(each for each in ISO_FORMATS if each in Image.OPEN)
 
 

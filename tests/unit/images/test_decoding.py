@@ -2,7 +2,9 @@
 
 import io
 import os
+import re
 import struct
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, features
+from PIL import Image, features
 
-from dist_net.data.image_folder import has_image_suffix
+from dist_net.data.image_folder import refusal_of_name
 from dist_net.errors import ImageError
 from dist_net.images import decoding
 from dist_net.images.decoding import Pixels, grey, load_image
@@ -63,36 +65,27 @@ def test_a_image_is_read_in_every_format(kind: str) -> None:
     image.paste((0, 0, 255), (16, 0, 32, 16))
     options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
     pixels = load_image(encoded(image, kind, **options))
-    assert has_image_suffix(f"cat/a.{kind}") is (kind != "PPM")
+    assert (refusal_of_name(f"cat/a.{kind}") is None) is (kind != "PPM")
     assert (pixels.shape, pixels.dtype) == ((16, 32, 3), np.uint8)
     assert np.abs(pixels[0, 0].astype(int) - RED).max() <= 3
     assert np.abs(pixels[15, 31].astype(int) - (0, 0, 255)).max() <= 3
 
 
-class HeifImage(ImageFile.ImageFile):
-    """Stands for the image of a plugin that reads HEIC: two raw pixels after 12 bytes."""
-
-    format = "HEIF"
-
-    def _open(self) -> None:
-        self._size, self._mode = (2, 1), "RGB"
-        self.tile = [ImageFile._Tile("raw", (0, 0, 2, 1), 12, ("RGB", 0, 1))]
-
-
-def test_heic_is_read_if_a_plugin_of_pillow_reads_it(
+def test_heic_is_read_with_pillow_heif_and_refused_by_its_name_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = tmp_path / "image.heic"
-    path.write_bytes(b"\0\0\0\x0cftypheic" + bytes([*RED, *BLACK]))
-    for is_registered in (False, True):
-        decoding.iso_formats.cache_clear()
-        if is_registered:
-            monkeypatch.setitem(Image.OPEN, "HEIF", (HeifImage, None))
-            assert load_image(path).tolist() == [[[*RED], [*BLACK]]]
-        else:
-            with pytest.raises(ImageError, match=naming(path)):
-                load_image(path)
-        assert has_image_suffix(path.name) is is_registered
+    path = tmp_path / "image.HEIC"
+    decoding.iso_formats.cache_clear()
+    assert refusal_of_name(path.name) is None  # registers the plugin
+    Image.new("RGB", (32, 16), RED).save(path, "HEIF", quality=100)
+    assert np.abs(load_image(path).astype(int) - RED).max() <= 4
+
+    decoding.iso_formats.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    assert re.search(naming("pip install pillow-heif"), refusal_of_name(path.name) or "")
+    with pytest.raises(ImageError, match=naming(path)):
+        load_image(path)
     decoding.iso_formats.cache_clear()
 
 
