@@ -5,7 +5,7 @@ directory contains:
 
 - ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
 - ``KEY.features``: features of the images; the key is another.
-- ``KEY.json``: the skipped images; written last, when the preparation is complete.
+- ``KEY.json``: the files, and the skipped images; written last, when the preparation is complete.
 - ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
   processes that use them.
 """
@@ -18,8 +18,9 @@ import inspect
 import json
 import math
 import os
+import posixpath
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -48,9 +49,9 @@ from dist_net.json_records import record_from_json
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05
 
-Decode = Callable[[Path | None], Mapping[str, str]]
-"""Decode all images, write one row per image to the file unless it is None, and return the reason
-for each skipped image, by path."""
+Decode = Callable[[Path | None, Sequence[int]], Mapping[str, str]]
+"""Decode the images with these indices, write their rows to the file unless it is None, and return
+the reason for each skipped image, by path."""
 
 
 class PreparedImages(AbstractContextManager["PreparedImages"]):
@@ -187,19 +188,26 @@ class ImageCache:
     @cached_property
     def key(self) -> str:
         """Return 32 hexadecimal digits that depend on the files, the preprocessing and its code."""
-        digest = hashlib.sha256(PIL.__version__.encode())
-        for module in (decoding, fitting):
-            digest.update(inspect.getsource(module).encode())
-        files = [(each.path, each.size_bytes, each.modified_ns) for each in self.folder.images]
+        return _digest(self._preparation, self._files)
+
+    @cached_property
+    def _preparation(self) -> str:
+        """Return hexadecimal digits that depend on the preprocessing and its code."""
         of = self.preprocessing
-        digest.update(json.dumps([of.shape, of.fitting, of.max_pixels, files]).encode())
-        return digest.hexdigest()[:32]
+        code = [inspect.getsource(module) for module in (decoding, fitting)]
+        return _digest(PIL.__version__, *code, of.shape, of.fitting, of.max_pixels)
+
+    @cached_property
+    def _files(self) -> list[tuple[str, int, int]]:
+        return [(each.path, each.size_bytes, each.modified_ns) for each in self.folder.images]
+
+    @property
+    def _root(self) -> str:
+        return str(self.folder.root.resolve())
 
     def features(self, *of: object) -> Path:
         """Return the file of the folder's features, which are computed as ``of`` describes."""
-        described = repr((self.folder.root.resolve(), of))
-        key = hashlib.sha256(described.encode(errors="surrogateescape")).hexdigest()[:32]
-        return self._directory / f"{key}.features"
+        return self._directory / f"{_digest(self._root, of)}.features"
 
     def find(self) -> PreparedImages | None:
         """Return the images, or None if they are not prepared."""
@@ -239,12 +247,56 @@ class ImageCache:
                 self._make_room()
                 with replacing(self._path("pixels")) as partial:
                     self._allocate(partial)
-                    skipped = decode(partial)
+                    skipped = decode(partial, self._copy_rows(partial))
             else:
-                skipped = decode(None)
-            record = {"images": len(self.folder.images), "is_stored": is_stored}
+                skipped = decode(None, range(len(self._files)))
+            record = {
+                "source": [self._root, self._preparation],
+                "files": self._files,
+                "is_stored": is_stored,
+                "skipped": dict(skipped),
+            }
             with replacing(self._path("json")) as partial:
-                partial.write_text(json.dumps(record | {"skipped": dict(skipped)}))
+                partial.write_text(json.dumps(record))
+
+    def _copy_rows(self, path: Path) -> list[int]:
+        """Copy the rows of images that the folder's newest entry has; return the other rows.
+
+        An image that was moved keeps its name, size and time.
+        """
+        row_bytes, missing = math.prod(self.preprocessing.shape), []
+        row_of, pixels = self._newest_rows()
+        with path.open("r+b") as file:
+            for row, (name, *facts) in enumerate(self._files):
+                moved = row_of.get((posixpath.basename(name), *facts))
+                before = row_of.get((name, *facts), moved)
+                if before is None:
+                    missing.append(row)
+                else:
+                    file.seek(row * row_bytes)
+                    file.write(pixels[before].data)
+        return missing
+
+    def _newest_rows(self) -> tuple[dict[tuple[str | int, ...], int | None], NDArray[np.uint8]]:
+        """Return the rows of the folder's newest entry by path or name, size and time.
+
+        The row of a name that several images share is None.
+        """
+        rows: dict[tuple[str | int, ...], int | None] = {}
+        records = {self._last_use(path.stem): path for path in self._directory.glob("*.json")}
+        for _, path in sorted(records.items(), reverse=True):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads(path.read_text())
+                if record["source"] != [self._root, self._preparation]:
+                    continue
+                files = record["files"]
+                shape = len(files), *self.preprocessing.shape
+                pixels = np.memmap(path.with_suffix(".pixels"), np.uint8, "r", shape=shape)
+                for row, (name, *facts) in enumerate(files):
+                    for key in {(name, *facts), (posixpath.basename(name), *facts)}:
+                        rows[key] = None if key in rows or name in record["skipped"] else row
+                return rows, pixels
+        return rows, np.empty(0, np.uint8)
 
     def _opened(self, lock: IO[bytes]) -> PreparedImages | None:
         """Return the images, which own the lock; if not prepared, release it and return None."""
@@ -327,3 +379,8 @@ class ImageCache:
                 f"images, {self._bytes:,} bytes: make some, or give a smaller "
                 f"--cache-bytes"
             ) from error
+
+
+def _digest(*of: object) -> str:
+    """Return 32 hexadecimal digits."""
+    return hashlib.sha256(repr(of).encode(errors="surrogateescape")).hexdigest()[:32]

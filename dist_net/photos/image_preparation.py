@@ -106,7 +106,7 @@ def prepare_images(
     waiting: Callable[[], None] = lambda: None,
     max_s_per_image: float = MAX_S_PER_IMAGE,
 ) -> PreparedImages:
-    """Return the folder's images from the cache, or decode them with ``workers`` processes.
+    """Return the folder's images from the cache; decode those it lacks with ``workers`` processes.
 
     An image that ends its process, or takes longer than ``max_s_per_image``, is skipped.
     ``waiting`` is called if another run is preparing the same images. The processes log to the
@@ -114,13 +114,16 @@ def prepare_images(
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
-    def decode(pixels: Path | None) -> dict[str, str]:
+    def decode(pixels: Path | None, rows: Sequence[int]) -> dict[str, str]:
         root = cache.folder.root.absolute()
         job = ImageJob(root, cache.preprocessing, pixels and pixels.absolute(), max_s_per_image)
-        paths = [image.path for image in cache.folder.images]
-        decoding = _Decoding(job, len(paths), logs / "image-workers.log", show)
-        starts = range(0, len(paths), CHUNK_SIZE)
-        chunks = deque(ImageChunk(start, paths[start : start + CHUNK_SIZE]) for start in starts)
+        images = cache.folder.images
+        decoding = _Decoding(job, len(rows), logs / "image-workers.log", show)
+        chunks = deque(
+            ImageChunk(part[0], [images[row].path for row in part])
+            for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+            for part in (run[at : at + CHUNK_SIZE] for at in range(0, len(run), CHUNK_SIZE))
+        )
         decoding.run(chunks, min(workers or available_cores(), len(chunks)))
         return decoding.skipped
 

@@ -3,12 +3,13 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
@@ -30,22 +31,23 @@ class Decoder:
         self._preprocessing = preprocessing
         self.calls = 0
 
-    def __call__(self, path: Path | None) -> Mapping[str, str]:
+    def __call__(self, path: Path | None, missing: Sequence[int]) -> Mapping[str, str]:
         self.calls += 1
+        self.decoded = [self._folder.images[row].path for row in missing]
         shape = (len(self._folder.images), *self._preprocessing.shape)
         rows, skipped = np.zeros(shape, np.uint8), {}
-        for row, image in zip(rows, self._folder.images, strict=True):
+        if path is not None:
+            rows = np.memmap(path, np.uint8, "r+", shape=shape)
+        for index in missing:
+            image = self._folder.images[index]
             try:
-                row[...] = self._preprocessing.input_of(self._folder.root / image.path)
+                rows[index] = self._preprocessing.input_of(self._folder.root / image.path)
             except ImageError:
                 skipped[image.path] = "damaged"
-        if path is not None:
-            assert path.stat().st_size == rows.nbytes
-            rows.tofile(path)
         return skipped
 
 
-def not_asked(_: Path | None) -> NoReturn:
+def not_asked(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
     raise AssertionError("it is decoded again")
 
 
@@ -75,6 +77,23 @@ def test_images_are_decoded_once(tmp_path: Path, folder: ImageFolder) -> None:
     with prepared(tmp_path / "cache", folder, not_asked) as again:
         np.testing.assert_array_equal(again.pixels, first.pixels)
     assert files(tmp_path / "cache") == [".json", ".lock", ".pixels"]
+
+
+def test_only_new_images_are_decoded_after_others_were_moved_or_changed(
+    tmp_path: Path, folder: ImageFolder
+) -> None:
+    prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+    (folder.root / "dog/moved").mkdir()
+    (folder.root / "cat/00.png").rename(folder.root / "dog/moved/00.png")
+    (folder.root / "cat/01.png").rename(folder.root / "dog/renamed.png")
+    Image.new("RGB", (7, 7), (1, 2, 3)).save(folder.root / "cat/02.png")
+    changed = ImageFolder.read(folder.root)
+    decode, alone = Decoder(changed), Decoder(changed)
+    with prepared(tmp_path / "cache", changed, decode) as images:
+        expected = prepared(tmp_path / "other", changed, alone)
+        np.testing.assert_array_equal(images.pixels, expected.pixels)
+        expected.close()
+    assert decode.decoded == ["cat/02.png", "dog/renamed.png"]
 
 
 def test_images_form_a_dataset(tmp_path: Path, folder: ImageFolder) -> None:
@@ -149,7 +168,7 @@ def test_a_copy_of_the_folder_has_the_same_place(tmp_path: Path, folder: ImageFo
 
 
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path, folder: ImageFolder) -> None:
-    def interrupted(_: Path | None) -> NoReturn:
+    def interrupted(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -209,10 +228,10 @@ def test_a_cache_that_is_no_directory_is_one_clear_error(
 def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def slowly(path: Path | None) -> Mapping[str, str]:
+    def slowly(path: Path | None, rows: Sequence[int]) -> Mapping[str, str]:
         begun.set()
         assert may_go_on.wait(60)
-        return Decoder(folder)(path)
+        return Decoder(folder)(path, rows)
 
     first = threading.Thread(target=lambda: prepared(tmp_path / "cache", folder, slowly).close())
     first.start()
@@ -238,7 +257,7 @@ def test_two_may_use_the_same(tmp_path: Path, folder: ImageFolder) -> None:
 def test_who_waited_for_one_that_failed_does_it_itself(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def failing(_: Path | None) -> NoReturn:
+    def failing(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
         begun.set()
         assert may_go_on.wait(60)
         raise FetchError("as a test")
