@@ -308,7 +308,9 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
         os.utime(path, (path.stat().st_mtime - age,) * 2)
         os.utime(path.with_suffix(".pixels"), (0, 0))
     prepared(tmp_path / "cache", first, not_asked).close()
-    prepared(tmp_path / "cache", third, Decoder(third), cache_bytes=2 * 10 * ROW_BYTES + 99).close()
+    prepared(
+        tmp_path / "cache", third, Decoder(third), cache_bytes=2 * 10 * ROW_BYTES + 1500
+    ).close()
     caches = [ImageCache(tmp_path / "cache", each, FIVE) for each in (first, second, third)]
     found = [cache.find() for cache in caches]
     assert [each is not None for each in found] == [True, False, True]
