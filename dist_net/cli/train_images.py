@@ -22,6 +22,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
+from dist_net.printable import counted
 from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
@@ -180,7 +181,8 @@ def train_images(
     with directory.locked(patience_s), explained_end(arguments, directory):
         summary = train_and_report(directory, options, local, console, display)
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
-    more = [_other_objects(content["left_out"])] if content["left_out"] else []
+    more = [_answers(content), *_bad_classes(content["classes"])]
+    more += [_other_objects(content["left_out"])] if content["left_out"] else []
     more.append(f"report: {directory.report}")
     show_summary(summary, arguments.json, _figures(content["measured"][-1]), more)
     return 0
@@ -191,9 +193,33 @@ def _figures(measured: Mapping[str, Any]) -> str:
     low, high = measured["accuracy_interval"]
     return (
         f"{measured['right']:,} of {measured['images']:,} right: {measured['accuracy']:.1%} "
-        f"({low:.1%} to {high:.1%}), {measured['answered_right']:,} of the "
-        f"{measured['answered']:,} certain ones; measured on {measured['data']}"
+        f"({low:.1%} to {high:.1%}); measured on {measured['data']}"
     )
+
+
+def _answers(content: Mapping[str, Any]) -> str:
+    """Return in words what the threshold does to these images, and how to have more answered."""
+    measured, doubtful = content["measured"][-1], len(content["doubtful"])
+    answered, right, images = (measured[each] for each in ("answered", "answered_right", "images"))
+    of_these = "all right" if right == answered else f"{right:,} of them right"
+    text = f"the model answers {answered:,} of your {images:,} images"
+    if answered:
+        text += f", {of_these}"
+    if answered < images:
+        text += "; it calls the others unknown"
+        text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
+    return text
+
+
+def _bad_classes(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each class that the accuracy of all images hides."""
+    return [
+        f"class {each['name']!r} ({each['warning']}): {right:,} of its "
+        f"{counted(each['images'], 'image')} right; add images of it"
+        for each in classes
+        if each["warning"]
+        for right in (round((each["recall"] or 0) * each["images"]),)
+    ]
 
 
 def _other_objects(left_out: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
-from dist_net.photos.photo_statistics import JudgedImages, calibration_error, lower_bounds
+from dist_net.photos.photo_statistics import (
+    JudgedImages,
+    calibration_error,
+    lower_bounds,
+    wilson_interval,
+)
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.evaluation import confusion_of
 
@@ -19,6 +24,9 @@ MAX_MISTAKES = 24
 MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
 """A label is doubtful if out of fold another class leads it by more than this probability."""
+FEW_IMAGES = 20
+"""A class has few images below this number and half of the median class's."""
+CURVE_POINTS = 100
 MIN_CALIBRATION_IMAGES = 300
 """With fewer images the measured calibration error would be mostly chance."""
 
@@ -60,6 +68,7 @@ def report_content(
             "measured_on": measured[0]["data"],
             "answered": measured[-1]["answered_share"],
             "right_of_answered": measured[-1]["right_of_answered"],
+            "curve": answered_curve(main, probabilities),
         },
         "left_out": [asdict(each) for each in left_out],
         "mistakes": mistakes(main, probabilities, class_names),
@@ -110,15 +119,46 @@ def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
     return bool(len(bounds) and bounds[-1] >= calibration.precision)
 
 
+def answered_curve(
+    judged: JudgedImages, probabilities: NDArray[np.float32]
+) -> list[dict[str, float]]:
+    """Return what other thresholds would do: shares answered, and right of those answered.
+
+    At most ``CURVE_POINTS``, from the highest threshold to 0.
+    """
+    confidence = probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")
+    right = (probabilities.argmax(1) == judged.targets)[order].cumsum()
+    total = len(order)
+    chosen = np.unique(np.linspace(0, total - 1, min(CURVE_POINTS, total)).astype(np.int64))
+    return [
+        {
+            "threshold": float(confidence[order[row]]),
+            "answered": (row + 1) / total,
+            "right": float(right[row] / (row + 1)),
+        }
+        for row in chosen.tolist()
+    ]
+
+
 def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the precision and recall of each class; None for a share without images."""
+    """Return the precision and recall of each class; None for a share without images.
+
+    ``warning`` names the cause if the figures of all images hide a bad class, else it is "".
+    """
     right, answered, there = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    accuracy, few = right.sum() / there.sum(), min(FEW_IMAGES, np.median(there) / 2)
     return [
         {
             "name": name,
             "images": int(there[index]),
             "precision": float(right[index] / answered[index]) if answered[index] else None,
             "recall": float(right[index] / there[index]) if there[index] else None,
+            "warning": "few images"
+            if there[index] < few
+            else "often wrong"
+            if wilson_interval(right[index], there[index]).high < accuracy
+            else "",
         }
         for index, name in enumerate(names)
     ]

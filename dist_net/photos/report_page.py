@@ -105,7 +105,7 @@ def _share_of(value: float | None, total: int) -> str:
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     if not records:
         return ""
-    charts = "".join(_chart(records, quantity) for quantity in ("loss", "accuracy"))
+    charts = "".join(_learning(records, quantity) for quantity in ("loss", "accuracy"))
     return (
         '<h2>Learning</h2><p><span class="key train">In training</span> and '
         '<span class="key test">on images not trained on</span>, by epoch.</p>'
@@ -113,42 +113,55 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _chart(records: Sequence[Mapping[str, Any]], quantity: str) -> str:
+def _learning(records: Sequence[Mapping[str, Any]], quantity: str) -> str:
     chosen = [each for each in records if each.get(quantity) is not None]
     last = max(each["epoch"] for each in chosen) or 1
     top = 1.0 if quantity == "accuracy" else max(each[quantity] for each in chosen) or 1
+    points = {
+        kind: sorted((each["epoch"], each[quantity]) for each in chosen if each["kind"] == kind)
+        for kind in ("train", "test")
+    }
+    tick = "{:.0%}" if quantity == "accuracy" else "{:.2g}"
+    return _chart(quantity, f"{quantity} by epoch", points, top, tick, (last, f"{last:g}"))
+
+
+def _chart(
+    caption: str,
+    label: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    top: float,
+    tick: str,
+    end: tuple[float, str],
+) -> str:
+    """Return the figure of the points of ``curves``, from 0 to ``top`` and to ``end``.
+
+    The points of "test" are marked: a single one draws no line.
+    """
+    last, end_text = end
     lines = [
         f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:g}" y2="{y:g}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:g}" text-anchor="end">{_tick(quantity, value)}</text>'
+        f'<text x="{LEFT - 6}" y="{y + 4:g}" text-anchor="end">{tick.format(value)}</text>'
         for value in (0, top / 2, top)
         for y in (_y(value, top),)
     ]
-    for kind in ("train", "test"):
-        points = [
-            (LEFT + each["epoch"] / last * (WIDTH - LEFT), _y(each[quantity], top))
-            for each in sorted(chosen, key=lambda each: each["epoch"])
-            if each["kind"] == kind
-        ]
+    for kind, given in curves.items():
+        points = [(LEFT + x / last * (WIDTH - LEFT), _y(y, top)) for x, y in given]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         lines.append(f'<polyline class="{kind}" points="{line}"/>')
-        if kind == "test":  # a single point draws no line
+        if kind == "test":
             lines += [
                 f'<circle class="test" r="2.5" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in points
             ]
-    lines.append(f'<text x="{WIDTH}" y="{HEIGHT}" text-anchor="end">{last:g}</text>')
+    lines.append(f'<text x="{WIDTH}" y="{HEIGHT}" text-anchor="end">{end_text}</text>')
     return (
-        f"<figure><figcaption>{quantity}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{quantity} by epoch">'
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(lines)}</svg></figure>"
     )
 
 
 def _y(value: float, top: float) -> float:
     return 8 + (1 - value / top) * (HEIGHT - BOTTOM - 8)
-
-
-def _tick(quantity: str, value: float) -> str:
-    return f"{value:.0%}" if quantity == "accuracy" else f"{value:.2g}"
 
 
 def _variants(thumbnails: Mapping[str, bytes]) -> str:
@@ -169,13 +182,14 @@ def _classes(content: Mapping[str, Any]) -> str:
             f"{each['images']:,}",
             _share_of(each["precision"], sum(row[index] for row in confusion)),
             _share_of(each["recall"], each["images"]),
+            each["warning"],
         )
         for index, each in enumerate(content["classes"])
     )
     return (
         "<h2>Classes</h2><p>Precision: the share of answers that are right. Recall: the "
         f"share of the class that is found. Measured on {escape(content['judged_on'])}.</p>"
-        + _table("classes", ("class", "images", "precision", "recall"), rows)
+        + _table("classes", ("class", "images", "precision", "recall", ""), rows)
     )
 
 
@@ -231,7 +245,21 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
             f" The expected calibration error is {calibration['error_after']:.1%}; it was "
             f"{calibration['error_before']:.1%} before calibration."
         )
-    section = f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text}</p>"
+    curve = [(each["answered"], each["right"]) for each in calibration["curve"]]
+    here = [(calibration["answered"], calibration["right_of_answered"] or 0)]
+    figure = _chart(
+        "right of those answered, by share answered",
+        "share of right answers by share of images answered",
+        {"train": curve, "test": here},
+        1.0,
+        "{:.0%}",
+        (1.0, "100 % answered"),
+    )
+    section = (
+        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold; with "
+        f"another --precision, the model answers more or fewer images.</p>"
+        f'<div class="charts">{figure}</div>'
+    )
     if not left_out:
         return section
     rows = (

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.photos.photo_statistics import JudgedImages
-from dist_net.photos.report_content import report_content
+from dist_net.photos.report_content import class_table, report_content
 from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
@@ -67,7 +67,35 @@ def test_accuracy_matrix_and_classes_are_counted():
         "images": 2,
         "precision": 0.5,
         "recall": 0.5,
+        "warning": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "warnings"),
+    [
+        ((200, 2, 190), (200, 6, 200), ["", "few images", ""]),
+        ((198, 28, 199), (200, 60, 200), ["", "often wrong", ""]),
+        ((4, 3, 4), (5, 5, 5), ["", "", ""]),
+        ((5, 0, 5), (5, 0, 5), ["", "few images", ""]),
+    ],
+)
+def test_a_class_that_the_figures_of_all_images_hide_has_a_warning(
+    right: tuple[int, ...], images: tuple[int, ...], warnings: list[str]
+) -> None:
+    confusion = np.diag(right)
+    confusion[:, 0] += np.subtract(images, right) * (np.arange(3) > 0)
+    confusion[0, 1] += images[0] - right[0]
+    assert [each["warning"] for each in class_table(confusion, NAMES)] == warnings
+
+
+def test_the_curve_leads_from_the_most_certain_answer_to_all() -> None:
+    found = content()["calibration"]
+    curve, answered = found["curve"], found["answered"]
+    assert [each["answered"] for each in curve] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert curve[-1]["right"] == pytest.approx(content()["accuracy"])
+    (here,) = (each for each in curve if each["answered"] == pytest.approx(answered))
+    assert here["right"] == pytest.approx(found["right_of_answered"])
 
 
 def test_mistakes_come_with_the_most_confident_first():
