@@ -1,4 +1,4 @@
-"""Tuning of a whole net after its head: how long, and the distance of the tuned features."""
+"""Tuning of a whole net after its head: how long, its end, and the distance of the features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from dist_net.data.image_split import TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
-from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nets.recipes.image_recipe import RISING_SHARE, ImageRecipe
 from dist_net.photos.head_training import outputs_of
+from dist_net.photos.photo_statistics import Groups, Losses, mean_and_error
 from dist_net.photos.unknown_images import USUAL_SHARE, distance_of
 from dist_net.processes.cores import available_cores
 from dist_net.training.worker.local_steps import Minibatch
@@ -20,11 +21,35 @@ WORTH_BELOW = 0.9
 """The share of right answers of a head from which on tuning rarely adds any."""
 USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 60
 TIMED = 8
+ERRORS_ABOVE, STOPS_AFTER = 2, 0.25
+"""See ``HopelessTuning``."""
 
 
 def usual_epochs(images: int) -> int:
     """Return the number of epochs to tune on this number of images: more for fewer."""
     return min(max(round(USUAL_SAMPLES / images), FEWEST_EPOCHS), MOST_EPOCHS)
+
+
+class HopelessTuning:
+    """Tells a tuning that does not pay from its evaluations on the validation split.
+
+    Call it with the samples so far and the loss. It returns the reason to stop once the loss has
+    stayed above the head's by ``ERRORS_ABOVE`` standard errors for ``STOPS_AFTER`` of the run,
+    not counting its first quarter, in which the learning rate rises.
+    """
+
+    def __init__(self, head: Losses, groups: Groups, samples: int) -> None:
+        mean, error = mean_and_error(head, groups)
+        self._limit = mean + ERRORS_ABOVE * error
+        self._samples = samples
+        self._below_until = round(RISING_SHARE * samples)
+
+    def __call__(self, samples: int, loss: float) -> str:
+        if loss <= self._limit:
+            self._below_until = max(samples, self._below_until)
+        if samples - self._below_until < STOPS_AFTER * self._samples:
+            return ""
+        return f"the loss has stayed above {self._limit:.4f}, certainly worse than the head"
 
 
 def seconds_per_image(recipe: ImageRecipe, weights: Vector) -> float:

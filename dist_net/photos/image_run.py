@@ -47,6 +47,7 @@ from dist_net.photos.bases import (
 )
 from dist_net.photos.fine_tuning import (
     WORTH_BELOW,
+    HopelessTuning,
     seconds_per_image,
     set_distance,
     usual_epochs,
@@ -56,7 +57,7 @@ from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.near_duplicates import near_duplicates
-from dist_net.photos.photo_statistics import calibrated_losses, mean_and_error
+from dist_net.photos.photo_statistics import calibrated_losses, cross_entropies, mean_and_error
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
@@ -67,7 +68,7 @@ from dist_net.photos.trained_images import TrainedImages, write_model
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
-from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings, ReasonToStop
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
@@ -149,7 +150,12 @@ class ImageRun:
         initial, logits = head.without(kept.images.rows(VALIDATION))
         weights = joined_weights(kept.recipe, found, initial)
         try:
-            report = self._train_whole(kept.images, kept.recipe, weights)
+            targets, rows = kept.images.labels(VALIDATION), kept.images.rows(VALIDATION)
+            samples = kept.recipe.epochs * len(kept.images.rows(TRAIN))
+            is_hopeless = HopelessTuning(
+                cross_entropies(logits, targets), kept.groups[rows], samples
+            )
+            report = self._train_whole(kept.images, kept.recipe, weights, is_hopeless)
         except InterruptedRunError:
             if directory.checkpoint.exists():
                 write_model(directory, self.options, self._better(kept, logits, kept.report))
@@ -334,7 +340,11 @@ class ImageRun:
             return extractor.compute(images.usable_samples(), digests, shown)
 
     def _train_whole(
-        self, images: PreparedImages, recipe: ImageRecipe, initial: Vector | None
+        self,
+        images: PreparedImages,
+        recipe: ImageRecipe,
+        initial: Vector | None,
+        reason_to_stop: ReasonToStop | None = None,
     ) -> dict[str, Any]:
         """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
         directory = self.directory
@@ -349,7 +359,9 @@ class ImageRun:
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
             )
-            return LocalRun(directory, loaded, dataset, options, self.local, display).run()
+            return LocalRun(
+                directory, loaded, dataset, options, self.local, display, reason_to_stop
+            ).run()
 
 
 def _head_report(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,10 @@ REPORTED = (
 )
 
 
+ReasonToStop = Callable[[int, float], str]
+"""Called with the samples so far and the test loss; training ends unless it returns ""."""
+
+
 class LocalRun:
     """The run in ``directory``. ``options``: returned by ``RunOptions.on``."""
 
@@ -145,6 +149,7 @@ class LocalRun:
         options: RunOptions,
         local: LocalRunSettings,
         display: TrainingProgress,
+        reason_to_stop: ReasonToStop | None = None,
     ) -> None:
         self._directory = directory
         self._loaded = loaded
@@ -171,6 +176,7 @@ class LocalRun:
         self._last_loss = math.inf
         self._has_workers = False
         self._stop_reason = ""
+        self._reason_to_stop = reason_to_stop
 
     def stop(self, reason: str) -> None:
         """End the run at the next report, as if every epoch were done."""
@@ -408,6 +414,10 @@ class LocalRun:
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
         self._compare_loss(evaluation.loss)
+        if self._reason_to_stop and (
+            why := self._reason_to_stop(snapshot.samples, evaluation.loss)
+        ):
+            self.stop(why)
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation

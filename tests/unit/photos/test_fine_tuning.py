@@ -4,13 +4,20 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import TRAIN, VALIDATION
 from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import ArraySamples
 from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
-from dist_net.photos.fine_tuning import FEWEST_EPOCHS, MOST_EPOCHS, set_distance, usual_epochs
+from dist_net.photos.fine_tuning import (
+    FEWEST_EPOCHS,
+    MOST_EPOCHS,
+    HopelessTuning,
+    set_distance,
+    usual_epochs,
+)
 from dist_net.photos.head_training import outputs_of
 from dist_net.photos.unknown_images import DIRECTIONS
 from drawn_images import cats_and_dogs
@@ -49,3 +56,21 @@ def test_a_tuned_net_is_less_certain_of_images_unlike_those_of_its_folder(tmp_pa
     ]
     assert np.isclose(shares[0], 1, atol=1e-3).all(1).mean() >= 0.8
     assert (shares[1] < 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "stops_after"),
+    [
+        ([2.0] * 8, 4),  # a quarter of the run after the rates have risen
+        ([2.0, 2.0, 0.5, 2.0, 2.0, 2.0, 2.0, 2.0], 5),
+        ([2.0, 2.0, 2.0, 0.5, 2.0, 0.5, 2.0, 0.5], None),
+        ([1.1] * 8, None),  # within two standard errors
+    ],
+)
+def test_tuning_stops_once_it_is_certainly_worse_than_the_head(
+    losses: list[float], stops_after: int | None
+) -> None:
+    of_head = np.array([0.5, 1.5] * 20)  # 1.0, with a standard error of 0.08
+    is_hopeless = HopelessTuning(of_head, np.arange(40), samples=800)
+    told = [epoch for epoch, loss in enumerate(losses, 1) if is_hopeless(100 * epoch, loss)]
+    assert told[:1] == ([] if stops_after is None else [stops_after])
