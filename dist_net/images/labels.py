@@ -43,7 +43,9 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
 
 
 def require_labels(labels: Sequence[str], classes: int) -> None:
-    """Raise ModelFileError unless there is one label per class."""
+    """Raise ModelFileError unless there is one label per class, of Unicode's characters."""
+    if any(0xD800 <= ord(each) < 0xE000 for each in "".join(labels)):
+        raise ModelFileError("a label has half a surrogate pair; expected Unicode text")
     if len(labels) != classes:
         raise ModelFileError(
             f"{len(labels):,} labels for a net of {classes:,} classes; expected one per class"

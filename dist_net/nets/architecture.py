@@ -79,7 +79,12 @@ class LayersArchitecture:
 
 @dataclass(frozen=True)
 class OnnxArchitecture:
-    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file."""
+    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file.
+
+    ``rows_alone``: see ``ForeignModel``.
+    """
+
+    rows_alone: bool = False
 
 
 @dataclass(frozen=True)

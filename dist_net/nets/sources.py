@@ -5,7 +5,6 @@ Each call of a source's ``read`` returns the model as it is then.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,6 @@ from dist_net.autodiff.arrays import Shape
 from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
     ExportError,
-    ForeignModelError,
     ModelFileError,
     ModelSourceError,
     NotACheckpointError,
@@ -30,7 +28,7 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import fitting_named, takes_images
+from dist_net.images.fitting import takes_images
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
@@ -50,17 +48,10 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.nets.darknet.weights import read_weights, unreadable
-from dist_net.nets.foreign_onnx import (
-    ONNX,
-    ForeignModel,
-    PixelOptions,
-    accept_pixels,
-    checked_model,
-    keep_classes,
-    read_proto,
-)
+from dist_net.nets.foreign_onnx import ONNX, ForeignModel
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.onnx_gate import LETTERBOX, PixelOptions, accept, files_of
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import is_trusted
@@ -99,7 +90,6 @@ ANSWER_WITHIN_S = 5.0
 FILE_NAMES = "weights", "labels"
 OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
-LETTERBOX = "letterbox"  # Darknet's fitting, in the metadata of exported files
 
 
 @dataclass(frozen=True)
@@ -128,6 +118,10 @@ class FoundModel:
     version: int | None = None
     unknown_below: float = 0.0
     held_out: Callable[[], Dataset | None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if self.labels:
+            require_labels(self.labels, self.model.classes)
 
     @property
     def takes_images(self) -> bool:
@@ -209,6 +203,10 @@ class DarknetFiles:
     labels: Path | tuple[str, ...]
     _built: tuple[Configuration, DarknetNetwork, Model] | None = None
 
+    def files(self) -> list[Path]:
+        """Return the files that ``read`` reads; see ``ModelSource``."""
+        return [self.weights()]
+
     def read(self) -> FoundModel:
         """Return the net with the current weights; raise the errors of reading the files."""
         configuration, weights = self.configuration(), self.weights()
@@ -216,7 +214,6 @@ class DarknetFiles:
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
-        require_labels(labels, model.classes)
         prepared, key, file = prepared_kernels(model, network, weights)
         return FoundModel(
             model,
@@ -242,6 +239,9 @@ class PretrainedNet:
 
     def __init__(self, labels: Path | None) -> None:
         self._labels = labels
+
+    def files(self) -> None:
+        """Return None: its weights are published."""
 
     def read(self) -> FoundModel:
         """Return the net; raise MissingExtraError if its weights are not installed."""
@@ -269,6 +269,12 @@ class TrainedRun:
     labels: Path | None
     progress: Progress
     trust_recipe: bool = False
+
+    def files(self) -> list[Path]:
+        """Return the files that ``read`` reads; see ``ModelSource``."""
+        if self.path.is_dir():
+            return [*self.path.iterdir()]
+        return [self.path, RunDirectory(self.path.parent).held_out]
 
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
@@ -301,48 +307,20 @@ class OnnxFile:
     labels: Path | None
     pixels: PixelOptions
 
-    def read(self) -> FoundModel:
-        """Return the checked model, after a trial with a few rows of random numbers.
+    def files(self) -> list[Path]:
+        """Return the files that ``read`` reads; see ``ModelSource``."""
+        return files_of(self.path)
 
-        A model with labels is a classifier: only its output of that many numbers is kept, and an
-        image input is replaced by pixels, ``(N, H, W, C)`` uint8. Raise ForeignModelError, and
-        MissingExtraError without the extra.
-        """
-        proto = read_proto(self.path)
-        metadata = {each.key: each.value for each in proto.metadata_props}
-        pixels = PixelOptions(
-            *(text or metadata.get(name, "") for name, text in self.pixels._asdict().items())
-        )
-        try:
-            names = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
-            unknown_below = float(metadata.get("unknown_below", 0))
-        except (ValueError, TypeError) as error:
-            raise ForeignModelError(f"{self.path}: damaged metadata, labels: {error}") from error
-        if self.labels is not None:
-            names = read_labels(self.labels)
-        fitting = pixels.fitting or "crop"
-        if names:
-            keep_classes(proto, len(names), self.path)
-            if fitting != LETTERBOX:
-                fitting_named(fitting)
-                accept_pixels(proto, pixels)
-        model, prepared, outputs = checked_model(proto, self.path)
-        if names and not outputs:
-            raise ForeignModelError(
-                f"{self.path} has labels, and does not compute rows independently; expected a "
-                f"free first axis alone: export Darknet's nets without --preprocessing"
-            )
-        # Probabilities are recognised by their sum.
-        sums = [np.abs(each).sum(-1) for each in outputs.values()]
-        has_logits = bool(names) and not np.allclose(sums, 1, atol=1e-3)
+    def read(self) -> FoundModel:
+        """Return the model; see ``accept``."""
+        model, prepared, names, fitting, unknown_below = accept(self.path, self.labels, self.pixels)
         return FoundModel(
             model,
-            OnnxArchitecture(),
+            OnnxArchitecture(model.rows_alone),
             names,
             prepared,
             sha256(prepared[ONNX].data).hexdigest(),
             lambda: np.empty(0, np.float32),
-            has_logits,
             fitting=fitting,
             unknown_below=unknown_below,
         )
@@ -362,6 +340,9 @@ class FollowedRun:
     _class_names: tuple[str, ...] = ()
     _has_classes: bool = True
     _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
+
+    def files(self) -> None:
+        """Return None: a server sends no more than messages may contain."""
 
     def version(self) -> int:
         """Return the number of updates that the server has applied; raise NoAnswerError."""
@@ -411,7 +392,8 @@ class FollowedRun:
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | OnnxFile | FollowedRun
-"""Each source's ``read`` returns the current model, or raises a DistNetError."""
+"""Each source's ``read`` returns the current model, or raises a DistNetError. ``files`` returns the
+files that it reads, whose size limits the memory for it; None if they are not foreign."""
 
 
 def _class_names(
@@ -440,8 +422,6 @@ def _class_names(
         names = CLASS_NAMES[recipe.dataset]
     elif not names:
         names = recipe.load_dataset(progress).class_names
-    if names:
-        require_labels(names, recipe.model.classes)
     return names
 
 
@@ -566,10 +546,12 @@ def parse_named_source(text: str) -> NamedSource:
     Without ``NAME=`` the model is named after its source, with "-" for invalid characters. Raise
     ModelSourceError for an invalid name, and for ``stats``, which a URL reserves for statistics.
     """
-    name, separator, rest = text.partition("=")
-    if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
-        name, rest = "", text
-    source, *options = re.split(rf",({'|'.join(OPTION_NAMES)})=", rest)
+    source, *options = re.split(rf",({'|'.join(OPTION_NAMES)})=", text)
+    name, _, rest = source.partition("=")
+    if rest and re.fullmatch(r"[\w.-]+", name) and not Path(source).exists():
+        source = rest
+    else:
+        name = ""
     given = dict(zip(options[::2], options[1::2], strict=True))
     files = {name: Path(given.pop(name)) for name in FILE_NAMES if name in given}
     is_live = source.startswith(LIVE) or is_token(source)

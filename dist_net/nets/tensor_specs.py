@@ -31,6 +31,7 @@ INPUT = "input"
 
 DATATYPES = {np.dtype("<" + code): name for name, code in TYPE_CODES.items()}
 MAX_RANK = 32
+MAX_NAME = 1000  # characters
 
 
 class TensorSpec(NamedTuple):
@@ -45,10 +46,11 @@ class TensorSpec(NamedTuple):
     def parsed(cls, values: Sequence[Any]) -> Self:
         """Return a spec from JSON. Raise ValueError or TypeError."""
         name, datatype, shape = values
-        if not isinstance(name, str) or datatype not in TYPE_CODES:
+        if not isinstance(name, str) or len(name) > MAX_NAME or datatype not in TYPE_CODES:
             raise ValueError(f"a tensor {name!r:.80} of {datatype!r:.80}")
         if len(shape) > MAX_RANK or not all(type(size) is int and size >= -1 for size in shape):
             raise ValueError(f"a tensor of shape {shape!r:.80}")
+        name.encode()  # raises ValueError for half a surrogate pair
         return cls(name, datatype, tuple(shape))
 
     @property

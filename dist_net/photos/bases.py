@@ -29,7 +29,8 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
-from dist_net.nets.foreign_onnx import open_session, read_backbone
+from dist_net.nets.foreign_onnx import open_session
+from dist_net.nets.onnx_base import read_backbone
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
 from dist_net.nets.run_directory import suggest_runs
 from dist_net.nets.sources import FoundModel, parse_named_source
@@ -93,9 +94,8 @@ def base_called(name: str, progress: Progress) -> FoundBase:
         hint = did_you_mean(name, known) or suggest_runs(path) or f"expected {BASES}"
         raise ModelSourceError(f"no base {name!r}; {hint}")
     if path.suffix == ".onnx":
-        layers, shape, weights = read_backbone(path, source.pixels)
+        layers, shape, fitting, weights = read_backbone(path, source.pixels)
         text = f"{layers.size} {layers.features}"
-        fitting = source.pixels.fitting or "crop"
         return FoundBase(Base("onnx", source.name, shape, fitting, text), weights)
     return _run(path, source.name)
 

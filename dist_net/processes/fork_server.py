@@ -108,7 +108,7 @@ class ForkingProcesses(LocalProcesses):
             self._orders.remove(process)
 
     def _start_fork_server(self) -> Child:
-        _adopt_orphans()
+        adopt_orphans()
         self.stop_forking()
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
@@ -178,7 +178,7 @@ class _ForkedProcess:
             os.kill(self.pid, number)
 
 
-def _adopt_orphans() -> None:
+def adopt_orphans() -> None:
     """Let this process adopt descendants whose parent has ended."""
     library = ctypes.CDLL(None)
     can_adopt = hasattr(library, "prctl")

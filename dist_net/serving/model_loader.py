@@ -7,8 +7,8 @@ A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter s
 Arrays without a file are written to ``--directory``. Prints ``READY`` on stdout when it joins the
 gateway, and ``FAILED REASON`` if it fails. Logs go to stderr.
 
-A separate thread reads each model, so a hanging source, such as a file on a dead server, does not
-block the others.
+Each model is read in a process that is forked for it and ends with it: see ``model_reading``. A
+file that hangs, crashes or computes forever delays no other model, and its own repair neither.
 """
 
 from __future__ import annotations
@@ -19,130 +19,50 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from io import BytesIO
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import Any
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.command_line import add_trust_argument
-from dist_net.data import Dataset
-from dist_net.data.samples import samples_of
-from dist_net.errors import (
-    BadInputError,
-    DistNetError,
-    JoinRefusedError,
-    ModelLoadError,
-    RunDirectoryError,
-)
-from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
-from dist_net.images.fitting import unfitted
-from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, parse_pool_sources
-from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.errors import JoinRefusedError, ProtocolError
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
+from dist_net.nets.sources import FollowedRun, ModelSource, parse_pool_sources
+from dist_net.processes.disposable import DisposableProcess, DisposableProcesses, Send
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.serving.model_reading import FOLLOW_EVERY_S, ModelReader
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.worker.loaded_models import keep_newest
+from dist_net.wire.codec import decode, encode
 from dist_net.wire.messages import Heartbeat, Message, Refuse
 from dist_net.wire.security import CLIENT, load_peer_keys
-from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
+from dist_net.wire.serving_messages import (
+    Drop,
+    JoinAsLoader,
+    ModelPrepared,
+    PoolWelcome,
+    PrepareModel,
+)
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger("dist_net.serving.model_loader")
 
 POLL_S = 0.05
-MAX_READ_S = 300.0  # then a pending reload fails
-FOLLOW_EVERY_S = 1.0
-MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
+MAX_READ_S = 300.0  # then the process that reads is killed, and the reload fails
 NICENESS = 10  # answers have priority over new versions
-
-MAX_SAMPLES = 12
-MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
+UNREQUESTED = 0
 
 
-class ModelReader(Thread):
-    """Reads one model on request, and follows its training run.
+@dataclass(slots=True)
+class _Reading:
+    """A process that reads a model for request ``version``, which it must answer by ``until_s``."""
 
-    A request that is None ends it. ``report`` receives the answers to ``PrepareModel`` messages,
-    and new versions of a training run, at most one per second. ``directory``: for arrays without
-    a file.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        source: ModelSource,
-        directory: Path,
-        report: Callable[[ModelPrepared], None],
-        clock: Clock,
-        engine: str = NUMPY,
-    ) -> None:
-        super().__init__(name=f"read-{model}", daemon=True)  # the process ends even if it hangs
-        self.requests: SimpleQueue[int | None] = SimpleQueue()
-        self._model = model
-        self._source = source
-        self._directory = directory
-        self._report = report
-        self._clock = clock
-        self._engine = engine
-        self._followed_version = -1
-        self._pause_s = FOLLOW_EVERY_S
-        # The gateway requests each model first, unless a former loader has read it.
-        self._follow_at_s = clock.now() + FOLLOW_EVERY_S
-
-    def run(self) -> None:
-        while True:
-            wait_s = None
-            if isinstance(self._source, FollowedRun):
-                wait_s = max(0.0, self._follow_at_s - self._clock.now())
-            try:
-                version = self.requests.get(timeout=wait_s)
-            except Empty:
-                self.follow()
-                continue
-            if version is None:
-                return
-            self._report(self.prepare(version))
-
-    def prepare(self, version: int) -> ModelPrepared:
-        """Return the answer to a ``PrepareModel``."""
-        try:
-            with _as_own_errors():
-                return self._read(version)._replace(requested=version)
-        except DistNetError as error:
-            logger.warning("not_prepared model=%s error=%s", self._model, error)
-            is_bad_input = isinstance(error, BadInputError)
-            return ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
-
-    def follow(self) -> None:
-        """Report the training run's version if it is new."""
-        assert isinstance(self._source, FollowedRun)
-        begun_s = self._clock.now()
-        try:
-            with _as_own_errors():
-                if self._source.version() != self._followed_version:
-                    self._report(self._read(0))
-            self._pause_s = FOLLOW_EVERY_S
-        except DistNetError as error:
-            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-            logger.warning("not_followed model=%s error=%s", self._model, error)
-        self._follow_at_s = begun_s + self._pause_s
-
-    def _read(self, version: int) -> ModelPrepared:
-        """Read the model and write its arrays to a file. Raise a DistNetError."""
-        name, found = self._model, computed_by(self._source.read(), self._engine)
-        if found.version is not None:
-            version = self._followed_version = found.version
-        description = described(found, name, version, self._directory)
-        samples = _samples(found, name)
-        logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
-        return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
+    process: DisposableProcess
+    version: int
+    until_s: float
 
 
 class ModelLoader(AbstractContextManager["ModelLoader"]):
@@ -160,25 +80,36 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
         clock: Clock | None = None,
         engine: str = NUMPY,
     ) -> None:
+        def read(words: list[str], send: Send) -> None:
+            model, version, source = words[0], int(words[1]), sources[words[0]]
+            reader = ModelReader(
+                model, source, directory, lambda prepared: send(encode(prepared)), engine
+            )
+            if version != UNREQUESTED:
+                reader.prepare(version)
+            if isinstance(source, FollowedRun):
+                reader.follow()
+
+        self._processes = DisposableProcesses(read)
         self._clock = clock or SystemClock()
-        self._read: SimpleQueue[ModelPrepared] = SimpleQueue()
-        self._readers = {
-            name: ModelReader(name, source, directory, self._read.put, self._clock, engine)
-            for name, source in sources.items()
-        }
-        self._requested: dict[str, tuple[int, float]] = {}  # by model, and when it was
+        self._sources = sources
+        self._directory = directory
+        self._readings: dict[str, _Reading] = {}
+        self._files: dict[str, dict[int, Path]] = defaultdict(dict)  # by model and version
         self._token = token
         self._socket = ClientSocket(address)
         self._leave_reason: str | None = None
         self._beats_s = self._beat_at_s = math.inf  # until the gateway states the interval
+        self._follow_at_s = math.inf
 
     def stop(self, reason: str) -> None:
         """End at the next turn of the loop; safe in a signal handler."""
         self._leave_reason = reason
 
     def __exit__(self, *_: object) -> None:
-        for reader in self._readers.values():
-            reader.requests.put(None)
+        for reading in self._readings.values():
+            self._end(reading)
+        self._processes.close()
         self._socket.close()
 
     def serve(self) -> str:
@@ -188,152 +119,102 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
         timeout: this process ends with it.
         """
         self._socket.send(JoinAsLoader(os.getpid(), self._token, socket.gethostname()))
-        message = None
-        while message is None and self._leave_reason is None:
-            message = self._socket.receive(POLL_S)
-        for reader in self._readers.values():
-            reader.start()
+        poll_s = POLL_S
         while self._leave_reason is None:
+            message = self._socket.receive(poll_s)
             if message is not None:
                 self.handle(message)
-            self.answer()
-            message = self._socket.receive(POLL_S)
+            poll_s = 0.0 if self.answer() else POLL_S
         return self._leave_reason
 
     def handle(self, message: Message) -> None:
         """Process a message of the gateway."""
         match message:
-            case PrepareModel(model, version) if model in self._readers:
-                self._requested[model] = version, self._clock.now()
-                self._readers[model].requests.put(version)
+            case PrepareModel(model, version) if model in self._sources:
+                self._read(model, version)
             case PrepareModel(model, version):
-                reason = f"there is no source of {model!r}"
-                self._socket.send(ModelPrepared(model, version, "", reason, version))
+                self._fail(model, version, f"there is no source of {model!r}")
+            case Drop(model, version):
+                self._remove(model, version)
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
             case PoolWelcome(_, heartbeat_interval_s):
-                self._beats_s, self._beat_at_s = heartbeat_interval_s, self._clock.now()
-                logger.info("joined models=%s", ",".join(self._readers))
+                now = self._clock.now()
+                self._beats_s, self._beat_at_s = heartbeat_interval_s, now
+                # The gateway requests each model first, unless a former loader has read it.
+                self._follow_at_s = now + FOLLOW_EVERY_S
+                logger.info("joined models=%s", ",".join(self._sources))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
-    def answer(self) -> None:
-        """Send heartbeats, the results, and a failure for each model that takes too long.
-
-        Its reader continues. Its result is sent later, as the answer.
-        """
+    def answer(self) -> bool:
+        """Send heartbeats and what was read, and end overdue processes; return whether any was."""
         now = self._clock.now()
         if now >= self._beat_at_s:
             self._beat_at_s = now + self._beats_s
             self._socket.send(Heartbeat(0, now))
-        while True:
-            try:
-                prepared = self._read.get_nowait()
-            except Empty:
-                break
-            if self._requested.get(prepared.model, (-1, 0.0))[0] == prepared.requested:
-                del self._requested[prepared.model]
-            self._socket.send(prepared)
-        for model, (version, asked_s) in self._requested.items():
-            if now - asked_s > MAX_READ_S:
-                self._requested[model] = version, math.inf
-                reason = f"reading it takes longer than {MAX_READ_S:g} s, and continues"
-                self._socket.send(ModelPrepared(model, version, "", reason, version))
+        if now >= self._follow_at_s:
+            for model, source in self._sources.items():
+                if isinstance(source, FollowedRun) and model not in self._readings:
+                    self._read(model, UNREQUESTED)
+            self._follow_at_s = now + FOLLOW_EVERY_S
+        return sum(self._advance(model, now) for model in [*self._readings]) > 0
 
+    def _read(self, model: str, version: int) -> None:
+        """Start to read a model; the process of an earlier request ends, if there is one."""
+        if (former := self._readings.pop(model, None)) is not None:
+            self._end(former)
+        process = self._processes.start(f"read-{model}"[:15], model, str(version))
+        until_s = math.inf if version == UNREQUESTED else self._clock.now() + MAX_READ_S
+        self._readings[model] = _Reading(process, version, until_s)
 
-@contextmanager
-def _as_own_errors() -> Iterator[None]:
-    """Convert any exception: a recipe is foreign code, and a file or a server may send anything."""
-    try:
-        yield
-    except DistNetError:
-        raise
-    except Exception as error:
-        logger.exception("not_read")
-        raise ModelLoadError(f"{type(error).__name__}: {error}") from error
+    def _end(self, reading: _Reading) -> None:
+        """End a process, and remove the file that it has not completed."""
+        reading.process.kill()
+        for partial in self._directory.glob(f"*.{reading.process.process_id}.partial"):
+            partial.unlink(missing_ok=True)
 
+    def _advance(self, model: str, now: float) -> bool:
+        """Forward what the process of a model has sent; answer for one that has ended."""
+        reading, is_heard = self._readings[model], False
+        for frames in reading.process.received():
+            is_heard = True
+            self._forward(model, reading, frames)
+        reason = reading.process.end_reason
+        if now > reading.until_s:
+            reason = f"it took longer than {MAX_READ_S:g} s"
+        if reason:
+            self._end(reading)
+            del self._readings[model]
+            if reading.until_s < math.inf:
+                self._fail(model, reading.version, f"the process that read it ended: {reason}")
+        return is_heard
 
-def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
-    """Return the payloads of a ``ModelPrepared``; none if the run's images are damaged."""
-    try:
-        held_out = found.held_out()
-    except RunDirectoryError as error:
-        logger.warning("no_samples model=%s error=%s", name, error)
-        return ()
-    if held_out is None:
-        return ()
-    images = sample_images(held_out, found.labels, found.fitting)
-    return tuple(part for label, png in images for part in (label.encode(), png))
+    def _forward(self, model: str, reading: _Reading, frames: Any) -> None:
+        """Send what a process has read. It may be under the control of the file that it read."""
+        try:
+            prepared = decode(frames)
+            if not isinstance(prepared, ModelPrepared) or prepared.model != model:
+                raise ProtocolError(f"{prepared!r:.80}; expected a version of {model}")
+            if prepared.description:
+                path = Path(ModelDescription.from_json(prepared.description).arrays_path)
+                self._files[model][prepared.version] = path
+        except ProtocolError as error:
+            prepared = ModelPrepared(model, reading.version, "", str(error), reading.version)
+        if prepared.requested == reading.version:
+            reading.until_s = math.inf
+        self._socket.send(prepared)
 
+    def _fail(self, model: str, version: int, reason: str) -> None:
+        logger.warning("not_prepared model=%s reason=%s", model, reason)
+        self._socket.send(ModelPrepared(model, version, "", reason, version))
 
-def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
-    """Describe a model for the gateway and its workers, once its arrays are in a file.
-
-    Arrays without a file are written to ``directory``, which keeps the newest files of each model.
-    Raise PreparedKernelsError if writing fails.
-    """
-    model, file = found.model, found.file
-    inputs, outputs = found.specs
-    if file is None:
-        file = directory / f"{name}.{found.key[:32]}.prepared"
-        if map_prepared(file, found.key) is None:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
-            write_prepared(file, found.prepared, found.key)
-        else:
-            file.touch()  # it is the newest again
-        keep_newest(directory, name)
-    return ModelDescription(
-        name=name,
-        version=version,
-        inputs=inputs,
-        outputs=outputs,
-        classes=model.classes,
-        labels=found.labels,
-        takes_images=found.takes_images,
-        has_logits=found.has_logits,
-        architecture=found.architecture,
-        unknown_below=found.unknown_below,
-        fitting=found.fitting,
-        has_classes=bool(found.labels),
-        is_batched=found.is_batched,
-        arrays_path=str(file.absolute()),
-        arrays_bytes=file.stat().st_size,
-        arrays_key=found.key,
-    )
-
-
-def sample_images(
-    held_out: Dataset, labels: Sequence[str], fitting: str
-) -> list[tuple[str, bytes]]:
-    """Return the label and the PNG file of some uint8 images, from as many classes as possible.
-
-    ``fitting`` converts each file to the image that was held out, bit for bit.
-    """
-    images = samples_of(held_out.test_inputs)
-    targets = np.empty(len(images), np.int64)
-    samples_of(held_out.test_targets).read(np.arange(len(targets)), targets)
-    most = min(MAX_SAMPLES, MAX_SAMPLE_BYTES // int(np.prod(images.shape)))
-    indices = first_of_each_class(targets)[:most]
-    chosen = np.empty((len(indices), *images.shape), np.uint8)
-    images.read(indices, chosen)
-    return [
-        (labels[target], _png(unfitted(each, fitting)))
-        for target, each in zip(targets[indices], chosen, strict=True)
-    ]
-
-
-def first_of_each_class(targets: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return all indices: the first of each class, then the second of each, and so on."""
-    by_class = np.argsort(targets, kind="stable")
-    counts = np.unique(targets, return_counts=True)[1]
-    place_in_class = np.concatenate([np.arange(count) for count in counts])
-    return by_class[np.argsort(place_in_class, kind="stable")]
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    file = BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, "PNG")
-    return file.getvalue()
+    def _remove(self, model: str, version: int) -> None:
+        """Remove the file of a version that the gateway does not use, unless another has it too."""
+        files = self._files[model]
+        path = files.pop(version, None)
+        if path is not None and path.parent == self._directory and path not in files.values():
+            path.unlink(missing_ok=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ Clients and workers connect to different sockets of the gateway, so a client can
     model loader                      gateway
     JoinAsLoader    ──────────────▶   PoolWelcome
     Heartbeat       ──────────────▶   (none)
-                    ◀──────────────   PrepareModel
+                    ◀──────────────   PrepareModel, Drop
     ModelPrepared   ──────────────▶
 
 Times are durations in seconds, because the clocks of hosts differ.
@@ -207,7 +207,7 @@ class Loaded(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """The worker receives no more requests for this version."""
+    """The worker receives no more requests for this version; the loader may remove its file."""
 
     model: str
     version: int

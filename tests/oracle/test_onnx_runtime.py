@@ -58,7 +58,8 @@ def exported(
     **found: Any,
 ) -> Any:
     """A session of ONNX Runtime with the model."""
-    whole = FoundModel(model, architecture, ("a class",), {}, "key", lambda: weights, **found)
+    names = tuple(map(str, range(model.classes)))
+    whole = FoundModel(model, architecture, names, {}, "key", lambda: weights, **found)
     content = onnx_graph(ExportedModel("m", whole, weights, images)).model_bytes("0", {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -14,7 +14,7 @@ from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources import FoundModel, model_source
 from dist_net.nn.inference import prepare
-from dist_net.serving.model_loader import described
+from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 from dist_net.training.run.evaluation import Evaluator

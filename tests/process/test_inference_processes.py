@@ -23,7 +23,7 @@ from dist_net.nets.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.processes.child import Child
-from dist_net.serving.model_loader import described
+from dist_net.serving.model_reading import described
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop

@@ -22,7 +22,7 @@ from dist_net.json_records import record_from_json
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.nets.foreign_onnx import OnnxFeatures
+from dist_net.nets.onnx_base import OnnxFeatures
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
 from dist_net.nn import (
     BatchNorm,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,16 +21,13 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.versions import ModelVersions, Version
-from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
+from dist_net.wire.serving_messages import Drop, JoinAsLoader, ModelPrepared, PrepareModel
 
 logger = logging.getLogger(__name__)
 
 LOADER_BEATS_S = 1.0
 LOADER_SILENT_S = 10.0
 """A loader that is silent for this long hangs. It has a low priority, so it may be late."""
-
-MAX_CRASHES = 2
-"""The number of consecutive crashes of the loader after which a model is read only on request."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,9 +47,9 @@ class _Reload:
 class Catalogue:
     """All models by name, and their loader: the peer that knows ``token``.
 
-    The token prevents other peers from naming files, which workers may fetch. The loader has at
-    most one request for each model; a further one waits. If it ends, the next loader receives
-    the unanswered requests; one by one, if any of several models may be the cause.
+    The token prevents other peers from naming files, which workers may fetch. A request for a model
+    replaces an unanswered one. If the loader ends, the next loader receives the unanswered
+    requests.
     ``loader_heard_s``: when it was last heard. ``unreadable``: by model, why the last attempt to
     read it failed, or "" if it succeeded; a model is missing until it has been read.
 
@@ -70,10 +66,7 @@ class Catalogue:
         self.loader_heard_s = 0.0
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
         self._requested: dict[str, int] = {}  # unanswered requests
-        self._requested_next: dict[str, int] = {}  # requests that wait for an unanswered one
         self._sent: set[str] = set()  # the models that this loader was sent a request for
-        self._crashes: dict[str, int] = defaultdict(int)
-        self._suspects: set[str] = set()  # read together when a loader crashed
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
             self._prepare(name)
@@ -136,43 +129,24 @@ class Catalogue:
             return None
         return EvictWorker(self._loader, *self._process, f"silent for {LOADER_SILENT_S:g} s")
 
-    def loader_ended(self, process_id: int, host: str, reason: str) -> ModelPrepared | None:
-        """Process the exit of a process. Return a failure if a model ended the loader again."""
-        if not self.is_loader_process(process_id, host):
-            return None
-        if len(self._sent) != 1:
-            self._suspects |= self._sent
+    def loader_ended(self, process_id: int, host: str) -> None:
+        """Process the exit of a process, which may be the loader."""
+        if self.is_loader_process(process_id, host):
             self._loader_gone()
-            return None
-        model = next(iter(self._sent))
-        number = self._requested[model]
-        self._crashes[model] += 1
-        is_last = self._crashes[model] == MAX_CRASHES
-        untried = self._requested_next.pop(model, None) if is_last else None
-        self._loader_gone()
-        if not is_last:
-            return None
-        if untried is not None:
-            self._requested_next[model] = untried
-        reason = f"reading it ended the model loader {MAX_CRASHES} times; the last time {reason}"
-        return ModelPrepared(model, number, "", reason, number)
 
     def prepared(self, message: ModelPrepared) -> None:
         """Process the loader's answer: a version, or the reason of a failure."""
         name, reason = message.model, message.reason
         model = self.models[name]
-        self._crashes[name] = 0
-        self._suspects.discard(name)
         self._newest[name] = max(self._newest[name], message.version)
         self.unreadable[name] = reason
         self._bad_input[name] = message.is_bad_input
         if self._requested.get(name) == message.requested:
             del self._requested[name]
             self._sent.discard(name)
-            if name in self._requested_next:
-                self._requested[name] = self._requested_next.pop(name)
         if model.is_unloaded and all(each.result is not None for each in self._reloads[name]):
             logger.info("version_ignored model=%s reason=unloaded", name)
+            model.unused.append(message.version)
             return
         reason = reason or _add_version(model, message)
         for reload in self._reloads[name]:
@@ -190,12 +164,14 @@ class Catalogue:
         commands: list[PoolCommand] = []
         if self._loader is not None:
             for name, number in self._requested.items():
-                is_alone = not self._sent or self._suspects.isdisjoint({name, *self._sent})
-                if name not in self._sent and is_alone:
+                if name not in self._sent:
                     self._sent.add(name)
                     commands.append(SendToNode(self._loader, PrepareModel(name, number)))
         for name, reloads in self._reloads.items():
             model = self.models[name]
+            while self._loader is not None and model.unused:
+                drop = Drop(name, model.unused.pop())
+                commands.append(SendToNode(self._loader, drop))
             for reload in [*reloads]:
                 result = reload.result
                 if result is None and reload.place is not None and model.done >= reload.place:
@@ -225,13 +201,12 @@ class Catalogue:
         A version of a training run has the run's number instead.
         """
         number = self._newest[model] = self._newest[model] + 1
-        (self._requested_next if model in self._sent else self._requested)[model] = number
+        self._requested[model] = number
+        self._sent.discard(model)
         return number
 
     def _loader_gone(self) -> None:
         self._loader = None
-        self._requested |= self._requested_next
-        self._requested_next.clear()
         self._sent.clear()
 
 

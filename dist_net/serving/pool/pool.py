@@ -193,10 +193,9 @@ class Pool:
 
     def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
         """Process the exit of a worker or the loader at once, without waiting for a timeout."""
-        answer = self.catalogue.loader_ended(process_id, host, reason)
-        commands = [] if answer is None else self.prepared(answer, now)
+        self.catalogue.loader_ended(process_id, host)
         worker = self._workers.of_process(host, process_id)
-        return commands if worker is None else [*commands, *self._failed(worker, reason, now)]
+        return [] if worker is None else self._failed(worker, reason, now)
 
     # Time
 

@@ -73,7 +73,8 @@ class ModelVersions:
     requests, which have ``pending_bytes``. ``reason``: why the model, or its last version, is not
     served. ``is_unloaded``: it was unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
-    every worker has loaded it or failed to, or a later version replaced it.
+    every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
+    that no worker will load any more, until the loader is told to remove their files.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,6 +88,7 @@ class ModelVersions:
         self.statistics: dict[int, ModelStatistics] = {}
         self._target: Version | None = None  # the version that every worker should have
         self._waiting: Version | None = None
+        self.unused: list[int] = []
 
     @property
     def is_ready(self) -> bool:
@@ -141,12 +143,13 @@ class ModelVersions:
         if known is None or known.state is VersionState.CLOSING:
             self.came += 1
             version.place = self.came
-            self._waiting = version
+            self._replace_waiting(version)
 
     def unload(self, reason: str) -> None:
         """Close every version: only the requests that are bound to one are still answered."""
         self.is_unloaded, self.reason = True, reason
-        self.newest = self._target = self._waiting = None
+        self.newest = self._target = None
+        self._replace_waiting(None)
         for one in self.versions.values():
             one.state = VersionState.CLOSING
         self.done = self.came
@@ -314,9 +317,20 @@ class ModelVersions:
             del worker.holds[self.name]
         return SendToNode(worker.node, Drop(self.name, number))
 
+    def _replace_waiting(self, version: Version | None) -> None:
+        replaced, self._waiting = self._waiting, version
+        if replaced is not None:
+            self._not_used(replaced.description.version)
+
+    def _not_used(self, number: int) -> None:
+        """Record that a version is not used any more, unless it has arrived again."""
+        if self._waiting is None or self._waiting.description.version != number:
+            self.unused.append(number)
+
     def _forget(self, number: int, workers: PoolMembership) -> None:
         logger.info("version_ends model=%s version=%d", self.name, number)
         del self.versions[number]
+        self._not_used(number)
         for worker in workers:
             worker.failed.discard((self.name, number))
         counted = self.statistics.pop(number, None)

@@ -92,8 +92,12 @@ class ServedNetwork:
         self.description = description
         self._model: Model | ForeignModel
         if isinstance(architecture := description.architecture, OnnxArchitecture):
-            specs = description.inputs, description.outputs
-            self._model = ForeignModel(*specs, description.is_batched)
+            self._model = ForeignModel(
+                description.inputs,
+                description.outputs,
+                description.is_batched,
+                architecture.rows_alone,
+            )
         else:
             self._model = architecture.build(description.name, settings.trust_recipes)
         self._images = (

@@ -13,7 +13,7 @@ from dist_net.export.formats import write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.classifier import classifier_from, outputs_for
-from dist_net.nets.foreign_onnx import PixelOptions
+from dist_net.nets.onnx_gate import PixelOptions
 from dist_net.nets.sources import FoundModel, OnnxFile, TrainedRun
 from dist_net.nn import (
     Concatenate,

@@ -1,6 +1,8 @@
 """Foreign models: the ONNX files that run, and their outputs."""
 
 import json
+import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,17 +10,14 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, external_data_helper, helper
 
-from dist_net.errors import ForeignModelError, RecipeError, TensorInputError
-from dist_net.nets.foreign_onnx import (
-    MAX_TENSOR_BYTES,
-    OnnxSession,
-    PixelOptions,
-    read_backbone,
-)
+from dist_net.errors import ForeignModelError, ModelFileError, RecipeError, TensorInputError
+from dist_net.nets.foreign_onnx import MAX_TENSOR_BYTES, OnnxSession
+from dist_net.nets.onnx_base import read_backbone
+from dist_net.nets.onnx_gate import PixelOptions, session_of
 from dist_net.nets.recipes.image_recipe import Base, ImageRecipe
 from dist_net.nets.sources import FoundModel, OnnxFile
 from dist_net.nn import Model
-from dist_net.nn.inference import Inference, prepare
+from dist_net.nn.inference import Inference, prepare, softmax
 from foreign_files import (
     centred,
     classifier,
@@ -133,14 +132,124 @@ def test_a_file_of_huge_rows_is_refused_before_one_is_made(tmp_path: Path) -> No
         read(classifier(["N", 3, 100_000, 100_000]), tmp_path)
 
 
-def test_tensors_in_attributes_are_checked_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["symbolic link", "pipe", "directory"])
+def test_external_data_is_read_from_files_alone(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(36))
+    directory = tmp_path / "models"
+    directory.mkdir()
+    match kind:
+        case "symbolic link":
+            (directory / "data.bin").symlink_to(tmp_path / "secret")
+        case "pipe":
+            os.mkfifo(directory / "data.bin")
+        case "directory":
+            (directory / "data.bin").mkdir()
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "external data")):
+        read(with_external(classifier(["N", 3, 4, 4]), location="data.bin"), directory)
+
+
+def external_value() -> TensorProto:
+    """A tensor of the secret in the working directory, which is beside the file as well."""
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], bytes(4), raw=True)
-    external_data_helper.set_external_data(value, "/etc/hostname")
-    node = helper.make_node("Constant", [], ["y"], value=value)
-    inner = helper.make_graph([node], "inner", [], [tensor("y", [1])])
-    outer = helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)
-    model = graph([outer], [tensor("x", [1], TensorProto.BOOL)], [tensor("z", [1])])
+    external_data_helper.set_external_data(value, "secret")
+    return value
+
+
+def in_constant(value: TensorProto) -> ModelProto:
+    nodes = [helper.make_node("Constant", [], ["v"], value=value)]
+    nodes.append(helper.make_node("Add", ["x", "v"], ["y"]))
+    return graph(nodes, [tensor("x", ["N", 1])], [tensor("y", ["N", 1])])
+
+
+def in_branch(value: TensorProto) -> ModelProto:
+    node = helper.make_node("Constant", [], ["b"], value=value)
+    inner = helper.make_graph([node], "inner", [], [tensor("b", [1])])
+    outer = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    return graph([outer], [tensor("x", [1], TensorProto.BOOL)], [tensor("y", [1])])
+
+
+def in_initializer_of_branch(value: TensorProto) -> ModelProto:
+    value.name = "b"
+    node = helper.make_node("Identity", ["b"], ["c"])
+    inner = helper.make_graph([node], "inner", [], [tensor("c", [1])], [value])
+    outer = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    return graph([outer], [tensor("x", [1], TensorProto.BOOL)], [tensor("y", [1])])
+
+
+def in_function(value: TensorProto) -> ModelProto:
+    nodes = [helper.make_node("Constant", [], ["v"], value=value)]
+    nodes.append(helper.make_node("Add", ["a", "v"], ["b"]))
+    opsets = [helper.make_opsetid("", 18)]
+    function = helper.make_function("mine", "F", ["a"], ["b"], nodes, opsets)
+    outer = helper.make_node("F", ["x"], ["y"], domain="mine")
+    model = graph([outer], [tensor("x", ["N", 1])], [tensor("y", ["N", 1])])
+    model.functions.append(function)
+    return model
+
+
+def in_sparse_initializer(value: TensorProto) -> ModelProto:
+    value.name = "v"
+    model = graph(
+        [helper.make_node("Add", ["x", "v"], ["y"])],
+        [tensor("x", ["N", 1])],
+        [tensor("y", ["N", 1])],
+    )
+    place = helper.make_tensor("v_places", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(value, place, [1]))
+    return model
+
+
+def in_training_info(value: TensorProto) -> ModelProto:
+    model = centred()
+    model.training_info.add().algorithm.initializer.append(value)
+    return model
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        in_constant,
+        in_branch,
+        in_initializer_of_branch,
+        in_function,
+        in_sparse_initializer,
+        in_training_info,
+    ],
+)
+def test_no_tensor_but_a_weight_is_read_from_another_file(
+    hidden: Callable[[TensorProto], ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ForeignModelError, match=naming("stored externally")):
+        read(hidden(external_value()), tmp_path)
+
+
+def test_a_base_in_a_run_refers_to_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    monkeypatch.chdir(tmp_path)
+    content = in_constant(external_value()).SerializeToString()
+    with pytest.raises(ForeignModelError, match=naming("stored externally")):
+        session_of(content, "the base", 1)
+
+
+@pytest.mark.parametrize("text", ["initializer", "cast", "attribute"])
+def test_text_is_refused_inside_too(text: str, tmp_path: Path) -> None:
+    """It may grow beyond the limit for tensors, which counts none of its characters."""
+    both = [tensor("x", ["N", 1])], [tensor("y", ["N", 1])]
+    model = graph([helper.make_node("Sin", ["x"], ["y"])], *both)
+    match text:
+        case "initializer":
+            model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [1], [b"a"]))
+        case "cast":
+            nodes = [helper.make_node("Cast", ["x"], ["s"], to=TensorProto.STRING)]
+            nodes.append(helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT))
+            model = graph(nodes, *both)
+        case "attribute":
+            model.graph.node[0].attribute.append(helper.make_attribute("values_strings", ["a"]))
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "text")):
         read(model, tmp_path)
 
 
@@ -179,11 +288,10 @@ RGB = ("red", "green", "blue")
 def test_images_become_pixels_of_a_classifier(shape: list[int | str], tmp_path: Path) -> None:
     options = {"mean": "10/20/30", "scale": "2", "size": "4x5"}
     found = read(classifier(shape), tmp_path, RGB, **options)
-    assert found.has_logits
     (spec,) = found.model.inputs
     assert (spec.datatype, spec.shape) == ("UINT8", (4, 5, 3))
     pixels = np.full((1, 4, 5, 3), [12, 22, 34], np.uint8)
-    assert np.allclose(session(found)(pixels), [[4, 4, 8]])
+    assert np.allclose(session(found)(pixels), softmax(np.array([[4, 4, 8]], np.float32)))
 
 
 def test_labels_and_fitting_are_read_from_metadata(tmp_path: Path) -> None:
@@ -195,6 +303,113 @@ def test_labels_and_fitting_are_read_from_metadata(tmp_path: Path) -> None:
     helper.set_model_props(model, {"labels": "["})
     with pytest.raises(ForeignModelError, match="labels"):
         read(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        '["a", "b", "\\ud800"]',
+        '["a", "b", ["c"]]',
+        '["a", "b", 3]',
+        '{"a": 1, "b": 2, "c": 3}',
+        '"abc"',
+        "7",
+        "[" * 100_000,
+    ],
+)
+def test_labels_are_texts(labels: str, tmp_path: Path) -> None:
+    model = classifier(["N", 3, 4, 4])
+    helper.set_model_props(model, {"labels": labels})
+    with pytest.raises((ForeignModelError, ModelFileError), match=r"label|recursion"):
+        read(model, tmp_path)
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-1", "2", "x"])
+def test_a_threshold_is_a_probability(threshold: str, tmp_path: Path) -> None:
+    model = classifier(["N", 3, 4, 4])
+    helper.set_model_props(model, {"labels": json.dumps(RGB), "unknown_below": threshold})
+    with pytest.raises(ForeignModelError, match=naming("m.onnx")):
+        read(model, tmp_path)
+
+
+def test_names_of_tensors_are_unique_and_bounded(tmp_path: Path) -> None:
+    both = [tensor("x", ["N", 1])], [tensor("y", ["N", 1])]
+    twice = graph([helper.make_node("Sin", ["x"], ["y"])], both[0], 2 * both[1])
+    long = graph(
+        [helper.make_node("Sin", ["x"], ["y" * 2000])], both[0], [tensor("y" * 2000, ["N", 1])]
+    )
+    for model, reason in ((twice, "unique names"), (long, "yyy")):
+        with pytest.raises(ForeignModelError, match=reason):
+            read(model, tmp_path)
+
+
+def test_tensors_of_many_axes_are_refused(tmp_path: Path) -> None:
+    shape = ["N", *[1] * 69]
+    model = graph(
+        [helper.make_node("Sin", ["x"], ["y"])], [tensor("x", shape)], [tensor("y", shape)]
+    )
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "shape")):
+        read(model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int32, np.uint8])
+@pytest.mark.parametrize("has_probabilities", [False, True])
+def test_a_classifier_gives_fp32_probabilities_whatever_it_computes(
+    kind: type, has_probabilities: bool, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["y"], to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    ]
+    if has_probabilities and np.issubdtype(kind, np.floating):
+        nodes = [helper.make_node("Softmax", ["x"], ["p"], axis=1), nodes[0]]
+        nodes[1].input[0] = "p"
+    output = tensor("y", ["N", 3], helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    found = read(graph(nodes, [tensor("x", ["N", 3])], [output]), tmp_path, RGB)
+    (spec,) = found.model.outputs
+    assert (spec.datatype, found.has_logits) == ("FP32", False)
+    logits = np.array([[0, 1, 3], [2, 0, 0]], np.float32)
+    assert np.allclose(session(found)(logits), softmax(logits), atol=1e-3)
+
+
+def quantised(classes: int = 3) -> ModelProto:
+    """A matrix product of numbers that are quantised with one scale for a whole batch."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["rounded"]),
+        helper.make_node("MatMul", ["rounded", "kernel"], ["y"]),
+    ]
+    kernel = np.random.default_rng(0).normal(size=(8, classes)).astype(np.float32)
+    both = [tensor("x", ["N", 8])], [tensor("y", ["N", classes])]
+    return graph(nodes, *both, kernel=kernel)
+
+
+def test_hostile_neighbours_change_no_row(tmp_path: Path) -> None:
+    assert not read(quantised(), tmp_path).is_batched
+    found = read(quantised(), tmp_path, RGB)
+    assert found.is_batched
+    rows = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
+    expected = session(found)(rows)
+    for number in (1e6, -1e6, 0, np.nan, np.inf):
+        beside = np.insert(rows, [1, 4], np.full((2, 8), number), axis=0).astype(np.float32)
+        assert np.array_equal(np.delete(session(found)(beside), [1, 5], axis=0), expected)
+    assert session(found)(rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_rows_that_depend_on_those_on_one_side_are_no_batch(reverse: int, tmp_path: Path) -> None:
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], reverse=reverse, exclusive=1)
+    both = [tensor("x", ["N", 2])], [tensor("y", ["N", 2])]
+    assert not read(graph([node], *both, axis=np.int64(0)), tmp_path).is_batched
+
+
+def test_a_quantised_file_is_no_base(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Flatten", ["images"], ["x"]), *quantised().graph.node]
+    kernel = np.eye(48, 3, dtype=np.float32)
+    both = [tensor("images", ["N", 3, 4, 4])], [tensor("y", ["N", 3])]
+    with pytest.raises(ForeignModelError, match=naming("m.onnx", "rows are independent")):
+        read_backbone(
+            written(graph(nodes, *both, kernel=kernel), tmp_path / "m.onnx"), PixelOptions()
+        )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +469,7 @@ def test_a_published_model_keeps_its_state_outside() -> None:
 
 def test_a_base_is_layers_of_any_batch_size(tmp_path: Path) -> None:
     path = written(classifier(["N", 3, 4, 4]), tmp_path / "m.onnx")
-    layers, shape, weights = read_backbone(path, PixelOptions(scale="2"))
+    layers, shape, _, weights = read_backbone(path, PixelOptions(scale="2"))
     model = Model(layers, shape)
     assert np.isfinite(weights).all()
     assert len(weights) == model.layout.size

@@ -7,8 +7,8 @@ import pytest
 
 from dist_net.data import Dataset
 from dist_net.images.fitting import FITTINGS, fit_image
-from dist_net.serving import model_loader as module
-from dist_net.serving.model_loader import first_of_each_class, sample_images
+from dist_net.serving import model_reading as module
+from dist_net.serving.model_reading import first_of_each_class, sample_images
 
 LABELS = ("cat", "dog", "hen")
 

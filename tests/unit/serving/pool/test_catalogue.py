@@ -7,7 +7,7 @@ from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.description import EncodedImage
 from dist_net.serving.pool.membership import PoolMembership
 from dist_net.serving.pool.requests import EndRequest, PoolSettings, Result, SendToNode, Status
-from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
+from dist_net.wire.serving_messages import Drop, JoinAsLoader, ModelPrepared, PrepareModel
 
 OWN = JoinAsLoader(1, b"secret")
 
@@ -23,6 +23,7 @@ class Desk:
     def __init__(self, *names: str) -> None:
         self.catalogue = Catalogue(names, b"secret")
         self.results: dict[int, Result] = {}
+        self._dropped: list[int] = []
         self._ids = count(1)
         self._workers = PoolMembership(PoolSettings())
         self._worker = self._workers.add(b"worker", "worker", "host", 1, 0.0)
@@ -34,10 +35,18 @@ class Desk:
             match command:
                 case SendToNode(node, PrepareModel(model, number)):
                     requested.append((node, model, number))
+                case SendToNode(_, Drop(_, number)):
+                    self._dropped.append(number)
                 case EndRequest(request_id, result):
                     assert request_id not in self.results
                     self.results[request_id] = result
         return requested
+
+    def drops(self) -> list[int]:
+        """The versions that the loader was told to drop since the last call."""
+        self.requests()
+        dropped, self._dropped = sorted(self._dropped), []
+        return dropped
 
     def reload(self, model: str = "m") -> int:
         request_id = next(self._ids)
@@ -73,9 +82,9 @@ def test_a_process_of_another_host_with_the_id_of_the_loader_is_not_the_loader()
     desk = Desk("m")
     desk.catalogue.loader_joined(b"loader", JoinAsLoader(1, b"secret", "here"), 0.0)
     assert not desk.catalogue.is_loader_process(1, "there")
-    assert desk.catalogue.loader_ended(1, "there", "killed") is None
+    desk.catalogue.loader_ended(1, "there")
     assert desk.catalogue.is_loader(b"loader")
-    desk.catalogue.loader_ended(1, "here", "killed")
+    desk.catalogue.loader_ended(1, "here")
     assert not desk.catalogue.is_loader(b"loader")
 
 
@@ -94,19 +103,20 @@ def test_a_loader_is_asked_what_there_was_nobody_to_ask() -> None:
     desk.catalogue.loader_joined(b"first", OWN, 0.0)
     assert desk.requests() == [(b"first", "m", 1), (b"first", "n", 1)]
     desk.comes(1, requested=1)
-    assert desk.catalogue.loader_ended(1, "", "killed") is None
+    desk.catalogue.loader_ended(1, "")
     desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
     assert desk.requests() == [(b"second", "n", 1)]
 
 
-def test_a_loader_that_reads_a_model_is_asked_for_it_again_when_it_has() -> None:
+def test_a_reload_replaces_the_request_that_the_loader_has_not_answered() -> None:
     desk = Desk("m")
     desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     assert desk.requests() == [(b"loader", "m", 1)]
     reloads = [desk.reload(), desk.reload()]
-    assert not desk.requests()
-    desk.comes(1, requested=1)
     assert desk.requests() == [(b"loader", "m", 3)]
+    desk.comes(1, requested=1)  # it was on its way
+    assert not desk.requests()
+    assert not desk.results
     desk.comes(3, requested=3, reason="no such file")
     assert not desk.requests()
     assert [desk.results[each].reason for each in reloads] == 2 * ["no such file"]
@@ -117,7 +127,7 @@ def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> Non
     desk.catalogue.loader_joined(b"first", OWN, 0.0)
     desk.requests()
     reload = desk.reload()
-    assert desk.catalogue.loader_ended(1, "", "killed") is None
+    desk.catalogue.loader_ended(1, "")
     desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
     assert desk.requests() == [(b"second", "m", 2)]
     desk.comes(2, requested=2, reason="gone")
@@ -125,29 +135,26 @@ def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> Non
     assert desk.results[reload].reason == "gone"
 
 
-def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> None:
-    desk = Desk("good", "bad", "hangs")
-    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"), 0.0)
-    assert len(desk.requests()) == 3
-    assert desk.catalogue.loader_ended(9, "", "one of the three has ended it") is None
-    desk.catalogue.loader_joined(b"0", JoinAsLoader(9, b"secret"), 0.0)
-    assert desk.requests() == [(b"0", "good", 1)]
-    desk.catalogue.prepared(prepared("good", 1, requested=1))
-    for process_id in (9, 10):
-        desk.catalogue.loader_joined(b"0", JoinAsLoader(process_id, b"secret"), 0.0)
-        assert [model for _, model, _ in desk.requests()] == ["bad"]
-        assert desk.catalogue.loader_ended(77, "", "a worker, which is another matter") is None
-        answer = desk.catalogue.loader_ended(process_id, "", "killed by signal 11")
-    assert answer is not None
-    assert (answer.model, answer.requested) == ("bad", 1)
-    assert "ended the model loader 2 times" in answer.reason
-    desk.catalogue.prepared(answer)
-    assert "signal 11" in desk.catalogue.unreadable["bad"]
-    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"), 0.0)
-    assert desk.requests() == [(b"3", "hangs", 1)]
-    desk.catalogue.prepared(prepared("hangs", 1, requested=1))
-    desk.reload("bad")
-    assert desk.requests() == [(b"3", "bad", 2)]
+def test_a_loader_is_told_which_versions_are_not_used_and_of_no_other() -> None:
+    desk = Desk("m")
+    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
+    desk.comes(1, requested=1)
+    desk.load()
+    for number in (2, 3, 4, 5):
+        desk.comes(number)
+        desk.load("it is refused")
+    assert desk.drops() == [2, 3, 4, 5]
+    desk.comes(6)
+    desk.load()
+    assert desk.drops() == [1]
+    desk.comes(7)
+    desk.comes(8)  # before the seventh has begun to load
+    assert desk.drops() == [7]
+    desk.catalogue.unload("m", "on request")
+    desk.load()
+    assert desk.drops() == [6, 8]
+    desk.comes(9)
+    assert desk.drops() == [9]
 
 
 def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_unwanted() -> None:
@@ -164,24 +171,6 @@ def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_un
     desk.catalogue.unload("m", "on request")
     desk.catalogue.prepare_again("m")
     assert not desk.requests()
-
-
-def test_a_reload_that_was_not_tried_yet_does_not_fail_with_the_one_that_ends_loaders() -> None:
-    desk = Desk("m")
-    for process_id in (1, 2):
-        desk.catalogue.loader_joined(b"%d" % process_id, JoinAsLoader(process_id, b"secret"), 0.0)
-        desk.requests()
-        mended = desk.reload() if process_id == 2 else None
-        answer = desk.catalogue.loader_ended(process_id, "", "killed")
-    assert answer is not None
-    assert mended is not None
-    desk.catalogue.prepared(answer)
-    desk.catalogue.loader_joined(b"3", JoinAsLoader(3, b"secret"), 0.0)
-    assert desk.requests() == [(b"3", "m", 2)]
-    assert not desk.results
-    desk.comes(2, requested=2)
-    desk.load()
-    assert desk.results[mended].status is Status.OK
 
 
 def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -> None:

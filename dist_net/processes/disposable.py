@@ -1,0 +1,147 @@
+"""Processes that read what others wrote, with limits, and are thrown away afterwards. Linux only.
+
+the user's process ─ orders ─▶ a fork server without threads ─ forks ─▶ one process per order
+        ▲──────────────────────────── a pipe ───────────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgpack
+
+from dist_net.errors import ProcessFailedError
+from dist_net.processes.entry import terminate_after
+from dist_net.processes.fork_server import adopt_orphans
+from dist_net.processes.forking import READY_TO_FORK, fork_on_orders
+
+logger = logging.getLogger(__name__)
+
+STDOUT, STDERR = 1, 2
+PIPE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_ORDER_ANSWER_BYTES = 64
+
+Send = Callable[[object], None]
+"""Sends bytes, texts and lists of them to the user's process."""
+
+
+class Limits(NamedTuple):
+    """The limits of a process: memory beyond what it has when it is forked, and time it computes.
+
+    None: no limit.
+    """
+
+    memory_bytes: int | None = None
+    computing_s: int | None = None
+    open_files: int = 256
+
+    def apply(self) -> None:
+        """Limit this process, which writes no core file either."""
+        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: self.open_files}
+        if self.computing_s is not None:
+            limits[resource.RLIMIT_CPU] = self.computing_s
+        if self.memory_bytes is not None:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + self.memory_bytes
+        for kind, limit in limits.items():
+            hard = resource.getrlimit(kind)[1]
+            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(kind, (limit, limit))
+
+
+class DisposableProcesses:
+    """Forks processes that call ``run(words, send)``. Create it before threads and ZeroMQ contexts.
+
+    Raise ProcessFailedError if this system cannot.
+    """
+
+    def __init__(self, run: Callable[[list[str], Send], None]) -> None:
+        adopt_orphans()
+        parent = os.getpid()
+        self._orders, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server_id = os.fork()
+        if not self._server_id:
+            self._orders.close()
+            with suppress(BaseException):  # whose traceback would be that of the user's process
+                fork_on_orders(orders, lambda words: _run_disposably(run, [*words], parent))
+            os._exit(0)
+        orders.close()
+
+    def start(self, name: str, *words: str) -> DisposableProcess:
+        """Fork a process. Raise ProcessFailedError if the fork server has ended."""
+        reader, writer = os.pipe()
+        try:
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            order = json.dumps([name, *words]).encode()
+            socket.send_fds(self._orders, [order], [writer, STDERR])
+            while (answer := self._orders.recv(MAX_ORDER_ANSWER_BYTES)) == READY_TO_FORK:
+                pass
+            return DisposableProcess(int(answer), reader)
+        except (OSError, ValueError) as error:
+            os.close(reader)
+            raise ProcessFailedError(f"no process for {name} could be forked: {error}") from error
+        finally:
+            os.close(writer)
+
+    def close(self) -> None:
+        """End the fork server, once no more processes are to be started."""
+        self._orders.close()
+        os.waitpid(self._server_id, 0)
+
+
+class DisposableProcess:
+    """A process, and what it has sent."""
+
+    def __init__(self, process_id: int, reader: int) -> None:
+        self.process_id = process_id
+        self._reader = reader
+        os.set_blocking(reader, False)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_MESSAGE_BYTES)
+        self.end_reason = ""
+        """Why it has ended; empty while it runs."""
+
+    def received(self) -> Iterator[Any]:
+        """Yield what was sent since the last call. Never blocks."""
+        try:
+            while content := os.read(self._reader, PIPE_BYTES):
+                self._unpacker.feed(content)
+                yield from self._unpacker
+        except BlockingIOError:
+            return
+        except (ValueError, msgpack.UnpackException) as error:
+            logger.warning("not_understood process=%d error=%s", self.process_id, error)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it, if it still runs, and wait until it is gone."""
+        if self.end_reason:
+            return
+        os.kill(self.process_id, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
+        os.close(self._reader)
+        self.end_reason = f"exit code {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _run_disposably(run: Callable[[list[str], Send], None], words: list[str], parent: int) -> int:
+    """Call ``run`` in the forked process, whose stdout is the pipe; return its exit code."""
+    terminate_after(parent)
+    with os.fdopen(os.dup(STDOUT), "wb") as pipe:
+        os.dup2(STDERR, STDOUT)  # for the prints of others' code
+        run(words, lambda message: _send(pipe, message))
+    return 0
+
+
+def _send(pipe: BinaryIO, message: object) -> None:
+    pipe.write(msgpack.packb(message))
+    pipe.flush()

@@ -1,0 +1,212 @@
+"""How a model is read for the pool: in a process that ends with it, within limits.
+
+A file, a recipe's code and a training run are foreign: whatever they do to this process, the loader
+reports it. What the process leaves is one file of arrays and its description.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dist_net.data import Dataset
+from dist_net.data.samples import samples_of
+from dist_net.errors import BadInputError, DistNetError, ModelLoadError, RunDirectoryError
+from dist_net.export.onnxruntime_engine import NUMPY, computed_by
+from dist_net.images.fitting import unfitted
+from dist_net.nets.foreign_onnx import open_session, outputs_by_name
+from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, TrainedRun
+from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.processes.disposable import Limits
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.wire.serving_messages import ModelPrepared
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_EVERY_S = 1.0
+MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
+
+MEMORY_BYTES = 1 << 30
+MEMORY_PER_BYTE = 12  # of the model's files: as read, exported, prepared, and in a plan
+MAX_COMPUTING_S = 120
+MAX_OPEN_FILES = 256
+
+MAX_SAMPLES = 12
+MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
+
+Report = Callable[[ModelPrepared], None]
+
+
+class ModelReader:
+    """Reads one model for requests of the gateway, and follows its training run.
+
+    ``report`` receives the versions. Arrays without a file are written to ``directory``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        source: ModelSource,
+        directory: Path,
+        report: Report,
+        engine: str = NUMPY,
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._directory = directory
+        self._report = report
+        self._engine = engine
+        self._followed_version = -1
+
+    def prepare(self, version: int) -> None:
+        """Read the model within limits, and report the answer to a ``PrepareModel``."""
+        try:
+            with _as_own_errors():
+                if (files := self._source.files()) is not None:
+                    size = sum(each.stat().st_size for each in files if each.is_file())
+                    memory_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * size
+                    Limits(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES).apply()
+                prepared = self._read(version)._replace(requested=version)
+        except DistNetError as error:
+            logger.warning("not_prepared model=%s error=%s", self._model, error)
+            is_bad_input = isinstance(error, BadInputError)
+            prepared = ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
+        self._report(prepared)
+
+    def follow(self) -> None:
+        """Report each new version of a training run, at most one per second; never return."""
+        pause_s = FOLLOW_EVERY_S
+        while True:
+            time.sleep(pause_s)
+            pause_s = self.followed(pause_s)
+
+    def followed(self, pause_s: float) -> float:
+        """Report the training run's version if it is new; return the pause until the next call."""
+        assert isinstance(self._source, FollowedRun)
+        try:
+            with _as_own_errors():
+                if self._source.version() != self._followed_version:
+                    self._report(self._read(0))
+            return FOLLOW_EVERY_S
+        except DistNetError as error:
+            logger.warning("not_followed model=%s error=%s", self._model, error)
+            return min(2 * pause_s, MAX_PAUSE_S)
+
+    def _read(self, version: int) -> ModelPrepared:
+        """Read the model and write its arrays to a file. Raise a DistNetError."""
+        name, found = self._model, computed_by(self._source.read(), self._engine)
+        if found.version is not None:
+            version = self._followed_version = found.version
+        if isinstance(self._source, TrainedRun):
+            _compute_zeros(found)
+        description = described(found, name, version, self._directory)
+        samples = _samples(found, name)
+        logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
+        return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
+
+
+@contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """Convert any exception: a recipe is foreign code, and a file or a server may send anything."""
+    try:
+        yield
+    except DistNetError:
+        raise
+    except Exception as error:
+        logger.exception("not_read")
+        raise ModelLoadError(f"{type(error).__name__}: {error}") from error
+
+
+def _compute_zeros(found: FoundModel) -> None:
+    """Compute a row of zeros: a net whose plan needs too much must not reach a worker."""
+    inputs, outputs = found.specs
+    zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
+    with closing(open_session(found.model, found.prepared, batch_size=1, compiled=False)) as one:
+        outputs_by_name(found.model, one, zeros, outputs)
+
+
+def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
+    """Return the payloads of a ``ModelPrepared``; none if the run's images are damaged."""
+    try:
+        held_out = found.held_out()
+    except RunDirectoryError as error:
+        logger.warning("no_samples model=%s error=%s", name, error)
+        return ()
+    if held_out is None:
+        return ()
+    images = sample_images(held_out, found.labels, found.fitting)
+    return tuple(part for label, png in images for part in (label.encode(), png))
+
+
+def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
+    """Describe a model for the gateway and its workers, once its arrays are in a file.
+
+    Arrays without a file are written to ``directory``. Raise PreparedKernelsError if writing fails.
+    """
+    model, file = found.model, found.file
+    inputs, outputs = found.specs
+    if file is None:
+        file = directory / f"{name}.{found.key[:32]}.prepared"
+        if map_prepared(file, found.key) is None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
+            write_prepared(file, found.prepared, found.key)
+    return ModelDescription(
+        name=name,
+        version=version,
+        inputs=inputs,
+        outputs=outputs,
+        classes=model.classes,
+        labels=found.labels,
+        takes_images=found.takes_images,
+        has_logits=found.has_logits,
+        architecture=found.architecture,
+        unknown_below=found.unknown_below,
+        fitting=found.fitting,
+        has_classes=bool(found.labels),
+        is_batched=found.is_batched,
+        arrays_path=str(file.absolute()),
+        arrays_bytes=file.stat().st_size,
+        arrays_key=found.key,
+    )
+
+
+def sample_images(
+    held_out: Dataset, labels: Sequence[str], fitting: str
+) -> list[tuple[str, bytes]]:
+    """Return the label and the PNG file of some uint8 images, from as many classes as possible.
+
+    ``fitting`` converts each file to the image that was held out, bit for bit.
+    """
+    images = samples_of(held_out.test_inputs)
+    targets = np.empty(len(images), np.int64)
+    samples_of(held_out.test_targets).read(np.arange(len(targets)), targets)
+    most = min(MAX_SAMPLES, MAX_SAMPLE_BYTES // int(np.prod(images.shape)))
+    indices = first_of_each_class(targets)[:most]
+    chosen = np.empty((len(indices), *images.shape), np.uint8)
+    images.read(indices, chosen)
+    return [
+        (labels[target], _png(unfitted(each, fitting)))
+        for target, each in zip(targets[indices], chosen, strict=True)
+    ]
+
+
+def first_of_each_class(targets: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return all indices: the first of each class, then the second of each, and so on."""
+    by_class = np.argsort(targets, kind="stable")
+    counts = np.unique(targets, return_counts=True)[1]
+    place_in_class = np.concatenate([np.arange(count) for count in counts])
+    return by_class[np.argsort(place_in_class, kind="stable")]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, "PNG")
+    return file.getvalue()
