@@ -36,7 +36,7 @@ Send = Callable[[object], None]
 """Sends bytes, texts and lists of them to the user's process."""
 
 
-class Limits(NamedTuple):
+class ProcessLimits(NamedTuple):
     """The limits of a process: memory beyond what it has when it is forked, and time it computes.
 
     None: no limit.

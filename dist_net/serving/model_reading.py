@@ -25,7 +25,7 @@ from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
 from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, TrainedRun
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.processes.disposable import Limits
+from dist_net.processes.disposable import ProcessLimits
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared
 
@@ -42,8 +42,6 @@ MAX_OPEN_FILES = 256
 MAX_SAMPLES = 12
 MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
 
-Report = Callable[[ModelPrepared], None]
-
 
 class ModelReader:
     """Reads one model for requests of the gateway, and follows its training run.
@@ -56,7 +54,7 @@ class ModelReader:
         model: str,
         source: ModelSource,
         directory: Path,
-        report: Report,
+        report: Callable[[ModelPrepared], None],
         engine: str = NUMPY,
     ) -> None:
         self._model = model
@@ -73,7 +71,7 @@ class ModelReader:
                 if (files := self._source.files()) is not None:
                     size = sum(each.stat().st_size for each in files if each.is_file())
                     memory_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * size
-                    Limits(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES).apply()
+                    ProcessLimits(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES).apply()
                 prepared = self._read(version)._replace(requested=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", self._model, error)

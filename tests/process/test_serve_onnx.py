@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from PIL import Image
 
 import dist_net
@@ -29,11 +30,13 @@ from dist_net.nn import (
 from foreign_files import (
     centred,
     classifier,
+    graph,
     quotient,
     square_ones,
     sum_and_product,
     written,
 )
+from foreign_files import tensor as foreign_tensor
 from image_runs import write_run
 from process import test_serve
 
@@ -234,3 +237,29 @@ def test_no_tuning_is_proposed_for_a_base_without_gradients(
     command = start("train", str(tmp_path / "photos"), *options)
     assert command.result()["test_accuracy"] < 0.9
     assert "--fine-tune" not in command.stderr
+
+
+def test_axes_of_length_0_are_accepted_where_the_metadata_says_any(
+    serve: Start, tmp_path: Path
+) -> None:
+    rows = written(sum_and_product(), tmp_path / "rows.onnx")
+    both = [foreign_tensor("x", ["A", "B"])], [foreign_tensor("y", ["A", "B"])]
+    free = written(graph([helper.make_node("Sin", ["x"], ["y"])], *both), tmp_path / "free.onnx")
+    pool = serve(str(rows), str(free), "--workers", "1")
+    none = tensor("count", "INT64", np.empty((0, 1))), tensor("numbers", "FP32", np.empty((0, 3)))
+    code, answer = inferred(pool, "rows", *none)
+    assert code == 200, answer
+    assert [(each["shape"], each["data"]) for each in answer["outputs"]] == [
+        ([0, 3], []),
+        ([0], []),
+    ]
+    for shape in ((0, 3), (2, 0), (0, 0)):
+        code, answer = inferred(pool, "free", tensor("x", "FP32", np.empty(shape)))
+        assert code == 200, answer
+        assert (answer["outputs"][0]["shape"], answer["outputs"][0]["data"]) == ([*shape], [])
+    with Client(pool.address) as client:
+        outputs = client.predict("rows", {"numbers": NUMBERS[:0], "count": np.empty((0, 1), int)})
+        assert outputs.tensors["product"].shape == (0, 3)
+        assert client.predict("free", np.empty((2, 0), np.float32)).values.shape == (2, 0)
+    code, answer = inferred(pool, "rows", *none[:1], tensor("numbers", "FP32", np.empty((0, 4))))
+    assert (code, "shape" in answer["error"]) == (400, True)

@@ -342,8 +342,8 @@ def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
 
 
 def _sizes(shape: Any) -> tuple[int, ...] | None:
-    """Return the shape; None unless it is an array of positive integers."""
-    if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape):
+    """Return the shape; None unless it is an array of integers from 0 up."""
+    if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape):
         return tuple(shape)
     return None
 
@@ -496,8 +496,9 @@ def encode_response(
         }
         data, raw = values.reshape(-1, copy=False), b""
         if top:
-            data = _classified(values.reshape(rows, -1, copy=False), top, results[0].labels)
-            output |= {"datatype": "BYTES", "shape": [rows, len(data) // rows]}
+            rowwise = values.reshape(rows, values.size // max(rows, 1), copy=False)
+            data = _classified(rowwise, top, results[0].labels)
+            output |= {"datatype": "BYTES", "shape": [rows, len(data) // max(rows, 1)]}
         if is_binary:
             raw = bytes_of_elements(each.encode() for each in data) if top else data.tobytes()
             output["parameters"] = {"binary_data_size": len(raw)}

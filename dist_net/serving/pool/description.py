@@ -79,8 +79,10 @@ class ModelDescription(VersionSummary):
         return record_of(self.outputs).itemsize if self.is_batched else 0
 
     def rows_in(self, payload_bytes: int) -> int:
-        """Return the number of rows in a payload, at least 1."""
-        return max(1, payload_bytes // self.row_bytes) if self.is_batched else 1
+        """Return the number of rows in a payload, at least 1 unless it is empty."""
+        if not self.is_batched:
+            return 1
+        return max(1, payload_bytes // self.row_bytes) if payload_bytes else 0
 
     @property
     def plan_key(self) -> tuple[object, ...]:

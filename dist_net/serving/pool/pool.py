@@ -88,6 +88,12 @@ class Pool:
             if (model := self._models.get(request.model)) is not None:
                 model.statistics_of(model.newest_number).refused += 1
             return admitted
+        if not (request.rows or request.is_image):  # no batch has none
+            known = self.catalogue.description(request.model, request.version)
+            assert known is not None
+            return Result(
+                Status.OK, known.version, labels=known.labels, unknown_below=known.unknown_below
+            )
         timeout_s = self._settings.allowed_s(request.timeout_s)
         return self._requests.open(request, timeout_s, admitted, now)
 

@@ -346,8 +346,9 @@ def _mismatch(
     rows, name = request.rows, description.name
     if not description.is_batched:
         max_rows = 1
-    if not 1 <= rows <= max_rows:
-        return f"the request has {rows} rows; expected 1 to {max_rows}, the size of a batch"
+    min_rows = 0 if description.is_batched and not request.is_image else 1
+    if not min_rows <= rows <= max_rows:
+        return f"the request has {rows} rows; expected {min_rows} to {max_rows}, as in a batch"
     timeout_s = request.timeout_s
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         return f"the timeout is {timeout_s} s; expected seconds above 0"

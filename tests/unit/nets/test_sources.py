@@ -525,3 +525,13 @@ def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
     run.recipe.write_text("raise SystemExit('it was run')")
     found = called(run.path).read()
     assert found.labels == tuple("0123456789")
+
+
+def test_a_path_with_an_equals_sign_is_a_path_if_it_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_named_source("lr=0.1")[:2] == ("lr", "0.1")
+    (tmp_path / "lr=0.1").mkdir()
+    assert parse_named_source("lr=0.1")[:2] == ("lr-0.1", "lr=0.1")
+    labels = parse_named_source("lr=0.1,labels=names.txt")
+    assert (labels.source, labels.labels) == ("lr=0.1", Path("names.txt"))
+    assert parse_named_source("m=lr=0.1")[:2] == ("m", "lr=0.1")
