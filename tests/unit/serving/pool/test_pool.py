@@ -385,7 +385,7 @@ def test_a_second_batch_is_on_its_way_only_to_a_quick_worker(seconds: float, bat
         (InferenceRequest("nets", ROW), Status.NOT_FOUND, "'nets'; did you mean net?"),
         (InferenceRequest("net", ROW, version=4), Status.NOT_FOUND, "has no version 4"),
         (InferenceRequest("net", ROW, rows=9), Status.BAD_INPUT, "9 rows; expected 0 to 8"),
-        (InferenceRequest("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
+        (InferenceRequest("net", ROW, rows=0), Status.BAD_INPUT, "8 bytes; expected 0"),
         (InferenceRequest("net", ROW, rows=2), Status.BAD_INPUT, "8 bytes; expected 16"),
         (InferenceRequest("net", b"", is_image=True), Status.BAD_INPUT, "one image"),
         (InferenceRequest("net", ROW, 2, is_image=True), Status.BAD_INPUT, "one image"),
