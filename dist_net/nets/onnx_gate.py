@@ -150,7 +150,7 @@ def _read(path: Path) -> Any:
     return proto
 
 
-def files_of(path: Path) -> list[Path]:
+def onnx_files(path: Path) -> list[Path]:
     """Return an ONNX file, and the files beside it of which it contains the names."""
     with translating(ForeignModelError, f"{path} cannot be used"):
         content = _part_of(path, MAX_FILE_BYTES)

@@ -51,7 +51,7 @@ from dist_net.nets.darknet.weights import read_weights, unreadable
 from dist_net.nets.foreign_onnx import ONNX, ForeignModel
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.onnx_gate import LETTERBOX, PixelOptions, accept, files_of
+from dist_net.nets.onnx_gate import LETTERBOX, PixelOptions, accept, onnx_files
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import is_trusted
@@ -191,7 +191,7 @@ def prepared_kernels(
     return prepared, key, file
 
 
-@dataclass
+@dataclass(frozen=True)
 class DarknetFiles:
     """A Darknet net: its configuration, its file of weights, and the names of its classes.
 
@@ -201,16 +201,12 @@ class DarknetFiles:
     configuration: Callable[[], Configuration]
     weights: Callable[[], Path]
     labels: Path | tuple[str, ...]
-    _built: tuple[Configuration, DarknetNetwork, Model] | None = None
-
-    def files(self) -> list[Path]:
-        """Return the files that ``read`` reads; see ``ModelSource``."""
-        return [self.weights()]
 
     def read(self) -> FoundModel:
         """Return the net with the current weights; raise the errors of reading the files."""
         configuration, weights = self.configuration(), self.weights()
-        network, model = self._model_of(configuration)
+        network = DarknetNetwork(configuration)
+        model = Model(network, network.input_shape, input_dtype=np.float32)
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
@@ -225,23 +221,12 @@ class DarknetFiles:
             file=file,
         )
 
-    def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
-        """Return the network, built once per configuration: weights change more often."""
-        if self._built is None or self._built[0] != configuration:
-            network = DarknetNetwork(configuration)
-            model = Model(network, network.input_shape, input_dtype=np.float32)
-            self._built = configuration, network, model
-        return self._built[1:]
-
 
 class PretrainedNet:
     """EfficientNet-Lite0 with the published weights; ``labels`` replace ImageNet's."""
 
     def __init__(self, labels: Path | None) -> None:
         self._labels = labels
-
-    def files(self) -> None:
-        """Return None: its weights are published."""
 
     def read(self) -> FoundModel:
         """Return the net; raise MissingExtraError if its weights are not installed."""
@@ -269,12 +254,6 @@ class TrainedRun:
     labels: Path | None
     progress: Progress
     trust_recipe: bool = False
-
-    def files(self) -> list[Path]:
-        """Return the files that ``read`` reads; see ``ModelSource``."""
-        if self.path.is_dir():
-            return [*self.path.iterdir()]
-        return [self.path, RunDirectory(self.path.parent).held_out]
 
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
@@ -307,10 +286,6 @@ class OnnxFile:
     labels: Path | None
     pixels: PixelOptions
 
-    def files(self) -> list[Path]:
-        """Return the files that ``read`` reads; see ``ModelSource``."""
-        return files_of(self.path)
-
     def read(self) -> FoundModel:
         """Return the model; see ``accept``."""
         model, prepared, names, fitting, unknown_below = accept(self.path, self.labels, self.pixels)
@@ -340,9 +315,6 @@ class FollowedRun:
     _class_names: tuple[str, ...] = ()
     _has_classes: bool = True
     _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
-
-    def files(self) -> None:
-        """Return None: a server sends no more than messages may contain."""
 
     def version(self) -> int:
         """Return the number of updates that the server has applied; raise NoAnswerError."""
@@ -392,8 +364,22 @@ class FollowedRun:
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | OnnxFile | FollowedRun
-"""Each source's ``read`` returns the current model, or raises a DistNetError. ``files`` returns the
-files that it reads, whose size limits the memory for it; None if they are not foreign."""
+"""Each source's ``read`` returns the current model, or raises a DistNetError."""
+
+
+def files_of(source: ModelSource) -> list[Path]:
+    """Return the files that a source reads and others may have written. Raise a DistNetError."""
+    match source:
+        case OnnxFile(path):
+            return onnx_files(path)
+        case DarknetFiles():
+            return [source.weights()]
+        case TrainedRun(path) if path.is_dir():
+            return [*path.iterdir()]
+        case TrainedRun(path):
+            return [path, RunDirectory(path.parent).held_out]
+        case _:
+            return []
 
 
 def _class_names(

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import msgpack
 
@@ -36,28 +36,21 @@ Send = Callable[[object], None]
 """Sends bytes, texts and lists of them to the user's process."""
 
 
-class ProcessLimits(NamedTuple):
-    """The limits of a process: memory beyond what it has when it is forked, and time it computes.
+def limit_process(memory_bytes: int, computing_s: int, open_files: int) -> None:
+    """Limit what this process may take from now on: memory, time it computes, and open files.
 
-    None: no limit.
+    It writes no core file either.
     """
-
-    memory_bytes: int | None = None
-    computing_s: int | None = None
-    open_files: int = 256
-
-    def apply(self) -> None:
-        """Limit this process, which writes no core file either."""
-        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: self.open_files}
-        if self.computing_s is not None:
-            limits[resource.RLIMIT_CPU] = self.computing_s
-        if self.memory_bytes is not None:
-            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + self.memory_bytes
-        for kind, limit in limits.items():
-            hard = resource.getrlimit(kind)[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (limit, limit))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    for kind, limit in (
+        (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),
+        (resource.RLIMIT_CPU, computing_s),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (lower, lower))
 
 
 class DisposableProcesses:

@@ -23,9 +23,9 @@ from dist_net.errors import BadInputError, DistNetError, ModelLoadError, RunDire
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
-from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, TrainedRun
+from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, TrainedRun, files_of
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.processes.disposable import ProcessLimits
+from dist_net.processes.disposable import limit_process
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared
 
@@ -68,10 +68,10 @@ class ModelReader:
         """Read the model within limits, and report the answer to a ``PrepareModel``."""
         try:
             with _as_own_errors():
-                if (files := self._source.files()) is not None:
+                if files := files_of(self._source):
                     size = sum(each.stat().st_size for each in files if each.is_file())
                     memory_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * size
-                    ProcessLimits(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES).apply()
+                    limit_process(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES)
                 prepared = self._read(version)._replace(requested=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", self._model, error)

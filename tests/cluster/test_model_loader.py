@@ -20,7 +20,7 @@ from dist_net.serving.model_reading import ModelReader
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import Drop, ModelPrepared, PrepareModel
 from dist_net.wire.transport import ServerSocket
-from foreign_files import FLOAT, graph, sum_and_product, tensor, written
+from foreign_files import graph, sum_and_product, tensor, written
 from image_runs import write_run
 
 
@@ -188,19 +188,6 @@ def test_a_file_that_ends_its_process_ends_no_other(serve: Serve, tmp_path: Path
     for version in (1, 2):
         assert "SIGKILL" in gateway.answer("bad", version).reason
     assert not gateway.answer("m", 1).reason
-
-
-def test_a_small_file_of_huge_tensors_is_refused(serve: Serve, tmp_path: Path) -> None:
-    ones = helper.make_tensor("one", FLOAT, [1], [1.0])
-    nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=ones),
-        helper.make_node("ReduceSum", ["ones"], ["total"], keepdims=0),
-        helper.make_node("Add", ["x", "total"], ["y"]),
-    ]
-    shape = np.array([1 << 27])  # half a GiB, more than once
-    model = graph(nodes, [tensor("x", ["N", 1])], [tensor("y", ["N", 1])], shape=shape)
-    gateway = serve(m=onnx_file(tmp_path / "m.onnx", model))
-    assert "m.onnx" in gateway.answer("m", 1).reason
 
 
 def test_a_file_is_removed_once_no_version_uses_it(serve: Serve, tmp_path: Path) -> None:

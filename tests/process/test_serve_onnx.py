@@ -28,6 +28,7 @@ from dist_net.nn import (
     mean_squared_error,
 )
 from foreign_files import (
+    FLOAT,
     centred,
     classifier,
     graph,
@@ -263,3 +264,18 @@ def test_axes_of_length_0_are_accepted_where_the_metadata_says_any(
         assert client.predict("free", np.empty((2, 0), np.float32)).values.shape == (2, 0)
     code, answer = inferred(pool, "rows", *none[:1], tensor("numbers", "FP32", np.empty((0, 4))))
     assert (code, "shape" in answer["error"]) == (400, True)
+
+
+def test_a_small_file_that_needs_much_memory_is_refused(start: Start, tmp_path: Path) -> None:
+    ones = helper.make_tensor("one", FLOAT, [1], [1.0])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=ones),
+        helper.make_node("ReduceSum", ["ones"], ["total"], keepdims=0),
+        helper.make_node("Add", ["x", "total"], ["y"]),
+    ]
+    both = [foreign_tensor("x", ["N", 1])], [foreign_tensor("y", ["N", 1])]
+    shape = np.array([1 << 27])  # half a GiB, more than once
+    path = written(graph(nodes, *both, shape=shape), tmp_path / "m.onnx")
+    command = start("serve", str(path), "--workers", "1")
+    assert command.ends() == 2
+    assert "m.onnx" in command.stderr
