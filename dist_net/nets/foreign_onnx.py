@@ -36,8 +36,8 @@ MAX_REASON = 500  # characters of an error of ONNX Runtime
 class ForeignModel:
     """The inputs and outputs of an ONNX file. With ``is_batched`` it computes rows, each by itself.
 
-    With ``rows_alone`` each row is a run of its own, since a row of the file changes its
-    neighbours. The properties match ``nn.Model`` for a model with one input and one output.
+    With ``rows_alone`` each row is a run of its own, because rows of a batch would influence each
+    other. The properties match ``nn.Model`` for a model with one input and one output.
     """
 
     inputs: Specs
@@ -187,7 +187,7 @@ def _bound_memory() -> None:
 
 @contextmanager
 def translating(error_class: type[DistNetError], what: str) -> Iterator[None]:
-    """Translate every error: those of ``onnx`` and ONNX Runtime have no common base class."""
+    """Translate every error: ``onnx`` and ONNX Runtime raise classes without a common base."""
     try:
         yield
     except ForeignModelError as error:

@@ -203,8 +203,8 @@ def _require_self_contained(proto: Any) -> None:
         kind = message.DESCRIPTOR.name
         if kind == "TensorProto" and (message.external_data or message.data_location):
             raise ValueError(
-                f"the tensor {message.name!r:.80} is stored externally; expected that of weights "
-                f"of the main graph alone"
+                f"the tensor {message.name!r:.80} is stored externally; expected external data "
+                f"of the main graph's weights alone"
             )
         is_text = kind == "TensorProto" and message.data_type == text
         if kind == "AttributeProto":
@@ -284,7 +284,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _keep_classes(proto: Any, classes: int) -> None:
-    """Remove all outputs but that of ``classes`` numbers."""
+    """Remove all outputs except the output of ``classes`` numbers."""
     outputs = proto.graph.output
     found = [each for each in outputs if _sizes(each)[1:] == (classes,)]
     if len(found) != 1:
@@ -421,7 +421,7 @@ def _between(rows: Tensors, before: float, after: float) -> Tensors:
 def random_rows(specs: Specs) -> Tensors:
     """Return rows for a trial: normal numbers, pixels for uint8, zeros and ones otherwise.
 
-    There are darker and brighter pixels than these, which a batch may have beside them.
+    Pixels are of medium brightness, so that neighbours may be darker and brighter.
     """
     generator, rows = np.random.default_rng(0), {}
     for name, datatype, sizes in specs:

@@ -66,7 +66,7 @@ class DisposableProcesses:
         self._server_id = os.fork()
         if not self._server_id:
             self._orders.close()
-            with suppress(BaseException):  # whose traceback would be that of the user's process
+            with suppress(BaseException):  # a traceback would mislead
                 fork_on_orders(orders, lambda words: _run_disposably(run, [*words], parent))
             os._exit(0)
         orders.close()
@@ -88,13 +88,13 @@ class DisposableProcesses:
             os.close(writer)
 
     def close(self) -> None:
-        """End the fork server, once no more processes are to be started."""
+        """End the fork server; start no process afterwards."""
         self._orders.close()
         os.waitpid(self._server_id, 0)
 
 
 class DisposableProcess:
-    """A process, and what it has sent."""
+    """A forked process and its messages."""
 
     def __init__(self, process_id: int, reader: int) -> None:
         self.process_id = process_id
@@ -127,7 +127,7 @@ class DisposableProcess:
 
 
 def _run_disposably(run: Callable[[list[str], Send], None], words: list[str], parent: int) -> int:
-    """Call ``run`` in the forked process, whose stdout is the pipe; return its exit code."""
+    """Call ``run`` in the forked process; its stdout is the pipe. Return the exit code."""
     terminate_after(parent)
     with os.fdopen(os.dup(STDOUT), "wb") as pipe:
         os.dup2(STDERR, STDOUT)  # for the prints of others' code

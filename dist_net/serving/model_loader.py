@@ -148,7 +148,7 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
     def answer(self) -> bool:
-        """Send heartbeats and what was read, and end overdue processes; return whether any was."""
+        """Send heartbeats and results, end overdue processes; return whether a result arrived."""
         now = self._clock.now()
         if now >= self._beat_at_s:
             self._beat_at_s = now + self._beats_s
@@ -161,7 +161,7 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
         return sum(self._advance(model, now) for model in [*self._readings]) > 0
 
     def _read(self, model: str, version: int) -> None:
-        """Start to read a model; the process of an earlier request ends, if there is one."""
+        """Start to read a model, and end the process of an earlier request."""
         if (former := self._readings.pop(model, None)) is not None:
             self._end(former)
         process = self._processes.start(f"read-{model}"[:15], model, str(version))

@@ -1,7 +1,7 @@
 """How a model is read for the pool: in a process that ends with it, within limits.
 
 A file, a recipe's code and a training run are foreign: whatever they do to this process, the loader
-reports it. What the process leaves is one file of arrays and its description.
+reports it. It leaves one file of arrays and its description.
 """
 
 from __future__ import annotations
