@@ -1,4 +1,4 @@
-"""The model loader, whatever its sources do: each is read by a real process of its own."""
+"""The model loader with sources that fail, hang or crash. Real processes read them."""
 
 import os
 import signal
@@ -176,7 +176,7 @@ def test_a_newer_request_ends_the_process_of_an_older_one(serve: Serve, tmp_path
 
 
 def eventually_reading(gateway: Gateway) -> int:
-    """Return the id of the process that reads "m", once there is one."""
+    """Return the id of the process that reads "m", once it has been forked."""
     while "m" not in gateway.loader._readings:
         pass
     return gateway.loader._readings["m"].process.process_id
