@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from dist_net.processes.forking import READY_TO_FORK, fork_on_orders
 logger = logging.getLogger(__name__)
 
 STDOUT, STDERR = 1, 2
+POLL_S, POLLS = 0.005, 200  # for the end of a killed process
 PIPE_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_ORDER_ANSWER_BYTES = 64
@@ -89,6 +91,7 @@ class DisposableProcesses:
 
     def close(self) -> None:
         """End the fork server; start no process afterwards."""
+        self._orders.shutdown(socket.SHUT_RDWR)  # also if another process has its descriptor
         self._orders.close()
         os.waitpid(self._server_id, 0)
 
@@ -117,13 +120,19 @@ class DisposableProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End it, if it still runs, and wait until it is gone."""
+        """End it, if it still runs, and wait until it is gone; a second at most."""
         if self.end_reason:
             return
         os.kill(self.process_id, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
         os.close(self._reader)
-        self.end_reason = f"exit code {status}" if status >= 0 else signal.Signals(-status).name
+        self.end_reason = "killed, and it does not end"  # in a call of a dead file server
+        for _ in range(POLLS):
+            process_id, status = os.waitpid(self.process_id, os.WNOHANG)
+            if process_id:
+                code = os.waitstatus_to_exitcode(status)
+                self.end_reason = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+                return
+            time.sleep(POLL_S)
 
 
 def _run_disposably(run: Callable[[list[str], Send], None], words: list[str], parent: int) -> int:

@@ -34,7 +34,7 @@ from dist_net.nets.sources import FollowedRun, ModelSource, parse_pool_sources
 from dist_net.processes.disposable import DisposableProcess, DisposableProcesses, Send
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.terminal import FetchProgress, plain_console
-from dist_net.serving.model_reading import FOLLOW_EVERY_S, ModelReader
+from dist_net.serving.model_reading import FOLLOW_EVERY_S, MAX_COMPUTING_S, ModelReader
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.codec import decode, encode
 from dist_net.wire.messages import Heartbeat, Message, Refuse
@@ -180,6 +180,8 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
         for frames in reading.process.received():
             is_heard = True
             self._forward(model, reading, frames)
+            if self._readings[model] is not reading:
+                return True
         reason = reading.process.end_reason
         if now > reading.until_s:
             reason = f"it took longer than {MAX_READ_S:g} s"
@@ -187,7 +189,12 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
             self._end(reading)
             del self._readings[model]
             if reading.until_s < math.inf:
-                self._fail(model, reading.version, f"the process that read it ended: {reason}")
+                self._fail(
+                    model,
+                    reading.version,
+                    f"the process that read it ended: {reason}; expected at most "
+                    f"{MAX_COMPUTING_S} s of computing, and memory for the size of its files",
+                )
         return is_heard
 
     def _forward(self, model: str, reading: _Reading, frames: Any) -> None:
@@ -198,6 +205,9 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
                 raise ProtocolError(f"{prepared!r:.80}; expected a version of {model}")
             if prepared.description:
                 path = Path(ModelDescription.from_json(prepared.description).arrays_path)
+                if not path.exists():  # a version with the same arrays was dropped meanwhile
+                    self._read(model, prepared.requested)
+                    return
                 self._files[model][prepared.version] = path
         except ProtocolError as error:
             prepared = ModelPrepared(model, reading.version, "", str(error), reading.version)
@@ -238,6 +248,7 @@ def run(arguments: argparse.Namespace) -> int:
         each.name: each.open(progress, keys, arguments.trust_recipe)
         for each in parse_pool_sources(arguments.sources, arguments.weights, arguments.labels)
     }
+    os.nice(NICENESS)
     with ModelLoader(
         arguments.connect,
         sources,
@@ -245,7 +256,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.token_file.read_bytes() if arguments.token_file else b"",
         engine=arguments.engine,
     ) as loader:
-        os.nice(NICENESS)
         stop_on_signals(loader.stop, arguments.parent)
         print(READY, flush=True)
         reason = loader.serve()
