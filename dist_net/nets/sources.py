@@ -222,18 +222,18 @@ class DarknetFiles:
         )
 
 
+@dataclass(frozen=True)
 class PretrainedNet:
     """EfficientNet-Lite0 with the published weights; ``labels`` replace ImageNet's."""
 
-    def __init__(self, labels: Path | None) -> None:
-        self._labels = labels
+    labels: Path | None
 
     def read(self) -> FoundModel:
         """Return the net; raise MissingExtraError if its weights are not installed."""
         model, weights = lite0.model(), lite0.read_weights()
         names = lite0.imagenet_labels()
-        if self._labels is not None:
-            names = read_labels(self._labels, model.classes)
+        if self.labels is not None:
+            names = read_labels(self.labels, model.classes)
         return FoundModel(
             model,
             PublishedArchitecture(lite0.NAME),

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -43,41 +44,34 @@ MAX_SAMPLES = 12
 MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
 
 
+@dataclass
 class ModelReader:
     """Reads one model for requests of the gateway, and follows its training run.
 
     ``report`` receives the versions. Arrays without a file are written to ``directory``.
     """
 
-    def __init__(
-        self,
-        model: str,
-        source: ModelSource,
-        directory: Path,
-        report: Callable[[ModelPrepared], None],
-        engine: str = NUMPY,
-    ) -> None:
-        self._model = model
-        self._source = source
-        self._directory = directory
-        self._report = report
-        self._engine = engine
-        self._followed_version = -1
+    model: str
+    source: ModelSource
+    directory: Path
+    report: Callable[[ModelPrepared], None]
+    engine: str = NUMPY
+    _followed_version: int = -1
 
     def prepare(self, version: int) -> None:
         """Read the model within limits, and report the answer to a ``PrepareModel``."""
         try:
             with _as_own_errors():
-                if files := files_of(self._source):
+                if files := files_of(self.source):
                     size = sum(each.stat().st_size for each in files if each.is_file())
                     memory_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * size
                     limit_process(memory_bytes, MAX_COMPUTING_S, MAX_OPEN_FILES)
                 prepared = self._read(version)._replace(requested=version)
         except DistNetError as error:
-            logger.warning("not_prepared model=%s error=%s", self._model, error)
+            logger.warning("not_prepared model=%s error=%s", self.model, error)
             is_bad_input = isinstance(error, BadInputError)
-            prepared = ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
-        self._report(prepared)
+            prepared = ModelPrepared(self.model, version, "", str(error), version, is_bad_input)
+        self.report(prepared)
 
     def follow(self) -> None:
         """Report each new version of a training run, at most one per second; never return."""
@@ -88,24 +82,24 @@ class ModelReader:
 
     def followed(self, pause_s: float) -> float:
         """Report the training run's version if it is new; return the pause until the next call."""
-        assert isinstance(self._source, FollowedRun)
+        assert isinstance(self.source, FollowedRun)
         try:
             with _as_own_errors():
-                if self._source.version() != self._followed_version:
-                    self._report(self._read(0))
+                if self.source.version() != self._followed_version:
+                    self.report(self._read(0))
             return FOLLOW_EVERY_S
         except DistNetError as error:
-            logger.warning("not_followed model=%s error=%s", self._model, error)
+            logger.warning("not_followed model=%s error=%s", self.model, error)
             return min(2 * pause_s, MAX_PAUSE_S)
 
     def _read(self, version: int) -> ModelPrepared:
         """Read the model and write its arrays to a file. Raise a DistNetError."""
-        name, found = self._model, computed_by(self._source.read(), self._engine)
+        name, found = self.model, computed_by(self.source.read(), self.engine)
         if found.version is not None:
             version = self._followed_version = found.version
-        if isinstance(self._source, TrainedRun):
+        if isinstance(self.source, TrainedRun):
             _compute_zeros(found)
-        description = described(found, name, version, self._directory)
+        description = described(found, name, version, self.directory)
         samples = _samples(found, name)
         logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
         return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
