@@ -77,3 +77,18 @@ from dist_net.autodiff.operations.shaping import (
     transpose,
     zeros_around,
 )
+
+# fmt: off
+__all__ = [
+    "Array", "BoundPlan", "Expression", "Operation", "Plan", "Shape", "absolute", "add",
+    "apply", "argmax", "argmin", "astype", "average_pool", "batch_normalize", "broadcast_to",
+    "clip", "compile", "concatenate", "constant", "conv2d", "conv2d_transpose", "cos",
+    "cross_entropy_of_logits", "cumsum", "divide", "einsum", "equal", "erf", "evaluate", "exp",
+    "expm1", "gelu", "gradients", "greater", "greater_equal", "leaky_relu", "less",
+    "less_equal", "log", "log1p", "log_softmax", "logical_and", "logical_not", "matmul",
+    "matrix_transpose", "max", "max_pool", "maximum", "mean", "min", "minimum", "multiply",
+    "negative", "pad", "power", "record", "relu", "reshape", "sigmoid", "sign", "silu", "sin",
+    "softmax", "softplus", "split", "sqrt", "square", "stack", "stop_gradient", "subtract",
+    "sum", "take", "tanh", "transpose", "uniform", "variable", "where", "zeros_around",
+]
+# fmt: on

@@ -64,3 +64,18 @@ from dist_net.nn.parameters import (
     zeros,
 )
 from dist_net.nn.recurrent import GRU, LSTM
+
+# fmt: off
+__all__ = [
+    "GRU", "LSTM", "AveragePool", "BatchNorm", "Buffer", "Concatenate", "Conv2D",
+    "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Features", "Field",
+    "Flatten", "FrozenBatchNorm", "GlobalAveragePool", "Lambda", "Layer", "LayerNorm", "Layout",
+    "MaxPool", "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor",
+    "Rescale", "Residual", "Scope", "Sequential", "Unembedding", "Upsample", "Weighted",
+    "binary_cross_entropy_of_logits", "copy_of", "cross_entropy_of_logits",
+    "cross_entropy_of_probabilities", "gelu", "glorot_uniform", "he_normal", "he_uniform",
+    "leaky_relu", "linear", "mean_absolute_error", "mean_squared_error", "one_hot", "ones",
+    "record", "relu", "relu6", "sigmoid", "silu", "small_normal", "softmax", "softplus", "tanh",
+    "zeros",
+]
+# fmt: on

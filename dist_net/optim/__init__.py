@@ -16,5 +16,14 @@ from dist_net.optim.optimizers import (
     WarmUp,
     optimizer_named,
     parse_optimizer,
+    schedule_named,
 )
 from dist_net.optim.rule import Optimizer, UpdateRule, start_rule
+
+# fmt: off
+__all__ = [
+    "OPTIMIZERS", "SGD", "AdaGrad", "Adam", "AdamW", "ConstantRate", "Cosine", "LearningRate",
+    "Momentum", "Nesterov", "Optimizer", "Schedule", "StepDecay", "UpdateRule", "WarmUp",
+    "optimizer_named", "parse_optimizer", "schedule_named", "start_rule",
+]
+# fmt: on

@@ -58,14 +58,16 @@ MAY_IMPORT = {
     "photos": (
         "errors vector files checkpoint spelling nn images data nets export processes training"
     ),
-    "trained_run": "errors vector checkpoint spelling nn data nets processes training photos",
+    "trained_run": (
+        "errors vector checkpoint spelling nn optim data nets processes training photos"
+    ),
     "adapters": "errors vector data nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
         "processes training serving photos trained_run export"
     ),
     "__main__": "cli",
-    "dist_net": "export images nets training serving trained_run",
+    "dist_net": ("release autodiff nn optim images data nets export training serving trained_run"),
 }
 SIBLINGS = {"training", "serving"}
 

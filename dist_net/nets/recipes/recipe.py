@@ -63,6 +63,7 @@ from dist_net.optim import (
     UpdateRule,
     optimizer_named,
     parse_optimizer,
+    schedule_named,
     start_rule,
 )
 from dist_net.optim.ranges import require_fraction, require_positive
@@ -78,15 +79,14 @@ class Recipe:
     """A network and its dataset, or a gradient function, with the settings of training.
 
     ``dataset`` is the name of a dataset, or a function that returns a dataset with inputs of
-    ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
-    "adam", with default settings. For classes, the last layer has one output per class; otherwise
-    the outputs must suit the loss and the targets. ``fitting`` is the method by which images
-    are resized to ``input_shape``, in training and when the net is served: see
-    ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. ``weights`` are the initial weights, unless the
-    layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
-    ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
-    ``UpdateRule`` too.
+    ``input_shape`` and ``input_dtype``. ``loss``, ``optimizer`` and ``schedule`` may be names, such
+    as "mse", "adam" and "cosine", with default settings. For classes, the last layer has one output
+    per class; otherwise the outputs must suit the loss and the targets. ``fitting`` is the method
+    by which images are resized to ``input_shape``, in training and when the net is served: see
+    ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a function,
+    which does its own resizing. ``weights`` are the initial weights, unless the layers draw them. A
+    gradient with a norm above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
+    ``average_decay`` an average of the weights is evaluated and served, see ``UpdateRule`` too.
 
     Without a network, ``gradient(weights, rows)`` returns the summed loss and the mean gradient of
     the samples at ``rows``, int64 indices below ``samples``; ``weights`` is required. Weights and
@@ -128,6 +128,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer", optimizer_named(self.optimizer))
+        object.__setattr__(self, "schedule", schedule_named(self.schedule))
         if not self.fitting:
             fitting = "pad" if isinstance(self.dataset, str) else "exact"
             object.__setattr__(self, "fitting", fitting)
@@ -154,8 +155,6 @@ class Recipe:
             require_positive("clip_norm", self.clip_norm)
         if self.average_decay is not None:
             require_fraction("average_decay", self.average_decay)
-        if not callable(self.schedule):
-            raise RecipeError(f"schedule={self.schedule!r}: expected a schedule of dist_net.optim")
         self.layout  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property

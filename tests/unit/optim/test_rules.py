@@ -440,7 +440,7 @@ class Halving(SGD):
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS.values(), Adam(beta1=0.8, epsilon=1e-5)])
 def test_an_optimizer_is_parsed_from_its_text(optimizer: Optimizer) -> None:
-    assert parse_optimizer(str(optimizer), SGD()) == optimizer
+    assert parse_optimizer(str(optimizer), SGD()) == optimizer_named(str(optimizer)) == optimizer
 
 
 def test_only_the_recipes_own_optimizer_may_be_of_a_class_of_its_own() -> None:

@@ -17,6 +17,8 @@ from dist_net.errors import (
     DatasetError,
     RecipeChangedError,
     RecipeError,
+    SettingError,
+    UnknownOptionError,
     UntrustedRecipeError,
 )
 from dist_net.nets.darknet.configuration import read_configuration, write_configuration
@@ -24,6 +26,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, write_weights
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
+    Recipe,
     RecipeRecord,
     load_recipe,
     load_recipe_copy,
@@ -31,6 +34,7 @@ from dist_net.nets.recipes.recipe import (
 )
 from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nn import Scope
+from dist_net.optim import Cosine, Momentum
 from naming import naming
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "fashion_mnist" / "recipe.py"
@@ -84,6 +88,22 @@ def test_a_file_is_a_recipe_by_its_absolute_path(tmp_path: Path) -> None:
     loaded = load_recipe(str(path))
     assert (loaded.name, loaded.reference) == ("mine", str(path))
     assert loaded.recipe.load_dataset().input_shape == (8, 8)
+
+
+def test_optimizer_and_schedule_may_be_names() -> None:
+    network = nn.Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(10))
+    recipe = Recipe(network, "digits", (8, 8), optimizer="momentum", schedule="cosine")
+    assert (recipe.optimizer, recipe.schedule) == (Momentum(), Cosine())
+    for schedule in ("cosinus", 0.1):
+        with pytest.raises(SettingError, match="'constant' or 'cosine'"):
+            Recipe(network, "digits", (8, 8), schedule=schedule)
+
+
+def test_a_refusal_of_an_option_lists_no_private_names() -> None:
+    with pytest.raises(UnknownOptionError) as refused:
+        Recipe(nn.Dense(10), "digits", (8, 8), qqqq=3)
+    assert "optimizer" in str(refused.value)
+    assert " _" not in str(refused.value)
 
 
 def test_first_weights_follow_from_the_seed() -> None:
