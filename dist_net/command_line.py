@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ def joining_command(*words: object, address: str, keys: Path | None) -> str:
     """
     needs_keys = keys is not None and address.startswith("tcp://")
     return command_line(*words, "--connect", address, *(("--keys", keys) if needs_keys else ()))
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: of this checkout, or of the installed package."""
+    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    (distribution,) = set(packages_distributions()["dist_net"])
+    return f"pip install '{distribution}[{extra}]'"
 
 
 def _program() -> str:

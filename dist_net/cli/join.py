@@ -11,7 +11,7 @@ import platformdirs
 from rich.console import Console
 
 from dist_net.cli.parser import count_from, count_or_auto
-from dist_net.command_line import add_options, add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument, install_command
 from dist_net.data import default_cache_dir
 from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
@@ -87,7 +87,7 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
         import fsspec
     except ImportError as error:
         raise MissingExtraError(
-            f"--data {data} needs fsspec; install it with: pip install -e '.[remote]'"
+            f"--data {data} needs fsspec; install it with: {install_command('remote')}"
         ) from error
     copy = opened.enter_context(temporary_directory()) / "data"
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.command_line import add_options
+from dist_net.command_line import add_options, install_command
 from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 
@@ -52,7 +52,7 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
     except ImportError as error:
         raise MissingExtraError(
             f"--metrics needs {error.name}, which is not installed; install it with: "
-            f"pip install -e '.[web]'"
+            f"{install_command('web')}"
         ) from error
     with RunMetricsServer(settings) as server:
         console.print(f"metrics: {server.url}")

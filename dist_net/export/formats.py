@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from dist_net.command_line import install_command
 from dist_net.errors import ExportError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import written
@@ -59,7 +60,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
         except ImportError as error:
             raise MissingExtraError(
                 f"the format onnx needs a package that cannot be imported ({error}); install it "
-                f"with: pip install -e '.[onnx]'"
+                f"with: {install_command('onnx')}"
             ) from error
     return chosen
 

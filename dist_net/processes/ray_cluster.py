@@ -19,6 +19,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from dist_net.command_line import install_command
 from dist_net.errors import (
     DistNetError,
     MissingExtraError,
@@ -373,7 +374,7 @@ def connected(address: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "--cluster ray needs Ray, which is not installed; install it on each node with: "
-            "pip install -e '.[ray]'"
+            f"{install_command('ray')}"
         ) from error
     if ray.is_initialized():
         return ray

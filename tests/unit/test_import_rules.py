@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "errors vector files checkpoint spelling command_line printable release autodiff nn optim "
         "images data wire json_records"
     ),
-    "export": "errors vector files spelling release autodiff nn nets",
+    "export": "errors vector files spelling command_line release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files checkpoint spelling command_line printable autodiff nn optim "

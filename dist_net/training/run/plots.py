@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -158,6 +159,6 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "plots of a run need matplotlib; install it with: pip install -e '.[plots]'"
+            f"plots of a run need matplotlib; install it with: {install_command('plots')}"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
