@@ -262,6 +262,7 @@ def test_a_python_that_is_too_old_or_missing_is_named(machine: Machine) -> None:
 def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Machine) -> None:
     code, printed, told = machine.run("scripts/test", "-x")
     assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} -x\n{machine.checkout}\n")
+    assert "the system packages iproute2 darknet chromium" in told.splitlines()[0]
     assert "no `ip` here (package iproute2)" in told
     assert "no `darknet` here (package darknet)" in told
     assert "no `chromium` here (package chromium)" in told
