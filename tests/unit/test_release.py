@@ -1,6 +1,7 @@
 """A release is what the sources compute: prose does not count, and everything else does."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def step(x: float, name: str = "sgd") -> float:
 class Step:
     """A step."""
 '''
+
+
+def test_the_newest_changes_are_those_of_this_version_and_have_a_date() -> None:
+    changes = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
+    newest = re.findall(r"^## (.*)$", changes, re.MULTILINE)
+    assert re.fullmatch(
+        rf"{re.escape(VERSION)}, \d{{4}}-\d\d-\d\d", newest[newest[0] == "Unreleased"]
+    )
+
+
+def test_a_heading_of_the_changes_stands_once_in_a_release() -> None:
+    changes = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
+    for release_notes in changes.split("\n## ")[1:]:
+        headings = re.findall(r"^### .*$", release_notes, re.MULTILINE)
+        assert len(set(headings)) == len(headings)
 
 
 @pytest.fixture
