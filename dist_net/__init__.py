@@ -36,22 +36,18 @@ if TYPE_CHECKING:
 else:
     from importlib import import_module
 
-    MODULE_OF = {
-        "Client": "dist_net.serving.client.client",
-        "EarlyStopping": "dist_net.training.run.callbacks",
-        "LoadedRecipe": "dist_net.nets.recipes.recipe",
-        "LocalCluster": "dist_net.training.run.in_process",
-        "ModelCheckpoint": "dist_net.training.run.callbacks",
-        "Recipe": "dist_net.nets.recipes.recipe",
-        "Run": "dist_net.trained_run",
-        "export_model": "dist_net.export.formats",
-        "fit": "dist_net.training.run.single_process",
-        "fit_image": "dist_net.images",
-        "join": "dist_net.training.run.own_loop",
-        "load": "dist_net.trained_run",
-        "load_recipe": "dist_net.nets.recipes.recipe",
-        "train": "dist_net.trained_run",
+    NAMES = {
+        "dist_net.export.formats": "export_model",
+        "dist_net.images": "fit_image",
+        "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
+        "dist_net.serving.client.client": "Client",
+        "dist_net.trained_run": "Run load train",
+        "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint",
+        "dist_net.training.run.in_process": "LocalCluster",
+        "dist_net.training.run.own_loop": "join",
+        "dist_net.training.run.single_process": "fit",
     }
+    MODULE_OF = {name: module for module, names in NAMES.items() for name in names.split()}
     """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""
 
     def __getattr__(name):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, get_type_hints
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,9 +258,9 @@ def train(
         )
     console = plain_console(quiet=quiet)
     is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
-    of_recipe = get_type_hints(RecipeKeywords).keys()
-    known = get_type_hints(TrainKeywords).keys() if is_folder else of_recipe
-    refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
+    of_recipe = RecipeKeywords.__annotations__.keys()
+    known = TrainKeywords.__annotations__ if is_folder else of_recipe
+    refuse_options("train", options.keys() - known, [*(train.__kwdefaults__ or ()), *known])
     of_run: dict[str, Any] = {name: options.get(name) for name in options.keys() & of_recipe}
     if (optimizer := of_run.get("optimizer")) is not None:
         of_run["optimizer"] = str(optimizer_named(optimizer))  # for other processes

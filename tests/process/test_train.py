@@ -172,7 +172,7 @@ def test_a_worker_that_cannot_be_started_ends_the_run_with_the_command_that_resu
     assert start(*shlex.split(command)[1:], "--json").result()["samples"] == 2 * 256
 
 
-def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_ended(
+def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run_ended_once(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "run")
@@ -183,6 +183,7 @@ def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_e
     token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
     joined = start("join", token, "--workers", "2", "--trust-recipe")
     address = joined.says(r"joining (tcp://\S+) with")[1]
+    joined.says(r"epoch [\d.]+/100000: .* samples/s")  # without a terminal
     server.report(lambda report: report["samples"] > 256)
     same_host = ["env", f"TMPDIR={joined.temporary}"]
     assert start("status", address, "--json", prefix=same_host).result()["state"] == "training"

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "vector": "",
     "checkpoint": "errors files vector",
     "spelling": "errors",
-    "command_line": "",
+    "command_line": "errors",
     "printable": "",
     "json_records": "",
     "release": "files",

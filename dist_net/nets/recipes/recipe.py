@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from dist_net.checkpoint import how_to_convert
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
 from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.errors import (
@@ -140,11 +141,16 @@ class Recipe:
                 "a network with gradient, samples, evaluate or parameters; expected a network and "
                 "its dataset, or a gradient function"
             )
-        is_named = self.network is not None and isinstance(self.dataset, str)
-        if is_named and self.dataset not in DATASETS:
+        trains_otherwise = self.network is None and (self.gradient or self.samples)
+        if not (callable(self.network) or trains_otherwise):
             raise RecipeError(
-                f"dataset {self.dataset!r}: expected one of {', '.join(DATASETS)}, or a function "
-                f"that returns a Dataset"
+                f"network={self.network!r:.60}: expected a layer, such as Sequential(Dense(10))"
+            )
+        is_dataset = callable(self.dataset) or str(self.dataset) in DATASETS
+        if self.network is not None and not is_dataset:
+            raise RecipeError(
+                f"dataset {self.dataset!r:.60}: expected one of {', '.join(DATASETS)}, or a "
+                f"function that returns a Dataset"
             )
         counts = ("batch_size", "epochs", *(("samples",) if self.network is None else ()))
         for name in counts:
@@ -382,7 +388,8 @@ def load_recipe(reference: str) -> LoadedRecipe:
         )
         hint = did_you_mean(reference, names) or expected
         if path.is_file():
-            hint = "a Python file reads data such as this: see docs/learn/your_own_data.md"
+            by_python = "a Python file reads data such as this: see docs/learn/your_own_data.md"
+            hint = how_to_convert(path) or by_python
         raise RecipeError(f"no recipe {reference!r}; {hint}")
     path = path.resolve()
     return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))

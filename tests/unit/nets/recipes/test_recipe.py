@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,22 @@ def test_optimizer_and_schedule_may_be_names() -> None:
     for schedule in ("cosinus", 0.1):
         with pytest.raises(SettingError, match="'constant' or 'cosine'"):
             Recipe(network, "digits", (8, 8), schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "network=None.*Sequential"),
+        ({"network": 1, "dataset": "digits"}, "network=1.*Sequential"),
+        ({"network": nn.Dense(10), "dataset": [1, 2]}, r"\[1, 2\].*function"),
+        ({"network": nn.Dense(10), "dataset": np.zeros(3)}, "array.*function"),
+    ],
+)
+def test_what_is_no_network_or_no_dataset_is_refused_with_what_is_expected(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe(**options, input_shape=(8, 8))
 
 
 def test_a_refusal_of_an_option_lists_no_private_names() -> None:
