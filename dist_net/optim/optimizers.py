@@ -226,14 +226,17 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 """Optimizers with default settings, by their command-line names."""
 
 
-def optimizer_named(name: str | Optimizer) -> Optimizer:
+def optimizer_named(name: str | Optimizer, own: Optimizer | None = None) -> Optimizer:
     """Return the named optimizer with default settings, or the one whose text (``str``) this is.
 
-    An ``Optimizer`` is returned as it is. Raise ``SettingError``.
+    ``own``, a recipe's, may be of a class of its own. An ``Optimizer`` is returned as it is. Raise
+    ``SettingError``.
     """
     if isinstance(name, Optimizer):
         return name
     text = str(name)
+    if own is not None and text == str(own):
+        return own
     if text in OPTIMIZERS:
         return OPTIMIZERS[text]
     kind, _, settings = text.removesuffix(")").partition("(")
@@ -244,11 +247,6 @@ def optimizer_named(name: str | Optimizer) -> Optimizer:
     except (KeyError, ValueError, TypeError, SettingError) as error:
         hint = suggestion(text, OPTIMIZERS)
         raise SettingError(f"unknown optimizer {name!r}; {hint}") from error
-
-
-def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
-    """Return the optimizer of this text: ``own``, which may be of a new class, or a known one."""
-    return own if text == str(own) else optimizer_named(text)
 
 
 Schedule: TypeAlias = Callable[[float, float], float]

@@ -63,7 +63,6 @@ from dist_net.optim import (
     Schedule,
     UpdateRule,
     optimizer_named,
-    parse_optimizer,
     schedule_named,
     start_rule,
 )
@@ -222,7 +221,7 @@ class Recipe:
     ) -> UpdateRule:
         """Return the rule of local steps by the optimizer of this text, as a server names it."""
         layout = self.layout
-        chosen = parse_optimizer(optimizer, optimizer_named(self.optimizer))
+        chosen = optimizer_named(optimizer, optimizer_named(self.optimizer))
         return start_rule(chosen, layout.shapes, layout.momenta, clip_norm, average_decay)
 
     @property
