@@ -318,10 +318,8 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
     if callable(schedule):
         return schedule
     if not isinstance(schedule, str) or schedule not in SCHEDULES:
-        raise SettingError(
-            f"schedule={schedule!r}: expected {' or '.join(map(repr, SCHEDULES))}, or a schedule "
-            f"of dist_net.optim, such as WarmUp(1, Cosine())"
-        )
+        names = " or ".join(map(repr, SCHEDULES))
+        raise SettingError(f"schedule={schedule!r}: expected {names}, or one of dist_net.optim")
     return SCHEDULES[schedule]
 
 

@@ -142,9 +142,7 @@ class Recipe:
             )
         trains_otherwise = self.network is None and (self.gradient or self.samples)
         if not (callable(self.network) or trains_otherwise):
-            raise RecipeError(
-                f"network={self.network!r:.60}: expected a layer, such as Sequential(Dense(10))"
-            )
+            raise RecipeError(f"network={self.network!r:.60}: expected a layer, such as Dense(10)")
         is_dataset = callable(self.dataset) or str(self.dataset) in DATASETS
         if self.network is not None and not is_dataset:
             raise RecipeError(

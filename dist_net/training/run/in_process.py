@@ -99,10 +99,7 @@ class LocalCluster:
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, Recipe):
-            raise RecipeError(
-                f"recipe={self.recipe!r:.60}: expected a Recipe, such as "
-                f"dist_net.load_recipe('digits').recipe"
-            )
+            raise RecipeError(f"recipe={self.recipe!r:.40}: expected a Recipe; see load_recipe")
         self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
         self._stack = ExitStack()

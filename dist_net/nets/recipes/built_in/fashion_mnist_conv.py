@@ -1,8 +1,7 @@
 """Fashion-MNIST by a small convolutional network of Darknet's kind: 119,354 parameters.
 
 Described as a .cfg file describes it, so that what was trained can be written as .cfg and .weights
-for the Darknet program. A beta1 of 0.5 suits ``--consistency async`` too, where results of other
-workers act as momentum (Mitliagkas et al. 2016, arXiv 1605.09774).
+for the Darknet program.
 """
 
 from dist_net import autodiff

@@ -103,8 +103,8 @@ def test_optimizer_and_schedule_may_be_names() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "network=None.*Sequential"),
-        ({"network": 1, "dataset": "digits"}, "network=1.*Sequential"),
+        ({}, "network=None.*Dense"),
+        ({"network": 1, "dataset": "digits"}, "network=1.*Dense"),
         ({"network": nn.Dense(10), "dataset": [1, 2]}, r"\[1, 2\].*function"),
         ({"network": nn.Dense(10), "dataset": np.zeros(3)}, "array.*function"),
     ],
