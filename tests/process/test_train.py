@@ -181,7 +181,7 @@ def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run
         *("--listen", "tcp://0.0.0.0:0"),
     )
     token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
-    status = shlex.split(server.says(r"its state: .* status (.*)\n")[1])
+    status = shlex.split(server.says(r"its state: .* status (.*)")[1])
     assert start("status", *status, "--json").result()["state"] == "waiting"
     joined = start("join", token, "--workers", "2", "--trust-recipe")
     address = joined.says(r"joining (tcp://\S+) with")[1]
