@@ -22,8 +22,9 @@ from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import SharedOperation, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.command_line import importing
 from dist_net.data.samples import records
-from dist_net.errors import DistNetError, ForeignModelError, MissingExtraError, TensorInputError
+from dist_net.errors import DistNetError, ForeignModelError, TensorInputError
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, TYPE_CODES, Specs, Tensors, TensorSpec
 from dist_net.nn import Model, Scope, zeros
 from dist_net.nn.inference import Inference, Prepared
@@ -351,13 +352,8 @@ def prepared_bytes(content: bytes) -> Prepared:
 
 def package(name: str) -> Any:
     """Return the module ``onnx`` or ``onnxruntime``. Raise MissingExtraError."""
-    try:
+    with importing("onnxruntime", "an ONNX file"):
         return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"ONNX files need a package that cannot be imported ({error}); install it with: "
-            f"pip install -e '.[onnxruntime]'"
-        ) from error
 
 
 @cache
