@@ -245,8 +245,7 @@ def optimizer_named(name: str | Optimizer, own: Optimizer | None = None) -> Opti
         pairs = (each.split("=") for each in settings.split(", ") if each)
         return kinds[kind](**{key: float(value) for key, value in pairs})
     except (KeyError, ValueError, TypeError, SettingError) as error:
-        hint = suggestion(text, OPTIMIZERS)
-        raise SettingError(f"unknown optimizer {name!r}; {hint}") from error
+        raise SettingError(f"unknown optimizer {name!r}; {suggestion(text, OPTIMIZERS)}") from error
 
 
 Schedule: TypeAlias = Callable[[float, float], float]
