@@ -11,52 +11,54 @@ pool. ``export_model``: write a model as ONNX.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+# fmt: off
+__all__ = [
+    "Client", "EarlyStopping", "LoadedRecipe", "LocalCluster", "ModelCheckpoint", "Recipe", "Run",
+    "__version__", "autodiff", "data", "export_model", "fit", "fit_image", "join", "load",
+    "load_recipe", "nn", "optim", "train",
+]
+# fmt: on
 
 if TYPE_CHECKING:
+    from dist_net import autodiff, data, nn, optim
     from dist_net.export.formats import export_model
     from dist_net.images import fit_image
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+    from dist_net.release import VERSION as __version__
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
     from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint
     from dist_net.training.run.in_process import LocalCluster
     from dist_net.training.run.own_loop import join
     from dist_net.training.run.single_process import fit
+else:
+    from importlib import import_module
 
-MODULE_OF = {
-    "Client": "dist_net.serving.client.client",
-    "EarlyStopping": "dist_net.training.run.callbacks",
-    "LoadedRecipe": "dist_net.nets.recipes.recipe",
-    "LocalCluster": "dist_net.training.run.in_process",
-    "ModelCheckpoint": "dist_net.training.run.callbacks",
-    "Recipe": "dist_net.nets.recipes.recipe",
-    "Run": "dist_net.trained_run",
-    "export_model": "dist_net.export.formats",
-    "fit": "dist_net.training.run.single_process",
-    "fit_image": "dist_net.images",
-    "join": "dist_net.training.run.own_loop",
-    "load": "dist_net.trained_run",
-    "load_recipe": "dist_net.nets.recipes.recipe",
-    "train": "dist_net.trained_run",
-}
-"""The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""
+    NAMES = {
+        "dist_net.export.formats": "export_model",
+        "dist_net.images": "fit_image",
+        "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
+        "dist_net.serving.client.client": "Client",
+        "dist_net.trained_run": "Run load train",
+        "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint",
+        "dist_net.training.run.in_process": "LocalCluster",
+        "dist_net.training.run.own_loop": "join",
+        "dist_net.training.run.single_process": "fit",
+    }
+    MODULE_OF = {name: module for module, names in NAMES.items() for name in names.split()}
+    """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""
 
-PACKAGES = "autodiff", "data", "nn", "optim"
-__all__ = [*MODULE_OF]
+    def __getattr__(name):
+        """Import a public name or package on first use."""
+        if name in MODULE_OF:
+            return getattr(import_module(MODULE_OF[name]), name)
+        if name == "__version__":
+            return import_module("dist_net.release").VERSION
+        if name in __all__:
+            return import_module(f"dist_net.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name or package on first use."""
-    if name in MODULE_OF:
-        return getattr(import_module(MODULE_OF[name]), name)
-    if name == "__version__":
-        return import_module("dist_net.release").VERSION
-    if name in PACKAGES:
-        return import_module(f"dist_net.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *PACKAGES])
+    def __dir__():
+        return __all__

@@ -34,6 +34,8 @@ METADATA_FIELDS = {
     **{"recipe": str, "recipe_digest": str, "recipe_record": dict, "layout": list, "version": int},
     **{"settings": dict, "ledger": dict, "counters": dict},
 }
+PYTORCH, KERAS = "torch.onnx.export(model, (inputs,), FILE)", "model.export(FILE, format='onnx')"
+CONVERSIONS = {".pt": PYTORCH, ".pth": PYTORCH, ".h5": KERAS, ".keras": KERAS}
 MALFORMED = ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
 """The errors of reading JSON with unexpected content."""
 
@@ -253,9 +255,15 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
 
 
 def _not_a_checkpoint(path: Path) -> NotACheckpointError:
-    return NotACheckpointError(
-        f"{path} is not a checkpoint; expected a .safetensors file that a training run wrote"
-    )
+    expected = how_to_convert(path) or "expected a .safetensors file that a training run wrote"
+    return NotACheckpointError(f"{path} is not a checkpoint; {expected}")
+
+
+def how_to_convert(path: Path) -> str:
+    """Return how another library exports its file as ONNX; "" for other files."""
+    if (call := CONVERSIONS.get(path.suffix)) is None:
+        return ""
+    return f"export the model to an .onnx file, with the library that wrote it: {call}"
 
 
 def _require_format(

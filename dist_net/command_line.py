@@ -7,9 +7,13 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
+
+from dist_net.errors import MissingExtraError
 
 TRUST = "--trust-recipe"
 
@@ -49,6 +53,26 @@ def joining_command(*words: object, address: str, keys: Path | None) -> str:
     """
     needs_keys = keys is not None and address.startswith("tcp://")
     return command_line(*words, "--connect", address, *(("--keys", keys) if needs_keys else ()))
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: of this checkout, or of the installed package."""
+    if (Path(__file__).parents[1] / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    (distribution,) = set(packages_distributions()["dist_net"])
+    return f"pip install '{distribution}[{extra}]'"
+
+
+@contextmanager
+def importing(extra: str, purpose: str) -> Iterator[None]:
+    """Raise MissingExtraError, with the remedy, if the packages of an extra cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs a package that cannot be imported ({error}); install it with: "
+            f"{install_command(extra)}"
+        ) from error
 
 
 def _program() -> str:

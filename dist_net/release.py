@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dist_net.files import replacing
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 COMPUTING = (
     "autodiff",
@@ -32,7 +32,7 @@ COMPUTING = (
 
 @cache
 def release() -> str:
-    """Return the release, such as ``0.1.0+5f2c9a01b3d4``; equal releases compute equal results.
+    """Return the release, such as ``0.2.0+5f2c9a01b3d4``; equal releases compute equal results.
 
     The version is followed by 12 hexadecimal digits of the computation's SHA-256.
     """

@@ -33,7 +33,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raise UnknownOptionError, with a suggestion, if any option is given."""
-    names = [*known]
+    names = [each for each in known if not each.startswith("_")]
     for name in given:
         usual = USUAL_NAMES.get(name)
         hint = f"did you mean {usual}?" if usual in names else suggestion(name, names)

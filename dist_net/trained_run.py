@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from rich.console import Console
 from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import ModelSourceError, RecipeError, SettingError, UntrustedRecipeError
+from dist_net.errors import ModelSourceError, RecipeError, UntrustedRecipeError
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
@@ -30,6 +29,8 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
+from dist_net.optim import Optimizer, optimizer_named
+from dist_net.optim.ranges import require_whole
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.cores import available_cores
@@ -188,8 +189,45 @@ class WatchedTraining(TrainingProgress):
             self.wants_end = True
 
 
-OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files", "data"}
-OPTIONS_OF_IMAGES = {each.name for each in fields(ImageOptions)} - {"run"}
+class RecipeKeywords(TypedDict, total=False):
+    """The options of ``train``: the fields of ``RunOptions``."""
+
+    epochs: int | None
+    batch_size: int | None
+    optimizer: Optimizer | str | None
+    learning_rate: float | None
+    weight_decay: float | None
+    clip_norm: float | None
+    average_decay: float | None
+    consistency: str
+    local_steps: int | None
+    seed: int
+    checkpoint_every_s: float
+    keep_checkpoints: int
+    sync: str
+    keeps_best: bool
+    patience: int | None
+    tensorboard: bool
+
+
+class TrainKeywords(RecipeKeywords, total=False):
+    """The options of ``train``, with those for a folder of images: see ``ImageOptions``."""
+
+    base: str
+    labels_csv: str | None
+    validation: float
+    fine_tune: int | Literal["auto"]
+    views: int
+    precision: float
+    cache_bytes: int
+    group_by: str | None
+    groups: bool
+    flip: bool
+    rotate: float
+    zoom: float
+    colour_changes: bool
+    fitting: str | None
+    engine: str
 
 
 def train(
@@ -200,7 +238,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     start_timeout_s: float = START_TIMEOUT_S,
-    **options: Any,
+    **options: Unpack[TrainKeywords],
 ) -> Run:
     """Train a recipe in a cluster of processes on this host, as ``dist-net train`` does.
 
@@ -221,11 +259,14 @@ def train(
         )
     console = plain_console(quiet=quiet)
     is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
-    known = OPTIONS_OF_RUNS | (OPTIONS_OF_IMAGES if is_folder else set())
-    refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
+    of_recipe = RecipeKeywords.__annotations__.keys()
+    known = TrainKeywords.__annotations__ if is_folder else of_recipe
+    refuse_options("train", options.keys() - known, [*(train.__kwdefaults__ or ()), *known])
+    of_run: dict[str, Any] = {name: options.get(name) for name in options.keys() & of_recipe}
+    if (optimizer := of_run.get("optimizer")) is not None:
+        of_run["optimizer"] = str(optimizer_named(optimizer))  # for other processes
     directory = None if run_dir is None else Path(run_dir)
-    if not (isinstance(workers, int) and workers >= 1):
-        raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
+    require_whole("workers", workers)
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     displays: list[WatchedTraining] = []
@@ -235,14 +276,14 @@ def train(
         return displays[-1]
 
     if is_folder:
-        own = {name: options.pop(name) for name in options.keys() & OPTIONS_OF_IMAGES}
-        of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **options), **own)
+        own: dict[str, Any] = {name: options.get(name) for name in options.keys() - of_recipe}
+        of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **of_run), **own)
         run = new_run(directory, of_images)
         with run.locked():
             report = train_and_report(run, of_images, local, console, display)
     else:
         loaded = load_recipe(str(recipe))
-        prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **options), console)
+        prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **of_run), console)
         run = RunDirectory.create(directory, loaded.name, datetime.now())
         report = prepared.train(run, local, console, display)
     return Run(run.path, report, [result for each in displays for result in each.history])

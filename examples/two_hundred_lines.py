@@ -1,9 +1,7 @@
 """Distributed training in one file: autodiff, a net, a parameter server and three workers.
 
-    python examples/two_hundred_lines.py
-
-It needs NumPy and pyzmq, but not dist_net. Halfway through the run, the server kills a worker with
-SIGKILL. At the end, it counts how often each sample was applied: exactly once per epoch.
+Run it with NumPy and pyzmq, without dist_net: in rounds, or with ``--async``. Halfway, the server
+kills a worker with SIGKILL; each sample is still applied exactly once per epoch, which it counts.
 """
 
 import json
@@ -19,14 +17,12 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 import zmq
 
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 60, 20, 0.3
-LEASE_S = 1.0  # samples that are not returned within this time go to another worker
-SILENCE_S = 10.0  # a worker exits if the server is silent for this long
+EPOCHS, BATCH_SIZE, LOCAL_STEPS, LEARNING_RATE = 60, 20, 4, 0.5
+LEASE_S, SILENCE_S = 1.0, 10.0  # until a lease expires; until a worker gives up a silent server
 
 
-# 1. Autodiff. A node stores its value, its inputs, and one VJP (vector-Jacobian product) per input.
-#    Let g be the gradient of the loss with respect to the node. The VJP of an input maps g to the
-#    gradient with respect to that input.
+# 1. Autodiff. A node stores its value, its inputs, and one VJP (vector-Jacobian product) per input:
+#    it maps the gradient of the loss with respect to the node to that with respect to the input.
 class Node:
     def __init__(self, value, inputs=(), vjps=()):
         self.value, self.inputs, self.vjps = value, inputs, vjps
@@ -99,78 +95,82 @@ def spirals(seed, per_arm=400):
     return np.column_stack([radius * np.cos(angle), radius * np.sin(angle)]), labels
 
 
-def minibatch(epoch, start, samples):
-    return np.random.default_rng(epoch).permutation(samples)[start : start + BATCH_SIZE]
+def minibatches(lease, samples):
+    order = np.random.default_rng(lease["epoch"]).permutation(samples)
+    return np.split(order[lease["start"] :][: LOCAL_STEPS * BATCH_SIZE], LOCAL_STEPS)
 
 
-# 4. A worker receives a lease with the current weights, computes a gradient, and pushes it. The
-#    reply is the next lease. A message is a JSON header and one array as raw bytes: no pickle.
+# 4. A worker receives a lease with the weights, takes a step for each minibatch, and pushes the
+#    change. The reply is the next lease. A message is a JSON header and raw bytes: no pickle.
 def work(address, name):
     points, labels = spirals(seed=0)
     socket = zmq.Context().socket(zmq.REQ)
     socket.identity, socket.linger = name.encode(), 0
     socket.connect(address)
-    header, gradient = {}, np.empty(0)  # the first message only requests work
+    lease, change = {}, np.empty(0)  # the first message only requests work
     while True:
-        socket.send_multipart([json.dumps(header).encode(), gradient.tobytes()])
+        socket.send_multipart([json.dumps(lease).encode(), change.tobytes()])
         if not socket.poll(1000 * SILENCE_S):
             sys.exit(f"{name}: no reply from the server within {SILENCE_S:.0f} s")
         received, weights = socket.recv_multipart()
-        header = json.loads(received)  # the push repeats it
-        chosen = minibatch(header["epoch"], header["start"], len(labels))
-        parameters = unpack(np.frombuffer(weights))
-        loss = mean_cross_entropy(predict(points[chosen], parameters), labels[chosen])
-        gradient = np.concatenate([each.ravel() for each in gradients(loss, parameters)])
+        lease, change = json.loads(received), np.zeros(sum(SIZES))  # the push repeats the lease
+        for chosen in minibatches(lease, len(labels)):
+            parameters = unpack(np.frombuffer(weights) + change)
+            loss = mean_cross_entropy(predict(points[chosen], parameters), labels[chosen])
+            gradient = np.concatenate([each.ravel() for each in gradients(loss, parameters)])
+            change -= LEARNING_RATE * gradient
 
 
 # 5. Leases. A range of samples is waiting, leased to one worker, or applied. An expired lease puts
 #    its range back, to be leased under a new number: a push with the old number is recognized.
 class Leases:
-    def __init__(self, samples):
-        starts = range(0, samples, BATCH_SIZE)
-        self.waiting = deque((epoch, start) for epoch in range(EPOCHS) for start in starts)
-        self.active, self.granted = {}, 0
+    def __init__(self):
+        self.waiting, self.active, self.granted = deque(), {}, 0
 
     def grant(self, now):
         self.granted += 1
         epoch, start = self.waiting.popleft()
         self.active[self.granted] = epoch, start, now + LEASE_S
-        return {"lease": self.granted, "epoch": epoch, "start": start}
+        return {"number": self.granted, "epoch": epoch, "start": start}
 
     def expire(self, now):
         for number in [n for n, (*_, deadline) in self.active.items() if deadline < now]:
             self.waiting.appendleft(self.active.pop(number)[:2])
 
 
-# 6. The parameter server applies each gradient on arrival, so fast workers never wait for slow ones
-#    (asynchronous SGD). The staleness of a gradient is the number of updates between the weights
-#    that it was computed from and the weights that it is applied to.
-def serve(socket, processes, weights, samples):
-    leases, idle, victim = Leases(samples), deque(), "worker 1"
-    version, staleness, applied = 0, 0, np.zeros((EPOCHS, samples), int)
-    while leases.waiting or leases.active:
-        if socket.poll(100):
-            name, _, received, gradient = socket.recv_multipart()
-            header = json.loads(received)
-            if lease := leases.active.pop(header.get("lease"), None):  # else it has expired
-                epoch, start, _ = lease
-                weights -= LEARNING_RATE * np.frombuffer(gradient)
-                applied[epoch, minibatch(epoch, start, samples)] += 1
-                staleness += version - header["version"]
-                version += 1
-            idle.append(name)
-        elif all(process.poll() is not None for process in processes.values()):
-            sys.exit("all workers have died, so the run cannot be completed")
-        leases.expire(time.monotonic())
-        while idle and leases.waiting:
-            name, header = idle.popleft(), leases.grant(time.monotonic()) | {"version": version}
-            if name.decode() == victim and header["epoch"] >= EPOCHS // 2:
-                processes[victim].kill()  # SIGKILL; its lease will expire
-                print(f"update {version:,}: killed {victim}, which holds lease {header['lease']:,}")
-                victim = None
-            socket.send_multipart([name, b"", json.dumps(header).encode(), weights.tobytes()])
-    print(f"{version:,} updates; mean staleness {staleness / version:.1f}")
-    print(f"{leases.granted:,} leases, of which {leases.granted - version} expired")
+# 6. The server trains in rounds: the leases of a round begin with the same weights. When all have
+#    returned, it adds the mean of their changes, whoever computed them. With is_async, it adds a
+#    change on arrival: nobody waits, but the weights have moved meanwhile, by `staleness` updates.
+def serve(socket, processes, weights, samples, is_async=False):
+    ranges = [(e, s) for e in range(EPOCHS) for s in range(0, samples, LOCAL_STEPS * BATCH_SIZE)]
+    round_size = len(ranges) if is_async else len(processes)
+    leases, idle, version, staleness = Leases(), deque(), 0, 0
+    applied = np.zeros((EPOCHS, samples), int)
+    for first in range(0, len(ranges), round_size):
+        leases.waiting, changes = deque(ranges[first : first + round_size]), {}
+        while leases.waiting or leases.active:
+            leases.expire(time.monotonic())
+            while idle and leases.waiting:
+                name, lease = idle.popleft(), leases.grant(time.monotonic()) | {"version": version}
+                if name == b"worker 1" and lease["epoch"] >= EPOCHS // 2:
+                    processes["worker 1"].kill()  # SIGKILL; its lease will expire
+                    print(f"update {version:,}: killed worker 1, with lease {lease['number']:,}")
+                socket.send_multipart([name, b"", json.dumps(lease).encode(), weights.tobytes()])
+            if socket.poll(100):
+                name, _, received, change = socket.recv_multipart()
+                lease = json.loads(received)
+                if leases.active.pop(lease.get("number"), None):  # else it has expired
+                    changes[lease["epoch"], lease["start"]] = np.frombuffer(change)
+                    applied[lease["epoch"], np.concatenate(minibatches(lease, samples))] += 1
+                    staleness += version - lease["version"]
+                if changes and (is_async or not (leases.waiting or leases.active)):
+                    weights += np.mean([changes[each] for each in sorted(changes)], axis=0)
+                    version, changes = version + 1, {}
+                idle.append(name)
+            elif all(process.poll() is not None for process in processes.values()):
+                sys.exit("all workers have died, so the run cannot be completed")
+    print(f"{version:,} updates; mean staleness {staleness / len(ranges):.1f}")
+    print(f"{leases.granted:,} leases, of which {leases.granted - len(ranges)} expired")
     print(f"{(applied == 1).sum():,} of {applied.size:,} samples were applied exactly once")
 
 
@@ -179,10 +179,10 @@ def main():
     weights = np.random.default_rng(0).normal(0, 0.5, sum(SIZES))
     socket = zmq.Context().socket(zmq.ROUTER)
     address = f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
-    names = "worker 1", "worker 2", "worker 3"
+    names, is_async = ("worker 1", "worker 2", "worker 3"), "--async" in sys.argv
     processes = {n: subprocess.Popen([sys.executable, __file__, address, n]) for n in names}
     try:
-        serve(socket, processes, weights, samples=len(spirals(seed=0)[1]))
+        serve(socket, processes, weights, len(spirals(seed=0)[1]), is_async)
     finally:
         for process in processes.values():
             process.kill()  # a worker holds nothing that must be saved

@@ -18,16 +18,30 @@ prepare() {
     ) 9<"$checkout/pyproject.toml"
 }
 
-# prepare_tests EXTRAS: the same, and what the tests ask of the system, where root can install it.
+# prepare_tests EXTRAS: the same, and the programs that the tests use, where root can install them.
 prepare_tests() {
+    announce_programs
     find_python || apt_install python3-venv || true
     prepare "$1"
-    command -v ip >/dev/null || apt_install iproute2 ||
-        say "no \`ip\` here (package iproute2): the tests between network namespaces are skipped"
-    command -v darknet >/dev/null || apt_install darknet ||
-        say "no \`darknet\` here (package darknet): the tests against the Darknet program are skipped"
-    command -v chromium >/dev/null || apt_install chromium ||
-        say "no \`chromium\` here (package chromium): the tests of the web page are skipped"
+    require_program ip iproute2 "between network namespaces"
+    require_program darknet darknet "against the Darknet program"
+    require_program chromium chromium "of the web page"
+}
+
+# What will happen to the system, before it does.
+announce_programs() {
+    missing=
+    for each in ip:iproute2 darknet:darknet chromium:chromium; do
+        command -v "${each%%:*}" >/dev/null || missing="$missing ${each#*:}"
+    done
+    [ -z "$missing" ] || say "some tests need the system packages$missing: as root, this" \
+        "installs them with apt-get in a few minutes; otherwise those tests are skipped"
+}
+
+# require_program NAME PACKAGE TESTS: install the package if the program is missing.
+require_program() {
+    command -v "$1" >/dev/null || apt_install "$2" ||
+        say "no \`$1\` here (package $2): the tests $3 are skipped"
 }
 
 is_installed() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; }

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
@@ -39,6 +39,8 @@ class Task:
         test: Dataset[Any] | None = None,
         threads: int = 1,
     ) -> None:
+        if isinstance(dataset, DataLoader) or isinstance(test, DataLoader):
+            raise RecipeError("a DataLoader, which chooses samples; expected its .dataset")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         self.module, self._loss, self._dataset, self._test = module, loss, dataset, test

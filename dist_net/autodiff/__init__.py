@@ -12,53 +12,20 @@ To learn how it works, read ``expression.py`` first: it is part 1 of 5.
 [array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
 """
 
+# fmt: off
+# isort: off
 from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
 from dist_net.autodiff.expression import Expression, Operation, apply, constant, uniform, variable
 from dist_net.autodiff.gradients import gradients
 from dist_net.autodiff.operations.classification import (
-    cross_entropy_of_logits,
-    log_softmax,
-    softmax,
+    cross_entropy_of_logits, log_softmax, softmax,
 )
 from dist_net.autodiff.operations.convolution import conv2d, conv2d_transpose
 from dist_net.autodiff.operations.elementwise import (
-    absolute,
-    add,
-    astype,
-    clip,
-    cos,
-    divide,
-    equal,
-    erf,
-    exp,
-    expm1,
-    gelu,
-    greater,
-    greater_equal,
-    leaky_relu,
-    less,
-    less_equal,
-    log,
-    log1p,
-    logical_and,
-    logical_not,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    power,
-    relu,
-    sigmoid,
-    sign,
-    silu,
-    sin,
-    softplus,
-    sqrt,
-    square,
-    subtract,
-    tanh,
-    where,
+    absolute, add, astype, clip, cos, divide, equal, erf, exp, expm1, gelu, greater, greater_equal,
+    leaky_relu, less, less_equal, log, log1p, logical_and, logical_not, maximum, minimum, multiply,
+    negative, power, relu, sigmoid, sign, silu, sin, softplus, sqrt, square, subtract, tanh, where,
 )
 from dist_net.autodiff.operations.indexing import take
 from dist_net.autodiff.operations.matmul import einsum, matmul
@@ -68,12 +35,18 @@ from dist_net.autodiff.operations.records import record
 from dist_net.autodiff.operations.reduction import broadcast_to, cumsum, mean, sum
 from dist_net.autodiff.operations.selection import argmax, argmin, max, min, stop_gradient
 from dist_net.autodiff.operations.shaping import (
-    concatenate,
-    matrix_transpose,
-    pad,
-    reshape,
-    split,
-    stack,
-    transpose,
-    zeros_around,
+    concatenate, matrix_transpose, pad, reshape, split, stack, transpose, zeros_around,
 )
+
+__all__ = [
+    "Array", "BoundPlan", "Expression", "Operation", "Plan", "Shape", "absolute", "add",
+    "apply", "argmax", "argmin", "astype", "average_pool", "batch_normalize", "broadcast_to",
+    "clip", "compile", "concatenate", "constant", "conv2d", "conv2d_transpose", "cos",
+    "cross_entropy_of_logits", "cumsum", "divide", "einsum", "equal", "erf", "evaluate", "exp",
+    "expm1", "gelu", "gradients", "greater", "greater_equal", "leaky_relu", "less",
+    "less_equal", "log", "log1p", "log_softmax", "logical_and", "logical_not", "matmul",
+    "matrix_transpose", "max", "max_pool", "maximum", "mean", "min", "minimum", "multiply",
+    "negative", "pad", "power", "record", "relu", "reshape", "sigmoid", "sign", "silu", "sin",
+    "softmax", "softplus", "split", "sqrt", "square", "stack", "stop_gradient", "subtract",
+    "sum", "take", "tanh", "transpose", "uniform", "variable", "where", "zeros_around",
+]

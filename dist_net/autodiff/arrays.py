@@ -6,12 +6,11 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import ShapeError
 
-Array: TypeAlias = NDArray[np.generic]
+Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 Call: TypeAlias = Callable[[], object]
 """A NumPy call with its arrays bound. Running a plan makes its calls in order."""

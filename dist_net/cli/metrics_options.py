@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.command_line import add_options
-from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
+from dist_net.command_line import add_options, importing
+from dist_net.errors import InsecureAddressError, SettingError
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 
 Publish = Callable[[dict[str, Any]], None]
@@ -47,13 +47,8 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
             f"metrics on {address} are readable from other hosts; expected a token "
             f"(--metrics-token-file), or 127.0.0.1"
         ) from error
-    try:
+    with importing("web", "--metrics"):
         from dist_net.cli.run_metrics import RunMetricsServer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--metrics needs {error.name}, which is not installed; install it with: "
-            f"pip install -e '.[web]'"
-        ) from error
     with RunMetricsServer(settings) as server:
         console.print(f"metrics: {server.url}")
         yield server.publish

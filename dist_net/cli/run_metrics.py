@@ -66,7 +66,7 @@ GAUGES = {
 FAILING = {"checkpoint": "checkpoint_error", "journal": "journal_error"}
 WORKER_GAUGES = {
     "samples_per_second": ("samples_per_s", "recent speed while the worker had work"),
-    "staleness_updates": ("staleness_mean", "mean staleness of the worker's gradients"),
+    "staleness_updates": ("staleness_mean", "mean staleness of the worker's pushes"),
     "round_trip_seconds": ("round_trip_s", "median round trip of the last heartbeats"),
     "silence_seconds": ("heard_s_ago", "seconds since the worker's last message"),
     "slow": ("is_slow", "1 if the worker is silent, or slower than the others"),
@@ -102,7 +102,7 @@ def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
     for name, (key, text) in GAUGES.items():
         yield gauge_family(name, text, "", [((), report[key])])
     pushes = [(end, report[key]) for end, key in PUSHES.items()]
-    yield counter_family("gradients", "gradients by result", "end", pushes)
+    yield counter_family("pushes", "pushes by result", "end", pushes)
     states = [(each, report["state"] == each) for each in STATES]
     yield gauge_family("run_state", "1 for the current state", "state", states)
     failing = [(file, report[key] is not None) for file, key in FAILING.items()]
@@ -118,7 +118,7 @@ def _staleness(report: dict[str, Any]) -> Metric:
     buckets.append(("+Inf", total))
     return HistogramMetricFamily(
         "dist_net_staleness_updates",
-        "staleness of applied gradients",
+        "staleness of applied pushes",
         buckets=buckets,
         sum_value=report["staleness_mean"] * report["pushes_applied"],
     )

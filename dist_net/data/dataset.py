@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,16 @@ class Dataset:
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayDataset(Dataset):
+    """A dataset of arrays, in memory or memory-mapped: they have indices and slices."""
+
+    train_inputs: NDArray[Any]
+    train_targets: NDArray[Any]
+    test_inputs: NDArray[Any]
+    test_targets: NDArray[Any]
 
 
 def _described(samples: Samples) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from dist_net.data.dataset import Dataset
+from dist_net.data.dataset import ArrayDataset
 from dist_net.data.published_files import (
     Progress,
     PublishedFile,
@@ -102,7 +102,7 @@ def dataset_named(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     mirrors: Sequence[str] = (),
-) -> Dataset:
+) -> ArrayDataset:
     """Return the dataset ``name``, fetched into ``cache_dir`` if it is missing.
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
@@ -132,7 +132,9 @@ def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:
     }
 
 
-def _load_fashion_mnist(cache_dir: Path, progress: Progress, mirrors: Sequence[str]) -> Dataset:
+def _load_fashion_mnist(
+    cache_dir: Path, progress: Progress, mirrors: Sequence[str]
+) -> ArrayDataset:
     """Return Fashion-MNIST, fetched into ``cache_dir/fashion-mnist`` if it is missing.
 
     Images are ``(60000, 28, 28)`` and ``(10000, 28, 28)`` uint8, read-only views of the mapped
@@ -143,7 +145,7 @@ def _load_fashion_mnist(cache_dir: Path, progress: Progress, mirrors: Sequence[s
     train_images, train_labels, test_images, test_labels = (
         read_idx(directory / file.name) for file in FILES
     )
-    return Dataset(
+    return ArrayDataset(
         FASHION_MNIST,
         train_images,
         train_labels,
@@ -153,14 +155,14 @@ def _load_fashion_mnist(cache_dir: Path, progress: Progress, mirrors: Sequence[s
     )
 
 
-def _load_digits() -> Dataset:
+def _load_digits() -> ArrayDataset:
     """Return 1,437 digits to train on and 360 to test on, each class split in proportion.
 
     Images are ``(N, 8, 8)`` uint8; the original's 0 to 16 is scaled to 0 to 255.
     """
     packaged = resources.files("dist_net.data").joinpath("digits.npz")
     with packaged.open("rb") as file, np.load(file) as arrays:
-        return Dataset(name=DIGITS, **arrays, class_names=CLASS_NAMES[DIGITS])
+        return ArrayDataset(name=DIGITS, **arrays, class_names=CLASS_NAMES[DIGITS])
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

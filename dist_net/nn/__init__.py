@@ -1,66 +1,36 @@
 """Layers, activations, initializers, losses and models, as functions of expressions."""
 
+# fmt: off
+# isort: off
 from dist_net.autodiff import (
-    cross_entropy_of_logits,
-    gelu,
-    leaky_relu,
-    record,
-    relu,
-    sigmoid,
-    silu,
-    softmax,
-    softplus,
-    tanh,
+    cross_entropy_of_logits, gelu, leaky_relu, record, relu, sigmoid, silu, softmax, softplus, tanh,
 )
 from dist_net.nn.layers import (
-    AveragePool,
-    BatchNorm,
-    Concatenate,
-    Conv2D,
-    Conv2DTranspose,
-    Dense,
-    DepthwiseConv2D,
-    Dropout,
-    Embedding,
-    Features,
-    Field,
-    Flatten,
-    FrozenBatchNorm,
-    GlobalAveragePool,
-    Lambda,
-    Layer,
-    LayerNorm,
-    MaxPool,
-    MultiHeadAttention,
-    NamedOutputs,
-    Rescale,
-    Residual,
-    Sequential,
-    Unembedding,
-    Upsample,
-    linear,
-    relu6,
+    AveragePool, BatchNorm, Concatenate, Conv2D, Conv2DTranspose, Dense, DepthwiseConv2D, Dropout,
+    Embedding, Features, Field, Flatten, FrozenBatchNorm, GlobalAveragePool, Lambda, Layer,
+    LayerNorm, MaxPool, MultiHeadAttention, NamedOutputs, Rescale, Residual, Sequential,
+    Unembedding, Upsample, linear, relu6,
 )
 from dist_net.nn.losses import (
-    Weighted,
-    binary_cross_entropy_of_logits,
-    cross_entropy_of_probabilities,
-    mean_absolute_error,
-    mean_squared_error,
-    one_hot,
+    Weighted, binary_cross_entropy_of_logits, cross_entropy_of_probabilities, mean_absolute_error,
+    mean_squared_error, one_hot,
 )
 from dist_net.nn.model import Model, Predictor
 from dist_net.nn.parameters import (
-    Buffer,
-    Layout,
-    Parameter,
-    Scope,
-    copy_of,
-    glorot_uniform,
-    he_normal,
-    he_uniform,
-    ones,
-    small_normal,
-    zeros,
+    Buffer, Layout, Parameter, Scope, copy_of, glorot_uniform, he_normal, he_uniform, ones,
+    small_normal, zeros,
 )
 from dist_net.nn.recurrent import GRU, LSTM
+
+__all__ = [
+    "GRU", "LSTM", "AveragePool", "BatchNorm", "Buffer", "Concatenate", "Conv2D",
+    "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Features", "Field",
+    "Flatten", "FrozenBatchNorm", "GlobalAveragePool", "Lambda", "Layer", "LayerNorm", "Layout",
+    "MaxPool", "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor",
+    "Rescale", "Residual", "Scope", "Sequential", "Unembedding", "Upsample", "Weighted",
+    "binary_cross_entropy_of_logits", "copy_of", "cross_entropy_of_logits",
+    "cross_entropy_of_probabilities", "gelu", "glorot_uniform", "he_normal", "he_uniform",
+    "leaky_relu", "linear", "mean_absolute_error", "mean_squared_error", "one_hot", "ones",
+    "record", "relu", "relu6", "sigmoid", "silu", "small_normal", "softmax", "softplus", "tanh",
+    "zeros",
+]

@@ -226,34 +226,26 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 """Optimizers with default settings, by their command-line names."""
 
 
-def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
-    """Return the optimizer whose text (``str``) this is: ``own``, or one of ``OPTIMIZERS``.
+def optimizer_named(name: str | Optimizer, own: Optimizer | None = None) -> Optimizer:
+    """Return the named optimizer with default settings, or the one whose text (``str``) this is.
 
-    Raise ``SettingError``.
-    """
-    if text == str(own):
-        return own
-    name, _, settings = text.removesuffix(")").partition("(")
-    kinds = {type(each).__name__: type(each) for each in OPTIMIZERS.values()}
-    try:
-        pairs = (each.split("=") for each in settings.split(", ") if each)
-        return kinds[name](**{key: float(value) for key, value in pairs})
-    except (KeyError, ValueError, TypeError, SettingError) as error:
-        raise SettingError(
-            f"unknown optimizer {text!r}; expected {own} or one of {', '.join(kinds)}"
-        ) from error
-
-
-def optimizer_named(name: str | Optimizer) -> Optimizer:
-    """Return the named optimizer with default settings; an ``Optimizer`` is returned as it is.
-
-    Raise ``SettingError``.
+    ``own``, a recipe's, may be of a class of its own. An ``Optimizer`` is returned as it is. Raise
+    ``SettingError``.
     """
     if isinstance(name, Optimizer):
         return name
-    if name not in OPTIMIZERS:
-        raise SettingError(f"unknown optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}")
-    return OPTIMIZERS[name]
+    text = str(name)
+    if own is not None and text == str(own):
+        return own
+    if text in OPTIMIZERS:
+        return OPTIMIZERS[text]
+    kind, _, settings = text.removesuffix(")").partition("(")
+    kinds = {type(each).__name__: type(each) for each in OPTIMIZERS.values()}
+    try:
+        pairs = (each.split("=") for each in settings.split(", ") if each)
+        return kinds[kind](**{key: float(value) for key, value in pairs})
+    except (KeyError, ValueError, TypeError, SettingError) as error:
+        raise SettingError(f"unknown optimizer {name!r}; {suggestion(text, OPTIMIZERS)}") from error
 
 
 Schedule: TypeAlias = Callable[[float, float], float]
@@ -315,6 +307,19 @@ class WarmUp:
         if epoch <= self.epochs:
             return epoch / self.epochs
         return self.then(epoch - self.epochs, epochs - self.epochs)
+
+
+SCHEDULES: Mapping[str, Schedule] = {"constant": ConstantRate(), "cosine": Cosine()}
+
+
+def schedule_named(schedule: str | Schedule) -> Schedule:
+    """Return the schedule of this name; a function is returned as it is. Raise SettingError."""
+    if callable(schedule):
+        return schedule
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
+        names = " or ".join(map(repr, SCHEDULES))
+        raise SettingError(f"schedule={schedule!r}: expected {names}, or one of dist_net.optim")
+    return SCHEDULES[schedule]
 
 
 @dataclass(frozen=True)

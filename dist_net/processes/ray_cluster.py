@@ -19,9 +19,9 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from dist_net.command_line import importing
 from dist_net.errors import (
     DistNetError,
-    MissingExtraError,
     ProcessFailedError,
     RayClusterError,
     SettingError,
@@ -368,13 +368,8 @@ def connected(address: str) -> Any:
     ``address``: HOST:PORT, or ``auto`` for the cluster of this host. Raise MissingExtraError, and
     RayClusterError if there is no cluster.
     """
-    try:
+    with importing("ray", "--cluster ray, on each node,"):
         import ray
-    except ImportError as error:
-        raise MissingExtraError(
-            "--cluster ray needs Ray, which is not installed; install it on each node with: "
-            "pip install -e '.[ray]'"
-        ) from error
     if ray.is_initialized():
         return ray
     if address != ANY:

@@ -45,12 +45,12 @@ MAX_REQUEST_BYTES = 32 << 20
 
 
 class Ask(NamedTuple):
-    """A client requests a prediction; the first payload is an encoded image or a tensor.
+    """A client requests a prediction; the first payload is an encoded image or all input tensors.
 
     A second payload states which model the client knows (see ``known`` of the pool): the request is
     refused if its input is for another model, and the answer brings the classes up to date.
     ``request_id`` is the client's own. ``version`` "" selects the newest; ``timeout_s`` 0 selects
-    the gateway's default. A tensor is little-endian, row-major, and of the model's input type.
+    the gateway's default. Tensors are as ``dist_net.nets.tensor_specs.to_bytes`` writes them.
     """
 
     request_id: int
@@ -64,11 +64,10 @@ class Ask(NamedTuple):
 class Answer(NamedTuple):
     """The result of an ``Ask``; ``status`` is a ``dist_net.serving.pool.requests.Status``.
 
-    With status OK the first payload contains the outputs, ``(rows, classes)`` little-endian
-    float32. If the client knows another version, the second contains the labels as a JSON array,
-    and the third, if the model has one, the probability below which it does not know the class.
-    Otherwise there are no payloads, ``reason`` states the cause, and ``retry_after_s`` when to
-    retry (0: not specified).
+    With status OK the first payload contains all output tensors. If the client knows another
+    version, the second contains the labels as a JSON array, and the third, if the model has one,
+    the probability below which it does not know the class. Otherwise there are no payloads,
+    ``reason`` states the cause, and ``retry_after_s`` when to retry (0: not specified).
     """
 
     request_id: int
@@ -233,7 +232,7 @@ class ArraysPiece(NamedTuple):
 
 
 class RunBatch(NamedTuple):
-    """A batch to compute: one payload for each request, all images or all tensors."""
+    """A batch to compute: one payload for each request, all images or the tensors of each."""
 
     batch_id: int
     model: str
@@ -245,8 +244,7 @@ class RunBatch(NamedTuple):
 class BatchDone(NamedTuple):
     """The results of a batch, in order; ``statuses`` has one byte, a ``Status``, for each request.
 
-    The payload of each is its outputs, ``(rows, classes)`` little-endian float32, or the reason of
-    its failure, in UTF-8.
+    The payload of each is its output tensors, or the reason of its failure, in UTF-8.
     """
 
     batch_id: int

@@ -20,7 +20,7 @@ recipe = Recipe(
     ),
     dataset="fashion-mnist",
     input_shape=(28, 28),
-    optimizer=Adam(),  # tolerates gradients that are a few versions old
+    optimizer=Adam(),
     learning_rate=0.0005,
     schedule=Cosine(),
     batch_size=32,

@@ -12,7 +12,7 @@ import numpy as np
 from draw import KINDS, draw, sign
 
 import dist_net
-from dist_net.nets.classifier import classifier_called
+from dist_net.nn.inference import softmax
 
 
 def main() -> None:
@@ -22,14 +22,15 @@ def main() -> None:
         draw(photos, count=30)
         run = dist_net.train(photos, workers=2, run_dir=run_directory)
         print(f"accuracy on images that were not trained on: {run.report['test_accuracy']:.0%}")
-        classifier = classifier_called(str(run.path), None, None, lambda _: None, threads=2)
         generator = np.random.default_rng(1)
         for kind in KINDS:
-            image = Path(place, f"{kind}.png")
-            sign(kind, generator).save(image)
-            ((best, *_),) = classifier.predict([image])
-            print(f"{kind}: {best.label}, {best.probability:.0%}")
-        classifier.close()
+            file = Path(place, f"{kind}.png")
+            sign(kind, generator).save(file)
+            fitting = run.trained[0].recipe.fitting
+            image = dist_net.fit_image(file, run.model.input_shape, fitting)
+            (probabilities,) = softmax(run.predict(image[None]))
+            best = probabilities.argmax()
+            print(f"{kind}: {run.class_names[best]}, {probabilities[best]:.0%}")
 
 
 if __name__ == "__main__":

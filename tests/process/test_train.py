@@ -172,7 +172,7 @@ def test_a_worker_that_cannot_be_started_ends_the_run_with_the_command_that_resu
     assert start(*shlex.split(command)[1:], "--json").result()["samples"] == 2 * 256
 
 
-def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_ended(
+def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run_ended_once(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
     run = str(tmp_path / "run")
@@ -181,8 +181,11 @@ def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_e
         *("--listen", "tcp://0.0.0.0:0"),
     )
     token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
+    status = shlex.split(server.says(r"its state: .* status (.*)")[1])
+    assert start("status", *status, "--json").result()["state"] == "waiting"
     joined = start("join", token, "--workers", "2", "--trust-recipe")
     address = joined.says(r"joining (tcp://\S+) with")[1]
+    joined.says(r"epoch [\d.]+/100000: .* samples/s")  # without a terminal
     server.report(lambda report: report["samples"] > 256)
     same_host = ["env", f"TMPDIR={joined.temporary}"]
     assert start("status", address, "--json", prefix=same_host).result()["state"] == "training"
@@ -191,6 +194,20 @@ def test_a_joined_host_has_the_keys_for_the_state_and_is_told_once_why_the_run_e
     assert joined.ends() == 1
     assert joined.stderr.count("SIGTERM") == 1
     assert f"parameter server on {socket.gethostname()}" in joined.stderr.splitlines()[-1]
+
+
+def test_a_resumed_run_says_that_other_hosts_need_it_to_listen_again(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    run = "--run-dir", str(tmp_path / "run")
+    open_run = start("train", counting, "--epochs", "100000", *run, "--listen", "tcp://0.0.0.0:0")
+    open_run.report(lambda report: report["samples"] > 256)
+    open_run.process.send_signal(signal.SIGINT)
+    assert open_run.ends() == 130
+    resumed = start("train", "--resume", *run)
+    resumed.says("--listen")
+    resumed.process.send_signal(signal.SIGINT)
+    assert resumed.ends() == 130
 
 
 def test_several_interrupts_lose_nothing_of_how_to_go_on(

@@ -10,6 +10,7 @@ import numpy as np
 
 import dist_net
 from dist_net.data import dataset_named
+from dist_net.optim import Momentum
 from dist_net.training.run.callbacks import EpochResult
 
 
@@ -24,6 +25,7 @@ def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_p
         "digits",
         workers=1,
         epochs=100_000,
+        optimizer=Momentum(0.8),
         average_decay=0.9,
         tensorboard=True,
         run_dir=tmp_path / "run",

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -31,11 +32,15 @@ def test_it_is_short_and_independent() -> None:
     assert "pickle" not in imported
 
 
-def test_it_learns_and_survives_the_worker_that_it_kills() -> None:
-    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=180)
+@pytest.mark.parametrize("options", [[], ["--async"]])
+def test_it_learns_and_survives_the_worker_that_it_kills(options: list[str]) -> None:
+    command = [sys.executable, EXAMPLE, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "killed worker 1" in done.stdout
+    updates, tenths = numbers(r"([\d,]+) updates; mean staleness \d+\.(\d)", done.stdout)
+    assert (updates, tenths > 0) == ((900, True) if options else (300, False))
     leases, expired = numbers(r"([\d,]+) leases, of which ([\d,]+) expired", done.stdout)
     assert leases > expired > 0
     applied, samples = numbers(r"([\d,]+) of ([\d,]+) samples", done.stdout)
@@ -60,8 +65,11 @@ class KillingSocket:
         return message
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[zmq.Socket, dict[str, subprocess.Popen]]]:
+Server = tuple[zmq.Socket, dict[str, subprocess.Popen]]
+
+
+@contextmanager
+def server_with_workers() -> Iterator[Server]:
     """A server's socket, and three workers that connect to it."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.linger = 0
@@ -74,7 +82,13 @@ def server() -> Iterator[tuple[zmq.Socket, dict[str, subprocess.Popen]]]:
             process.wait()
 
 
-@pytest.mark.parametrize("number", [1, 2, 700])
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with server_with_workers() as server:
+        yield server
+
+
+@pytest.mark.parametrize("number", [1, 2, 250])
 def test_a_second_worker_may_die_at_any_moment(example, server, capsys, number: int) -> None:
     socket, processes = server
     killing = KillingSocket(socket, "worker 2", processes["worker 2"], number)
@@ -82,6 +96,16 @@ def test_a_second_worker_may_die_at_any_moment(example, server, capsys, number: 
     assert killing.left <= 0
     applied, samples = numbers(r"([\d,]+) of ([\d,]+) samples", capsys.readouterr().out)
     assert applied == samples
+
+
+def test_rounds_end_with_the_same_bits_whoever_dies(example) -> None:
+    found = []
+    for number in (40, 90):
+        with server_with_workers() as (socket, processes):
+            killing = KillingSocket(socket, "worker 2", processes["worker 2"], number)
+            example.serve(killing, processes, weights := initial(example), samples=1200)
+            found.append(weights)
+    np.testing.assert_array_equal(*found)
 
 
 def test_it_ends_when_all_workers_are_dead(example, server) -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "vector": "",
     "checkpoint": "errors files vector",
     "spelling": "errors",
-    "command_line": "",
+    "command_line": "errors",
     "printable": "",
     "json_records": "",
     "release": "files",
@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "errors vector files checkpoint spelling command_line printable release autodiff nn optim "
         "images data wire json_records"
     ),
-    "export": "errors vector files spelling release autodiff nn nets",
+    "export": "errors vector files spelling command_line release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files checkpoint spelling command_line printable autodiff nn optim "
@@ -58,14 +58,16 @@ MAY_IMPORT = {
     "photos": (
         "errors vector files checkpoint spelling nn images data nets export processes training"
     ),
-    "trained_run": "errors vector checkpoint spelling nn data nets processes training photos",
+    "trained_run": (
+        "errors vector checkpoint spelling nn optim data nets processes training photos"
+    ),
     "adapters": "errors vector data nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
         "processes training serving photos trained_run export"
     ),
     "__main__": "cli",
-    "dist_net": "export images nets training serving trained_run",
+    "dist_net": ("release autodiff nn optim images data nets export training serving trained_run"),
 }
 SIBLINGS = {"training", "serving"}
 

@@ -1,12 +1,15 @@
 """A release is what the sources compute: prose does not count, and everything else does."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from dist_net import release as module
 from dist_net.release import COMPUTING, VERSION, digest_of, release
+
+ROOT = Path(__file__).parents[2]
 
 SOURCE = '''
 """A module."""
@@ -26,6 +29,22 @@ def step(x: float, name: str = "sgd") -> float:
 class Step:
     """A step."""
 '''
+
+
+def test_the_newest_changes_are_those_of_this_version_and_have_a_date() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    version, _, date = headings[headings[0] == "Unreleased"].partition(", ")
+    assert version == VERSION
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
+
+
+def test_a_heading_of_the_changes_stands_once_in_a_release() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    for release_notes in changes.split("\n## ")[1:]:
+        headings = re.findall(r"^### .*$", release_notes, re.MULTILINE)
+        assert len(set(headings)) == len(headings)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What ``dist_net.train`` refuses before it starts anything, and what ``load`` returns later."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,24 @@ def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
     given = run.evaluate((red, np.array([1])))
     assert (given.samples, given.accuracy) == (1, 0.0)
     assert (dist_net.Run(path).predict(red) == run.predict(red)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("net.pt", "torch.onnx.export"), ("net.keras", "model.export")]
+)
+def test_for_a_model_of_another_library_its_way_to_onnx_is_named(
+    name: str, call: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 an archive")
+    with pytest.raises(CheckpointError, match=re.escape(call)):
+        dist_net.load(tmp_path / name)
+    with pytest.raises(RecipeError, match=re.escape(call)):
+        dist_net.train(tmp_path / name, quiet=True)
+
+
+def test_a_cluster_in_threads_takes_a_recipe_not_its_name() -> None:
+    with pytest.raises(RecipeError, match=r"'digits'.*load_recipe"):
+        dist_net.LocalCluster("digits")  # type: ignore[arg-type]
 
 
 def test_no_run_and_a_run_whose_recipe_is_not_trusted_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from dist_net.checkpoint import how_to_convert
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
 from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.errors import (
@@ -62,7 +63,7 @@ from dist_net.optim import (
     Schedule,
     UpdateRule,
     optimizer_named,
-    parse_optimizer,
+    schedule_named,
     start_rule,
 )
 from dist_net.optim.ranges import require_fraction, require_positive
@@ -78,15 +79,14 @@ class Recipe:
     """A network and its dataset, or a gradient function, with the settings of training.
 
     ``dataset`` is the name of a dataset, or a function that returns a dataset with inputs of
-    ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
-    "adam", with default settings. For classes, the last layer has one output per class; otherwise
-    the outputs must suit the loss and the targets. ``fitting`` is the method by which images
-    are resized to ``input_shape``, in training and when the net is served: see
-    ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. ``weights`` are the initial weights, unless the
-    layers draw them. A gradient with a norm above ``clip_norm`` is scaled down to it, see
-    ``UpdateRule``; with ``average_decay`` an average of the weights is evaluated and served, see
-    ``UpdateRule`` too.
+    ``input_shape`` and ``input_dtype``. ``loss``, ``optimizer`` and ``schedule`` may be names, such
+    as "mse", "adam" and "cosine", with default settings. For classes, the last layer has one output
+    per class; otherwise the outputs must suit the loss and the targets. ``fitting`` is the method
+    by which images are resized to ``input_shape``, in training and when the net is served: see
+    ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a function,
+    which does its own resizing. ``weights`` are the initial weights, unless the layers draw them. A
+    gradient with a norm above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
+    ``average_decay`` an average of the weights is evaluated and served, see ``UpdateRule`` too.
 
     Without a network, ``gradient(weights, rows)`` returns the summed loss and the mean gradient of
     the samples at ``rows``, int64 indices below ``samples``; ``weights`` is required. Weights and
@@ -128,6 +128,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "optimizer", optimizer_named(self.optimizer))
+        object.__setattr__(self, "schedule", schedule_named(self.schedule))
         if not self.fitting:
             fitting = "pad" if isinstance(self.dataset, str) else "exact"
             object.__setattr__(self, "fitting", fitting)
@@ -139,11 +140,14 @@ class Recipe:
                 "a network with gradient, samples, evaluate or parameters; expected a network and "
                 "its dataset, or a gradient function"
             )
-        is_named = self.network is not None and isinstance(self.dataset, str)
-        if is_named and self.dataset not in DATASETS:
+        trains_otherwise = self.network is None and (self.gradient or self.samples)
+        if not (callable(self.network) or trains_otherwise):
+            raise RecipeError(f"network={self.network!r:.60}: expected a layer, such as Dense(10)")
+        is_dataset = callable(self.dataset) or str(self.dataset) in DATASETS
+        if self.network is not None and not is_dataset:
             raise RecipeError(
-                f"dataset {self.dataset!r}: expected one of {', '.join(DATASETS)}, or a function "
-                f"that returns a Dataset"
+                f"dataset {self.dataset!r:.60}: expected one of {', '.join(DATASETS)}, or a "
+                f"function that returns a Dataset"
             )
         counts = ("batch_size", "epochs", *(("samples",) if self.network is None else ()))
         for name in counts:
@@ -154,8 +158,6 @@ class Recipe:
             require_positive("clip_norm", self.clip_norm)
         if self.average_decay is not None:
             require_fraction("average_decay", self.average_decay)
-        if not callable(self.schedule):
-            raise RecipeError(f"schedule={self.schedule!r}: expected a schedule of dist_net.optim")
         self.layout  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property
@@ -217,7 +219,7 @@ class Recipe:
     ) -> UpdateRule:
         """Return the rule of local steps by the optimizer of this text, as a server names it."""
         layout = self.layout
-        chosen = parse_optimizer(optimizer, optimizer_named(self.optimizer))
+        chosen = optimizer_named(optimizer, optimizer_named(self.optimizer))
         return start_rule(chosen, layout.shapes, layout.momenta, clip_norm, average_decay)
 
     @property
@@ -383,7 +385,8 @@ def load_recipe(reference: str) -> LoadedRecipe:
         )
         hint = did_you_mean(reference, names) or expected
         if path.is_file():
-            hint = "a Python file reads data such as this: see docs/learn/your_own_data.md"
+            by_python = "a Python file reads data such as this: see docs/learn/your_own_data.md"
+            hint = how_to_convert(path) or by_python
         raise RecipeError(f"no recipe {reference!r}; {hint}")
     path = path.resolve()
     return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))

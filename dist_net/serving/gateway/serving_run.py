@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from dist_net.clock import SystemClock
-from dist_net.command_line import joining_command
+from dist_net.command_line import importing, joining_command
 from dist_net.errors import (
     INTERRUPTED,
     AddressError,
-    MissingExtraError,
     ModelLoadError,
     SettingError,
 )
@@ -311,15 +310,10 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
     """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None
-    try:
+    with importing("web", "HTTP, which --http '' turns off,"):
         from dist_net.serving.http.application import application
         from dist_net.serving.http.replies import Refusals
         from dist_net.serving.http.server import HttpServer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"HTTP needs {error.name}, which is not installed; install it with: "
-            f"pip install -e '.[web]', or serve ZeroMQ clients alone, with --http ''"
-        ) from error
     refusals = Refusals()
     settings = HttpSettings(
         address=options.http,

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
 
-from dist_net.errors import ProcessFailedError, RunOverdueError
+from dist_net.errors import ProcessFailedError, RecipeError, RunOverdueError
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.processes.cores import own_equipment
@@ -98,6 +98,8 @@ class LocalCluster:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Recipe):
+            raise RecipeError(f"recipe={self.recipe!r:.40}: expected a Recipe; see load_recipe")
         self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
         self._stack = ExitStack()

@@ -43,7 +43,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
+from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
 START_TIMEOUT_S = 300.0
@@ -344,6 +344,10 @@ class LocalRun:
         if listening.listen:
             where = listening.keys or self._directory.path
             self._display.opened(listening.lines(self._keys, addresses[1:], where))
+        elif self._directory.keys.is_dir():
+            self._display.warned("other hosts cannot join again: that needs --listen, as before")
+        if listening.needs_keys:
+            self._display.answers(addresses[1], self._directory.keys / OPERATOR)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drop records later than the checkpoint, and records that the server

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import MissingExtraError
+from dist_net.command_line import importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,10 +154,6 @@ def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, in inches; raise MissingExtraError without matplotlib."""
-    try:
+    with importing("plots", "a plot"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(
-            "plots of a run need matplotlib; install it with: pip install -e '.[plots]'"
-        ) from error
     return Figure(figsize=(width, height), layout="constrained")

@@ -26,6 +26,7 @@ WARNINGS = {
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
 NUMBERS = re.compile(r"\d+")
+LINES = 20
 
 
 def exchange_facts(report: dict[str, Any]) -> str:
@@ -41,9 +42,10 @@ def exchange_facts(report: dict[str, Any]) -> str:
 class TrainingProgress:
     """A context manager that shows a training run: a line per evaluation, and a live line.
 
-    The live line needs a terminal. ``joining`` returns the command that joins the server at an
-    address; None if workers may not join. ``publish`` receives each report. Set ``wants_end`` to
-    end the run early.
+    The live line needs a terminal; elsewhere a process that does not evaluate (``evaluates``)
+    prints a line at first, and ``LINES`` more. ``joining`` returns the command that joins the
+    server at an address; None if workers may not join. ``publish`` receives each report. Set
+    ``wants_end`` to end the run early.
     """
 
     wants_end = False
@@ -54,8 +56,10 @@ class TrainingProgress:
         samples_per_epoch: int,
         joining: Callable[[str], str] | None,
         publish: Callable[[dict[str, Any]], None] | None = None,
+        evaluates: bool = True,
     ) -> None:
         self._console = console
+        self._lines_left = 0 if evaluates or console.is_terminal else LINES + 1
         self._samples_per_epoch = samples_per_epoch
         self._joining = joining
         self._publish = publish
@@ -124,6 +128,10 @@ class TrainingProgress:
             epoch=epoch,
             details=fitting(details, self._console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
         )
+        left = LINES - LINES * report["samples"] // report["samples_total"]
+        if left < self._lines_left:
+            self._lines_left = left
+            self._line(f"epoch {epoch}: {', '.join(details)}")
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
         self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")

@@ -10,7 +10,7 @@ from naming import naming
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
-from torch.utils.data import TensorDataset  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from dist_net.adapters.pytorch import Task  # noqa: E402
 
@@ -26,6 +26,11 @@ def module():
     torch.manual_seed(1)
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     return nn.Sequential(*layers)
+
+
+def test_a_loader_which_chooses_samples_itself_is_refused(module) -> None:
+    with pytest.raises(RecipeError, match=r"DataLoader.*\.dataset"):
+        Task(module, nn.functional.cross_entropy, DataLoader(DATA))
 
 
 def test_a_step_is_the_modules_own_with_its_buffers(module) -> None:

@@ -63,7 +63,7 @@ def test_counters_gauges_and_failures_are_there(report: dict[str, Any]) -> None:
         assert found[name] == [({}, value)]
     assert ({"file": "checkpoint"}, 1.0) in found["dist_net_failing"]
     assert ({"file": "journal"}, 0.0) in found["dist_net_failing"]
-    assert ({"end": "applied"}, 12.0) in found["dist_net_gradients_total"]
+    assert ({"end": "applied"}, 12.0) in found["dist_net_pushes_total"]
     assert sum(value for _, value in found["dist_net_run_state"]) == 1
 
 

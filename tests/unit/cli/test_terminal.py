@@ -137,6 +137,21 @@ def test_the_live_line_of_a_run_fits(width: int, shown: list[str], left_out: lis
     assert not any(each in line for each in [*left_out, "…"])
 
 
+def test_a_joined_host_without_a_terminal_prints_some_lines_of_progress(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counts = {"epochs": 20, "consistency": "rounds", "records": []}
+    with TrainingProgress(plain_console(), 100, None, evaluates=False) as display:
+        for samples in range(0, 2001, 2):
+            display.progressed(
+                report(**counts, waiting_share=0.05, samples=samples, samples_total=2000)
+            )
+    lines = re.findall(r"^epoch .*", capsys.readouterr().err, re.MULTILINE)
+    assert len(lines) == 21
+    assert lines[0].startswith("epoch 0.0/20: ")
+    assert lines[-1].startswith("epoch 20.0/20: ")
+
+
 def test_the_extra_that_images_need_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,6 @@ from dist_net.optim import (
     Optimizer,
     UpdateRule,
     optimizer_named,
-    parse_optimizer,
     start_rule,
 )
 from dist_net.optim.ranges import Floats, all_below
@@ -440,14 +439,14 @@ class Halving(SGD):
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS.values(), Adam(beta1=0.8, epsilon=1e-5)])
 def test_an_optimizer_is_parsed_from_its_text(optimizer: Optimizer) -> None:
-    assert parse_optimizer(str(optimizer), SGD()) == optimizer
+    assert optimizer_named(str(optimizer)) == optimizer
 
 
 def test_only_the_recipes_own_optimizer_may_be_of_a_class_of_its_own() -> None:
-    assert parse_optimizer("Halving(share=0.5)", Halving()) == Halving()
+    assert optimizer_named("Halving(share=0.5)", Halving()) == Halving()
     for text in ("Halving(share=0.4)", "Adam(beta1=x)", "Adam(beta1=2.0)", "Adam(b=1)", "", "(=("):
         with pytest.raises(SettingError, match="optimizer"):
-            parse_optimizer(text, Halving())
+            optimizer_named(text, Halving())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

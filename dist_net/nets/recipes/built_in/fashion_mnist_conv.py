@@ -1,9 +1,7 @@
 """Fashion-MNIST by a small convolutional network of Darknet's kind: 119,354 parameters.
 
 Described as a .cfg file describes it, so that what was trained can be written as .cfg and .weights
-for the Darknet program. Adam with less momentum than usual, because gradients that are a few
-versions old act as momentum (Mitliagkas et al. 2016, arXiv 1605.09774): with two workers, and so a
-staleness of 2 to 3, a beta1 of 0.5 gave 92.7 % where 0.9 gave 92.4 %, with one seed.
+for the Darknet program.
 """
 
 from dist_net import autodiff

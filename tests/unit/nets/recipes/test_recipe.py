@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.util import cache_from_source
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from dist_net.errors import (
     DatasetError,
     RecipeChangedError,
     RecipeError,
+    SettingError,
+    UnknownOptionError,
     UntrustedRecipeError,
 )
 from dist_net.nets.darknet.configuration import read_configuration, write_configuration
@@ -24,6 +27,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, write_weights
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
+    Recipe,
     RecipeRecord,
     load_recipe,
     load_recipe_copy,
@@ -31,6 +35,7 @@ from dist_net.nets.recipes.recipe import (
 )
 from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nn import Scope
+from dist_net.optim import Cosine, Momentum
 from naming import naming
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "fashion_mnist" / "recipe.py"
@@ -84,6 +89,38 @@ def test_a_file_is_a_recipe_by_its_absolute_path(tmp_path: Path) -> None:
     loaded = load_recipe(str(path))
     assert (loaded.name, loaded.reference) == ("mine", str(path))
     assert loaded.recipe.load_dataset().input_shape == (8, 8)
+
+
+def test_optimizer_and_schedule_may_be_names() -> None:
+    network = nn.Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(10))
+    recipe = Recipe(network, "digits", (8, 8), optimizer="momentum", schedule="cosine")
+    assert (recipe.optimizer, recipe.schedule) == (Momentum(), Cosine())
+    for schedule in ("cosinus", 0.1):
+        with pytest.raises(SettingError, match="'constant' or 'cosine'"):
+            Recipe(network, "digits", (8, 8), schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "network=None.*Dense"),
+        ({"network": 1, "dataset": "digits"}, "network=1.*Dense"),
+        ({"network": nn.Dense(10), "dataset": [1, 2]}, r"\[1, 2\].*function"),
+        ({"network": nn.Dense(10), "dataset": np.zeros(3)}, "array.*function"),
+    ],
+)
+def test_what_is_no_network_or_no_dataset_is_refused_with_what_is_expected(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe(**options, input_shape=(8, 8))
+
+
+def test_a_refusal_of_an_option_lists_no_private_names() -> None:
+    with pytest.raises(UnknownOptionError) as refused:
+        Recipe(nn.Dense(10), "digits", (8, 8), qqqq=3)
+    assert "optimizer" in str(refused.value)
+    assert " _" not in str(refused.value)
 
 
 def test_first_weights_follow_from_the_seed() -> None:

@@ -239,7 +239,7 @@ def test_weights_of_another_model_are_refused() -> None:
         {"seed": -1},
         {"seed": "x"},
         {"threads": 0},
-        {"schedule": "cosine"},
+        {"schedule": "cosinus"},
         {"callbacks": None},
         {"callbacks": [3]},
     ],

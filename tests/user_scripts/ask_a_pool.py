@@ -1,0 +1,16 @@
+"""A client of a pool: one request, many in flight, and a failure."""
+
+from dist_net import Client, fit_image
+from dist_net.errors import DistNetError
+from dist_net.images import load_image
+
+with Client("tcp://127.0.0.1:8001") as client:
+    try:
+        for prediction in client.classify("clothes", "boot.png", top=2):
+            print(prediction.label, prediction.probability)
+        pending = [client.submit_image("clothes", name) for name in ("a.png", "b.png")]
+        print([each.result().likeliest(1)[0].label for each in pending])
+        image = fit_image(load_image("boot.png"), (28, 28), "pad")
+        print(client.predict("clothes", image[None]).probabilities)
+    except DistNetError as error:
+        print(f"refused: {error}")
