@@ -16,7 +16,7 @@ from rich.console import Console
 from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import ModelSourceError, RecipeError, SettingError, UntrustedRecipeError
+from dist_net.errors import ModelSourceError, RecipeError, UntrustedRecipeError
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
@@ -30,6 +30,7 @@ from dist_net.nets.trained_model import (
 )
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
+from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.cores import available_cores
@@ -224,8 +225,7 @@ def train(
     known = OPTIONS_OF_RUNS | (OPTIONS_OF_IMAGES if is_folder else set())
     refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
     directory = None if run_dir is None else Path(run_dir)
-    if not (isinstance(workers, int) and workers >= 1):
-        raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
+    workers = whole("workers", workers)
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     displays: list[WatchedTraining] = []

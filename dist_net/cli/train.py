@@ -26,6 +26,7 @@ from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import (
+    AUTO,
     add_cluster_arguments,
     ray_address,
     worker_count,
@@ -103,7 +104,7 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the training options; the recipe provides the defaults."""
     decay = "for adamw: share of each weight, times the learning rate, to subtract per update"
-    average = "use an exponential moving average of the weights, such as 0.999"
+    average = "use an exponential moving average of the weights, such as 0.999; 0: no average"
     steps = (
         "steps that each worker takes by itself between two exchanges with the server, fewer if it "
         "is slower than others; auto (default): as many as accuracy permits and the network needs"
@@ -115,9 +116,9 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
         ("--optimizer", str, "NAME", "sgd, momentum, nesterov, adam, adamw, adagrad"),
         ("--learning-rate", float, "RATE", "factor of each update, before the recipe's schedule"),
         ("--weight-decay", float, "SHARE", decay),
-        ("--clip-norm", float, "NORM", "scale larger gradients down to NORM"),
+        ("--clip-norm", float, "NORM", "scale larger gradients down to NORM; 0: none"),
         ("--average-decay", float, "DECAY", average),
-        ("--local-steps", count_or_auto, "H", steps),
+        ("--local-steps", steps_or_auto, "H", steps),
         ("--seed", int, "N", "of all random numbers (default: 0)"),
     )
     group.add_argument(
@@ -135,7 +136,7 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
         "checkpoint; default)"
     )
-    patience = "stop after N evaluations without improvement and use the best weights"
+    patience = "stop after N evaluations without improvement, and use the best weights; 0: never"
     add_options(
         parser,
         ("--run-dir", Path, "DIR", "files of the run (default: under runs/)"),
@@ -153,7 +154,12 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the weights to use later (default: last)"
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
-    parser.add_argument("--tensorboard", action="store_true", default=None, help=text)
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help=text)
+
+
+def steps_or_auto(text: str) -> int | str:
+    """Argument type: a number from 1, or ``auto``."""
+    return count_or_auto(text) or AUTO
 
 
 def run(arguments: argparse.Namespace) -> int:

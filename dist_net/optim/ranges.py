@@ -1,6 +1,10 @@
-"""Range checks: of settings at construction, of weights at each step."""
+"""Numbers in range: settings at construction, as plain Python numbers, and weights at each step."""
 
 import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -40,26 +44,68 @@ def all_below(limit: float, vector: Floats) -> bool:
     return is_small or bool((np.abs(vector) < limit).all())
 
 
-def require_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise SettingError unless value is an int from ``least`` to ``most``; None: no limit."""
-    if not (isinstance(value, int) and least <= value and (most is None or value <= most)):
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return an integer of Python or NumPy as an int.
+
+    Raise SettingError for another value, or one out of range.
+    """
+    number = operator.index(value) if hasattr(value, "__index__") else None
+    if number is None or number < least or (most is not None and number > most):
         until = f", at least {least}" if most is None else f" from {least} to {most}"
         raise SettingError(f"{name}={value!r}: expected a whole number{until}")
+    return number
 
 
-def require_fraction(name: str, value: Any) -> None:
-    """Raise SettingError unless 0 ≤ value < 1."""
-    if not (isinstance(value, Real) and 0 <= float(value) < 1):
-        raise SettingError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
+def fraction(name: str, value: Any) -> float:
+    """Return a number as a float; raise SettingError unless 0 ≤ value < 1."""
+    return _real(name, value, "a number from 0 up to, but not, 1", lambda number: 0 <= number < 1)
 
 
-def require_positive(name: str, value: Any) -> None:
-    """Raise SettingError unless value is finite and above 0."""
-    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-        raise SettingError(f"{name}={value!r}: expected a finite number above 0")
+def positive(name: str, value: Any) -> float:
+    """Return a number as a float; raise SettingError unless it is finite and above 0."""
+    return _real(name, value, "a finite number above 0", lambda number: 0 < number < math.inf)
 
 
-def require_not_negative(name: str, value: Any) -> None:
-    """Raise SettingError unless value is finite and not below 0."""
-    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
-        raise SettingError(f"{name}={value!r}: expected a finite number, 0 or above")
+def not_negative(name: str, value: Any) -> float:
+    """Return a number as a float; raise SettingError unless it is finite and not below 0."""
+    return _real(name, value, "a finite number, 0 or above", lambda number: 0 <= number < math.inf)
+
+
+def _real(name: str, value: Any, expected: str, is_in_range: Callable[[float], bool]) -> float:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not is_in_range(number):
+        raise SettingError(f"{name}={value!r}: expected {expected}")
+    return number
+
+
+MOST = 2**32 - 1
+"""The largest number of samples in an epoch, and of epochs; the journal has 32 bits for each."""
+
+count = partial(whole, most=MOST)
+
+NUMBERS: Mapping[str, Callable[[str, Any], float]] = {
+    **dict.fromkeys(("epochs", "batch_size", "keep_checkpoints"), count),
+    "patience": partial(whole, least=0),
+    "seed": partial(whole, least=0, most=2**63 - 1),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "average_decay"), fraction),
+    **dict.fromkeys(("weight_decay", "initial_accumulator", "clip_norm", "final"), not_negative),
+    **dict.fromkeys(("learning_rate", "epsilon", "every_epochs", "factor"), positive),
+    **dict.fromkeys(("checkpoint_every_s", "heartbeat_interval_s"), positive),
+}
+"""The range of each number of recipes, optimizers and schedules, and of a run's options."""
+
+
+def use_plain_numbers(record: Any) -> None:
+    """Convert a frozen dataclass's NumPy scalars to Python's numbers; check those in ``NUMBERS``.
+
+    None stands for "not set": it becomes the field's default. Raise SettingError.
+    """
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value is None and each.default is not MISSING:
+            value = each.default
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is not None and each.name in NUMBERS:
+            value = NUMBERS[each.name](each.name, value)
+        object.__setattr__(record, each.name, value)

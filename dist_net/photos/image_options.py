@@ -65,7 +65,7 @@ class ImageOptions:
                 raise SettingError(f"{name}={value:g}: expected from 0 to {most}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
-        if self.run.keeps_best or self.run.patience is not None:
+        if self.run.keeps_best:
             raise SettingError(
                 f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: a folder's "
                 f"validation images measure its run and choose no weights; expected neither"

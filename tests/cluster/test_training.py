@@ -83,7 +83,7 @@ def disturbed(recipe: Recipe, disturb: Disturb) -> LocalStepsOf:
         step = TrainingStep(recipe.model, dataset, settings.seed)
         schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
         rate = LearningRate(settings.learning_rate, *schedule)
-        rule = recipe.update_rule(settings.optimizer, None, None)
+        rule = recipe.update_rule(settings.optimizer)
         return LocalSteps(Disturbed(step, disturb), rule, settings.batch_size, rate)
 
     return local_of

@@ -68,7 +68,7 @@ def test_a_count_or_rate_that_is_not_above_zero_is_refused(name: str, value: flo
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
 def test_a_seed_that_no_message_can_hold_is_refused(seed: int) -> None:
-    with pytest.raises(SettingError, match=naming(f"seed={seed}", "0 to 2**63 - 1")):
+    with pytest.raises(SettingError, match=naming(f"seed={seed}", f"0 to {2**63 - 1}")):
         RunOptions("digits", seed=seed)
     assert RunOptions("digits", seed=2**63 - 1).seed == 2**63 - 1
 

@@ -1,0 +1,65 @@
+"""The facts that hosts which train together must share, as one text; and how texts are compared."""
+
+from __future__ import annotations
+
+import math
+from itertools import zip_longest
+
+import numpy as np
+
+from dist_net.vector import Vector
+
+REMEDIES = {
+    "release": "install the same release of dist_net, unchanged, on both hosts",
+    "recipe": "give both hosts the same recipe",
+    "data": "the recipes are equal, the training data differ: give both hosts the same dataset, "
+    "and a recipe that splits or draws it at random a seed",
+    "weights": "the recipes draw other initial weights: seed the generator, as by "
+    "torch.manual_seed(0)",
+    "gradient": "the recipes compute other gradients of the same rows: give both hosts the same "
+    "samples, and each random split or draw a seed, such as "
+    "generator=torch.Generator().manual_seed(0); where only rounding differs, use "
+    "Recipe(digest=...)",
+    "digest": "the recipes have other values of digest: give both hosts the same samples",
+}
+"""The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
+
+DIRECTIONS = 8
+TOLERANCE = 0.01
+
+
+def fingerprint(vector: Vector) -> str:
+    """Return the logarithm of the vector's norm, and its components along fixed directions.
+
+    They are of a random vector's size, divided by the norm: those of vectors that differ by
+    rounding are equal within ``TOLERANCE``; those of gradients of other samples are not.
+    """
+    norm = float(np.linalg.norm(vector)) or math.ulp(0.0)
+    total = float(vector.sum(dtype=np.float64))
+    numbers = [math.log(norm)]
+    for seed in range(DIRECTIONS):
+        # NumPy guarantees raw bits to be the same in each release.
+        bits = np.random.PCG64(seed).random_raw(vector.size // 64 + 1).astype("<u8")
+        chosen = np.unpackbits(bits.view(np.uint8), count=vector.size).view(bool)
+        numbers.append((2 * float(vector.sum(dtype=np.float64, where=chosen)) - total) / norm)
+    return ",".join(f"{number:.3f}" for number in numbers)
+
+
+def difference(theirs: str, own: str) -> tuple[str, str, str] | None:
+    """Return the first fact that differs, in both texts, and the remedy; None: they agree."""
+    for one, other in zip_longest(theirs.split("; "), own.split("; "), fillvalue="nothing"):
+        if not _agree(one, other):
+            return one, other, REMEDIES.get(other.partition(" ")[0], REMEDIES["recipe"])
+    return None
+
+
+def _agree(one: str, other: str) -> bool:
+    """Return whether facts are equal, or fingerprints of vectors that differ by rounding."""
+    kinds, numbers = zip(*(fact.split(" ", 1) for fact in (f"{one} ", f"{other} ")), strict=True)
+    if one == other or kinds[0] != kinds[1] or kinds[0] not in ("weights", "gradient"):
+        return one == other
+    try:
+        pairs = zip(*(map(float, each.split(",")) for each in numbers), strict=True)
+        return all(abs(a - b) <= TOLERANCE for a, b in pairs)
+    except ValueError:  # a peer's text may have anything
+        return False
