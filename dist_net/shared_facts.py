@@ -24,6 +24,7 @@ REMEDIES = {
 }
 """The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
 
+SHOWN = 40
 DIRECTIONS = 8
 TOLERANCE = 0.01
 
@@ -46,10 +47,11 @@ def fingerprint(vector: Vector) -> str:
 
 
 def difference(theirs: str, own: str) -> tuple[str, str, str] | None:
-    """Return the first fact that differs, in both texts, and the remedy; None: they agree."""
+    """Return the first fact that differs, cut short, in both texts, and the remedy; None: none."""
     for one, other in zip_longest(theirs.split("; "), own.split("; "), fillvalue="nothing"):
         if not _agree(one, other):
-            return one, other, REMEDIES.get(other.partition(" ")[0], REMEDIES["recipe"])
+            remedy = REMEDIES.get(other.partition(" ")[0], REMEDIES["recipe"])
+            return one[:SHOWN], other[:SHOWN], remedy
     return None
 
 

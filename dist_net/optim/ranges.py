@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import partial
 from numbers import Real
@@ -49,8 +50,10 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
 
     Raise SettingError for another value, or one out of range.
     """
-    number = operator.index(value) if hasattr(value, "__index__") else None
-    if number is None or number < least or (most is not None and number > most):
+    number = least - 1
+    with suppress(TypeError):
+        number = operator.index(value)
+    if number < least or (most is not None and number > most):
         until = f", at least {least}" if most is None else f" from {least} to {most}"
         raise SettingError(f"{name}={value!r}: expected a whole number{until}")
     return number
@@ -72,7 +75,9 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def _real(name: str, value: Any, expected: str, is_in_range: Callable[[float], bool]) -> float:
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = math.nan
+    with suppress(OverflowError):
+        number = float(value) if isinstance(value, Real) else math.nan
     if not is_in_range(number):
         raise SettingError(f"{name}={value!r}: expected {expected}")
     return number

@@ -11,6 +11,7 @@ from dist_net import Recipe
 from dist_net.errors import ModelSourceError, RecipeError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn import Dense
+from dist_net.shared_facts import difference
 from dist_net.training.run.run_options import RunOptions
 from naming import naming
 
@@ -102,3 +103,36 @@ def test_a_function_that_fails_or_writes_to_the_weights_is_named(recipe: Recipe)
             replace(recipe, gradient=function).gradient_at(np.zeros(10, np.float32), ROWS)
     with pytest.raises(RecipeError, match=naming("join")):
         replace(recipe, gradient=None).gradient_at(np.zeros(10, np.float32), ROWS)
+
+
+def test_hosts_compare_initial_weights_and_the_gradient_of_some_rows(recipe: Recipe) -> None:
+    def facts(**changed: Any) -> str:
+        return "; ".join(replace(recipe, **changed).gradient_facts)
+
+    def other_samples(weights: Any, rows: Any) -> Any:
+        assert recipe.gradient is not None
+        return recipe.gradient(weights, (rows + 100) % recipe.samples)
+
+    def rounded(weights: Any, rows: Any) -> Any:
+        assert recipe.gradient is not None
+        loss, gradient = recipe.gradient(weights, rows)
+        return loss, gradient * np.float32(1 + 1e-5)
+
+    own = facts()
+    assert difference(facts(gradient=rounded), own) is None
+    other = difference(facts(gradient=other_samples), own)
+    assert other is not None
+    assert other[0].startswith("gradient")
+    drawn = difference(facts(weights=np.ones(10, np.float32)), own)
+    assert drawn is not None
+    assert drawn[0].startswith("weights")
+    same = facts(gradient=other_samples, digest="samples 1")
+    assert difference(same, facts(digest="samples 1")) is None
+    assert difference(same, facts(digest="samples 2")) is not None
+
+
+def test_numbers_and_shapes_of_numpy_are_plain(recipe: Recipe) -> None:
+    shapes = {"slope": (np.int64(5),)}
+    of_numpy = replace(recipe, samples=np.int64(640), parameters=shapes, epochs=np.int32(8))
+    assert type(of_numpy.samples) is type(of_numpy.layout.shapes[0][1][0]) is int
+    assert repr(of_numpy.layout.shapes) == repr(recipe.layout.shapes)
