@@ -32,8 +32,8 @@ TOLERANCE = 0.01
 def fingerprint(vector: Vector) -> str:
     """Return the logarithm of the vector's norm, and its components along fixed directions.
 
-    They are of a random vector's size, divided by the norm: those of vectors that differ by
-    rounding are equal within ``TOLERANCE``; those of gradients of other samples are not.
+    A component is divided by the norm, so it is about 1. Gradients that differ by rounding agree
+    within ``TOLERANCE``; gradients of other samples do not.
     """
     norm = float(np.linalg.norm(vector)) or math.ulp(0.0)
     total = float(vector.sum(dtype=np.float64))

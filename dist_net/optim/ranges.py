@@ -103,7 +103,7 @@ NUMBERS: Mapping[str, Callable[[str, Any], float]] = {
 def use_plain_numbers(record: Any) -> None:
     """Convert a frozen dataclass's NumPy scalars to Python's numbers; check those in ``NUMBERS``.
 
-    None stands for "not set": it becomes the field's default. Raise SettingError.
+    None means "not set": it becomes the field's default. Raise SettingError.
     """
     for each in fields(record):
         value = getattr(record, each.name)

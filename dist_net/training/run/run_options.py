@@ -42,7 +42,7 @@ class DatasetFacts:
 class RunOptions:
     """The options of a run: its recipe, and the values that replace the recipe's own.
 
-    None stands for "not set": the recipe's own value, or the default. A ``clip_norm``,
+    None means "not set": the recipe's own value, or the default. A ``clip_norm``,
     ``average_decay`` or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a
     ``patience`` sets it. ``consistency`` and ``local_steps``, by default "auto": see
     ``RunSettings``; ``sync``: see ``sync_interval_s``; ``keep_checkpoints``: see

@@ -1,4 +1,4 @@
-"""Numbers of settings: plain Python numbers in range, whoever made them."""
+"""Numbers of settings: plain Python numbers in range."""
 
 from dataclasses import dataclass
 from typing import Any
