@@ -63,13 +63,14 @@ WITH_VALUES: tuple[Option, ...] = (
     ("--cache-bytes", int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
 )
 
-TURNED_OFF = {
-    "flip": "do not mirror training images; for classes that are mirror images of each other",
-    "colour-changes": "keep the colours of training images; for classes that differ in colour only",
-    "groups": "evaluate on near-duplicates of images that are trained on; only if images that look "
-    "alike, as of a fixed camera, are different ones",
+SWITCHES = {
+    "flip": "mirror training images (default); not for classes that are mirror images",
+    "colour-changes": "vary colours of training images (default); not for classes that differ in "
+    "colour only",
+    "groups": "never evaluate on near-duplicates of images that are trained on (default); not if "
+    "images that look alike, as of a fixed camera, are different ones",
 }
-"""Options --no-NAME, and their help."""
+"""Options --NAME and --no-NAME, and their help."""
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +85,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         help="a CSV file of path,label instead of class folders",
     )
     add_options(group, *WITH_VALUES)
-    for name, text in TURNED_OFF.items():
-        dest = name.replace("-", "_")
-        group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)
+    for name, text in SWITCHES.items():
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
     group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
@@ -113,10 +113,10 @@ def is_of_images(arguments: argparse.Namespace) -> bool:
 
 def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
-    given = image_options_given(arguments).keys() - {"folder"}
-    if given:
-        name = min(given).replace("_", "-")
-        option = "--labels" if name == "labels-csv" else f"--{'no-' * (name in TURNED_OFF)}{name}"
+    given = image_options_given(arguments)
+    if names := given.keys() - {"folder"}:
+        name = min(names)
+        option = f"--{'no-' * (given[name] is False)}{name.removesuffix('_csv').replace('_', '-')}"
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 

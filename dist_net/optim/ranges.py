@@ -46,10 +46,7 @@ def all_below(limit: float, vector: Floats) -> bool:
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return an integer of Python or NumPy as an int.
-
-    Raise SettingError for another value, or one out of range.
-    """
+    """Return an integer of Python or NumPy as an int; raise SettingError unless it is in range."""
     number = least - 1
     with suppress(TypeError):
         number = operator.index(value)
@@ -59,34 +56,24 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
     return number
 
 
-def fraction(name: str, value: Any) -> float:
-    """Return a number as a float; raise SettingError unless 0 ≤ value < 1."""
-    return _real(name, value, "a number from 0 up to, but not, 1", lambda number: 0 <= number < 1)
+def _real(expected: str, is_in_range: Callable[[float], bool]) -> Callable[[str, Any], float]:
+    """Return a function of a name and a real number that returns it as a float in this range."""
+
+    def convert(name: str, value: Any) -> float:
+        number = math.nan
+        with suppress(OverflowError):
+            number = float(value) if isinstance(value, Real) else math.nan
+        if not is_in_range(number):
+            raise SettingError(f"{name}={value!r}: expected {expected}")
+        return number
+
+    return convert
 
 
-def positive(name: str, value: Any) -> float:
-    """Return a number as a float; raise SettingError unless it is finite and above 0."""
-    return _real(name, value, "a finite number above 0", lambda number: 0 < number < math.inf)
-
-
-def not_negative(name: str, value: Any) -> float:
-    """Return a number as a float; raise SettingError unless it is finite and not below 0."""
-    return _real(name, value, "a finite number, 0 or above", lambda number: 0 <= number < math.inf)
-
-
-def _real(name: str, value: Any, expected: str, is_in_range: Callable[[float], bool]) -> float:
-    number = math.nan
-    with suppress(OverflowError):
-        number = float(value) if isinstance(value, Real) else math.nan
-    if not is_in_range(number):
-        raise SettingError(f"{name}={value!r}: expected {expected}")
-    return number
-
-
-MOST = 2**32 - 1
-"""The largest number of samples in an epoch, and of epochs; the journal has 32 bits for each."""
-
-count = partial(whole, most=MOST)
+fraction = _real("a number from 0 up to, but not, 1", lambda number: 0 <= number < 1)
+positive = _real("a finite number above 0", lambda number: 0 < number < math.inf)
+not_negative = _real("a finite number, 0 or above", lambda number: 0 <= number < math.inf)
+count = partial(whole, most=2**32 - 1)  # the journal has 32 bits for samples, and for epochs
 
 NUMBERS: Mapping[str, Callable[[str, Any], float]] = {
     **dict.fromkeys(("epochs", "batch_size", "keep_checkpoints"), count),

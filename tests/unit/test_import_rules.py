@@ -57,7 +57,8 @@ MAY_IMPORT = {
         "nets export processes json_records"
     ),
     "photos": (
-        "errors vector files checkpoint spelling nn images data nets export processes training"
+        "errors vector files checkpoint spelling nn optim images data nets export processes "
+        "training"
     ),
     "trained_run": "errors vector checkpoint spelling nn optim data nets processes training photos",
     "adapters": "errors vector data nets",
