@@ -17,7 +17,6 @@ from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
     require_no_image_options,
-    resumed_directory,
     train_images,
 )
 from dist_net.command_line import add_options, add_trust_argument, joining_command
@@ -180,11 +179,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
-    arguments.resume = is_resumed(arguments)
-    if is_of_images(arguments):
-        return train_images(arguments, options_given(arguments), publish)
+    directory, given = resumed_directory(arguments), options_given(arguments)
+    if is_of_images(arguments.recipe, directory):
+        return train_images(arguments, directory, given, publish)
     require_no_image_options(arguments)
-    directory, options = prepare(arguments)
+    options = RunOptions(DEFAULT_RECIPE)
+    if directory is not None:
+        options = RunOptions.from_json(directory.options.read_text())
+    options = options.replaced_by(recipe=arguments.recipe, **given)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
@@ -207,14 +209,14 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     return 0
 
 
-def is_resumed(arguments: argparse.Namespace) -> bool:
-    """Return whether to resume a run; raise ``RunDirectoryError`` if ``--run-dir`` is missing."""
-    if arguments.resume != "auto":
-        return bool(arguments.resume)
-    if arguments.run_dir is None:
+def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
+    """Return the directory of the run to resume, None for a new run; raise RunDirectoryError."""
+    path, is_auto = arguments.run_dir, arguments.resume == "auto"
+    if is_auto and path is None:
         raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
-    directory = RunDirectory(arguments.run_dir)
-    return directory.options.exists() or directory.folder.exists()
+    if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
+        return None
+    return RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
 
 
 def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,12 +225,3 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
     return given
-
-
-def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
-    """Return the directory of the run to resume (None for a new run) and the run's options."""
-    given = {"recipe": arguments.recipe, **options_given(arguments)}
-    if not arguments.resume:
-        return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
-    directory = resumed_directory(arguments)
-    return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)

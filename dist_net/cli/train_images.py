@@ -104,11 +104,11 @@ def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def is_of_images(arguments: argparse.Namespace) -> bool:
+def is_of_images(recipe: str | None, resumed: RunDirectory | None) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
-    if arguments.recipe is not None:
-        return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
-    return arguments.resume and resumed_directory(arguments).folder.exists()
+    if recipe is not None:
+        return recipe not in recipe_names() and Path(recipe).is_dir()
+    return resumed is not None and resumed.folder.exists()
 
 
 def require_no_image_options(arguments: argparse.Namespace) -> None:
@@ -120,20 +120,12 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
-def resumed_directory(arguments: argparse.Namespace) -> RunDirectory:
-    """Return the directory of the run to resume; raise RunDirectoryError."""
-    if arguments.run_dir is None:
-        return RunDirectory.newest(has_model=False)
-    return RunDirectory.open(arguments.run_dir)
-
-
 def _run_asked_for(
-    arguments: argparse.Namespace, given_run: Mapping[str, Any]
+    arguments: argparse.Namespace, directory: RunDirectory | None, given_run: Mapping[str, Any]
 ) -> tuple[RunDirectory, ImageOptions]:
     """Return the directory of the resumed or new run, and its options."""
     given = image_options_given(arguments)
-    if arguments.resume:
-        directory = resumed_directory(arguments)
+    if directory is not None:
         before = ImageOptions.read(directory.folder)
         for name in ("folder", "base", "fitting"):
             if name in given and given[name] != getattr(before, name):
@@ -150,13 +142,14 @@ def _run_asked_for(
 
 def train_images(
     arguments: argparse.Namespace,
+    resumed: RunDirectory | None,
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
     """Train on a folder, write the report and return the exit code.
 
-    ``given_run``: the given options by their ``RunOptions`` names. ``publish`` is called with each
-    report of the server.
+    ``resumed``: the directory of the run to resume. ``given_run``: the given options by their
+    ``RunOptions`` names. ``publish`` is called with each report of the server.
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
@@ -166,7 +159,7 @@ def train_images(
             f"train with --workers of at least 1"
         )
     local = LocalRunSettings.from_arguments(arguments)
-    directory, options = _run_asked_for(arguments, given_run)
+    directory, options = _run_asked_for(arguments, resumed, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
         directory.discard()
         raise SettingError(
@@ -177,7 +170,7 @@ def train_images(
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, None, publish)
 
-    patience_s = KILLED_RUN_ENDS_S if arguments.resume else 0.0
+    patience_s = KILLED_RUN_ENDS_S if resumed else 0.0
     with directory.locked(patience_s), explained_end(arguments, directory):
         summary = train_and_report(directory, options, local, console, display)
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """Return the directory of an earlier run; raise RunDirectoryError if it holds none."""
         directory = cls(path)
-        if not (directory.options.is_file() or directory.folder.is_file()):
+        if not directory.holds_run:
             hint = suggest_runs(path) or "expected a directory written by 'dist-net train'"
             raise RunDirectoryError(
                 f"{path} is not a run directory: it has no options.json; {hint}"
@@ -133,6 +133,10 @@ class RunDirectory:
         """Remove the directory of a run that never began, unless it existed before."""
         if self._is_made:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def holds_run(self) -> bool:
+        return self.options.is_file() or self.folder.is_file()
 
     @property
     def has_begun(self) -> bool:

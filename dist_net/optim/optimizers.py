@@ -197,15 +197,9 @@ class AdaGrad(Optimizer):
         np.subtract(w, scratch, out=out)
 
 
+_ALL = SGD(), Momentum(), Nesterov(), Adam(), AdamW(), AdaGrad()
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
-    {
-        "sgd": SGD(),
-        "momentum": Momentum(),
-        "nesterov": Nesterov(),
-        "adam": Adam(),
-        "adamw": AdamW(),
-        "adagrad": AdaGrad(),
-    }
+    {type(each).__name__.lower(): each for each in _ALL}
 )
 """Optimizers with default settings, by their command-line names."""
 
@@ -218,7 +212,7 @@ def parse_optimizer(text: str, own: Optimizer) -> Optimizer:
     if text == str(own):
         return own
     name, _, settings = text.removesuffix(")").partition("(")
-    kinds = {type(each).__name__: type(each) for each in OPTIMIZERS.values()}
+    kinds = {type(each).__name__: type(each) for each in _ALL}
     try:
         pairs = (each.split("=") for each in settings.split(", ") if each)
         return kinds[name](**{key: float(value) for key, value in pairs})
