@@ -25,7 +25,7 @@ REMEDIES = {
 """The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
 
 SHOWN = 40
-DIRECTIONS = 8
+DIRECTIONS, CHUNK = 8, 1 << 14
 TOLERANCE = 0.01
 
 
@@ -35,14 +35,15 @@ def fingerprint(vector: Vector) -> str:
     A component is divided by the norm, so it is about 1. Gradients that differ by rounding agree
     within ``TOLERANCE``; gradients of other samples do not.
     """
-    norm = float(np.linalg.norm(vector)) or math.ulp(0.0)
-    total = float(vector.sum(dtype=np.float64))
-    numbers = [math.log(norm)]
-    for seed in range(DIRECTIONS):
+    norm = float(np.linalg.norm(vector))
+    random, components = np.random.PCG64(0), np.zeros(DIRECTIONS)
+    for start in range(0, vector.size, CHUNK):
+        part = vector[start : start + CHUNK].astype(np.float64)
         # NumPy guarantees raw bits to be the same in each release.
-        bits = np.random.PCG64(seed).random_raw(vector.size // 64 + 1).astype("<u8")
-        chosen = np.unpackbits(bits.view(np.uint8), count=vector.size).view(bool)
-        numbers.append((2 * float(vector.sum(dtype=np.float64, where=chosen)) - total) / norm)
+        bits = random.random_raw(DIRECTIONS * CHUNK // 64).astype("<u8").view(np.uint8)
+        signs = np.unpackbits(bits).reshape(DIRECTIONS, CHUNK)[:, : part.size]
+        components += (2.0 * signs - 1) @ part
+    numbers = (math.log(norm), *(components / norm)) if norm else (-math.inf,)
     return ",".join(f"{number:.3f}" for number in numbers)
 
 
@@ -57,11 +58,11 @@ def difference(theirs: str, own: str) -> tuple[str, str, str] | None:
 
 def _agree(one: str, other: str) -> bool:
     """Return whether facts are equal, or fingerprints of vectors that differ by rounding."""
-    kinds, numbers = zip(*(fact.split(" ", 1) for fact in (f"{one} ", f"{other} ")), strict=True)
-    if one == other or kinds[0] != kinds[1] or kinds[0] not in ("weights", "gradient"):
+    (kind, _, numbers), (other_kind, _, other_numbers) = one.partition(" "), other.partition(" ")
+    if one == other or kind != other_kind or kind not in ("weights", "gradient"):
         return one == other
     try:
-        pairs = zip(*(map(float, each.split(",")) for each in numbers), strict=True)
-        return all(abs(a - b) <= TOLERANCE for a, b in pairs)
+        pairs = zip(numbers.split(","), other_numbers.split(","), strict=True)
+        return all(abs(float(a) - float(b)) <= TOLERANCE for a, b in pairs)
     except ValueError:  # a peer's text may have anything
         return False

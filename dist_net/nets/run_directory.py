@@ -203,14 +203,15 @@ class RunDirectory:
 
     def _read_options(self) -> tuple[str, dict[str, str], bool]:
         """Return the recipe, its files' digests, and whether the best weights are kept."""
-        text = self.options.read_text()
         try:
-            options = json.loads(text)
+            options = json.loads(self.options.read_bytes())
             files = dict(options.get("recipe_files", {}))
             keeps_best = options.get("keeps_best", True) or options.get("patience")
             return str(options["recipe"]), files, keeps_best or options["recipe"] == IMAGES
         except (*UNREADABLE, KeyError, AttributeError) as error:
-            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
+            raise RunDirectoryError(
+                f"{self.options}: {error!r:.80}; expected a run's options, as training wrote them"
+            ) from error
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:

@@ -34,7 +34,9 @@ def test_gradients_of_other_samples_are_told_apart(seed: int, size: int, share: 
 def test_vectors_of_another_length_are_told_apart() -> None:
     one = vector(0, 100)
     assert difference(f"weights {fingerprint(one)}", f"weights {fingerprint(2 * one)}") is not None
-    assert fingerprint(np.zeros(5, np.float32)) == fingerprint(np.zeros(5, np.float32))
+    zero = fingerprint(np.zeros(100, np.float32))
+    assert difference(f"gradient {zero}", f"gradient {zero}") is None
+    assert difference(f"gradient {zero}", f"gradient {fingerprint(one)}") is not None
 
 
 @pytest.mark.parametrize(

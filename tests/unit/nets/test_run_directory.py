@@ -182,9 +182,10 @@ def test_the_options_decide_which_weights_a_run_stands_for(
 
 def test_damaged_options_name_no_weights_and_hide_no_other_run(directory: RunDirectory) -> None:
     directory.write(directory.checkpoint, "last")
-    directory.write(directory.options, "[5")
-    with pytest.raises(RunDirectoryError, match=naming("[5")):
-        directory.trained  # noqa: B018
+    for damage in (b"[5", b"[]", b"{}", b"\xff"):
+        directory.options.write_bytes(damage)
+        with pytest.raises(RunDirectoryError, match=naming(directory.options)):
+            directory.trained  # noqa: B018
     other = RunDirectory.create(directory.path.with_name("other"), "digits", datetime(2026, 11, 25))
     other.write(other.checkpoint, "last")
     assert str(other.path) in suggest_runs(directory.path.with_name("x"))
