@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
-from dist_net.errors import ReplayError
+from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if options.data and (facts := difference(settings.recipe_digest, options.data.digest)):
         here, in_the_run, remedy = facts
-        raise ReplayError(f"this process has {here}, the run has {in_the_run}: {remedy}")
+        raise JournalMismatchError(f"this process has {here}, the run has {in_the_run}: {remedy}")
     begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
     initial = begin or loaded.recipe.initial_weights(settings.seed)
     replay = Replay(settings, journal, gradient_of, initial)

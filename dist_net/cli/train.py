@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
-from dist_net.cli.parser import count_from, count_or_auto
+from dist_net.cli.parser import count_from, number_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -25,7 +25,6 @@ from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import (
-    AUTO,
     add_cluster_arguments,
     ray_address,
     worker_count,
@@ -117,7 +116,7 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
         ("--weight-decay", float, "SHARE", decay),
         ("--clip-norm", float, "NORM", "scale larger gradients down to NORM; 0: none"),
         ("--average-decay", float, "DECAY", average),
-        ("--local-steps", steps_or_auto, "H", steps),
+        ("--local-steps", number_or_auto, "H", steps),
         ("--seed", int, "N", "of all random numbers (default: 0)"),
     )
     group.add_argument(
@@ -154,11 +153,6 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help=text)
-
-
-def steps_or_auto(text: str) -> int | str:
-    """Argument type: a number from 1, or ``auto``."""
-    return count_or_auto(text) or AUTO
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cli.metrics_options import Publish
+from dist_net.cli.parser import number_or_auto
 from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.command_line import Option, add_options
 from dist_net.data.image_folder import VALIDATION_SHARE
@@ -29,16 +30,11 @@ from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 
-
-def _epochs(text: str) -> int | str:
-    return AUTO if text == AUTO else int(text)
-
-
 WITH_VALUES: tuple[Option, ...] = (
     ("--validation", float, "SHARE", f"split off without val/ (default: {VALIDATION_SHARE})"),
     (
         "--fine-tune",
-        _epochs,
+        number_or_auto,
         "EPOCHS",
         f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
         "heads that are good enough (default: 0, and an estimate)",
