@@ -222,12 +222,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raise ``CheckpointError`` if it is damaged or missing: an earlier checkpoint is another model.
     """
+    metadata: dict[str, str] | None = None
     try:
-        with path.open("rb") as file:
-            beginning = file.read(9)
+        with path.open("rb") as opened:
+            beginning = opened.read(9)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
+        return _checkpoint(metadata, tensors)
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read: {error.strerror or error}; "
@@ -235,28 +238,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except (SafetensorError, *MALFORMED) as error:
         # A safetensors file begins with the length of its header, 8 bytes, and the header.
-        if beginning[8:] == b"{":
-            raise _damaged(path, error) from error
-        raise _not_a_checkpoint(path) from error
-    if FORMAT_KEY not in metadata:
-        raise _not_a_checkpoint(path)
-    try:
-        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
-        return _checkpoint(metadata, tensors)
-    except MALFORMED as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
-        f"expected the whole file: copy it again, or pass another checkpoint"
-    )
-
-
-def _not_a_checkpoint(path: Path) -> NotACheckpointError:
-    expected = how_to_convert(path) or "expected a .safetensors file that a training run wrote"
-    return NotACheckpointError(f"{path} is not a checkpoint; {expected}")
+        if beginning[8:] != b"{" or (metadata is not None and FORMAT_KEY not in metadata):
+            wanted = (
+                how_to_convert(path) or "expected a .safetensors file that a training run wrote"
+            )
+            raise NotACheckpointError(f"{path} is not a checkpoint; {wanted}") from error
+        raise CheckpointError(
+            f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
+            f"expected the whole file: copy it again, or pass another checkpoint"
+        ) from error
 
 
 def how_to_convert(path: Path) -> str:

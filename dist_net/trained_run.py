@@ -30,7 +30,7 @@ from dist_net.nets.trained_model import (
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
 from dist_net.optim import Optimizer, optimizer_named
-from dist_net.optim.ranges import require_whole
+from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.processes.cores import available_cores
@@ -266,7 +266,7 @@ def train(
     if (optimizer := of_run.get("optimizer")) is not None:
         of_run["optimizer"] = str(optimizer_named(optimizer))  # for other processes
     directory = None if run_dir is None else Path(run_dir)
-    require_whole("workers", workers)
+    workers = whole("workers", workers)
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     displays: list[WatchedTraining] = []

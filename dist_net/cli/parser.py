@@ -69,6 +69,11 @@ def count_or_auto(text: str) -> int | None:
     return None if text == "auto" else count_from(1)(text)
 
 
+def number_or_auto(text: str) -> int | str:
+    """Argument type: a whole number, or ``auto``."""
+    return text if text == "auto" else int(text)
+
+
 def number_above_zero(text: str) -> float:
     """Argument type: a finite number above 0."""
     number = float(text)

@@ -9,11 +9,12 @@ from pathlib import Path
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
-from dist_net.errors import ReplayError
+from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
 from dist_net.processes.terminal import CountProgress, plain_console
+from dist_net.shared_facts import REMEDIES, difference
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
@@ -59,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
         use_threads(threads)
         return gradient_function(loaded.recipe, dataset, settings.seed, threads)
 
+    if options.data and (facts := difference(settings.recipe_digest, options.data.digest)):
+        here, in_the_run, remedy = facts
+        raise JournalMismatchError(f"this process has {here}, the run has {in_the_run}: {remedy}")
     begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
     initial = begin or loaded.recipe.initial_weights(settings.seed)
     replay = Replay(settings, journal, gradient_of, initial)
@@ -78,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         keys = "version", "weights_sha256", "matches"
         print(json.dumps({key: getattr(result, key) for key in keys}))
+    if not result.matches and result.version == 0:
+        raise ReplayError(f"the initial weights differ from the run's: {REMEDIES['weights']}")
     if not result.matches:
         raise ReplayError(
             f"the weights differ from the run's at version {result.version:,}; the last version "

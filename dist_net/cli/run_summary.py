@@ -67,7 +67,7 @@ def explained_end(arguments: argparse.Namespace, directory: RunDirectory) -> Ite
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
     """Return the command that resumes a run that ended early."""
-    if not (directory.options.exists() or directory.folder.exists()):
+    if not directory.holds_run:
         return "the run has not begun"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
     workers = arguments.workers

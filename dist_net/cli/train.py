@@ -11,13 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
-from dist_net.cli.parser import count_from, count_or_auto
+from dist_net.cli.parser import count_from, number_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
     require_no_image_options,
-    resumed_directory,
     train_images,
 )
 from dist_net.command_line import add_options, add_trust_argument, joining_command
@@ -103,7 +102,7 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
     """Add the training options; the recipe provides the defaults."""
     decay = "for adamw: share of each weight, times the learning rate, to subtract per update"
-    average = "use an exponential moving average of the weights, such as 0.999"
+    average = "use an exponential moving average of the weights, such as 0.999; 0: no average"
     steps = (
         "steps that each worker takes by itself between two exchanges with the server, fewer if it "
         "is slower than others; auto (default): as many as accuracy permits and the network needs"
@@ -115,9 +114,9 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
         ("--optimizer", str, "NAME", "sgd, momentum, nesterov, adam, adamw, adagrad"),
         ("--learning-rate", float, "RATE", "factor of each update, before the recipe's schedule"),
         ("--weight-decay", float, "SHARE", decay),
-        ("--clip-norm", float, "NORM", "scale larger gradients down to NORM"),
+        ("--clip-norm", float, "NORM", "scale larger gradients down to NORM; 0: none"),
         ("--average-decay", float, "DECAY", average),
-        ("--local-steps", count_or_auto, "H", steps),
+        ("--local-steps", number_or_auto, "H", steps),
         ("--seed", int, "N", "of all random numbers (default: 0)"),
     )
     group.add_argument(
@@ -135,7 +134,7 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
         "checkpoint; default)"
     )
-    patience = "stop after N evaluations without improvement and use the best weights"
+    patience = "stop after N evaluations without improvement, and use the best weights; 0: never"
     add_options(
         parser,
         ("--run-dir", Path, "DIR", "files of the run (default: under runs/)"),
@@ -153,7 +152,7 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the weights to use later (default: last)"
     parser.add_argument("--keep", choices=("last", "best"), help=text)
     text = "also write the metrics for TensorBoard"
-    parser.add_argument("--tensorboard", action="store_true", default=None, help=text)
+    parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -174,11 +173,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
-    arguments.resume = is_resumed(arguments)
-    if is_of_images(arguments):
-        return train_images(arguments, options_given(arguments), publish)
+    directory, given = resumed_directory(arguments), options_given(arguments)
+    if is_of_images(arguments.recipe, directory):
+        return train_images(arguments, directory, given, publish)
     require_no_image_options(arguments)
-    directory, options = prepare(arguments)
+    options = RunOptions(DEFAULT_RECIPE)
+    if directory is not None:
+        options = RunOptions.from_json(directory.options.read_text())
+    options = options.replaced_by(recipe=arguments.recipe, **given)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
@@ -201,14 +203,14 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
     return 0
 
 
-def is_resumed(arguments: argparse.Namespace) -> bool:
-    """Return whether to resume a run; raise ``RunDirectoryError`` if ``--run-dir`` is missing."""
-    if arguments.resume != "auto":
-        return bool(arguments.resume)
-    if arguments.run_dir is None:
+def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
+    """Return the directory of the run to resume, None for a new run; raise RunDirectoryError."""
+    path, is_auto = arguments.run_dir, arguments.resume == "auto"
+    if is_auto and path is None:
         raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
-    directory = RunDirectory(arguments.run_dir)
-    return directory.options.exists() or directory.folder.exists()
+    if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
+        return None
+    return RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
 
 
 def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -217,12 +219,3 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
     return given
-
-
-def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
-    """Return the directory of the run to resume (None for a new run) and the run's options."""
-    given = {"recipe": arguments.recipe, **options_given(arguments)}
-    if not arguments.resume:
-        return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
-    directory = resumed_directory(arguments)
-    return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)

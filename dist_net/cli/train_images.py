@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cli.metrics_options import Publish
+from dist_net.cli.parser import number_or_auto
 from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.command_line import Option, add_options
 from dist_net.data.image_folder import VALIDATION_SHARE
@@ -29,16 +30,11 @@ from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 
-
-def _epochs(text: str) -> int | str:
-    return AUTO if text == AUTO else int(text)
-
-
 WITH_VALUES: tuple[Option, ...] = (
     ("--validation", float, "SHARE", f"split off without val/ (default: {VALIDATION_SHARE})"),
     (
         "--fine-tune",
-        _epochs,
+        number_or_auto,
         "EPOCHS",
         f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
         "heads that are good enough (default: 0, and an estimate)",
@@ -63,13 +59,14 @@ WITH_VALUES: tuple[Option, ...] = (
     ("--cache-bytes", int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
 )
 
-TURNED_OFF = {
-    "flip": "do not mirror training images; for classes that are mirror images of each other",
-    "colour-changes": "keep the colours of training images; for classes that differ in colour only",
-    "groups": "evaluate on near-duplicates of images that are trained on; only if images that look "
-    "alike, as of a fixed camera, are different ones",
+SWITCHES = {
+    "flip": "mirror training images (default); not for classes that are mirror images",
+    "colour-changes": "vary colours of training images (default); not for classes that differ in "
+    "colour only",
+    "groups": "never evaluate on near-duplicates of images that are trained on (default); not if "
+    "images that look alike, as of a fixed camera, are different ones",
 }
-"""Options --no-NAME, and their help."""
+"""Options --NAME and --no-NAME, and their help."""
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +81,8 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         help="a CSV file of path,label instead of class folders",
     )
     add_options(group, *WITH_VALUES)
-    for name, text in TURNED_OFF.items():
-        dest = name.replace("-", "_")
-        group.add_argument(f"--no-{name}", dest=dest, action="store_false", default=None, help=text)
+    for name, text in SWITCHES.items():
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
     group.add_argument(
         "--fitting",
         choices=("pad", "crop", "imagenet"),
@@ -104,36 +100,28 @@ def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def is_of_images(arguments: argparse.Namespace) -> bool:
+def is_of_images(recipe: str | None, resumed: RunDirectory | None) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
-    if arguments.recipe is not None:
-        return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
-    return arguments.resume and resumed_directory(arguments).folder.exists()
+    if recipe is not None:
+        return recipe not in recipe_names() and Path(recipe).is_dir()
+    return resumed is not None and resumed.folder.exists()
 
 
 def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
-    given = image_options_given(arguments).keys() - {"folder"}
-    if given:
-        name = min(given).replace("_", "-")
-        option = "--labels" if name == "labels-csv" else f"--{'no-' * (name in TURNED_OFF)}{name}"
+    given = image_options_given(arguments)
+    if names := given.keys() - {"folder"}:
+        name = min(names)
+        option = f"--{'no-' * (given[name] is False)}{name.removesuffix('_csv').replace('_', '-')}"
         raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
-def resumed_directory(arguments: argparse.Namespace) -> RunDirectory:
-    """Return the directory of the run to resume; raise RunDirectoryError."""
-    if arguments.run_dir is None:
-        return RunDirectory.newest(has_model=False)
-    return RunDirectory.open(arguments.run_dir)
-
-
 def _run_asked_for(
-    arguments: argparse.Namespace, given_run: Mapping[str, Any]
+    arguments: argparse.Namespace, directory: RunDirectory | None, given_run: Mapping[str, Any]
 ) -> tuple[RunDirectory, ImageOptions]:
     """Return the directory of the resumed or new run, and its options."""
     given = image_options_given(arguments)
-    if arguments.resume:
-        directory = resumed_directory(arguments)
+    if directory is not None:
         before = ImageOptions.read(directory.folder)
         for name in ("folder", "base", "fitting"):
             if name in given and given[name] != getattr(before, name):
@@ -150,13 +138,14 @@ def _run_asked_for(
 
 def train_images(
     arguments: argparse.Namespace,
+    resumed: RunDirectory | None,
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
     """Train on a folder, write the report and return the exit code.
 
-    ``given_run``: the given options by their ``RunOptions`` names. ``publish`` is called with each
-    report of the server.
+    ``resumed``: the directory of the run to resume. ``given_run``: the given options by their
+    ``RunOptions`` names. ``publish`` is called with each report of the server.
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
@@ -166,7 +155,7 @@ def train_images(
             f"train with --workers of at least 1"
         )
     local = LocalRunSettings.from_arguments(arguments)
-    directory, options = _run_asked_for(arguments, given_run)
+    directory, options = _run_asked_for(arguments, resumed, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
         directory.discard()
         raise SettingError(
@@ -177,7 +166,7 @@ def train_images(
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, None, publish)
 
-    patience_s = KILLED_RUN_ENDS_S if arguments.resume else 0.0
+    patience_s = KILLED_RUN_ENDS_S if resumed else 0.0
     with directory.locked(patience_s), explained_end(arguments, directory):
         summary = train_and_report(directory, options, local, console, display)
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))

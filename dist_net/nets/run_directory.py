@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dist_net.errors import RunDirectoryError
 from dist_net.files import replacing
-from dist_net.nets.recipes.image_recipe import RECIPE_JSON
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 from dist_net.spelling import closest
 
@@ -34,64 +34,36 @@ UNREADABLE = OSError, ValueError, TypeError, RecursionError
 
 
 class RunDirectory:
-    """The files of one run.
-
-    checkpoint.safetensors  the weights, the optimizer's state, and the samples left to do
-    checkpoint-version-N.safetensors    earlier checkpoints
-    journal                 the applied gradients; see ``dist_net.training.server.journal_records``
-    best.safetensors        the weights with the best evaluation, if they are kept; the model of a
-                            folder of images, with its recipe and its ``Calibration``
-    options.json            the run's options
-    recipe.py               a copy of the recipe, unless built in, and of the files it imports
-    recipe.json             the recipe of a folder of images, which is data
-    initial.npy             the initial weights, unless the layers draw them
-    metrics.jsonl           a line for each twentieth of an epoch and each evaluation; with short
-                            epochs, for each 1000th of the run's time at most
-    training.png            loss, accuracy and speed over epochs
-    confusion.png           the confusion matrix
-    tensorboard/            the metrics for TensorBoard, with --tensorboard
-
-    A run on a folder of images also has:
-
-    folder.json             the options of the whole run
-    pictures.json           the images, and the location of the prepared images on this host
-    manifest.json           the images for other hosts, if hosts may join: see ImageManifest
-    skipped.csv             the files that are not used, with reasons
-    held_out.npy, .json     images to evaluate on, excluded from training
-    report.html, .png, .json
-
-    Every run has:
-
-    keys/                   the keys of a server that listens beyond this host
-    server                  the address of the server that a joined host's keys/ are for
-    logs/                   the output of each process
-    owner                   the parameter server that started last; see ``RunOwnership``
-    lock                    held by the processes that write the directory; names the holder
-    """
+    """The files of one run. Those of the run's processes also include ``logs/`` and ``lock``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
-        self.journal = path / "journal"
+        """Weights, optimizer's state and samples left; earlier ones are -version-N.safetensors."""
         self.best = path / "best.safetensors"
+        """The weights with the best evaluation, if they are kept; the model of a folder of images,
+        with its recipe and its ``Calibration``."""
+        self.journal = path / "journal"  # see ``dist_net.training.server.journal_records``
         self.options = path / "options.json"
-        self.recipe = path / RECIPE_FILE
-        self.image_recipe = path / RECIPE_JSON
-        self.initial = path / "initial.npy"
+        self.recipe = path / RECIPE_FILE  # a copy, unless built in, beside files that it imports
+        self.image_recipe = path / RECIPE_JSON  # of a folder of images, which is data
+        self.initial = path / "initial.npy"  # the initial weights, unless the layers draw them
         self.metrics = path / "metrics.jsonl"
-        self.folder = path / "folder.json"
-        self.images = path / "pictures.json"
-        self.manifest = path / "manifest.json"
-        self.skipped = path / "skipped.csv"
-        self.held_out = path / "held_out.npy"
-        self.report = path / "report.html"
+        """A line for each twentieth of an epoch and each evaluation; with short epochs, for each
+        1000th of the run's time at most. ``tensorboard/`` has the same, with --tensorboard."""
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
-        self.keys = path / KEYS
-        self.server = path / "server"
+        self.folder = path / "folder.json"  # the options of a run on a folder of images
+        self.images = path / "pictures.json"  # the images, and where they are prepared on this host
+        self.manifest = path / "manifest.json"  # for other hosts: see ``ImageManifest``
+        self.skipped = path / "skipped.csv"  # the files that are not used, with reasons
+        self.held_out = path / "held_out.npy"  # images to evaluate on; .json has their labels
+        self.report = path / "report.html"
+        self.keys = path / KEYS  # of a server that listens beyond this host
+        self.server = path / "server"  # the address of the server that a joined host's keys are for
         self.logs = path / "logs"
-        self.owner = path / "owner"
-        self._lock = path / "lock"
+        self.owner = path / "owner"  # the server that started last; see ``RunOwnership``
+        self._lock = path / "lock"  # held by the processes that write here; names the holder
         self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()
 
@@ -122,7 +94,7 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """Return the directory of an earlier run; raise RunDirectoryError if it holds none."""
         directory = cls(path)
-        if not (directory.options.is_file() or directory.folder.is_file()):
+        if not directory.holds_run:
             hint = suggest_runs(path) or "expected a directory written by 'dist-net train'"
             raise RunDirectoryError(
                 f"{path} is not a run directory: it has no options.json; {hint}"
@@ -163,17 +135,25 @@ class RunDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
+    def holds_run(self) -> bool:
+        return self.options.is_file() or self.folder.is_file()
+
+    @property
     def has_begun(self) -> bool:
         """Return whether a parameter server has written a checkpoint, even if it is lost."""
         return self.checkpoint.exists() or self.metrics.exists()
 
     @property
     def trained(self) -> Path:
-        """Return the checkpoint to use: the best, if it is kept, else the last.
+        """Return the checkpoint to use: the best, if the run keeps it by its options, or the last.
 
         The last checkpoint of a run on a folder is a net that is not calibrated or not chosen.
+        Raise RunDirectoryError for damaged options.
         """
-        return self.best if self.best.exists() or self.folder.exists() else self.checkpoint
+        if self.folder.exists():
+            return self.best
+        keeps_best = not self.options.exists() or self._read_options()[2]
+        return self.best if keeps_best and self.best.exists() else self.checkpoint
 
     @contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
@@ -219,12 +199,19 @@ class RunDirectory:
 
         Raise RunDirectoryError.
         """
-        text = self.options.read_text()
+        return self._read_options()[:2]
+
+    def _read_options(self) -> tuple[str, dict[str, str], bool]:
+        """Return the recipe, its files' digests, and whether the best weights are kept."""
         try:
-            options = json.loads(text)
-            return str(options["recipe"]), dict(options.get("recipe_files", {}))
+            options = json.loads(self.options.read_bytes())
+            files = dict(options.get("recipe_files", {}))
+            keeps_best = options.get("keeps_best", True) or options.get("patience")
+            return str(options["recipe"]), files, keeps_best or options["recipe"] == IMAGES
         except (*UNREADABLE, KeyError, AttributeError) as error:
-            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
+            raise RunDirectoryError(
+                f"{self.options}: {error!r:.80}; expected a run's options, as training wrote them"
+            ) from error
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
@@ -271,9 +258,10 @@ def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDi
     """Return the runs in these directories, the last written first."""
     written: list[tuple[float, RunDirectory]] = []
     for run in (RunDirectory(path) for parent in parents for path in parent.glob("*")):
-        files = [run.trained] if has_model else [run.trained, run.folder]
-        if times := [file.stat().st_mtime for file in files if file.is_file()]:
-            written.append((max(times), run))
+        with suppress(RunDirectoryError):
+            files = [run.trained] if has_model else [run.trained, run.folder]
+            if times := [file.stat().st_mtime for file in files if file.is_file()]:
+                written.append((max(times), run))
     return [run for _, run in sorted(written, key=itemgetter(0), reverse=True)]
 
 

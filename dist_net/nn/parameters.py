@@ -236,7 +236,7 @@ class Layout:
         self.parameters = tuple(parameters.values())
         self.buffers = tuple(buffers.values()) if buffers is not None else ()
         self.shapes = tuple((each.name, each.shape) for each in self._arrays)
-        self.momenta = tuple(each.momentum for each in self.buffers)
+        self.momenta = tuple(float(each.momentum) for each in self.buffers)
         self.trained_size = sum(each.size for each in self.parameters)
         self.size = sum(each.size for each in self._arrays)
 

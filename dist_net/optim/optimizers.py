@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -23,9 +23,9 @@ from dist_net.optim.ranges import (
     CRUMB,
     Floats,
     keep_normal,
-    require_fraction,
-    require_not_negative,
-    require_positive,
+    not_negative,
+    positive,
+    use_plain_numbers,
 )
 from dist_net.optim.rule import Optimizer
 from dist_net.spelling import suggestion
@@ -58,9 +58,6 @@ class Momentum(Optimizer):
     momentum: float = 0.9
 
     loop = "momentum"
-
-    def __post_init__(self) -> None:
-        require_fraction("momentum", self.momentum)
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -118,11 +115,6 @@ class Adam(Optimizer):
     loop = "adam"
     divides_by_root = True
 
-    def __post_init__(self) -> None:
-        require_fraction("beta1", self.beta1)
-        require_fraction("beta2", self.beta2)
-        require_positive("epsilon", self.epsilon)
-
     @property
     def initial_state(self) -> dict[str, float]:
         return {"mean": 0.0, "mean_square": 0.0}
@@ -167,10 +159,6 @@ class AdamW(Adam):
 
     loop = "adam"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_not_negative("weight_decay", self.weight_decay)
-
     def decay(self, learning_rate: float) -> float:
         return learning_rate * self.weight_decay
 
@@ -187,10 +175,6 @@ class AdaGrad(Optimizer):
 
     loop = "adagrad"
     divides_by_root = True
-
-    def __post_init__(self) -> None:
-        require_positive("epsilon", self.epsilon)
-        require_not_negative("initial_accumulator", self.initial_accumulator)
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -213,15 +197,9 @@ class AdaGrad(Optimizer):
         np.subtract(w, scratch, out=out)
 
 
+_ALL = SGD(), Momentum(), Nesterov(), Adam(), AdamW(), AdaGrad()
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
-    {
-        "sgd": SGD(),
-        "momentum": Momentum(),
-        "nesterov": Nesterov(),
-        "adam": Adam(),
-        "adamw": AdamW(),
-        "adagrad": AdaGrad(),
-    }
+    {type(each).__name__.lower(): each for each in _ALL}
 )
 """Optimizers with default settings, by their command-line names."""
 
@@ -230,9 +208,15 @@ def optimizer_named(name: str | Optimizer, own: Optimizer | None = None) -> Opti
     """Return the named optimizer with default settings, or the one whose text (``str``) this is.
 
     ``own``, a recipe's, may be of a class of its own. An ``Optimizer`` is returned as it is. Raise
-    ``SettingError``.
+    ``SettingError`` for an unknown name, and for an optimizer that is no dataclass.
     """
     if isinstance(name, Optimizer):
+        if not is_dataclass(name):
+            kind = type(name).__name__
+            raise SettingError(
+                f"optimizer of class {kind}, which is no dataclass; expected "
+                f"@dataclass(frozen=True) above it: workers know it by its fields"
+            )
         return name
     text = str(name)
     if own is not None and text == str(own):
@@ -268,8 +252,7 @@ class StepDecay:
     factor: float
 
     def __post_init__(self) -> None:
-        require_positive("every_epochs", self.every_epochs)
-        require_positive("factor", self.factor)
+        use_plain_numbers(self)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         return float(self.factor ** math.floor(epoch / self.every_epochs))
@@ -282,7 +265,7 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        require_not_negative("final", self.final)
+        use_plain_numbers(self)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         if epoch >= epochs:
@@ -301,7 +284,7 @@ class WarmUp:
     then: Schedule = field(default_factory=ConstantRate)
 
     def __post_init__(self) -> None:
-        require_positive("epochs", self.epochs)
+        positive("epochs", self.epochs)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         if epoch <= self.epochs:
@@ -332,5 +315,10 @@ class LearningRate:
     epochs: int
 
     def __call__(self, progress: float) -> float:
-        """Return the rate after ``progress`` samples, counted over all epochs."""
-        return self.highest * self.schedule(progress / self.samples, self.epochs)
+        """Return the rate after ``progress`` samples, counted over all epochs.
+
+        Raise ``SettingError`` unless the schedule returns a finite number that is not negative.
+        """
+        epoch = progress / self.samples
+        multiplier = self.schedule(epoch, self.epochs)
+        return self.highest * not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)

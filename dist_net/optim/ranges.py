@@ -1,6 +1,11 @@
-"""Range checks: of settings at construction, of weights at each step."""
+"""Numbers in range: settings at construction, as plain Python numbers, and weights at each step."""
 
 import math
+import operator
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -40,26 +45,59 @@ def all_below(limit: float, vector: Floats) -> bool:
     return is_small or bool((np.abs(vector) < limit).all())
 
 
-def require_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Raise SettingError unless value is an int from ``least`` to ``most``; None: no limit."""
-    if not (isinstance(value, int) and least <= value and (most is None or value <= most)):
+def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return an integer of Python or NumPy as an int; raise SettingError unless it is in range."""
+    number = least - 1
+    with suppress(TypeError):
+        number = operator.index(value)
+    if number < least or (most is not None and number > most):
         until = f", at least {least}" if most is None else f" from {least} to {most}"
         raise SettingError(f"{name}={value!r}: expected a whole number{until}")
+    return number
 
 
-def require_fraction(name: str, value: Any) -> None:
-    """Raise SettingError unless 0 ≤ value < 1."""
-    if not (isinstance(value, Real) and 0 <= float(value) < 1):
-        raise SettingError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
+def _real(expected: str, is_in_range: Callable[[float], bool]) -> Callable[[str, Any], float]:
+    """Return a function of a name and a real number that returns it as a float in this range."""
+
+    def convert(name: str, value: Any) -> float:
+        number = math.nan
+        with suppress(OverflowError):
+            number = float(value) if isinstance(value, Real) else math.nan
+        if not is_in_range(number):
+            raise SettingError(f"{name}={value!r}: expected {expected}")
+        return number
+
+    return convert
 
 
-def require_positive(name: str, value: Any) -> None:
-    """Raise SettingError unless value is finite and above 0."""
-    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-        raise SettingError(f"{name}={value!r}: expected a finite number above 0")
+fraction = _real("a number from 0 up to, but not, 1", lambda number: 0 <= number < 1)
+positive = _real("a finite number above 0", lambda number: 0 < number < math.inf)
+not_negative = _real("a finite number, 0 or above", lambda number: 0 <= number < math.inf)
+count = partial(whole, most=2**32 - 1)  # the journal has 32 bits for samples, and for epochs
+
+NUMBERS: Mapping[str, Callable[[str, Any], float]] = {
+    **dict.fromkeys(("epochs", "batch_size", "keep_checkpoints"), count),
+    "patience": partial(whole, least=0),
+    "seed": partial(whole, least=0, most=2**63 - 1),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "average_decay"), fraction),
+    **dict.fromkeys(("weight_decay", "initial_accumulator", "clip_norm", "final"), not_negative),
+    **dict.fromkeys(("learning_rate", "epsilon", "every_epochs", "factor"), positive),
+    **dict.fromkeys(("checkpoint_every_s", "heartbeat_interval_s"), positive),
+}
+"""The range of each number of recipes, optimizers and schedules, and of a run's options."""
 
 
-def require_not_negative(name: str, value: Any) -> None:
-    """Raise SettingError unless value is finite and not below 0."""
-    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
-        raise SettingError(f"{name}={value!r}: expected a finite number, 0 or above")
+def use_plain_numbers(record: Any) -> None:
+    """Convert a frozen dataclass's NumPy scalars to Python's numbers; check those in ``NUMBERS``.
+
+    None means "not set": it becomes the field's default. Raise SettingError.
+    """
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value is None and each.default is not MISSING:
+            value = each.default
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is not None and each.name in NUMBERS:
+            value = NUMBERS[each.name](each.name, value)
+        object.__setattr__(record, each.name, value)

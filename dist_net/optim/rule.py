@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.errors import ShapeError
-from dist_net.optim.ranges import Floats, require_fraction, require_positive
+from dist_net.optim.ranges import Floats, fraction, not_negative, use_plain_numbers
 from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ MIN_COMPILED = 4096
 
 
 class Optimizer(ABC):
-    """The settings and arithmetic of an update; immutable, so several rules may share it.
+    """The settings and arithmetic of an update: a frozen dataclass, so several rules may share it.
+
+    Its text, which repeats its fields, names it on other hosts.
 
     ``loop`` names the compiled version in ``dist_net.optim.compiled``, which takes ``constants``
     after the state. Subclasses do not inherit it, because they may compute something else; without
@@ -54,6 +56,9 @@ class Optimizer(ABC):
     loop: ClassVar[str | None] = None
     divides_by_root: ClassVar[bool] = False
     """Whether steps are divided by the root of a mean or sum of g²."""
+
+    def __post_init__(self) -> None:
+        use_plain_numbers(self)
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -104,16 +109,15 @@ def start_rule(
     optimizer: Optimizer,
     shapes: ArrayShapes,
     momenta: Sequence[float] = (),
-    clip_norm: float | None = None,
-    average_decay: float | None = None,
+    clip_norm: float = 0.0,
+    average_decay: float = 0.0,
 ) -> UpdateRule:
     """Return a float32 rule for a flat vector of these arrays.
 
     The last ``len(momenta)`` arrays are buffers with these momenta. ``clip_norm`` and
     ``average_decay``: see ``UpdateRule``.
     """
-    for momentum in momenta:
-        require_fraction("momentum", momentum)
+    momenta = [fraction("momentum", each) for each in momenta]
     sizes = [math.prod(shape) for _, shape in shapes]
     trained = len(sizes) - len(momenta)
     rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
@@ -128,7 +132,7 @@ class UpdateRule:
 
     ``averaging_rates`` has the fraction by which each buffer element moves towards its observation.
     A gradient with a norm above ``clip_norm`` is scaled down to that norm (Pascanu, Mikolov &
-    Bengio 2013, arXiv 1211.5063).
+    Bengio 2013, arXiv 1211.5063); 0: no gradient is.
 
     With ``average_decay``, the state includes an average of the parameters, a ← a + (1 - d)(w - a)
     after step t with d = min(``average_decay``, (1 + t) / (10 + t)), so that a short run's average
@@ -144,23 +148,19 @@ class UpdateRule:
         trained_size: int,
         dtype: DTypeLike = np.float32,
         averaging_rates: Floats | None = None,
-        clip_norm: float | None = None,
-        average_decay: float | None = None,
+        clip_norm: float = 0.0,
+        average_decay: float = 0.0,
     ) -> None:
-        if clip_norm is not None:
-            require_positive("clip_norm", clip_norm)
-        if average_decay is not None:
-            require_fraction("average_decay", average_decay)
         self.optimizer = optimizer
         self.trained_size = trained_size
         self._dtype = np.dtype(dtype)
         self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
         self._difference = np.empty_like(self._rates)
         self.size = trained_size + self._rates.size
-        self._clip_norm = clip_norm
+        self._clip_norm = not_negative("clip_norm", clip_norm)
         self._clipped: Floats | None = None  # allocated when a gradient is first clipped
-        self._average_decay = average_decay
-        self._names = [*optimizer.initial_state, *([] if average_decay is None else [AVERAGE])]
+        self._average_decay = fraction("average_decay", average_decay)
+        self._names = [*optimizer.initial_state, *([AVERAGE] if average_decay else [])]
         self.state_size = self.size + len(self._names) * trained_size + 1
         self._scratch = np.empty(trained_size, dtype)
 
@@ -177,7 +177,7 @@ class UpdateRule:
         parts = self.parts(state)
         for name, value in self.optimizer.initial_state.items():
             parts[name].fill(value)
-        if self._average_decay is not None:
+        if self._average_decay:
             parts[AVERAGE][:] = state[: self.trained_size]
         return state
 
@@ -211,15 +211,15 @@ class UpdateRule:
         weights, following, descent = state[:n], out[:n], gradient[:n]
         if self._rates.size:
             self._average(state[n : self.size], gradient[n:], out[n : self.size])
-        if self._clip_norm is not None:
+        if self._clip_norm:
             descent = self._within_norm(descent, self._clip_norm)
         np.add(before[STEPS], 1, out=after[STEPS])
         step = float(after[STEPS][0])
         scale = self.optimizer.rate_scale(share)  # the decay does not depend on gradients
-        factors = [scale * self.optimizer.rate(learning_rate, step)]
+        factors = [float(scale * self.optimizer.rate(learning_rate, step))]
         decay = self.optimizer.decay(learning_rate)
         if decay is not None:
-            factors.append(decay)
+            factors.append(float(decay))
         olds, news = ([of[name] for name in self.optimizer.initial_state] for of in (before, after))
         # Gradients in received messages may be unaligned; the compiled loops require alignment.
         if self._loop is not None and descent.flags.aligned:
@@ -235,7 +235,7 @@ class UpdateRule:
                     weights = following
                 rate = factors[0]
                 self.optimizer.step(weights, descent, following, rate, self._scratch, *news)
-        if self._average_decay is not None:
+        if self._average_decay:
             rate = 1 - min(self._average_decay, (1 + step) / (10 + step))
             average, averaged = before[AVERAGE], after[AVERAGE]
             np.subtract(following, average, out=averaged)

@@ -16,6 +16,7 @@ from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import fitting_named
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
+from dist_net.optim.ranges import use_plain_numbers
 from dist_net.photos.bases import DEFAULT_BASE, NONE
 from dist_net.photos.similar_images import scene_of_each
 from dist_net.processes.cluster_options import AUTO
@@ -57,6 +58,7 @@ class ImageOptions:
     engine: str = NUMPY
 
     def __post_init__(self) -> None:
+        use_plain_numbers(self)
         for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
             if (value := getattr(self, name)) != AUTO and value < least:
                 raise SettingError(f"{name}={value}: expected at least {least}")
@@ -65,7 +67,7 @@ class ImageOptions:
                 raise SettingError(f"{name}={value:g}: expected from 0 to {most}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
-        if self.run.keeps_best or self.run.patience is not None:
+        if self.run.keeps_best:
             raise SettingError(
                 f"keeps_best={self.run.keeps_best}, patience={self.run.patience}: a folder's "
                 f"validation images measure its run and choose no weights; expected neither"

@@ -30,7 +30,7 @@ and in order, and reports its progress in ``Alive``. A worker therefore notices 
 heartbeat that a request or reply was lost with a connection, and repeats the request.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 from dist_net.vector import Vector
 from dist_net.wire.fields import Count, Digest, Document, HostName, Limits, Name, Payloads, Reason
@@ -92,9 +92,10 @@ class Join(NamedTuple):
 
 
 class StepSettings(NamedTuple):
-    """The settings of a run's local steps that its recipe does not determine.
+    """The settings of a run's local steps that its recipe does not determine: plain numbers.
 
-    ``optimizer`` is its text. 0 stands for no ``clip_norm`` and no ``average_decay``.
+    Recipes, options and settings of runs, and starts in a journal have fields of these names, in
+    which a ``clip_norm`` or ``average_decay`` of 0 is none. ``optimizer`` is its text.
     """
 
     seed: int
@@ -104,6 +105,13 @@ class StepSettings(NamedTuple):
     learning_rate: float
     clip_norm: float = 0.0
     average_decay: float = 0.0
+
+    @classmethod
+    def of(cls, owner: Any, **given: Any) -> Self:
+        """Return the values of ``owner``'s fields of these names; ``given`` replaces some."""
+        return cls._make(
+            given[name] if name in given else getattr(owner, name) for name in cls._fields
+        )
 
 
 class Welcome(NamedTuple):

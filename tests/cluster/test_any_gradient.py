@@ -9,6 +9,7 @@ import pytest
 
 from dist_net import LocalCluster
 from dist_net.checkpoint import read_checkpoint
+from dist_net.errors import JoinRefusedError
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
@@ -52,4 +53,18 @@ def test_one_worker_in_a_thread_calls_at_a_time() -> None:
         return result
 
     with LocalCluster(replace(LINE, gradient=gradient), workers=3) as cluster:
+        assert cluster.wait()["samples"] == 8 * LINE.samples
+
+
+def test_a_worker_that_reads_other_samples_is_refused() -> None:
+    """As workers do whose recipes draw a random split without a seed."""
+
+    def other_split(weights, rows):
+        return LINE.gradient(weights, np.random.default_rng(5).permutation(LINE.samples)[rows])
+
+    with LocalCluster(LINE) as cluster:
+        stranger = cluster.start_worker(recipe=replace(LINE, gradient=other_split))
+        with pytest.raises(JoinRefusedError, match=r"gradient .* seed"):
+            stranger.result()
+        cluster.start_worker()
         assert cluster.wait()["samples"] == 8 * LINE.samples

@@ -93,7 +93,7 @@ def test_a_run_that_was_resumed_with_other_settings_is_replayed(
         batch_size=24,
         epochs=left.ledger["next_epoch"] + 1,
         learning_rate=first.learning_rate / 3,
-        clip_norm=None,
+        clip_norm=0.0,
         average_decay=0.5,
     )
     modes = {"consistency": consistency, "resume": True}

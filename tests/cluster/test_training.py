@@ -83,7 +83,7 @@ def disturbed(recipe: Recipe, disturb: Disturb) -> LocalStepsOf:
         step = TrainingStep(recipe.model, dataset, settings.seed)
         schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
         rate = LearningRate(settings.learning_rate, *schedule)
-        rule = recipe.update_rule(settings.optimizer, None, None)
+        rule = recipe.update_rule(settings.optimizer)
         return LocalSteps(Disturbed(step, disturb), rule, settings.batch_size, rate)
 
     return local_of
@@ -382,7 +382,7 @@ def test_a_worker_with_other_data_is_refused(
     )
     with cluster() as run:
         stranger = run.start_worker(recipe=replace(recipe, dataset=lambda: smaller))
-        with pytest.raises(JoinRefusedError, match=r"data [0-9a-f]{64}.* data [0-9a-f]{64}"):
+        with pytest.raises(JoinRefusedError, match=r"data [0-9a-f]{35}.* data [0-9a-f]{35}"):
             stranger.result()
         run.start_worker()
         report = run.wait()

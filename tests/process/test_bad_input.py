@@ -86,7 +86,7 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--learning-rate", "-0.1", "learning_rate=-0.1.*0"),
         ("--optimizer", "adamv", "'adamv'.*adam"),
         ("--weight-decay", "0.1", "weight_decay=0.1.*adamw"),
-        ("--clip-norm", "0", "clip_norm=0.0.*0"),
+        ("--clip-norm", "-1", "clip_norm=-1.0.*0"),
         (
             "--average-decay",
             "1",

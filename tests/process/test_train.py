@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
@@ -109,6 +110,31 @@ def test_only_a_resumed_run_continues_from_the_checkpoint_before_a_damaged_one(
     resumed = start("train", "--resume", "--run-dir", str(run), "--epochs", "3", "--json")
     assert resumed.result()["epochs"] == 3
     resumed.says(f"version {before.version:,}, is used")
+
+
+def test_a_run_that_is_resumed_with_other_options_is_used_by_the_last_ones(
+    start: Start, here: Here, tmp_path: Path
+) -> None:
+    """It begins with its best weights, slowly; the last weights are better."""
+    run = tmp_path / "run"
+    train, resume = ("train", "--run-dir", run, "--json"), ("--resume", "--epochs", "8")
+    slow = "--learning-rate", "0.00001", "--local-steps", "8", "--average-decay", "0.9"
+    begun = start(*train, "digits", "--epochs", "2", "--keep", "best", *slow).result()
+    assert begun["checkpoint"] == str(run / "best.safetensors")
+    fast = "--learning-rate", "0.002", "--local-steps", "auto", "--average-decay", "0"
+    resumed = start(*train, *resume, "--keep", "last", "--clip-norm", "0", *fast).result()
+    assert resumed["checkpoint"] == str(run / "checkpoint.safetensors")
+    evaluated = here("evaluate", run, "--json")
+    assert evaluated["test_accuracy"] == resumed["test_accuracy"] > 0.5 > begun["test_accuracy"]
+    here("export", run, tmp_path / "last.safetensors")
+    exported, kept = (
+        load_file(file) for file in (tmp_path / "last.safetensors", run / "checkpoint.safetensors")
+    )
+    assert all((exported[name] == kept[name]).all() for name in exported)
+    here("replay", run, "--json")
+    again = start(*train, "--resume", "--epochs", "9", "--keep", "best").result()
+    assert again["checkpoint"] == str(run / "best.safetensors")
+    assert here("evaluate", run, "--json")["test_accuracy"] >= again["test_accuracy"] > 0.5
 
 
 def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_there(

@@ -98,7 +98,7 @@ class TrainingRun:
             learning_rate=1.0,
             schedule=Cosine(final=0.5) if random.random() < 0.5 else ConstantRate(),
             momenta=MOMENTA,
-            average_decay=0.9 if random.random() < 0.3 else None,
+            average_decay=0.9 if random.random() < 0.3 else 0.0,
             consistency=consistency,
             local_steps=None if consistency is Consistency.BSP else local_steps,
         )

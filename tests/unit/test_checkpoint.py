@@ -117,8 +117,11 @@ def test_another_file_is_refused(path: Path, content: bytes) -> None:
         read_checkpoint(path)
 
 
-def test_a_safetensors_file_of_somebody_else_is_refused(path: Path) -> None:
-    save_file({"weight": np.zeros(3, np.float32)}, path, metadata={"format": "pt"})
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, None])
+def test_a_safetensors_file_of_another_program_is_refused(
+    path: Path, metadata: dict[str, str] | None
+) -> None:
+    save_file({"weight": np.zeros(3, np.float32)}, path, metadata=metadata)
     with pytest.raises(NotACheckpointError, match=naming("checkpoint.safetensors", ".safetensors")):
         read_checkpoint(path)
 

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "clock": "",
     "files": "errors",
     "vector": "",
+    "shared_facts": "vector",
     "checkpoint": "errors files vector",
     "spelling": "errors",
     "command_line": "errors",
@@ -43,28 +44,27 @@ MAY_IMPORT = {
     "wire": "errors vector clock",
     "nets": (
         "errors vector files checkpoint spelling command_line printable release autodiff nn optim "
-        "images data wire json_records"
+        "images data wire json_records shared_facts"
     ),
     "export": "errors vector files spelling command_line release autodiff nn nets",
     "processes": "errors command_line printable data wire nets",
     "training": (
         "errors vector clock files checkpoint spelling command_line printable autodiff nn optim "
-        "data wire nets processes json_records"
+        "data wire nets processes json_records shared_facts"
     ),
     "serving": (
         "errors clock files spelling command_line printable release autodiff nn images data wire "
         "nets export processes json_records"
     ),
     "photos": (
-        "errors vector files checkpoint spelling nn images data nets export processes training"
+        "errors vector files checkpoint spelling nn optim images data nets export processes "
+        "training"
     ),
-    "trained_run": (
-        "errors vector checkpoint spelling nn optim data nets processes training photos"
-    ),
+    "trained_run": "errors vector checkpoint spelling nn optim data nets processes training photos",
     "adapters": "errors vector data nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
-        "processes training serving photos trained_run export"
+        "processes training serving photos trained_run export shared_facts"
     ),
     "__main__": "cli",
     "dist_net": ("release autodiff nn optim images data nets export training serving trained_run"),

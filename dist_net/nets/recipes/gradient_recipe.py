@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_net.autodiff.arrays import integers
 from dist_net.data import Dataset
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import DistNetError, RecipeError
@@ -90,8 +91,8 @@ def layout_of(
     if parameters is None:
         parameters = {"weights": weights.shape}
     layout = Layout(
-        {name: Parameter(name, tuple(shape), zeros) for name, shape in parameters.items()},
-        {name: Buffer(name, tuple(shape), zeros, 0.0) for name, shape in buffers.items()},
+        {name: Parameter(name, integers(name, shape), zeros) for name, shape in parameters.items()},
+        {name: Buffer(name, integers(name, shape), zeros, 0.0) for name, shape in buffers.items()},
     )
     if layout.size != weights.size:
         raise RecipeError(

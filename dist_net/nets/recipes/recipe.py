@@ -66,8 +66,9 @@ from dist_net.optim import (
     schedule_named,
     start_rule,
 )
-from dist_net.optim.ranges import require_fraction, require_positive
+from dist_net.optim.ranges import count, use_plain_numbers
 from dist_net.release import release
+from dist_net.shared_facts import fingerprint
 from dist_net.spelling import did_you_mean, refuse_options
 from dist_net.vector import Vector
 
@@ -85,8 +86,9 @@ class Recipe:
     by which images are resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a function,
     which does its own resizing. ``weights`` are the initial weights, unless the layers draw them. A
-    gradient with a norm above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
-    ``average_decay`` an average of the weights is evaluated and served, see ``UpdateRule`` too.
+    gradient with a norm above ``clip_norm`` is scaled down to it; with ``average_decay`` an average
+    of the weights is evaluated and served: see ``UpdateRule``. NumPy's numbers become Python's, and
+    None a field's default.
 
     Without a network, ``gradient(weights, rows)`` returns the summed loss and the mean gradient of
     the samples at ``rows``, int64 indices below ``samples``; ``weights`` is required. Weights and
@@ -94,7 +96,8 @@ class Recipe:
     names to shapes; by default one parameter, ``weights``. In the buffers' places, ``gradient``
     returns their new values. It must be a function of its arguments alone. ``evaluate(weights)``
     returns ``{"test_loss": ..., "test_accuracy": ...}``, and ``state_dict(weights)`` the trained
-    state in the caller's own form.
+    state in the caller's own form. Workers whose initial weights, or gradients of some rows, differ
+    by more than rounding are refused; a ``digest`` of the samples replaces the gradients.
 
     Raise RecipeError and SettingError for settings out of range, and the network's error if its
     layers do not fit together.
@@ -112,14 +115,15 @@ class Recipe:
     fitting: str = ""
     input_dtype: DTypeLike = np.uint8
     weights: Vector | None = None
-    clip_norm: float | None = None
-    average_decay: float | None = None
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
     gradient: GradientOfRows | None = None
     samples: int = 0
     evaluate: EvaluateWeights | None = None
     parameters: Mapping[str, ArrayShape] | None = None
     buffers: Mapping[str, ArrayShape] = field(default_factory=dict)
     state_dict: StateOfWeights | None = None
+    digest: str = ""
     _one_call: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __new__(cls, *_: object, **given: object) -> Self:
@@ -127,6 +131,7 @@ class Recipe:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        use_plain_numbers(self)
         object.__setattr__(self, "optimizer", optimizer_named(self.optimizer))
         object.__setattr__(self, "schedule", schedule_named(self.schedule))
         if not self.fitting:
@@ -149,15 +154,8 @@ class Recipe:
                 f"dataset {self.dataset!r:.60}: expected one of {', '.join(DATASETS)}, or a "
                 f"function that returns a Dataset"
             )
-        counts = ("batch_size", "epochs", *(("samples",) if self.network is None else ()))
-        for name in counts:
-            if not (isinstance(count := getattr(self, name), int | np.integer) and count >= 1):
-                raise RecipeError(f"{name}={count!r}: expected a whole number, at least 1")
-        require_positive("learning_rate", self.learning_rate)
-        if self.clip_norm is not None:
-            require_positive("clip_norm", self.clip_norm)
-        if self.average_decay is not None:
-            require_fraction("average_decay", self.average_decay)
+        if self.network is None:
+            count("samples", self.samples)
         self.layout  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property
@@ -197,6 +195,25 @@ class Recipe:
             loss_sum, gradient = checked_gradient(result, self.layout.size)
             return loss_sum, gradient.copy()
 
+    @cached_property
+    def gradient_facts(self) -> tuple[str, ...]:
+        """What hosts must have in common: initial weights, and their gradient or the digest.
+
+        The gradient is that of one minibatch, of rows that are evenly spread. Empty with a network.
+        Raise the errors of ``gradient_at``.
+        """
+        if self.network is not None:
+            return ()
+        weights = self.initial_weights(0)
+        facts = [f"weights {fingerprint(weights)}"]
+        if self.digest:
+            facts.append(f"digest {sha256(self.digest.encode())}")
+        elif self.gradient is not None:
+            rows = np.linspace(0, self.samples - 1, min(self.batch_size, self.samples))
+            _, gradient = self.gradient_at(weights, rows.astype(np.int64))
+            facts.append(f"gradient {fingerprint(gradient)}")
+        return tuple(facts)
+
     def evaluation_at(self, weights: Vector) -> tuple[float | None, float | None]:
         """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
         if self.evaluate is None:
@@ -215,7 +232,7 @@ class Recipe:
             self.model.require_batch_size(batch_size)
 
     def update_rule(
-        self, optimizer: str, clip_norm: float | None, average_decay: float | None
+        self, optimizer: str, clip_norm: float = 0.0, average_decay: float = 0.0
     ) -> UpdateRule:
         """Return the rule of local steps by the optimizer of this text, as a server names it."""
         layout = self.layout
@@ -226,7 +243,7 @@ class Recipe:
     def max_state_size(self) -> int:
         """The largest size of a training state, whichever optimizer replaces the recipe's."""
         optimizers = optimizer_named(self.optimizer), *OPTIMIZERS.values()
-        return max(self.update_rule(str(each), None, 0.0).state_size for each in optimizers)
+        return max(self.update_rule(str(each), 0.0, 0.5).state_size for each in optimizers)
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
         """Load the dataset, fetching it if missing; raise RecipeError if the net cannot use it."""
@@ -296,17 +313,19 @@ class LoadedRecipe:
         return digests_of(self.files)
 
     def digest(self, dataset: Dataset) -> str:
-        """Return ``release X; recipe Y; data Z``, which must agree on hosts that train together.
+        """Return ``release X; recipe Y; data Z``, the facts of hosts that train together.
 
         X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
-        parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``.
+        parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``. More facts follow
+        for a gradient function: see ``Recipe.gradient_facts``. ``difference`` compares them.
         """
         layout = self.recipe.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
         compared = self.files if self.portable is None else self.portable
         files = [content for _, content in sorted(compared.items())]
         recipe = sha256(b"\0".join([*files, shapes]))
-        return f"{own_release()}; recipe {recipe}; data {dataset.digest()}"
+        facts = own_release(), f"recipe {recipe}", f"data {dataset.digest()}"
+        return "; ".join((*facts, *self.recipe.gradient_facts))
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ class BestWeights:
 
     The best weights have the highest accuracy and, if that is equal or None, the lowest loss. Only
     weights better than those already stored replace them. ``patience``: the number of evaluations
-    in a row without progress, which is a higher accuracy or a loss that is 1 % lower; None: any.
-    Raise the errors of ``read_checkpoint``.
+    in a row without progress, which is a higher accuracy or a loss that is 1 % lower; None or
+    0: any. Raise the errors of ``read_checkpoint``.
     """
 
     def __init__(self, path: Path, settings: RunSettings, patience: int | None = None) -> None:
@@ -162,7 +162,7 @@ class BestWeights:
     @property
     def is_out_of_patience(self) -> bool:
         """Whether ``patience`` evaluations in a row have shown no progress."""
-        return self._patience is not None and self._without_progress >= self._patience
+        return 0 < (self._patience or 0) <= self._without_progress
 
     def take(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> bool:
         """Write the weights if they are the best so far; return whether they are.

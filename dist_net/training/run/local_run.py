@@ -208,7 +208,7 @@ class LocalRun:
         self._metrics = MetricsFiles(self._directory, options.tensorboard)
         if RECIPE_FILE in files:
             trust(options.recipe_files)
-        if options.keeps_best or options.patience is not None:
+        if options.keeps_best:
             settings = options.settings(loaded)
             self._best = BestWeights(self._directory.best, settings, options.patience)
 

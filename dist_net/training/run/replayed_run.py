@@ -11,6 +11,7 @@ import numpy as np
 from dist_net.checkpoint import Checkpoint
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.training.server.journal_records import (
+    CHANGEABLE,
     Applied,
     Journal,
     Started,
@@ -74,14 +75,7 @@ class Replay:
         self._matched_version = -1
 
     def _settings_of(self, started: Started) -> RunSettings:
-        return replace(
-            self._settings,
-            batch_size=started.batch_size,
-            epochs=started.epochs,
-            learning_rate=started.learning_rate,
-            clip_norm=started.clip_norm,
-            average_decay=started.average_decay,
-        )
+        return replace(self._settings, **{name: getattr(started, name) for name in CHANGEABLE})
 
     def _local_steps(self) -> LocalSteps:
         settings = self._run.settings

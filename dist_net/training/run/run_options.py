@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.optim.ranges import require_positive, require_whole
+from dist_net.optim.ranges import count, use_plain_numbers
+from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
-from dist_net.training.server.settings import RunSettings, require_seed
+from dist_net.training.server.settings import RunSettings
+from dist_net.wire.messages import StepSettings
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class DatasetFacts:
 
     @classmethod
     def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        samples, names = len(dataset.train_targets), tuple(dataset.class_names)
+        samples, names = len(dataset.train_targets), tuple(map(str, dataset.class_names))
         return cls(samples, loaded.recipe.classifies(dataset), names, loaded.digest(dataset))
 
 
@@ -40,10 +42,11 @@ class DatasetFacts:
 class RunOptions:
     """The options of a run: its recipe, and the values that replace the recipe's own.
 
-    None stands for the recipe's own value. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for; ``consistency`` and ``local_steps``: see ``RunSettings``; ``sync``: see
-    ``sync_interval_s``; ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see
-    ``MetricsFiles``.
+    None means "not set": the recipe's own value, or the default. A ``clip_norm``,
+    ``average_decay`` or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a
+    ``patience`` sets it. ``consistency`` and ``local_steps``, by default "auto": see
+    ``RunSettings``; ``sync``: see ``sync_interval_s``; ``keep_checkpoints``: see
+    ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
     """
@@ -57,32 +60,36 @@ class RunOptions:
     clip_norm: float | None = None
     average_decay: float | None = None
     consistency: str = str(Consistency.ROUNDS)
-    local_steps: int | None = None
+    local_steps: int | Literal["auto"] | None = None
     seed: int = 0
     checkpoint_every_s: float = 30.0
     keep_checkpoints: int = 3
     sync: str = NEVER
-    keeps_best: bool = False
+    keeps_best: bool | None = None
     patience: int | None = None
     tensorboard: bool = False
     recipe_files: Mapping[str, str] = field(default_factory=dict)
     data: DatasetFacts | None = None
 
     def __post_init__(self) -> None:
+        use_plain_numbers(self)
         Consistency.parse(self.consistency)
-        for name in ("epochs", "batch_size", "local_steps", "patience"):
-            if (whole := getattr(self, name)) is not None:
-                require_whole(name, whole)
-        if self.learning_rate is not None:
-            require_positive("learning_rate", self.learning_rate)
-        require_seed(self.seed)
-        require_positive("checkpoint_every_s", self.checkpoint_every_s)
-        require_whole("keep_checkpoints", self.keep_checkpoints)
+        if self.local_steps not in (None, "auto"):
+            count("local_steps", self.local_steps)
         sync_interval_s(self.sync)
+        if self.patience and self.keeps_best is False:
+            raise SettingError(
+                f"patience={self.patience}, which uses the best weights, with the last weights; "
+                f"expected keep best, or patience 0"
+            )
+        if self.patience:
+            object.__setattr__(self, "keeps_best", True)
 
     def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
         """Return these options for a run of this recipe on its dataset."""
         data = DatasetFacts.from_dataset(loaded, dataset)
+        if self.data is not None and difference(data.digest, self.data.digest) is None:
+            data = self.data  # its fingerprints may be of another machine, and round differently
         return replace(self, recipe=loaded.reference, recipe_files=loaded.file_digests, data=data)
 
     def settings(self, loaded: LoadedRecipe) -> RunSettings:
@@ -92,11 +99,12 @@ class RunOptions:
         """
         recipe = loaded.recipe
         data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset())
-        names = "epochs", "batch_size", "learning_rate", "clip_norm", "average_decay"
-        chosen: dict[str, Any] = {
-            name: getattr(recipe if getattr(self, name) is None else self, name) for name in names
+        chosen = {
+            name: getattr(recipe if getattr(self, name) is None else self, name)
+            for name in StepSettings._fields
         }
-        if (self.keeps_best or self.patience) and not (recipe.network or recipe.evaluate):
+        chosen["optimizer"] = self._decayed(optimizer_named(chosen["optimizer"]))
+        if self.keeps_best and not (recipe.network or recipe.evaluate):
             raise SettingError(
                 "keeps_best or patience for a recipe that is not evaluated; expected its evaluate"
             )
@@ -111,16 +119,13 @@ class RunOptions:
             momenta=recipe.layout.momenta,
             samples=data.samples,
             has_classes=data.has_classes,
-            seed=self.seed,
             schedule=recipe.schedule,
             consistency=Consistency.parse(self.consistency),
-            local_steps=self.local_steps,
-            optimizer=self._optimizer(optimizer_named(recipe.optimizer)),
+            local_steps=None if self.local_steps == "auto" else self.local_steps,
             **chosen,
         )
 
-    def _optimizer(self, of_recipe: Optimizer) -> Optimizer:
-        chosen = of_recipe if self.optimizer is None else optimizer_named(self.optimizer)
+    def _decayed(self, chosen: Optimizer) -> Optimizer:
         if self.weight_decay is None:
             return chosen
         if not isinstance(chosen, AdamW):

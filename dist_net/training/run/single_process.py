@@ -16,7 +16,7 @@ from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
-from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
+from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.spelling import refuse_options
 from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
 from dist_net.training.run.evaluation import Evaluator
@@ -36,15 +36,7 @@ class SingleProcess:
         self._recipe = recipe
         self._samples = len(dataset.train_targets)
         recipe.require_batch_size(min(recipe.batch_size, self._samples))
-        settings = StepSettings(
-            seed=seed,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            optimizer=str(optimizer_named(recipe.optimizer)),
-            learning_rate=recipe.learning_rate,
-            clip_norm=recipe.clip_norm or 0.0,
-            average_decay=recipe.average_decay or 0.0,
-        )
+        settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
         self._local = local_steps(recipe, dataset, settings, threads)
         self._state = self._local.rule.initial(recipe.initial_weights(seed))
         self._classifies = recipe.classifies(dataset)
@@ -124,8 +116,8 @@ def fit(
     optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
     schedule: Schedule = ConstantRate(),  # noqa: B008 - immutable
-    clip_norm: float | None = None,
-    average_decay: float | None = None,
+    clip_norm: float = 0.0,
+    average_decay: float = 0.0,
     seed: int = 0,
     threads: int = 1,
     callbacks: Sequence[Callback] = (),

@@ -70,8 +70,8 @@ class Applied(NamedTuple):
 class Started(NamedTuple):
     """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
 
-    ``threads`` is the thread count of each worker on the server's host. The other settings may
-    change when a run is resumed, and they affect the weights.
+    ``threads`` is the thread count of each worker on the server's host. The ``CHANGEABLE``
+    settings may change when a run is resumed, and they affect the weights.
     """
 
     version: int
@@ -80,8 +80,11 @@ class Started(NamedTuple):
     batch_size: int
     epochs: int
     learning_rate: float
-    clip_norm: float | None
-    average_decay: float | None
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
+
+
+CHANGEABLE = Started._fields[3:]
 
 
 class Checkpointed(NamedTuple):
@@ -117,9 +120,8 @@ def encode_record(record: JournalRecord) -> bytes:
         return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, *how))
     if isinstance(record, Started):
         version, incarnation, *whole, rate, clip_norm, decay = record
-        limits = [math.nan if each is None else each for each in (clip_norm, decay)]
         name = bytes.fromhex(incarnation)
-        return _with_checksum(_STARTED.pack(2, version, name, rate, *limits, *whole))
+        return _with_checksum(_STARTED.pack(2, version, name, rate, clip_norm, decay, *whole))
     return _with_checksum(_CHECKPOINTED.pack(3, *record))
 
 
@@ -136,10 +138,8 @@ def decode_record(block: bytes) -> JournalRecord:
         what = version, worker, *samples, version - staleness, progress, pace, batch_size
         return Applied(*what, parts, is_packed, together, outer)
     if kind == 2:
-        _, version, name, rate, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
-        clip_norm, decay = (None if math.isnan(each) else each for each in limits)
-        whole = threads, batch_size, epochs
-        return Started(version, name.hex(), *whole, rate, clip_norm, decay)
+        _, version, name, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
+        return Started(version, name.hex(), threads, batch_size, epochs, *limits)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
     raise JournalDamagedError(f"its kind is {kind}, expected 1, 2 or 3")

@@ -25,6 +25,7 @@ from dist_net.training.server.journal import (
     sync_interval_s,
 )
 from dist_net.training.server.journal_records import (
+    CHANGEABLE,
     Checkpointed,
     JournalRecord,
     Started,
@@ -115,9 +116,8 @@ def opened_journal(
     Raise ``FileWriteError`` if the journal cannot be written.
     """
     settings, version = run.settings, run.store.version
-    steps = settings.batch_size, settings.epochs, settings.learning_rate
-    limits = settings.clip_norm, settings.average_decay
-    started = Started(version, random.randbytes(8).hex(), threads, *steps, *limits)
+    changeable = (getattr(settings, name) for name in CHANGEABLE)
+    started = Started(version, random.randbytes(8).hex(), threads, *changeable)
     identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
     if run.is_resumed and disk.exists(path):

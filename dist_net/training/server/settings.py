@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 from dist_net.checkpoint import OPTIMIZER_PREFIX
@@ -17,22 +16,13 @@ from dist_net.optim import (
     UpdateRule,
     start_rule,
 )
-from dist_net.optim.ranges import require_fraction, require_positive, require_whole
+from dist_net.optim.ranges import count, use_plain_numbers
+from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.packing import StatePacking
-
-MOST = 2**32 - 1
-"""The largest number of samples in an epoch, and of epochs; the journal has 32 bits for each."""
-
-REMEDIES = {
-    "release": "install the same release of dist_net, unchanged, on both hosts",
-    "recipe": "give both hosts the same recipe",
-    "data": "the recipes are equal, the training data differ: give both hosts the same dataset",
-}
-"""The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +52,16 @@ class RunSettings:
     heartbeat_timeout_s: float = 1.5
     recipe_record: dict[str, Any] = field(default_factory=dict)
     has_classes: bool = True
-    clip_norm: float | None = None
-    average_decay: float | None = None
+    clip_norm: float = 0.0
+    average_decay: float = 0.0
     consistency: Consistency = Consistency.ROUNDS
     local_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "epochs", "batch_size", "local_steps"):
-            if name != "local_steps" or self.local_steps is not None:
-                require_whole(name, getattr(self, name), 1, MOST)
+        use_plain_numbers(self)
+        count("samples", self.samples)
+        if self.local_steps is not None:
+            count("local_steps", self.local_steps)
         if self.consistency is Consistency.BSP:
             self._require(
                 "local_steps",
@@ -82,13 +73,6 @@ class RunSettings:
             f"at most the number of samples, which is {self.samples}",
             self.batch_size <= self.samples,
         )
-        require_seed(self.seed)
-        for name in ("learning_rate", "heartbeat_interval_s"):
-            require_positive(name, getattr(self, name))
-        if self.clip_norm is not None:
-            require_positive("clip_norm", self.clip_norm)
-        if self.average_decay is not None:
-            require_fraction("average_decay", self.average_decay)
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
@@ -148,15 +132,7 @@ class RunSettings:
     @property
     def step_settings(self) -> StepSettings:
         """The settings that a worker needs for its steps."""
-        return StepSettings(
-            seed=self.seed,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            optimizer=str(self.optimizer),
-            learning_rate=self.learning_rate,
-            clip_norm=self.clip_norm or 0.0,
-            average_decay=self.average_decay or 0.0,
-        )
+        return StepSettings.of(self, optimizer=str(self.optimizer))
 
     @property
     def learning_rate_at(self) -> LearningRate:
@@ -165,16 +141,12 @@ class RunSettings:
 
     def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""
-        pairs = zip_longest(
-            recipe_digest.split("; "), self.recipe_digest.split("; "), fillvalue="nothing"
-        )
-        for theirs, own in pairs:
-            if theirs != own:
-                part = own.partition(" ")[0]
-                return (
-                    f"the worker has {theirs}; the server, which trains {self.recipe!r}, has "
-                    f"{own}: {REMEDIES.get(part, REMEDIES['recipe'])}"
-                )
+        if (facts := difference(recipe_digest, self.recipe_digest)) is not None:
+            theirs, own, remedy = facts
+            return (
+                f"the worker has {theirs}; the server, which trains {self.recipe!r}, has {own}: "
+                f"{remedy}"
+            )
         if vector_size != self.vector_size:
             return (
                 f"the worker's model has {vector_size} parameters, the server's "
@@ -192,12 +164,6 @@ class RunSettings:
             if entry.name not in elsewhere
             for value in (getattr(self, entry.name),)
         }
-
-
-def require_seed(seed: int) -> None:
-    """Raise ``SettingError`` unless the seed fits into messages and checkpoints."""
-    if not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
 
 
 def _is_layout(layout: ArrayShapes) -> bool:

@@ -167,8 +167,7 @@ def local_steps(
     ``gradient_at`` replaces the recipe's gradient function.
     """
     gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
-    limits = settings.clip_norm or None, settings.average_decay or None
-    rule = recipe.update_rule(settings.optimizer, *limits)
+    rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
     schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
     rate_at = LearningRate(settings.learning_rate, *schedule)
     return LocalSteps(gradient_at, rule, settings.batch_size, rate_at)

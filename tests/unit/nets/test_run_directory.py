@@ -1,5 +1,6 @@
 """A run's directory is one process's at a time, and what a killed one left in it is removed."""
 
+import json
 import math
 import os
 import subprocess
@@ -7,13 +8,14 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import CheckpointError, RunDirectoryError
-from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
+from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe, small_base
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.trained_model import calibration_of, read_held_out
 from image_runs import write_run
@@ -153,3 +155,37 @@ def test_a_mistyped_run_is_answered_with_the_runs_nearby(
     assert suggest_runs(tmp_path / "zzz").index("cars") < suggest_runs(tmp_path / "zzz").index(
         "flowers"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "has_best", "file"),
+    [
+        ({"keeps_best": True}, True, "best"),
+        ({"keeps_best": True}, False, "checkpoint"),
+        ({"keeps_best": False}, True, "checkpoint"),  # of an earlier start of the run
+        ({"keeps_best": None}, True, "checkpoint"),
+        ({"keeps_best": False, "patience": 3}, True, "best"),  # as earlier releases wrote it
+        (None, True, "best"),  # copied without its options
+        ({"recipe": IMAGES, "keeps_best": None}, True, "best"),
+    ],
+)
+def test_the_options_decide_which_weights_a_run_stands_for(
+    directory: RunDirectory, options: dict[str, Any] | None, has_best: bool, file: str
+) -> None:
+    if options is not None:
+        directory.begin(json.dumps({"recipe": "digits", **options}), {})
+    directory.write(directory.checkpoint, "last")
+    if has_best:
+        directory.write(directory.best, "best")
+    assert directory.trained == getattr(directory, file)
+
+
+def test_damaged_options_name_no_weights_and_hide_no_other_run(directory: RunDirectory) -> None:
+    directory.write(directory.checkpoint, "last")
+    for damage in (b"[5", b"[]", b"{}", b"\xff"):
+        directory.options.write_bytes(damage)
+        with pytest.raises(RunDirectoryError, match=naming(directory.options)):
+            directory.trained  # noqa: B018
+    other = RunDirectory.create(directory.path.with_name("other"), "digits", datetime(2026, 11, 25))
+    other.write(other.checkpoint, "last")
+    assert str(other.path) in suggest_runs(directory.path.with_name("x"))

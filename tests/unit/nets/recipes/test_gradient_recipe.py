@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dist_net import Recipe
-from dist_net.errors import ModelSourceError, RecipeError
+from dist_net.errors import ModelSourceError, RecipeError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn import Dense
+from dist_net.shared_facts import difference
 from dist_net.training.run.run_options import RunOptions
 from naming import naming
 
@@ -26,7 +27,7 @@ def recipe() -> Recipe:
 def test_parameters_precede_buffers_whose_next_values_the_function_returns(recipe: Recipe) -> None:
     assert recipe.layout.shapes == (("slope", (5,)), ("mean", (5,)))
     assert recipe.layout.momenta == (0.0,)
-    rule = recipe.update_rule("SGD()", None, None)
+    rule = recipe.update_rule("SGD()")
     state = rule.initial(recipe.initial_weights(0))
     following = np.empty_like(state)
     _, gradient = recipe.gradient_at(state[:10], ROWS)
@@ -44,7 +45,7 @@ def test_its_run_counts_its_samples_and_no_classes() -> None:
     dataset = loaded.recipe.load_dataset()
     settings = RunOptions("line").on(loaded, dataset).settings(loaded)
     assert (settings.samples, settings.has_classes, settings.momenta) == (640, False, (0.0,))
-    more = replace(loaded.recipe, samples=641)
+    more = replace(loaded.recipe, samples=639)
     assert replace(loaded, recipe=more).digest(more.load_dataset()) != settings.recipe_digest
 
 
@@ -67,7 +68,7 @@ def test_there_is_no_model_to_serve(recipe: Recipe) -> None:
 def test_what_does_not_fit_together_is_refused(
     recipe: Recipe, changed: dict[str, Any], named: list[Any]
 ) -> None:
-    with pytest.raises(RecipeError, match=naming(*named)):
+    with pytest.raises((RecipeError, SettingError), match=naming(*named)):
         replace(recipe, **changed)
 
 
@@ -102,3 +103,36 @@ def test_a_function_that_fails_or_writes_to_the_weights_is_named(recipe: Recipe)
             replace(recipe, gradient=function).gradient_at(np.zeros(10, np.float32), ROWS)
     with pytest.raises(RecipeError, match=naming("join")):
         replace(recipe, gradient=None).gradient_at(np.zeros(10, np.float32), ROWS)
+
+
+def test_hosts_compare_initial_weights_and_the_gradient_of_some_rows(recipe: Recipe) -> None:
+    def facts(**changed: Any) -> str:
+        return "; ".join(replace(recipe, **changed).gradient_facts)
+
+    def other_samples(weights: Any, rows: Any) -> Any:
+        assert recipe.gradient is not None
+        return recipe.gradient(weights, (rows + 100) % recipe.samples)
+
+    def rounded(weights: Any, rows: Any) -> Any:
+        assert recipe.gradient is not None
+        loss, gradient = recipe.gradient(weights, rows)
+        return loss, gradient * np.float32(1 + 1e-5)
+
+    own = facts()
+    assert difference(facts(gradient=rounded), own) is None
+    other = difference(facts(gradient=other_samples), own)
+    assert other is not None
+    assert other[0].startswith("gradient")
+    drawn = difference(facts(weights=np.ones(10, np.float32)), own)
+    assert drawn is not None
+    assert drawn[0].startswith("weights")
+    same = facts(gradient=other_samples, digest="samples 1")
+    assert difference(same, facts(digest="samples 1")) is None
+    assert difference(same, facts(digest="samples 2")) is not None
+
+
+def test_numbers_and_shapes_of_numpy_are_plain(recipe: Recipe) -> None:
+    shapes = {"slope": (np.int64(5),)}
+    of_numpy = replace(recipe, samples=np.int64(640), parameters=shapes, epochs=np.int32(8))
+    assert type(of_numpy.samples) is type(of_numpy.layout.shapes[0][1][0]) is int
+    assert repr(of_numpy.layout.shapes) == repr(recipe.layout.shapes)

@@ -210,7 +210,7 @@ def test_a_run_is_replayed_across_a_crash_and_changed_settings(
         checkpoint = run.checkpoint()
         journal.append(b"".join(map(encode_record, train(run, 10, seed=6))))
     steps = {"batch_size": 24, "epochs": 7, "learning_rate": 0.003}
-    changed = replace(mode, **steps, clip_norm=None, average_decay=0.5)
+    changed = replace(mode, **steps, clip_norm=0.0, average_decay=0.5)
     resumed = RunState.resumed(changed, checkpoint)
     with opened_journal(path, resumed, threads=2) as journal:
         journal.append(b"".join(map(encode_record, train(resumed, 20, seed=7))))

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_net.data import Dataset
@@ -12,6 +14,8 @@ from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from naming import naming
+
+LINE = Path(__file__).parents[3] / "recipes" / "line.py"
 
 
 def test_options_are_read_as_they_were_written() -> None:
@@ -68,7 +72,7 @@ def test_a_count_or_rate_that_is_not_above_zero_is_refused(name: str, value: flo
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
 def test_a_seed_that_no_message_can_hold_is_refused(seed: int) -> None:
-    with pytest.raises(SettingError, match=naming(f"seed={seed}", "0 to 2**63 - 1")):
+    with pytest.raises(SettingError, match=naming(f"seed={seed}", f"0 to {2**63 - 1}")):
         RunOptions("digits", seed=seed)
     assert RunOptions("digits", seed=2**63 - 1).seed == 2**63 - 1
 
@@ -84,3 +88,67 @@ def test_consistency_and_local_steps_reach_the_settings() -> None:
         RunOptions("digits", consistency="ssp:4")
     with pytest.raises(SettingError, match=naming("local_steps=4", "bsp")):
         RunOptions("digits", consistency="bsp", local_steps=4, data=data).settings(loaded)
+
+
+def test_numbers_of_numpy_are_written_and_reach_the_settings_as_pythons() -> None:
+    of_numpy = RunOptions(
+        "digits",
+        epochs=np.int64(3),  # type: ignore[arg-type]
+        batch_size=np.int32(16),  # type: ignore[arg-type]
+        learning_rate=np.float32(0.5),  # type: ignore[arg-type]
+        clip_norm=np.float32(2),  # type: ignore[arg-type]
+        local_steps=np.int64(4),  # type: ignore[arg-type]
+        seed=np.uint64(7),  # type: ignore[arg-type]
+        keeps_best=np.bool_(True),  # type: ignore[arg-type]
+    )
+    plain = RunOptions("digits", 3, 16, None, 0.5, None, 2.0, None, "rounds", 4, 7, keeps_best=True)
+    assert of_numpy.to_json() == plain.to_json()
+    loaded = load_recipe("digits")
+    assert of_numpy.settings(loaded).step_settings == plain.settings(loaded).step_settings
+
+
+def test_zero_switches_off_what_the_recipe_or_an_earlier_start_has() -> None:
+    loaded = load_recipe("digits")
+    recipe = replace(loaded.recipe, clip_norm=1.0, average_decay=0.9)
+    loaded = replace(loaded, recipe=recipe)
+    for options in (RunOptions("digits"), RunOptions("digits", clip_norm=2.0, average_decay=0.5)):
+        off = options.replaced_by(clip_norm=0.0, average_decay=0.0).settings(loaded)
+        assert (
+            off.start_rule().sizes
+            == RunOptions("digits", average_decay=0.0).settings(loaded).start_rule().sizes
+        )
+        assert (off.clip_norm, off.average_decay) == (0, 0)
+    own = RunOptions("digits").settings(loaded)
+    assert (own.clip_norm, own.average_decay) == (1.0, 0.9)
+    assert own.start_rule().state_size > off.start_rule().state_size
+
+
+def test_the_number_of_local_steps_may_become_automatic_again() -> None:
+    loaded = load_recipe("digits")
+    begun = RunOptions.from_json(RunOptions("digits", local_steps=8).to_json())
+    assert begun.replaced_by(local_steps=None).settings(loaded).local_steps == 8
+    assert begun.replaced_by(local_steps="auto").settings(loaded).local_steps is None
+    with pytest.raises(SettingError, match=naming("local_steps='many'")):
+        RunOptions("digits", local_steps="many")  # type: ignore[arg-type]
+
+
+def test_patience_keeps_the_best_weights_until_it_is_none() -> None:
+    patient = RunOptions.from_json(RunOptions("digits", patience=3).to_json())
+    assert patient.keeps_best
+    assert not RunOptions("digits", patience=0).keeps_best
+    with pytest.raises(SettingError, match=naming("patience=3", "best", "patience 0")):
+        patient.replaced_by(keeps_best=False)
+    assert patient.replaced_by(keeps_best=False, patience=0).keeps_best is False
+
+
+def test_facts_that_differ_by_rounding_stay_those_of_the_runs_first_machine() -> None:
+    loaded = load_recipe(str(LINE))
+    dataset = loaded.recipe.load_dataset()
+    first = RunOptions("line").on(loaded, dataset)
+    assert first.data is not None
+    *facts, gradient = first.data.digest.split(",")
+    rounded = ",".join((*facts, f"{float(gradient) + 0.001:.3f}"))
+    elsewhere = replace(first, data=replace(first.data, digest=rounded))
+    assert elsewhere.on(loaded, dataset).data == elsewhere.data
+    other = replace(first, data=replace(first.data, digest="release 0; recipe 1; data 2"))
+    assert other.on(loaded, dataset).data == first.data

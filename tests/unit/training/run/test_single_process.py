@@ -171,8 +171,8 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (UnknownOptionError, lambda: dist_net.train("digits", epoch=3), "epochs"),
         (UnknownOptionError, lambda: dist_net.train("digits", wrokers=3), "workers"),
         (SettingError, lambda: fit_with(optimizer=3), "adam"),
-        (RecipeError, lambda: fit_with(epochs=2.5), "epochs=2.5"),
-        (RecipeError, lambda: fit_with(batch_size="32"), "batch_size='32'"),
+        (SettingError, lambda: fit_with(epochs=2.5), "epochs=2.5"),
+        (SettingError, lambda: fit_with(batch_size="32"), "batch_size='32'"),
         (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
         (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
         (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
@@ -232,7 +232,6 @@ def test_weights_of_another_model_are_refused() -> None:
     "option",
     [
         {"learning_rate": "x"},
-        {"learning_rate": None},
         {"learning_rate": [0.1]},
         {"clip_norm": "x"},
         {"average_decay": "x"},

@@ -47,7 +47,7 @@ from naming import naming
 from simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
-STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1, None, None)
+STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1)
 FIRST = Checkpointed(0, bytes(range(32)))
 APPLIED = Applied(1, 2**48 + 1, 0, 0, 32, 0, 0, 32, 32)
 OUTER = OuterStep(0.75, 0.875, 1.0)

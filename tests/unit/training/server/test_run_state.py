@@ -483,7 +483,7 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
         {"seed": -1},
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
-        {"clip_norm": 0.0},
+        {"clip_norm": -1.0},
         {"average_decay": 1.0},
         {"heartbeat_interval_s": 0.0},
         {"heartbeat_timeout_s": 0.5},
