@@ -15,15 +15,10 @@ from dist_net.autodiff import (
     BoundPlan,
     Expression,
     Plan,
-    argmax,
-    astype,
     compile,
-    constant,
     cross_entropy_of_logits,
-    equal,
     evaluate,
     gradients,
-    sum,
     variable,
 )
 from dist_net.autodiff.arrays import integer, integers, shown
@@ -38,6 +33,7 @@ from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import CLASS_LOSSES, Loss, loss_named, mean_loss, of_label, of_samples
 from dist_net.nn.parameters import Layout, Scope
+from dist_net.nn.targets import TargetMeaning
 from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
@@ -128,13 +124,22 @@ class Model:
         return self.predictor(inputs)
 
     def evaluate(self, inputs: Batch, targets: Batch) -> dict[str, float]:
-        """Return the mean ``loss``, and for classes the ``accuracy``; raise as ``predict`` does."""
+        """Return the mean ``loss``, and the ``accuracy`` if targets are labels.
+
+        The accuracy is the share of the labels that count whose prediction is right. Raise as
+        ``predict`` does, and DatasetError for a label that is not valid.
+        """
         arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
+        meaning = self.targets(arrays[TARGETS].shape[1:], arrays[TARGETS].dtype)
+        meaning.require("target", arrays[TARGETS])
         variables = [variable(name, each.shape, each.dtype) for name, each in arrays.items()]
-        (loss,) = evaluate([mean_loss(self.loss, *variables)], **arrays)
+        loss, *judged = evaluate(
+            [mean_loss(self.loss, *variables), *meaning.judged(*variables)], **arrays
+        )
         figures = {"loss": float(loss)}
-        if self.classifies(targets.shape[1:], targets.dtype):
-            figures["accuracy"] = float(np.mean(arrays["outputs"].argmax(1) == targets))
+        if judged and judged[2].any():
+            answers, labels, counted = judged
+            figures["accuracy"] = float(np.mean((answers == labels)[counted]))
         return figures
 
     def summary(self) -> str:
@@ -196,10 +201,9 @@ class Model:
         """The number of outputs per input; in a classifier, the number of classes."""
         return math.prod(self.output_shape)
 
-    def classifies(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> bool:
-        """Return whether such targets are class indices, with one output per class."""
-        is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
-        return is_index and len(self.output_shape) == 1
+    def targets(self, shape: tuple[int, ...], dtype: DTypeLike) -> TargetMeaning:
+        """Return the meaning of targets whose samples have this shape and dtype."""
+        return TargetMeaning.of(self.loss, self.output_shape, shape, np.dtype(dtype))
 
     def require_batch_size(self, batch_size: int) -> None:
         """Raise ``ParameterError`` if batch norm would never see two rows in a minibatch."""
@@ -225,7 +229,7 @@ class Model:
             numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
             remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
             raise DTypeError(f"targets of dtype {dtype}; expected numbers, as from {remedy}")
-        if dtype.kind == "f" or (self.classes > 1 and self.classifies(shape, dtype)):
+        if dtype.kind == "f" or self.targets(shape, dtype).classes:
             return targets
         try:
             self.require_targets(shape, np.float32)
@@ -266,8 +270,8 @@ class Model:
     ) -> Plan:
         """Compile a training plan for a batch and its targets.
 
-        Its outputs are the mean loss, the number of correct predictions (0 if targets are not
-        classes), the gradients, and the observations for the buffers, in the order of ``layout``.
+        Its outputs are the mean loss, the number of samples predicted right, see
+        ``TargetMeaning``, the gradients, and the observations for the buffers, as in ``layout``.
         Layers such as Dropout draw from ``generator`` at each run; ``pool`` and ``arena`` are as
         for ``compile``.
         Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
@@ -276,11 +280,7 @@ class Model:
         outputs = self.network(self.input(batch_size), scope)
         targets = variable(TARGETS, (batch_size, *target_shape), target_dtype)
         loss = mean_loss(self.loss, outputs, targets)
-        right = (
-            sum(astype(equal(argmax(outputs, -1), astype(targets, np.intp)), np.intp))
-            if self.classifies(target_shape, target_dtype)
-            else constant(0, np.intp)
-        )
+        right = self.targets(target_shape, target_dtype).right(outputs, targets)
         by_parameter = gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, variable(each.name, each.shape))
@@ -289,12 +289,16 @@ class Model:
         return compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """Return a plan for the mean loss and outputs at inference, bound to borrowed arrays."""
+        """Return a plan for the mean loss at inference, and what ``TargetMeaning.judged`` returns.
+
+        The arrays are borrowed.
+        """
         outputs = self.network(self.input(len(inputs)), Scope())
         expected = variable(TARGETS, targets.shape, targets.dtype)
         loss = mean_loss(self.loss, outputs, expected)
+        judged = self.targets(targets.shape[1:], targets.dtype).judged(outputs, expected)
         arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
-        return compile([loss, outputs]).bind(arrays)
+        return compile([loss, *judged]).bind(arrays)
 
     def bind_training(
         self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
@@ -302,7 +306,7 @@ class Model:
         """Bind the training plan to these arrays, which are borrowed.
 
         A run writes the gradients to ``gradient``, with observations in the buffers' places. Its
-        first two outputs are the mean loss and the number of correct predictions.
+        first two outputs are the mean loss and the number of samples predicted right.
         """
         return plan.bind(
             {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)},

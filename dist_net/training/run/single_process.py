@@ -47,7 +47,7 @@ class SingleProcess:
         )
         self._local = local_steps(recipe, dataset, settings, threads)
         self._state = self._local.rule.initial(recipe.initial_weights(seed))
-        self._classifies = recipe.classifies(dataset)
+        self._has_accuracy = recipe.targets(dataset).classes > 0
 
     @property
     def weights(self) -> Vector:
@@ -85,7 +85,7 @@ class SingleProcess:
                     f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
                     f"clip_norm"
                 )
-            accuracy = right / self._samples if self._classifies else None
+            accuracy = right / self._samples if self._has_accuracy else None
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 
@@ -109,7 +109,8 @@ def dataset_of(
         for each in (targets, test_targets)
     )
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
-    names = model.class_names or tuple(map(str, range(model.classes))) if has_classes else ()
+    count = model.output_shape[-1] if model.output_shape else 1
+    names = model.class_names or tuple(map(str, range(count))) if has_classes else ()
     return Dataset("given", inputs, targets, test_inputs, test_targets, names)
 
 
