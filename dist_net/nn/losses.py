@@ -19,11 +19,13 @@ from dist_net.autodiff import (
     constant,
     cross_entropy_of_logits,
     equal,
+    exp,
     log,
+    log1p,
     maximum,
     mean,
+    minimum,
     reshape,
-    softplus,
     square,
     sum,
     where,
@@ -58,7 +60,11 @@ def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Ex
     ``ShapeError`` for other shapes.
     """
     targets = _targets_like("binary_cross_entropy_of_logits", logits, labels)
-    return mean(softplus(logits) - logits * targets, range(1, logits.ndim))
+    # softplus(x) - x·t would lose the digits of -log sigmoid(14), 8e-7. Where x is 0, the larger of
+    # equal elements is the second, and the slopes 0, -t and 1/2 add up to sigmoid(0) - t.
+    distance = maximum(logits, 0.0) * (1.0 - targets) + maximum(0.0, -logits) * targets
+    losses = distance + log1p(exp(minimum(-logits, logits)))
+    return mean(losses, range(1, logits.ndim))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:

@@ -55,6 +55,7 @@ class Model:
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
     ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
+    ``trained_epochs``: those of ``dist_net.fit``, whose next call continues with other orders.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Model:
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
+        self.trained_epochs = 0
         self._predictor: Predictor | None = None
 
     def __repr__(self) -> str:
@@ -143,14 +145,19 @@ class Model:
         return figures
 
     def summary(self) -> str:
-        """Return a table of the layers: their output shapes and numbers of trained parameters."""
+        """Return a table of the layers: their output shapes and numbers of trained parameters.
+
+        A parameter counts in the first row of a layer that has it, and in the sum, the last row.
+        """
         scope = Scope()
         output = self.network(self.input(1), scope)
         rows = [("layer", "output shape", "parameters")]
-        for name, of_layer in [*scope.outputs, ("", output)]:
-            sizes = [each.size for each in self.layout.parameters if each.name.startswith(name)]
-            label = name.rstrip("/") or type(self.network).__name__
-            rows.append((label, of_samples(of_layer), f"{np.sum(sizes, dtype=int):,}"))
+        left = {each.name: each.size for each in self.layout.parameters}
+        for name, of_layer in scope.outputs:
+            size = sum(left.pop(each) for each in [*left] if each.startswith(name))
+            rows.append((name.rstrip("/"), of_samples(of_layer), f"{size:,}"))
+        total = f"{self.layout.trained_size:,}"
+        rows.append((type(self.network).__name__, of_samples(output), total))
         name_width, shape_width, _ = (max(map(len, each)) for each in zip(*rows, strict=True))
         return "\n".join(f"{a:{name_width}}  {b:{shape_width}}  {c:>12}" for a, b, c in rows)
 

@@ -231,6 +231,19 @@ def test_the_summary_has_a_row_for_each_layer_and_the_sum() -> None:
     assert rows[-2:] == [["dense", "(N,", "4)", "516"], ["Sequential", "(N,", "4)", "652"]]
 
 
+def test_the_summary_counts_a_layer_in_two_places_once() -> None:
+    embedding, twice = nn.Embedding(5, 3), nn.Dense(3)
+    network = Sequential(embedding, twice, nn.Residual(twice), nn.Unembedding(embedding))
+    rows = [line.split() for line in Model(network, (4,)).summary().splitlines()[1:]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("embedding", "15"),
+        ("dense", "12"),
+        ("dense", "0"),
+        ("unembedding", "0"),
+        ("Sequential", "27"),
+    ]
+
+
 def test_a_model_of_numbers_has_a_loss_and_no_accuracy() -> None:
     model = trained(of_every_kind(), loss="mse")
     expected = np.mean(model.predict(IMAGES) ** 2)
