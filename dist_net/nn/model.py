@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,7 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import CLASS_LOSSES, Loss, loss_named, mean_loss, of_label, of_samples
@@ -165,9 +166,19 @@ class Model:
         """Write a checkpoint of the weights with network and loss, which can be loaded and served.
 
         A part that is not of ``dist_net.nn``, such as a function of your own in a ``Lambda``, is
-        left out: ``load`` needs it again. Raise FileWriteError.
+        left out: warn that ``load`` needs it again. Raise ModelFileError for a model that ``load``
+        would refuse, such as one with an array of a megabyte, and FileWriteError.
         """
         record = {"class_names": [*self.class_names], "model": self.to_json()}
+        try:
+            is_whole = self.from_json(record["model"]).to_json() == record["model"]
+            lacking = "" if is_whole else f"the loss {shown(self.loss)} is not of dist_net.nn"
+        except ModelFileError as error:
+            self.from_json(record["model"], self.network, self.loss)  # or nothing can be replaced
+            lacking = str(error)
+        if lacking:
+            remedy = "load it with Model.load(path, network=..., loss=...), which replace both"
+            warnings.warn(f"{path} lacks a part of the model: {remedy}. {lacking}", stacklevel=2)
         settings = {"has_classes": bool(self.class_names)}
         shapes, weights = self.layout.shapes, self.predictor.weights
         found = Checkpoint(SAVED, "", shapes, 0, settings, {}, {}, weights, {}, record)
