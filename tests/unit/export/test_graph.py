@@ -15,14 +15,14 @@ from dist_net.errors import ExportError
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
 from dist_net.export.onnx.onnx_model import add_network
-from dist_net.export.onnx.translation import Graph, Tensor, integers
+from dist_net.export.onnx.translation import Graph, integers
 
 
 def graph_of(model: nn.Model) -> Graph:
-    graph, axes = Graph(), tuple(range(1 + len(model.input_shape)))
+    graph = Graph()
     name = graph.input("input", model.input_dtype, ("N", *model.input_shape))
     weights = model.layout.initial(np.random.default_rng(0))
-    outputs = add_network(graph, model, weights, {"": Tensor(name, axes)})[""]
+    outputs = add_network(graph, model, weights, {"": name})[""]
     graph.output(outputs, "outputs", np.float32, ("N", *model.output_shape))
     graph.prune()
     return graph
@@ -32,7 +32,7 @@ def operators(graph: Graph) -> Counter[str]:
     return Counter(node.op_type for node in graph.nodes)
 
 
-def test_a_map_is_transposed_once_and_everything_after_a_convolution_keeps_that_order() -> None:
+def test_maps_are_transposed_before_the_first_and_after_the_last_convolution_or_pool() -> None:
     layers = (
         *(nn.Conv2D(4, 3, use_bias=False), nn.BatchNorm(activation=nn.relu6)),
         nn.Residual(nn.DepthwiseConv2D(3), nn.BatchNorm(activation=nn.tanh)),
@@ -42,7 +42,7 @@ def test_a_map_is_transposed_once_and_everything_after_a_convolution_keeps_that_
     assert operators(graph) == Counter(
         [
             *("Transpose", "Conv", "Clip", "Conv", "Tanh", "Add", "AveragePool", "MaxPool"),
-            *("ReduceSum", "Reshape", "Mul", "MatMul", "Add"),
+            *("Transpose", "ReduceSum", "Reshape", "Mul", "MatMul", "Add"),
         ]
     )
 
