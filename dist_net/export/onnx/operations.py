@@ -61,29 +61,8 @@ def _label(key: Operation | type[Operation]) -> str:
 # Element by element
 
 
-def _by(operator: str) -> Converter:
-    """Return the converter of an elementwise operation that is one operator.
-
-    If all its inputs but numbers are transposed alike, it is computed before that.
-    """
-
-    def convert(known: Translation, node: Expression) -> str:
-        names = [known.named(each) for each in node.inputs]
-        before = [known.graph.before_transpose(name) for name in names]
-        orders = {
-            each and each[1] for each, x in zip(before, node.inputs, strict=True) if x.ndim > 0
-        }
-        order = orders.pop() if len(orders) == 1 else None
-        if order is None:
-            return known.graph.add(operator, *names)
-        sources = (each[0] if each else name for each, name in zip(before, names, strict=True))
-        return known.graph.transposed(known.graph.add(operator, *sources), order)
-
-    return convert
-
-
-def _along(operator: str, *attributes: str, **options: Attribute) -> Converter:
-    """Return the converter to an operator with these attributes of the operation and options."""
+def _by(operator: str, *attributes: str, **options: Attribute) -> Converter:
+    """Return the converter to an operator with these attributes of the operation, and options."""
 
     def convert(known: Translation, node: Expression) -> str:
         given = {name: getattr(node.operation, name) for name in attributes}
@@ -329,24 +308,6 @@ def _sum_of_windows(known: Translation, node: Expression) -> str:
     return known.graph.add("Mul", mean, np.array(size, node.dtype))
 
 
-def _multiply(known: Translation, node: Expression) -> str:
-    return _mean_of_windows(known, node) or _by("Mul")(known, node)
-
-
-def _mean_of_windows(known: Translation, node: Expression) -> str | None:
-    """Recognise sums of windows divided by the numbers of elements, which are one operator."""
-    for total, factors in (node.inputs, node.inputs[::-1]):
-        shares = known.array(factors)
-        if isinstance(total.operation, pooling.WindowSum) and shares is not None:
-            sides, x = _sides(total)
-            counts = {1: [1], 2: [1]} | {side.axis: side.counts() for side in sides}
-            elements = np.multiply.outer(counts[1], counts[2])[:, :, np.newaxis]
-            expected = (1 / elements).astype(node.dtype)
-            if shares.shape in ((), expected.shape) and (shares == expected).all():
-                return _pooled(known, "AveragePool", sides, x)
-    return None
-
-
 def _sides(node: Expression) -> tuple[list[AxisWindows], Expression]:
     """Return the windows of a pool along one axis or both, and the pooled map."""
     (x,) = node.inputs
@@ -381,7 +342,7 @@ def _pooled(
 CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.add: _by("Add"),
     elementwise.subtract: _by("Sub"),
-    elementwise.multiply: _multiply,
+    elementwise.multiply: _by("Mul"),
     elementwise.divide: _by("Div"),
     elementwise.negative: _by("Neg"),
     elementwise.exp: _by("Exp"),
@@ -418,12 +379,12 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.leaky: _leaky_relu,
     elementwise.relu: _by("Relu"),
     normalization.ScaleAndShift: _scale_and_shift,
-    selection.ArgMax: _along("ArgMax", "axis", keepdims=0),
-    selection.ArgMin: _along("ArgMin", "axis", keepdims=0),
-    indexing.Take: _along("Gather", "axis"),
+    selection.ArgMax: _by("ArgMax", "axis", keepdims=0),
+    selection.ArgMin: _by("ArgMin", "axis", keepdims=0),
+    indexing.Take: _by("Gather", "axis"),
     reduction.CumSum: _cumsum,
     indexing.CheckedIndices: _cast,
-    shaping.Concatenate: _along("Concat", "axis"),
+    shaping.Concatenate: _by("Concat", "axis"),
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,
     shaping.Slice: _slice,
@@ -431,7 +392,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     convolution.Conv2D: _convolution,
     convolution.Conv2DInputGradient: _transposed_convolution,
     convolution.FusedConvolution: _fused_convolution,
-    matmul.MatMul: _along("MatMul"),
+    matmul.MatMul: _by("MatMul"),
     pooling.WindowMaximum: lambda known, node: _pooled(known, "MaxPool", *_sides(node)),
     pooling.WindowSum: _sum_of_windows,
 }

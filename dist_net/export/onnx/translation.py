@@ -1,8 +1,7 @@
 """The tensors of a graph that contain the values of expressions.
 
 ONNX's convolutions and pools take and return maps with the channels second. Each is placed between
-two Transposes; those that cancel each other are left out, also if elementwise operators are between
-them.
+two Transposes; those that follow each other are merged or left out.
 
 Operators: https://onnx.ai/onnx/operators, opset 18. Needs the extra ``onnx``.
 """
@@ -66,17 +65,13 @@ class Graph:
 
     def transposed(self, tensor: str, axes: Axes) -> str:
         """Return the name of a tensor whose axis i is the given tensor's axis ``axes[i]``."""
-        source, first = self.before_transpose(tensor) or (tensor, tuple(range(len(axes))))
+        source, first = self._transposed.get(tensor, (tensor, tuple(range(len(axes)))))
         order = tuple(first[axis] for axis in axes)
         if order == tuple(range(len(order))):
             return source
         result = self.add("Transpose", source, perm=order)
         self._transposed[result] = source, order
         return result
-
-    def before_transpose(self, tensor: str) -> tuple[str, Axes] | None:
-        """Return the input and the axes of the Transpose that computes a tensor; None: another."""
-        return self._transposed.get(tensor)
 
     def cast(self, tensor: str, dtype: DTypeLike) -> str:
         """Add the conversion of a tensor; raise ``ExportError`` for an unsupported dtype."""
