@@ -61,14 +61,13 @@ class Dataset:
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
             if y.dtype.kind not in ("iu" if self.class_names else "fV"):
+                names = len(self.class_names)
                 self._refuse(
-                    f"{part} targets of dtype {y.dtype} and {len(self.class_names)} names of "
-                    f"classes",
+                    f"{part} targets of dtype {y.dtype} and {names} names of classes",
                     "integers with the names of their classes, or floats without",
                 )
-            for what, samples in ((f"{part} target", y), (f"{part} input", x)):
-                if samples.dtype.kind in "fV":
-                    self._require_finite(what, samples)
+            self._require_finite(f"{part} target", y)
+            self._require_finite(f"{part} input", x)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -109,6 +108,8 @@ class Dataset:
                 require(f"dataset {self.name}: {part} target", chunk, indices)
 
     def _require_finite(self, what: str, samples: Samples) -> None:
+        if samples.dtype.kind in "iu":
+            return
         for indices, chunk in chunks_of(samples, EXAMINED_BYTES):
             for name, each in fields_of(chunk).items():
                 if not np.isfinite(each).all():

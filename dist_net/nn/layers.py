@@ -127,12 +127,8 @@ class Described:
     """A layer whose ``repr`` has the arguments that differ from the defaults."""
 
     def __repr__(self) -> str:
-        given = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
-        arguments = [
-            f"{name}={text}"
-            for name, value, usual in given
-            if (text := shown(value)) != shown(usual)
-        ]
+        given = [(each, shown(getattr(self, each.name))) for each in fields(self)]
+        arguments = [f"{each.name}={text}" for each, text in given if text != shown(each.default)]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -489,7 +485,7 @@ class Rescale(Described):
     offset: float | NDArray[np.floating] = 0.0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        scale, offset = (np.asarray(each, np.float32) for each in (self.scale, self.offset))
+        scale, offset = (constant(each, np.float32) for each in (self.scale, self.offset))
         return astype(x, "float32") * scale + offset
 
 

@@ -204,12 +204,10 @@ class Recipe:
 
     def targets(self, dataset: Dataset) -> TargetMeaning:
         """Return what the dataset's targets mean to the loss; numbers without a network."""
+        if self.network is None:
+            return TargetMeaning()
         given = samples_of(dataset.train_targets)
-        return (
-            TargetMeaning()
-            if self.network is None
-            else self.model.targets(given.shape, given.dtype)
-        )
+        return self.model.targets(given.shape, given.dtype)
 
     def require_batch_size(self, batch_size: int) -> None:
         """Raise ``ParameterError`` if the network cannot train on minibatches of this size."""
