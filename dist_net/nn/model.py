@@ -56,7 +56,7 @@ class Model:
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
     ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
-    ``trained_epochs``: those of ``dist_net.fit``, whose next call continues with other orders.
+    ``trained_epochs`` counts the epochs of ``dist_net.fit``: its next call has other orders.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Model:
     def evaluate(self, inputs: Batch, targets: Batch) -> dict[str, float]:
         """Return the mean ``loss``, and the ``accuracy`` if targets are labels.
 
-        The accuracy is the share of the labels that count whose prediction is right. Raise as
+        The accuracy is the share of right predictions for labels that are not ignored. Raise as
         ``predict`` does, and DatasetError for a label that is not valid.
         """
         arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
@@ -220,7 +220,7 @@ class Model:
         return math.prod(self.output_shape)
 
     def targets(self, shape: tuple[int, ...], dtype: DTypeLike) -> TargetMeaning:
-        """Return the meaning of targets whose samples have this shape and dtype."""
+        """Return the meaning of targets with this shape and dtype per sample."""
         return TargetMeaning.of(self.loss, self.output_shape, shape, np.dtype(dtype))
 
     def require_batch_size(self, batch_size: int) -> None:
@@ -307,7 +307,7 @@ class Model:
         return compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """Return a plan for the mean loss at inference, and what ``TargetMeaning.judged`` returns.
+        """Return a plan for the mean loss at inference and the results of ``TargetMeaning.judged``.
 
         The arrays are borrowed.
         """

@@ -154,7 +154,7 @@ class _Reader:
         if name == ARRAY:
             code, shape, content = arguments
             array = np.frombuffer(b64decode(content), _numbers(code))
-            return array.reshape([int(length) for length in shape])
+            return array.reshape([int(length) for length in shape], copy=False)
         if name not in PARTS:
             raise ParameterError(
                 f"{arguments if name == UNKNOWN else name!r:.200} is not of dist_net.nn; pass your "

@@ -32,7 +32,7 @@ from dist_net.nn.losses import (
 
 @dataclass(frozen=True)
 class TargetMeaning:
-    """What targets of one shape and dtype mean to a loss of outputs.
+    """The meaning of targets of one shape and dtype to a loss of outputs.
 
     ``classes``: the number of classes that labels index; 0: targets are numbers, none of which is
     right or wrong. ``is_binary``: each output has a label from 0 to 1, and a logit above 0 predicts
@@ -47,7 +47,7 @@ class TargetMeaning:
 
     @classmethod
     def of(cls, loss: Loss, output_shape: Shape, shape: Shape, dtype: np.dtype[Any]) -> Self:
-        """Return the meaning of targets whose samples have this shape and dtype."""
+        """Return the meaning of targets with this shape and dtype per sample."""
         weighted = loss if isinstance(loss, Weighted) else None
         has_index = dtype.kind in "iu" and output_shape[-1:] and shape == output_shape[:-1]
         if has_index and (output_shape[-1] > 1 or of_label(loss) in CLASS_LOSSES):
@@ -62,7 +62,7 @@ class TargetMeaning:
     ) -> None:
         """Raise ``DatasetError``, which names ``what``, for a label that is not valid.
 
-        ``indices`` are those of the samples in a larger array.
+        ``indices`` are the samples' places in a larger array.
         """
         if not self.classes:
             return

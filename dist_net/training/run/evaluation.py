@@ -29,7 +29,7 @@ LOWER = 0.99
 class Evaluation:
     """The mean loss over ``samples``, and the prediction for each.
 
-    ``labels``: the class of each sample whose label counts; ``answers``: its predicted class; intp.
+    ``labels``: the classes of samples, without ignored labels; ``answers``: the predictions; intp.
     Both are empty unless a sample has one class: then ``measured_accuracy`` is the share of labels
     that are right, None for numbers. If a recipe's own function evaluates, ``samples`` is 0.
     """
