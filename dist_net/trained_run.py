@@ -122,6 +122,7 @@ class Run:
             dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
         else:
             dataset = dataset_of(self.model, *samples)
+            loaded.recipe.require_dataset(dataset)
         evaluation = evaluate_recipe(loaded.recipe, dataset)(self.weights)
         if evaluation is None:
             raise ModelSourceError(

@@ -27,7 +27,7 @@ def show_summary(
     """
     console = plain_console(stderr=False)
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
-    measured = "trained" if loss is None else f"test loss {loss:.4f}"
+    measured = "trained" if loss is None else f"test loss {loss:#.4g}"
     if accuracy is not None:
         measured = f"test accuracy {accuracy:.2%}"
     console.print(result or measured, style="bold", end="")

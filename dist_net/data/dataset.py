@@ -1,13 +1,21 @@
 """A dataset of inputs and targets, and the order in which an epoch visits them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.samples import Samples, Values, chunks_of, fields_of, samples_of
+from dist_net.data.samples import (
+    SampleIndices,
+    Samples,
+    Values,
+    chunks_of,
+    fields_of,
+    samples_of,
+)
 from dist_net.errors import DatasetError
 
 EXAMINED_BYTES = 64 << 20
@@ -24,7 +32,7 @@ class Dataset:
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
     borrowed and never written. Only about 64 MiB of targets and of float inputs are checked, evenly
     spread; the loss checks every class label that it computes. Raise ``DatasetError`` if the parts
-    do not fit together, or contain numbers that are not finite.
+    do not fit together, or contain numbers that are not finite; labels: see ``require_labels``.
     """
 
     name: str
@@ -52,9 +60,14 @@ class Dataset:
         for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
-            self._check(f"{part} target", y, len(self.class_names))
-            if x.dtype.kind in "fV":
-                self._check(f"{part} input", x)
+            if y.dtype.kind not in ("iu" if self.class_names else "fV"):
+                names = len(self.class_names)
+                self._refuse(
+                    f"{part} targets of dtype {y.dtype} and {names} names of classes",
+                    "integers with the names of their classes, or floats without",
+                )
+            self._require_finite(f"{part} target", y)
+            self._require_finite(f"{part} input", x)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -85,22 +98,24 @@ class Dataset:
             self._refuse(f"no {what}", "at least one")
         return samples
 
-    def _check(self, what: str, samples: Samples, classes: int = 0) -> None:
-        if samples.dtype.kind not in ("iu" if classes else "fV"):
-            self._refuse(
-                f"{what}s of dtype {samples.dtype} and {classes} names of classes",
-                "integers with the names of their classes, or floats without",
-            )
-        if classes and samples.shape:
-            return  # labels of tokens or pixels, of which a loss may ignore some
+    def require_labels(self, require: Callable[[str, NDArray[Any], SampleIndices], None]) -> None:
+        """Call ``require`` with a name for the targets of each part, the targets and their indices.
+
+        About 64 MiB of each part are read, chunk by chunk.
+        """
+        for part, targets in (("train", self.train_targets), ("test", self.test_targets)):
+            for indices, chunk in chunks_of(samples_of(targets), EXAMINED_BYTES):
+                require(f"dataset {self.name}: {part} target", chunk, indices)
+
+    def _require_finite(self, what: str, samples: Samples) -> None:
+        if samples.dtype.kind in "iu":
+            return
         for indices, chunk in chunks_of(samples, EXAMINED_BYTES):
             for name, each in fields_of(chunk).items():
-                is_good = (each >= 0) & (each < classes) if classes else np.isfinite(each)
-                if not is_good.all():
-                    place = tuple(np.argwhere(~is_good)[0])
+                if not np.isfinite(each).all():
+                    place = tuple(np.argwhere(~np.isfinite(each))[0])
                     found = f"{what} {name}".rstrip()
-                    expected = f"0 to {classes - 1} for {classes} classes" if classes else "finite"
-                    self._refuse(f"{found} {each[place]} at index {indices[place[0]]}", expected)
+                    self._refuse(f"{found} {each[place]} at index {indices[place[0]]}", "finite")
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")

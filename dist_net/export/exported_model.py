@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from dist_net.autodiff import Array
+from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.operations.indexing import CheckedIndices
+from dist_net.errors import ExportError
 from dist_net.nets.architecture import DarknetArchitecture
 from dist_net.nets.sources import FoundModel
+from dist_net.nn import Predictor, Scope
 from dist_net.release import release
 from dist_net.vector import Vector
+
+TOLERANCE = 1e-3
+"""The relative difference of the outputs of rows together and alone that rounding may cause."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +70,31 @@ class ExportedModel:
         return {
             name: np.ascontiguousarray(each) for name, each in layout.views(self.weights).items()
         }
+
+    def require_rows_apart(self) -> None:
+        """Raise ``ExportError`` if three rows together have other outputs than each row alone."""
+        model, random = self.found.own_model, np.random.default_rng(0)
+        nodes = topological_order([model.network(model.input(1), Scope())])
+        indices = [each.operation for each in nodes if isinstance(each.operation, CheckedIndices)]
+        below = min([128, *(each.length for each in indices)])
+        rows = np.empty((3, *model.input_shape), model.input_dtype)
+        for name in _fields(rows):
+            is_real, shape = rows[name].dtype.kind == "f", rows[name].shape
+            rows[name] = (
+                random.normal(size=shape) if is_real else random.integers(below, size=shape)
+            )
+        predict = Predictor(model, self.weights)
+        together, alone = predict(rows), np.concatenate([predict(row[None]) for row in rows])
+        for name in _fields(alone):
+            expected = alone[name]
+            rounding = TOLERANCE * np.abs(expected).max(initial=0, where=np.isfinite(expected))
+            if not np.allclose(together[name], expected, TOLERANCE, rounding, equal_nan=True):
+                raise ExportError(
+                    f"{self.name}: the outputs of an input depend on the others of its batch, as "
+                    f"with a mean over axis 0; expected outputs that depend on one input each"
+                )
+
+
+def _fields(rows: Array) -> Sequence[Any]:
+    """Return the names of the fields of records, or the index of the whole array."""
+    return rows.dtype.names or (...,)

@@ -22,8 +22,9 @@ from dist_net.spelling import suggestion
 def _onnx(exported: ExportedModel) -> bytes:
     from dist_net.export.onnx.onnx_model import onnx_graph
 
-    metadata = exported.metadata
-    return onnx_graph(exported).model_bytes(metadata["dist_net"], metadata)
+    graph, metadata = onnx_graph(exported), exported.metadata
+    exported.require_rows_apart()
+    return graph.model_bytes(metadata["dist_net"], metadata)
 
 
 def _npz(exported: ExportedModel) -> bytes:

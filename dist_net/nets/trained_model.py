@@ -134,7 +134,9 @@ def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         shape = loaded.recipe.input_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise ValueError(f"images of {images.dtype}{[*images.shape[1:]]}, not {[*shape]}")
-        return Dataset(loaded.name, images, labels, images, labels, names)
+        held_out = Dataset(loaded.name, images, labels, images, labels, names)
+        held_out.require_labels(loaded.recipe.targets(held_out).require)
+        return held_out
     except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
         raise RunDirectoryError(
             f"{file}: {error}; expected the held-out images of the training: copy the run again"

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.autodiff import (
     Expression,
@@ -126,8 +127,8 @@ class Described:
     """A layer whose ``repr`` has the arguments that differ from the defaults."""
 
     def __repr__(self) -> str:
-        given = [(each.name, getattr(self, each.name), each.default) for each in fields(self)]
-        arguments = [f"{name}={shown(value)}" for name, value, usual in given if value != usual]
+        given = [(each, shown(getattr(self, each.name))) for each in fields(self)]
+        arguments = [f"{each.name}={text}" for each, text in given if text != shown(each.default)]
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -475,13 +476,17 @@ class Flatten(Described):
 
 @dataclass(frozen=True, repr=False)
 class Rescale(Described):
-    """x · scale + offset, as float32; the defaults map pixels from 0..255 to 0..1."""
+    """x · scale + offset, as float32; the defaults map pixels from 0..255 to 0..1.
 
-    scale: float = 1 / 255
-    offset: float = 0.0
+    Both are numbers, or arrays that broadcast, such as one number for each channel.
+    """
+
+    scale: float | NDArray[np.floating] = 1 / 255
+    offset: float | NDArray[np.floating] = 0.0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return astype(x, "float32") * self.scale + self.offset
+        scale, offset = (constant(each, np.float32) for each in (self.scale, self.offset))
+        return astype(x, "float32") * scale + offset
 
 
 @dataclass(frozen=True, repr=False)

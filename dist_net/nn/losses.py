@@ -7,7 +7,8 @@ the range raises ``IndexRangeError`` when the plan runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,13 @@ from dist_net.autodiff import (
     constant,
     cross_entropy_of_logits,
     equal,
+    exp,
     log,
+    log1p,
     maximum,
     mean,
+    minimum,
     reshape,
-    softplus,
     square,
     sum,
     where,
@@ -30,7 +33,7 @@ from dist_net.autodiff import (
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
-from dist_net.errors import ParameterError, ShapeError
+from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
@@ -57,7 +60,11 @@ def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Ex
     ``ShapeError`` for other shapes.
     """
     targets = _targets_like("binary_cross_entropy_of_logits", logits, labels)
-    return mean(softplus(logits) - logits * targets, range(1, logits.ndim))
+    # softplus(x) - x·t would lose the digits of -log sigmoid(14), 8e-7. Where x is 0, the larger of
+    # equal elements is the second, and the slopes 0, -t and 1/2 add up to sigmoid(0) - t.
+    distance = maximum(logits, 0.0) * (1.0 - targets) + maximum(0.0, -logits) * targets
+    losses = distance + log1p(exp(minimum(-logits, logits)))
+    return mean(losses, range(1, logits.ndim))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
@@ -82,14 +89,29 @@ class Weighted:
 
     Labels are as for ``loss``, of samples, tokens or pixels. The loss of a sample is the sum of its
     weighted losses divided by the number of its labels that are not ignored, or 0 without any.
+    ``class_weights`` has a number for each class, two for ``binary_cross_entropy_of_logits``. Raise
+    ``ParameterError`` for other weights, and ``DTypeError`` if labels to weight are floats.
     """
 
     loss: Loss | str
-    class_weights: Sequence[float] | None = None
+    class_weights: Sequence[float] | Mapping[int, float] | None = None
     ignored: int = -1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", loss_named(self.loss))
+        given = self.class_weights
+        if isinstance(given, Mapping) and given.keys() == {*range(len(given))}:
+            given = [given[label] for label in range(len(given))]
+        try:
+            weights = None if given is None else tuple(map(float, given))
+        except (TypeError, ValueError):
+            weights = (-1.0,)
+        if isinstance(given, Mapping) or not all(0 <= each < math.inf for each in weights or ()):
+            raise ParameterError(
+                f"Weighted: class_weights={self.class_weights!r:.200}; expected a list with a "
+                f"number from 0 for each class, or a dict of them with the keys 0, 1, 2, ..."
+            )
+        object.__setattr__(self, "class_weights", weights)
 
     def __call__(self, outputs: Expression, labels: Expression) -> Expression:
         if labels.shape not in (outputs.shape, outputs.shape[:-1]):
@@ -97,21 +119,42 @@ class Weighted:
                 f"Weighted: targets of shape {of_samples(labels)} for outputs of shape "
                 f"{of_samples(outputs)}; expected the outputs' shape, with or without the last axis"
             )
-        if labels.dtype.kind in "iu":
-            labels = astype(labels, np.intp)  # an unsigned integer cannot be -1
-        is_counted = labels != self.ignored
+        is_counted = self.counts(labels)
         known, count = where(is_counted, labels, 0), labels.size
         rows = reshape(outputs, (count, outputs.size // count))
         each = loss_named(self.loss)(
             rows, reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
         )
         counted = reshape(astype(is_counted, outputs.dtype), (labels.shape[0], -1))
-        weights = counted
-        if self.class_weights is not None:
-            by_class = constant(np.asarray(self.class_weights, outputs.dtype))
-            weights = counted * reshape(by_class[known], counted.shape)
-        total = sum(reshape(each, counted.shape) * weights, 1)
+        weighted = each * self._weights(rows, reshape(known, (count,)))
+        total = sum(reshape(weighted, counted.shape) * counted, 1)
         return total / maximum(sum(counted, 1), 1.0)
+
+    def counts(self, labels: Expression) -> Expression:
+        """Return which labels are not ignored, bools."""
+        # An unsigned integer cannot be -1.
+        return (astype(labels, np.intp) if labels.dtype.kind in "iu" else labels) != self.ignored
+
+    def _weights(self, rows: Expression, labels: Expression) -> Expression | float:
+        """Return the weight of each label, (labels,), for its row of outputs."""
+        if self.class_weights is None:
+            return 1.0
+        is_binary = rows.shape[1] == 1 and self.loss is binary_cross_entropy_of_logits
+        if labels.dtype.kind not in "iu" and not is_binary:
+            raise DTypeError(
+                f"Weighted: class_weights for targets of dtype {labels.dtype}; expected integers, "
+                f"as from targets.astype(int)"
+            )
+        classes = 2 if is_binary else rows.shape[1]
+        if len(self.class_weights) != classes:
+            raise ParameterError(
+                f"Weighted: {len(self.class_weights)} class_weights for {classes} classes; "
+                f"expected one for each"
+            )
+        by_class = constant(np.array(self.class_weights, rows.dtype))
+        if is_binary:
+            return by_class[0] + (by_class[1] - by_class[0]) * astype(labels, rows.dtype)
+        return by_class[labels]
 
 
 def _targets_like(name: str, outputs: Expression, labels: Expression) -> Expression:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,15 +16,10 @@ from dist_net.autodiff import (
     BoundPlan,
     Expression,
     Plan,
-    argmax,
-    astype,
     compile,
-    constant,
     cross_entropy_of_logits,
-    equal,
     evaluate,
     gradients,
-    sum,
     variable,
 )
 from dist_net.autodiff.arrays import integer, integers, shown
@@ -33,11 +29,12 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import CLASS_LOSSES, Loss, loss_named, mean_loss, of_label, of_samples
 from dist_net.nn.parameters import Layout, Scope
+from dist_net.nn.targets import TargetMeaning
 from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
@@ -59,6 +56,7 @@ class Model:
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
     ``input_fields`` and ``output_fields`` have the dtype and shape of each by name; "" if single.
+    ``trained_epochs`` counts the epochs of ``dist_net.fit``: its next call has other orders.
     """
 
     def __init__(
@@ -88,6 +86,7 @@ class Model:
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
+        self.trained_epochs = 0
         self._predictor: Predictor | None = None
 
     def __repr__(self) -> str:
@@ -128,24 +127,38 @@ class Model:
         return self.predictor(inputs)
 
     def evaluate(self, inputs: Batch, targets: Batch) -> dict[str, float]:
-        """Return the mean ``loss``, and for classes the ``accuracy``; raise as ``predict`` does."""
+        """Return the mean ``loss``, and the ``accuracy`` if targets are labels.
+
+        The accuracy is the share of right predictions for labels that are not ignored. Raise as
+        ``predict`` does, and DatasetError for a label that is not valid.
+        """
         arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
+        meaning = self.targets(arrays[TARGETS].shape[1:], arrays[TARGETS].dtype)
+        meaning.require("target", arrays[TARGETS])
         variables = [variable(name, each.shape, each.dtype) for name, each in arrays.items()]
-        (loss,) = evaluate([mean_loss(self.loss, *variables)], **arrays)
+        loss, *judged = evaluate(
+            [mean_loss(self.loss, *variables), *meaning.judged(*variables)], **arrays
+        )
         figures = {"loss": float(loss)}
-        if self.classifies(targets.shape[1:], targets.dtype):
-            figures["accuracy"] = float(np.mean(arrays["outputs"].argmax(1) == targets))
+        if judged and judged[2].any():
+            answers, labels, counted = judged
+            figures["accuracy"] = float(np.mean((answers == labels)[counted]))
         return figures
 
     def summary(self) -> str:
-        """Return a table of the layers: their output shapes and numbers of trained parameters."""
+        """Return a table of the layers: their output shapes and numbers of trained parameters.
+
+        A parameter counts in the first row of a layer that has it, and in the sum, the last row.
+        """
         scope = Scope()
         output = self.network(self.input(1), scope)
         rows = [("layer", "output shape", "parameters")]
-        for name, of_layer in [*scope.outputs, ("", output)]:
-            sizes = [each.size for each in self.layout.parameters if each.name.startswith(name)]
-            label = name.rstrip("/") or type(self.network).__name__
-            rows.append((label, of_samples(of_layer), f"{np.sum(sizes, dtype=int):,}"))
+        left = {each.name: each.size for each in self.layout.parameters}
+        for name, of_layer in scope.outputs:
+            size = sum(left.pop(each) for each in [*left] if each.startswith(name))
+            rows.append((name.rstrip("/"), of_samples(of_layer), f"{size:,}"))
+        total = f"{self.layout.trained_size:,}"
+        rows.append((type(self.network).__name__, of_samples(output), total))
         name_width, shape_width, _ = (max(map(len, each)) for each in zip(*rows, strict=True))
         return "\n".join(f"{a:{name_width}}  {b:{shape_width}}  {c:>12}" for a, b, c in rows)
 
@@ -153,9 +166,19 @@ class Model:
         """Write a checkpoint of the weights with network and loss, which can be loaded and served.
 
         A part that is not of ``dist_net.nn``, such as a function of your own in a ``Lambda``, is
-        left out: ``load`` needs it again. Raise FileWriteError.
+        left out: warn that ``load`` needs it again. Raise ModelFileError for a model that ``load``
+        would refuse, such as one with an array of a megabyte, and FileWriteError.
         """
         record = {"class_names": [*self.class_names], "model": self.to_json()}
+        try:
+            is_whole = self.from_json(record["model"]).to_json() == record["model"]
+            lacking = "" if is_whole else f"the loss {shown(self.loss)} is not of dist_net.nn"
+        except ModelFileError as error:
+            self.from_json(record["model"], self.network, self.loss)  # or nothing can be replaced
+            lacking = str(error)
+        if lacking:
+            remedy = "load it with Model.load(path, network=..., loss=...), which replace both"
+            warnings.warn(f"{path} lacks a part of the model: {remedy}. {lacking}", stacklevel=2)
         settings = {"has_classes": bool(self.class_names)}
         shapes, weights = self.layout.shapes, self.predictor.weights
         found = Checkpoint(SAVED, "", shapes, 0, settings, {}, {}, weights, {}, record)
@@ -196,10 +219,9 @@ class Model:
         """The number of outputs per input; in a classifier, the number of classes."""
         return math.prod(self.output_shape)
 
-    def classifies(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> bool:
-        """Return whether such targets are class indices, with one output per class."""
-        is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
-        return is_index and len(self.output_shape) == 1
+    def targets(self, shape: tuple[int, ...], dtype: DTypeLike) -> TargetMeaning:
+        """Return the meaning of targets with this shape and dtype per sample."""
+        return TargetMeaning.of(self.loss, self.output_shape, shape, np.dtype(dtype))
 
     def require_batch_size(self, batch_size: int) -> None:
         """Raise ``ParameterError`` if batch norm would never see two rows in a minibatch."""
@@ -225,7 +247,7 @@ class Model:
             numbered = "class_names, targets = np.unique(targets, return_inverse=True)"
             remedy = "targets.astype(int)" if dtype.kind == "b" else numbered
             raise DTypeError(f"targets of dtype {dtype}; expected numbers, as from {remedy}")
-        if dtype.kind == "f" or (self.classes > 1 and self.classifies(shape, dtype)):
+        if dtype.kind == "f" or self.targets(shape, dtype).classes:
             return targets
         try:
             self.require_targets(shape, np.float32)
@@ -266,8 +288,8 @@ class Model:
     ) -> Plan:
         """Compile a training plan for a batch and its targets.
 
-        Its outputs are the mean loss, the number of correct predictions (0 if targets are not
-        classes), the gradients, and the observations for the buffers, in the order of ``layout``.
+        Its outputs are the mean loss, the number of samples predicted right, see
+        ``TargetMeaning``, the gradients, and the observations for the buffers, as in ``layout``.
         Layers such as Dropout draw from ``generator`` at each run; ``pool`` and ``arena`` are as
         for ``compile``.
         Raise ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
@@ -276,11 +298,7 @@ class Model:
         outputs = self.network(self.input(batch_size), scope)
         targets = variable(TARGETS, (batch_size, *target_shape), target_dtype)
         loss = mean_loss(self.loss, outputs, targets)
-        right = (
-            sum(astype(equal(argmax(outputs, -1), astype(targets, np.intp)), np.intp))
-            if self.classifies(target_shape, target_dtype)
-            else constant(0, np.intp)
-        )
+        right = self.targets(target_shape, target_dtype).right(outputs, targets)
         by_parameter = gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, variable(each.name, each.shape))
@@ -289,12 +307,16 @@ class Model:
         return compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """Return a plan for the mean loss and outputs at inference, bound to borrowed arrays."""
+        """Return a plan for the mean loss at inference and the results of ``TargetMeaning.judged``.
+
+        The arrays are borrowed.
+        """
         outputs = self.network(self.input(len(inputs)), Scope())
         expected = variable(TARGETS, targets.shape, targets.dtype)
         loss = mean_loss(self.loss, outputs, expected)
+        judged = self.targets(targets.shape[1:], targets.dtype).judged(outputs, expected)
         arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
-        return compile([loss, outputs]).bind(arrays)
+        return compile([loss, *judged]).bind(arrays)
 
     def bind_training(
         self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
@@ -302,7 +324,7 @@ class Model:
         """Bind the training plan to these arrays, which are borrowed.
 
         A run writes the gradients to ``gradient``, with observations in the buffers' places. Its
-        first two outputs are the mean loss and the number of correct predictions.
+        first two outputs are the mean loss and the number of samples predicted right.
         """
         return plan.bind(
             {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)},

@@ -3,6 +3,7 @@
 A layer is an object with its class as the only key, ``{"Dense": {"units": 10, ...}}``, and a
 function, such as an activation, has null: ``{"relu": null}``. ``PARTS`` lists both. Anything else
 becomes ``{"?": description}``, in whose place the program that loads the file passes its own.
+``{"array": [dtype, shape, base64]}`` is an array.
 ``{"=": 3}`` is the same object as the fourth that is complete, counted from 0: layers in two places
 share parameters. Initializers are left out, since the file has the weights.
 """
@@ -10,6 +11,7 @@ share parameters. Initializers are left out, since the file has the weights.
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -26,7 +28,7 @@ from dist_net.nn.losses import LOSSES, Loss, Weighted, loss_named
 from dist_net.nn.parameters import Scope
 
 FORMAT = 1
-UNKNOWN, SAME = "?", "="
+UNKNOWN, SAME, ARRAY = "?", "=", "array"
 MAX_CALLS = 10_000
 """The most calls of layers, which few objects in many places could multiply."""
 MAX_JSON = 1 << 20
@@ -74,7 +76,8 @@ def parse(
         unread = found["loss"]
         if loss is None:
             # A model can be served without its loss, so only its use is an error.
-            loss = (lambda *_: from_data(unread)) if UNKNOWN in unread else from_data(unread)
+            lacks_part = f'"{UNKNOWN}":' in json.dumps(unread)
+            loss = (lambda *_: from_data(unread)) if lacks_part else from_data(unread)
         loss = loss_named(loss)
         network = from_data(found["network"]) if network is None else network
         shape, dtype = _inputs(found["inputs"])
@@ -99,6 +102,9 @@ def to_data(value: Any, seen: dict[int, int]) -> Any:
             return value
         case np.generic():
             return value.item()
+        case np.ndarray():
+            content = b64encode(value.tobytes()).decode()
+            return {ARRAY: [value.dtype.str, value.shape, content]}
         case list() | tuple():
             return [to_data(each, seen) for each in value]
         case Mapping():
@@ -145,6 +151,10 @@ class _Reader:
             layer, calls = self._built[arguments]
             self._calls += calls
             return layer
+        if name == ARRAY:
+            code, shape, content = arguments
+            array = np.frombuffer(b64decode(content), _numbers(code))
+            return array.reshape([int(length) for length in shape], copy=False)
         if name not in PARTS:
             raise ParameterError(
                 f"{arguments if name == UNKNOWN else name!r:.200} is not of dist_net.nn; pass your "
@@ -167,9 +177,16 @@ class _Reader:
 
 
 def _inputs(data: Any) -> tuple[Shape, np.dtype[Any]]:
-    """Return the shape and dtype of the inputs, which are of numbers or of records."""
-    types = [(name, np.dtype(str(code)), from_data(shape)) for name, code, shape in data]
+    """Return the shape and dtype of the inputs, which are of numbers, bools or records."""
+    types = [(name, _numbers(code), from_data(shape)) for name, code, shape in data]
     whole = np.dtype(types if types[0][0] or len(types) > 1 else types[0][1:])
-    if any(dtype.kind not in "iuf" for _, dtype, _ in types) or whole.itemsize > MAX_VALUE_BYTES:
-        raise ValueError(f"inputs {data!r:.200}; expected {MAX_VALUE_BYTES:,} bytes of numbers")
+    if whole.itemsize > MAX_VALUE_BYTES:
+        raise ValueError(f"inputs {data!r:.200}; expected at most {MAX_VALUE_BYTES:,} bytes")
     return whole.shape, whole.base
+
+
+def _numbers(code: Any) -> np.dtype[Any]:
+    """Return the dtype of a code; raise ValueError unless it is of numbers or bools."""
+    if (dtype := np.dtype(str(code))).kind not in "biuf":
+        raise ValueError(f"the dtype {code!r:.80}; expected numbers")
+    return dtype

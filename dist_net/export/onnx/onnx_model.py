@@ -21,7 +21,7 @@ from dist_net.errors import ExportError, ShapeError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.onnx.operations import converter_of
 from dist_net.export.onnx.preprocessing import add_preprocessing
-from dist_net.export.onnx.translation import Graph, KnownArray, Tensor, Translation, own_axes
+from dist_net.export.onnx.translation import Graph, KnownArray, Translation
 from dist_net.nn import Model, Scope
 from dist_net.vector import Vector
 
@@ -52,9 +52,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
         inputs = {"": add_preprocessing(graph, model, exported.fitting)}
     else:
         inputs = {
-            field: Tensor(
-                graph.input(field or "input", dtype, ("N", *shape)), tuple(range(1 + len(shape)))
-            )
+            field: graph.input(field or "input", dtype, ("N", *shape))
             for field, (dtype, shape) in model.input_fields.items()
         }
     outputs = add_network(graph, model, exported.weights, inputs)
@@ -69,7 +67,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
 
 
 def add_network(
-    graph: Graph, model: Model, weights: Vector, inputs: Mapping[str, Tensor]
+    graph: Graph, model: Model, weights: Vector, inputs: Mapping[str, str]
 ) -> dict[str, str]:
     """Add the nodes that compute the network; return the name of the tensor of each output.
 
@@ -180,7 +178,7 @@ def _add_value(
         known.know(node, value)
     elif second is not None and _is_row_repeated(first, second):
         row = known.graph.constant(first[:1], value.name)
-        known.hold(node, Tensor(known.expanded(row, node, own_axes(node)), own_axes(node)))
+        known.hold(node, known.expanded(row, node))
     else:
         raise ExportError(
             f"the network contains a constant {node.dtype}{list(node.shape)} that depends on the "

@@ -26,15 +26,15 @@ from dist_net.autodiff.operations import (
 )
 from dist_net.errors import ExportError
 from dist_net.export.onnx.translation import (
+    CHANNELS_LAST,
     CHANNELS_SECOND,
+    Attribute,
     Axes,
-    Tensor,
     Translation,
     integers,
-    own_axes,
 )
 
-Converter = Callable[[Translation, Expression], Tensor]
+Converter = Callable[[Translation, Expression], str]
 
 FILTER_AXES: Axes = (3, 2, 0, 1)
 """(kh, kw, C / groups, O) as (O, C / groups, kh, kw)."""
@@ -61,55 +61,40 @@ def _label(key: Operation | type[Operation]) -> str:
 # Element by element
 
 
-def _by(operator: str) -> Converter:
-    """Return the converter of an operation that is one operator."""
+def _by(operator: str, *attributes: str, **options: Attribute) -> Converter:
+    """Return the converter to an operator with these attributes of the operation, and options."""
 
-    def convert(known: Translation, node: Expression) -> Tensor:
-        axes = known.axes_for(node)
-        inputs = [known.operand(each, node, axes) for each in node.inputs]
-        return Tensor(known.graph.add(operator, *inputs), axes)
-
-    return convert
-
-
-def _in_our_order(operator: str, *attributes: str, **options: int) -> Converter:
-    """Return the converter to an operator that needs the axes in our order.
-
-    It gets these attributes of the operation, and the options.
-    """
-
-    def convert(known: Translation, node: Expression) -> Tensor:
+    def convert(known: Translation, node: Expression) -> str:
         given = {name: getattr(node.operation, name) for name in attributes}
-        inputs = map(known.named, node.inputs)
-        return Tensor(known.graph.add(operator, *inputs, **given, **options), own_axes(node))
+        return known.graph.add(operator, *map(known.named, node.inputs), **given, **options)
 
     return convert
 
 
-def _square(known: Translation, node: Expression) -> Tensor:
-    x, axes = known.held(node.inputs[0])
-    return Tensor(known.graph.add("Mul", x, x), axes)
+def _square(known: Translation, node: Expression) -> str:
+    x = known.named(node.inputs[0])
+    return known.graph.add("Mul", x, x)
 
 
-def _expm1(known: Translation, node: Expression) -> Tensor:
+def _expm1(known: Translation, node: Expression) -> str:
     """Compute tanh(x / 2) · (exp(x) + 1), which is precise near 0."""
-    x, axes = known.held(node.inputs[0])
+    x = known.named(node.inputs[0])
     half, one = (np.array(number, node.dtype) for number in (0.5, 1))
     add = known.graph.add
     of_half = add("Tanh", add("Mul", x, half))
-    return Tensor(add("Mul", of_half, add("Add", add("Exp", x), one)), axes)
+    return add("Mul", of_half, add("Add", add("Exp", x), one))
 
 
-def _log1p(known: Translation, node: Expression) -> Tensor:
+def _log1p(known: Translation, node: Expression) -> str:
     """Compute log(1 + x), which loses digits of x near 0."""
-    x, axes = known.held(node.inputs[0])
-    return Tensor(known.graph.add("Log", known.graph.add("Add", x, np.array(1, node.dtype))), axes)
+    x = known.named(node.inputs[0])
+    return known.graph.add("Log", known.graph.add("Add", x, np.array(1, node.dtype)))
 
 
-def _leaky_relu(known: Translation, node: Expression) -> Tensor:
-    (x, axes), slope = known.held(node.inputs[0]), known.array(node.inputs[1])
+def _leaky_relu(known: Translation, node: Expression) -> str:
+    x, slope = known.named(node.inputs[0]), known.array(node.inputs[1])
     assert slope is not None
-    return Tensor(_with_slope(known, x, float(slope)), axes)
+    return _with_slope(known, x, float(slope))
 
 
 def _with_slope(known: Translation, x: str, slope: float) -> str:
@@ -124,129 +109,107 @@ def _clipped(known: Translation, x: str, node: Expression, low: float, high: flo
     return known.graph.add("Clip", x, np.array(low, node.dtype), np.array(high, node.dtype))
 
 
-def _mask(known: Translation, node: Expression) -> Tensor:
-    axes = known.axes_for(node)
-    condition, x = (known.operand(each, node, axes) for each in node.inputs)
-    return Tensor(known.graph.add("Where", condition, x, np.array(0, node.dtype)), axes)
+def _mask(known: Translation, node: Expression) -> str:
+    condition, x = map(known.named, node.inputs)
+    return known.graph.add("Where", condition, x, np.array(0, node.dtype))
 
 
-def _cast(known: Translation, node: Expression) -> Tensor:
+def _cast(known: Translation, node: Expression) -> str:
     """Convert to another dtype; ONNX does not require a check of indices."""
-    x, axes = known.held(node.inputs[0])
-    return Tensor(known.graph.cast(x, node.dtype), axes)
+    return known.graph.cast(known.named(node.inputs[0]), node.dtype)
 
 
-def _scale_and_shift(known: Translation, node: Expression) -> Tensor:
+def _scale_and_shift(known: Translation, node: Expression) -> str:
     shift, *terms = map(known.named, node.inputs)
     add = known.graph.add
     total = add("Mul", terms[0], terms[1])
     for x, scale in zip(terms[2::2], terms[3::2], strict=True):
         total = add("Add", total, add("Mul", x, scale))
-    return Tensor(add("Add", total, shift), own_axes(node))
+    return add("Add", total, shift)
 
 
 # Along axes
 
 
 def _reduction(operator: str) -> Converter:
-    def convert(known: Translation, node: Expression) -> Tensor:
+    def convert(known: Translation, node: Expression) -> str:
         assert isinstance(node.operation, reduction.Reduction)
-        x, axes = known.held(node.inputs[0])
-        places = integers(*sorted(axes.index(axis) for axis in node.operation.axes))
-        return Tensor(known.graph.add(operator, x, places, keepdims=1), axes)
+        axes = integers(*node.operation.axes)
+        return known.graph.add(operator, known.named(node.inputs[0]), axes, keepdims=1)
 
     return convert
 
 
-def _cumsum(known: Translation, node: Expression) -> Tensor:
+def _cumsum(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, reduction.CumSum)
     axis = np.array(node.operation.axis)
-    return Tensor(known.graph.add("CumSum", known.named(node.inputs[0]), axis), own_axes(node))
-
-
-def _concatenate(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, shaping.Concatenate)
-    axes = known.axes_for(node)
-    inputs = [known.named(each, axes) for each in node.inputs]
-    return Tensor(known.graph.add("Concat", *inputs, axis=axes.index(node.operation.axis)), axes)
+    return known.graph.add("CumSum", known.named(node.inputs[0]), axis)
 
 
 # Shapes
 
 
-def _reshape(known: Translation, node: Expression) -> Tensor:
-    (x,) = node.inputs
-    held, lengths = known.held(x), known.lengths(x)
-    moving = [axis for axis in held.axes if lengths[axis] != 1]
-    # Axes of length one may be anywhere: the elements have the same order.
-    tensor = held.name if moving == sorted(moving) else known.named(x)
-    return known.reshaped(tensor, known.lengths(node))
+def _reshape(known: Translation, node: Expression) -> str:
+    return known.reshaped(known.named(node.inputs[0]), known.lengths(node))
 
 
-def _transpose(known: Translation, node: Expression) -> Tensor:
-    """Return the same tensor with other axes."""
+def _transpose(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, shaping.Transpose)
-    name, axes = known.held(node.inputs[0])
-    return Tensor(name, tuple(node.operation.axes.index(axis) for axis in axes))
+    return known.transposed(node.inputs[0], node.operation.axes)
 
 
-def _broadcast(known: Translation, node: Expression) -> Tensor:
+def _broadcast(known: Translation, node: Expression) -> str:
     (x,) = node.inputs
-    axes = known.held(x).axes if x.ndim == node.ndim else own_axes(node)
-    tensor = known.named(x, axes if x.ndim == node.ndim else None)
     added = node.ndim - x.ndim
     stays = tuple(added + axis for axis, length in enumerate(known.lengths(x)) if length is None)
-    return Tensor(known.expanded(tensor, node, axes, stays), axes)
+    return known.expanded(known.named(x), node, stays)
 
 
-def _slice(known: Translation, node: Expression) -> Tensor:
+def _slice(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, shaping.Slice)
     (x,) = node.inputs
-    keeps_axes = all(isinstance(each, range) for each in node.operation.index)
-    axes = known.held(x).axes if keeps_axes else own_axes(x)
-    tensor = known.named(x, axes)
+    tensor = known.named(x)
     if parts := _parts(known, node, x):
         tensor = known.graph.add(
             "Slice",
             tensor,
             integers(*(part.start for part in parts.values())),
             integers(*(_end(part) for part in parts.values())),
-            integers(*(axes.index(axis) for axis in parts)),
+            integers(*parts),
             integers(*(part.step for part in parts.values())),
         )
-    return Tensor(tensor, axes) if keeps_axes else known.reshaped(tensor, known.lengths(node))
+    keeps_axes = all(isinstance(each, range) for each in node.operation.index)
+    return tensor if keeps_axes else known.reshaped(tensor, known.lengths(node))
 
 
 def _end(part: range) -> int:
     return part.stop if part.stop >= 0 else BEFORE_THE_FIRST
 
 
-def _zeros_around(known: Translation, node: Expression) -> Tensor:
+def _zeros_around(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, shaping.ZerosAround)
-    (x,) = node.inputs
     index, lengths = node.operation.index, known.lengths(node)
-    parts = _parts(known, node, node)
-    tensor, axes = known.held(x)
+    parts, tensor = _parts(known, node, node), known.named(node.inputs[0])
     if not all(isinstance(each, range) for each in index):
         inner = [len(parts[i]) if i in parts else length for i, length in enumerate(lengths)]
-        tensor, axes = known.reshaped(known.named(x), inner)
+        tensor = known.reshaped(tensor, inner)
     before, after = [0] * node.ndim, [0] * node.ndim
     gathered = {}
     for axis, part in parts.items():
-        length, place = lengths[axis], axes.index(axis)
+        length = lengths[axis]
         if length is None:
             raise _depends_on_count(node)
         if part.step == 1:
-            before[place], after[place] = part.start, length - part.stop
+            before[axis], after[axis] = part.start, length - part.stop
         else:  # append one line of zeros, and gather it for all lines in between
-            after[place] = 1
-            gathered[place] = [part.index(i) if i in part else len(part) for i in range(length)]
+            after[axis] = 1
+            gathered[axis] = [part.index(i) if i in part else len(part) for i in range(length)]
     if parts:
         zero = np.array(0, node.dtype)
         tensor = known.graph.add("Pad", tensor, integers(*before, *after), zero)
-    for place, lines in gathered.items():
-        tensor = known.graph.add("Gather", tensor, integers(*lines), axis=place)
-    return Tensor(tensor, axes)
+    for axis, lines in gathered.items():
+        tensor = known.graph.add("Gather", tensor, integers(*lines), axis=axis)
+    return tensor
 
 
 def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int, range]:
@@ -279,22 +242,24 @@ def _depends_on_count(node: Expression) -> ExportError:
 # Windows
 
 
-def _convolution(known: Translation, node: Expression) -> Tensor:
+def _convolution(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, convolution.Conv2D)
-    return _convolved(known, node, node.operation.windows, node.operation.groups)
+    convolved = _convolved(known, node, node.operation.windows, node.operation.groups)
+    return known.graph.transposed(convolved, CHANNELS_LAST)
 
 
-def _fused_convolution(known: Translation, node: Expression) -> Tensor:
+def _fused_convolution(known: Translation, node: Expression) -> str:
     operation = node.operation
     assert isinstance(operation, convolution.FusedConvolution)
     _, _, bias, *residual = node.inputs
     biases = [bias] if np.any(known.array(bias)) else []
-    y, axes = _convolved(known, node, operation.windows, operation.groups, biases)
+    y = _convolved(known, node, operation.windows, operation.groups, biases)
     y = _with_slope(known, y, operation.epilogue.slope)
     for each in residual:
-        y = known.graph.add("Add", y, known.named(each, axes))
+        y = known.graph.add("Add", y, known.transposed(each, CHANNELS_SECOND))
         y = _with_slope(known, y, operation.epilogue.residual_slope)
-    return Tensor(_clipped(known, y, node, operation.epilogue.low, operation.epilogue.high), axes)
+    clipped = _clipped(known, y, node, operation.epilogue.low, operation.epilogue.high)
+    return known.graph.transposed(clipped, CHANNELS_LAST)
 
 
 def _convolved(
@@ -305,13 +270,14 @@ def _convolved(
     biases: Sequence[Expression] = (),
     operator: str = "Conv",
     **options: Axes,
-) -> Tensor:
+) -> str:
+    """Return the convolution, with its channels second."""
     x, filters, *_ = node.inputs
     (top, bottom), (left, right) = windows.padding
-    convolved = known.graph.add(
+    return known.graph.add(
         operator,
-        known.named(x, CHANNELS_SECOND),
-        known.named(filters, FILTER_AXES),
+        known.transposed(x, CHANNELS_SECOND),
+        known.transposed(filters, FILTER_AXES),
         *map(known.named, biases),
         kernel_shape=windows.size,
         strides=windows.stride,
@@ -320,10 +286,9 @@ def _convolved(
         group=groups,
         **options,
     )
-    return Tensor(convolved, CHANNELS_SECOND)
 
 
-def _transposed_convolution(known: Translation, node: Expression) -> Tensor:
+def _transposed_convolution(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, convolution.Conv2DInputGradient)
     windows = node.operation.windows
     sides = zip(
@@ -331,33 +296,16 @@ def _transposed_convolution(known: Translation, node: Expression) -> Tensor:
     )
     beyond = tuple((n + sum(pad) - extent) % stride for n, pad, extent, stride in sides)
     groups = node.operation.groups
-    return _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)
+    convolved = _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)
+    return known.graph.transposed(convolved, CHANNELS_LAST)
 
 
-def _sum_of_windows(known: Translation, node: Expression) -> Tensor:
+def _sum_of_windows(known: Translation, node: Expression) -> str:
     """Multiply the mean, padding included, by the number of elements."""
     sides, x = _sides(node)
-    mean, axes = _pooled(known, "AveragePool", sides, x, count_include_pad=1)
+    mean = _pooled(known, "AveragePool", sides, x, count_include_pad=1)
     size = math.prod(side.size for side in sides)
-    return Tensor(known.graph.add("Mul", mean, np.array(size, node.dtype)), axes)
-
-
-def _multiply(known: Translation, node: Expression) -> Tensor:
-    return _mean_of_windows(known, node) or _by("Mul")(known, node)
-
-
-def _mean_of_windows(known: Translation, node: Expression) -> Tensor | None:
-    """Recognise sums of windows divided by the numbers of elements, which are one operator."""
-    for total, factors in (node.inputs, node.inputs[::-1]):
-        shares = known.array(factors)
-        if isinstance(total.operation, pooling.WindowSum) and shares is not None:
-            sides, x = _sides(total)
-            counts = {1: [1], 2: [1]} | {side.axis: side.counts() for side in sides}
-            elements = np.multiply.outer(counts[1], counts[2])[:, :, np.newaxis]
-            expected = (1 / elements).astype(node.dtype)
-            if shares.shape in ((), expected.shape) and (shares == expected).all():
-                return _pooled(known, "AveragePool", sides, x)
-    return None
+    return known.graph.add("Mul", mean, np.array(size, node.dtype))
 
 
 def _sides(node: Expression) -> tuple[list[AxisWindows], Expression]:
@@ -373,7 +321,7 @@ def _sides(node: Expression) -> tuple[list[AxisWindows], Expression]:
 
 def _pooled(
     known: Translation, operator: str, sides: list[AxisWindows], x: Expression, **options: int
-) -> Tensor:
+) -> str:
     size, stride, before, after = [1, 1], [1, 1], [0, 0], [0, 0]
     for side in sides:
         i = side.axis - 1
@@ -382,19 +330,19 @@ def _pooled(
         after[i] = max(reached - side.before - side.length, 0)
     pooled = known.graph.add(
         operator,
-        known.named(x, CHANNELS_SECOND),
+        known.transposed(x, CHANNELS_SECOND),
         kernel_shape=tuple(size),
         strides=tuple(stride),
         pads=(*before, *after),
         **options,
     )
-    return Tensor(pooled, CHANNELS_SECOND)
+    return known.graph.transposed(pooled, CHANNELS_LAST)
 
 
 CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.add: _by("Add"),
     elementwise.subtract: _by("Sub"),
-    elementwise.multiply: _multiply,
+    elementwise.multiply: _by("Mul"),
     elementwise.divide: _by("Div"),
     elementwise.negative: _by("Neg"),
     elementwise.exp: _by("Exp"),
@@ -431,12 +379,12 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.leaky: _leaky_relu,
     elementwise.relu: _by("Relu"),
     normalization.ScaleAndShift: _scale_and_shift,
-    selection.ArgMax: _in_our_order("ArgMax", "axis", keepdims=0),
-    selection.ArgMin: _in_our_order("ArgMin", "axis", keepdims=0),
-    indexing.Take: _in_our_order("Gather", "axis"),
+    selection.ArgMax: _by("ArgMax", "axis", keepdims=0),
+    selection.ArgMin: _by("ArgMin", "axis", keepdims=0),
+    indexing.Take: _by("Gather", "axis"),
     reduction.CumSum: _cumsum,
     indexing.CheckedIndices: _cast,
-    shaping.Concatenate: _concatenate,
+    shaping.Concatenate: _by("Concat", "axis"),
     shaping.Reshape: _reshape,
     shaping.Transpose: _transpose,
     shaping.Slice: _slice,
@@ -444,7 +392,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     convolution.Conv2D: _convolution,
     convolution.Conv2DInputGradient: _transposed_convolution,
     convolution.FusedConvolution: _fused_convolution,
-    matmul.MatMul: _in_our_order("MatMul"),
+    matmul.MatMul: _by("MatMul"),
     pooling.WindowMaximum: lambda known, node: _pooled(known, "MaxPool", *_sides(node)),
     pooling.WindowSum: _sum_of_windows,
 }

@@ -13,7 +13,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dist_net.autodiff import Array
-from dist_net.export.onnx.translation import CHANNELS_SECOND, Attribute, Graph, Tensor, integers
+from dist_net.export.onnx.translation import (
+    CHANNELS_LAST,
+    CHANNELS_SECOND,
+    Attribute,
+    Graph,
+    integers,
+)
 from dist_net.nn import Model
 
 LUMA = np.array([19595, 38470, 7471], np.int32)
@@ -27,7 +33,7 @@ Fit = Callable[[Graph, str, int, int], str]
 """From maps (N, C, H, W) uint8 of any size to (N, C, height, width)."""
 
 
-def add_preprocessing(graph: Graph, model: Model, fitting: str) -> Tensor:
+def add_preprocessing(graph: Graph, model: Model, fitting: str) -> str:
     """Add the input ``images``, (N, H, W, 3) uint8 of any size; return the network's inputs.
 
     ``fitting`` is a key of ``GRAPH_FITTINGS``.
@@ -37,11 +43,11 @@ def add_preprocessing(graph: Graph, model: Model, fitting: str) -> Tensor:
     pixels = graph.input("images", np.uint8, ("N", *size, 3))
     if channels != [3]:
         pixels = _grey(graph, pixels)
-    maps = graph.add("Transpose", pixels, perm=CHANNELS_SECOND)
+    maps = graph.transposed(pixels, CHANNELS_SECOND)
     fitted = GRAPH_FITTINGS[fitting](graph, maps, height, width)
     if channels:
-        return Tensor(fitted, CHANNELS_SECOND)
-    return Tensor(graph.add("Squeeze", fitted, integers(1)), (0, 1, 2))
+        return graph.transposed(fitted, CHANNELS_LAST)
+    return graph.add("Squeeze", fitted, integers(1))
 
 
 def _grey(graph: Graph, pixels: str) -> str:

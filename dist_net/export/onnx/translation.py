@@ -1,8 +1,7 @@
 """The tensors of a graph that contain the values of expressions.
 
-A tensor may have its axes in another order than the expression. ONNX's convolutions and pools
-return maps with the channels second. The operations after them keep that order, and a Transpose is
-added only if an operation needs ours. So the graph has no Transposes that cancel each other.
+ONNX's convolutions and pools take and return maps with the channels second. Each is placed between
+two Transposes; those that follow each other are merged or left out.
 
 Operators: https://onnx.ai/onnx/operators, opset 18. Needs the extra ``onnx``.
 """
@@ -19,11 +18,14 @@ from onnx import NodeProto, ValueInfoProto, checker, helper, numpy_helper
 from dist_net.autodiff import Array, Expression
 from dist_net.errors import ExportError
 
+Axes = tuple[int, ...]
 Attribute: TypeAlias = "int | float | str | tuple[int, ...]"
 
 OPSET = 18
 IR_VERSION = 8
 """The first version with this opset, so that older programs can read the file."""
+CHANNELS_SECOND: Axes = (0, 3, 1, 2)
+CHANNELS_LAST: Axes = (0, 2, 3, 1)
 MAX_SHARED = 16  # elements; larger constants are not compared with each other
 
 
@@ -41,6 +43,7 @@ class Graph:
         self._taken = set(reserved)
         self._counts: dict[str, int] = {}
         self._known: dict[object, str] = {}
+        self._transposed: dict[str, tuple[str, Axes]] = {}
 
     def input(self, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> str:
         """Declare an input of the graph and return its name; a variable length is a name."""
@@ -59,6 +62,16 @@ class Graph:
             self.nodes.append(helper.make_node(operator, names, [output], output, **attributes))
             self._known[identity] = output
         return self._known[identity]
+
+    def transposed(self, tensor: str, axes: Axes) -> str:
+        """Return the name of a tensor whose axis i is the given tensor's axis ``axes[i]``."""
+        source, first = self._transposed.get(tensor, (tensor, tuple(range(len(axes)))))
+        order = tuple(first[axis] for axis in axes)
+        if order == tuple(range(len(order))):
+            return source
+        result = self.add("Transpose", source, perm=order)
+        self._transposed[result] = source, order
+        return result
 
     def cast(self, tensor: str, dtype: DTypeLike) -> str:
         """Add the conversion of a tensor; raise ``ExportError`` for an unsupported dtype."""
@@ -138,18 +151,6 @@ def element_type(dtype: DTypeLike) -> int:
         raise ExportError(f"ONNX does not support the dtype {np.dtype(dtype)}") from error
 
 
-Axes = tuple[int, ...]
-
-CHANNELS_SECOND: Axes = (0, 3, 1, 2)
-
-
-class Tensor(NamedTuple):
-    """The tensor of an expression; its axis i is the expression's axis ``axes[i]``."""
-
-    name: str
-    axes: Axes
-
-
 class KnownArray(NamedTuple):
     """The value of an expression that depends on weights and constants alone."""
 
@@ -160,15 +161,16 @@ class KnownArray(NamedTuple):
 class Translation:
     """The part of a network that has been added to the graph.
 
-    Each node has a counterpart in the network for a second number of inputs. A length that differs
-    between them depends on that number and is computed when the graph runs.
+    ``inputs`` is a tensor with an axis 0 of the number of inputs. Each node has a counterpart in
+    the network for a second number of inputs. A length that differs between them depends on that
+    number and is computed when the graph runs.
     """
 
-    def __init__(self, graph: Graph, inputs: Tensor, counts: tuple[int, int]) -> None:
+    def __init__(self, graph: Graph, inputs: str, counts: tuple[int, int]) -> None:
         self.graph = graph
         self._inputs = inputs
         self._counts = counts
-        self._tensors: dict[int, Tensor] = {}
+        self._tensors: dict[int, str] = {}
         self._known: dict[int, KnownArray] = {}
         self._constants: dict[tuple[int, Axes], str] = {}
         self._others: dict[int, Expression] = {}
@@ -177,7 +179,7 @@ class Translation:
         """Record that ``other`` is the counterpart of ``node``."""
         self._others[id(node)] = other
 
-    def hold(self, node: Expression, tensor: Tensor) -> None:
+    def hold(self, node: Expression, tensor: str) -> None:
         """Record that ``tensor`` contains the value of ``node``."""
         self._tensors[id(node)] = tensor
 
@@ -194,45 +196,19 @@ class Translation:
         known = self._known.get(id(node))
         return None if known is None else known.array
 
-    def held(self, node: Expression) -> Tensor:
-        """Return the tensor in which the node was computed."""
+    def named(self, node: Expression) -> str:
+        """Return the name of the node's tensor."""
         if id(node) in self._known:
-            return Tensor(self.named(node, own_axes(node)), own_axes(node))
+            return self.transposed(node, tuple(range(node.ndim)))
         return self._tensors[id(node)]
 
-    def named(self, node: Expression, axes: Axes | None = None) -> str:
-        """Return the name of the node's tensor with this order of axes; None: our own order."""
-        axes = own_axes(node) if axes is None else axes
-        if id(node) in self._known:
-            return self._constant(node, axes)
-        tensor = self._tensors[id(node)]
-        if tensor.axes == axes:
-            return tensor.name
-        order = tuple(tensor.axes.index(axis) for axis in axes)
-        return self.graph.add("Transpose", tensor.name, perm=order)
-
-    def operand(self, node: Expression, user: Expression, axes: Axes) -> str:
-        """Return the node's tensor as it broadcasts in ``user``, whose tensor has these axes."""
-        if node.ndim == user.ndim:
-            return self.named(node, axes)
-        if node.ndim == 0 or axes == own_axes(user):
-            return self.named(node)
-        return self._constant(node, axes)
-
-    def axes_for(self, node: Expression) -> Axes:
-        """Return the order of axes that needs the fewest Transposes of the node's inputs."""
-        computed = [each for each in node.inputs if self.array(each) is None]
-        if any(0 < each.ndim < node.ndim for each in computed):
-            return own_axes(node)
-        whole = [self.held(each).axes for each in computed if each.ndim == node.ndim]
-        return next((axes for axes in whole if axes != own_axes(node)), own_axes(node))
-
-    def _constant(self, node: Expression, axes: Axes) -> str:
-        """Return the constant of a known value, with leading axes of length one if necessary."""
+    def transposed(self, node: Expression, axes: Axes) -> str:
+        """Return the name of the node's tensor with its axes in this order."""
+        if id(node) not in self._known:
+            return self.graph.transposed(self._tensors[id(node)], axes)
         if (id(node), axes) not in self._constants:
             name, array = self._known[id(node)]
-            whole = array[(np.newaxis,) * (len(axes) - array.ndim)]
-            self._constants[id(node), axes] = self.graph.constant(whole.transpose(axes), name)
+            self._constants[id(node), axes] = self.graph.constant(array.transpose(axes), name)
         return self._constants[id(node), axes]
 
     def lengths(self, node: Expression) -> tuple[int | None, ...]:
@@ -242,7 +218,7 @@ class Translation:
             for length, other in zip(node.shape, self.other(node).shape, strict=True)
         )
 
-    def reshaped(self, tensor: str, lengths: Sequence[int | None]) -> Tensor:
+    def reshaped(self, tensor: str, lengths: Sequence[int | None]) -> str:
         """Reshape a tensor; at most one length may depend on the number of inputs (None)."""
         if lengths.count(None) > 1:
             raise ExportError(
@@ -250,14 +226,13 @@ class Translation:
                 f"most one"
             )
         shape = integers(*(-1 if length is None else length for length in lengths))
-        return Tensor(self.graph.add("Reshape", tensor, shape), tuple(range(len(lengths))))
+        return self.graph.add("Reshape", tensor, shape)
 
-    def expanded(self, tensor: str, node: Expression, axes: Axes, stays: Axes = ()) -> str:
+    def expanded(self, tensor: str, node: Expression, stays: Axes = ()) -> str:
         """Broadcast a tensor to the node's shape, except for the axes in ``stays``."""
-        lengths = self.lengths(node)
         parts: list[str | Array] = [
-            integers(1) if axis in stays else self._length(node, axis, lengths[axis])
-            for axis in axes
+            integers(1) if axis in stays else self._length(node, axis, length)
+            for axis, length in enumerate(self.lengths(node))
         ]
         if all(isinstance(part, np.ndarray) for part in parts):
             return self.graph.add("Expand", tensor, np.concatenate(parts))
@@ -265,9 +240,7 @@ class Translation:
 
     def multiple(self, factor: int) -> str:
         """Return a vector of one integer: ``factor`` times the number of inputs."""
-        name, axes = self._inputs
-        first = axes.index(0)
-        count = self.graph.add("Shape", name, start=first, end=first + 1)
+        count = self.graph.add("Shape", self._inputs, start=0, end=1)
         return count if factor == 1 else self.graph.add("Mul", count, integers(factor))
 
     def _length(self, node: Expression, axis: int, known: int | None) -> str | Array:
@@ -281,8 +254,3 @@ class Translation:
                 f"{many}; expected a multiple of the number of inputs"
             )
         return self.multiple(length // few)
-
-
-def own_axes(node: Expression) -> Axes:
-    """Return the order of axes of the expression itself."""
-    return tuple(range(node.ndim))

@@ -55,6 +55,7 @@ from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.nn.parameters import Layout
+from dist_net.nn.targets import TargetMeaning
 from dist_net.optim import (
     OPTIMIZERS,
     Adam,
@@ -220,11 +221,12 @@ class Recipe:
             return None, None
         return checked_evaluation(called("evaluate", self.evaluate, weights))
 
-    def classifies(self, dataset: Dataset) -> bool:
-        """Return whether training counts correct predictions."""
-        targets = samples_of(dataset.train_targets)
-        has_network = self.network is not None
-        return has_network and self.model.classifies(targets.shape, targets.dtype)
+    def targets(self, dataset: Dataset) -> TargetMeaning:
+        """Return what the dataset's targets mean to the loss; numbers without a network."""
+        if self.network is None:
+            return TargetMeaning()
+        given = samples_of(dataset.train_targets)
+        return self.model.targets(given.shape, given.dtype)
 
     def require_batch_size(self, batch_size: int) -> None:
         """Raise ``ParameterError`` if the network cannot train on minibatches of this size."""
@@ -259,10 +261,11 @@ class Recipe:
                     f"the recipe's dataset function returned {type(dataset).__name__}: expected a "
                     f"Dataset"
                 )
-        self._require(dataset)
+        self.require_dataset(dataset)
         return dataset
 
-    def _require(self, dataset: Dataset) -> None:
+    def require_dataset(self, dataset: Dataset) -> None:
+        """Raise RecipeError if the net cannot use the dataset, DatasetError for a bad label."""
         inputs, targets = samples_of(dataset.train_inputs), samples_of(dataset.train_targets)
         model = self.model
         if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
@@ -284,6 +287,7 @@ class Recipe:
             raise RecipeError(
                 f"the loss does not take the targets of dataset {dataset.name!r}: {error}"
             ) from error
+        dataset.require_labels(self.targets(dataset).require)
 
 
 @dataclass(frozen=True)

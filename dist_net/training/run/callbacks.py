@@ -67,7 +67,8 @@ Callback = Callable[[EpochResult], object]
 class EarlyStopping:
     """Ends training after ``patience`` epochs in a row without improvement of ``monitor``.
 
-    With ``restore_best_weights``, the model has the weights of the best epoch afterwards.
+    With ``restore_best_weights``, the model has the weights of the best epoch when training has
+    ended, unless an exception ended it.
     """
 
     monitor: str = "val_loss"
@@ -81,9 +82,12 @@ class EarlyStopping:
         if result.improves(self.best, self.monitor, self.min_delta) or self.best is None:
             self.best = result
             self.best_weights = result.trained.weights if self.restore_best_weights else None
-        elif self.best_weights is not None:
-            result.trained.weights = self.best_weights
         return result.epoch - self.best.epoch >= max(self.patience, 1)
+
+    def at_end(self, model: Model) -> None:
+        """Restore the best weights."""
+        if self.best_weights is not None:
+            model.weights = self.best_weights
 
 
 @dataclass

@@ -29,9 +29,9 @@ LOWER = 0.99
 class Evaluation:
     """The mean loss over ``samples``, and the prediction for each.
 
-    ``labels``: the class of each sample; ``answers``: its predicted class; ``(samples,)`` intp.
-    Both are empty if the targets are no classes, or if a recipe's own function evaluates: then
-    ``samples`` is 0, and ``measured_accuracy`` is that function's.
+    ``labels``: the classes of samples, without ignored labels; ``answers``: the predictions; intp.
+    Both are empty unless a sample has one class: then ``measured_accuracy`` is the share of labels
+    that are right, None for numbers. If a recipe's own function evaluates, ``samples`` is 0.
     """
 
     loss: float
@@ -43,7 +43,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of samples with the right class; None without classes."""
+        """The share of labels that are right; None without labels."""
         if not self.labels.size:
             return self.measured_accuracy
         return float(np.mean(self.labels == self.answers))
@@ -55,7 +55,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         accuracy = "" if self.accuracy is None else f"test accuracy {self.accuracy:.2%}, "
-        return f"{accuracy}test loss {self.loss:.4f}"
+        return f"{accuracy}test loss {self.loss:#.4g}"
 
 
 def confusion_of(
@@ -82,6 +82,7 @@ class Evaluator:
         self._model = model
         self._inputs = samples_of(dataset.test_inputs)
         self._targets = samples_of(dataset.test_targets)
+        self._meaning = model.targets(self._targets.shape, self._targets.dtype)
         input_bytes = math.prod(self._inputs.shape) * self._inputs.dtype.itemsize
         self._batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_BYTES // max(1, input_bytes)))
         self._weights = np.empty(model.layout.size, np.float32)
@@ -90,20 +91,30 @@ class Evaluator:
     def __call__(self, weights: Vector) -> Evaluation:
         """Evaluate a copy of these weights."""
         self._weights[...] = weights
-        samples = len(self._targets)
-        classifies = self._model.classifies(self._targets.shape, self._targets.dtype)
-        labels, answers = (np.empty(samples if classifies else 0, np.intp) for _ in range(2))
-        loss_sum = 0.0
+        samples, meaning = len(self._targets), self._meaning
+        labels, answers = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+        loss_sum, right, counted = 0.0, 0, 0
         for start in range(0, samples, self._batch_size):
             indices = np.arange(start, min(start + self._batch_size, samples))
             inputs, targets, bound = self._batch(len(indices))
             self._inputs.read(indices, inputs)
             self._targets.read(indices, targets)
-            loss, outputs = bound.run()
+            loss, *judged = bound.run()
             loss_sum += float(loss) * len(indices)
-            if classifies:
-                labels[indices], answers[indices] = targets, outputs.argmax(1)
-        return Evaluation(loss_sum / samples, samples, self._model.classes, labels, answers)
+            if judged:
+                answered, known = (each[judged[2]] for each in judged[:2])
+                right, counted = right + int((answered == known).sum()), counted + len(known)
+            if meaning.is_of_sample:
+                labels.append(known)
+                answers.append(answered)
+        return Evaluation(
+            loss_sum / samples,
+            samples,
+            self._model.classes,
+            np.concatenate(labels),
+            np.concatenate(answers),
+            right / counted if counted else None,
+        )
 
     def _batch(self, size: int) -> EvaluationBatch:
         if size not in self._batches:

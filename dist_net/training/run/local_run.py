@@ -431,7 +431,7 @@ class LocalRun:
         joined = self._joined - self._joined_before
         if joined and loss > LOSS_RISE * self._last_loss:
             self._join_warning = (
-                f"the test loss has risen from {self._last_loss:.4f} to {loss:.4f} since the last "
+                f"the test loss has risen from {self._last_loss:.4g} to {loss:.4g} since the last "
                 f"evaluation, in which time {joined} workers joined; if it stays there, train with "
                 f"fewer workers or a lower learning rate"
             )

@@ -74,7 +74,7 @@ def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe:
     if last is None:
         result = ""
     elif last["accuracy"] is None:
-        result = f", test loss {last['loss']:.4f}"
+        result = f", test loss {last['loss']:#.4g}"
     else:
         result = f", test accuracy {last['accuracy']:.2%}"
     return f"{recipe}: {epochs:.1f} epochs{result}"

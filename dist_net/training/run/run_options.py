@@ -35,7 +35,8 @@ class DatasetFacts:
     @classmethod
     def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
         samples, names = len(dataset.train_targets), tuple(map(str, dataset.class_names))
-        return cls(samples, loaded.recipe.classifies(dataset), names, loaded.digest(dataset))
+        has_classes = loaded.recipe.targets(dataset).is_of_sample
+        return cls(samples, has_classes, names, loaded.digest(dataset))
 
 
 @dataclass(frozen=True)

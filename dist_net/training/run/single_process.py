@@ -18,7 +18,13 @@ from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.spelling import refuse_options
-from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
+from dist_net.training.run.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochResult,
+    is_ended_by,
+    require_callbacks,
+)
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.step import local_steps
@@ -29,17 +35,26 @@ from dist_net.wire.messages import StepSettings
 class SingleProcess:
     """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
-    ``threads`` is how many share the work of a step; see ``TrainingStep``.
+    ``threads`` is how many share the work of a step; see ``TrainingStep``. Epoch e has the order of
+    the samples, and the random numbers of layers, of epoch ``first_order`` + e.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        seed: int = 0,
+        threads: int = 1,
+        first_order: int = 0,
+    ) -> None:
         self._recipe = recipe
+        self._first_order = first_order
         self._samples = len(dataset.train_targets)
         recipe.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
         self._local = local_steps(recipe, dataset, settings, threads)
         self._state = self._local.rule.initial(recipe.initial_weights(seed))
-        self._classifies = recipe.classifies(dataset)
+        self._has_accuracy = recipe.targets(dataset).classes > 0
 
     @property
     def weights(self) -> Vector:
@@ -58,18 +73,19 @@ class SingleProcess:
         """
         progress = epoch * self._samples + start
         size = self._recipe.batch_size
-        lease = LeaseSteps(epoch, start, stop, progress, pace=size, batch_size=size)
+        order = self._first_order + epoch
+        lease = LeaseSteps(order, start, stop, progress, pace=size, batch_size=size)
         for _ in self._local.take(self._state, lease):
             pass
         self._state = self._local.state
         return self._local.loss_sum, self._local.correct
 
-    def epochs(self) -> Iterator[EpochResult]:
-        """Train an epoch at each step of the iteration.
+    def epochs(self, initial_epoch: int = 0) -> Iterator[EpochResult]:
+        """Train an epoch at each step of the iteration, from ``initial_epoch``.
 
         Raise NotFiniteError when the loss is no longer a finite number.
         """
-        for epoch in range(self._recipe.epochs):
+        for epoch in range(initial_epoch, self._recipe.epochs):
             loss, right = self.train(epoch, 0, self._samples)
             if not math.isfinite(loss):
                 raise NotFiniteError(
@@ -77,7 +93,7 @@ class SingleProcess:
                     f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
                     f"clip_norm"
                 )
-            accuracy = right / self._samples if self._classifies else None
+            accuracy = right / self._samples if self._has_accuracy else None
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 
@@ -101,7 +117,8 @@ def dataset_of(
         for each in (targets, test_targets)
     )
     has_classes = samples_of(targets, "targets").dtype.kind in "iu"
-    names = model.class_names or tuple(map(str, range(model.classes))) if has_classes else ()
+    count = model.output_shape[-1] if model.output_shape else 1
+    names = model.class_names or tuple(map(str, range(count))) if has_classes else ()
     return Dataset("given", inputs, targets, test_inputs, test_targets, names)
 
 
@@ -112,6 +129,7 @@ def fit(
     *,
     validation: tuple[Values, Values] | None = None,
     epochs: int = 10,
+    initial_epoch: int | None = None,
     batch_size: int = 32,
     optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
@@ -130,12 +148,17 @@ def fit(
     each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
 
     After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
-    call begins with a fresh optimizer. Raise DatasetError and RecipeError if data and model do not
+    call begins with a fresh optimizer, and with other orders of the samples and random numbers of
+    layers than the epochs before. With ``initial_epoch``, as in Keras, the epochs from that one up
+    to ``epochs`` are trained, with the orders and learning rates that they have in a single call.
+
+    Raise DatasetError and RecipeError if data and model do not
     fit each other, and NotFiniteError when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)
     integer("fit: threads", threads, 1)
+    first = integer("fit: initial_epoch", initial_epoch or 0, 0)
     require_callbacks(callbacks)
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         raise SettingError(
@@ -159,7 +182,8 @@ def fit(
         clip_norm=clip_norm,
         average_decay=average_decay,
     )
-    training = SingleProcess(recipe, recipe.load_dataset(), seed, threads)
+    done = model.trained_epochs if initial_epoch is None else 0
+    training = SingleProcess(recipe, recipe.load_dataset(), seed, threads, done)
     evaluate = Evaluator(model, dataset) if validation else None
 
     def keep_weights() -> Vector:
@@ -170,8 +194,9 @@ def fit(
 
     history = []
     try:
-        for result in training.epochs():
+        for result in training.epochs(first):
             weights = keep_weights()
+            model.trained_epochs = done + result.epoch
             evaluation = evaluate(weights) if evaluate else None
             result = replace(result, validation=evaluation, model=model)
             history.append(result)
@@ -180,4 +205,7 @@ def fit(
     except BaseException:
         keep_weights()
         raise
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.at_end(model)
     return history

@@ -23,14 +23,14 @@ class Minibatch(NamedTuple):
 
 
 class MinibatchGradient(NamedTuple):
-    """The summed loss, the mean gradient, and the number of correct predictions.
+    """The summed loss, the mean gradient, and the number of samples predicted right.
 
     In the places of buffers, ``gradient`` has observations: see ``dist_net.optim.rule``.
     """
 
     loss_sum: float
     gradient: Vector
-    correct: int = 0
+    correct: float = 0.0
 
 
 GradientFunction = Callable[[Vector, Minibatch], MinibatchGradient]
@@ -122,7 +122,7 @@ class LocalSteps:
     def _take_part(self, base: Vector, part: LeaseSteps) -> Iterator[None]:
         if base is not self._latest[0]:
             np.copyto(self._latest[0], base)
-        loss_sum = 0.0
+        loss_sum = right = 0.0
         share = part.batch_size / self._batch_size
         for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
             state, weights = self._latest
@@ -134,8 +134,9 @@ class LocalSteps:
             self.rule.step(state, gradient, rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest
             loss_sum += loss
-            self.correct += correct
+            right += correct
         self.loss_sum += loss_sum
+        self.correct += round(right)
 
 
 LocalStepsOf = Callable[[StepSettings], LocalSteps]

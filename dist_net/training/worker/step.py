@@ -113,7 +113,7 @@ class TrainingStep:
         self._bits.state = self._bits_state
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding.bound.run()
-        return MinibatchGradient(float(loss) * size, self._gradient, int(right))
+        return MinibatchGradient(float(loss) * size, self._gradient, float(right))
 
     def _read(self, minibatch: Minibatch, arrays: MinibatchArrays) -> None:
         rows = self._rows.of(minibatch)

@@ -170,6 +170,49 @@ def test_a_dilated_convolution_has_zeros_between_its_taps(groups, dilation, padd
     check_gradients(build, x, kernel * 0.2, rng=np.random.default_rng(0))
 
 
+def gradients_by_taps(x, kernel, cotangent, seen, groups):
+    """The convolution and both gradients, as a sum over the taps of the kernel."""
+    around = padded(x, seen)
+    rows, columns = cotangent.shape[1:3]
+    out, to_x, to_kernel = np.zeros_like(cotangent), np.zeros_like(around), np.zeros_like(kernel)
+    inside, filters = kernel.shape[2], kernel.shape[3] // groups
+    (down, across), (tall, wide) = seen.stride, seen.dilation
+    for i, j, group in itertools.product(*map(range, seen.size), range(groups)):
+        own = slice(group * filters, (group + 1) * filters)
+        read = (
+            slice(None),
+            slice(i * tall, i * tall + (rows - 1) * down + 1, down),
+            slice(j * wide, j * wide + (columns - 1) * across + 1, across),
+            slice(group * inside, (group + 1) * inside),
+        )
+        out[..., own] += around[read] @ kernel[i, j, :, own]
+        to_x[read] += cotangent[..., own] @ kernel[i, j, :, own].T
+        to_kernel[i, j, :, own] += np.einsum("nhwc,nhwo->co", around[read], cotangent[..., own])
+    (top, _), (left, _) = seen.padding
+    return out, to_x[:, top : top + x.shape[1], left : left + x.shape[2]], to_kernel
+
+
+STRIDES = DILATIONS = (1, 1), (1, 2), (2, 1), (2, 2)
+CHANNELS_AND_GROUPS = (1, 1), (4, 1), (5, 1), (6, 2), (10, 2), (12, 4), (5, 5), (8, 8)
+
+
+@pytest.mark.parametrize(("channels", "groups"), CHANNELS_AND_GROUPS)
+def test_every_combination_of_options_is_the_sum_over_taps(channels, groups):
+    sizes, paddings = [(1, 1), (3, 3), (2, 3)], ["same", "valid", 2, ((1, 0), (0, 3))]
+    for filters, size, stride, dilation, padding in itertools.product(
+        {groups, 6 * groups}, sizes, STRIDES, DILATIONS, paddings
+    ):
+        if any(min(both) > 1 for both in zip(stride, dilation, strict=True)):
+            continue
+        seen = windows(size, stride, padding, (6, 7), dilation)
+        x, kernel = draw(2, 6, 7, channels), draw(*size, channels // groups, filters)
+        cotangent = draw(2, *seen.output(6, 7), filters)
+        wanted = gradients_by_taps(x, kernel, cotangent, seen, groups)
+        found = ours(x, kernel, cotangent, stride, padding, groups, dilation)
+        for value, each in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(value, each, rtol=1e-12, atol=1e-12, strict=True)
+
+
 def test_a_stride_with_a_dilation_is_refused():
     with pytest.raises(ShapeError, match=naming("conv2d", (2, 1), (3, 1), 1)):
         ad.conv2d(*variables((1, 9, 9, 1), (3, 3, 1, 1)), stride=(2, 1), dilation=(3, 1))

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from dist_net.data import AugmentedSamples, Dataset, Samples
 from dist_net.data.samples import SampleIndices, chunks_of, samples_of
 from dist_net.errors import DatasetError
+from dist_net.nn import Weighted
+from dist_net.nn.targets import TargetMeaning
 from naming import naming
 
 
@@ -49,14 +51,21 @@ def test_classes_are_integers_of_any_dtype(dtype: str) -> None:
     inputs = np.zeros((1000, 3))
     dataset = Dataset("many", inputs, targets, inputs, targets, names)
     assert dataset.input_shape == (3,)
-    with pytest.raises(DatasetError, match=naming("target 999", "index 999", "0 to 998")):
-        dataclasses.replace(dataset, class_names=names[:-1])
+    dataset.require_labels(TargetMeaning(1000).require)
+    with pytest.raises(DatasetError, match=naming("train target 999", "index 999", "0 to 998")):
+        dataset.require_labels(TargetMeaning(999).require)
 
 
-def test_labels_of_tokens_may_be_such_that_a_loss_ignores() -> None:
-    inputs, labels = np.zeros((2, 3)), np.array([[0, 1, -1], [1, -1, -1]])
-    dataset = Dataset("tokens", inputs, labels, inputs, labels, ("a", "b"))
-    assert samples_of(dataset.train_targets).shape == (3,)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_labels_that_a_loss_ignores_are_valid_for_it_alone(part: str) -> None:
+    inputs, labels = np.zeros((2, 3)), np.array([[0, 1, 1], [1, -1, -1]])
+    others = {"train_targets": labels * 0, "test_targets": labels * 0, f"{part}_targets": labels}
+    dataset = Dataset(
+        "tokens", train_inputs=inputs, test_inputs=inputs, **others, class_names=("a", "b")
+    )
+    dataset.require_labels(TargetMeaning(2, weighted=Weighted("cross_entropy_of_logits")).require)
+    with pytest.raises(DatasetError, match=naming(f"{part} target -1", "index 1", "0 to 1")):
+        dataset.require_labels(TargetMeaning(2).require)
 
 
 def test_targets_without_classes_are_floats_of_any_shape() -> None:
@@ -73,8 +82,6 @@ def test_targets_without_classes_are_floats_of_any_shape() -> None:
         ({"test_targets": np.zeros(3)}, r"int64\[\].*float64\[\]"),
         ({"train_targets": np.zeros(5, int)}, "5 .*4 inputs"),
         ({"test_inputs": np.zeros((3, 2, 3), np.uint8)}, r"\[2, 2\].*uint8\[2, 3"),
-        ({"train_targets": np.array([0, 1, 2, 0])}, "target 2.*index 2.*0 to 1"),
-        ({"train_targets": np.array([0, 1, 0, -1])}, "target -1.*index 3.*0 to 1"),
         ({"class_names": ()}, "int64.*0 names"),
         ({"test_inputs": np.zeros((0, 2, 2), np.uint8)}, "no test inputs"),
     ],

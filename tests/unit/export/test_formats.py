@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import dist_net
+from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.cli.export import require_another_file
 from dist_net.errors import (
@@ -114,6 +117,27 @@ def test_preprocessing_is_for_nets_that_take_images() -> None:
     assert [port.name for port in onnx_graph(ExportedModel("m", found, weights)).outputs] == [
         "outputs"
     ]
+
+
+MIXING: dict[str, Callable[[ad.Expression], ad.Expression]] = {
+    "cumsum": lambda x: ad.cumsum(x, 0),
+    "max": lambda x: x - ad.max(x, 0, keepdims=True),
+    "first": lambda x: x + x[:1],
+    "softmax": lambda x: x / ad.sum(ad.exp(x), 0, keepdims=True),
+}
+
+
+@pytest.mark.parametrize("mix", MIXING.values(), ids=MIXING)
+def test_a_network_that_mixes_the_rows_of_a_batch_is_not_exported(
+    mix: Callable[[ad.Expression], ad.Expression], tmp_path: Path
+) -> None:
+    network = nn.Sequential(nn.Embedding(3, 4), nn.Lambda(mix), nn.Flatten(), nn.Dense(2))
+    model = nn.Model(network, (5,))
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    with pytest.raises(ExportError, match=naming("m", "others of its batch")):
+        dist_net.export_model(model, tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())
+    dist_net.export_model(model, tmp_path / "m.npz")
 
 
 def test_the_format_is_what_a_file_ends_in_or_what_is_said() -> None:

@@ -15,14 +15,14 @@ from dist_net.errors import ExportError
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
 from dist_net.export.onnx.onnx_model import add_network
-from dist_net.export.onnx.translation import Graph, Tensor, integers
+from dist_net.export.onnx.translation import Graph, integers
 
 
 def graph_of(model: nn.Model) -> Graph:
-    graph, axes = Graph(), tuple(range(1 + len(model.input_shape)))
+    graph = Graph()
     name = graph.input("input", model.input_dtype, ("N", *model.input_shape))
     weights = model.layout.initial(np.random.default_rng(0))
-    outputs = add_network(graph, model, weights, {"": Tensor(name, axes)})[""]
+    outputs = add_network(graph, model, weights, {"": name})[""]
     graph.output(outputs, "outputs", np.float32, ("N", *model.output_shape))
     graph.prune()
     return graph
@@ -32,16 +32,16 @@ def operators(graph: Graph) -> Counter[str]:
     return Counter(node.op_type for node in graph.nodes)
 
 
-def test_a_map_is_transposed_once_and_everything_after_a_convolution_keeps_that_order() -> None:
+def test_there_is_no_transpose_between_convolutions_and_pools() -> None:
     layers = (
         *(nn.Conv2D(4, 3, use_bias=False), nn.BatchNorm(activation=nn.relu6)),
-        nn.Residual(nn.DepthwiseConv2D(3), nn.BatchNorm(activation=nn.tanh)),
-        *(nn.AveragePool(2), nn.MaxPool(3, 1, "same"), nn.GlobalAveragePool(), nn.Dense(3)),
+        nn.Residual(nn.DepthwiseConv2D(3), nn.BatchNorm(), nn.Conv2D(4, 1)),
+        *(nn.MaxPool(3, 1, "same"), nn.GlobalAveragePool(), nn.Dense(3)),
     )
     graph = graph_of(nn.Model(nn.Sequential(*layers), (8, 8, 3), input_dtype=np.float32))
     assert operators(graph) == Counter(
         [
-            *("Transpose", "Conv", "Clip", "Conv", "Tanh", "Add", "AveragePool", "MaxPool"),
+            *("Transpose", "Conv", "Clip", "Conv", "Conv", "Add", "MaxPool", "Transpose"),
             *("ReduceSum", "Reshape", "Mul", "MatMul", "Add"),
         ]
     )

@@ -244,6 +244,20 @@ def test_binary_cross_entropy_is_its_definition_and_finite() -> None:
         nn.binary_cross_entropy_of_logits(logits, ad.variable("y", (2, 2), np.uint8))
 
 
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("logit", [-80.0, -14.0, -0.5, 0.0, 0.5, 14.0, 80.0])
+def test_binary_cross_entropy_and_its_slope_keep_the_digits_of_small_losses(
+    logit: float, label: int
+) -> None:
+    x, y = ad.variable("x", (1, 1)), ad.variable("y", (1, 1))
+    loss = nn.binary_cross_entropy_of_logits(x, y)
+    at = {"x": np.full((1, 1), logit, np.float32), "y": np.full((1, 1), label, np.float32)}
+    found, slope = ad.evaluate([loss, *ad.gradients(ad.sum(loss), [x])], **at)
+    wrong = -logit if label else logit
+    np.testing.assert_allclose(found, [np.logaddexp(0, wrong)], rtol=1e-6)
+    np.testing.assert_allclose(slope, [[(1 - 2 * label) / (1 + np.exp(-wrong))]], rtol=1e-6)
+
+
 def test_mean_absolute_error_and_its_slope_of_0_at_0() -> None:
     x, y = ad.variable("x", (1, 4)), ad.variable("y", (1, 4))
     loss = nn.mean_absolute_error(x, y)

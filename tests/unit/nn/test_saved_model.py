@@ -86,7 +86,8 @@ def test_a_model_without_weights_is_not_saved(tmp_path: Path) -> None:
 
 def test_a_function_of_the_user_is_passed_again(tmp_path: Path) -> None:
     model = trained(own_network())
-    model.save(tmp_path / "m")
+    with pytest.warns(UserWarning, match=naming("scaled", "network=")):
+        model.save(tmp_path / "m")
     with pytest.raises(ModelFileError, match=naming("scaled", "network=")):
         Model.load(tmp_path / "m")
     loaded = Model.load(tmp_path / "m", network=own_network())
@@ -95,9 +96,11 @@ def test_a_function_of_the_user_is_passed_again(tmp_path: Path) -> None:
         Model.load(tmp_path / "m", network=Sequential(nn.Rescale(), nn.Flatten(), nn.Dense(5)))
 
 
-def test_a_loss_of_the_user_is_needed_for_its_figure_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_loss", [own_loss, nn.Weighted(own_loss)])
+def test_a_loss_of_the_user_is_needed_for_its_figure_only(own_loss: Any, tmp_path: Path) -> None:
     model = trained(of_every_kind(), loss=own_loss)
-    model.save(tmp_path / "m")
+    with pytest.warns(UserWarning, match=naming("own_loss", "loss=")):
+        model.save(tmp_path / "m")
     loaded = Model.load(tmp_path / "m")
     np.testing.assert_array_equal(loaded.predict(IMAGES), model.predict(IMAGES))
     with pytest.raises(ParameterError, match=naming("own_loss", "loss=")):
@@ -105,6 +108,44 @@ def test_a_loss_of_the_user_is_needed_for_its_figure_only(tmp_path: Path) -> Non
     assert Model.load(tmp_path / "m", loss=own_loss).evaluate(IMAGES, LABELS) == model.evaluate(
         IMAGES, LABELS
     )
+
+
+ARRAYS = {
+    "float64": RANDOM.normal(size=3),
+    "float32, by column": RANDOM.normal(size=(3, 8, 8)).astype(np.float32).T,
+    "integers": np.arange(1, 4, dtype=">i2"),
+    "an image": RANDOM.normal(size=(8, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.filterwarnings("error")
+def test_arrays_are_part_of_the_file(array: np.ndarray, tmp_path: Path) -> None:
+    network = Sequential(nn.Rescale(array, -array), nn.Flatten(), nn.Dense(4))
+    model = trained(network, loss=nn.Weighted("cross_entropy_of_logits", np.arange(4)))
+    model.save(tmp_path / "m")
+    loaded = Model.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.predict(IMAGES), model.predict(IMAGES))
+    assert loaded.evaluate(IMAGES, LABELS) == model.evaluate(IMAGES, LABELS)
+    assert repr(loaded) == repr(model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_of_bools_is_saved(tmp_path: Path) -> None:
+    model = Model(Sequential(nn.Rescale(1.0), nn.Dense(2)), (3,), input_dtype=np.bool_)
+    model.weights = model.layout.initial(np.random.default_rng(1))
+    model.save(tmp_path / "m")
+    rows = RANDOM.random((5, 3)) < 0.5
+    np.testing.assert_array_equal(Model.load(tmp_path / "m").predict(rows), model.predict(rows))
+
+
+def test_a_network_that_the_reader_would_refuse_is_not_saved(tmp_path: Path) -> None:
+    shape = 300, 300, 3
+    model = Model(Sequential(nn.Rescale(np.zeros(shape)), nn.GlobalAveragePool()), shape)
+    model.weights = model.layout.initial(np.random.default_rng(1))
+    with pytest.raises(ModelFileError, match=naming(f"{network_json.MAX_JSON:,}")):
+        model.save(tmp_path / "m")
+    assert not any(tmp_path.iterdir())
 
 
 def test_names_are_kept_and_classes_without_names_are_numbered() -> None:
@@ -185,6 +226,11 @@ PIXELS = [["", "|u1", [8, 8, 3]]]
         changed(network={"Flatten": {}}, inputs=[["", "<f4", [1 << 24, 1 << 24]]]),
         changed(network={"Flatten": {}}, inputs=[["", "<f4", [1 << 27]]]),
         changed(network={"Flatten": {}}, inputs=[["", "O", [3]]]),
+        changed(network={"Rescale": {"scale": {"array": ["|O", [1], "AAAAAAAAAAA="]}}}),
+        changed(network={"Rescale": {"scale": {"array": ["<f4", [3], "AAAA"]}}}),
+        changed(network={"Rescale": {"scale": {"array": ["<f4", [1 << 40, 0], ""]}}}),
+        changed(network={"Rescale": {"scale": {"array": ["<f4", [1], 3]}}}),
+        changed(network={"Rescale": {"scale": {"array": None}}}),
         changed(network={"Flatten": {}}, inputs=[["", "V1000000000000", [3]]]),
         *(changed(inputs=each) for each in (None, [], [1], [["a"]], PIXELS * 2, {"": 1})),
         *(changed(loss=each) for each in (3, None, {"Dense": None}, {"mse": {}}, "msee")),
@@ -229,6 +275,19 @@ def test_the_summary_has_a_row_for_each_layer_and_the_sum() -> None:
     assert ["conv2d", "(N,", "8,", "8,", "4)", "72"] in rows
     assert ["concatenate/residual/depthwiseconv2d", "(N,", "8,", "8,", "4)", "40"] in rows
     assert rows[-2:] == [["dense", "(N,", "4)", "516"], ["Sequential", "(N,", "4)", "652"]]
+
+
+def test_the_summary_counts_a_layer_in_two_places_once() -> None:
+    embedding, twice = nn.Embedding(5, 3), nn.Dense(3)
+    network = Sequential(embedding, twice, nn.Residual(twice), nn.Unembedding(embedding))
+    rows = [line.split() for line in Model(network, (4,)).summary().splitlines()[1:]]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("embedding", "15"),
+        ("dense", "12"),
+        ("dense", "0"),
+        ("unembedding", "0"),
+        ("Sequential", "27"),
+    ]
 
 
 def test_a_model_of_numbers_has_a_loss_and_no_accuracy() -> None:

@@ -147,14 +147,17 @@ class Patches:
         top = block.rows.start * self.windows.stride[0] - above
         padding = take_padded(x[block.images], top, -left, padded)
         windows = self.windows.over(padded)
-        if self.channels > FEW_CHANNELS:
-            return [*padding, _copy_windows(windows, matrix, self.groups)], matrix
-        # Runs of channels are short, so copy runs of pixels to columns instead.
         grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
-        seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
-        columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
-        copy = partial(np.copyto, columns.reshape(seen.shape, copy=False), seen)
-        return [*padding, copy], columns.transpose(0, 2, 1)
+        if self.channels <= FEW_CHANNELS:  # copy runs of pixels to columns instead
+            seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
+            columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
+            copy = partial(np.copyto, columns.reshape(seen.shape, copy=False), seen)
+            return [*padding, copy], columns.transpose(0, 2, 1)
+        if self.groups == self.windows.dilation[1] == 1:  # each line of a window is contiguous
+            lines = windows.reshape(*windows.shape[:4], -1, copy=False)
+            return [*padding, copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)], matrix
+        rows = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
+        return [*padding, partial(np.copyto, matrix.reshape(rows.shape, copy=False), rows)], matrix
 
 
 def by_group(pixels: Array, groups: int) -> Array:
@@ -162,13 +165,3 @@ def by_group(pixels: Array, groups: int) -> Array:
     *axes, channels = pixels.shape
     by_pixel = pixels.reshape(math.prod(axes), groups, channels // groups, copy=False)
     return by_pixel.transpose(1, 0, 2)
-
-
-def _copy_windows(windows: Array, matrix: Array, groups: int) -> Call:
-    """Return the call that copies (N, H', W', kh, kw, C) to rows (groups, pixels, length)."""
-    if groups == 1:
-        lines = windows.reshape(*windows.shape[:4], -1, copy=False)
-        return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
-    by_group = windows.reshape(*windows.shape[:5], groups, -1, copy=False)
-    by_group = by_group.transpose(5, 0, 1, 2, 3, 4, 6)
-    return partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)

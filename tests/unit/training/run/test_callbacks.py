@@ -75,6 +75,24 @@ def test_the_best_weights_are_restored_also_if_the_epochs_run_out() -> None:
         assert model.evaluate(INPUTS, labels)["loss"] == pytest.approx(min(found), rel=1e-5)
 
 
+def test_training_goes_on_from_its_own_weights_until_the_best_are_restored() -> None:
+    histories = []
+    for restores in (False, True):
+        stopping = EarlyStopping(patience=9, restore_best_weights=restores)
+        history = dist_net.fit(
+            classifier(),
+            INPUTS,
+            LABELS,
+            validation=(INPUTS, LABELS),
+            optimizer="sgd",
+            learning_rate=200.0,
+            epochs=5,
+            callbacks=[stopping],
+        )
+        histories.append([each.loss for each in history])
+    assert histories[0] == histories[1]
+
+
 def test_the_best_epoch_is_saved_or_each_under_a_name_of_its_own(tmp_path: Path) -> None:
     model = classifier()
     best = tmp_path / "best.safetensors"

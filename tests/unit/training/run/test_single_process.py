@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from dist_net.nn import (
     relu,
 )
 from dist_net.nn.losses import Loss
-from dist_net.optim import SGD, Adam, Optimizer
+from dist_net.optim import SGD, Adam, Cosine, Optimizer
 from dist_net.training.run.callbacks import EpochResult
 from naming import naming
 
@@ -99,6 +100,35 @@ def test_another_call_goes_on_from_the_weights_and_an_interrupted_one_leaves_the
     assert not np.array_equal(model.weights, weights)
     (again,) = dist_net.fit(model, INPUTS, LABELS, epochs=1)
     assert again.loss < first[0].loss
+
+
+@pytest.mark.parametrize("has_initial_epoch", [False, True])
+def test_a_loop_of_calls_trains_as_one_call_does(has_initial_epoch: bool) -> None:
+    """With an optimizer that has no state: orders of samples and masks of Dropout continue."""
+    alone, looped = (
+        Model(Sequential(Dense(8, relu), Dropout(0.5), Dense(2)), (3,), input_dtype=np.float32)
+        for _ in range(2)
+    )
+    history = dist_net.fit(alone, INPUTS, LABELS, epochs=3, optimizer="sgd", batch_size=48)
+    results = []
+    for epoch in range(3):
+        of_call = (
+            {"epochs": epoch + 1, "initial_epoch": epoch} if has_initial_epoch else {"epochs": 1}
+        )
+        results += dist_net.fit(looped, INPUTS, LABELS, optimizer="sgd", batch_size=48, **of_call)
+    np.testing.assert_array_equal(alone.weights, looped.weights)
+    assert [each.loss for each in results] == [each.loss for each in history]
+    assert [each.epoch for each in results] == ([1, 2, 3] if has_initial_epoch else [1, 1, 1])
+
+
+def test_an_initial_epoch_continues_the_schedule() -> None:
+    looped, alone = classifier(), classifier()
+    options: dict[str, Any] = {"optimizer": "sgd", "schedule": Cosine(), "learning_rate": 0.1}
+    dist_net.fit(alone, INPUTS, LABELS, epochs=4, **options)
+    stop_after_two = [lambda result: result.epoch == 2]
+    dist_net.fit(looped, INPUTS, LABELS, epochs=4, callbacks=stop_after_two, **options)
+    assert len(dist_net.fit(looped, INPUTS, LABELS, epochs=4, initial_epoch=2, **options)) == 2
+    np.testing.assert_array_equal(alone.weights, looped.weights)
 
 
 def test_the_average_of_the_weights_is_what_is_left() -> None:
@@ -238,6 +268,7 @@ def test_weights_of_another_model_are_refused() -> None:
         {"seed": -1},
         {"seed": "x"},
         {"threads": 0},
+        {"initial_epoch": -1},
         {"schedule": "cosinus"},
         {"callbacks": None},
         {"callbacks": [3]},
