@@ -3,6 +3,7 @@
 ZeroMQ itself accepts connections until the process has no free descriptor, and stores the frames of
 a message until the last frame arrives. ``Connections`` is a thread that closes the connections that
 exceed a limit. It also checks the key of each new peer, and closes the connections of revoked keys.
+It numbers the connections, so that a server can bind an answer to the connection of its request.
 See docs/decisions/0019-limits-for-strangers.md.
 """
 
@@ -14,16 +15,19 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import zmq
 
-from dist_net.wire.security import ADMITTED, AllowList
+from dist_net.wire.event_rates import EventRates
+from dist_net.wire.security import ADMITTED, TRY_AGAIN, AllowList
 
 logger = getLogger(__name__)
 
@@ -40,6 +44,12 @@ _SENT_TO_STRANGERS = 64 + 170 + 12
 _CHECK_EVERY_S = 0.02
 _CHECK_S_PER_CONNECTION = 0.0005
 _REFRESH_KEYS_EVERY_S = 1.0
+# Of the holders of one key together, or of all peers without keys. A peer that announces the id
+# which ZeroMQ assigns next would end this process. It cannot know the id, and with so few attempts
+# and connections it does not find one by chance within hours.
+_ADMISSIONS_PER_S = 100.0
+_ADMISSIONS_AT_ONCE = 1024
+MAX_CONNECTIONS = 1024
 # ZeroMQ takes 64 bytes for a frame of 2, and reports neither. So while a message is incomplete,
 # this process may grow by this much, a multiple of all unread bytes, and one of the kernel's huge
 # pages for each connection. With keys, encryption makes the smallest frame 35 bytes long.
@@ -68,11 +78,12 @@ def transferred_bytes(descriptor: int) -> tuple[int, int]:
 def max_connections() -> int:
     """Return the number of connections that a socket may have: a quarter of the descriptors."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(4096, max(16, descriptors // 4))
+    return min(MAX_CONNECTIONS, max(16, descriptors // 4))
 
 
 @dataclass
 class _Connection:
+    number: int
     peer: tuple[Any, ...]
     is_admitted: bool = False
     key: str = ""
@@ -103,7 +114,10 @@ class Connections(threading.Thread):
         self._max_unread_bytes = max_unread_bytes
         self._max_connections = max_connections()
         self._open: dict[int, _Connection] = {}  # by ZeroMQ's descriptor, oldest first
+        self._numbers = count(1)
+        self._descriptors: dict[int, int] = {}  # of open connections, by number
         self._heard: dict[int, str] = {}
+        self._admission_rates = EventRates()
         self._strangers = 0
         self._resident_bytes = 0
         watched.monitor(_ADDRESS, _EVENTS)
@@ -112,12 +126,24 @@ class Connections(threading.Thread):
         self._admissions = watched.context.socket(zmq.REP)
         self._admissions.bind(_ADMISSIONS)
 
-    def heard(self, descriptor: int, key: str) -> None:
+    def heard(self, descriptor: int, key: str) -> int:
         """Record that a whole message arrived on a connection; called by the socket's thread.
 
-        ``key`` is the peer's public key, "" if it needs none.
+        ``key`` is the peer's public key, "" if it needs none. Return the connection's number, which
+        no other connection has; 0 for a Unix socket, and for a connection that is already closed.
         """
         self._heard[descriptor] = key
+        connection = self._open.get(descriptor)
+        return 0 if connection is None else connection.number
+
+    def is_open(self, number: int) -> bool:
+        """Return whether the connection with this number is open."""
+        return number in self._descriptors
+
+    def read_bytes(self, number: int) -> int:
+        """Return how many bytes the peer of a connection has acknowledged; see below."""
+        descriptor = self._descriptors.get(number)
+        return 0 if descriptor is None else transferred_bytes(descriptor)[0]
 
     def stop(self) -> None:
         """End the thread; called by the socket's thread, before the socket is closed."""
@@ -160,14 +186,22 @@ class Connections(threading.Thread):
 
     def _take_in(self, event: int, descriptor: int) -> None:
         if event == zmq.EVENT_DISCONNECTED:
-            self._open.pop(descriptor, None)
+            self._forget(descriptor)
         elif event == zmq.EVENT_ACCEPTED:
             if len(self._open) >= self._max_connections:
                 self._make_room()
             self._heard.pop(descriptor, None)
             with suppress(OSError), _borrowed(descriptor) as connection:
-                peer = connection.getpeername()
-                self._open[descriptor] = _Connection(peer, resident_bytes=_resident_bytes())
+                number, peer = next(self._numbers), connection.getpeername()
+                self._forget(descriptor)
+                self._open[descriptor] = _Connection(number, peer, resident_bytes=_resident_bytes())
+                self._descriptors[number] = descriptor
+
+    def _forget(self, descriptor: int) -> _Connection | None:
+        connection = self._open.pop(descriptor, None)
+        if connection is not None:
+            del self._descriptors[connection.number]
+        return connection
 
     def _admit(self) -> None:
         """Admit or refuse a peer in its handshake."""
@@ -175,14 +209,24 @@ class Connections(threading.Thread):
         status, user = ADMITTED, b""
         if self._allow_list is not None:
             status, user = self._allow_list.admission(mechanism, credentials)
+        limits = _ADMISSIONS_PER_S, _ADMISSIONS_AT_ONCE
+        if status == ADMITTED and self._admission_rates.wait_s(user, *limits, time.monotonic()):
+            logger.warning("admissions_limited key=%s", user.decode())
+            status, user = TRY_AGAIN, b""
         self._admissions.send_multipart([version, request, status, b"", user, b""])
 
     def _make_room(self) -> None:
-        """Drop the oldest connection of a stranger, or else the newest connection."""
+        """Drop the oldest connection of a stranger, or else the newest of the commonest key."""
+        keys: Counter[str] = Counter()
         for victim, connection in self._open.items():
             self._received_bytes(victim, connection)
+            connection.key = self._heard.get(victim, connection.key)
+            keys[connection.key] += 1
             if not connection.is_admitted:
                 break
+        else:
+            (commonest, _), *_ = keys.most_common(1)
+            victim = [at for at, each in self._open.items() if each.key == commonest][-1]
         self._drop(victim, f"more than {self._max_connections} connections")
 
     def _check(self) -> None:
@@ -241,7 +285,8 @@ class Connections(threading.Thread):
 
     def _drop(self, descriptor: int, reason: str) -> None:
         """Have ZeroMQ close a connection, by a reset: a peer that still sends would wait."""
-        dropped = self._open.pop(descriptor)
+        dropped = self._forget(descriptor)
+        assert dropped is not None
         with suppress(OSError), _borrowed(descriptor) as connection:
             if connection.getpeername() == dropped.peer:  # otherwise the number was reused
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -4,10 +4,13 @@ Thin shells over ZeroMQ (ROUTER and DEALER), which only ``dist_net.wire`` import
 deadline. A socket must be used by the thread that created it.
 """
 
+import ctypes
 import errno
 import logging
 import math
+import os
 import socket
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +76,16 @@ _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _SOURCE = int(zmq.SRCFD)  # the descriptor of a frame's connection
+_NUMBER = struct.Struct("=Q")  # of a connection, at the end of a node
+
+
+def _seed_routing_ids() -> None:
+    """Seed the number from which the next ROUTER names peers that announce no id.
+
+    libzmq draws it from the C library's ``rand``, which nobody seeds, and ends the process if a
+    peer has announced the next number as its id.
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(int.from_bytes(os.urandom(4))))
 
 
 class FramedSocket:
@@ -80,6 +93,7 @@ class FramedSocket:
 
     def __init__(self, kind: int, max_array_bytes: int, high_water_mark: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        _seed_routing_ids()
         self._socket = self._context.socket(kind)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
@@ -156,6 +170,8 @@ class FramedSocket:
 class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
+    A node is a connection: the id that the peer announced, which only this peer knows, and the
+    number of the connection. So an answer reaches the sender of its request, or nobody.
     With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
     do. A peer may send frames of ``max_array_bytes``;
     ``dist_net.wire.connections`` disconnects a peer that sends more. At most ``high_water_mark``
@@ -184,6 +200,8 @@ class ServerSocket(FramedSocket):
         self._connections.start()
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            # A peer that connects again need not wait until its former connection is closed.
+            self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
             # Options apply to later binds: Unix sockets first, then addresses that require keys.
             bound = {address: self._bind(address) for address in addresses if not address.is_tcp}
@@ -206,10 +224,10 @@ class ServerSocket(FramedSocket):
             return None
         self._set_deadline(timeout_s)
         try:
-            node = self._socket.recv()
+            routing_id = self._socket.recv()
         except zmq.Again:
             return None
-        return self._decoded(node)
+        return self._decoded(routing_id)
 
     def waiting(self, limit: int) -> Iterator[tuple[bytes, Message]]:
         """Yield at most ``limit`` messages that can be received without waiting.
@@ -220,20 +238,22 @@ class ServerSocket(FramedSocket):
             if self._has_more and self._skip_rest():
                 return
             try:
-                node = self._socket.recv(NO_WAIT)
+                routing_id = self._socket.recv(NO_WAIT)
             except zmq.Again:
                 return
-            received = self._decoded(node)
+            received = self._decoded(routing_id)
             if received is not None:
                 yield received
 
-    def _decoded(self, node: bytes) -> tuple[bytes, Message] | None:
+    def _decoded(self, routing_id: bytes) -> tuple[bytes, Message] | None:
         """Return the rest of a message, decoded, or None if it was refused."""
         frames = self._receive_frames()
         assert self._header is not None
         key = self._key_of(self._header)
-        self._connections.heard(self._header.get(_SOURCE), key)
-        return self._understood(node, key, frames)
+        connection = self._connections.heard(self._header.get(_SOURCE), key)
+        if key and not connection:  # it was closed meanwhile: another peer may take its id
+            return None
+        return self._understood(routing_id + _NUMBER.pack(connection), key, frames)
 
     def _understood(
         self, node: bytes, key: str, frames: Sequence[Frame]
@@ -302,8 +322,11 @@ class ServerSocket(FramedSocket):
         return True
 
     def _queue(self, node: bytes, *frames: Frame | zmq.Frame) -> bool:
+        (connection,) = _NUMBER.unpack_from(node, -_NUMBER.size)
+        if connection and not self._connections.is_open(connection):
+            return False
         try:
-            self._send_frames(node, *frames)
+            self._send_frames(node[: -_NUMBER.size], *frames)
         except zmq.ZMQError as error:
             if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 raise
@@ -365,6 +388,7 @@ class ClientSocket(FramedSocket):
         require_keys(self._address, keys, "connect to")
         self._has_keys = keys is not None and self._address.is_tcp
         super().__init__(zmq.DEALER, max_array_bytes, high_water_mark)
+        self._socket.setsockopt(zmq.ROUTING_ID, os.urandom(16))  # which nobody can guess
         self._high_water_mark = high_water_mark
         self._socket.setsockopt(zmq.IPV6, int(":" in self._address.host))
         if keys is not None and self._address.is_tcp:
