@@ -118,7 +118,7 @@ class Connections(threading.Thread):
         self._descriptors: dict[int, int] = {}  # of open connections, by number
         self._heard: dict[int, str] = {}
         self._admission_rates = EventRates()
-        self._strangers = 0
+        self._postponed = self._strangers = 0
         self._resident_bytes = 0
         watched.monitor(_ADDRESS, _EVENTS)
         self._monitor = watched.context.socket(zmq.PAIR)
@@ -211,7 +211,10 @@ class Connections(threading.Thread):
             status, user = self._allow_list.admission(mechanism, credentials)
         limits = _ADMISSIONS_PER_S, _ADMISSIONS_AT_ONCE
         if status == ADMITTED and self._admission_rates.wait_s(user, *limits, time.monotonic()):
-            logger.warning("admissions_limited key=%s", user.decode())
+            self._postponed += 1
+            if self._postponed.bit_count() == 1:  # 1, 2, 4, 8, as below
+                count, key = self._postponed, user.decode()
+                logger.warning("admissions_limited count=%d key=%s", count, key)
             status, user = TRY_AGAIN, b""
         self._admissions.send_multipart([version, request, status, b"", user, b""])
 

@@ -202,6 +202,62 @@ def test_a_server_listens_on_several_addresses(tmp_path):
     assert not (tmp_path / "socket").exists()
 
 
+# Nobody receives what is meant for another
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_a_peer_that_takes_the_id_of_a_closed_connection_does_not_receive_its_answers(
+    keys, has_keys
+):
+    with ServerSocket([LOOPBACK], load_server_keys(keys) if has_keys else None) as server:
+        peer_keys = load_peer_keys(keys) if has_keys else None
+        address = server.contact_addresses[0]
+        with ClientSocket(address, peer_keys) as victim:
+            victim.send(Heartbeat(1))
+            node, _ = server.receive(DEADLINE_S)
+            routing_id = victim._socket.getsockopt(zmq.ROUTING_ID)
+        with ClientSocket(address, peer_keys) as thief:
+            thief._socket.disconnect(address)
+            thief._socket.setsockopt(zmq.ROUTING_ID, routing_id)
+            thief._socket.connect(address)
+            thief.send(Heartbeat(2))
+            taken, message = server.receive(DEADLINE_S)
+            assert message == Heartbeat(2)
+            assert taken != node
+            assert taken.startswith(routing_id)
+            assert not server.send(node, Alive(1.0))
+            assert server.send(taken, Alive(2.0))
+            assert thief.receive(DEADLINE_S) == Alive(2.0)
+
+
+def test_every_socket_announces_another_id_of_128_bits(server):
+    with ExitStack() as opened:
+        sockets = [
+            opened.enter_context(ClientSocket(server.contact_addresses[0])) for _ in range(8)
+        ]
+        ids = {each._socket.getsockopt(zmq.ROUTING_ID) for each in sockets}
+    assert {len(each) for each in ids} == {16}
+    assert len(ids) == 8
+
+
+def test_a_key_that_connects_too_often_waits_and_another_does_not(keys, caplog, monkeypatch):
+    monkeypatch.setattr(connections, "_ADMISSIONS_AT_ONCE", 2)
+    monkeypatch.setattr(connections, "_ADMISSIONS_PER_S", 0.001)
+    add_keys(keys, name="other")
+    with ServerSocket([LOOPBACK], load_server_keys(keys)) as server, ExitStack() as opened:
+        address = server.contact_addresses[0]
+
+        def connected(name):
+            return opened.enter_context(ClientSocket(address, load_peer_keys(keys / name)))
+
+        for _ in range(2):
+            exchange(server, connected("worker"))
+        connected("worker")
+        wait_for_log(caplog, "admissions_limited count=1 key=")
+        other = connected("other")
+        exchange(server, other)
+
+
 # What is not of this protocol
 
 
