@@ -21,7 +21,7 @@ from dist_net.vector import Vector
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_INTEGER, MAX_PAYLOADS, Limits, Payloads
 from dist_net.wire.messages import Message
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_ARRAY_BYTES = 2**30
 
 Frame = bytes | memoryview
@@ -276,5 +276,5 @@ def _field_error(layout: _Layout, field: _Field, value: Any) -> ProtocolError:
 
 def _shortened(value: object) -> str:
     """Return the ``repr`` of a value, at most 80 characters long."""
-    text = repr(value)
+    text = repr(value[:80] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -87,16 +87,21 @@ class Cancel(NamedTuple):
 
 
 class Describe(NamedTuple):
-    """A client requests the list of models."""
+    """A client requests the names of the models, and the description of one ("": of none)."""
 
     request_id: int
+    model: str = ""
 
 
 class Description(NamedTuple):
-    """``models`` is a JSON array with the name, versions, input, classes, labels and threshold."""
+    """The first payload is a JSON array of the names of the models.
+
+    If the model of the request is served, its state follows as JSON, and the JSON of each of its
+    versions, with the labels, newest first.
+    """
 
     request_id: int
-    models: Document
+    payloads: Payloads
 
 
 class Reload(NamedTuple):
@@ -126,7 +131,9 @@ class Ping(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """``gateway`` names the gateway and the connection; if it changes, all requests are lost."""
+    """``gateway`` is a digest of the gateway's name and the connection's; if it changes, all
+    requests are lost.
+    """
 
     gateway: str
     is_ready: bool

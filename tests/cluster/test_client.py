@@ -1,5 +1,6 @@
 """`dist_net.Client` over real sockets, against a gateway that does what each test tells it."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,8 @@ from dist_net.serving.client.client import MAX_OPEN
 from dist_net.serving.pool.description import (
     ServedModel,
     known,
-    summaries_to_json,
     summary_of,
+    summary_to_json,
 )
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Message
@@ -100,7 +101,7 @@ def never(_request: Message) -> list[Message]:
 class Gateway:
     """Answers everything, unless ``replies`` is replaced; keeps what it heard."""
 
-    models = summaries_to_json(MODELS, 8)
+    models = MODELS
 
     def __init__(self, name: str = "first") -> None:
         self.name = name
@@ -113,8 +114,11 @@ class Gateway:
         match message:
             case Ask():
                 return self.on_ask(message)
-            case Describe(request_id):
-                return [Description(request_id, self.models)]
+            case Describe(request_id, name):
+                payloads = [json.dumps([each.name for each in self.models]).encode()]
+                for model in self.models:
+                    payloads += summary_to_json(model, 8) if model.name == name else []
+                return [Description(request_id, tuple(payloads))]
             case Ping():
                 return [Pong(self.name, True)]
             case Reload(request_id, "sums"):
@@ -212,7 +216,7 @@ def test_the_threshold_of_a_version_that_the_client_knows_is_used(
 ) -> None:
     strict = replace(SUMS, unknown_below=0.75)
     versions = {6: OLD_SUMS, 7: strict}
-    told = summaries_to_json([ServedModel("sums", strict, versions, True, "")], 8)
+    told = [ServedModel("sums", strict, versions, True, "")]
     monkeypatch.setattr(Gateway, "models", told)
     assert client.submit_image("sums", b"image").result().is_unknown()
     assert not client.submit_image("sums", b"image", version=6).result().is_unknown()
@@ -265,9 +269,11 @@ def test_a_version_that_is_not_served_is_named_with_those_that_are(
     client: Client, gateway: Gateway
 ) -> None:
     client.models()
+    described_before = sum(isinstance(each, Describe) for each in gateway.heard)
     with pytest.raises(ModelNotServedError, match=naming("'sums'", "version 5", "6, 7")):
         client.predict("sums", np.zeros((1, 4), np.float32), version=5)
-    assert sum(isinstance(each, Describe) for each in gateway.heard) == 2  # it may have come since
+    described_now = sum(isinstance(each, Describe) for each in gateway.heard)
+    assert described_now == described_before + 1  # it may have come since
 
 
 def test_inputs_are_converted_within_their_kind(client: Client) -> None:
@@ -434,6 +440,49 @@ def test_threads_take_turns_and_get_their_own_answers(client: Client) -> None:
         assert all(threads.map(asked, range(4)))
 
 
+def test_a_thread_that_waits_delays_no_other_and_another_may_cancel_its_request(
+    client: Client, gateway: Gateway
+) -> None:
+    silent = np.full(4, -1, np.float32)
+
+    def answer_others(request: Message) -> list[Message]:
+        assert isinstance(request, Ask)
+        return [] if request.payloads[0] == silent.tobytes() else [answer_to(request)]
+
+    gateway.on_ask = answer_others
+    pending = client.submit("sums", silent)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(pending.result)
+        for timeout_s in (DEADLINE_S / 2, 0.1):
+            row = silent if timeout_s == 0.1 else np.ones(4, np.float32)
+            other = threads.submit(client.predict, "sums", row, timeout_s=timeout_s)
+            if timeout_s == 0.1:
+                with pytest.raises(RequestExpiredError):
+                    other.result()
+            else:
+                assert other.result().probabilities[0] == 4
+            assert not waiting.done()
+        pending.cancel()
+        with pytest.raises(RequestCancelledError):
+            waiting.result()
+
+
+def test_labels_of_any_number_and_of_many_models_are_described(
+    client: Client, gateway: Gateway
+) -> None:
+    """All of them together would not fit into a header."""
+    labels = tuple(f"a label of ImageNet-21k, number {index:05}" for index in range(21_843))
+    many = described("sums", 7, labels=labels, takes_images=True)
+    gateway.models = [
+        ServedModel(name, one, {7: one}, True, "")
+        for name, one in (
+            (f"model{index}", replace(many, name=f"model{index}")) for index in range(3)
+        )
+    ]
+    assert [each.labels == labels for each in client.models()] == [True] * 3
+    assert client.submit_image("model2", b"image").result().labels == labels
+
+
 def test_a_thread_whose_client_is_closed_gets_an_error(gateway: Gateway) -> None:
     client = Client(gateway.address, timeout_s=DEADLINE_S)
     has_asked = threading.Event()
@@ -515,7 +564,7 @@ def test_split_rows_are_for_the_version_that_is_served_now(
     rows = np.ones((20, 4), np.float32)
     client.predict("sums", rows[:1])  # the client knows version 7
     newer = replace(SUMS, version=8)
-    gateway.models = summaries_to_json([ServedModel("sums", newer, {8: newer}, True, "")], 8)
+    gateway.models = [ServedModel("sums", newer, {8: newer}, True, "")]
     assert client.predict("sums", rows).probabilities.shape == (20, 3)
     assert {each.version for each in gateway.requests()[1:]} == {"8"}
     gateway.on_ask = lambda request: [refusal_of(request, Status.NOT_FOUND)]

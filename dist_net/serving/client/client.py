@@ -46,6 +46,7 @@ from dist_net.serving.client.conversation import (
     SILENCE_S,
     ClientRequest,
     Conversation,
+    Deadline,
     Exchange,
     GatewayReply,
 )
@@ -53,18 +54,20 @@ from dist_net.serving.pool.description import (
     ModelSummary,
     VersionSummary,
     known,
-    summaries_from_json,
+    summary_from_json,
 )
 from dist_net.serving.pool.requests import Status
 from dist_net.spelling import suggestion
-from dist_net.wire.messages import Refuse
+from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
 from dist_net.wire.serving_messages import (
     MAX_REQUEST_BYTES,
     Answer,
     Ask,
+    ClientMessage,
     Describe,
     Description,
+    OperatorMessage,
     Reload,
     Reloaded,
     Unload,
@@ -85,6 +88,8 @@ PARTS_OPEN = 16
 
 HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
+SLICE_S = 0.005
+"""The longest time that a message of another thread waits for the thread that receives."""
 
 ERRORS: dict[int, Callable[[str], DistNetError]] = {
     Status.BAD_INPUT: BadRequestError,
@@ -182,7 +187,7 @@ class Pending:
 
 
 class Client(AbstractContextManager["Client"]):
-    """Connected to a pool's gateway. Calls from several threads take turns.
+    """Connected to a pool's gateway. Threads may share it; no call waits for another's.
 
     ``dist-net serve`` prints ``address`` as ``zmq=``; ``keys`` is the directory of this client's
     keys. Calls without ``timeout_s`` use the constructor's. The client reconnects after a loss, and
@@ -207,11 +212,12 @@ class Client(AbstractContextManager["Client"]):
 
     def models(self) -> list[ModelSummary]:
         """Return the served models. Raise NoAnswerError or RequestExpiredError."""
-        request = Describe(self._connection.next_id())
-        exchange = self._connection.send(request, self._timeout_s)
-        models = summaries_from_json(self._connection.reply_to(exchange, Description).models)
-        self._summaries = {model.name: model for model in models}
-        return models
+        deadline = self._deadline(None)
+        names, _ = self._described(self._describe("", deadline))
+        asked = [self._describe(name, deadline) for name in names]
+        found = [summary for _, summary in map(self._described, asked) if summary is not None]
+        self._summaries = {summary.name: summary for summary in found}
+        return found
 
     def predict(
         self,
@@ -225,13 +231,14 @@ class Client(AbstractContextManager["Client"]):
         More rows than the gateway's batch are sent as several requests to one version, each with
         ``timeout_s``. Also raise ModelNotServedError if the version is replaced meanwhile.
         """
-        tensors, rows, _ = self._fitting(model, version, inputs)
+        deadline = self._deadline(timeout_s)
+        tensors, rows, _ = self._fitting(model, version, inputs, deadline)
         size = self._summaries[model].max_batch_size
         if rows is None or rows <= size:
-            return self.submit(model, inputs, version, timeout_s).result()
+            return self._submit_inputs(model, inputs, version, deadline).result()
         if version is None:
-            self.models()  # or the version could be one that was replaced long ago
-            version = self._summary(model, None).version
+            self._summaries.pop(model, None)  # its newest version may have been replaced long ago
+            version = self._summary(model, None, deadline).version
         outputs: list[Outputs] = []
         pending: deque[Pending] = deque()
         for start in range(0, rows, size):
@@ -274,9 +281,7 @@ class Client(AbstractContextManager["Client"]):
         Raise ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
-        tensors, rows, summary = self._fitting(model, version, inputs)
-        payload = bytes(to_bytes(tensors, summary.inputs, summary.is_batched))
-        return self._submit(model, summary, payload, False, rows, version, timeout_s)
+        return self._submit_inputs(model, inputs, version, self._deadline(timeout_s))
 
     def submit_image(
         self,
@@ -290,9 +295,9 @@ class Client(AbstractContextManager["Client"]):
         Raise ImageError for an unreadable image, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
-        payload = encoded(image)
-        summary = self._summary(model, version)
-        return self._submit(model, summary, payload, True, None, version, timeout_s)
+        payload, deadline = encoded(image), self._deadline(timeout_s)
+        summary = self._summary(model, version, deadline)
+        return self._submit(model, summary, payload, True, None, version, deadline)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Read a model again from its source; return the new version once it is served.
@@ -306,12 +311,19 @@ class Client(AbstractContextManager["Client"]):
         self._reload(Unload(self._connection.next_id(), model), timeout_s)
 
     def _reload(self, request: Reload | Unload, timeout_s: float | None) -> int:
-        exchange = self._connection.send(request, self._allowed_s(timeout_s))
+        exchange = self._connection.send(request, self._deadline(timeout_s))
         reloaded = self._connection.reply_to(exchange, Reloaded)
         if reloaded.reason:
             raise ReloadError(reloaded.reason)
         self._summaries.pop(request.model, None)
         return int(reloaded.version or 0)
+
+    def _submit_inputs(
+        self, model: str, inputs: Inputs, version: int | None, deadline: Deadline
+    ) -> Pending:
+        tensors, rows, summary = self._fitting(model, version, inputs, deadline)
+        payload = bytes(to_bytes(tensors, summary.inputs, summary.is_batched))
+        return self._submit(model, summary, payload, False, rows, version, deadline)
 
     def _submit(
         self,
@@ -321,35 +333,42 @@ class Client(AbstractContextManager["Client"]):
         is_image: bool,
         rows: int | None,
         version: int | None,
-        timeout_s: float | None,
+        deadline: Deadline,
     ) -> Pending:
         if len(payload) > MAX_REQUEST_BYTES:
             raise RequestTooLargeError(
                 f"a request of {len(payload):,} bytes for model {model!r}; expected at most "
                 f"{MAX_REQUEST_BYTES:,}. Send fewer rows, or a smaller image"
             )
-        allowed_s = self._allowed_s(timeout_s)
         named = "" if version is None else str(version)
-        request_id = self._connection.next_id()
-        payloads = payload, known(summary)
-        request = Ask(request_id, model, named, is_image, allowed_s, payloads)
-        exchange = self._connection.send(request, allowed_s)
+        request_id, payloads = self._connection.next_id(), (payload, known(summary))
+        request = Ask(request_id, model, named, is_image, deadline.timeout_s, payloads)
+        exchange = self._connection.send(request, deadline)
         return Pending(self._connection, exchange, rows, summary, self._summaries.clear)
 
-    def _allowed_s(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline.after(self._timeout_s if timeout_s is None else timeout_s, time.monotonic())
+
+    def _describe(self, model: str, deadline: Deadline) -> Exchange:
+        return self._connection.send(Describe(self._connection.next_id(), model), deadline)
+
+    def _described(self, exchange: Exchange) -> tuple[list[str], ModelSummary | None]:
+        """Return the names of the models, and the summary of the model of a ``Describe``."""
+        description = self._connection.reply_to(exchange, Description)
+        names, *summary = map(bytes, description.payloads or (b"[]",))
+        return names_from_json(names), summary_from_json(*summary) if summary else None
 
     def _fitting(
-        self, model: str, version: int | None, inputs: Inputs
+        self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
     ) -> tuple[Tensors, int | None, VersionSummary]:
         """Return inputs that fit a version, and their rows, None without that axis.
 
         Request the version's summary again if they do not fit.
         """
-        summary = self._summary(model, version)
+        summary = self._summary(model, version, deadline)
         if _named(inputs, summary) is None:
             self._summaries.clear()
-            summary = self._summary(model, version)
+            summary = self._summary(model, version, deadline)
         found = _named(inputs, summary)
         expected = ", ".join(f"{each.name} {each.shape}" for each in summary.inputs)
         if found is None:
@@ -371,16 +390,15 @@ class Client(AbstractContextManager["Client"]):
                 )
         return *found, summary
 
-    def _summary(self, model: str, version: int | None) -> VersionSummary:
+    def _summary(self, model: str, version: int | None, deadline: Deadline) -> VersionSummary:
         """Return the summary of a version or the newest, from the gateway if unknown."""
-        known = self._summaries.get(model)
-        is_known = known is not None and (version is None or known.of_version(version) is not None)
-        if known is None or not known.inputs or not is_known:
-            self.models()
         summary = self._summaries.get(model)
-        if summary is None:
-            hint = suggestion(model, self._summaries)
-            raise ModelNotServedError(f"no model {model!r}; {hint}")
+        is_known = version is None or (summary is not None and summary.of_version(version))
+        if summary is None or not summary.inputs or not is_known:
+            names, summary = self._described(self._describe(model, deadline))
+            if summary is None:
+                raise ModelNotServedError(f"no model {model!r}; {suggestion(model, names)}")
+            self._summaries[model] = summary
         if summary.is_unloaded:
             raise ModelNotServedError(f"{model} is not served: {summary.reason}; load it first")
         if not summary.inputs:
@@ -435,8 +453,10 @@ def encoded(image: ImageInput) -> bytes:
 
 
 class GatewayConnection:
-    """Reconnects after a loss. Calls take turns: two threads must not use a ZeroMQ socket at once.
+    """Reconnects after a loss. Threads may share it: one of those that wait receives for all.
 
+    The receiving thread holds no lock during the wait. The others leave their messages to it in
+    ``_unsent``, as two threads must not use a ZeroMQ socket at once; it looks every ``SLICE_S``.
     Raise AddressError, and InsecureAddressError for an address beyond loopback without keys.
     """
 
@@ -444,35 +464,42 @@ class GatewayConnection:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation()
-        self._turn = threading.Lock()
-        self._socket.send(self._conversation.ping(time.monotonic()))
+        self._changed = threading.Condition()
+        self._is_receiving = False
+        self._unsent: deque[ClientMessage | OperatorMessage] = deque()
+        self._checked_s = time.monotonic()
+        self._socket.send(self._conversation.ping(self._checked_s))
 
     def close(self) -> None:
         """Cancel open requests and close, after a short wait for messages to leave."""
-        with self._turn, closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
-            for message in self._conversation.cancel_all():
-                self._socket.send(message)
+        with self._changed:
+            self._unsent.extend(self._conversation.cancel_all())
+            self._changed.wait_for(lambda: not self._is_receiving)
+            with closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
+                self._send_unsent()
 
     def next_id(self) -> int:
         return self._conversation.next_id()
 
-    def send(self, request: ClientRequest, timeout_s: float) -> Exchange:
+    def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
         """Send a request; wait only while ``MAX_OPEN`` others have no reply.
 
-        Raise NoAnswerError when the queue of messages to the gateway is full.
+        Raise RequestExpiredError if they have none by the deadline, and NoAnswerError when the
+        queue of messages to the gateway is full.
         """
-        with self._turn:
-            while len(self._conversation) >= MAX_OPEN:
-                self._receive(POLL_S)
-            exchange = self._conversation.open(request, timeout_s, time.monotonic())
-            self._socket.send(request)
+        with self._changed:
+            if len(self._conversation) >= MAX_OPEN:
+                self._receive_until(lambda: len(self._conversation) < MAX_OPEN, deadline)
+            exchange = self._conversation.open(request, deadline)
+            self._send(request)
             return exchange
 
     def cancel(self, exchange: Exchange) -> None:
         """Cancel a request, unless it has its reply."""
-        with self._turn:
+        with self._changed:
             if exchange.reply is None:
-                self._socket.send(self._conversation.cancel(exchange))
+                self._send(self._conversation.cancel(exchange))
+                self._changed.notify_all()
 
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Wait for the reply until the request's deadline.
@@ -480,36 +507,70 @@ class GatewayConnection:
         Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
         the gateway is silent; ProtocolError for a reply of another kind.
         """
-        with self._turn:
-            while (reply := exchange.reply) is None:
-                self._receive(min(POLL_S, exchange.deadline - time.monotonic()))
+        with self._changed:
+            self._receive_until(lambda: exchange.reply is not None)
+        reply = exchange.reply
         if isinstance(reply, Answer) and reply.status != Status.OK:
             raise self._error(reply, exchange)
         if not isinstance(reply, kind):
             raise unexpected(reply)
         return reply
 
+    def _receive_until(self, is_done: Callable[[], bool], deadline: Deadline | None = None) -> None:
+        """Wait until ``is_done``; raise RequestExpiredError at the deadline. Holds the lock."""
+        while not is_done():
+            left_s = POLL_S if deadline is None else deadline.at_s - time.monotonic()
+            if left_s <= 0:
+                raise RequestExpiredError(
+                    f"{MAX_OPEN} requests of this client are open and none was answered in time; "
+                    f"allow more time"
+                )
+            if self._is_receiving:
+                self._changed.wait(min(left_s, POLL_S))
+            else:
+                self._receive(min(left_s, SLICE_S))
+
     def _receive(self, timeout_s: float) -> None:
-        """Process one message, or note that none arrived in time."""
-        message = self._socket.receive(timeout_s)
+        """Process what arrives within the timeout, without the lock during the wait."""
+        self._is_receiving = True
+        self._changed.release()
+        try:
+            message = self._socket.receive(timeout_s)
+        finally:
+            self._changed.acquire()
+            self._is_receiving = False
+            self._changed.notify_all()
+        while message is not None:
+            self._process(message)
+            message = self._socket.receive(SLICE_S) if self._socket.has_message() else None
         now = time.monotonic()
-        if message is None:
-            for each in self._conversation.nothing_came(now):
-                self._socket.send(each)
-        elif isinstance(message, Refuse):
+        if now >= self._checked_s + SLICE_S:  # no message is left that could be a reply in time
+            self._checked_s = now
+            self._unsent.extend(self._conversation.check(now))
+        self._send_unsent()
+
+    def _process(self, message: Message) -> None:
+        if isinstance(message, Refuse):
             raise ProtocolError(f"the gateway at {self._address} refused: {message.reason}")
-        else:
-            for request in self._conversation.heard(message, now):
-                self._socket.send(request)
+        self._unsent.extend(self._conversation.heard(message, time.monotonic()))
+
+    def _send(self, message: ClientMessage | OperatorMessage) -> None:
+        self._unsent.append(message)
+        if not self._is_receiving:
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        while self._unsent:
+            self._socket.send(self._unsent.popleft())
 
     def _error(self, answer: Answer, exchange: Exchange) -> DistNetError:
         if answer.status == Status.UNAVAILABLE:
             return PoolUnavailableError(answer.reason, answer.retry_after_s)
         if answer.status == Status.EXPIRED and not answer.reason:  # given up on this side
             if not self._conversation.was_heard_since(time.monotonic() - 2 * SILENCE_S):
-                return self._socket.no_answer(exchange.timeout_s)
+                return self._socket.no_answer(exchange.deadline.timeout_s)
             return RequestExpiredError(
-                f"no answer within {exchange.timeout_s:g} s, though the gateway is there: "
+                f"no answer within {exchange.deadline.timeout_s:g} s, though the gateway is there: "
                 f"allow more time, or add workers"
             )
         if answer.status not in ERRORS:
@@ -517,7 +578,15 @@ class GatewayConnection:
         return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
 
 
-def unexpected(reply: GatewayReply) -> ProtocolError:
+def names_from_json(text: bytes) -> list[str]:
+    """Return the names in a ``Description``. Raise ProtocolError."""
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
+
+
+def unexpected(reply: GatewayReply | None) -> ProtocolError:
     """Return the error for a reply that does not fit its request."""
     return ProtocolError(
         f"the gateway's reply does not fit the request: {str(reply)[:200]}; install the same "

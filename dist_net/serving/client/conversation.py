@@ -1,7 +1,7 @@
 """A client's open requests and their replies. No I/O; time is passed in.
 
     open ──▶ request sent ──▶ reply                     heard
-                         ├──▶ timeout, Cancel sent      nothing_came
+                         ├──▶ timeout, Cancel sent      check
                          └──▶ sent again                heard (Pong of another gateway)
 
 A client pings a silent gateway every ``SILENCE_S``. The gateway replies with its own name and the
@@ -11,8 +11,10 @@ requests get no reply.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple, Self
 
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.serving_messages import (
@@ -34,22 +36,35 @@ ClientRequest = Ask | Describe | Reload | Unload
 GatewayReply = Answer | Description | Reloaded
 
 
+class Deadline(NamedTuple):
+    """The end of a call that may take ``timeout_s``."""
+
+    timeout_s: float
+    at_s: float
+
+    @classmethod
+    def after(cls, timeout_s: float, now: float) -> Self:
+        return cls(timeout_s, now + timeout_s)
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """A request and its reply, None until it arrives. It expires at ``deadline``."""
+    """A request and its reply, None until it arrives."""
 
     request: ClientRequest
-    timeout_s: float
-    deadline: float
+    deadline: Deadline
     reply: GatewayReply | None = None
 
 
 class Conversation:
-    """Belongs to one client, which numbers its requests from 1."""
+    """Belongs to one client, which numbers its requests from a random number on.
+
+    So an answer to another client, or to a former one, answers none of them.
+    """
 
     def __init__(self) -> None:
         self._open: dict[int, Exchange] = {}
-        self._ids = count(1)
+        self._ids = count(secrets.randbits(62))
         self._gateway = ""
         self._pings_sent = 0
         self._pinged = 0.0
@@ -68,9 +83,9 @@ class Conversation:
         self._pings_sent += 1
         return Ping()
 
-    def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
+    def open(self, request: ClientRequest, deadline: Deadline) -> Exchange:
         """Record that a request is sent; return the exchange that will hold its reply."""
-        exchange = self._open[request.request_id] = Exchange(request, timeout_s, now + timeout_s)
+        exchange = self._open[request.request_id] = Exchange(request, deadline)
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:
@@ -91,12 +106,12 @@ class Conversation:
                 return [_again(exchange, now) for exchange in self._open.values()]
         return []
 
-    def nothing_came(self, now: float) -> list[Ping | Cancel]:
+    def check(self, now: float) -> list[Ping | Cancel]:
         """Let overdue requests expire; return the messages to send.
 
         Call this only when no message is left to receive, so that a reply that has arrived counts.
         """
-        overdue = [each for each in self._open.values() if each.deadline <= now]
+        overdue = [each for each in self._open.values() if each.deadline.at_s <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
         if self._open and now - max(self._heard, self._pinged) >= SILENCE_S:
             messages.append(self.ping(now))
@@ -121,5 +136,5 @@ def _again(exchange: Exchange, now: float) -> ClientRequest:
     """The request, with the time that it has left."""
     request = exchange.request
     if isinstance(request, Ask):
-        return request._replace(timeout_s=max(exchange.deadline - now, 1e-3))
+        return request._replace(timeout_s=max(exchange.deadline.at_s - now, 1e-3))
     return request

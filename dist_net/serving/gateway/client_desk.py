@@ -6,14 +6,16 @@ import asyncio
 import json
 import re
 from functools import partial
+from hashlib import blake2b
 
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
+    classes_to_json,
     digest_of_classes,
     digest_of_interface,
-    summaries_to_json,
+    summary_to_json,
 )
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
 from dist_net.wire.fields import Payloads
@@ -45,7 +47,7 @@ class ClientDesk:
     """
 
     def __init__(
-        self, gateway: Gateway, socket: ServerSocket, incarnation: str, may_rule: bool = True
+        self, gateway: Gateway, socket: ServerSocket, incarnation: bytes, may_rule: bool = True
     ) -> None:
         self._gateway = gateway
         self._may_rule = may_rule
@@ -95,10 +97,12 @@ class ClientDesk:
                 future = self._futures.pop((node, request_id), None)
                 if future is not None:
                     future.cancel()
-            case Describe(request_id):
-                models = self._gateway.models().values()
-                summaries = summaries_to_json(models, self._gateway.max_batch_size)
-                self._send(node, Description(request_id, summaries))
+            case Describe(request_id, model):
+                models = self._gateway.models()
+                payloads = [json.dumps(list(models)).encode()]
+                if model in models:
+                    payloads += summary_to_json(models[model], self._gateway.max_batch_size)
+                self._send(node, Description(request_id, tuple(payloads)))
             case Ping():
                 self._send(node, self._pong(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:
@@ -120,7 +124,8 @@ class ClientDesk:
                 self._send(node, Refuse(reason, may_rejoin=False))
 
     def _pong(self, node: bytes) -> Pong:
-        return Pong(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
+        name = blake2b(node, key=self._incarnation, digest_size=16)  # a node's id is a secret
+        return Pong(name.hexdigest(), self._gateway.is_ready)
 
     def _look_for_clients(self) -> None:
         """Drop the requests of clients that are gone, which ZeroMQ reports on a send."""
@@ -182,9 +187,7 @@ class ClientDesk:
         payloads: Payloads = (result.payload,) if result.status is Status.OK else ()
         labels, unknown_below = result.labels, result.unknown_below
         if payloads and known_classes not in (b"", digest_of_classes(labels, unknown_below)):
-            payloads = (result.payload, json.dumps(labels).encode())
-            if unknown_below:
-                payloads += (json.dumps(unknown_below).encode(),)
+            payloads = (result.payload, *classes_to_json(labels, unknown_below))
         self._send(
             node,
             Answer(

@@ -145,7 +145,7 @@ async def serve(options: ServingOptions) -> int:
         gateway = Gateway(pool, workers, processes.kill, clock)
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
-        desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
+        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), may_rule)
         with _naming("--http"):
             http = _http(options, gateway)
         for address in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -89,6 +89,11 @@ class ModelDescription(VersionSummary):
         """A key that is equal for versions that differ only in their weights."""
         return self.architecture, self.inputs, self.outputs, self.fitting
 
+    @cached_property
+    def summary_json(self) -> bytes:
+        """The JSON of the ``VersionSummary``, for clients."""
+        return json.dumps(_summary_of(self)).encode()
+
     def to_json(self) -> str:
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 
@@ -161,6 +166,8 @@ _NO_VERSION = VersionSummary(
     version=0, inputs=(), outputs=(), classes=0, labels=(), takes_images=False
 )
 
+_STATE = ("name", "versions", "is_ready", "reason", "max_batch_size", "is_unloaded")
+
 DIGEST_BYTES = 8
 KNOWN_BYTES = 2 * DIGEST_BYTES
 
@@ -183,6 +190,13 @@ def digest_of_classes(labels: tuple[str, ...], unknown_below: float) -> bytes:
     return blake2b(json.dumps([labels, unknown_below]).encode(), digest_size=DIGEST_BYTES).digest()
 
 
+@lru_cache
+def classes_to_json(labels: tuple[str, ...], unknown_below: float) -> tuple[bytes, ...]:
+    """Return the JSON of the names of the classes, and that of the threshold if there is one."""
+    content = (labels, unknown_below) if unknown_below else (labels,)
+    return tuple(json.dumps(each).encode() for each in content)
+
+
 def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
     """Return the summary of a model for clients."""
     newest = model.description
@@ -203,17 +217,28 @@ def _summary_of(version: VersionSummary) -> dict[str, Any]:
     return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 
-def summaries_to_json(models: Iterable[ServedModel], max_batch_size: int) -> str:
-    """Return a JSON array for a ``Description`` message, with an object for each model."""
-    return json.dumps([asdict(summary_of(model, max_batch_size)) for model in models])
+def summary_to_json(model: ServedModel, max_batch_size: int) -> list[bytes]:
+    """Return the JSON of a model's state, then that of each version, newest first.
+
+    That of a version is written once: it may contain many labels.
+    """
+    summary = summary_of(model, max_batch_size)
+    state = {name: getattr(summary, name) for name in _STATE}
+    versions = [model.versions[each.version] for each in summary.others]
+    if model.description is not None:
+        versions.insert(0, model.description)
+    return [json.dumps(state).encode(), *(each.summary_json for each in versions)]
 
 
-def summaries_from_json(text: str) -> list[ModelSummary]:
-    """Parse the result of ``summaries_to_json``. Raise ProtocolError."""
+def summary_from_json(state: bytes, *versions: bytes) -> ModelSummary:
+    """Parse the result of ``summary_to_json``. Raise ProtocolError."""
     try:
-        return [record_from_json(ModelSummary, content) for content in json.loads(text)]
-    except (ValueError, TypeError) as error:
+        parsed = [record_from_json(VersionSummary, json.loads(each)) for each in versions]
+        newest, *others = parsed or [_NO_VERSION]
+        content = {name: json.loads(state)[name] for name in _STATE}
+        return record_from_json(ModelSummary, content, others=tuple(others), **_summary_of(newest))
+    except (ValueError, TypeError, KeyError) as error:
         raise ProtocolError(
-            f"invalid summaries of models: {text[:80]!r} ({error}); install the same release of "
+            f"invalid summary of a model: {state[:80]!r} ({error}); install the same release of "
             f"dist-net on both hosts"
         ) from error

@@ -1,13 +1,13 @@
 """What a client does about silence, time-outs and restarts; time is passed in."""
 
-from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
+from dist_net.serving.client.conversation import SILENCE_S, Conversation, Deadline, Exchange
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.serving_messages import Answer, Ask, Cancel, Describe, Ping, Pong
 
 
 def ask(conversation: Conversation, now: float = 0.0, timeout_s: float = 10.0) -> Exchange:
     request = Ask(conversation.next_id(), "digits", "", False, timeout_s, (b"1234",))
-    return conversation.open(request, timeout_s, now)
+    return conversation.open(request, Deadline.after(timeout_s, now))
 
 
 def answer_to(exchange: Exchange) -> Answer:
@@ -33,6 +33,13 @@ def test_each_request_gets_its_own_reply_in_any_order() -> None:
     assert len(conversation) == 0
 
 
+def test_an_answer_to_a_request_of_another_client_answers_none_of_this_one() -> None:
+    one, other = begun(), begun()
+    mine, theirs = ask(one), ask(other)
+    one.heard(answer_to(theirs), 0.1)
+    assert mine.reply is None
+
+
 def test_a_second_answer_changes_nothing() -> None:
     conversation = begun()
     exchange = ask(conversation)
@@ -44,8 +51,8 @@ def test_a_second_answer_changes_nothing() -> None:
 def test_what_is_overdue_is_given_up_and_cancelled_and_its_late_answer_dropped() -> None:
     conversation = begun()
     short, long = ask(conversation, timeout_s=0.1), ask(conversation, timeout_s=1.0)
-    assert conversation.nothing_came(0.05) == []
-    assert conversation.nothing_came(0.1) == [Cancel(short.request.request_id)]
+    assert conversation.check(0.05) == []
+    assert conversation.check(0.1) == [Cancel(short.request.request_id)]
     assert isinstance(short.reply, Answer)
     assert short.reply.status == Status.EXPIRED
     conversation.heard(answer_to(short), 0.2)
@@ -57,23 +64,23 @@ def test_an_answer_that_came_counts_though_its_time_is_over() -> None:
     conversation = begun()
     exchange = ask(conversation, timeout_s=0.1)
     conversation.heard(answer_to(exchange), 5.0)
-    assert conversation.nothing_came(5.0) == []
+    assert conversation.check(5.0) == []
     assert exchange.reply == answer_to(exchange)
 
 
 def test_a_silent_gateway_is_pinged_now_and_then_while_something_is_open() -> None:
     conversation = begun()
-    assert conversation.nothing_came(SILENCE_S) == []
+    assert conversation.check(SILENCE_S) == []
     ask(conversation)
-    assert conversation.nothing_came(SILENCE_S) == [Ping()]
-    assert conversation.nothing_came(1.5 * SILENCE_S) == []
-    assert conversation.nothing_came(2 * SILENCE_S) == [Ping()]
+    assert conversation.check(SILENCE_S) == [Ping()]
+    assert conversation.check(1.5 * SILENCE_S) == []
+    assert conversation.check(2 * SILENCE_S) == [Ping()]
 
 
 def test_a_gateway_that_was_started_anew_is_asked_again_with_the_time_that_is_left() -> None:
     conversation = begun()
     exchange = ask(conversation, timeout_s=10.0)
-    described = conversation.open(Describe(conversation.next_id()), 10.0, 0.0)
+    described = conversation.open(Describe(conversation.next_id()), Deadline.after(10.0, 0.0))
     answered = ask(conversation)
     conversation.heard(answer_to(answered), 1.0)
     assert isinstance(exchange.request, Ask)
@@ -92,7 +99,7 @@ def test_the_first_ping_asks_again_only_if_an_earlier_one_was_lost() -> None:
     conversation = Conversation()
     conversation.ping(0.0)
     exchange = ask(conversation)
-    assert conversation.nothing_came(SILENCE_S) == [Ping()]
+    assert conversation.check(SILENCE_S) == [Ping()]
     (again,) = conversation.heard(Pong("first", True), SILENCE_S)
     assert again.request_id == exchange.request.request_id
 
