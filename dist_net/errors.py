@@ -237,6 +237,10 @@ class PoolUnavailableError(DistNetError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceededError(PoolUnavailableError):
+    """The client sends more requests than its quota permits."""
+
+
 class RequestExpiredError(DistNetError):
     """The pool did not answer a request in time."""
 

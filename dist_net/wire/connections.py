@@ -84,11 +84,13 @@ def max_connections() -> int:
 @dataclass
 class _Connection:
     number: int
+    descriptor: int
     peer: tuple[Any, ...]
     is_admitted: bool = False
     key: str = ""
     read_bytes: int = 0  # received in all at the time of the last whole message
     unread_bytes: int = 0
+    sent_bytes: int = 0  # queued for it in all; includes the handshake, as what it has read does
     resident_bytes: int = 0  # of this process, before the message that is incomplete
     max_growth_bytes: int = 0
     is_revoked: bool = False
@@ -97,7 +99,8 @@ class _Connection:
 class Connections(threading.Thread):
     """Limit the connections of ``watched``, a socket that is not bound yet, until ``stop``.
 
-    A connection may send ``max_unread_bytes`` ahead of the messages that the server has received.
+    A connection may send ``max_unread_bytes`` ahead of the messages that the server has received,
+    and all together ``max_total_bytes``: then the connection that is furthest ahead is dropped.
     If ``allow_list`` is given, a peer must have one of its keys, and may send
     ``MAX_HANDSHAKE_BYTES`` until its key is admitted.
     """
@@ -106,16 +109,19 @@ class Connections(threading.Thread):
         self,
         watched: zmq.Socket[bytes],
         max_unread_bytes: int,
+        max_total_bytes: float = math.inf,
         allow_list: AllowList | None = None,
     ) -> None:
         super().__init__(name="connections", daemon=True)
         self._watched = watched
         self._allow_list = allow_list
         self._max_unread_bytes = max_unread_bytes
+        self._max_total_bytes = max_total_bytes
         self._max_connections = max_connections()
         self._open: dict[int, _Connection] = {}  # by ZeroMQ's descriptor, oldest first
         self._numbers = count(1)
-        self._descriptors: dict[int, int] = {}  # of open connections, by number
+        self._numbered: dict[int, _Connection] = {}
+        self._unwanted: dict[int, str] = {}  # connections to drop, by number, and the reason
         self._heard: dict[int, str] = {}
         self._admission_rates = EventRates()
         self._postponed = self._strangers = 0
@@ -138,12 +144,33 @@ class Connections(threading.Thread):
 
     def is_open(self, number: int) -> bool:
         """Return whether the connection with this number is open."""
-        return number in self._descriptors
+        return number in self._numbered
 
-    def read_bytes(self, number: int) -> int:
-        """Return how many bytes the peer of a connection has acknowledged; see below."""
-        descriptor = self._descriptors.get(number)
-        return 0 if descriptor is None else transferred_bytes(descriptor)[0]
+    def sender(self, number: int) -> tuple[str, str]:
+        """Return the key and the address of a connection's peer; "" if unknown."""
+        connection = self._numbered.get(number)
+        if connection is None:
+            return "", ""
+        return self._heard.get(connection.descriptor, connection.key), str(connection.peer[0])
+
+    def sent_bytes(self, number: int, more_bytes: int = 0) -> int:
+        """Return how many bytes were queued for a peer in all, with ``more_bytes`` from now on."""
+        connection = self._numbered.get(number)
+        if connection is None:
+            return 0
+        if not connection.sent_bytes:  # the handshake, which it has read by now
+            connection.sent_bytes, _ = transferred_bytes(connection.descriptor)
+        connection.sent_bytes += more_bytes
+        return connection.sent_bytes
+
+    def read_bytes(self, number: int) -> float:
+        """Return how many of them the peer has acknowledged; infinity if that is unknown."""
+        connection = self._numbered.get(number)
+        return (connection and transferred_bytes(connection.descriptor)[0]) or math.inf
+
+    def drop(self, number: int, reason: str) -> None:
+        """Have the thread close a connection soon."""
+        self._unwanted[number] = reason
 
     def stop(self) -> None:
         """End the thread; called by the socket's thread, before the socket is closed."""
@@ -194,13 +221,13 @@ class Connections(threading.Thread):
             with suppress(OSError), _borrowed(descriptor) as connection:
                 number, peer = next(self._numbers), connection.getpeername()
                 self._forget(descriptor)
-                self._open[descriptor] = _Connection(number, peer, resident_bytes=_resident_bytes())
-                self._descriptors[number] = descriptor
+                opened = _Connection(number, descriptor, peer, resident_bytes=_resident_bytes())
+                self._open[descriptor] = self._numbered[number] = opened
 
     def _forget(self, descriptor: int) -> _Connection | None:
         connection = self._open.pop(descriptor, None)
         if connection is not None:
-            del self._descriptors[connection.number]
+            del self._numbered[connection.number]
         return connection
 
     def _admit(self) -> None:
@@ -247,6 +274,13 @@ class Connections(threading.Thread):
                 self._drop(descriptor, reason)
             elif self._resident_bytes - each.resident_bytes > each.max_growth_bytes:
                 self._drop(descriptor, "it sent too many frames of an incomplete message")
+        while sum(each.unread_bytes for each in self._open.values()) > self._max_total_bytes:
+            most = max(self._open, key=lambda at: self._open[at].unread_bytes)
+            self._drop(most, "incomplete messages fill the memory, and its is the largest")
+        while self._unwanted:
+            number, reason = self._unwanted.popitem()
+            if (unwanted := self._numbered.get(number)) is not None:
+                self._drop(unwanted.descriptor, reason)
 
     def _measure_growth(self) -> None:
         """Update the growth of this process while messages are incomplete, without keys."""

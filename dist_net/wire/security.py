@@ -175,7 +175,7 @@ def _secret_name(role: str) -> str:
 def load_server_keys(directory: Path) -> ServerKeys:
     """Read the server's keys from the cluster's key directory; raise ``KeyFileError``."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
-    allowed, faults = allowed_keys(directory)
+    allowed, _, faults = allowed_keys(directory)
     if faults:
         raise faults[0]
     if not allowed:
@@ -250,6 +250,7 @@ class AllowList:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._roles: dict[bytes, frozenset[str]] = {}
+        self._names: dict[bytes, str] = {}
         self._last_error = ""
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -271,7 +272,7 @@ class AllowList:
         """Read the directory; return whether it is readable. Unreadable files admit no peer."""
         is_read = True
         try:
-            self._roles, faults = allowed_keys(self.directory)
+            self._roles, self._names, faults = allowed_keys(self.directory)
         except KeyFileError as error:
             is_read, faults = False, [error]
         found = "; ".join(map(str, faults))
@@ -279,6 +280,10 @@ class AllowList:
             logger.warning("allow_list_unreadable error=%s", found)
         self._last_error = found
         return is_read
+
+    def name_of(self, key: str) -> str:
+        """Return the name of a key (Z85), such as clients/NAME; "" once it is revoked."""
+        return self._names.get(key.encode(), "")
 
     def roles_of(self, key: str) -> frozenset[str]:
         """Return the roles of a key (Z85); none once it is revoked."""
@@ -298,19 +303,23 @@ def key_files(directory: Path, role: str) -> list[Path]:
         ) from error
 
 
-def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[KeyFileError]]:
-    """Return the roles of each allowed key, and an error for each unreadable file.
+def allowed_keys(
+    directory: Path,
+) -> tuple[dict[bytes, frozenset[str]], dict[bytes, str], list[KeyFileError]]:
+    """Return the roles and the name of each allowed key, and an error for each unreadable file.
 
     Raise ``KeyFileError`` if the directory is unreadable, or this process has no free descriptor.
     """
     allowed: dict[bytes, frozenset[str]] = {}
+    names: dict[bytes, str] = {}
     faults: list[KeyFileError] = []
     for role in MAY_SEND:
         keys, unreadable = read_key_files(directory, role)
         faults += unreadable
-        for key in keys.values():
+        for path, key in keys.items():
             allowed[key] = allowed.get(key, frozenset()) | {role}
-    return allowed, faults
+            names[key] = f"{path.parent.name}/{path.stem}"
+    return allowed, names, faults
 
 
 def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[KeyFileError]]:

@@ -34,6 +34,7 @@ from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
 from dist_net.wire.invitation import enroll
 from dist_net.wire.messages import Enroll, Message, Refuse
 from dist_net.wire.security import (
+    CURVE_OVERHEAD_BYTES,
     AllowList,
     PeerKeys,
     ServerKeys,
@@ -174,7 +175,8 @@ class ServerSocket(FramedSocket):
     number of the connection. So an answer reaches the sender of its request, or nobody.
     With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
     do. A peer may send frames of ``max_array_bytes``;
-    ``dist_net.wire.connections`` disconnects a peer that sends more. At most ``high_water_mark``
+    ``dist_net.wire.connections`` disconnects a peer that sends more, and one of those that send
+    more than ``max_unread_bytes`` together. At most ``high_water_mark``
     messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
     ``listen``, which contain the ports that the system chose. Raise ``AddressError``, and
     ``InsecureAddressError`` for a TCP address beyond loopback without keys.
@@ -186,6 +188,7 @@ class ServerSocket(FramedSocket):
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
+        max_unread_bytes: float = math.inf,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
@@ -195,8 +198,8 @@ class ServerSocket(FramedSocket):
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one in flight, and one in the server's queue.
-        max_unread_bytes = 2 * (MAX_HEADER_BYTES + max_array_bytes)
-        self._connections = Connections(self._socket, max_unread_bytes, self._allow_list)
+        of_each = 2 * (MAX_HEADER_BYTES + max_array_bytes)
+        self._connections = Connections(self._socket, of_each, max_unread_bytes, self._allow_list)
         self._connections.start()
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -331,7 +334,31 @@ class ServerSocket(FramedSocket):
             if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 raise
             return False
+        if connection:
+            extra = 0 if self._allow_list is None else CURVE_OVERHEAD_BYTES
+            sizes = [len(frame) + extra for frame in frames]
+            self._connections.sent_bytes(
+                connection, sum(size + (2 if size < 256 else 9) for size in sizes)
+            )
         return True
+
+    def sent_bytes(self, node: bytes) -> int:
+        """Return how many bytes were queued for a node in all; 0 if it is gone, or local."""
+        return self._connections.sent_bytes(*_NUMBER.unpack_from(node, -_NUMBER.size))
+
+    def read_bytes(self, node: bytes) -> float:
+        """Return how many of them the node's host has received; infinity if that is unknown."""
+        return self._connections.read_bytes(*_NUMBER.unpack_from(node, -_NUMBER.size))
+
+    def sender(self, node: bytes) -> tuple[str, str]:
+        """Return the name of a node's key, "" without keys, and the address of its host."""
+        key, host = self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))
+        return self._allow_list.name_of(key) if key and self._allow_list else "", host
+
+    def drop(self, node: bytes, reason: str) -> None:
+        """Close a node's connection soon."""
+        (connection,) = _NUMBER.unpack_from(node, -_NUMBER.size)
+        self._connections.drop(connection, reason)
 
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Log the current exception, which this message caused, and refuse the message.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import time
+from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 
+from dist_net.errors import PoolUnavailableError
+from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
     classes_to_json,
-    digest_of_classes,
-    digest_of_interface,
     summary_to_json,
 )
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
@@ -36,25 +40,50 @@ from dist_net.wire.transport import ServerSocket
 
 VERSION = re.compile("[0-9]{0,18}")
 MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
+PEER_S = 0.005
 LOOK_S = 1.0
+READ_CHECK_S = 0.02
+READS_WITHIN_S = 60.0
+ANSWER_BYTES = 256  # of an answer without payload, about
+SMALL_BYTES = 1 << 16  # what a request holds is corrected at its answer only above this
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """A connected client: its open requests by number, and its unread answers, oldest first.
+
+    The client has read an answer when it has read ``end`` bytes of the connection.
+    """
+
+    caller: Caller
+    futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
+    unread: deque[tuple[int, OpenRequest]] = field(default_factory=deque)
+    read_s: float = -math.inf  # when it had last read something, or had nothing to read
 
 
 class ClientDesk:
     """Answers clients at ``socket``; ``incarnation`` names this start of the gateway.
 
     With ``may_rule=False``, clients may not reload and unload models. Keys, if the socket has them,
-    are checked before.
+    are checked before. ``ledger`` counts what clients hold until they have read their answers.
     """
 
     def __init__(
-        self, gateway: Gateway, socket: ServerSocket, incarnation: bytes, may_rule: bool = True
+        self,
+        gateway: Gateway,
+        socket: ServerSocket,
+        incarnation: bytes,
+        ledger: ClientLedger,
+        may_rule: bool = True,
     ) -> None:
         self._gateway = gateway
         self._may_rule = may_rule
         self._socket = socket
         self._incarnation = incarnation
-        self._futures: dict[tuple[bytes, int], asyncio.Future[Result]] = {}
+        self._ledger = ledger
+        self._peers: dict[bytes, _Peer] = {}  # that have open requests or unread answers
         self._will_receive = False
+        self._will_check = False
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -73,12 +102,15 @@ class ClientDesk:
         if self._is_closed:
             return
         self._will_receive = False
+        until_s = time.monotonic() + PEER_S
         try:
             for node, message in self._socket.waiting(MESSAGES_A_TURN):
                 try:
                     self._handle(node, message)
                 except Exception:
                     self._socket.answer_failure(node, message)
+                if time.monotonic() > until_s:
+                    break
         finally:  # or the remaining messages would never be read
             if self._socket.has_message():
                 self._receive_soon()
@@ -94,15 +126,12 @@ class ClientDesk:
             case Ask():
                 self._ask(node, message)
             case Cancel(request_id):
-                future = self._futures.pop((node, request_id), None)
+                peer = self._peers.get(node)
+                future = None if peer is None else peer.futures.pop(request_id, None)
                 if future is not None:
                     future.cancel()
-            case Describe(request_id, model):
-                models = self._gateway.models()
-                payloads = [json.dumps(list(models)).encode()]
-                if model in models:
-                    payloads += summary_to_json(models[model], self._gateway.max_batch_size)
-                self._send(node, Description(request_id, tuple(payloads)))
+            case Describe():
+                self._describe(node, message)
             case Ping():
                 self._send(node, self._pong(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:
@@ -127,86 +156,183 @@ class ClientDesk:
         name = blake2b(node, key=self._incarnation, digest_size=16)  # a node's id is a secret
         return Pong(name.hexdigest(), self._gateway.is_ready)
 
+    def _peer(self, node: bytes) -> _Peer:
+        peer = self._peers.get(node)
+        if peer is None:
+            key, host = self._socket.sender(node)
+            name = key or host or "this host"
+            peer = self._peers[node] = _Peer(Caller(name, key or node.hex()))
+        return peer
+
     def _look_for_clients(self) -> None:
         """Drop the requests of clients that are gone, which ZeroMQ reports on a send."""
         self._timer = self._loop.call_later(LOOK_S, self._look_for_clients)
-        for node in dict.fromkeys(node for node, _ in self._futures):
-            if not self._socket.send(node, self._pong(node)):
-                for key in [key for key in self._futures if key[0] == node]:
-                    self._futures.pop(key).cancel()
+        for node, peer in list(self._peers.items()):
+            if peer.futures and not self._socket.send(node, self._pong(node)):
+                for future in list(peer.futures.values()):
+                    future.cancel()
+                peer.futures.clear()
+            if not peer.futures and not peer.unread:
+                del self._peers[node]
         self._receive_soon()
+
+    def _describe(self, node: bytes, request: Describe) -> None:
+        models, peer = self._gateway.models(), self._peer(node)
+        payloads = [json.dumps(list(models)).encode()]
+        if request.model in models:
+            payloads += summary_to_json(models[request.model], self._gateway.max_batch_size)
+        opened = self._opened(node, request.request_id, sum(map(len, payloads)))
+        if opened is not None:
+            opened.answered(opened.size_bytes)
+            self._deliver(node, peer, Description(request.request_id, tuple(payloads)), opened)
+
+    def _opened(self, node: bytes, request_id: int, size_bytes: int) -> OpenRequest | None:
+        """Open a request that holds so many bytes; refuse it and return None without room."""
+        peer, opened = self._peer(node), None
+        try:
+            opened = self._ledger.begin(peer.caller, time.monotonic())
+            if not opened.hold(size_bytes):
+                self._release_read()
+                opened.require(size_bytes)
+            return opened
+        except PoolUnavailableError as error:
+            if opened is not None:
+                opened.close()
+            reason, retry_after_s = str(error), error.retry_after_s
+            result = Result(Status.UNAVAILABLE, reason=reason, retry_after_s=retry_after_s)
+            self._send(node, _answer(request_id, result, ()))
+            return None
 
     def _ask(self, node: bytes, ask: Ask) -> None:
         known = bytes(ask.payloads[1]) if len(ask.payloads) == 2 else b""
         is_right = len(ask.payloads) == 1 or len(known) == KNOWN_BYTES
         if not is_right or not VERSION.fullmatch(ask.version):
-            reason = (
+            self._refuse(
+                node,
+                ask.request_id,
                 f"the request has {len(ask.payloads)} payloads and version {ask.version[:20]!r}; "
                 f"expected one payload, or {KNOWN_BYTES} bytes of digests as a second one; and a "
-                f"whole number or nothing"
+                f"whole number or nothing",
             )
-            self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
             return
         version = int(ask.version) if ask.version else None
         payload = ask.payloads[0]
-        described = None if ask.is_image else self._gateway.description(ask.model, version)
-        if (
-            known
-            and described is not None
-            and known[:DIGEST_BYTES] != digest_of_interface(described.interface)
-        ):
-            inputs = ", ".join(f"{of.name} {of.datatype} {of.shape}" for of in described.inputs)
-            reason = (
+        model = self._gateway.description(ask.model, version)
+        if known and model and not ask.is_image and not model.has_interface(known[:DIGEST_BYTES]):
+            inputs = ", ".join(f"{of.name} {of.datatype} {of.shape}" for of in model.inputs)
+            self._refuse(
+                node,
+                ask.request_id,
                 f"the input of {ask.model} is now {inputs}, unlike when the client requested its "
-                f"description; request the description again"
+                f"description; request the description again",
             )
-            self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
             return
+        rows = model.rows_in(len(payload)) if model and not ask.is_image else 1
+        answer_bytes = model.answer_bytes(rows) if model else 0
+        # An answer is in memory twice while it is sent.
+        held_bytes = len(payload) + 2 * answer_bytes + ANSWER_BYTES
+        peer = self._peer(node)
+        if ask.request_id in peer.futures:
+            return  # sent again, though its connection was not lost
+        opened = self._opened(node, ask.request_id, held_bytes)
+        if opened is None:
+            return
+        opened.received(len(payload))
         request = InferenceRequest(
             model=ask.model,
             payload=payload,
-            rows=described.rows_in(len(payload)) if described else 1,
+            rows=rows,
             is_image=ask.is_image,
             version=version,
             timeout_s=ask.timeout_s or None,
+            client=peer.caller.share,
         )
-        key = node, ask.request_id
-        future = self._futures[key] = self._gateway.infer(request)
-        future.add_done_callback(partial(self._answered, key, known[DIGEST_BYTES:]))
+        future = peer.futures[ask.request_id] = self._gateway.infer(request)
+        classes = ask.model, known[DIGEST_BYTES:]
+        future.add_done_callback(partial(self._answered, node, ask.request_id, opened, classes))
 
     def _answered(
-        self, key: tuple[bytes, int], known_classes: bytes, future: asyncio.Future[Result]
+        self,
+        node: bytes,
+        request_id: int,
+        opened: OpenRequest,
+        classes: tuple[str, bytes],
+        future: asyncio.Future[Result],
     ) -> None:
-        self._futures.pop(key, None)
-        if not future.cancelled():
-            self._answer(*key, future.result(), known_classes)
-
-    def _answer(
-        self, node: bytes, request_id: int, result: Result, known_classes: bytes = b""
-    ) -> None:
+        """Answer a request; ``classes``: the model, and the digest of those the client knows."""
+        peer = self._peers.get(node)
+        if peer is not None:
+            peer.futures.pop(request_id, None)
+        if future.cancelled() or peer is None:
+            opened.close()
+            return
+        result = future.result()
         payloads: Payloads = (result.payload,) if result.status is Status.OK else ()
-        labels, unknown_below = result.labels, result.unknown_below
-        if payloads and known_classes not in (b"", digest_of_classes(labels, unknown_below)):
-            payloads = (result.payload, *classes_to_json(labels, unknown_below))
-        self._send(
-            node,
-            Answer(
-                request_id,
-                int(result.status),
-                str(result.version),
-                result.reason,
-                result.retry_after_s,
-                result.queue_s,
-                result.compute_s,
-                payloads,
-            ),
-        )
+        if payloads and classes[1]:
+            described = self._gateway.description(classes[0], result.version)
+            if described is None or described.classes_digest != classes[1]:
+                payloads += classes_to_json(result.labels, result.unknown_below)
+        answer_bytes = sum(map(len, payloads)) + ANSWER_BYTES
+        opened.answered(answer_bytes)
+        if opened.size_bytes > SMALL_BYTES:
+            opened.hold(answer_bytes)
+        self._deliver(node, peer, _answer(request_id, result, payloads), opened)
 
-    def _send(self, node: bytes, message: Message) -> None:
+    def _refuse(self, node: bytes, request_id: int, reason: str) -> None:
+        result = Result(Status.BAD_INPUT, reason=reason)
+        self._send(node, _answer(request_id, result, ()))
+
+    def _deliver(self, node: bytes, peer: _Peer, message: Message, opened: OpenRequest) -> None:
+        """Send an answer, whose bytes are held until the client has read it."""
+        end = self._socket.sent_bytes(node) if self._send(node, message) else 0
+        if not end:
+            opened.close()
+            return
+        if not peer.unread:
+            peer.read_s = time.monotonic()
+        peer.unread.append((end, opened))
+        if not self._will_check:
+            self._will_check = True
+            self._loop.call_later(READ_CHECK_S, self._check_reads)
+
+    def _check_reads(self) -> None:
+        self._will_check = False
+        if not self._is_closed and self._release_read():
+            self._will_check = True
+            self._loop.call_later(READ_CHECK_S, self._check_reads)
+
+    def _release_read(self) -> bool:
+        """Release the answers that were read; return whether any is unread."""
+        now, is_any_unread = time.monotonic(), False
+        for node, peer in self._peers.items():
+            read_bytes = self._socket.read_bytes(node) if peer.unread else 0
+            while peer.unread and peer.unread[0][0] <= read_bytes:
+                peer.unread.popleft()[1].close()
+                peer.read_s = now
+            is_any_unread |= bool(peer.unread)
+            if peer.unread and now - peer.read_s > READS_WITHIN_S:
+                self._socket.drop(node, f"it has read no answer for {READS_WITHIN_S:g} s")
+        return is_any_unread
+
+    def _send(self, node: bytes, message: Message) -> bool:
         """Send a message, unless the client has gone or its queue is full."""
-        if not self._is_closed:
-            self._socket.send(node, message)
-            self._receive_soon()
+        if self._is_closed:
+            return False
+        self._receive_soon()
+        return self._socket.send(node, message)
+
+
+def _answer(request_id: int, result: Result, payloads: Payloads) -> Answer:
+    return Answer(
+        request_id,
+        int(result.status),
+        str(result.version),
+        result.reason,
+        result.retry_after_s,
+        result.queue_s,
+        result.compute_s,
+        payloads,
+    )
 
 
 def _reloaded(request_id: int, result: Result) -> Reloaded:

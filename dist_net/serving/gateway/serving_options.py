@@ -22,6 +22,7 @@ from dist_net.processes.cluster_options import (
 )
 from dist_net.processes.cores import available_cores
 from dist_net.processes.listen_options import ListenOptions, add_invitation_arguments
+from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
 from dist_net.serving.pool.requests import PoolSettings
 from dist_net.wire.invitation import TOKEN_LIFETIME_S
 from dist_net.wire.token import POOL
@@ -53,6 +54,8 @@ class ServingOptions:
     trust_recipe: bool
     grace: float
     log_directory: Path | None
+    quota: Quota = NO_QUOTA
+    access_log: bool = False
     contact: str | None = None
     token_lifetime: float = TOKEN_LIFETIME_S
     ray: str | None = None
@@ -151,7 +154,11 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
         ("--queue-mib", int, "MIB", memory, 256),
         ("--max-pixels", int, "N", pixels, MAX_PIXELS),
         ("--timeout", float, "SECONDS", "per request", 10.0),
+        ("--rate", float, "N", "requests per second of a client; a token may have its own"),
+        ("--inflight", int, "N", "unanswered requests of a client; a token may have its own"),
     )
+    text = "log every HTTP request"
+    group.add_argument("--access-log", action="store_true", help=text)
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
@@ -190,4 +197,10 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
     )
     same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
     rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
-    return ServingOptions(sources=sources, pool=pool, ray=ray, **rest)
+    given = {name: getattr(arguments, name) for name in Quota._fields}
+    if any(value is not None and value <= 0 for value in given.values()):
+        raise SettingError(
+            f"--rate={arguments.rate}, --inflight={arguments.inflight}: expected more than 0"
+        )
+    quota = Quota(**{name: value for name, value in given.items() if value is not None})
+    return ServingOptions(sources=sources, pool=pool, quota=quota, ray=ray, **rest)

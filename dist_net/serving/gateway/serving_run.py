@@ -41,6 +41,7 @@ from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Role
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
@@ -57,8 +58,8 @@ logger = logging.getLogger("dist_net.serving.gateway.serving_run")
 
 POLL_S = 0.02
 RETIRE_S = 2.0  # for children to leave before they are killed
+MIN_BATCH_BYTES = 64 << 20  # that a worker may send, as the size of some outputs is unknown
 CLIENT_HIGH_WATER_MARK = 1024  # requests of a client in its socket
-LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 
 
 class StopSignals:
@@ -112,7 +113,9 @@ async def serve(options: ServingOptions) -> int:
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
-        limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK
+        # One incomplete request of the largest size, but not one of each connection.
+        unread_bytes = max(2 * MAX_REQUEST_BYTES, options.pool.queue_bytes) // 2 + (2 << 20)
+        limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
         with _naming("--listen"):
             clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
         logs = _log_directory(options, directory, opened)
@@ -126,7 +129,9 @@ async def serve(options: ServingOptions) -> int:
             # Workers of this host connect to a private path.
             places = [f"ipc://{directory}/pool", *listen]
             admitting = load_server_keys(worker_keys) if worker_keys else None
-            socket = ServerSocket(places, admitting, LARGEST_OUTPUT_BYTES)
+            # The answers to a batch together: the ledger has admitted them all.
+            batch_bytes = max(MIN_BATCH_BYTES, options.pool.queue_bytes)
+            socket = ServerSocket(places, admitting, batch_bytes)
             workers = opened.enter_context(socket)
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
@@ -145,9 +150,10 @@ async def serve(options: ServingOptions) -> int:
         gateway = Gateway(pool, workers, processes.kill, clock)
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
-        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), may_rule)
+        ledger = ClientLedger(options.pool.queue_bytes, options.quota)
+        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), ledger, may_rule)
         with _naming("--http"):
-            http = _http(options, gateway)
+            http = _http(options, gateway, ledger)
         for address in (
             workers.contact_addresses[1:] if ray is None else ()
         ):  # before READY, which may wait for them
@@ -306,7 +312,7 @@ def _ray_worker(options: ServingOptions, name: str) -> Role:
     return Role(name, module, arguments, cores=options.threads)
 
 
-def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
+def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> HttpServer | None:
     """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None
@@ -323,8 +329,10 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
         queue_bytes=options.pool.queue_bytes,
+        access_log=options.access_log,
     )
-    return HttpServer(application(gateway, settings, refusals=refusals), settings, refusals)
+    app = application(gateway, settings, refusals=refusals, ledger=ledger)
+    return HttpServer(app, settings, refusals)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, ModelNotServedError
 from dist_net.release import VERSION
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.exchange import Guard, RequestMemory, served_model
@@ -52,13 +53,16 @@ def application(
     clock: Clock | None = None,
     page: Path = PAGE,
     refusals: Refusals | None = None,
+    ledger: ClientLedger | None = None,
 ) -> ASGIApp:
     """Return the application that passes requests over HTTP to ``gateway``.
 
     ``clock`` is the pool's, by default the system's. ``page`` is the directory of the page's files.
-    ``refusals`` are shown in the metrics; pass those of the HTTP server.
+    ``refusals`` are shown in the metrics; pass those of the HTTP server. ``ledger`` is also that of
+    other interfaces.
     """
     refusals = refusals or Refusals()
+    ledger = ledger or ClientLedger(settings.queue_bytes)
     memory = RequestMemory(settings)
     files = page_routes(page)
     routes = [
@@ -67,7 +71,7 @@ def application(
         *Models(gateway, memory, settings.max_batch_size, clock or SystemClock()).routes(),
         *sample_routes(gateway),
         pool_route(gateway),
-        metrics_route(PoolCollector(gateway, refusals)),
+        metrics_route(PoolCollector(gateway, refusals, ledger)),
         openapi_route(),
         *files,
     ]
@@ -82,7 +86,7 @@ def application(
     )
     starlette.router.redirect_slashes = False
     open_paths = frozenset((*_OPEN, *(route.path for route in files)))
-    return Guard(starlette, settings, open_paths, refusals)
+    return Guard(starlette, settings, open_paths, refusals, ledger)
 
 
 async def _raised(_: Request, error: Exception) -> Json:

@@ -54,29 +54,29 @@ class Classification:
     async def classify(self, request: Request) -> Json:
         """Classify each image; an unreadable image does not affect the others."""
         began_s = perf_counter()
-        with HttpExchange(self._memory, request) as exchange:
-            content_type = exchange.headers.get(b"content-type", b"")
-            body = await exchange.body()
-            if content_type.lower().startswith(b"multipart/form-data"):
-                # Even a short form may take milliseconds: its headers are parsed in Python.
-                read = partial(form_images, body, content_type)
-                images = await exchange.off_loop(sys.maxsize, read)
-                del body  # the images of a form are copies; release the form
-            else:
-                images = [EncodedImage("", body)] if body else []
-                _require_images(images)
-            model = self._model(request.path_params.get("model"))
-            top = _top(request.query_params.get("top"))
-            # All images of a request must be answered by one version.
-            version = model.version if len(images) > 1 else None
-            requests = [
-                InferenceRequest(model.name, each.content, is_image=True, version=version)
-                for each in images
-            ]
-            results = await exchange.infer(self._gateway, requests)
-            total_ms = (perf_counter() - began_s) * _MS_PER_S
-            reply = partial(_reply, model, images, results, top, total_ms)
-            return await exchange.off_loop(classes_bytes(results), reply)
+        exchange = HttpExchange(self._memory, request)
+        content_type = exchange.headers.get(b"content-type", b"")
+        body = await exchange.body()
+        if content_type.lower().startswith(b"multipart/form-data"):
+            # Even a short form may take milliseconds: its headers are parsed in Python.
+            read = partial(form_images, body, content_type)
+            images = await exchange.off_loop(sys.maxsize, read)
+            del body  # the images of a form are copies; release the form
+        else:
+            images = [EncodedImage("", body)] if body else []
+            _require_images(images)
+        model = self._model(request.path_params.get("model"))
+        top = _top(request.query_params.get("top"))
+        # All images of a request must be answered by one version.
+        version = model.version if len(images) > 1 else None
+        requests = [
+            InferenceRequest(model.name, each.content, is_image=True, version=version)
+            for each in images
+        ]
+        results = await exchange.infer(self._gateway, model, requests)
+        total_ms = (perf_counter() - began_s) * _MS_PER_S
+        reply = partial(_reply, model, images, results, top, total_ms)
+        return await exchange.off_loop(classes_bytes(results), reply)
 
     def _model(self, name: str | None) -> ModelDescription:
         """Return the model of this name; without a name, the only one."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
+from random import getrandbits
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,15 +23,25 @@ from dist_net.errors import (
     DistNetError,
     ModelNotServedError,
     PoolUnavailableError,
+    QuotaExceededError,
     RequestTooLargeError,
 )
+from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.http.replies import JSON_LENGTH, Refusals, error_reply
-from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.replies import (
+    JSON_LENGTH,
+    REQUEST_ID,
+    Refusals,
+    error_reply,
+    raised_reply,
+)
+from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
 from dist_net.spelling import suggestion
 from dist_net.wire.security import OPERATOR
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 HeaderValues = Mapping[bytes, bytes]
@@ -37,12 +50,12 @@ _UNIQUE = (b"host", b"origin", b"authorization", b"content-encoding", b"content-
 # The requests that ZeroMQ reserves for operators, and metrics, which name all models and workers.
 _OPERATORS_PATHS = ("/v2/repository/models/", "/metrics")
 
-_RETRY_AFTER_S = 1.0
 _STALLED_S = 1.0  # when memory runs out, a body that stalled for longer is dropped
 _THREADS = 2
 _QUICK_BYTES = 2**16  # parsed within about a millisecond, whatever the content
 _WATCH_AFTER_S = 0.005  # most results arrive earlier and need no task that awaits a disconnect
 _MAX_VERSION = 18
+_SENT_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -56,23 +69,72 @@ class Guard:
     settings: HttpSettings
     open_paths: frozenset[str]
     refusals: Refusals
+    ledger: ClientLedger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            send = self.refusals.noting(scope, send)
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await error_reply(*refusal)(scope, receive, send)
-                return
-        await self.application(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Return a status code and the reason; None if the request is permitted."""
+        if scope["type"] != "http":
+            await self.application(scope, receive, send)
+            return
+        if "state" not in scope:
+            scope = {**scope, "state": {}}
+        began_s, state = time.monotonic(), scope["state"]
         headers: HeaderValues = dict(scope["headers"])
+        sent_id = headers.get(REQUEST_ID, b"").decode("latin-1")
+        request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
+        send = self.refusals.noting(scope, send, request_id)
+        credential = self._credential(scope, headers)
+        refusal = self._refusal(scope, headers, credential)
+        if refusal is not None:
+            await error_reply(*refusal)(scope, receive, send)
+        elif scope["path"] in self.open_paths:
+            await self.application(scope, receive, send)
+        else:
+            await self._counted(scope, receive, send, credential)
+        if self.settings.access_log:
+            what = "request id=%s client=%r code=%s seconds=%.4f request=%r"
+            name = credential.name if credential else ""
+            request = f"{scope['method']} {scope['path'][:200]}"
+            code, took_s = state.get("code"), time.monotonic() - began_s
+            logger.info(what, request_id, name, code, took_s, request)
+
+    async def _counted(
+        self, scope: Scope, receive: Receive, send: Send, credential: Credential
+    ) -> None:
+        """Pass a request on within its client's limits; hold its bytes until the client has read
+        the answer.
+        """
+        host, port = scope.get("client") or ("", 0)
+        name = credential.name
+        caller = Caller(name, f"{host}:{port}" if name == host else name, credential.quota)
+        try:
+            opened = scope["state"]["opened"] = self.ledger.begin(caller, time.monotonic())
+        except QuotaExceededError as error:
+            await raised_reply(error)(scope, receive, send)
+            return
+        try:
+            await self.application(scope, receive, send)
+            connection: Connection | None = scope["state"].get("connection")
+            if connection is not None:
+                await connection.until_read()
+        finally:
+            opened.close()
+
+    def _credential(self, scope: Scope, headers: HeaderValues) -> Credential:
+        """Return the sender's credential; its role is empty without a valid token."""
+        host, _ = scope.get("client") or ("", 0)
+        if self.settings.tokens is None:
+            return Credential(self.settings.loopback_role, host)
+        found = self.settings.tokens.credential(headers.get(b"authorization", b""))
+        return found or Credential("", host)
+
+    def _refusal(
+        self, scope: Scope, headers: HeaderValues, credential: Credential
+    ) -> tuple[int, str] | None:
+        """Return a status code and the reason; None if the request is permitted."""
         return (
             self._malformed(scope, headers)
             or (self._foreign(headers) if self.settings.tokens is None else None)
-            or self._forbidden(scope["path"], headers)
+            or self._forbidden(scope["path"], credential.role)
         )
 
     def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
@@ -113,12 +175,9 @@ class Guard:
             )
         return None
 
-    def _forbidden(self, path: str, headers: HeaderValues) -> tuple[int, str] | None:
+    def _forbidden(self, path: str, role: str) -> tuple[int, str] | None:
         if path in self.open_paths:
             return None
-        tokens, role = self.settings.tokens, self.settings.loopback_role
-        if tokens is not None:
-            role = tokens.role_of(headers.get(b"authorization", b"")) or ""
         if not role:
             return 401, (
                 "the token is missing or wrong; expected the header Authorization: Bearer TOKEN"
@@ -146,10 +205,11 @@ class Connection(Protocol):
 
     def waited_s(self) -> float: ...
     def time_out(self) -> None: ...
+    async def until_read(self) -> None: ...
 
 
 class RequestMemory:
-    """Limits the memory of all unanswered requests, and the number of threads that parse them.
+    """Limits the number of threads that parse requests, and knows the bodies that arrive.
 
     No request may block the event loop, however large: work that grows with a body runs in a
     thread.
@@ -157,7 +217,6 @@ class RequestMemory:
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self.held_bytes = 0
         self.parsing = asyncio.Semaphore(_THREADS)
         self.arriving: dict[HttpExchange, None] = {}  # incomplete bodies, oldest first
 
@@ -170,18 +229,15 @@ class RequestMemory:
         return True
 
 
-class HttpExchange(AbstractContextManager["HttpExchange"]):
-    """One request; the memory of its body is counted until the ``with`` block ends."""
+class HttpExchange:
+    """One request; ``Guard`` has opened it."""
 
     def __init__(self, memory: RequestMemory, request: Request) -> None:
         self.headers: dict[bytes, bytes] = dict(request.scope["headers"])
         self._memory = memory
         self._receive = request.receive
-        self._connection: Connection | None = request.scope.get("state", {}).get("connection")
-        self._size = 0
-
-    def __exit__(self, *_: object) -> None:
-        self._release()
+        self._connection: Connection | None = request.scope["state"].get("connection")
+        self._opened: OpenRequest = request.scope["state"]["opened"]
 
     def size_header(self, name: bytes) -> int | None:
         """Return the number of bytes in a header, or None without it. Raise BadRequestError."""
@@ -225,11 +281,19 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
         async with self._memory.parsing:
             return await asyncio.to_thread(function)
 
-    async def infer(self, gateway: Gateway, requests: Sequence[InferenceRequest]) -> list[Result]:
+    async def infer(
+        self, gateway: Gateway, model: ModelDescription, requests: Sequence[InferenceRequest]
+    ) -> list[Result]:
         """Return the result of each request, once the body has been received.
 
-        The requests are cancelled if the client disconnects or this task is cancelled.
+        The requests are cancelled if the client disconnects or this task is cancelled. Raise
+        PoolUnavailableError without room for their answers, which are in memory twice when they
+        are written.
         """
+        answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
+        self._opened.require(self._opened.size_bytes + 2 * answer_bytes)
+        for request in requests:
+            request.client = self._opened.caller.share
         futures = [gateway.infer(request) for request in requests]
         watch: list[asyncio.Task[None]] = []
 
@@ -244,7 +308,10 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
             _WATCH_AFTER_S, lambda: watch.append(loop.create_task(cancel_if_disconnected()))
         )
         try:
-            return [await future for future in futures]
+            results = [await future for future in futures]
+            self._opened.answered(answer_bytes := sum(len(each.payload) for each in results))
+            self._opened.hold(2 * answer_bytes)
+            return results
         except asyncio.CancelledError:
             return [Result(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
         finally:
@@ -261,13 +328,9 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
     def give_up(self) -> None:
         """Stop waiting for the rest of the body."""
         self._memory.arriving.pop(self, None)
-        self._release()
+        self._opened.hold(0)
         if self._connection is not None:
             self._connection.time_out()
-
-    def _release(self) -> None:
-        self._memory.held_bytes -= self._size
-        self._size = 0
 
     async def _pieces(self) -> Payload:
         body = bytearray()
@@ -279,6 +342,7 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
             self._require_size(len(body) + len(piece))
             self._hold(len(body) + len(piece))
             is_whole = not message.get("more_body", False)
+            self._opened.received(len(piece))
             if is_whole and not body:
                 return piece  # without a copy, as for most bodies
             body += piece
@@ -287,7 +351,7 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
             self._memory.arriving[self] = None
 
     def _require_size(self, size: int) -> None:
-        limit = min(self._memory.settings.body_bytes, self._memory.settings.queue_bytes)
+        limit = min(self._memory.settings.body_bytes, self._opened.ledger.max_request_bytes)
         if size > limit:
             raise RequestTooLargeError(
                 f"the body has {size:,} bytes or more; expected at most {limit:,}"
@@ -295,17 +359,9 @@ class HttpExchange(AbstractContextManager["HttpExchange"]):
 
     def _hold(self, size: int) -> None:
         """Count ``size`` bytes for this request from now on; raise PoolUnavailableError."""
-        memory = self._memory
-        memory.held_bytes += size - self._size
-        self._size = size
-        limit = memory.settings.queue_bytes
-        while memory.held_bytes > limit:
-            if not memory.drop_stalled():
-                raise PoolUnavailableError(
-                    f"unanswered requests would hold more than {limit:,} bytes; send fewer or "
-                    f"smaller requests, or retry in {_RETRY_AFTER_S:.0f} s",
-                    _RETRY_AFTER_S,
-                )
+        while not self._opened.hold(size) and self._memory.drop_stalled():
+            pass
+        self._opened.require(size)
 
 
 def served_model(gateway: Gateway, name: str) -> ServedModel:

@@ -173,11 +173,11 @@ class Models:
 
     async def _content(self, request: Request) -> Mapping[str, Any]:
         """Return the JSON object in the body; an empty one for an empty body."""
-        with HttpExchange(self.memory, request) as exchange:
-            body = await exchange.body()
-            if not body:
-                return {}
-            return await exchange.off_loop(len(body), lambda: json_object(body))
+        exchange = HttpExchange(self.memory, request)
+        body = await exchange.body()
+        if not body:
+            return {}
+        return await exchange.off_loop(len(body), lambda: json_object(body))
 
 
 def _loaded(name: str, result: Result) -> Json:

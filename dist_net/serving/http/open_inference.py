@@ -74,23 +74,23 @@ class InferEndpoint:
 
     async def _infer(self, request: Request) -> HttpReply:
         name, version = request.path_params["model"], version_number(request)
-        with HttpExchange(self._memory, request) as exchange:
-            json_bytes = exchange.size_header(JSON_LENGTH)
-            content = await exchange.body()
-            parsed_bytes = len(content) if json_bytes is None else json_bytes
-            model = None
-            # A model may be loaded while a thread parses: the model that answers must be the model
-            # that the request was checked for. ``infer`` admits the request before its first await.
-            while (newest := description_of(self._gateway, name, version)) is not model:
-                model = newest
-                read = partial(read_request, content, json_bytes, model, version)
-                requests, form = await exchange.off_loop(parsed_bytes, read)
-            results = await exchange.infer(self._gateway, requests)
-            if (failed := _first_failure(results)) is not None:
-                return result_reply(failed)
-            rows = sum(each.rows for each in requests)
-            encode = partial(encode_response, model, rows, results, form)
-            answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
+        exchange = HttpExchange(self._memory, request)
+        json_bytes = exchange.size_header(JSON_LENGTH)
+        content = await exchange.body()
+        parsed_bytes = len(content) if json_bytes is None else json_bytes
+        model = None
+        # A model may be loaded while a thread parses: the model that answers must be the model
+        # that the request was checked for. ``infer`` admits the request before its first await.
+        while (newest := description_of(self._gateway, name, version)) is not model:
+            model = newest
+            read = partial(read_request, content, json_bytes, model, version)
+            requests, form = await exchange.off_loop(parsed_bytes, read)
+        results = await exchange.infer(self._gateway, model, requests)
+        if (failed := _first_failure(results)) is not None:
+            return result_reply(failed)
+        rows = sum(each.rows for each in requests)
+        encode = partial(encode_response, model, rows, results, form)
+        answer, json_bytes = await exchange.off_loop(classes_bytes(results), encode)
         if json_bytes is None:
             return HttpReply(answer)
         length = (JSON_LENGTH, b"%d" % json_bytes)

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
@@ -60,11 +61,12 @@ class LateCollector(Collector):
 
 
 class PoolCollector(LateCollector):
-    """The metrics of the pool, and the refusals of its HTTP server."""
+    """The metrics of the pool and of its clients, and the refusals of its HTTP server."""
 
-    def __init__(self, gateway: Gateway, refusals: Refusals) -> None:
+    def __init__(self, gateway: Gateway, refusals: Refusals, ledger: ClientLedger) -> None:
         self._gateway = gateway
         self._refusals = refusals
+        self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
         models = self._gateway.models()
@@ -79,6 +81,7 @@ class PoolCollector(LateCollector):
         )
         unloads = sorted(self._gateway.unloads.items())
         yield counter_family("unloads", "unloads of a model", "model", unloads)
+        yield from _client_metrics(self._ledger)
 
 
 MetricValues = Iterable[tuple[Any, float]]
@@ -129,6 +132,19 @@ def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]
         for rows, timed in sorted(each.batches.items())
     ]
     yield counter_family("batches", "batches by number of rows", "model rows", batches)
+
+
+def _client_metrics(ledger: ClientLedger) -> Iterator[Metric]:
+    for name, text in (
+        ("requests", "requests of a token, key or address"),
+        ("refused", "requests beyond the quota of a token, key or address"),
+        ("received_bytes", "bytes of requests by token, key or address"),
+        ("sent_bytes", "bytes of answers by token, key or address"),
+    ):
+        values = [(client, getattr(usage, name)) for client, usage in ledger.usage.items()]
+        yield counter_family(f"client_{name}", text, "client", values)
+    text = "bytes of requests and answers until they are read"
+    yield gauge_family("held_bytes", text, "", [((), ledger.total_bytes)])
 
 
 def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:

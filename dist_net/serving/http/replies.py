@@ -19,6 +19,7 @@ from dist_net.errors import (
     DistNetError,
     ModelNotServedError,
     PoolUnavailableError,
+    QuotaExceededError,
     RequestTooLargeError,
 )
 from dist_net.serving.pool.requests import Result, Status
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Header = tuple[bytes, bytes]
 
+REQUEST_ID = b"x-request-id"
 JSON_LENGTH = b"inference-header-content-length"
 CODE_OF_STATUS = {
     Status.OK: 200,
@@ -42,6 +44,7 @@ CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
     (RequestTooLargeError, 413),
     (ModelNotServedError, 404),
     (BadInputError, 400),
+    (QuotaExceededError, 429),
     (PoolUnavailableError, 503),
     (DistNetError, 500),
 )
@@ -50,7 +53,7 @@ _HEADERS_OF_CODE: dict[int, list[Header]] = {
     401: [(b"www-authenticate", b"Bearer")],
     431: [(b"connection", b"close")],
 }
-_UNAVAILABLE = 503
+_RETRIABLE = (429, 503)
 _FIRST_REFUSAL = 400
 _MAX_LINES = 20
 _PERIOD_S = 60.0
@@ -98,7 +101,7 @@ class Json(HttpReply):
 def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any) -> Json:
     """Return the response for an error, with ``more`` in its JSON object."""
     headers = _HEADERS_OF_CODE.get(code, [])
-    if code == _UNAVAILABLE:
+    if code in _RETRIABLE:
         headers = [(b"retry-after", b"%d" % max(1, ceil(retry_after_s)))]
     return Json(error_content(reason, retry_after_s) | more, code, headers)
 
@@ -123,7 +126,7 @@ class Refusals:
         self._period: Counter[int] = Counter()
         self._period_ends_s = 0.0
 
-    def note(self, code: int, request: str, reason: str) -> None:
+    def note(self, code: int, request: str, reason: str, request_id: str = "") -> None:
         """Count a refusal, and log it unless too many were logged in this minute."""
         now = time.monotonic()
         if now >= self._period_ends_s:
@@ -135,20 +138,22 @@ class Refusals:
         self.counts[code] += 1
         self._period[code] += 1
         if self._period[code] <= _MAX_LINES:
-            what = "request_refused code=%d request=%r reason=%r"
-            logger.warning(what, code, request, reason[:_MAX_REASON])
+            what = "request_refused id=%s code=%d request=%r reason=%r"
+            logger.warning(what, request_id, code, request, reason[:_MAX_REASON])
 
-    def noting(self, scope: Scope, send: Send) -> Send:
-        """Return a ``send`` that notes the response if it is a refusal."""
+    def noting(self, scope: Scope, send: Send, request_id: str) -> Send:
+        """Return a ``send`` that adds the id to the response, and notes it if it is a refusal."""
         code = 0
 
         async def noted(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
-                code = message["status"]
+                code = scope["state"]["code"] = message["status"]
+                message["headers"].append((REQUEST_ID, request_id.encode()))
             elif code >= _FIRST_REFUSAL:
                 reason = bytes(message.get("body", b"")[:_MAX_REASON]).decode(errors="replace")
-                self.note(code, f"{scope['method']} {scope['path'][:80]}", reason)
+                path = scope["path"][:80]
+                self.note(code, f"{scope['method']} {path}", reason, request_id)
             await send(message)
 
         return noted

@@ -327,6 +327,10 @@ class _HttpConnection(HttpToolsProtocol):
         """Whether the server works on a complete request; only the last one may be incomplete."""
         return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
 
+    async def until_read(self) -> None:
+        """Wait until the client has read its answers, or has gone."""
+        await self.flow.drain()
+
     def _note_wait(self) -> None:
         self._connections.await_client(self, not self._is_at_work)
 

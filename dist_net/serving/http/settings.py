@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import re
 import shlex
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from dist_net.errors import AddressError, InsecureAddressError, KeyFileError, SettingError
+from dist_net.serving.gateway.client_ledger import NO_QUOTA, Quota
 from dist_net.wire.address import Address, listen_address
 from dist_net.wire.security import CLIENT, OPERATOR
 
@@ -22,7 +26,10 @@ _MAX_TOKEN_BYTES = 64 * 1024
 _READ_EVERY_S = 1.0
 # The characters of a bearer token (RFC 6750, 2.1): a comment or a misspelt role is no token.
 _TOKEN_LINE = re.compile(
-    rf"((?P<role>{CLIENT}|{OPERATOR})\s+)?(?P<token>[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*)", re.ASCII
+    rf"((?P<role>{CLIENT}|{OPERATOR})\s+)?(?P<token>[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*)"
+    rf"(\s+name=(?P<name>[\w.-]{{1,64}}))?"
+    rf"(\s+rate=(?P<rate>[1-9]\d{{0,8}}))?(\s+inflight=(?P<inflight>[1-9]\d{{0,8}}))?",
+    re.ASCII,
 )
 
 
@@ -42,7 +49,7 @@ class HttpSettings:
     ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
     waits longest for its client. A client that has ended its side of a connection is answered
     within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
-    requests wait while another is being answered.
+    requests wait while another is being answered. ``access_log``: log every request.
     """
 
     address: str = "127.0.0.1:8000"
@@ -61,11 +68,12 @@ class HttpSettings:
     headers: int = 64
     connections: int = 512
     pipelined: int = 16
+    access_log: bool = False
     shutdown_timeout_s: float = 15.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and value <= 0:
+            if type(value) in (int, float) and value <= 0:
                 raise SettingError(f"{name} is {value}; expected more than 0")
         if (self.certificate is None) != (self.private_key is None):
             raise SettingError(
@@ -93,8 +101,19 @@ class HttpSettings:
             ) from error
 
 
+class Credential(NamedTuple):
+    """The rights and limits of a sender; ``name`` is safe to log."""
+
+    role: str
+    name: str
+    quota: Quota = NO_QUOTA
+
+
 class TokenFile:
     """Tokens, one a line: ``client TOKEN``, ``operator TOKEN``, or a TOKEN alone, an operator's.
+
+    ``name=NAME``, ``rate=N`` (requests per second) and ``inflight=N`` may follow, in this order. A
+    token without a name is named by a digest.
 
     The constructor raises KeyFileError for any other line, except empty ones. The file is read
     again every second of use, so tokens are added and revoked without a restart: only its usable
@@ -105,7 +124,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._problem = ""
-        self._roles: dict[bytes, str] = {}
+        self._credentials: dict[bytes, Credential] = {}
         self._read_s = time.monotonic()
         try:
             problem = self._read()
@@ -114,14 +133,14 @@ class TokenFile:
         if problem:
             raise KeyFileError(problem)
 
-    def role_of(self, authorization: bytes) -> str | None:
-        """Return the role of the token in an Authorization header; None if it is not valid."""
+    def credential(self, authorization: bytes) -> Credential | None:
+        """Return what the token in an Authorization header permits; None if it is not valid."""
         self._refresh()
         scheme, _, token = authorization.partition(b" ")
         token = token.strip()
         # Compare with every token, in constant time, so that the time reveals nothing about them.
-        roles = {role for each, role in self._roles.items() if hmac.compare_digest(each, token)}
-        return next(iter(roles), None) if scheme.lower() == b"bearer" else None
+        found = [own for each, own in self._credentials.items() if hmac.compare_digest(each, token)]
+        return found[0] if found and scheme.lower() == b"bearer" else None
 
     def _refresh(self) -> None:
         """Read the file again, at most once a second; a pipe can be read only once."""
@@ -134,7 +153,7 @@ class TokenFile:
                 return
             problem = self._read()
         except FileNotFoundError:
-            self._roles, problem = {}, f"{self._path} is missing: no token is valid"
+            self._credentials, problem = {}, f"{self._path} is missing: no token is valid"
         except OSError as error:
             problem = f"cannot read {self._path}: {error}; the previous tokens stay valid"
         if problem and problem != self._problem:
@@ -146,11 +165,16 @@ class TokenFile:
         with self._path.open("rb") as file:
             content = file.read(_MAX_TOKEN_BYTES + 1)
         text = content[:_MAX_TOKEN_BYTES].decode(errors="replace")
-        self._roles, unusable = {}, []
+        self._credentials, unusable = {}, []
         for number, line in enumerate(text.split("\n"), 1):
             found = _TOKEN_LINE.fullmatch(line.strip())
             if found is not None:
-                self._roles[found["token"].encode()] = found["role"] or OPERATOR
+                token = found["token"].encode()
+                name = found["name"] or f"token {sha256(token).hexdigest()[:8]}"
+                limits = (float(found[each] or math.inf) for each in Quota._fields)
+                self._credentials[token] = Credential(
+                    found["role"] or OPERATOR, name, Quota(*limits)
+                )
             elif line.strip():
                 unusable.append(str(number))
         if len(content) > _MAX_TOKEN_BYTES or not text.strip():
@@ -162,7 +186,7 @@ class TokenFile:
         if unusable:
             return (
                 f"line {', '.join(unusable[:3])} of the token file {self._path} is unusable; "
-                f"expected 'client TOKEN', 'operator TOKEN' or TOKEN, and a TOKEN of at least "
-                f"{MIN_TOKEN} letters, digits and -._~+/, without comments"
+                f"expected 'client TOKEN', 'operator TOKEN' or TOKEN, a TOKEN of at least "
+                f"{MIN_TOKEN} letters, digits and -._~+/, and perhaps 'name=NAME rate=N inflight=N'"
             )
         return ""

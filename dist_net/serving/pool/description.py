@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
+from math import prod
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
@@ -77,6 +78,24 @@ class ModelDescription(VersionSummary):
     def result_bytes(self) -> int:
         """The size of a row of outputs; 0 if it is not batched."""
         return record_of(self.outputs).itemsize if self.is_batched else 0
+
+    def answer_bytes(self, rows: int) -> int:
+        """Return the size of the outputs for so many rows; axes of unknown length count as 0."""
+        if self.is_batched:
+            return rows * self.result_bytes
+        return sum(max(0, prod(of.shape)) * of.dtype.itemsize for of in self.outputs)
+
+    @cached_property
+    def classes_digest(self) -> bytes:
+        return digest_of_classes(self.labels, self.unknown_below)
+
+    @cached_property
+    def _interface_digest(self) -> bytes:
+        return digest_of_interface(self.interface)
+
+    def has_interface(self, digest: bytes) -> bool:
+        """Return whether the tensors of requests and answers have this digest."""
+        return digest == self._interface_digest
 
     def rows_in(self, payload_bytes: int) -> int:
         """Return the number of rows in a payload, at least 1 unless it is empty."""

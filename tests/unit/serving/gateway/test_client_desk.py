@@ -10,6 +10,7 @@ import pytest
 
 from described import with_input
 from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Result, Status
 from dist_net.wire.messages import Message
@@ -21,12 +22,23 @@ OUTPUTS = bytes(12)
 ANSWERED = Result(Status.OK, 7, OUTPUTS, labels=ANIMALS.labels)
 
 
+def socket_of(sent: list[Message], **more: Any) -> Any:
+    """A fake of a socket that keeps what is sent, all of which is read at once."""
+    fakes: dict[str, Any] = {
+        "send": lambda _, message: sent.append(message) or True,
+        "sender": lambda _: ("", "127.0.0.1"),
+        "sent_bytes": lambda _: 0,
+        "read_bytes": lambda _: 0,
+    }
+    return SimpleNamespace(**fakes | more)
+
+
 def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
     sent: list[Message] = []
-    socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))
+    socket = socket_of(sent)
 
     async def run() -> None:
-        desk = ClientDesk(service, socket, b"g", may_rule)
+        desk = ClientDesk(service, socket, b"g", ClientLedger(1 << 20), may_rule)
         desk._receive_soon = lambda: None  # type: ignore[method-assign]
         desk._handle(b"client", ask)
         await asyncio.sleep(0)
@@ -54,8 +66,9 @@ def test_an_answer_brings_the_threshold_too_if_the_client_knows_another(
 ) -> None:
     summary = replace(summary_of(served(ANIMALS), 8), unknown_below=known_threshold)
     scripted = [replace(ANSWERED, unknown_below=0.75)]
+    service = FakeService({"animals": served(replace(ANIMALS, unknown_below=0.75))}, scripted)
     ask = Ask(1, "animals", "", True, 0, (IMAGE, known(summary)))
-    _, *brought = answer(FakeService(scripted=scripted), ask).payloads
+    _, *brought = answer(service, ask).payloads
     told = [] if known_threshold == 0.75 else [list(ANIMALS.labels), 0.75]
     assert [json.loads(each) for each in brought] == told
 
@@ -92,13 +105,13 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
     arrived = [(b"one", Describe(1)), (b"other", Ping())]
     sent: list[Message] = []
     failed: list[Message] = []
-    socket: Any = SimpleNamespace(
+    socket = socket_of(
+        sent,
         waiting=lambda most: iter(arrived[:most]),
         has_message=lambda: False,
-        send=lambda _, message: sent.append(message),
         answer_failure=lambda _, message: failed.append(message),
     )
-    desk = ClientDesk(Failing(), socket, b"g")
+    desk = ClientDesk(Failing(), socket, b"g", ClientLedger(1 << 20))
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
     desk._receive()
     assert failed == [Describe(1)]
@@ -109,17 +122,19 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
 
 def test_requests_of_a_client_that_is_gone_are_dropped() -> None:
     service = FakeService(is_silent=True)
-    socket: Any = SimpleNamespace(send=lambda node, _: node != b"gone")
+    socket = socket_of([], send=lambda node, _: node != b"gone")
 
     async def run() -> list[bool]:
-        desk = ClientDesk(service, socket, b"g")
+        desk = ClientDesk(service, socket, b"g", ClientLedger(1 << 20))
         desk._receive_soon = lambda: None  # type: ignore[method-assign]
         desk._loop = asyncio.get_running_loop()
         for node, request_id in ((b"gone", 1), (b"here", 1), (b"gone", 2)):
             desk._handle(node, Ask(request_id, "animals", "", True, 0, (IMAGE,)))
         desk._look_for_clients()
         desk._timer.cancel()
-        assert list(desk._futures) == [(b"here", 1)]
+        await asyncio.sleep(0)
+        assert [list(peer.futures) for peer in desk._peers.values()] == [[1]]
+        assert desk._ledger.total_bytes > 0
         return [future.cancelled() for future in service.futures]
 
     assert asyncio.run(run()) == [True, False, True]
@@ -127,8 +142,8 @@ def test_requests_of_a_client_that_is_gone_are_dropped() -> None:
 
 def test_a_client_that_has_lost_its_connection_is_told_so_by_the_name_of_the_new_one() -> None:
     sent: list[Message] = []
-    socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))
-    desk = ClientDesk(FakeService(), socket, b"g")
+    socket = socket_of(sent)
+    desk = ClientDesk(FakeService(), socket, b"g", ClientLedger(1 << 20))
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
     for node in (b"first", b"first", b"second"):
         desk._handle(node, Ping())

@@ -203,7 +203,8 @@ def test_a_binary_answer_says_where_its_json_ends(ask: Ask) -> None:
 def test_a_raw_body_is_asked(ask: Ask, service: FakeService) -> None:
     headers = {"Inference-Header-Content-Length": "0"}
     assert ask("POST", "/v2/models/animals/infer", content=JPEG, headers=headers).is_success
-    assert service.requests == [InferenceRequest("animals", JPEG, is_image=True)]
+    expected = InferenceRequest("animals", JPEG, is_image=True, client="127.0.0.1:123")
+    assert service.requests == [expected]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])

@@ -34,7 +34,8 @@ def pass_s(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def role_of(tokens: TokenFile, token: str) -> str | None:
-    return tokens.role_of(f"Bearer {token}".encode())
+    found = tokens.credential(f"Bearer {token}".encode())
+    return None if found is None else found.role
 
 
 def test_each_line_is_a_token_with_a_role(path: Path) -> None:
@@ -44,7 +45,7 @@ def test_each_line_is_a_token_with_a_role(path: Path) -> None:
     assert role_of(tokens, SECOND) == "client"
     assert role_of(tokens, "third.token-0123==") == "operator"
     assert role_of(tokens, "") is role_of(tokens, "client " + SECOND) is None
-    assert tokens.role_of(b"Bearer \xff\xfe") is None
+    assert tokens.credential(b"Bearer \xff\xfe") is None
 
 
 @pytest.mark.usefixtures("pass_s")
