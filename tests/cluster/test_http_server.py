@@ -644,7 +644,7 @@ def test_large_bodies_and_answers_come_through_tls(
 ) -> None:
     async def client(server: HttpServer) -> None:
         connection = await encrypted(server)
-        body = bytes(4_000_000)
+        body = bytes(1_280_000)
         head = HEAD + b"Inference-Header-Content-Length: 0\r\nContent-Length: %d\r\n\r\n"
         for _ in range(3):
             connection[1].write(head % len(body) + body)

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from dist_net.errors import PoolUnavailableError
 from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.turn_budget import PEER_S, TurnBudget
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
@@ -40,7 +41,6 @@ from dist_net.wire.transport import ServerSocket
 
 VERSION = re.compile("[0-9]{0,18}")
 MESSAGES_A_TURN = 16  # then other callbacks of the event loop run
-PEER_S = 0.005
 LOOK_S = 1.0
 READ_CHECK_S = 0.02
 READS_WITHIN_S = 60.0
@@ -75,12 +75,14 @@ class ClientDesk:
         incarnation: bytes,
         ledger: ClientLedger,
         may_rule: bool = True,
+        turn: TurnBudget | None = None,
     ) -> None:
         self._gateway = gateway
         self._may_rule = may_rule
         self._socket = socket
         self._incarnation = incarnation
         self._ledger = ledger
+        self._turn = turn or TurnBudget()
         self._peers: dict[bytes, _Peer] = {}  # that have open requests or unread answers
         self._will_receive = False
         self._will_check = False
@@ -102,16 +104,18 @@ class ClientDesk:
         if self._is_closed:
             return
         self._will_receive = False
-        until_s = time.monotonic() + PEER_S
+        began_s = time.monotonic()
+        limit = 0 if self._turn.is_spent else MESSAGES_A_TURN
         try:
-            for node, message in self._socket.waiting(MESSAGES_A_TURN):
+            for node, message in self._socket.waiting(limit):
                 try:
                     self._handle(node, message)
                 except Exception:
                     self._socket.answer_failure(node, message)
-                if time.monotonic() > until_s:
+                if time.monotonic() > began_s + PEER_S:
                     break
         finally:  # or the remaining messages would never be read
+            self._turn.spend(began_s)
             if self._socket.has_message():
                 self._receive_soon()
 

@@ -45,6 +45,7 @@ from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
+from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import CLIENT, OPERATOR, load_server_keys, make_keys
@@ -151,9 +152,10 @@ async def serve(options: ServingOptions) -> int:
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
         ledger = ClientLedger(options.pool.queue_bytes, options.quota)
-        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), ledger, may_rule)
+        turn = TurnBudget()
+        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), ledger, may_rule, turn)
         with _naming("--http"):
-            http = _http(options, gateway, ledger)
+            http = _http(options, gateway, ledger, turn)
         for address in (
             workers.contact_addresses[1:] if ray is None else ()
         ):  # before READY, which may wait for them
@@ -312,7 +314,9 @@ def _ray_worker(options: ServingOptions, name: str) -> Role:
     return Role(name, module, arguments, cores=options.threads)
 
 
-def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> HttpServer | None:
+def _http(
+    options: ServingOptions, gateway: Gateway, ledger: ClientLedger, turn: TurnBudget
+) -> HttpServer | None:
     """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None
@@ -332,7 +336,7 @@ def _http(options: ServingOptions, gateway: Gateway, ledger: ClientLedger) -> Ht
         access_log=options.access_log,
     )
     app = application(gateway, settings, refusals=refusals, ledger=ledger)
-    return HttpServer(app, settings, refusals)
+    return HttpServer(app, settings, refusals, turn)
 
 
 if __name__ == "__main__":

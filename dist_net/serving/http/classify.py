@@ -24,7 +24,12 @@ from dist_net.errors import BadRequestError, RequestTooLargeError
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.exchange import HttpExchange, RequestMemory, description_of
-from dist_net.serving.http.open_inference import MAX_IMAGES, classes_bytes
+from dist_net.serving.http.open_inference import (
+    CLASS_BYTES,
+    MAX_IMAGES,
+    classes_bytes,
+    require_short_json,
+)
 from dist_net.serving.http.replies import Json, error_content, result_reply
 from dist_net.serving.pool.description import EncodedImage, ModelDescription
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -67,6 +72,7 @@ class Classification:
             _require_images(images)
         model = self._model(request.path_params.get("model"))
         top = _top(request.query_params.get("top"))
+        require_short_json(len(images) * min(top, model.classes) * CLASS_BYTES)
         # All images of a request must be answered by one version.
         version = model.version if len(images) > 1 else None
         requests = [

@@ -51,6 +51,8 @@ _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _UNSUPPORTED = ("priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region")
 _US_PER_S = 1e6
 _LENGTH = struct.Struct("<I")
+_NUMBER_BYTES = 16  # as JSON, about
+CLASS_BYTES = 64
 _SHOWN = Repr()
 _SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
 _SHOWN.maxstring = _SHOWN.maxother = 60
@@ -464,6 +466,15 @@ def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
     return rows
 
 
+def require_short_json(size_bytes: int) -> None:
+    """Refuse an answer that would be long JSON: writing it would hold up every other client."""
+    if size_bytes > MAX_JSON_BYTES:
+        raise BadRequestError(
+            f"the answer would have about {size_bytes:,} bytes of JSON; expected at most "
+            f"{MAX_JSON_BYTES:,}; request binary outputs (binary_data_output), or fewer classes"
+        )
+
+
 def classes_bytes(results: Sequence[Result]) -> int:
     """Return about how many bytes the classes of results take as JSON: 64 for 4 in an output."""
     return 16 * sum(len(result.payload) for result in results)
@@ -481,6 +492,14 @@ def encode_response(
     payload = results[0].payload if len(results) == 1 else b"".join(o.payload for o in results)
     tensors = from_bytes(payload, model.outputs, model.is_batched)
     datatypes = {each.name: each.datatype for each in model.outputs}
+    sizes = {each.name: 1 if each.top else tensors[each.name].size for each in form.outputs}
+    as_json = (each for each in form.outputs if not each.is_binary)
+    require_short_json(
+        sum(
+            rows * min(each.top, model.classes) * CLASS_BYTES + sizes[each.name] * _NUMBER_BYTES
+            for each in as_json
+        )
+    )
     outputs, raws = [], []
     for name, is_binary, top in form.outputs:
         values: Any = np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape, copy=False)

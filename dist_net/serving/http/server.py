@@ -12,6 +12,7 @@ import logging
 import math
 import socket
 import ssl
+import time
 from asyncio import Transport
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,9 +23,11 @@ import httptools
 import orjson
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import AddressError, KeyFileError
+from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.waiting_clients import WaitingClients
@@ -35,6 +38,9 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 _CHECK_EVERY_S = 0.25  # 4 us a connection
+_PARSED_A_TURN = 16 * 1024  # bytes of a connection
+_BYTES_A_CHUNK = 64  # on average; each chunk takes about 3 us
+_SMALL_CHUNKS = 1024
 
 
 class HttpServer:
@@ -45,9 +51,13 @@ class HttpServer:
     """
 
     def __init__(
-        self, application: ASGIApp, settings: HttpSettings, refusals: Refusals | None = None
+        self,
+        application: ASGIApp,
+        settings: HttpSettings,
+        refusals: Refusals | None = None,
+        turn: TurnBudget | None = None,
     ) -> None:
-        self._connections = _Connections(settings, refusals or Refusals())
+        self._connections = _Connections(settings, refusals or Refusals(), turn or TurnBudget())
         self._context = _tls_context(settings) if settings.has_tls else None
         protocol: Any = partial(_HttpConnection, self._connections, None)
         configuration = uvicorn.Config(
@@ -168,10 +178,11 @@ class _Connections:
     Its key is the task of a TLS handshake, or an ``_HttpConnection``.
     """
 
-    def __init__(self, settings: HttpSettings, refusals: Refusals) -> None:
+    def __init__(self, settings: HttpSettings, refusals: Refusals, turn: TurnBudget) -> None:
         self.settings = settings
         self.refusals = refusals
         self.waiting = WaitingClients(settings.min_bytes_per_s)
+        self.turn = turn
         self._open: dict[object, Callable[[], object]] = {}  # the function that drops each
 
     def opened(self, connection: object, drop: Callable[[], object]) -> None:
@@ -206,6 +217,33 @@ class _Connections:
                     connection.check(loop.time())
 
 
+class _Flow(FlowControl):
+    """uvicorn's, which resumes reading only once everything that was read is parsed."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self._is_unwanted = self._has_backlog = False
+
+    def pause_reading(self) -> None:
+        self._is_unwanted = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_unwanted = False
+        self._resume()
+
+    def set_backlog(self, has_backlog: bool) -> None:
+        self._has_backlog = has_backlog
+        if has_backlog:
+            super().pause_reading()
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        if not (self._is_unwanted or self._has_backlog):
+            super().resume_reading()
+
+
 class _HttpConnection(HttpToolsProtocol):
     """uvicorn's connection, with bounded memory, and bounded waits for its client.
 
@@ -222,6 +260,9 @@ class _HttpConnection(HttpToolsProtocol):
         self._received_bytes = 0
         self._transferred_bytes = 0  # received, and read by the client, at the last check
         self._unparsed_bytes = 0
+        self._backlog = bytearray()  # received, and passed to the parser in later turns
+        self._chunks = 0  # of the body, less one for each 64 bytes
+        self._body_bytes_left = 0  # of a body whose length is known
         self._unanswered = 0
         self._awaited = ""  # the incomplete part of a request: "head" or "body"
         self._is_ending = False  # once the complete requests are answered
@@ -229,6 +270,7 @@ class _HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
         self._connections.closed(self._handshake)
         self._connections.opened(self, transport.abort)
@@ -238,11 +280,37 @@ class _HttpConnection(HttpToolsProtocol):
         super().connection_lost(None)  # given an error, uvicorn would leave its timer running
 
     def data_received(self, data: bytes) -> None:
+        self._received_bytes += len(data)
+        self._unset_keepalive_if_required()
+        # A callback for each chunk and each request may be in it; a body of known length is one.
+        if self._backlog or len(data) > max(_PARSED_A_TURN, self._body_bytes_left):
+            self._backlog += data
+            self._parse_soon()
+        else:
+            self._parse_piece(data)
+
+    def _parse_soon(self) -> None:
+        """Parse the backlog from the next turn of the loop on; read nothing meanwhile."""
+        self.flow.set_backlog(True)
+        self.loop.call_soon(self._parse_backlog)
+
+    def _parse_backlog(self) -> None:
+        if not self._connections.turn.is_spent:
+            piece = bytes(self._backlog[:_PARSED_A_TURN])
+            del self._backlog[:_PARSED_A_TURN]
+            self._parse_piece(piece)
+        if self._is_ending or self.transport.is_closing():
+            self._backlog.clear()
+        if self._backlog:
+            self.loop.call_soon(self._parse_backlog)
+        else:
+            self.flow.set_backlog(False)
+
+    def _parse_piece(self, data: bytes) -> None:
         if self._is_ending:
             return
-        self._received_bytes += len(data)
+        began_s = time.monotonic()
         self._unparsed_bytes += len(data)
-        self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
@@ -251,6 +319,7 @@ class _HttpConnection(HttpToolsProtocol):
         limit = self._connections.settings.header_bytes
         if self._unparsed_bytes > limit and self._awaited:
             self._refuse(431, f"the request's head is too large; expected at most {limit:,} bytes")
+        self._connections.turn.spend(began_s)
 
     def _parse(self, data: bytes) -> None:
         """Parse a piece. Ignore requests to upgrade, as RFC 9110 (7.8) permits.
@@ -301,11 +370,18 @@ class _HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_headers_complete()
-        self._unparsed_bytes, self._awaited = 0, "body"
+        self._unparsed_bytes, self._awaited, self._chunks = 0, "body", 0
+        length = dict(self.headers).get(b"content-length", b"")
+        self._body_bytes_left = int(length) if length.isdigit() else 0
         self._unanswered += 1
 
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
+        self._body_bytes_left = max(0, self._body_bytes_left - len(body))
+        self._chunks += 1 - len(body) // _BYTES_A_CHUNK
+        if self._chunks > _SMALL_CHUNKS:
+            self._refuse(400, f"the body's chunks are too small; expected {_BYTES_A_CHUNK} bytes")
+            raise OverflowError  # which stops the parser
         super().on_body(body)
 
     def on_message_complete(self) -> None:
