@@ -82,7 +82,9 @@ def max_connections() -> int:
 
 
 @dataclass
-class _Connection:
+class Connection:
+    """A TCP connection; ``sent_bytes``: queued for the peer in all, as they travel."""
+
     number: int
     descriptor: int
     peer: tuple[Any, ...]
@@ -90,7 +92,7 @@ class _Connection:
     key: str = ""
     read_bytes: int = 0  # received in all at the time of the last whole message
     unread_bytes: int = 0
-    sent_bytes: int = 0  # queued for it in all; includes the handshake, as what it has read does
+    sent_bytes: int = 0
     resident_bytes: int = 0  # of this process, before the message that is incomplete
     max_growth_bytes: int = 0
     is_revoked: bool = False
@@ -118,9 +120,9 @@ class Connections(threading.Thread):
         self._max_unread_bytes = max_unread_bytes
         self._max_total_bytes = max_total_bytes
         self._max_connections = max_connections()
-        self._open: dict[int, _Connection] = {}  # by ZeroMQ's descriptor, oldest first
+        self._open: dict[int, Connection] = {}  # by ZeroMQ's descriptor, oldest first
         self._numbers = count(1)
-        self._numbered: dict[int, _Connection] = {}
+        self._numbered: dict[int, Connection] = {}
         self._unwanted: dict[int, str] = {}  # connections to drop, by number, and the reason
         self._heard: dict[int, str] = {}
         self._admission_rates = EventRates()
@@ -140,11 +142,11 @@ class Connections(threading.Thread):
         """
         self._heard[descriptor] = key
         connection = self._open.get(descriptor)
-        return 0 if connection is None else connection.number
-
-    def is_open(self, number: int) -> bool:
-        """Return whether the connection with this number is open."""
-        return number in self._numbered
+        if connection is None:
+            return 0
+        if not connection.sent_bytes:  # the handshake, which the peer has read by now
+            connection.sent_bytes, _ = transferred_bytes(descriptor)
+        return connection.number
 
     def sender(self, number: int) -> tuple[str, str]:
         """Return the key and the address of a connection's peer; "" if unknown."""
@@ -153,18 +155,12 @@ class Connections(threading.Thread):
             return "", ""
         return self._heard.get(connection.descriptor, connection.key), str(connection.peer[0])
 
-    def sent_bytes(self, number: int, more_bytes: int = 0) -> int:
-        """Return how many bytes were queued for a peer in all, with ``more_bytes`` from now on."""
-        connection = self._numbered.get(number)
-        if connection is None:
-            return 0
-        if not connection.sent_bytes:  # the handshake, which it has read by now
-            connection.sent_bytes, _ = transferred_bytes(connection.descriptor)
-        connection.sent_bytes += more_bytes
-        return connection.sent_bytes
+    def find(self, number: int) -> Connection | None:
+        """Return the connection with this number; None if it is closed."""
+        return self._numbered.get(number)
 
     def read_bytes(self, number: int) -> float:
-        """Return how many of them the peer has acknowledged; infinity if that is unknown."""
+        """Return how many bytes the peer has acknowledged in all; infinity if that is unknown."""
         connection = self._numbered.get(number)
         return (connection and transferred_bytes(connection.descriptor)[0]) or math.inf
 
@@ -221,10 +217,10 @@ class Connections(threading.Thread):
             with suppress(OSError), _borrowed(descriptor) as connection:
                 number, peer = next(self._numbers), connection.getpeername()
                 self._forget(descriptor)
-                opened = _Connection(number, descriptor, peer, resident_bytes=_resident_bytes())
+                opened = Connection(number, descriptor, peer, resident_bytes=_resident_bytes())
                 self._open[descriptor] = self._numbered[number] = opened
 
-    def _forget(self, descriptor: int) -> _Connection | None:
+    def _forget(self, descriptor: int) -> Connection | None:
         connection = self._open.pop(descriptor, None)
         if connection is not None:
             del self._numbered[connection.number]
@@ -295,7 +291,7 @@ class Connections(threading.Thread):
                 each.resident_bytes, each.max_growth_bytes = self._resident_bytes, 0
             each.max_growth_bytes = max(each.max_growth_bytes, growth_bytes)
 
-    def _received_bytes(self, descriptor: int, connection: _Connection) -> int:
+    def _received_bytes(self, descriptor: int, connection: Connection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
 
         Both come from one system call, as an honest peer sends messages as soon as it has

@@ -195,6 +195,7 @@ class ServerSocket(FramedSocket):
             require_keys(address, keys, "listen on")
         super().__init__(zmq.ROUTER, max_array_bytes, high_water_mark)
         self._allow_list = None if keys is None else AllowList(keys.allow_list)
+        self._overhead_bytes = 0 if keys is None else CURVE_OVERHEAD_BYTES
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one in flight, and one in the server's queue.
@@ -325,8 +326,9 @@ class ServerSocket(FramedSocket):
         return True
 
     def _queue(self, node: bytes, *frames: Frame | zmq.Frame) -> bool:
-        (connection,) = _NUMBER.unpack_from(node, -_NUMBER.size)
-        if connection and not self._connections.is_open(connection):
+        (number,) = _NUMBER.unpack_from(node, -_NUMBER.size)
+        connection = self._connections.find(number)
+        if number and connection is None:
             return False
         try:
             self._send_frames(node[: -_NUMBER.size], *frames)
@@ -334,17 +336,16 @@ class ServerSocket(FramedSocket):
             if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
                 raise
             return False
-        if connection:
-            extra = 0 if self._allow_list is None else CURVE_OVERHEAD_BYTES
-            sizes = [len(frame) + extra for frame in frames]
-            self._connections.sent_bytes(
-                connection, sum(size + (2 if size < 256 else 9) for size in sizes)
-            )
+        if connection is not None:
+            for frame in frames:
+                size = len(frame) + self._overhead_bytes
+                connection.sent_bytes += size + (2 if size < 256 else 9)
         return True
 
     def sent_bytes(self, node: bytes) -> int:
         """Return how many bytes were queued for a node in all; 0 if it is gone, or local."""
-        return self._connections.sent_bytes(*_NUMBER.unpack_from(node, -_NUMBER.size))
+        connection = self._connections.find(*_NUMBER.unpack_from(node, -_NUMBER.size))
+        return 0 if connection is None else connection.sent_bytes
 
     def read_bytes(self, node: bytes) -> float:
         """Return how many of them the node's host has received; infinity if that is unknown."""

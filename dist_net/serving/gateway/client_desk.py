@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import blake2b
 
 from dist_net.errors import PoolUnavailableError
-from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest
+from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest, Share
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.turn_budget import PEER_S, TurnBudget
 from dist_net.serving.pool.description import (
@@ -55,7 +55,7 @@ class _Peer:
     The client has read an answer when it has read ``end`` bytes of the connection.
     """
 
-    caller: Caller
+    share: Share
     futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
     unread: deque[tuple[int, OpenRequest]] = field(default_factory=deque)
     read_s: float = -math.inf  # when it had last read something, or had nothing to read
@@ -164,8 +164,9 @@ class ClientDesk:
         peer = self._peers.get(node)
         if peer is None:
             key, host = self._socket.sender(node)
-            name = key or host or "this host"
-            peer = self._peers[node] = _Peer(Caller(name, key or node.hex()))
+            ledger = self._ledger
+            share = ledger.share_of(key) if key else ledger.new_share(host, node.hex())
+            peer = self._peers[node] = _Peer(share)
         return peer
 
     def _look_for_clients(self) -> None:
@@ -185,16 +186,18 @@ class ClientDesk:
         payloads = [json.dumps(list(models)).encode()]
         if request.model in models:
             payloads += summary_to_json(models[request.model], self._gateway.max_batch_size)
-        opened = self._opened(node, request.request_id, sum(map(len, payloads)))
+        opened = self._opened(node, peer, request.request_id, sum(map(len, payloads)))
         if opened is not None:
             opened.answered(opened.size_bytes)
             self._deliver(node, peer, Description(request.request_id, tuple(payloads)), opened)
 
-    def _opened(self, node: bytes, request_id: int, size_bytes: int) -> OpenRequest | None:
+    def _opened(
+        self, node: bytes, peer: _Peer, request_id: int, size_bytes: int
+    ) -> OpenRequest | None:
         """Open a request that holds so many bytes; refuse it and return None without room."""
-        peer, opened = self._peer(node), None
+        opened = None
         try:
-            opened = self._ledger.begin(peer.caller, time.monotonic())
+            opened = self._ledger.begin(peer.share, time.monotonic())
             if not opened.hold(size_bytes):
                 self._release_read()
                 opened.require(size_bytes)
@@ -238,10 +241,10 @@ class ClientDesk:
         peer = self._peer(node)
         if ask.request_id in peer.futures:
             return  # sent again, though its connection was not lost
-        opened = self._opened(node, ask.request_id, held_bytes)
+        opened = self._opened(node, peer, ask.request_id, held_bytes)
         if opened is None:
             return
-        opened.received(len(payload))
+        peer.share.account.received_bytes += len(payload)
         request = InferenceRequest(
             model=ask.model,
             payload=payload,
@@ -249,7 +252,7 @@ class ClientDesk:
             is_image=ask.is_image,
             version=version,
             timeout_s=ask.timeout_s or None,
-            client=peer.caller.share,
+            client=peer.share.client,
         )
         future = peer.futures[ask.request_id] = self._gateway.infer(request)
         classes = ask.model, known[DIGEST_BYTES:]

@@ -6,7 +6,6 @@ The one place of the limits per client: quotas, and the memory for requests and 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from dist_net.wire.event_rates import EventRates
 
 _KEPT_FREE = 8
 _RETRY_AFTER_S = 1.0
-_MAX_NAMES = 1024
+_MAX_ACCOUNTS = 1024
 _OTHERS = "others"
 
 
@@ -29,59 +28,72 @@ class Quota(NamedTuple):
 NO_QUOTA = Quota()
 
 
-class Caller(NamedTuple):
-    """The sender of a request.
-
-    ``name``: of its token or key, or its address; quotas and metrics are by name. ``share``: its
-    part of the memory and of the queues, the name or, without token and key, its connection.
-    """
+@dataclass(slots=True, eq=False)
+class Account:
+    """What the clients with one token, key or address have sent and received since the start."""
 
     name: str
-    share: str
-    quota: Quota = NO_QUOTA
-
-
-@dataclass(slots=True)
-class Usage:
-    """What the clients of one name have sent and received since the start."""
-
+    quota: Quota
     requests: int = 0
     refused: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
+    in_flight: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """A client's part of the memory and of the queues, in which ``client`` names it.
+
+    All connections with one token or key have one share; without, each connection has its own.
+    """
+
+    client: str
+    account: Account
+    held_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class OpenRequest:
     """A request from its first byte until its answer is read. It holds ``size_bytes``."""
 
-    caller: Caller
+    share: Share
     ledger: ClientLedger = field(repr=False)
     size_bytes: int = 0
     is_in_flight: bool = True
 
     def hold(self, size_bytes: int) -> bool:
         """Hold so many bytes from now on, and return True; or return False without room."""
-        return self.ledger.hold(self, size_bytes)
+        more_bytes, share, ledger = size_bytes - self.size_bytes, self.share, self.ledger
+        if more_bytes > 0 and not ledger.has_room(self, more_bytes):
+            return False
+        self.size_bytes = size_bytes
+        share.held_bytes += more_bytes
+        ledger.total_bytes += more_bytes
+        return True
 
     def require(self, size_bytes: int) -> None:
         """Hold so many bytes from now on; raise PoolUnavailableError without room."""
         if not self.hold(size_bytes):
-            raise self.ledger.no_room(size_bytes)
-
-    def received(self, request_bytes: int) -> None:
-        """Count a request's body."""
-        self.ledger.usage_of(self.caller.name).received_bytes += request_bytes
+            raise PoolUnavailableError(
+                f"unanswered requests and unread answers would hold too much of "
+                f"{self.ledger.limit_bytes:,} bytes (--queue-mib) with {size_bytes:,} for this "
+                f"request; send fewer or smaller requests, read the answers, or retry in "
+                f"{_RETRY_AFTER_S:.0f} s",
+                _RETRY_AFTER_S,
+            )
 
     def answered(self, answer_bytes: int) -> None:
         """Count an answer that is sent: the request is not in flight any more."""
-        self.ledger.usage_of(self.caller.name).sent_bytes += answer_bytes
-        self.ledger.land(self)
+        self.share.account.sent_bytes += answer_bytes
+        if self.is_in_flight:
+            self.is_in_flight = False
+            self.share.account.in_flight -= 1
 
     def close(self) -> None:
         """Release all bytes: the answer was read, or the client has gone."""
+        self.answered(0)
         self.hold(0)
-        self.ledger.land(self)
 
 
 class ClientLedger:
@@ -94,68 +106,58 @@ class ClientLedger:
 
     def __init__(self, limit_bytes: int, quota: Quota = NO_QUOTA) -> None:
         self.limit_bytes = limit_bytes
+        self.max_request_bytes = limit_bytes - limit_bytes // _KEPT_FREE
         self.total_bytes = 0
-        self.usage: defaultdict[str, Usage] = defaultdict(Usage)
+        self.accounts: dict[str, Account] = {}
+        self._shares: dict[str, Share] = {}
         self._quota = quota
-        self._share_bytes: Counter[str] = Counter()
-        self._in_flight: Counter[str] = Counter()
         self._rates = EventRates()
 
-    def begin(self, caller: Caller, now: float) -> OpenRequest:
-        """Open a request; raise QuotaExceededError beyond the caller's quota."""
-        quota = self._quota if caller.quota == NO_QUOTA else caller.quota
-        usage = self.usage_of(caller.name)
-        limit, wait_s = "", 0.0
-        if self._in_flight[caller.name] >= quota.inflight:
-            limit = f"{quota.inflight:g} requests in flight"
-        elif quota.rate < math.inf:
-            wait_s = self._rates.wait_s(caller.name, quota.rate, max(1.0, quota.rate), now)
-            limit = f"{quota.rate:g} requests per second" if wait_s else ""
-        if limit:
-            usage.refused += 1
-            raise QuotaExceededError(
-                f"{caller.name} exceeds its quota of {limit}; send fewer requests", wait_s
-            )
-        usage.requests += 1
-        self._in_flight[caller.name] += 1
-        return OpenRequest(caller, self)
+    def share_of(self, name: str, quota: Quota = NO_QUOTA) -> Share:
+        """Return the share of the holders of a token or key."""
+        share = self._shares.get(name)
+        if share is None or share.account.quota != (quota if quota != NO_QUOTA else self._quota):
+            share = self._shares[name] = Share(name, self._account(name, quota))
+        return share
 
-    def hold(self, request: OpenRequest, size_bytes: int) -> bool:
-        """Change the bytes that a request holds; return False without room for more."""
-        more_bytes = size_bytes - request.size_bytes
-        share, total_bytes = request.caller.share, self.total_bytes + more_bytes
-        share_bytes = self._share_bytes[share] + more_bytes
-        is_only = share_bytes == size_bytes and total_bytes <= self.max_request_bytes
-        if more_bytes > 0 and not is_only and share_bytes > self.limit_bytes - total_bytes:
-            return False
-        request.size_bytes, self.total_bytes = size_bytes, total_bytes
-        self._share_bytes[share] = share_bytes
-        if not share_bytes:
-            del self._share_bytes[share]
-        return True
+    def new_share(self, host: str, connection: str) -> Share:
+        """Return the share of a connection without token and key, of an address."""
+        return Share(connection, self._account(host, NO_QUOTA))
 
-    @property
-    def max_request_bytes(self) -> int:
-        """The largest request and answer that fit, without others."""
-        return self.limit_bytes - self.limit_bytes // _KEPT_FREE
+    def begin(self, share: Share, now: float) -> OpenRequest:
+        """Open a request; raise QuotaExceededError beyond the client's quota."""
+        account = share.account
+        if account.quota is not NO_QUOTA:
+            self._require_quota(account, now)
+        account.requests += 1
+        account.in_flight += 1
+        return OpenRequest(share, self)
 
-    def no_room(self, size_bytes: int) -> PoolUnavailableError:
-        """Return the error for a request that would hold so many bytes."""
-        return PoolUnavailableError(
-            f"unanswered requests and unread answers would hold too much of {self.limit_bytes:,} "
-            f"bytes (--queue-mib) with {size_bytes:,} for this request; send fewer or smaller "
-            f"requests, read the answers, or retry in {_RETRY_AFTER_S:.0f} s",
-            _RETRY_AFTER_S,
-        )
+    def has_room(self, request: OpenRequest, more_bytes: int) -> bool:
+        """Return whether a request may hold more bytes."""
+        total_bytes, held_bytes = self.total_bytes + more_bytes, request.share.held_bytes
+        if held_bytes + more_bytes <= self.limit_bytes - total_bytes:
+            return True
+        is_only = held_bytes == request.size_bytes
+        return is_only and total_bytes <= self.max_request_bytes
 
-    def land(self, request: OpenRequest) -> None:
-        """Note that a request is not in flight any more."""
-        if request.is_in_flight:
-            request.is_in_flight, name = False, request.caller.name
-            self._in_flight[name] -= 1
-            if not self._in_flight[name]:
-                del self._in_flight[name]
+    def _require_quota(self, account: Account, now: float) -> None:
+        (rate, inflight), name, wait_s = account.quota, account.name, 0.0
+        if account.in_flight >= inflight:
+            limit = f"{inflight:g} requests in flight"
+        elif rate < math.inf and (wait_s := self._rates.wait_s(name, rate, max(1.0, rate), now)):
+            limit = f"{rate:g} requests per second"
+        else:
+            return
+        account.refused += 1
+        message = f"{name} exceeds its quota of {limit}; send fewer requests"
+        raise QuotaExceededError(message, wait_s)
 
-    def usage_of(self, name: str) -> Usage:
-        """Return the usage that counts a client; addresses are endless, so many share one."""
-        return self.usage[name if name in self.usage or len(self.usage) < _MAX_NAMES else _OTHERS]
+    def _account(self, name: str, quota: Quota) -> Account:
+        """Return the account of a name; addresses are endless, so many have one together."""
+        quota = self._quota if quota == NO_QUOTA else quota
+        if name not in self.accounts and len(self.accounts) >= _MAX_ACCOUNTS:
+            name = _OTHERS
+        account = self.accounts.setdefault(name, Account(name, quota))
+        account.quota = quota
+        return account

@@ -26,7 +26,7 @@ from dist_net.errors import (
     QuotaExceededError,
     RequestTooLargeError,
 )
-from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest
+from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest, Share
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.replies import (
     JSON_LENGTH,
@@ -103,21 +103,32 @@ class Guard:
         """Pass a request on within its client's limits; hold its bytes until the client has read
         the answer.
         """
-        host, port = scope.get("client") or ("", 0)
-        name = credential.name
-        caller = Caller(name, f"{host}:{port}" if name == host else name, credential.quota)
+        state = scope["state"]
         try:
-            opened = scope["state"]["opened"] = self.ledger.begin(caller, time.monotonic())
+            share = self._share(scope, credential)
+            opened = state["opened"] = self.ledger.begin(share, time.monotonic())
         except QuotaExceededError as error:
             await raised_reply(error)(scope, receive, send)
             return
         try:
             await self.application(scope, receive, send)
-            connection: Connection | None = scope["state"].get("connection")
+            connection: Connection | None = state.get("connection")
             if connection is not None:
                 await connection.until_read()
         finally:
             opened.close()
+
+    def _share(self, scope: Scope, credential: Credential) -> Share:
+        if self.settings.tokens is not None:
+            return self.ledger.share_of(credential.name, credential.quota)
+        connection: Connection | None = scope["state"].get("connection")
+        share = None if connection is None else connection.share
+        if share is None:
+            host, port = scope.get("client") or ("", 0)
+            share = self.ledger.new_share(host, f"{host}:{port}")
+            if connection is not None:
+                connection.share = share
+        return share
 
     def _credential(self, scope: Scope, headers: HeaderValues) -> Credential:
         """Return the sender's credential; its role is empty without a valid token."""
@@ -202,6 +213,8 @@ def _is_this_host(host: str) -> bool:
 
 class Connection(Protocol):
     """The connection of a request, in the server."""
+
+    share: Share | None
 
     def waited_s(self) -> float: ...
     def time_out(self) -> None: ...
@@ -293,7 +306,7 @@ class HttpExchange:
         answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
         self._opened.require(self._opened.size_bytes + 2 * answer_bytes)
         for request in requests:
-            request.client = self._opened.caller.share
+            request.client = self._opened.share.client
         futures = [gateway.infer(request) for request in requests]
         watch: list[asyncio.Task[None]] = []
 
@@ -342,7 +355,7 @@ class HttpExchange:
             self._require_size(len(body) + len(piece))
             self._hold(len(body) + len(piece))
             is_whole = not message.get("more_body", False)
-            self._opened.received(len(piece))
+            self._opened.share.account.received_bytes += len(piece)
             if is_whole and not body:
                 return piece  # without a copy, as for most bodies
             body += piece

@@ -141,7 +141,7 @@ def _client_metrics(ledger: ClientLedger) -> Iterator[Metric]:
         ("received_bytes", "bytes of requests by token, key or address"),
         ("sent_bytes", "bytes of answers by token, key or address"),
     ):
-        values = [(client, getattr(usage, name)) for client, usage in ledger.usage.items()]
+        values = [(client, getattr(of, name)) for client, of in ledger.accounts.items()]
         yield counter_family(f"client_{name}", text, "client", values)
     text = "bytes of requests and answers until they are read"
     yield gauge_family("held_bytes", text, "", [((), ledger.total_bytes)])

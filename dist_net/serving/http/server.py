@@ -27,6 +27,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import AddressError, KeyFileError
+from dist_net.serving.gateway.client_ledger import Share
 from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
@@ -256,6 +257,7 @@ class _HttpConnection(HttpToolsProtocol):
         super().__init__(**given | {"app_state": {"connection": self}})
         self._connections = connections
         self._handshake = handshake
+        self.share: Share | None = None
         self._descriptor = -1
         self._received_bytes = 0
         self._transferred_bytes = 0  # received, and read by the client, at the last check
@@ -371,8 +373,10 @@ class _HttpConnection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._unparsed_bytes, self._awaited, self._chunks = 0, "body", 0
-        length = dict(self.headers).get(b"content-length", b"")
-        self._body_bytes_left = int(length) if length.isdigit() else 0
+        # The parser has checked it.
+        self._body_bytes_left = next(
+            (int(value) for name, value in self.headers if name == b"content-length"), 0
+        )
         self._unanswered += 1
 
     def on_body(self, body: bytes) -> None:

@@ -7,13 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_net.errors import PoolUnavailableError, QuotaExceededError
-from dist_net.serving.gateway.client_ledger import Caller, ClientLedger, OpenRequest, Quota
+from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest, Quota
 
 LIMIT = 1000
-
-
-def caller(name: str, quota: Quota | None = None) -> Caller:
-    return Caller(name, name) if quota is None else Caller(name, name, quota)
 
 
 @given(
@@ -25,13 +21,13 @@ def test_all_clients_together_hold_no_more_than_the_limit_and_what_is_released_i
     ledger = ClientLedger(LIMIT)
     opened: dict[tuple[int, int], OpenRequest] = {}
     for client, request, size in steps:
-        one = opened.setdefault((client, request), ledger.begin(caller(f"{client}"), 0.0))
+        one = opened.setdefault((client, request), ledger.begin(ledger.share_of(f"{client}"), 0.0))
         one.hold(size)
         assert ledger.total_bytes == sum(each.size_bytes for each in opened.values()) <= LIMIT
     for each in opened.values():
         each.close()
     assert ledger.total_bytes == 0
-    assert ledger.begin(caller("late"), 0.0).hold(ledger.max_request_bytes)
+    assert ledger.begin(ledger.share_of("late"), 0.0).hold(ledger.max_request_bytes)
 
 
 @given(st.integers(1, 100), st.integers(1, 300))
@@ -40,30 +36,30 @@ def test_however_many_clients_take_all_they_can_a_small_request_of_another_has_r
 ) -> None:
     ledger = ClientLedger(1_000_000)
     for client in range(clients):
-        while ledger.begin(caller(f"greedy {client}"), 0.0).hold(size * 30):
+        while ledger.begin(ledger.share_of(f"greedy {client}"), 0.0).hold(size * 30):
             pass
-    assert ledger.begin(caller("modest"), 0.0).hold(size * 7)
+    assert ledger.begin(ledger.share_of("modest"), 0.0).hold(size * 7)
 
 
 def test_a_request_without_room_is_refused_with_what_to_do() -> None:
     ledger = ClientLedger(LIMIT)
-    ledger.begin(caller("greedy"), 0.0).require(800)
+    ledger.begin(ledger.share_of("greedy"), 0.0).require(800)
     with pytest.raises(PoolUnavailableError, match="--queue-mib"):
-        ledger.begin(caller("greedy"), 0.0).require(150)
+        ledger.begin(ledger.share_of("greedy"), 0.0).require(150)
 
 
 def test_a_client_has_no_more_requests_in_flight_than_its_quota() -> None:
     ledger = ClientLedger(LIMIT, Quota(inflight=1))
-    own = caller("lab", Quota(inflight=2))
+    own = ledger.share_of("lab", Quota(inflight=2))
     first, _ = ledger.begin(own, 0.0), ledger.begin(own, 0.0)
     with pytest.raises(QuotaExceededError, match="lab exceeds its quota of 2 requests in flight"):
         ledger.begin(own, 0.0)
     first.answered(10)
     ledger.begin(own, 0.0)
-    ledger.begin(caller("other"), 0.0)
+    ledger.begin(ledger.share_of("other"), 0.0)
     with pytest.raises(QuotaExceededError, match="other exceeds its quota of 1 "):
-        ledger.begin(caller("other"), 0.0)
-    usage = ledger.usage["lab"]
+        ledger.begin(ledger.share_of("other"), 0.0)
+    usage = ledger.accounts["lab"]
     assert (usage.requests, usage.refused, usage.sent_bytes) == (3, 1, 10)
 
 
@@ -72,7 +68,7 @@ def test_a_client_has_no_more_requests_per_second_than_its_quota(
     rate: int, pauses: list[float]
 ) -> None:
     ledger, now, admitted, waits = ClientLedger(LIMIT), 0.0, 0, []
-    own = caller("lab", Quota(rate=float(rate)))
+    own = ledger.share_of("lab", Quota(rate=float(rate)))
     for pause_s in pauses:
         now += pause_s
         try:
