@@ -171,7 +171,7 @@ def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the fields with reasons repaired; raise ``ProtocolError`` for a text too long."""
     for place, limits in layout.texts:
         value, longest = values[place], limits.max_length
-        if limits.mended:
+        if limits.mended and value:
             if len(value) > longest:
                 value = value[: longest - 3] + "..."
             value = _CONTROL_CHARACTER.sub("?", value)

@@ -58,7 +58,7 @@ from dist_net.serving.pool.description import (
 )
 from dist_net.serving.pool.requests import Status
 from dist_net.spelling import suggestion
-from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.messages import Refuse
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
 from dist_net.wire.serving_messages import (
     MAX_REQUEST_BYTES,
@@ -507,8 +507,9 @@ class GatewayConnection:
         Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
         the gateway is silent; ProtocolError for a reply of another kind.
         """
-        with self._changed:
-            self._receive_until(lambda: exchange.reply is not None)
+        if exchange.reply is None:
+            with self._changed:
+                self._receive_until(lambda: exchange.reply is not None)
         reply = exchange.reply
         if isinstance(reply, Answer) and reply.status != Status.OK:
             raise self._error(reply, exchange)
@@ -540,24 +541,22 @@ class GatewayConnection:
             self._changed.acquire()
             self._is_receiving = False
             self._changed.notify_all()
-        while message is not None:
-            self._process(message)
-            message = self._socket.receive(SLICE_S) if self._socket.has_message() else None
         now = time.monotonic()
-        if now >= self._checked_s + SLICE_S:  # no message is left that could be a reply in time
-            self._checked_s = now
-            self._unsent.extend(self._conversation.check(now))
-        self._send_unsent()
-
-    def _process(self, message: Message) -> None:
         if isinstance(message, Refuse):
             raise ProtocolError(f"the gateway at {self._address} refused: {message.reason}")
-        self._unsent.extend(self._conversation.heard(message, time.monotonic()))
+        if message is not None:
+            self._unsent.extend(self._conversation.heard(message, now))
+        if now >= self._checked_s + SLICE_S and not self._socket.has_message():
+            self._checked_s = now
+            self._unsent.extend(self._conversation.check(now))
+        if self._unsent:
+            self._send_unsent()
 
     def _send(self, message: ClientMessage | OperatorMessage) -> None:
-        self._unsent.append(message)
-        if not self._is_receiving:
-            self._send_unsent()
+        if self._is_receiving:
+            self._unsent.append(message)
+        else:
+            self._socket.send(message)
 
     def _send_unsent(self) -> None:
         while self._unsent:

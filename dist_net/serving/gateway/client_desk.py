@@ -50,14 +50,16 @@ SMALL_BYTES = 1 << 16  # what a request holds is corrected at its answer only ab
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """A connected client: its open requests by number, and its unread answers, oldest first.
+    """A connected client: its open requests by number, and what it holds by unread answers.
 
-    The client has read an answer when it has read ``end`` bytes of the connection.
+    It has read ``size`` bytes of the ledger when it has read ``end`` bytes of its connection:
+    ``unread``, oldest first. ``sent_bytes``: the same for the answers since the last check.
     """
 
     share: Share
     futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
-    unread: deque[tuple[int, OpenRequest]] = field(default_factory=deque)
+    unread: deque[tuple[int, int]] = field(default_factory=deque)
+    sent_bytes: int = 0
     read_s: float = -math.inf  # when it had last read something, or had nothing to read
 
 
@@ -177,7 +179,7 @@ class ClientDesk:
                 for future in list(peer.futures.values()):
                     future.cancel()
                 peer.futures.clear()
-            if not peer.futures and not peer.unread:
+            if not (peer.futures or peer.unread or peer.sent_bytes):
                 del self._peers[node]
         self._receive_soon()
 
@@ -213,7 +215,7 @@ class ClientDesk:
     def _ask(self, node: bytes, ask: Ask) -> None:
         known = bytes(ask.payloads[1]) if len(ask.payloads) == 2 else b""
         is_right = len(ask.payloads) == 1 or len(known) == KNOWN_BYTES
-        if not is_right or not VERSION.fullmatch(ask.version):
+        if not is_right or (ask.version and not VERSION.fullmatch(ask.version)):
             self._refuse(
                 node,
                 ask.request_id,
@@ -291,13 +293,10 @@ class ClientDesk:
 
     def _deliver(self, node: bytes, peer: _Peer, message: Message, opened: OpenRequest) -> None:
         """Send an answer, whose bytes are held until the client has read it."""
-        end = self._socket.sent_bytes(node) if self._send(node, message) else 0
-        if not end:
+        if not self._send(node, message):
             opened.close()
             return
-        if not peer.unread:
-            peer.read_s = time.monotonic()
-        peer.unread.append((end, opened))
+        peer.sent_bytes += opened.leave()
         if not self._will_check:
             self._will_check = True
             self._loop.call_later(READ_CHECK_S, self._check_reads)
@@ -312,9 +311,15 @@ class ClientDesk:
         """Release the answers that were read; return whether any is unread."""
         now, is_any_unread = time.monotonic(), False
         for node, peer in self._peers.items():
-            read_bytes = self._socket.read_bytes(node) if peer.unread else 0
+            if not (peer.sent_bytes or peer.unread):
+                continue
+            if peer.sent_bytes:
+                peer.read_s = peer.read_s if peer.unread else now
+                peer.unread.append((self._socket.sent_bytes(node), peer.sent_bytes))
+                peer.sent_bytes = 0
+            read_bytes = self._socket.read_bytes(node)
             while peer.unread and peer.unread[0][0] <= read_bytes:
-                peer.unread.popleft()[1].close()
+                self._ledger.release(peer.share, peer.unread.popleft()[1])
                 peer.read_s = now
             is_any_unread |= bool(peer.unread)
             if peer.unread and now - peer.read_s > READS_WITHIN_S:

@@ -11,7 +11,7 @@ uint32, followed by its content.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
@@ -143,7 +143,7 @@ def read_request(
             f"Inference-Header-Content-Length is {json_bytes:,} and the body has {len(body):,} "
             f"bytes; expected at most that"
         )
-    request = json_object(text, _example(model))
+    request = json_object(text, partial(_example, model))
     parameters = _parameters(request, "request")
     raw = memoryview(body)[len(text) :]
     payloads, is_image, rows = _payloads(request.get("inputs"), raw, model)
@@ -173,10 +173,10 @@ def _raw_request(
     return InferenceRequest(model.name, payload, rows, version=version)
 
 
-def json_object(text: Payload, example: str = "") -> dict[str, Any]:
+def json_object(text: Payload, example: Callable[[], str] = str) -> dict[str, Any]:
     """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError.
 
-    Their messages about another body end with ``example``.
+    Their messages about another body end with ``example()``.
     """
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
@@ -193,10 +193,10 @@ def json_object(text: Payload, example: str = "") -> dict[str, Any]:
         request = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRequestError(
-            f"the request is not JSON: {error}; expected a JSON object{example}"
+            f"the request is not JSON: {error}; expected a JSON object{example()}"
         ) from error
     if not isinstance(request, dict):
-        raise BadRequestError(f"the request is {shown(request)}; expected a JSON object{example}")
+        raise BadRequestError(f"the request is {shown(request)}; expected a JSON object{example()}")
     return request
 
 
@@ -242,7 +242,9 @@ def _payloads(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
     """Return the payloads, whether they are images, and the rows of each."""
-    given = _objects(inputs, "inputs", [each.name for each in model.inputs], _example(model))
+    given = _objects(
+        inputs, "inputs", [each.name for each in model.inputs], partial(_example, model)
+    )
     if len(given) < len(model.inputs):
         raise BadRequestError(
             f'"inputs" has {len(given)} inputs; expected {len(model.inputs)}{_example(model)}'
@@ -266,12 +268,12 @@ def _payloads(
 
 
 def _objects(
-    found: Any, what: str, names: Sequence[str], example: str = ""
+    found: Any, what: str, names: Sequence[str], example: Callable[[], str] = str
 ) -> dict[str, dict[str, Any]]:
     """Return the inputs or outputs of a request by name, in its order."""
     if not (isinstance(found, list) and found and all(isinstance(each, dict) for each in found)):
         raise BadRequestError(
-            f'"{what}" is {shown(found)}; expected an array of JSON objects{example}'
+            f'"{what}" is {shown(found)}; expected an array of JSON objects{example()}'
         )
     by_name = {}
     for each in found:

@@ -40,6 +40,7 @@ def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
     async def run() -> None:
         desk = ClientDesk(service, socket, b"g", ClientLedger(1 << 20), may_rule)
         desk._receive_soon = lambda: None  # type: ignore[method-assign]
+        desk._loop = asyncio.get_running_loop()
         desk._handle(b"client", ask)
         await asyncio.sleep(0)
 
