@@ -373,6 +373,52 @@ def test_a_slow_body_is_received_if_it_keeps_the_rate() -> None:
     assert while_serving(client, body_timeout_s=window_s, min_bytes_per_s=1) > 4
 
 
+def chunked(body: bytes, size: int) -> bytes:
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    return b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "code"),
+    [
+        (INFER, 1, 200),
+        (INFER.ljust(1_000_000), 100, 200),  # longer than a turn of the loop parses
+        (INFER.ljust(1_000_000), 1, 400),
+    ],
+)
+def test_a_body_may_come_in_chunks_that_are_not_too_small(
+    body: bytes, size: int, code: int
+) -> None:
+    async def client(server: HttpServer) -> None:
+        connection = await connected(server)
+        connection[1].write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(body, size))
+        found, _, answer = await said(connection)
+        assert found == code, answer
+        assert (b"chunks are too small" in answer) is (code == 400)
+        connection[1].close()
+
+    while_serving(client)
+
+
+def test_requests_that_fill_many_turns_of_the_loop_are_answered_in_order() -> None:
+    """Each write is longer than what is parsed in a turn, and more is sent meanwhile."""
+
+    async def client(server: HttpServer) -> None:
+        connection = await connected(server)
+        padded = INFER.ljust(30_000)
+        request = HEAD + b"X-Request-Id: %d\r\nContent-Length: %d\r\n\r\n"
+        for first in range(0, 40, 4):
+            numbers = range(first, first + 4)
+            for number in numbers:
+                connection[1].write(request % (number, len(padded)) + padded)
+            for number in numbers:
+                code, headers, _ = await said(connection)
+                assert (code, headers[b"x-request-id"]) == (200, b"%d" % number)
+        connection[1].close()
+
+    while_serving(client)
+
+
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])
 def test_a_body_below_the_minimum_rate_is_refused(path: str) -> None:
     refusals = Refusals()

@@ -3,18 +3,26 @@
 They are good requests that a seeded generator has damaged, so a run can be repeated.
 """
 
+import json
 import random
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
+from onnx import helper
 
 from benchmarks.served import TINY, TINY_SHAPE, Gateway, encoded_images, row_requests, write_net
+from cluster.test_transport import raw_dealer
 from dist_net.wire.codec import encode
 from dist_net.wire.serving_messages import Ask, Describe, JoinPool, Ping
+from foreign_files import graph, tensor, written
 
 REQUESTS = 10_000
 WARM_UP = 500  # of them, before memory is looked at
@@ -106,7 +114,7 @@ def mutated_frames(model: str, generator: random.Random) -> list[bytes]:
         (
             Ask(generator.randrange(2**63), model, "", False, 1.0, (payload,)),
             Ask(1, model, "7", True, 1e300, (payload[:99],)),
-            Describe(generator.randrange(2**63)),
+            Describe(generator.randrange(2**63), generator.choice(["", model])),
             JoinPool("hostile", "here", 1),  # a client cannot pass itself off as a worker
             Ping(),
         )
@@ -148,3 +156,95 @@ def private_bytes(processes: set[int]) -> int:
     statuses = [Path(f"/proc/{process}/status").read_text() for process in processes]
     lines = [line for status in statuses for line in status.splitlines()]
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+QUEUE_MIB, MAX_MORE_MIB = 64, 100
+OUTPUTS = 2_000_000  # of a row, 8 MB
+ATTACK_S = 3.0
+
+
+def wide_model(path: Path) -> Path:
+    """A model whose answers are two million times as long as its requests."""
+    model = graph(
+        [helper.make_node("MatMul", ["x", "ones"], ["y"])],
+        [tensor("x", ["N", 1])],
+        [tensor("y", ["N", OUTPUTS])],
+        ones=np.ones((1, OUTPUTS), np.float32),
+    )
+    return written(model, path)
+
+
+def ask_over_zeromq(gateway: Gateway, opened: ExitStack) -> Callable[[], None]:
+    """A client that reads no answer."""
+    peer = opened.enter_context(opened.enter_context(zmq.Context()).socket(zmq.DEALER))
+    peer.linger, peer.rcvhwm = 0, 1
+    peer.setsockopt(zmq.RCVBUF, 1 << 16)
+    peer.connect(gateway.address)
+    numbers = count()
+
+    def ask() -> None:
+        with suppress(zmq.Again):
+            ask = Ask(next(numbers), "wide", "", False, 0.0, (bytes(4),))
+            peer.send_multipart(encode(ask), zmq.NOBLOCK)
+
+    return ask
+
+
+def ask_over_http(gateway: Gateway, opened: ExitStack) -> Callable[[], None]:
+    """24 connections that read no answer."""
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [1, 1], "datatype": "FP32"}
+                | {"parameters": {"binary_data_size": 4}}
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    head = b"POST /v2/models/wide/infer HTTP/1.1\r\nHost: localhost\r\n"
+    lengths = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+    request = head + lengths % (len(header), len(header) + 4) + header + bytes(4)
+    connections = [
+        opened.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
+        for _ in range(24)
+    ]
+
+    def ask() -> None:
+        for connection in connections:
+            connection.setblocking(False)
+            with suppress(OSError):
+                connection.send(request)
+
+    return ask
+
+
+def send_incomplete_messages(gateway: Gateway, opened: ExitStack) -> Callable[[], None]:
+    """A request of 32 MiB on each of many connections, all but its last bytes."""
+
+    def ask() -> None:
+        connection = opened.enter_context(raw_dealer(gateway.address))
+        connection.settimeout(1.0)
+        with suppress(OSError):
+            connection.sendall(b"\x03" + (2**25 - 4096).to_bytes(8) + bytes(30 << 20))
+
+    return ask
+
+
+@pytest.mark.parametrize("attack", [ask_over_zeromq, ask_over_http, send_incomplete_messages])
+def test_no_client_takes_more_memory_than_the_queue_has(
+    tmp_path: Path, attack: Callable[[Gateway, ExitStack], Callable[[], None]]
+) -> None:
+    """Without the count of what is unread, they took 940, 540 and 480 MiB."""
+    net = write_net(TINY, tmp_path / TINY)
+    good = Path(row_requests(tmp_path / "requests", net.name)[0]).read_bytes()
+    sources = [net.source, f"wide={wide_model(tmp_path / 'wide.onnx')}"]
+    options = "--workers", "2", "--queue-mib", str(QUEUE_MIB)
+    with Gateway(sources, tmp_path, *options) as gateway, ExitStack() as opened:
+        largest_kib, ask = 0, attack(gateway, opened)
+        until_s = time.monotonic() + ATTACK_S
+        while time.monotonic() < until_s:
+            ask()
+            status = Path(f"/proc/{gateway.child.process_id}/status").read_text()
+            largest_kib = max(largest_kib, int(status.split("VmRSS:")[1].split()[0]))
+            assert exchange(gateway.port, good, ANSWER_S) == 200
+    assert largest_kib / 1024 <= QUEUE_MIB + MAX_MORE_MIB

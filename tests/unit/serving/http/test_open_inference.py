@@ -397,3 +397,15 @@ def test_several_outputs_are_answered_as_they_are_wanted() -> None:
         tensors["a"].tobytes(),
     )
     assert (b["datatype"], b["data"]) == ("BOOL", [True, False])
+
+
+def test_a_long_answer_is_refused_as_json_and_sent_as_bytes() -> None:
+    rows = 100_000
+    model = described("digits", 3)
+    results = [Result(Status.OK, 3, np.zeros((rows, 3), "<f4").tobytes())]
+    for form in (OutputForm("probabilities"), OutputForm("probabilities", top=3)):
+        with pytest.raises(BadRequestError, match="request binary outputs"):
+            encode_response(model, rows, results, ResponseForm((form,)))
+    form = OutputForm("probabilities", is_binary=True)
+    body, json_bytes = encode_response(model, rows, results, ResponseForm((form,)))
+    assert body[json_bytes:] == results[0].payload

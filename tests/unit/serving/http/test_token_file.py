@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import KeyFileError
-from dist_net.serving.http.settings import TokenFile
+from dist_net.serving.gateway.client_ledger import Quota
+from dist_net.serving.http.settings import Credential, TokenFile
 from naming import naming
 
 FIRST, SECOND = "first-token-0123", "second-token-456"
@@ -167,3 +168,21 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(KeyFileError) as raised:
             TokenFile(path)
         assert str(path) in str(raised.value)
+
+
+def test_a_line_may_name_a_token_and_limit_it(path: Path) -> None:
+    path.write_text(f"client {FIRST} name=lab rate=50 inflight=16\n{SECOND} rate=2\n")
+    tokens = TokenFile(path)
+    lab = tokens.credential(f"Bearer {FIRST}".encode())
+    assert lab == Credential("client", "lab", Quota(50, 16))
+    other = tokens.credential(f"Bearer {SECOND}".encode())
+    assert other is not None
+    assert (other.role, other.quota) == ("operator", Quota(rate=2))
+    assert SECOND not in other.name  # it is logged
+
+
+@pytest.mark.parametrize("limit", ["rate=0", "rate=x", "inflight=-1", "inflight=2 rate=1", "x=1"])
+def test_limits_that_are_none_are_named_with_their_line(path: Path, limit: str) -> None:
+    path.write_text(f"client {FIRST} {limit}\n")
+    with pytest.raises(KeyFileError, match=naming("line 1", "rate=N")):
+        TokenFile(path)
