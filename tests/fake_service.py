@@ -17,7 +17,7 @@ import numpy as np
 from described import described
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Result, Status
-from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
+from dist_net.serving.pool.statistics import NO_VERSION, Histogram, ModelStatistics
 
 DIGITS = described("digits", 3)
 ANIMALS = described(
@@ -65,6 +65,8 @@ class FakeService:
     done_to_models: list[str] = field(default_factory=list)
     counted: dict[str, dict[int, ModelStatistics]] = field(default_factory=dict)
     unloads: dict[str, int] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
+    lag: Histogram = field(default_factory=Histogram)
 
     def infer(self, request: InferenceRequest) -> Future[Result]:
         future: Future[Result] = asyncio.get_running_loop().create_future()
@@ -141,7 +143,7 @@ class FakeService:
         statistics.admitted += 1
         statistics.answered += 1
         for timed in (statistics.success, statistics.queue, statistics.compute_infer):
-            timed.add(1, 0.004)
+            timed.observe(0.004)
 
 
 async def _serve(arguments: list[str]) -> None:

@@ -82,7 +82,7 @@ def max_connections() -> int:
 
 
 @dataclass
-class Connection:
+class TcpConnection:
     """A TCP connection; ``sent_bytes``: queued for the peer in all, as they travel."""
 
     number: int
@@ -120,9 +120,9 @@ class Connections(threading.Thread):
         self._max_unread_bytes = max_unread_bytes
         self._max_total_bytes = max_total_bytes
         self._max_connections = max_connections()
-        self._open: dict[int, Connection] = {}  # by ZeroMQ's descriptor, oldest first
+        self._open: dict[int, TcpConnection] = {}  # by ZeroMQ's descriptor, oldest first
         self._numbers = count(1)
-        self._numbered: dict[int, Connection] = {}
+        self._numbered: dict[int, TcpConnection] = {}
         self._unwanted: dict[int, str] = {}  # connections to drop, by number, and the reason
         self._heard: dict[int, str] = {}
         self._admission_rates = EventRates()
@@ -155,7 +155,7 @@ class Connections(threading.Thread):
             return "", ""
         return self._heard.get(connection.descriptor, connection.key), str(connection.peer[0])
 
-    def find(self, number: int) -> Connection | None:
+    def find(self, number: int) -> TcpConnection | None:
         """Return the connection with this number; None if it is closed."""
         return self._numbered.get(number)
 
@@ -217,10 +217,10 @@ class Connections(threading.Thread):
             with suppress(OSError), _borrowed(descriptor) as connection:
                 number, peer = next(self._numbers), connection.getpeername()
                 self._forget(descriptor)
-                opened = Connection(number, descriptor, peer, resident_bytes=_resident_bytes())
+                opened = TcpConnection(number, descriptor, peer, resident_bytes=_resident_bytes())
                 self._open[descriptor] = self._numbered[number] = opened
 
-    def _forget(self, descriptor: int) -> Connection | None:
+    def _forget(self, descriptor: int) -> TcpConnection | None:
         connection = self._open.pop(descriptor, None)
         if connection is not None:
             del self._numbered[connection.number]
@@ -291,7 +291,7 @@ class Connections(threading.Thread):
                 each.resident_bytes, each.max_growth_bytes = self._resident_bytes, 0
             each.max_growth_bytes = max(each.max_growth_bytes, growth_bytes)
 
-    def _received_bytes(self, descriptor: int, connection: Connection) -> int:
+    def _received_bytes(self, descriptor: int, connection: TcpConnection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
 
         Both come from one system call, as an honest peer sends messages as soon as it has

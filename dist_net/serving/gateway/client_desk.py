@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import blake2b
 
 from dist_net.errors import PoolUnavailableError
-from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest, Share
+from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.turn_budget import PEER_S, TurnBudget
 from dist_net.serving.pool.description import (
@@ -56,7 +56,7 @@ class _Peer:
     ``unread``, oldest first. ``sent_bytes``: the same for the answers since the last check.
     """
 
-    share: Share
+    share: ClientShare
     futures: dict[int, asyncio.Future[Result]] = field(default_factory=dict)
     unread: deque[tuple[int, int]] = field(default_factory=deque)
     sent_bytes: int = 0

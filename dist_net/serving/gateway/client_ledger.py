@@ -42,7 +42,7 @@ class Account:
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class ClientShare:
     """A client's part of the memory and of the queues, in which ``client`` names it.
 
     All connections with one token or key have one share; without, each connection has its own.
@@ -57,7 +57,7 @@ class Share:
 class OpenRequest:
     """A request from its first byte until its answer is read. It holds ``size_bytes``."""
 
-    share: Share
+    share: ClientShare
     ledger: ClientLedger = field(repr=False)
     size_bytes: int = 0
     is_in_flight: bool = True
@@ -114,22 +114,22 @@ class ClientLedger:
         self.max_request_bytes = limit_bytes - limit_bytes // _KEPT_FREE
         self.total_bytes = 0
         self.accounts: dict[str, Account] = {}
-        self._shares: dict[str, Share] = {}
+        self._shares: dict[str, ClientShare] = {}
         self._quota = quota
         self._rates = EventRates()
 
-    def share_of(self, name: str, quota: Quota = NO_QUOTA) -> Share:
+    def share_of(self, name: str, quota: Quota = NO_QUOTA) -> ClientShare:
         """Return the share of the holders of a token or key."""
         share = self._shares.get(name)
         if share is None or share.account.quota != (quota if quota != NO_QUOTA else self._quota):
-            share = self._shares[name] = Share(name, self._account(name, quota))
+            share = self._shares[name] = ClientShare(name, self._account(name, quota))
         return share
 
-    def new_share(self, host: str, connection: str) -> Share:
+    def new_share(self, host: str, connection: str) -> ClientShare:
         """Return the share of a connection without token and key, of an address."""
-        return Share(connection, self._account(host, NO_QUOTA))
+        return ClientShare(connection, self._account(host, NO_QUOTA))
 
-    def begin(self, share: Share, now: float) -> OpenRequest:
+    def begin(self, share: ClientShare, now: float) -> OpenRequest:
         """Open a request; raise QuotaExceededError beyond the client's quota."""
         account = share.account
         if account.quota is not NO_QUOTA:
@@ -146,7 +146,7 @@ class ClientLedger:
         is_only = held_bytes == request.size_bytes
         return is_only and total_bytes <= self.max_request_bytes
 
-    def release(self, share: Share, size_bytes: int) -> None:
+    def release(self, share: ClientShare, size_bytes: int) -> None:
         """Release bytes of a request that has been left."""
         share.held_bytes -= size_bytes
         self.total_bytes -= size_bytes

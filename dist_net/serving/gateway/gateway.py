@@ -30,7 +30,7 @@ from dist_net.serving.pool.requests import (
     SendToNode,
     Status,
 )
-from dist_net.serving.pool.statistics import ModelStatistics
+from dist_net.serving.pool.statistics import Histogram, ModelStatistics
 from dist_net.wire.serving_messages import ArraysPiece, FetchArrays
 from dist_net.wire.transport import ServerSocket
 
@@ -62,6 +62,8 @@ class Gateway:
         self._clock = clock
         self._futures: dict[int, asyncio.Future[Result]] = {}
         self.unloads: Counter[str] = Counter()  # by model
+        self.ended: Counter[str] = Counter()  # processes that ended, by host
+        self.lag = Histogram()  # of timers: how long other work kept the loop
         self._has_turn = False
         self._turn_s = 0.0
         self._timer_s = math.inf  # the time of the timer; infinite without one
@@ -154,6 +156,7 @@ class Gateway:
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
         """Process the exit of a child at once, without waiting for a timeout."""
+        self.ended[host] += 1
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
@@ -200,6 +203,7 @@ class Gateway:
             self._loop.call_soon(self._receive)
 
     def _timer_fired(self) -> None:
+        self.lag.observe(max(0.0, self._clock.now() - self._timer_s))
         self._timer_s = math.inf  # do not compare the clock: uvloop's timers are up to 1 ms early
         self._want_turn()
 

@@ -26,7 +26,7 @@ from dist_net.errors import (
     QuotaExceededError,
     RequestTooLargeError,
 )
-from dist_net.serving.gateway.client_ledger import ClientLedger, OpenRequest, Share
+from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, OpenRequest
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.replies import (
     JSON_LENGTH,
@@ -118,7 +118,7 @@ class Guard:
         finally:
             opened.close()
 
-    def _share(self, scope: Scope, credential: Credential) -> Share:
+    def _share(self, scope: Scope, credential: Credential) -> ClientShare:
         if self.settings.tokens is not None:
             return self.ledger.share_of(credential.name, credential.quota)
         connection: Connection | None = scope["state"].get("connection")
@@ -214,7 +214,7 @@ def _is_this_host(host: str) -> bool:
 class Connection(Protocol):
     """The connection of a request, in the server."""
 
-    share: Share | None
+    share: ClientShare | None
 
     def waited_s(self) -> float: ...
     def time_out(self) -> None: ...

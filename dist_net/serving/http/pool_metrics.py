@@ -8,12 +8,14 @@ scrapes, and its counts would be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
     UntypedMetricFamily,
 )
@@ -25,7 +27,7 @@ from starlette.routing import Route
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.replies import Refusals
-from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
+from dist_net.serving.pool.statistics import BUCKETS_S, ENDS, Histogram, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6
@@ -36,7 +38,7 @@ _DURATIONS = {
     "compute_infer": ("compute_infer", "computing the network"),
     "compute_output": ("compute_output", "transport to the workers and back"),
 }
-_PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
+_STAGES = {"queue": "queue", "compute": "compute_infer", "total": "success"}
 _STATES = ("idle", "busy", "loading", "silent")
 
 
@@ -82,6 +84,11 @@ class PoolCollector(LateCollector):
         unloads = sorted(self._gateway.unloads.items())
         yield counter_family("unloads", "unloads of a model", "model", unloads)
         yield from _client_metrics(self._ledger)
+        lag = self._gateway.lag
+        yield _histogram("loop_lag_seconds", "lateness of the gateway's timer", "", [((), lag)])
+        ended = sorted(self._gateway.ended.items())
+        text = "workers and loaders that ended, and were replaced"
+        yield counter_family("ended_processes", text, "host", ended)
 
 
 MetricValues = Iterable[tuple[Any, float]]
@@ -105,6 +112,17 @@ def gauge_family(name: str, text: str, labels: str, values: MetricValues) -> Met
     return _family(GaugeMetricFamily, f"dist_net_{name}", text, labels, values)
 
 
+def _histogram(
+    name: str, text: str, labels: str, values: Iterable[tuple[tuple[str, ...], Histogram]]
+) -> Metric:
+    family = HistogramMetricFamily(f"dist_net_{name}", text, labels=labels.split())
+    bounds = [*map(str, BUCKETS_S), "+Inf"]
+    for label, each in values:
+        buckets = list(zip(bounds, accumulate(each.counts), strict=True))
+        family.add_metric(label, buckets, each.seconds)
+    return family
+
+
 def _triton_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
     # Untyped, because a counter's name must end in _total, and these do not.
     def family(name: str, text: str, value: Callable[[ModelStatistics], float]) -> Metric:
@@ -124,6 +142,13 @@ def _triton_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
 def _request_metrics(counted: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
     ends = [((model, end), getattr(each, end)) for model, each in counted.items() for end in ENDS]
     yield counter_family("requests", "requests by result", "model end", ends)
+    text = "seconds of answered requests: in the queue, in the network, in total"
+    stages = [
+        ((model, stage), getattr(each, name))
+        for model, each in counted.items()
+        for stage, name in _STAGES.items()
+    ]
+    yield _histogram("latency_seconds", text, "model stage", stages)
     retried = [(model, each.retried) for model, each in counted.items()]
     yield counter_family("retries", "requests moved from lost workers", "model", retried)
     batches = [
@@ -165,11 +190,3 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
     models = status["models"]
     ready = [(model["name"], model["is_ready"]) for model in models]
     yield gauge_family("model_ready", "1 if a worker can answer", "model", ready)
-    latencies = [
-        ((model["name"], quantile), found_ms / 1e3)
-        for model in models
-        for percentile, quantile in _PERCENTILES.items()
-        if (found_ms := (model["latency_ms"] or {}).get(percentile)) is not None
-    ]
-    text = "latency of the last ten seconds"
-    yield gauge_family("latency_seconds", text, "model quantile", latencies)

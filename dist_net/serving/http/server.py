@@ -27,7 +27,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import AddressError, KeyFileError
-from dist_net.serving.gateway.client_ledger import Share
+from dist_net.serving.gateway.client_ledger import ClientShare
 from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
@@ -257,7 +257,7 @@ class _HttpConnection(HttpToolsProtocol):
         super().__init__(**given | {"app_state": {"connection": self}})
         self._connections = connections
         self._handshake = handshake
-        self.share: Share | None = None
+        self.share: ClientShare | None = None
         self._descriptor = -1
         self._received_bytes = 0
         self._transferred_bytes = 0  # received, and read by the client, at the last check

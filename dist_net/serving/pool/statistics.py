@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,20 @@ class Timed:
         """Add ``count`` events of ``seconds`` in total."""
         self.count += count
         self.seconds += seconds
+
+
+BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+@dataclass(slots=True)
+class Histogram(Timed):
+    """Events by their seconds: ``counts`` of those up to each of ``BUCKETS_S``, and of longer."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+
+    def observe(self, seconds: float) -> None:
+        self.add(1, seconds)
+        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
 
 
 class RecentLatencies:
@@ -104,11 +119,11 @@ class ModelStatistics:
     """
 
     last_inference_s: float | None = None
-    success: Timed = field(default_factory=Timed)
+    success: Histogram = field(default_factory=Histogram)
     fail: Timed = field(default_factory=Timed)
-    queue: Timed = field(default_factory=Timed)
+    queue: Histogram = field(default_factory=Histogram)
     compute_input: Timed = field(default_factory=Timed)
-    compute_infer: Timed = field(default_factory=Timed)
+    compute_infer: Histogram = field(default_factory=Histogram)
     compute_output: Timed = field(default_factory=Timed)
     batches: dict[int, Timed] = field(default_factory=dict)
     admitted: int = 0
@@ -139,10 +154,10 @@ class ModelStatistics:
         """
         if result.status is Status.OK:
             self.answered += 1
-            self.success.add(1, latency_s)
-            self.queue.add(1, result.queue_s)
+            self.success.observe(latency_s)
+            self.queue.observe(result.queue_s)
             self.compute_input.add(1, result.prepare_s)
-            self.compute_infer.add(1, result.compute_s)
+            self.compute_infer.observe(result.compute_s)
             self.compute_output.add(1, transit_s)
             self.recent.add(latency_s, now)
             return
@@ -160,7 +175,10 @@ class ModelStatistics:
             self.last_inference_s = max(self.last_inference_s or 0.0, other.last_inference_s)
         for name in TIMES:
             theirs: Timed = getattr(other, name)
-            getattr(self, name).add(theirs.count, theirs.seconds)
+            own: Timed = getattr(self, name)
+            own.add(theirs.count, theirs.seconds)
+            if isinstance(own, Histogram) and isinstance(theirs, Histogram):
+                own.counts = [a + b for a, b in zip(own.counts, theirs.counts, strict=True)]
         for rows, timed in other.batches.items():
             self.batches.setdefault(rows, Timed()).add(timed.count, timed.seconds)
         for name in (*ENDS, "retried"):

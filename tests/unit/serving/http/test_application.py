@@ -23,6 +23,7 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.nets.tensor_specs import TYPE_CODES
+from dist_net.serving.gateway.client_ledger import ClientLedger, Quota
 from dist_net.serving.http import classify, exchange, open_inference
 from dist_net.serving.http.application import PAGE, application, page_routes
 from dist_net.serving.http.classify import form_images
@@ -73,9 +74,11 @@ def page(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def asking(service: FakeService, page: Path, **settings: Any) -> Ask:
+def asking(
+    service: FakeService, page: Path, ledger: ClientLedger | None = None, **settings: Any
+) -> Ask:
     """A function that sends one request to the application and gives the response."""
-    app = application(service, HttpSettings(**settings), FixedClock(), page)
+    app = application(service, HttpSettings(**settings), FixedClock(), page, ledger=ledger)
 
     def ask(method: str, path: str, **keywords: Any) -> httpx.Response:
         async def one() -> httpx.Response:
@@ -729,7 +732,13 @@ def test_metrics_are_read_from_the_pool(ask: Ask, service: FakeService) -> None:
     assert samples["dist_net_batches_total", "1", "digits"] == 1
     assert samples["dist_net_workers", "busy"] == 1
     assert samples["dist_net_queue_requests",] == 1
-    assert samples["dist_net_latency_seconds", "0.99", "digits"] == 0.003
+    assert samples["dist_net_latency_seconds_bucket", "+Inf", "digits", "queue"] == 1
+    assert samples["dist_net_latency_seconds_bucket", "0.0025", "digits", "queue"] == 0
+    assert samples["dist_net_latency_seconds_bucket", "0.005", "digits", "queue"] == 1
+    assert samples["dist_net_latency_seconds_sum", "digits", "queue"] == 0.004
+    assert samples["dist_net_client_requests_total", "127.0.0.1"] == 2
+    assert samples["dist_net_client_received_bytes_total", "127.0.0.1"] > 0
+    assert samples["dist_net_loop_lag_seconds_count",] == 0
     service.is_ready = False
     assert "dist_net_ready 0.0" in ask("GET", "/metrics").text
 
@@ -1303,3 +1312,31 @@ def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
     assert "/v2/models/animals/infer" in refused.json()["error"]
     (output,) = ask("GET", "/v2/models/animals").json()["outputs"]
     assert output == {"name": "values", "datatype": "FP32", "shape": [-1, 3]}
+
+
+def test_each_response_has_the_id_of_its_request_and_so_has_the_access_log(
+    service: FakeService, page: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ask = asking(service, page, access_log=True)
+    own = ask("POST", "/v2/models/digits/infer", json=INFER, headers={"x-request-id": "mine-1"})
+    assert own.headers["x-request-id"] == "mine-1"
+    forged = ask("GET", "/none", headers={"x-request-id": "two words"})
+    assert forged.status_code == 404
+    given = forged.headers["x-request-id"]
+    assert len(given) == 16
+    lines = [each.getMessage() for each in caplog.records]
+    assert any(line.startswith("request id=mine-1 client='127.0.0.1' code=200 ") for line in lines)
+    assert any(line.startswith(f"request_refused id={given} code=404 ") for line in lines)
+
+
+def test_a_client_beyond_its_quota_is_told_when_to_come_back(
+    service: FakeService, page: Path
+) -> None:
+    ask = asking(service, page, ClientLedger(1 << 20, Quota(rate=1)))
+    codes = [ask("POST", "/v2/models/digits/infer", json=INFER).status_code for _ in range(3)]
+    assert codes == [200, 429, 429]
+    refused = ask("GET", "/v1/models")
+    assert refused.headers["retry-after"] == "1"
+    assert "quota of 1 requests per second" in refused.json()["error"]
+    assert ask("GET", "/v2/health/live").status_code == 200

@@ -72,4 +72,4 @@ def test_a_closed_gateway_lets_its_socket_be(socket):
 
 
 def test_a_closed_desk_lets_its_socket_be(socket):
-    assert not errors_after_closing(lambda: ClientDesk(None, socket, "g"), socket)
+    assert not errors_after_closing(lambda: ClientDesk(None, socket, b"g", None), socket)
