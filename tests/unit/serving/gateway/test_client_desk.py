@@ -114,11 +114,7 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
     )
     desk = ClientDesk(Failing(), socket, b"g", ClientLedger(1 << 20))
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
-
-    async def receive() -> None:
-        desk._receive()
-
-    asyncio.run(receive())
+    desk._receive()
     assert failed == [Describe(1)]
     (pong,) = sent
     assert isinstance(pong, Pong)
