@@ -113,7 +113,7 @@ class Guard:
         try:
             await self.application(scope, receive, send)
             connection: Connection | None = state.get("connection")
-            if connection is not None:
+            if connection is not None and connection.has_unread:
                 await connection.until_read()
         finally:
             opened.close()
@@ -218,6 +218,8 @@ class Connection(Protocol):
 
     def waited_s(self) -> float: ...
     def time_out(self) -> None: ...
+    @property
+    def has_unread(self) -> bool: ...
     async def until_read(self) -> None: ...
 
 

@@ -40,6 +40,7 @@ _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 _CHECK_EVERY_S = 0.25  # 4 us a connection
 _PARSED_A_TURN = 16 * 1024  # bytes of a connection
+_QUICK_BYTES = 4 * 1024  # parsed within 2 ms, whatever the content
 _BYTES_A_CHUNK = 64  # on average; each chunk takes about 3 us
 _SMALL_CHUNKS = 1024
 
@@ -263,8 +264,8 @@ class _HttpConnection(HttpToolsProtocol):
         self._transferred_bytes = 0  # received, and read by the client, at the last check
         self._unparsed_bytes = 0
         self._backlog = bytearray()  # received, and passed to the parser in later turns
-        self._chunks = 0  # of the body, less one for each 64 bytes
-        self._body_bytes_left = 0  # of a body whose length is known
+        self._chunks = 0  # of the body
+        self._body_bytes = 0
         self._unanswered = 0
         self._awaited = ""  # the incomplete part of a request: "head" or "body"
         self._is_ending = False  # once the complete requests are answered
@@ -285,11 +286,18 @@ class _HttpConnection(HttpToolsProtocol):
         self._received_bytes += len(data)
         self._unset_keepalive_if_required()
         # A callback for each chunk and each request may be in it; a body of known length is one.
-        if self._backlog or len(data) > max(_PARSED_A_TURN, self._body_bytes_left):
+        if self._backlog or (len(data) > _PARSED_A_TURN and len(data) > self._body_bytes_left()):
             self._backlog += data
             self._parse_soon()
         else:
             self._parse_piece(data)
+
+    def _body_bytes_left(self) -> int:
+        """Return how many bytes of a body are to come, 0 if its length is unknown."""
+        if self._awaited != "body":
+            return 0
+        lengths = [int(value) for name, value in self.headers if name == b"content-length"]
+        return lengths[0] - self._body_bytes if lengths else 0
 
     def _parse_soon(self) -> None:
         """Parse the backlog from the next turn of the loop on; read nothing meanwhile."""
@@ -311,7 +319,7 @@ class _HttpConnection(HttpToolsProtocol):
     def _parse_piece(self, data: bytes) -> None:
         if self._is_ending:
             return
-        began_s = time.monotonic()
+        began_s = time.monotonic() if len(data) > _QUICK_BYTES else 0.0
         self._unparsed_bytes += len(data)
         try:
             self._parse(data)
@@ -321,7 +329,8 @@ class _HttpConnection(HttpToolsProtocol):
         limit = self._connections.settings.header_bytes
         if self._unparsed_bytes > limit and self._awaited:
             self._refuse(431, f"the request's head is too large; expected at most {limit:,} bytes")
-        self._connections.turn.spend(began_s)
+        if began_s:
+            self._connections.turn.spend(began_s)
 
     def _parse(self, data: bytes) -> None:
         """Parse a piece. Ignore requests to upgrade, as RFC 9110 (7.8) permits.
@@ -372,18 +381,15 @@ class _HttpConnection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         super().on_headers_complete()
-        self._unparsed_bytes, self._awaited, self._chunks = 0, "body", 0
-        # The parser has checked it.
-        self._body_bytes_left = next(
-            (int(value) for name, value in self.headers if name == b"content-length"), 0
-        )
+        self._unparsed_bytes, self._awaited = 0, "body"
+        self._chunks = self._body_bytes = 0
         self._unanswered += 1
 
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
-        self._body_bytes_left = max(0, self._body_bytes_left - len(body))
-        self._chunks += 1 - len(body) // _BYTES_A_CHUNK
-        if self._chunks > _SMALL_CHUNKS:
+        self._body_bytes += len(body)
+        self._chunks += 1
+        if self._chunks > _SMALL_CHUNKS + self._body_bytes // _BYTES_A_CHUNK:
             self._refuse(400, f"the body's chunks are too small; expected {_BYTES_A_CHUNK} bytes")
             raise OverflowError  # which stops the parser
         super().on_body(body)
@@ -406,6 +412,11 @@ class _HttpConnection(HttpToolsProtocol):
     def _is_at_work(self) -> bool:
         """Whether the server works on a complete request; only the last one may be incomplete."""
         return self._unanswered > (self._awaited == "body") and not self.flow.write_paused
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the client has not read much of its answers."""
+        return self.flow.write_paused
 
     async def until_read(self) -> None:
         """Wait until the client has read its answers, or has gone."""
