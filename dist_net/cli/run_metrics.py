@@ -17,6 +17,7 @@ from typing import Any, Self
 from prometheus_client.core import HistogramMetricFamily, Metric
 from starlette.applications import Starlette
 
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.http.exchange import Guard
 from dist_net.serving.http.pool_metrics import (
     LateCollector,
@@ -146,7 +147,8 @@ class RunMetricsServer:
         collector = RunCollector()
         self.publish = collector.publish
         routes = Starlette(routes=[metrics_route(collector)])
-        application = Guard(routes, settings, frozenset(), Refusals())
+        ledger = ClientLedger(settings.queue_bytes)
+        application = Guard(routes, settings, frozenset(), Refusals(), ledger)
         self._server = HttpServer(application, settings)
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self.url = f"{self._server.url}/metrics"

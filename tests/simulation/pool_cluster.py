@@ -11,9 +11,11 @@ from math import pi, sin
 from typing import Any, cast
 
 from described import described
-from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
+from dist_net.serving.client.conversation import SILENCE_S, Conversation, Deadline, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings, Status
@@ -71,7 +73,7 @@ class VirtualClient:
             timeout_s,
             (request.payload,),
         )
-        exchange = self._conversation.open(ask, timeout_s, self._thread.now())
+        exchange = self._conversation.open(ask, Deadline.after(timeout_s, self._thread.now()))
         self._open.append((exchange, number_in(request.payload)))
         self.socket.send(ask)
 
@@ -83,7 +85,7 @@ class VirtualClient:
 
     def _poll(self) -> None:
         """Check for overdue requests as often as `GatewayConnection` does."""
-        for message in self._conversation.nothing_came(self._thread.now()):
+        for message in self._conversation.check(self._thread.now()):
             self.socket.send(message)
         self._take_replies()
         self._thread.after(SILENCE_S / 2, self._poll)
@@ -153,7 +155,8 @@ class PoolCluster:
         ports = (PolledSocket(self.network.listen(port), self.loop) for port in (WORKERS, CLIENTS))
         workers, clients = (cast(Any, port) for port in ports)
         self.gateway = Gateway(cast(Pool, self.pool), workers, self._kill, self.thread)
-        self.desk = ClientDesk(self.gateway, clients, "gateway")
+        ledger, turn = ClientLedger(1 << 30), TurnBudget(self.thread.now)
+        self.desk = ClientDesk(self.gateway, clients, b"gateway", ledger, turn=turn)
         self.gateway.start(cast(Any, self.loop))
         self.desk.start(cast(Any, self.loop))
 
@@ -313,7 +316,8 @@ class PoolCluster:
         status = self.pool.status(now)
         queue = status["queue"]["requests"], status["queue"]["bytes"]
         require(queue == (0, 0), f"{queue} requests and bytes are left of none")
-        futures = len(self.gateway._futures), len(self.desk._futures)
+        asked = sum(len(peer.futures) for peer in self.desk._peers.values())
+        futures = len(self.gateway._futures), asked
         require(futures == (0, 0), f"{futures} futures are left of what was asked")
         require(len(status["workers"]) == len(self.workers), "not every worker is in the pool")
         for model in status["models"]:

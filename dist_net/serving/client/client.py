@@ -10,6 +10,7 @@ with Client("tcp://127.0.0.1:5600") as client:
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from collections import deque
@@ -463,7 +464,7 @@ class GatewayConnection:
     def __init__(self, address: str, keys: PeerKeys | None) -> None:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
-        self._conversation = Conversation()
+        self._conversation = Conversation(first_id=secrets.randbits(62))
         self._changed = threading.Condition()
         self._is_receiving = False
         self._unsent: deque[ClientMessage | OperatorMessage] = deque()

@@ -11,7 +11,6 @@ requests get no reply.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Self
@@ -57,14 +56,14 @@ class Exchange:
 
 
 class Conversation:
-    """Belongs to one client, which numbers its requests from a random number on.
+    """Belongs to one client, which numbers its requests from ``first_id`` on.
 
-    So an answer to another client, or to a former one, answers none of them.
+    If that is random, an answer to another client, or to a former one, answers none of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int = 1) -> None:
         self._open: dict[int, Exchange] = {}
-        self._ids = count(secrets.randbits(62))
+        self._ids = count(first_id)
         self._gateway = ""
         self._pings_sent = 0
         self._pinged = 0.0

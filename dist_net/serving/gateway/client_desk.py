@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import re
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,7 +105,7 @@ class ClientDesk:
         if self._is_closed:
             return
         self._will_receive = False
-        began_s = time.monotonic()
+        began_s = self._turn.now()
         limit = 0 if self._turn.is_spent else MESSAGES_A_TURN
         try:
             for node, message in self._socket.waiting(limit):
@@ -114,7 +113,7 @@ class ClientDesk:
                     self._handle(node, message)
                 except Exception:
                     self._socket.answer_failure(node, message)
-                if time.monotonic() > began_s + PEER_S:
+                if self._turn.now() > began_s + PEER_S:
                     break
         finally:  # or the remaining messages would never be read
             self._turn.spend(began_s)
@@ -199,7 +198,7 @@ class ClientDesk:
         """Open a request that holds so many bytes; refuse it and return None without room."""
         opened = None
         try:
-            opened = self._ledger.begin(peer.share, time.monotonic())
+            opened = self._ledger.begin(peer.share, self._turn.now())
             if not opened.hold(size_bytes):
                 self._release_read()
                 opened.require(size_bytes)
@@ -309,7 +308,7 @@ class ClientDesk:
 
     def _release_read(self) -> bool:
         """Release the answers that were read; return whether any is unread."""
-        now, is_any_unread = time.monotonic(), False
+        now, is_any_unread = self._turn.now(), False
         for node, peer in self._peers.items():
             if not (peer.sent_bytes or peer.unread):
                 continue

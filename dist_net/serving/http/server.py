@@ -12,7 +12,6 @@ import logging
 import math
 import socket
 import ssl
-import time
 from asyncio import Transport
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -319,7 +318,7 @@ class _HttpConnection(HttpToolsProtocol):
     def _parse_piece(self, data: bytes) -> None:
         if self._is_ending:
             return
-        began_s = time.monotonic() if len(data) > _QUICK_BYTES else 0.0
+        began_s = self._connections.turn.now() if len(data) > _QUICK_BYTES else 0.0
         self._unparsed_bytes += len(data)
         try:
             self._parse(data)

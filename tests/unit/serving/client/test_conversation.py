@@ -14,9 +14,9 @@ def answer_to(exchange: Exchange) -> Answer:
     return Answer(exchange.request.request_id, Status.OK, "1", "", 0.0, 0.0, 0.0, (b"out.",))
 
 
-def begun() -> Conversation:
+def begun(first_id: int = 1) -> Conversation:
     """A conversation with a gateway that has told its name."""
-    conversation = Conversation()
+    conversation = Conversation(first_id)
     conversation.ping(0.0)
     assert conversation.heard(Pong("first", True), 0.0) == []
     return conversation
@@ -34,7 +34,7 @@ def test_each_request_gets_its_own_reply_in_any_order() -> None:
 
 
 def test_an_answer_to_a_request_of_another_client_answers_none_of_this_one() -> None:
-    one, other = begun(), begun()
+    one, other = begun(first_id=7 << 50), begun(first_id=3 << 50)
     mine, theirs = ask(one), ask(other)
     one.heard(answer_to(theirs), 0.1)
     assert mine.reply is None
