@@ -226,7 +226,7 @@ class ClientDesk:
         version = int(ask.version) if ask.version else None
         payload = ask.payloads[0]
         model = self._gateway.description(ask.model, version)
-        if known and model and not ask.is_image and not model.has_interface(known[:DIGEST_BYTES]):
+        if known and model and not ask.is_image and model.interface_digest != known[:DIGEST_BYTES]:
             inputs = ", ".join(f"{of.name} {of.datatype} {of.shape}" for of in model.inputs)
             self._refuse(
                 node,

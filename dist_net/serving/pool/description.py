@@ -47,10 +47,15 @@ class VersionSummary:
         """The shape of the first input."""
         return self.inputs[0].shape if self.inputs else ()
 
-    @property
-    def interface(self) -> tuple[object, ...]:
-        """The tensors of a request and its answer; an answer with labels describes itself."""
-        return self.inputs, () if self.labels else self.outputs, self.is_batched
+    @cached_property
+    def interface_digest(self) -> bytes:
+        """Of the tensors of a request and its answer; an answer with labels describes itself."""
+        return _digest([self.inputs, () if self.labels else self.outputs, self.is_batched])
+
+    @cached_property
+    def classes_digest(self) -> bytes:
+        """Of the names of the classes, and the threshold of known classes."""
+        return _digest([self.labels, self.unknown_below])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +89,6 @@ class ModelDescription(VersionSummary):
         if self.is_batched:
             return rows * self.result_bytes
         return sum(max(0, prod(of.shape)) * of.dtype.itemsize for of in self.outputs)
-
-    @cached_property
-    def classes_digest(self) -> bytes:
-        return digest_of_classes(self.labels, self.unknown_below)
-
-    @cached_property
-    def _interface_digest(self) -> bytes:
-        return digest_of_interface(self.interface)
-
-    def has_interface(self, digest: bytes) -> bool:
-        """Return whether the tensors of requests and answers have this digest."""
-        return digest == self._interface_digest
 
     def rows_in(self, payload_bytes: int) -> int:
         """Return the number of rows in a payload, at least 1 unless it is empty."""
@@ -193,20 +186,11 @@ KNOWN_BYTES = 2 * DIGEST_BYTES
 
 def known(summary: VersionSummary) -> bytes:
     """Return digests of a version's tensors and classes, which a client sends with a request."""
-    classes = digest_of_classes(summary.labels, summary.unknown_below)
-    return digest_of_interface(summary.interface) + classes
+    return summary.interface_digest + summary.classes_digest
 
 
-@lru_cache
-def digest_of_interface(interface: tuple[object, ...]) -> bytes:
-    """Return the digest of the tensors of a request and its answer."""
-    return blake2b(json.dumps(interface).encode(), digest_size=DIGEST_BYTES).digest()
-
-
-@lru_cache
-def digest_of_classes(labels: tuple[str, ...], unknown_below: float) -> bytes:
-    """Return the digest of the names of the classes and the threshold of known classes."""
-    return blake2b(json.dumps([labels, unknown_below]).encode(), digest_size=DIGEST_BYTES).digest()
+def _digest(content: object) -> bytes:
+    return blake2b(json.dumps(content).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 @lru_cache
