@@ -286,8 +286,10 @@ class _HttpConnection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         # A callback for each chunk and each request may be in it; a body of known length is one.
         if self._backlog or (len(data) > _PARSED_A_TURN and len(data) > self._body_bytes_left()):
+            if not self._backlog:  # read nothing more until it is parsed, in later turns
+                self.flow.set_backlog(True)
+                self.loop.call_soon(self._parse_backlog)
             self._backlog += data
-            self._parse_soon()
         else:
             self._parse_piece(data)
 
@@ -297,11 +299,6 @@ class _HttpConnection(HttpToolsProtocol):
             return 0
         lengths = [int(value) for name, value in self.headers if name == b"content-length"]
         return lengths[0] - self._body_bytes if lengths else 0
-
-    def _parse_soon(self) -> None:
-        """Parse the backlog from the next turn of the loop on; read nothing meanwhile."""
-        self.flow.set_backlog(True)
-        self.loop.call_soon(self._parse_backlog)
 
     def _parse_backlog(self) -> None:
         if not self._connections.turn.is_spent:
