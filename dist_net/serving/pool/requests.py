@@ -99,6 +99,7 @@ class InferenceRequest:
 
     ``payload`` contains a tensor, (rows, *input_shape), little-endian, of the model's input type;
     or one encoded image. ``version`` None selects the newest, ``timeout_s`` None the default.
+    ``client`` identifies the sender: requests with the same value share one queue and one turn.
 
     The pool sets the other fields when it admits the request. Times are on its clock. ``counted``:
     the version whose statistics count it until it runs. ``runs_alone``: a worker was lost with it.
@@ -111,6 +112,7 @@ class InferenceRequest:
     is_image: bool = False
     version: int | None = None
     timeout_s: float | None = None
+    client: str = ""
     request_id: int = 0
     admitted_s: float = 0.0
     deadline_s: float = 0.0
