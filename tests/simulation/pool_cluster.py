@@ -248,11 +248,11 @@ class PoolCluster:
         names_version: bool = False,
         is_poison: bool = False,
         cancelled_after_s: float | None = None,
+        client: str = "",
     ) -> None:
         """Submit a request in the gateway's process, as the HTTP server does."""
-        self.thread.after(
-            0.0, self._ask, model, timeout_s, rows, names_version, is_poison, cancelled_after_s
-        )
+        call = model, timeout_s, rows, names_version, is_poison, cancelled_after_s, client
+        self.thread.after(0.0, self._ask, *call)
 
     def _ask(
         self,
@@ -262,8 +262,10 @@ class PoolCluster:
         names_version: bool,
         is_poison: bool,
         cancelled_after_s: float | None,
+        client: str,
     ) -> None:
         request = self.request(model, timeout_s, rows, names_version)
+        request.client = client
         if is_poison:
             self.poison.add(number_in(request.payload))
         future = self.gateway.infer(request)

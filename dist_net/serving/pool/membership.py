@@ -14,10 +14,19 @@ from dist_net.wire.serving_messages import BatchDone, RunBatch
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """The statuses that a worker may report."""
 
+PROBE_S = 5.0
+"""The pool sends a request of its own if a worker has not answered for a model for this long."""
+PROBE_PAUSE = 50  # times the duration of a probe, so that probes cost little
+PROOF_PAUSES = 3  # without an answer, after which a model is not ready
+
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """Requests that a worker computes, in ``expected_s`` (0: unknown)."""
+    """Requests that a worker computes; the first had the turn.
+
+    ``expected_s``: the time of the last batch of its client (0: unknown). A probe is a request of
+    the pool itself, without an id.
+    """
 
     batch_id: int
     description: ModelDescription
@@ -26,6 +35,14 @@ class RunningBatch:
     rows: int
     sent_s: float
     expected_s: float
+
+    @property
+    def client(self) -> str:
+        return self.requests[0].client
+
+    @property
+    def is_probe(self) -> bool:
+        return not self.requests[0].request_id
 
     def message(self) -> RunBatch:
         description = self.description
@@ -43,13 +60,12 @@ class RunningBatch:
             )
         if not (0 <= done.prepare_s < math.inf and 0 <= done.compute_s < math.inf):
             return f"times of {done.prepare_s} s and {done.compute_s} s"
-        is_batched, row_bytes = self.description.is_batched, self.description.result_bytes
         for request, status, payload in self._pairs(done):
             if status not in FROM_WORKERS:
                 return f"the status {status}"
-            is_wrong = is_batched and len(payload) != request.rows * row_bytes
-            if status == Status.OK and is_wrong:
-                return f"{len(payload)} bytes for {request.rows} rows of {row_bytes} bytes"
+            misfit = self.description.misfit(request.rows, len(payload))
+            if status == Status.OK and misfit:
+                return misfit
         return None
 
     def results(self, done: BatchDone) -> list[Result]:
@@ -85,8 +101,8 @@ class Worker:
 
     ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
     being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
-    its batches in order; ``free_s``: their expected end. ``answered_s``: the time of its
-    last answer. ``batches``, ``requests``: the number answered.
+    its batches in order. ``answered_s``: the time of its last answer; ``proofs``: by model, that
+    time and the pause until a probe. ``batches``, ``requests``: the number answered.
     """
 
     worker_id: int
@@ -99,8 +115,8 @@ class Worker:
     loading: dict[tuple[str, int], float] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
     running: dict[int, RunningBatch] = field(default_factory=dict)
-    free_s: float = 0.0
     answered_s: float = 0.0
+    proofs: dict[str, tuple[float, float]] = field(default_factory=dict)
     batches: int = 0
     requests: int = 0
 
@@ -113,19 +129,26 @@ class Worker:
     def has(self, model: str, version: int) -> bool:
         return version in self.holds.get(model, ())
 
-    def start(self, batch: RunningBatch) -> None:
-        self.running[batch.batch_id] = batch
-        self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
-
     def finish(self, batch: RunningBatch, now: float) -> float:
         """Remove a finished batch; return its seconds, including transport."""
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)
-        self.batches += 1
-        self.requests += len(batch.requests)
         self.answered_s = now
-        self.free_s = now + sum(other.expected_s for other in self.running.values())
+        self.proofs[batch.description.name] = now, max(PROBE_S, PROBE_PAUSE * took_s)
+        if not batch.is_probe:
+            self.batches += 1
+            self.requests += len(batch.requests)
         return took_s
+
+    def is_proof_due(self, model: str, now: float) -> bool:
+        """Return whether its last answer for a model is so old that the pool must request one."""
+        answered_s, pause_s = self.proofs.get(model, (-math.inf, 0.0))
+        return now >= answered_s + pause_s
+
+    def is_proven(self, model: str, now: float) -> bool:
+        """Return whether it has answered for a model recently."""
+        answered_s, pause_s = self.proofs.get(model, (-math.inf, 0.0))
+        return now < answered_s + PROOF_PAUSES * pause_s
 
 
 class PoolMembership:
@@ -173,6 +196,10 @@ class PoolMembership:
     def is_quiet(self, worker: Worker, now: float) -> bool:
         """Return whether a worker may be stopped."""
         return now - worker.heard_s > self._quiet_s
+
+    def live(self, now: float) -> list[Worker]:
+        """Return the workers that are not quiet."""
+        return [worker for worker in self if not self.is_quiet(worker, now)]
 
     def stood_still(self, for_s: float, now: float) -> None:
         """Ignore the silence while the gateway itself was stopped, or late, for ``for_s``.

@@ -21,6 +21,7 @@ from dist_net.serving.pool.catalogue import LOADER_BEATS_S, LOADER_SILENT_S, Cat
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import (
+    EndRequest,
     EvictWorker,
     InferenceRequest,
     PoolCommand,
@@ -83,19 +84,18 @@ class Pool:
 
     def admit(self, request: InferenceRequest, now: float) -> int | Result:
         """Admit a request and return its id, or return the result that refuses it."""
-        admitted = self._scheduler.decide(request, now)
-        if isinstance(admitted, Result):
+        refusal = self._scheduler.refusal(request, now)
+        if refusal is not None:
             if (model := self._models.get(request.model)) is not None:
                 model.statistics_of(model.newest_number).refused += 1
-            return admitted
+            return refusal
         if not (request.rows or request.is_image):  # no batch has none
             known = self.catalogue.description(request.model, request.version)
             assert known is not None
             return Result(
                 Status.OK, known.version, labels=known.labels, unknown_below=known.unknown_below
             )
-        timeout_s = self._settings.allowed_s(request.timeout_s)
-        return self._requests.open(request, timeout_s, admitted, now)
+        return self._requests.open(request, self._settings.allowed_s(request.timeout_s), now)
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request: its answer is no longer needed."""
@@ -141,7 +141,7 @@ class Pool:
             if (fault := batch.fault(message)) is not None:
                 return self._evict(worker, f"it answered a batch with {fault}", now)
             self._scheduler.returned(worker, batch, message, now)
-            return [*self._requests.complete(batch, message, now)]
+            return [] if batch.is_probe else [*self._requests.complete(batch, message, now)]
         match message:
             case Heartbeat() if self.catalogue.is_loader(node):
                 return []
@@ -230,11 +230,18 @@ class Pool:
             name, _ = self._requests.unsettled.popitem()
             commands += self._advance(self._models[name], now)
         commands += self.catalogue.advance()
-        while (next_batch := self._scheduler.next_batch(now)) is not None:
-            worker, batch = next_batch
+        started = []
+        while (found := self._scheduler.next_batch(now)) is not None:
+            if isinstance(found, EndRequest):
+                commands.append(found)
+            else:
+                started.append(found)
+        started += self._scheduler.due_probes(now)
+        if started:
             self._check_by(now + self._settings.max_batch_s)
-            commands.append(SendToNode(worker.node, batch.message()))
-        return commands
+        for model in self._models.values():
+            model.is_answering = self._scheduler.can_answer(model, now)
+        return commands + [SendToNode(worker.node, batch.message()) for worker, batch in started]
 
     def next_wakeup(self) -> float | None:
         """Return the time by which ``dispatch`` must be called without an event; 0.0: at once."""
