@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +101,8 @@ class Worker:
 
     ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
     being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
-    its batches in order. ``answered_s``: the time of its last answer; ``proofs``: by model, that
+    its batches in order. ``runs_s``: when its process was found to run, though silent.
+    ``answered_s``: the time of its last answer; ``proofs``: by model, that
     time and the pause until a probe. ``batches``, ``requests``: the number answered.
     """
 
@@ -115,6 +116,7 @@ class Worker:
     loading: dict[tuple[str, int], float] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
     running: dict[int, RunningBatch] = field(default_factory=dict)
+    runs_s: float = -math.inf
     answered_s: float = 0.0
     proofs: dict[str, tuple[float, float]] = field(default_factory=dict)
     batches: int = 0
@@ -155,11 +157,18 @@ class PoolMembership:
     """Every worker by its node, in the order of joining. Ids are never reused.
 
     A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
-    batches.
+    batches. ``is_running(process_id, host)``: whether a process is known to run. Such a worker may
+    be silent while it loads or computes, since Python code can keep heartbeats from being sent.
     """
 
-    def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        first_worker_id: int = 1,
+        is_running: Callable[[int, str], bool] = lambda *_: False,
+    ) -> None:
         self._settings = settings
+        self._is_running = is_running
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
@@ -216,6 +225,10 @@ class PoolMembership:
         """Return the lost workers and the reasons. They stay members until they are removed."""
         if now < self._judges_from_s:
             return []
+        for worker in self:
+            is_late = now >= self._silent_s(worker) and (worker.running or worker.loading)
+            if is_late and self._is_running(worker.process_id, worker.host):
+                worker.runs_s = now
         late = [
             (worker, [reason for moment, reason in self._limits(worker) if now >= moment])
             for worker in self
@@ -229,11 +242,14 @@ class PoolMembership:
         moments.append(self._judges_from_s)
         return min((moment for moment in moments if moment > now), default=None)
 
+    def _silent_s(self, worker: Worker) -> float:
+        """Return the time at which the silence of a worker must be explained."""
+        return max(worker.heard_s, worker.runs_s) + self._settings.heartbeat_timeout_s
+
     def _limits(self, worker: Worker) -> Iterator[tuple[float, str]]:
         """Return each time at which the worker will be lost, and the reason."""
         settings = self._settings
-        silent_s = settings.heartbeat_timeout_s
-        yield worker.heard_s + silent_s, f"silent for {silent_s:g} s"
+        yield self._silent_s(worker), f"silent for {settings.heartbeat_timeout_s:g} s"
         for batch in list(worker.running.values())[:1]:
             yield (
                 max(batch.sent_s, worker.answered_s) + settings.max_batch_s,

@@ -12,7 +12,7 @@ and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -52,7 +52,7 @@ class Pool:
 
     ``first_worker_id`` should change with every start, so that workers of the previous pool are
     unknown to this pool. ``loader_token``: see ``Catalogue``. ``release``: the release of dist_net
-    that workers must have.
+    that workers must have. ``is_running``: see ``PoolMembership``.
 
     Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
     and requests to the loader. Each admitted request ends with one ``EndRequest``, unless it is
@@ -67,6 +67,7 @@ class Pool:
         first_worker_id: int = 1,
         loader_token: bytes = b"",
         release: str = "",
+        is_running: Callable[[int, str], bool] = lambda *_: False,
     ) -> None:
         self._release = release
         self.catalogue = Catalogue(model_names, loader_token)
@@ -75,7 +76,7 @@ class Pool:
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
-        self._workers = PoolMembership(settings, first_worker_id)
+        self._workers = PoolMembership(settings, first_worker_id, is_running)
         self._requests = OpenRequests(models, self._request_ids)
         self._scheduler = Scheduler(settings, self._workers, models, self._requests)
         self._check_s: float | None = None  # the time of the next check of the workers

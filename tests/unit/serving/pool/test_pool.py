@@ -65,7 +65,11 @@ class Desk:
         self.ids: dict[bytes, int] = {}
         self.answers_probes = True
         self.process_ids: dict[bytes, int] = {}
-        self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
+        self.running: set[int] = set()  # processes that the system reports as running
+        self.pool = Pool(
+            *(PoolSettings(**settings), names or ("net",), self.now),
+            is_running=lambda process_id, host: process_id in self.running and host == "host",
+        )
         for name in names or ("net",):
             self.prepare(1, name)
         for node in workers:
@@ -785,6 +789,130 @@ def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
         desk.heard(ONE)
         desk.dispatch()
     assert "busy with 1 rows" in desk.evicted()[0].reason
+
+
+def test_a_process_that_runs_may_be_silent_while_it_loads_or_computes_within_its_limit() -> None:
+    desk = Desk(max_batch_s=10.0)
+    desk.running.add(desk.process_ids[ONE])
+    request = desk.ask(timeout_s=20.0)
+    (run,) = desk.runs()
+    for _ in range(9):
+        desk.now += 1.0
+        desk.dispatch()
+    assert not desk.evicted()
+    desk.done(ONE, run)
+    assert desk.finished()[request].status is Status.OK
+    desk.now += 1.5  # idle, so it has no reason to be silent
+    desk.dispatch()
+    assert "silent" in desk.evicted()[0].reason
+
+
+def test_a_process_that_runs_but_exceeds_the_limit_of_a_batch_is_replaced() -> None:
+    desk = Desk(max_batch_s=5.0)
+    desk.running.add(desk.process_ids[ONE])
+    desk.ask(timeout_s=20.0)
+    desk.runs()
+    for _ in range(5):
+        assert not desk.evicted()
+        desk.now += 1.0
+        desk.dispatch()
+    assert "busy with 1 rows" in desk.evicted()[0].reason
+
+
+def test_a_process_that_is_stopped_while_it_computes_is_replaced() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.running.add(desk.process_ids[ONE])
+    request = desk.ask()
+    desk.runs(ONE)
+    for _ in range(3):
+        desk.now += 1.0
+        desk.heard(TWO)
+        desk.dispatch()
+    assert not desk.evicted()
+    desk.running.clear()
+    desk.now += 1.5
+    desk.heard(TWO)
+    (again,) = desk.runs(TWO)
+    assert "silent" in desk.evicted()[0].reason
+    desk.done(TWO, again)
+    assert desk.finished()[request].status is Status.OK
+
+
+def test_a_model_is_ready_while_workers_answer_requests_of_the_pool_itself() -> None:
+    desk = Desk()
+    desk.answers_probes = False
+    assert desk.pool.is_ready(desk.now)
+    desk.now += 5.0
+    desk.heard(ONE)
+    (probe,) = desk.runs()
+    assert probe.payloads == (ROW,)
+    assert not desk.runs()  # one at a time
+    for _ in range(10):
+        assert desk.pool.is_ready(desk.now)
+        assert desk.pool.catalogue.served()["net"].is_ready
+        desk.now += 1.0
+        desk.heard(ONE)
+        desk.dispatch()
+    assert not desk.pool.is_ready(desk.now)
+    served = desk.pool.catalogue.served()["net"]
+    assert (served.is_ready, served.reason) == (False, "no worker has answered for it recently")
+    desk.done(ONE, probe)
+    assert desk.pool.is_ready(desk.now)
+    assert desk.pool.catalogue.served()["net"].is_ready
+    assert desk.pool.status(desk.now)["models"][0]["admitted"] == 0
+
+
+def test_the_pool_sends_no_request_of_its_own_while_others_are_answered() -> None:
+    desk = Desk()
+    desk.answers_probes = False
+    for _ in range(20):
+        desk.now += 1.0
+        desk.heard(ONE)
+        desk.ask()
+        (run,) = desk.runs()
+        desk.done(ONE, run)
+
+
+def test_a_request_of_the_pool_itself_that_ends_workers_is_not_repeated() -> None:
+    desk = Desk(workers=())
+    desk.answers_probes = False
+    for node in (b"1", b"2"):
+        desk.enlist(node)
+        desk.load(node, 1)
+        assert len(desk.runs(node)) == 1
+        desk.crash(node)
+    desk.enlist(b"3")
+    desk.load(b"3", 1)
+    assert not desk.runs(b"3")
+    assert not desk.pool.is_ready(desk.now)
+
+
+def test_a_version_that_different_inputs_crash_pauses_and_other_models_go_on() -> None:
+    desk = Desk("net", "other")
+    node = ONE
+    for number in range(3):
+        bad = desk.ask(struct.pack("2f", 1, number), client="hostile")
+        for attempt in range(2):
+            assert len(desk.runs(node)) == 1
+            if (number, attempt) == (2, 1):
+                waiting = desk.ask(client="honest", timeout_s=60.0)
+            desk.crash(node)
+            node = b"%d of %d" % (attempt, number)
+            desk.enlist(node)
+            for name in ("net", "other"):
+                desk.load(node, 1, name)
+        result = desk.finished()[bad]
+        assert result.status is (Status.FAILED if number < 2 else Status.UNAVAILABLE)
+    desk.dispatch()
+    assert desk.finished()[waiting].status is Status.UNAVAILABLE
+    refusal = desk.refused(client="honest")
+    assert refusal.status is Status.UNAVAILABLE
+    assert "version 1 of net is paused: 3 inputs ended the workers" in refusal.reason
+    assert 0 < refusal.retry_after_s <= 60.0
+    request = desk.ask(model="other")
+    (run,) = [each for each in desk.runs(node) if each.model == "other"]
+    desk.done(node, run)
+    assert desk.finished()[request].status is Status.OK
 
 
 def test_next_wakeup_tells_when_a_worker_would_be_lost() -> None:
