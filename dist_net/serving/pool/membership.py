@@ -24,8 +24,8 @@ PROOF_PAUSES = 3  # without an answer, after which a model is not ready
 class RunningBatch:
     """Requests that a worker computes; the first had the turn.
 
-    ``expected_s``: the time of the last batch of its client (0: unknown). A probe is a request of
-    the pool itself, without an id.
+    ``expected_s``: the longest time of their clients' last batches (0: unknown). A probe is a
+    request of the pool itself, without an id.
     """
 
     batch_id: int

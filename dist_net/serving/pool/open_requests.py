@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import chain, islice, takewhile
 
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.quarantine import Quarantine
@@ -16,7 +16,7 @@ from dist_net.wire.serving_messages import BatchDone
 
 STALE_DEADLINES = 64
 ACTIVE_S = 1.0
-"""A client counts as active until this long after its last request."""
+"""A client counts as active until this long after its last request or answer."""
 REMEMBERED_S = 60.0  # how long the account of a client without requests is kept
 NEWEST_WEIGHT = 0.25
 """The weight of a measurement in the moving means, which adapt within a few batches."""
@@ -26,10 +26,11 @@ NEWEST_WEIGHT = 0.25
 class ClientQueue:
     """The requests of one client to one model: those that wait, oldest first, and their account.
 
-    ``pending``: its unanswered requests, which have ``pending_bytes``. ``turn_s``: see ``Turns``.
-    ``batch_s``: the seconds of its last batch (0: unknown). ``is_apart``: its last batch took far
-    longer than the model's others, so it shares none. ``request_s``: the mean time between its
-    requests that leave the queue; ``left_s``: when one left, or when the queue began.
+    ``pending``: its unanswered requests, which have ``pending_bytes``. ``batch_s``: the seconds of
+    its last batch (0: unknown). ``apart``: the number of its next requests that share no batch with
+    those of others: its first one, and more after one that failed or was slow. ``request_s``: the
+    mean time between its requests that leave the queue; ``left_s``: when one left, or when the
+    queue began.
     """
 
     model: str
@@ -39,7 +40,7 @@ class ClientQueue:
     pending: int = 0
     pending_bytes: int = 0
     batch_s: float = 0.0
-    is_apart: bool = False
+    apart: int = 1
     request_s: float = 0.0
     left_s: float = 0.0
 
@@ -104,14 +105,24 @@ class OpenRequests:
         """Return a client's queue for a model; a new one, if the client was not seen recently."""
         return self._queues.get((model, client)) or ClientQueue(model, client)
 
+    def seen(self, request: InferenceRequest, now: float) -> ClientQueue:
+        """Return the queue of a request, whose client was seen now: it asked, or was answered."""
+        queue = self.queue_of(request.model, request.client)
+        queue.seen_s = now
+        self._queues[request.model, request.client] = queue
+        self._queues.move_to_end((request.model, request.client))
+        for key, other in [*islice(self._queues.items(), 2)]:
+            if not other.pending and other.seen_s < now - REMEMBERED_S:
+                del self._queues[key]
+        return queue
+
     def has_other_clients(self, client: str, now: float) -> bool:
-        """Return whether another client has sent a request in the last second."""
-        for queue in reversed(self._queues.values()):
-            if queue.seen_s <= now - ACTIVE_S:
-                return False
-            if queue.client != client:
-                return True
-        return False
+        """Return whether a request of another client waits, or one was seen in the last second."""
+        recent = takewhile(
+            lambda each: each.seen_s > now - ACTIVE_S, reversed(self._queues.values())
+        )
+        names = chain((each.client for each in recent), *self.waiting.values())
+        return any(name != client for name in names)
 
     def open(self, request: InferenceRequest, timeout_s: float, now: float) -> int:
         """Queue an admitted request; return its id."""
@@ -130,7 +141,7 @@ class OpenRequests:
         model.statistics_of(version).admitted += 1
         if request.version is not None:
             model.versions[version].bound += 1
-        queue = self._seen(request, now)
+        queue = self.seen(request, now)
         queue.pending += 1
         queue.pending_bytes += len(request.payload)
         self._enqueue(request, now)
@@ -153,8 +164,8 @@ class OpenRequests:
         self._dequeue(first)
         own = self.queue_of(first.model, first.client)
         taken: dict[ClientQueue, int] = {own: 1}
-        may_join = [each for each in queues if each is not own and not each.is_apart]
-        may_join = [own] if own.is_apart else [*may_join, own]
+        may_join = [each for each in queues if each is not own and not each.apart]
+        may_join = [own] if own.apart else [*may_join, own]
         first.runs_alone = first.runs_alone or self._is_suspect(first, version)
         while may_join and not first.runs_alone:
             for queue in [*may_join]:
@@ -267,17 +278,6 @@ class OpenRequests:
 
     def _is_suspect(self, request: InferenceRequest, version: int) -> bool:
         return self.quarantine.is_suspect(request.model, version, request.payload)
-
-    def _seen(self, request: InferenceRequest, now: float) -> ClientQueue:
-        """Return the queue of a request, as that of the client that was seen last."""
-        queue = self.queue_of(request.model, request.client)
-        queue.seen_s = now
-        self._queues[request.model, request.client] = queue
-        self._queues.move_to_end((request.model, request.client))
-        for key, other in [*islice(self._queues.items(), 2)]:
-            if not other.pending and other.seen_s < now - REMEMBERED_S:
-                del self._queues[key]
-        return queue
 
     def _enqueue(self, request: InferenceRequest, now: float) -> None:
         """Append a request to its client's queue."""

@@ -44,6 +44,7 @@ from dist_net.wire.serving_messages import (
 
 logger = logging.getLogger(__name__)
 
+PROBE_CHECK_S = 0.1
 UNKNOWN_WORKER = Refuse("the gateway has given this worker up", may_rejoin=True)
 
 
@@ -80,6 +81,7 @@ class Pool:
         self._requests = OpenRequests(models, self._request_ids)
         self._scheduler = Scheduler(settings, self._workers, models, self._requests)
         self._check_s: float | None = None  # the time of the next check of the workers
+        self._probe_s = now  # the time of the next check of their answers
 
     # Requests from clients
 
@@ -237,11 +239,13 @@ class Pool:
                 commands.append(found)
             else:
                 started.append(found)
-        started += self._scheduler.due_probes(now)
+        if now >= self._probe_s:
+            self._probe_s = now + PROBE_CHECK_S
+            started += self._scheduler.due_probes(now)
+            for model in self._models.values():
+                model.is_answering = self._scheduler.can_answer(model, now)
         if started:
             self._check_by(now + self._settings.max_batch_s)
-        for model in self._models.values():
-            model.is_answering = self._scheduler.can_answer(model, now)
         return commands + [SendToNode(worker.node, batch.message()) for worker, batch in started]
 
     def next_wakeup(self) -> float | None:
@@ -331,6 +335,7 @@ class Pool:
 
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
         """Advance a model's versions as far as possible."""
+        self._probe_s = now
         before = model.newest
         model.refresh(self._workers)
         after = model.newest

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
@@ -35,12 +34,12 @@ for the message would cost more than the computation."""
 MIN_CHARGE_S = 1e-4
 """The minimum that a request costs the turn of its client, and a batch that of its model."""
 
-NEWEST_WEIGHT = 0.15
-"""The weight of a measurement in the moving means, which adapt within about ten batches."""
+NEWEST_WEIGHT = 0.25  # of a measurement in the moving means
 
 SLOW_FACTOR = 32
 """A batch that takes this multiple of the usual time of a row, for each row, is slow."""
 
+APART_REQUESTS = 16  # of a client that share no batch after one that failed or was slow
 DEADLINE_FACTOR = 1.5  # a batch may take this multiple of its usual time
 MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
 
@@ -72,30 +71,13 @@ class Turns:
         self._turns_s[name] = self.of(name) + seconds
 
 
-@dataclass(slots=True)
-class Pace:
-    """The usual seconds of a model's batches of one kind, and of a row; 0: unknown."""
-
-    batch_s: float = 0.0
-    row_s: float = 0.0
-
-    def observe(self, rows: int, took_s: float) -> None:
-        weight = NEWEST_WEIGHT if self.row_s else 1.0
-        self.batch_s += weight * (took_s - self.batch_s)
-        self.row_s += weight * (took_s / rows - self.row_s)
-
-    def is_slow(self, rows: int, took_s: float) -> bool:
-        """Return whether a batch took far longer than usual."""
-        return took_s > SHORT_BATCH_S and 0 < SLOW_FACTOR * self.row_s * rows < took_s
-
-
 class Scheduler:
     """Admits requests and takes batches out of the queues of the models' clients.
 
     Models take turns, and the clients of a model, so that each gets the same time of the workers.
     Each model has an equal share of the workers. While it does not use its share, others leave idle
-    workers for it. While several clients are active, one that has a worker leaves the last idle one
-    for the others. Both except for batches shorter than ``SHORT_BATCH_S``.
+    workers for it. While several clients are active, each has at most half of the workers, rounded
+    up. Neither holds for clients whose last batch was shorter than ``SHORT_BATCH_S``.
 
     ``held_until_s`` is the time at which a batch that waits for more requests runs; None if no
     batch waits. With ``is_draining`` no requests are admitted.
@@ -114,7 +96,7 @@ class Scheduler:
         self._workers = workers
         self._models = models
         self._requests = requests
-        self._paces: dict[tuple[str, bool], Pace] = {}
+        self._row_s: dict[str, float] = {}  # by model, what a row usually takes
         self._model_turns = Turns()
         self._client_turns = {name: Turns() for name in models}
         self._next_batch_id = 1
@@ -209,18 +191,24 @@ class Scheduler:
         took_s = worker.finish(batch, now)
         name = batch.description.name
         self._models[name].is_answering = True
+        row_s, usual_s = took_s / batch.rows, self._row_s.get(name)
+        is_slow = usual_s is not None and took_s > SHORT_BATCH_S and row_s > SLOW_FACTOR * usual_s
+        if usual_s is None:
+            self._row_s[name] = row_s
+        elif batch.computed_rows(done) and not is_slow:
+            self._row_s[name] += NEWEST_WEIGHT * (row_s - usual_s)
         if batch.is_probe:
             return
         self._model_turns.charge(name, took_s)
-        pace = self._pace_of(name, batch.is_image)
-        is_slow = pace.is_slow(batch.rows, took_s)
-        if batch.computed_rows(done) and not is_slow:
-            pace.observe(batch.rows, took_s)
-        for request in batch.requests:
-            used_s = took_s * request.rows / batch.rows
-            self._client_turns[name].charge(request.client, used_s)
-            queue = self._requests.queue_of(name, request.client)
-            queue.batch_s, queue.is_apart = took_s, is_slow
+        is_mixed = any(request.client != batch.client for request in batch.requests)
+        for request, status in zip(batch.requests, done.statuses, strict=True):
+            self._client_turns[name].charge(request.client, took_s * request.rows / batch.rows)
+            queue = self._requests.seen(request, now)
+            queue.batch_s = took_s
+            if status == Status.FAILED or (is_slow and not is_mixed):
+                queue.apart = APART_REQUESTS
+            else:
+                queue.apart = max(queue.apart - 1, int(is_slow))
 
     def due_probes(self, now: float) -> Iterator[tuple[Worker, RunningBatch]]:
         """Start a request of the pool itself on each worker without a recent answer for a model."""
@@ -266,7 +254,7 @@ class Scheduler:
 
         Prefer idle workers, then workers that are not loading, then those with the newest version.
         """
-        is_short = 0 < self._expected_s(request, queue) < SHORT_BATCH_S
+        is_short = 0 < queue.batch_s < SHORT_BATCH_S
         if not is_short and not self._leaves_shares(request, now):
             return None
         model = self._models[request.model]
@@ -283,10 +271,6 @@ class Scheduler:
                     break
         return best
 
-    def _expected_s(self, request: InferenceRequest, queue: ClientQueue) -> float:
-        """Return what the client's last batch took, or the model's usual; 0 if both are unknown."""
-        return queue.batch_s or self._pace_of(request.model, request.is_image).batch_s
-
     def _leaves_shares(self, request: InferenceRequest, now: float) -> bool:
         """Return whether a batch on an idle worker leaves other models and clients their shares."""
         live = self._workers.live(now)
@@ -298,8 +282,8 @@ class Scheduler:
             if used[None] <= unused:
                 return False
         clients = [batch.client for worker in live for batch in worker.running.values()]
-        is_last = used[None] == 1 and len(live) > 1 and request.client in clients
-        return not (is_last and self._requests.has_other_clients(request.client, now))
+        has_half = 2 * clients.count(request.client) >= len(live) > 1
+        return not (has_half and self._requests.has_other_clients(request.client, now))
 
     def _waits(self, model: str, worker: Worker, now: float) -> bool:
         """Return whether the batch waits for more requests; never if the worker would be idle."""
@@ -323,7 +307,7 @@ class Scheduler:
     ) -> RunningBatch:
         name = first.model
         description = self._models[name].versions[version].description
-        row_s = self._pace_of(name, first.is_image).row_s
+        row_s = self._row_s.get(name, 0.0)
 
         def max_rows(request: InferenceRequest) -> int:
             """Return how many rows usually end before the deadline of a request."""
@@ -335,9 +319,9 @@ class Scheduler:
                 else max(1, int(left_s / (row_s * DEADLINE_FACTOR)))
             )
 
-        own = self._requests.queue_of(name, first.client)
-        expected_s = self._expected_s(first, own)
         batch = self._requests.take(first, version, queues, max_rows, now)
+        members = {self._requests.queue_of(name, request.client) for request in batch}
+        expected_s = max(queue.batch_s for queue in members)
         turns = self._client_turns[name]
         self._model_turns.begin(name)
         self._model_turns.charge(name, MIN_CHARGE_S)
@@ -366,9 +350,6 @@ class Scheduler:
         self._next_batch_id += 1
         worker.running[batch.batch_id] = batch
         return batch
-
-    def _pace_of(self, model: str, is_image: bool) -> Pace:
-        return self._paces.setdefault((model, is_image), Pace())
 
 
 def no_such_model(name: str, models: Iterable[str]) -> Result:

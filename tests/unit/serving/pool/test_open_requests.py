@@ -25,6 +25,7 @@ def add(
     payload = len(requests).to_bytes(2, "big")  # others than those of waiting requests
     request = InferenceRequest("net", payload, rows, client=client, **fields)
     requests.open(request, 10.0, now)
+    requests.queue_of("net", client).apart = 0  # one of its requests was answered
     return request
 
 
@@ -96,7 +97,7 @@ def test_only_requests_of_one_kind_share_a_batch(queue: OpenRequests) -> None:
 def test_a_client_that_was_slow_shares_no_batch(queue: OpenRequests) -> None:
     for client in "abba":
         add(queue, client)
-    queue.queue_of("net", "b").is_apart = True
+    queue.queue_of("net", "b").apart = 2
     assert numbers(take(queue)) == [1, 4]
     assert numbers(take(queue)) == [2, 3]
 
