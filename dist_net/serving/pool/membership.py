@@ -18,6 +18,7 @@ PROBE_S = 5.0
 """The pool sends a request of its own if a worker has not answered for a model for this long."""
 PROBE_PAUSE = 50  # times the duration of a probe, so that probes cost little
 PROOF_PAUSES = 3  # without an answer, after which a model is not ready
+NO_PROOF = -math.inf, -math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -102,8 +103,8 @@ class Worker:
     ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
     being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
     its batches in order. ``runs_s``: when its process was found to run, though silent.
-    ``answered_s``: the time of its last answer; ``proofs``: by model, that
-    time and the pause until a probe. ``batches``, ``requests``: the number answered.
+    ``answered_s``: the time of its last answer; ``proofs``: by model, when the next probe is due,
+    and until when the model counts as answering. ``batches``, ``requests``: the number answered.
     """
 
     worker_id: int
@@ -136,21 +137,12 @@ class Worker:
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)
         self.answered_s = now
-        self.proofs[batch.description.name] = now, max(PROBE_S, PROBE_PAUSE * took_s)
+        pause_s = max(PROBE_S, PROBE_PAUSE * took_s)
+        self.proofs[batch.description.name] = now + pause_s, now + PROOF_PAUSES * pause_s
         if not batch.is_probe:
             self.batches += 1
             self.requests += len(batch.requests)
         return took_s
-
-    def is_proof_due(self, model: str, now: float) -> bool:
-        """Return whether its last answer for a model is so old that the pool must request one."""
-        answered_s, pause_s = self.proofs.get(model, (-math.inf, 0.0))
-        return now >= answered_s + pause_s
-
-    def is_proven(self, model: str, now: float) -> bool:
-        """Return whether it has answered for a model recently."""
-        answered_s, pause_s = self.proofs.get(model, (-math.inf, 0.0))
-        return now < answered_s + PROOF_PAUSES * pause_s
 
 
 class PoolMembership:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, takewhile
@@ -152,15 +152,16 @@ class OpenRequests:
         first: InferenceRequest,
         version: int,
         queues: Iterable[ClientQueue],
-        max_rows: Callable[[InferenceRequest], int],
+        max_rows: int,
+        row_s: float,
         now: float,
     ) -> list[InferenceRequest]:
         """Remove and return the next batch: ``first``, and requests that may share it.
 
-        The clients of ``queues`` take turns in this order until no request fits. ``max_rows``
-        returns the most rows of a batch with a request. A suspect input runs alone.
+        The clients of ``queues`` take turns in this order until no request fits into ``max_rows``,
+        or would end in time if a row takes ``row_s``. A suspect input runs alone.
         """
-        batch, rows, most = [first], first.rows, max_rows(first)
+        batch, rows = [first], first.rows
         self._dequeue(first)
         own = self.queue_of(first.model, first.client)
         taken: dict[ClientQueue, int] = {own: 1}
@@ -170,12 +171,15 @@ class OpenRequests:
         while may_join and not first.runs_alone:
             for queue in [*may_join]:
                 one = queue.next(now) if queue.requests else first
-                fits = one.kind == first.kind and rows + one.rows <= min(most, max_rows(one))
-                if one is first or one.runs_alone or not fits or self._is_suspect(one, version):
+                more = rows + one.rows
+                ends_s = now + more * row_s
+                fits = more <= max_rows and ends_s <= min(first.deadline_s, one.deadline_s)
+                fits = fits and one.kind == first.kind and not one.runs_alone
+                if one is first or not fits or self._is_suspect(one, version):
                     may_join.remove(queue)
                     continue
                 batch.append(one)
-                rows, most = rows + one.rows, min(most, max_rows(one))
+                rows = more
                 self._dequeue(one)
                 taken[queue] = taken.get(queue, 0) + 1
         for queue, count in taken.items():

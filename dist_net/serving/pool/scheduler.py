@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
+from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
 from dist_net.serving.pool.open_requests import ClientQueue, OpenRequests
 from dist_net.serving.pool.requests import (
     EndRequest,
@@ -133,29 +133,23 @@ class Scheduler:
     ) -> Result | None:
         """Refuse a request if its client's queue is full, too slow, or holds too many bytes."""
         settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
-        queued = len(queue.requests)
+        queued, payload_bytes = len(queue.requests), len(request.payload)
+        free_bytes = settings.queue_bytes // len(self._models) - model.pending_bytes
         if queued >= settings.queue_requests:
             reason = "the queue is full"
         elif queue.is_too_slow(settings.max_batch_size * (len(self._workers) + 1), now):
             reason = "the oldest has waited for more than half of its time"
-        elif self._has_room(queue, model.pending_bytes, len(request.payload)):
-            return None
-        else:
+        # Twice what is free leaves room for others (Choudhury and Hahne, 1998).
+        elif model.pending_bytes and (
+            payload_bytes > free_bytes or queue.pending_bytes + payload_bytes > 2 * free_bytes
+        ):
             reason = f"unanswered requests have {model.pending_bytes} bytes, which leaves no room"
+        else:
+            return None
         return _unavailable(
             f"{queued} requests of this client for {model.name} are queued: {reason}",
             min(queue.wait_s, settings.allowed_s(request.timeout_s)) or WORKER_STARTS_S,
         )
-
-    def _has_room(self, queue: ClientQueue, held_bytes: int, payload_bytes: int) -> bool:
-        """Return whether a client's request fits the bytes of a model.
-
-        A client may hold twice as many as are free, so that others find room; see Choudhury and
-        Hahne (1998) for such thresholds. A request larger than all bytes is admitted alone.
-        """
-        free_bytes = self._settings.queue_bytes // len(self._models) - held_bytes
-        own_bytes = queue.pending_bytes + payload_bytes
-        return not held_bytes or (payload_bytes <= free_bytes and own_bytes <= 2 * free_bytes)
 
     def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | EndRequest | None:
         """Start the next batch on a worker, or end a request that must not run.
@@ -172,7 +166,7 @@ class Scheduler:
         if not free:
             return None
         for name in sorted(self._requests.waiting, key=self._model_turns.of):
-            queues = self._by_turn(name, now)
+            queues = self._by_turn(name)
             for queue in queues:
                 request = queue.next(now)
                 choice = self._choose(request, queue, free, now)
@@ -216,7 +210,7 @@ class Scheduler:
             for name in worker.holds:
                 number = self._models[name].version_for(worker, None)
                 is_running = any(each.description.name == name for each in worker.running.values())
-                if number is None or is_running or not worker.is_proof_due(name, now):
+                if number is None or is_running or now < worker.proofs.get(name, NO_PROOF)[0]:
                     continue
                 description = self._models[name].versions[number].description
                 probe = InferenceRequest(name, description.probe, admitted_s=now)
@@ -226,11 +220,12 @@ class Scheduler:
     def can_answer(self, model: ModelVersions, now: float) -> bool:
         """Return whether a live worker has answered for a model, and would do so again."""
         return any(
-            model.version_for(worker, None) is not None and worker.is_proven(model.name, now)
+            model.version_for(worker, None) is not None
+            and now < worker.proofs.get(model.name, NO_PROOF)[1]
             for worker in self._workers.live(now)
         )
 
-    def _by_turn(self, model: str, now: float) -> list[ClientQueue]:
+    def _by_turn(self, model: str) -> list[ClientQueue]:
         """Return the model's waiting clients in the order of their turns, then of their requests.
 
         The requests of lost workers are first.
@@ -307,19 +302,9 @@ class Scheduler:
     ) -> RunningBatch:
         name = first.model
         description = self._models[name].versions[version].description
-        row_s = self._row_s.get(name, 0.0)
-
-        def max_rows(request: InferenceRequest) -> int:
-            """Return how many rows usually end before the deadline of a request."""
-            most = self._settings.max_batch_size if description.is_batched else 1
-            left_s = request.deadline_s - now
-            return (
-                most
-                if most * row_s * DEADLINE_FACTOR <= left_s
-                else max(1, int(left_s / (row_s * DEADLINE_FACTOR)))
-            )
-
-        batch = self._requests.take(first, version, queues, max_rows, now)
+        max_rows = self._settings.max_batch_size if description.is_batched else 1
+        row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
+        batch = self._requests.take(first, version, queues, max_rows, row_s, now)
         members = {self._requests.queue_of(name, request.client) for request in batch}
         expected_s = max(queue.batch_s for queue in members)
         turns = self._client_turns[name]

@@ -30,15 +30,11 @@ def add(
 
 
 def take(
-    queue: OpenRequests, max_rows: int = 8, now: float = 0.0, **least: int
+    queue: OpenRequests, max_rows: int = 8, row_s: float = 0.0, now: float = 0.0
 ) -> list[InferenceRequest]:
-    """The next batch, if clients are served in the order of their first requests.
-
-    ``least``: the rows of the largest batch for requests of some clients.
-    """
+    """The next batch, if clients are served in the order of their first requests."""
     queues = [*queue.waiting["net"].values()]
-    first = queues[0].next(now)
-    return queue.take(first, 1, queues, lambda one: least.get(one.client, max_rows), now)
+    return queue.take(queues[0].next(now), 1, queues, max_rows, row_s, now)
 
 
 def numbers(requests: list[InferenceRequest]) -> list[int]:
@@ -71,11 +67,11 @@ def test_clients_take_turns_within_a_batch(queue: OpenRequests) -> None:
     assert numbers(take(queue)) == [1, 5, 7, 2, 6, 3, 4]
 
 
-def test_batches_are_as_large_as_the_strictest_in_them_allows(queue: OpenRequests) -> None:
-    for client in "abcd":
+def test_a_batch_is_only_as_large_as_ends_in_time(queue: OpenRequests) -> None:
+    for client in "abcd":  # with 10 s each
         add(queue, client)
-    assert numbers(take(queue, c=3)) == [1, 2, 3]
-    assert numbers(take(queue)) == [4]
+    assert numbers(take(queue, row_s=3.0)) == [1, 2, 3]
+    assert numbers(take(queue, row_s=30.0)) == [4]  # it is tried anyway
 
 
 def test_a_request_of_more_rows_than_fit_waits_and_others_join(queue: OpenRequests) -> None:
