@@ -157,19 +157,29 @@ class Scheduler:
         Return None if no batch can run now.
         """
         self.held_until_s = None
+        live = self._workers.live(now)
         free = [
             worker
-            for worker in self._workers.live(now)
+            for worker in live
             if len(worker.running) < 2
             and all(0 < one.expected_s < SHORT_BATCH_S for one in worker.running.values())
         ]
         if not free:
             return None
+        clients = [one.client for worker in live for one in worker.running.values()]
         for name in sorted(self._requests.waiting, key=self._model_turns.of):
+            may_be_long = self._leaves_shares(name, live)
             queues = self._by_turn(name)
             for queue in queues:
+                is_short = 0 < queue.batch_s < SHORT_BATCH_S
+                has_half = 2 * clients.count(queue.client) >= len(live) > 1
+                if not is_short and (
+                    not may_be_long
+                    or (has_half and self._requests.has_other_clients(queue.client, now))
+                ):
+                    continue
                 request = queue.next(now)
-                choice = self._choose(request, queue, free, now)
+                choice = self._choose(request, is_short, free)
                 if choice is None or self._waits(name, choice[0], now):
                     continue
                 worker, version = choice
@@ -243,15 +253,12 @@ class Scheduler:
         )
 
     def _choose(
-        self, request: InferenceRequest, queue: ClientQueue, free: list[Worker], now: float
+        self, request: InferenceRequest, is_short: bool, free: list[Worker]
     ) -> tuple[Worker, int] | None:
         """Return the worker for a batch and the version that answers; None if it must wait.
 
         Prefer idle workers, then workers that are not loading, then those with the newest version.
         """
-        is_short = 0 < queue.batch_s < SHORT_BATCH_S
-        if not is_short and not self._leaves_shares(request, now):
-            return None
         model = self._models[request.model]
         best, best_rank = None, 99
         for worker in free:
@@ -266,19 +273,15 @@ class Scheduler:
                     break
         return best
 
-    def _leaves_shares(self, request: InferenceRequest, now: float) -> bool:
-        """Return whether a batch on an idle worker leaves other models and clients their shares."""
-        live = self._workers.live(now)
+    def _leaves_shares(self, model: str, live: list[Worker]) -> bool:
+        """Return whether a batch on an idle worker leaves the other models their shares."""
+        if len(self._models) == 1:
+            return True
         used = Counter(worker.model for worker in live)
-        served = [name for name, model in self._models.items() if model.is_ready]
+        served = [name for name, each in self._models.items() if each.is_ready]
         share = max(1, len(live) // max(1, len(served)))
-        if used[request.model] >= share:
-            unused = sum(max(0, share - used[name]) for name in served if name != request.model)
-            if used[None] <= unused:
-                return False
-        clients = [batch.client for worker in live for batch in worker.running.values()]
-        has_half = 2 * clients.count(request.client) >= len(live) > 1
-        return not (has_half and self._requests.has_other_clients(request.client, now))
+        unused = sum(max(0, share - used[name]) for name in served if name != model)
+        return used[model] < share or used[None] > unused
 
     def _waits(self, model: str, worker: Worker, now: float) -> bool:
         """Return whether the batch waits for more requests; never if the worker would be idle."""
