@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -32,8 +33,15 @@ Prepared = Mapping[str, Array]
 """Arrays by name that depend only on a network's weights and are computed once."""
 
 
+MAX_VALUES = 1 << 22
+"""The most input values of a convolutional plan of several images. The blocks of larger images keep
+all threads busy; plans for 8, 7, ... 1 of 2048 x 2048 pixels took most of a minute to compile."""
+
+
 class Inference:
     """Computes a model's outputs for any number of inputs, ``batch_size`` at a time.
+
+    Fewer at a time if the inputs of a convolutional model are large: see ``MAX_VALUES``.
 
     Batch norm is folded into filters, and the operations after a convolution are fused with it: see
     ``dist_net.autodiff.compiler.specialise``. ``prepared`` is the result of ``prepare`` for the
@@ -60,7 +68,10 @@ class Inference:
     ) -> None:
         self._model = model
         self._prepared = prepared
-        self._batch_size = integer("Inference: batch_size", batch_size, least=1)
+        batch_size = integer("Inference: batch_size", batch_size, least=1)
+        if model.has_convolutions:
+            batch_size = max(1, min(batch_size, MAX_VALUES // math.prod(model.input_shape)))
+        self._batch_size = batch_size
         compiled = compiled and import_kernels()
         logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
         pool = ThreadPool(

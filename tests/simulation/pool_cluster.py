@@ -133,6 +133,7 @@ class PoolCluster:
         self.answers: Counter[str] = Counter()
         self.is_healed = False  # nothing ends any more for no reason
         self.poison: set[int] = set()  # numbers of requests that end the worker that computes them
+        self.costs_s: dict[int, float] = {}  # by number, what some requests take besides
         self.reading_fails = self.loading_fails = self.loading_ends = self.changes_shape = 0.0
         self._times = base_s, row_s, spread, drift
         self._process_ids, self._numbers = count(1), count(1)
@@ -179,10 +180,11 @@ class PoolCluster:
         self.schedule.note(worker.name, "begins%s", "" if is_child else " on another host")
         return worker
 
-    def _batch_s(self, rows: int) -> float:
+    def _batch_s(self, numbers: list[int]) -> float:
         base_s, row_s, spread, drift = self._times
-        took_s = (base_s + row_s * rows) * self.random.uniform(1 - spread, 1 + spread)
-        return float(took_s * (1 + drift * sin(2 * pi * self.schedule.now_s / DRIFT_S)))
+        took_s = (base_s + row_s * len(numbers)) * self.random.uniform(1 - spread, 1 + spread)
+        took_s *= 1 + drift * sin(2 * pi * self.schedule.now_s / DRIFT_S)
+        return float(took_s) + sum(self.costs_s.get(number, 0.0) for number in numbers)
 
     def _why_not_loaded(self, worker: VirtualInferenceWorker, version: ModelDescription) -> str:
         if self._happens(self.loading_ends):
@@ -251,11 +253,11 @@ class PoolCluster:
         names_version: bool = False,
         is_poison: bool = False,
         cancelled_after_s: float | None = None,
+        client: str = "",
     ) -> None:
         """Submit a request in the gateway's process, as the HTTP server does."""
-        self.thread.after(
-            0.0, self._ask, model, timeout_s, rows, names_version, is_poison, cancelled_after_s
-        )
+        call = model, timeout_s, rows, names_version, is_poison, cancelled_after_s, client
+        self.thread.after(0.0, self._ask, *call)
 
     def _ask(
         self,
@@ -265,8 +267,10 @@ class PoolCluster:
         names_version: bool,
         is_poison: bool,
         cancelled_after_s: float | None,
+        client: str,
     ) -> None:
         request = self.request(model, timeout_s, rows, names_version)
+        request.client = client
         if is_poison:
             self.poison.add(number_in(request.payload))
         future = self.gateway.infer(request)

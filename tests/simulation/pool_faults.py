@@ -13,7 +13,7 @@ from simulation.pool_processes import VirtualInferenceWorker
 TROUBLE_S = 3.0  # the time with faults
 REST_S = 8.0  # the pool must have recovered after this time without faults
 SETTINGS = PoolSettings(
-    max_batch_size=4, queue_requests=80, queue_bytes=600, max_batch_s=1.0, max_load_s=2.0
+    max_batch_size=4, queue_requests=80, queue_bytes=900, max_batch_s=1.0, max_load_s=2.0
 )
 MAX_WORKERS = 5
 MAX_STOP_S = 3.0
@@ -127,7 +127,10 @@ class TroubledPool:
             client.ask(self.cluster.request(name, timeout_s, rows, names_version))
         else:
             gone_s = self._seconds(0.001, 0.5) if random.random() < 0.1 else None
-            self.cluster.ask(name, timeout_s, rows, names_version, cancelled_after_s=gone_s)
+            visitor = f"visitor {random.integers(3)}"
+            self.cluster.ask(
+                name, timeout_s, rows, names_version, cancelled_after_s=gone_s, client=visitor
+            )
 
     def ask_much_at_once(self) -> None:
         for _ in range(self._random.integers(20, 60)):

@@ -116,8 +116,8 @@ class VirtualHeartbeatSender:
 class VirtualInferenceWorker:
     """The process of an inference worker: a child of the gateway, or on its own host.
 
-    ``batch_s(rows)`` and ``load_s()`` return durations, ``is_deadly(numbers)`` whether a batch of
-    these requests kills the process, and ``why_not_loaded(worker, description)`` why a version
+    ``batch_s(numbers)`` and ``load_s()`` return durations, ``is_deadly(numbers)`` whether a batch
+    of these requests kills the process, and ``why_not_loaded(worker, description)`` why a version
     cannot be loaded. ``ended`` is called with the reason when the process has ended.
     ``disturbed_s`` is the time of the last fault that may make the worker seem lost.
     """
@@ -128,7 +128,7 @@ class VirtualInferenceWorker:
         process_id: int,
         is_child: bool,
         network: VirtualNetwork,
-        batch_s: Callable[[int], float],
+        batch_s: Callable[[list[int]], float],
         load_s: Callable[[], float],
         is_deadly: Callable[[list[int]], bool],
         why_not_loaded: Callable[["VirtualInferenceWorker", ModelDescription], str],
@@ -215,7 +215,8 @@ class VirtualInferenceWorker:
         self._thread.after(LINGER_S, self.end, "it left")
 
     def _compute(self, run: RunBatch) -> None:
-        self._thread.is_busy_for(self.slowness * self._batch_s(len(run.payloads)))
+        numbers = [number_in(payload) for payload in run.payloads]
+        self._thread.is_busy_for(self.slowness * self._batch_s(numbers))
         self._thread.after(0.0, self._has_computed, run)
 
     def _has_computed(self, run: RunBatch) -> None:

@@ -24,6 +24,7 @@ from dist_net.wire.serving_messages import RunBatch
 from simulation.failures import require
 
 ROW = struct.Struct("<2f")
+PAUSED = "is paused"
 LATE_S = (
     0.15  # after its deadline a request may still be open: a gateway's turns may be 0.1 s apart
 )
@@ -92,6 +93,8 @@ class WatchedPool:
             self._open[admitted] = _Admitted(replace(request), now + timeout_s, oldest)
             heappush(self._limits, (now + timeout_s + self._stood_still_s(), admitted))
             self._require_room()
+        elif admitted.status is Status.UNAVAILABLE:
+            self._require_cause(request, admitted)
         return admitted
 
     def cancel(self, request_id: int) -> None:
@@ -155,6 +158,8 @@ class WatchedPool:
             case Status.FAILED:
                 alone = len(self._had_alone[number])
                 require(alone >= 2, f"request {number} is put aside after {alone} workers")
+            case Status.UNAVAILABLE if PAUSED in result.reason:
+                pass
             case _:
                 require(False, f"request {number} to {request.model} ends by {result}")
 
@@ -184,10 +189,27 @@ class WatchedPool:
     def _require_room(self) -> None:
         settings, models = self._settings, self._pool.catalogue.models
         for name, model in models.items():
-            queued, held_bytes = self._pool._requests.queued(name), model.pending_bytes
-            max_bytes = settings.queue_bytes // len(models)
-            is_bounded = queued <= settings.queue_requests and held_bytes <= max_bytes
-            require(is_bounded, f"{queued} requests for {name} wait, and all have {held_bytes} B")
+            held_bytes = model.pending_bytes
+            is_bounded = held_bytes <= settings.queue_bytes // len(models)
+            require(is_bounded, f"the requests for {name} have {held_bytes} B")
+            for queue in self._pool._requests.waiting.get(name, {}).values():
+                queued = len(queue.requests)
+                is_bounded = 0 < queued <= settings.queue_requests
+                require(is_bounded, f"{queued} requests of {queue.client} for {name} wait")
+
+    def _require_cause(self, request: InferenceRequest, refusal: Result) -> None:
+        """Whoever is refused has a queue already, or nobody could answer: no other client's
+        requests, and none that were slow before, are a reason."""
+        model, settings = self._pool.catalogue.models[request.model], self._settings
+        if self._pool._scheduler.is_draining or not model.is_ready or PAUSED in refusal.reason:
+            return
+        queue = self._pool._requests.queue_of(request.model, request.client)
+        a_batch_each = settings.max_batch_size * (len(self._pool._workers) + 1)
+        is_long = len(queue.requests) >= min(a_batch_each, settings.queue_requests)
+        part = settings.queue_bytes // len(self._pool.catalogue.models)
+        is_large = queue.pending_bytes + len(request.payload) > 2 * (part - model.pending_bytes)
+        is_full = model.pending_bytes + len(request.payload) > part
+        require(is_long or is_large or is_full, f"a request for {model.name} is refused: {refusal}")
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():

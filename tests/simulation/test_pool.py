@@ -11,6 +11,7 @@ from dist_net.serving.pool.requests import PoolSettings, Status
 from simulation.failures import SimulationFailedError
 from simulation.pool_cluster import DRIFT_S, PoolCluster
 from simulation.pool_faults import TROUBLES, TroubledPool
+from simulation.pool_watch import LATE_S, number_in
 
 SEEDS = 200
 SEEDS_A_TEST = 50
@@ -101,7 +102,7 @@ class Visitors:
 @pytest.mark.parametrize(("spread", "drift"), [(0.05, 0.0), (0.1, 0.2), (0.3, 0.0)])
 @pytest.mark.parametrize("full_s", [0.1, 0.5, 1.25, 1.6])  # of a batch; 2 s are allowed
 @pytest.mark.parametrize("workers", [1, 2])
-def test_at_ten_times_the_capacity_deadlines_are_kept_and_workers_are_busy(
+def test_at_ten_times_the_capacity_answers_are_in_time_and_workers_are_busy(
     workers: int, full_s: float, spread: float, drift: float
 ) -> None:
     row_s = full_s / (8 + 1 / 6)
@@ -131,11 +132,71 @@ def test_at_ten_times_the_capacity_deadlines_are_kept_and_workers_are_busy(
     cluster.schedule.run(ends_s + 5)
     cluster.require_rest()
 
-    kept = [ok and ended <= asked + timeout_s for asked, ended, ok, _ in crowd.ended]
-    assert sum(kept) >= 0.999 * len(kept)
     assert goodput >= 0.9
-    assert len(crowd.refused) > 7 * len(kept)
-    assert 0 < np.median(crowd.refused) < timeout_s
+    assert all(ended <= asked + timeout_s + LATE_S for asked, ended, _, _ in crowd.ended)
+    assert len(crowd.refused) > len(crowd.ended)
+    assert 0 < np.median(crowd.refused) <= timeout_s
+
+
+class Caller:
+    """A client of a cluster's model in the gateway's process, with ``at_once`` requests open.
+
+    Each takes ``cost_s`` besides the time of an ordinary row. ``latencies_s``: of the answers.
+    """
+
+    def __init__(
+        self, cluster: PoolCluster, name: str, at_once: int, pause_s: float, cost_s: float = 0.0
+    ) -> None:
+        self.cluster, self.name = cluster, name
+        self.pause_s, self.cost_s = pause_s, cost_s
+        self.model = cluster.names[-1 if cost_s else 0]
+        self.latencies_s: list[float] = []
+        self.errors: Counter[str] = Counter()
+        for _ in range(at_once):
+            self._ask_later()
+
+    def _ask_later(self) -> None:
+        pause_s = float(self.cluster.random.exponential(self.pause_s))
+        self.cluster.thread.after(pause_s, self._ask)
+
+    def _ask(self) -> None:
+        thread = self.cluster.thread
+        request = self.cluster.request(self.model, 10.0)
+        request.client = self.name
+        if self.cost_s:
+            self.cluster.costs_s[number_in(request.payload)] = self.cost_s
+        asked_s = thread.now()
+
+        def ended(_: object) -> None:
+            if future.result().status is Status.OK:
+                self.latencies_s.append(thread.now() - asked_s)
+            else:
+                self.errors[future.result().status.name] += 1
+            self._ask_later()
+
+        future = self.cluster.gateway.infer(request)
+        future.add_done_callback(ended)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("models", [1, 5])
+def test_a_client_of_slow_requests_is_hardly_noticed_by_the_others(
+    models: int, workers: int
+) -> None:
+    """It has 64 requests of 3 s under way, for the others' model or for another one."""
+    names = tuple(f"net{number}" for number in range(models))
+
+    def p99_s(is_attacked: bool) -> float:
+        cluster = PoolCluster(0, PoolSettings(), names, workers, base_s=0.0008, row_s=0.0002)
+        cluster.schedule.run(3.0)
+        honest = [Caller(cluster, f"client {each}", 1, pause_s=0.2) for each in range(16)]
+        hostile = Caller(cluster, "hostile", 64, 0.01, cost_s=3.0) if is_attacked else None
+        cluster.schedule.run(63.0)
+        assert sum((each.errors for each in honest), Counter()) == {}
+        assert hostile is None or hostile.latencies_s
+        return float(np.quantile([s for each in honest for s in each.latencies_s], 0.99))
+
+    assert p99_s(is_attacked=True) <= 1.5 * p99_s(is_attacked=False)
 
 
 def test_reloads_make_nobody_wait() -> None:

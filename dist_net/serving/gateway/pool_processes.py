@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -146,6 +147,18 @@ class PoolProcesses:
                 f"last reason: {child.last_words} (log: {child.log})"
             )
         return self._failure is None
+
+
+def is_running(process_id: int, host: str) -> bool:
+    """Return whether the kernel lists a process of this host as running, neither stopped nor dead.
+
+    False on systems without ``/proc``.
+    """
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return host == socket.gethostname() and state not in "TtZX"
 
 
 def _notify(text: str) -> None:

@@ -150,7 +150,7 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
         group,
         ("--max-batch-size", int, "N", "rows per batch", 8),
         ("--batch-timeout-ms", float, "MS", waits, 0.0),
-        ("--queue-limit", int, "N", "queued requests per model", 1024),
+        ("--queue-limit", int, "N", "queued requests per model and client", 1024),
         ("--queue-mib", int, "MIB", memory, 256),
         ("--max-pixels", int, "N", pixels, MAX_PIXELS),
         ("--timeout", float, "SECONDS", "per request", 10.0),

@@ -43,7 +43,7 @@ from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.pool_processes import PoolProcesses
+from dist_net.serving.gateway.pool_processes import PoolProcesses, is_running
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
 from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.settings import HttpSettings, TokenFile
@@ -142,6 +142,7 @@ async def serve(options: ServingOptions) -> int:
             first_worker_id=secrets.randbits(32),
             loader_token=token.encode(),
             release=release(),
+            is_running=is_running,
         )
         roles = _roles(options, workers.contact_addresses[0], directory, token)
         processes = PoolProcesses(roles, logs)

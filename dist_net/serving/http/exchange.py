@@ -396,7 +396,7 @@ def description_of(gateway: Gateway, name: str, version: int | None = None) -> M
     if description is not None:
         return description
     served = served_model(gateway, name)
-    if version is None or not served.is_ready:
+    if version is None or not served.versions:
         raise not_ready(served)
     if version not in served.versions:
         raise ModelNotServedError(

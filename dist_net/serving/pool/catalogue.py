@@ -175,7 +175,7 @@ class Catalogue:
             for reload in [*reloads]:
                 result = reload.result
                 if result is None and reload.place is not None and model.done >= reload.place:
-                    result = _rolled_out(reload.version, model.served())
+                    result = _rolled_out(reload.version, model)
                 if result is not None:
                     reloads.remove(reload)
                     commands.append(EndRequest(reload.request_id, result))
@@ -225,10 +225,10 @@ def _add_version(model: ModelVersions, message: ModelPrepared) -> str:
     return ""
 
 
-def _rolled_out(version: int, served: ServedModel) -> Result:
-    newest = served.description.version if served.description else None
-    if version == newest or version in served.versions:
+def _rolled_out(version: int, model: ModelVersions) -> Result:
+    newest = model.newest_number
+    if version == newest or model.may_name(version):
         return Result(Status.OK, version=version)
-    if newest is not None and not served.reason:  # a later version replaced it
+    if model.newest is not None and not model.reason:  # a later version replaced it
         return Result(Status.OK, version=newest)
-    return Result(Status.FAILED, reason=served.reason)
+    return Result(Status.FAILED, reason=model.reason)

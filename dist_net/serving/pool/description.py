@@ -10,11 +10,13 @@ from hashlib import blake2b
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dist_net.errors import ProtocolError
 from dist_net.json_records import record_from_json
 from dist_net.nets.architecture import Architecture, architecture_from_json, architecture_to_json
-from dist_net.nets.tensor_specs import Specs, record_of
-from dist_net.wire.serving_messages import ARRAYS_KEY, MODEL_NAME
+from dist_net.nets.tensor_specs import Specs, record_of, to_bytes
+from dist_net.wire.serving_messages import ARRAYS_KEY, MAX_REQUEST_BYTES, MODEL_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,27 @@ class ModelDescription(VersionSummary):
         if self.is_batched:
             return rows * self.result_bytes
         return sum(max(0, prod(of.shape)) * of.dtype.itemsize for of in self.outputs)
+
+    @cached_property
+    def probe(self) -> bytes:
+        """The payload of a request of zeros: a row, or tensors whose free axes have length 1.
+
+        It is empty, which is a bad input, if clients cannot send as much.
+        """
+        shapes = {each.name: tuple(map(abs, each.shape)) for each in self.inputs}
+        sizes = [prod(shapes[each.name]) * each.dtype.itemsize for each in self.inputs]
+        if sum(sizes) > MAX_REQUEST_BYTES:
+            return b""
+        if self.is_batched:
+            return bytes(self.row_bytes)
+        zeros = {each.name: np.zeros(shapes[each.name], each.dtype) for each in self.inputs}
+        return bytes(to_bytes(zeros, self.inputs, self.is_batched))
+
+    def misfit(self, rows: int, outputs_bytes: int) -> str:
+        """Return why outputs of this size cannot be those of ``rows``; "" if they can."""
+        if not self.is_batched or outputs_bytes == rows * self.result_bytes:
+            return ""
+        return f"{outputs_bytes} bytes for {rows} rows of {self.result_bytes} bytes"
 
     def rows_in(self, payload_bytes: int) -> int:
         """Return the number of rows in a payload, at least 1 unless it is empty."""

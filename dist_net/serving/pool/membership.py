@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,20 @@ from dist_net.wire.serving_messages import BatchDone, RunBatch
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """The statuses that a worker may report."""
 
+PROBE_S = 5.0
+"""The pool sends a request of its own if a worker has not answered for a model for this long."""
+PROBE_PAUSE = 50  # times the duration of a probe, so that probes cost little
+PROOF_PAUSES = 3  # without an answer, after which a model is not ready
+NO_PROOF = -math.inf, -math.inf
+
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """Requests that a worker computes, in ``expected_s`` (0: unknown)."""
+    """Requests that a worker computes; the first had the turn.
+
+    ``expected_s``: the longest time of their clients' last batches (0: unknown). A probe is a
+    request of the pool itself, without an id.
+    """
 
     batch_id: int
     description: ModelDescription
@@ -26,6 +36,14 @@ class RunningBatch:
     rows: int
     sent_s: float
     expected_s: float
+
+    @property
+    def client(self) -> str:
+        return self.requests[0].client
+
+    @property
+    def is_probe(self) -> bool:
+        return not self.requests[0].request_id
 
     def message(self) -> RunBatch:
         description = self.description
@@ -43,13 +61,12 @@ class RunningBatch:
             )
         if not (0 <= done.prepare_s < math.inf and 0 <= done.compute_s < math.inf):
             return f"times of {done.prepare_s} s and {done.compute_s} s"
-        is_batched, row_bytes = self.description.is_batched, self.description.result_bytes
         for request, status, payload in self._pairs(done):
             if status not in FROM_WORKERS:
                 return f"the status {status}"
-            is_wrong = is_batched and len(payload) != request.rows * row_bytes
-            if status == Status.OK and is_wrong:
-                return f"{len(payload)} bytes for {request.rows} rows of {row_bytes} bytes"
+            misfit = self.description.misfit(request.rows, len(payload))
+            if status == Status.OK and misfit:
+                return misfit
         return None
 
     def results(self, done: BatchDone) -> list[Result]:
@@ -85,8 +102,9 @@ class Worker:
 
     ``holds``: by model, the loaded versions, newest last. ``loading``: the (model, version) pairs
     being loaded, each with its start; ``failed``: the pairs that it could not load. ``running``:
-    its batches in order; ``free_s``: their expected end. ``answered_s``: the time of its
-    last answer. ``batches``, ``requests``: the number answered.
+    its batches in order. ``runs_s``: when its process was found to run, though silent.
+    ``answered_s``: the time of its last answer; ``proofs``: by model, when the next probe is due,
+    and until when the model counts as answering. ``batches``, ``requests``: the number answered.
     """
 
     worker_id: int
@@ -99,8 +117,9 @@ class Worker:
     loading: dict[tuple[str, int], float] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
     running: dict[int, RunningBatch] = field(default_factory=dict)
-    free_s: float = 0.0
+    runs_s: float = -math.inf
     answered_s: float = 0.0
+    proofs: dict[str, tuple[float, float]] = field(default_factory=dict)
     batches: int = 0
     requests: int = 0
 
@@ -113,18 +132,16 @@ class Worker:
     def has(self, model: str, version: int) -> bool:
         return version in self.holds.get(model, ())
 
-    def start(self, batch: RunningBatch) -> None:
-        self.running[batch.batch_id] = batch
-        self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
-
     def finish(self, batch: RunningBatch, now: float) -> float:
         """Remove a finished batch; return its seconds, including transport."""
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)
-        self.batches += 1
-        self.requests += len(batch.requests)
         self.answered_s = now
-        self.free_s = now + sum(other.expected_s for other in self.running.values())
+        pause_s = max(PROBE_S, PROBE_PAUSE * took_s)
+        self.proofs[batch.description.name] = now + pause_s, now + PROOF_PAUSES * pause_s
+        if not batch.is_probe:
+            self.batches += 1
+            self.requests += len(batch.requests)
         return took_s
 
 
@@ -132,11 +149,18 @@ class PoolMembership:
     """Every worker by its node, in the order of joining. Ids are never reused.
 
     A worker is quiet after half of the heartbeat timeout. It may be stopped, so it receives no
-    batches.
+    batches. ``is_running(process_id, host)``: whether a process is known to run. Such a worker may
+    be silent while it loads or computes, since Python code can keep heartbeats from being sent.
     """
 
-    def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
+    def __init__(
+        self,
+        settings: PoolSettings,
+        first_worker_id: int = 1,
+        is_running: Callable[[int, str], bool] = lambda *_: False,
+    ) -> None:
         self._settings = settings
+        self._is_running = is_running
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
@@ -174,6 +198,10 @@ class PoolMembership:
         """Return whether a worker may be stopped."""
         return now - worker.heard_s > self._quiet_s
 
+    def live(self, now: float) -> list[Worker]:
+        """Return the workers that are not quiet."""
+        return [worker for worker in self if not self.is_quiet(worker, now)]
+
     def stood_still(self, for_s: float, now: float) -> None:
         """Ignore the silence while the gateway itself was stopped, or late, for ``for_s``.
 
@@ -189,6 +217,10 @@ class PoolMembership:
         """Return the lost workers and the reasons. They stay members until they are removed."""
         if now < self._judges_from_s:
             return []
+        for worker in self:
+            is_late = now >= self._silent_s(worker) and (worker.running or worker.loading)
+            if is_late and self._is_running(worker.process_id, worker.host):
+                worker.runs_s = now
         late = [
             (worker, [reason for moment, reason in self._limits(worker) if now >= moment])
             for worker in self
@@ -202,11 +234,14 @@ class PoolMembership:
         moments.append(self._judges_from_s)
         return min((moment for moment in moments if moment > now), default=None)
 
+    def _silent_s(self, worker: Worker) -> float:
+        """Return the time at which the silence of a worker must be explained."""
+        return max(worker.heard_s, worker.runs_s) + self._settings.heartbeat_timeout_s
+
     def _limits(self, worker: Worker) -> Iterator[tuple[float, str]]:
         """Return each time at which the worker will be lost, and the reason."""
         settings = self._settings
-        silent_s = settings.heartbeat_timeout_s
-        yield worker.heard_s + silent_s, f"silent for {silent_s:g} s"
+        yield self._silent_s(worker), f"silent for {settings.heartbeat_timeout_s:g} s"
         for batch in list(worker.running.values())[:1]:
             yield (
                 max(batch.sent_s, worker.answered_s) + settings.max_batch_s,

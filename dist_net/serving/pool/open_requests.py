@@ -1,137 +1,135 @@
-"""Every request in the pool, from its admission to its end; queued requests wait in lanes."""
+"""Every request in the pool, from its admission to its end; queued requests wait by client."""
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from heapq import heapify, heappop, heappush
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 
 from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.requests import (
-    NO_BATCH,
-    EndRequest,
-    InferenceRequest,
-    LaneKey,
-    Payload,
-    PlannedBatch,
-    Result,
-    Status,
-)
+from dist_net.serving.pool.quarantine import Quarantine
+from dist_net.serving.pool.requests import EndRequest, InferenceRequest, Result, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import BatchDone
 
-logger = logging.getLogger(__name__)
-
-CRASHES_ALONE = 2
-"""A payload that was alone with a lost worker this often is taken to be the cause."""
-MAX_QUARANTINED = 1024  # the oldest are forgotten first
 STALE_DEADLINES = 64
+ACTIVE_S = 1.0
+"""A client counts as active until this long after its last request or answer."""
+REMEMBERED_S = 60.0  # how long the account of a client without requests is kept
+NEWEST_WEIGHT = 0.25
+"""The weight of a measurement in the moving means, which adapt within a few batches."""
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
-    """Requests that may share batches, oldest first. Never empty.
+class ClientQueue:
+    """The requests of one client to one model: those that wait, oldest first, and their account.
 
-    They have ``rows`` rows in ``batches`` batches; further requests may join the ``last``.
+    ``pending``: its unanswered requests, which have ``pending_bytes``. ``batch_s``: the seconds of
+    its last batch (0: unknown). ``apart``: the number of its next requests that share no batch with
+    those of others: its first one, and more after one that failed or was slow. ``request_s``: the
+    mean time between its requests that leave the queue; ``left_s``: when one left, or when the
+    queue began.
     """
 
-    key: LaneKey
+    model: str
+    client: str
+    seen_s: float = 0.0
     requests: OrderedDict[int, InferenceRequest] = field(default_factory=OrderedDict)
-    rows: int = 0
-    batches: int = 0
-    last: PlannedBatch = NO_BATCH
+    pending: int = 0
+    pending_bytes: int = 0
+    batch_s: float = 0.0
+    apart: int = 1
+    request_s: float = 0.0
+    left_s: float = 0.0
 
     @property
     def oldest(self) -> InferenceRequest:
-        """The next request."""
         return next(iter(self.requests.values()))
 
+    def next(self, now: float) -> InferenceRequest:
+        """Return the request that runs next: the oldest, unless it has waited for half of its time.
+
+        Then it is the newest: the queue is too slow, and in order all answers would be too late.
+        """
+        oldest = self.oldest
+        if oldest.runs_alone or not _is_late(oldest, now):
+            return oldest
+        return next(reversed(self.requests.values()))
+
+    def is_too_slow(self, enough: int, now: float) -> bool:
+        """Return whether the oldest request is late, but the newest ``enough`` are not."""
+        last = next(islice(reversed(self.requests.values()), enough - 1, None), None)
+        return last is not None and _is_late(self.oldest, now) and not _is_late(last, now)
+
+    def left(self, count: int, now: float) -> None:
+        """Measure the rate of the queue, which this many requests have left for a batch."""
+        self.request_s += NEWEST_WEIGHT * ((now - self.left_s) / count - self.request_s)
+        self.left_s = now
+
     @property
-    def is_full(self) -> bool:
-        """Whether no request can join the next batch."""
-        first = self.oldest.planned
-        return first is not self.last or first.rows >= first.max_rows
-
-    def joins(self, rows: int, max_rows: int) -> bool:
-        """Return whether ``rows`` fit into the last batch, within ``max_rows`` in total."""
-        last = self.last
-        return 0 < last.rows <= min(last.max_rows, max_rows) - rows
-
-    def place(self, request: InferenceRequest) -> None:
-        """Append a request, which is in a planned batch."""
-        self.requests[request.request_id] = request
-        self.rows += request.rows
-        self.batches += not request.planned.rows
-        request.planned.rows += request.rows
-
-
-class Quarantine:
-    """Payloads that lost workers computed, as digests by version of a model, with the number of
-    losses that each was alone in since a version last answered it.
-    """
-
-    def __init__(self) -> None:
-        self._losses: OrderedDict[tuple[str, int, bytes], int] = OrderedDict()
-
-    def add(self, model: str, version: int, payload: Payload, is_alone: bool) -> None:
-        """Count the loss of a worker that computed this payload."""
-        key = model, version, _digest(payload)
-        self._losses[key] = self._losses.get(key, 0) + is_alone
-        if len(self._losses) > MAX_QUARANTINED:
-            self._losses.popitem(last=False)
-
-    def losses(self, model: str, version: int, payload: Payload) -> int | None:
-        """Return the number of workers lost with it alone; None if no worker was lost with it."""
-        if not self._losses:  # a digest of 32 MiB takes some 30 ms
-            return None
-        return self._losses.get((model, version, _digest(payload)))
-
-    def holds(self, model: str, version: int, payload: Payload) -> bool:
-        """Return whether it must not run again."""
-        return (self.losses(model, version, payload) or 0) >= CRASHES_ALONE
-
-    def clear(self, model: str, version: int, payload: Payload) -> None:
-        """Forget a payload that was answered."""
-        self._losses.pop((model, version, _digest(payload)), None)
+    def wait_s(self) -> float:
+        """The time until all requests have left the queue, at the measured rate."""
+        return len(self.requests) * self.request_s
 
 
 class OpenRequests:
     """Requests without an answer, whether queued or running.
 
-    ``lanes``: the queued requests, one lane for each kind of batch; no lane is empty, and no
-    operation iterates over all requests. ``unsettled``: models whose versions may advance because
-    the last request that blocked them has ended.
+    ``waiting``: by model, the clients with queued requests; no operation iterates over all
+    requests. ``unsettled``: models whose versions may advance because the last request that blocked
+    them has ended.
     """
 
     def __init__(self, models: Mapping[str, ModelVersions], ids: Iterator[int]) -> None:
-        self.lanes: dict[LaneKey, Lane] = {}
+        self.waiting: dict[str, dict[str, ClientQueue]] = {}
         self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
         self._models = models
         self._ids = ids
         self._requests: dict[int, InferenceRequest] = {}
         self._deadlines: list[tuple[float, int]] = []
+        self._queues: OrderedDict[tuple[str, str], ClientQueue] = OrderedDict()  # last seen last
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def queued(self, model: str | None = None) -> int:
-        """Return the number of queued requests, of one model or of all."""
-        lanes = self.lanes.values()
-        return sum(len(lane.requests) for lane in lanes if model in (None, lane.key.model))
+    def queued(self) -> int:
+        """Return the number of queued requests."""
+        return sum(
+            len(each.requests) for queues in self.waiting.values() for each in queues.values()
+        )
 
-    def open(self, request: InferenceRequest, timeout_s: float, batch_rows: int, now: float) -> int:
-        """Queue an admitted request for a batch of at most ``batch_rows``; return its id."""
+    def queue_of(self, model: str, client: str) -> ClientQueue:
+        """Return a client's queue for a model; a new one, if the client was not seen recently."""
+        return self._queues.get((model, client)) or ClientQueue(model, client)
+
+    def seen(self, request: InferenceRequest, now: float) -> ClientQueue:
+        """Return the queue of a request, whose client was seen now: it asked, or was answered."""
+        queue = self.queue_of(request.model, request.client)
+        queue.seen_s = now
+        self._queues[request.model, request.client] = queue
+        self._queues.move_to_end((request.model, request.client))
+        for key, other in [*islice(self._queues.items(), 2)]:
+            if not other.pending and other.seen_s < now - REMEMBERED_S:
+                del self._queues[key]
+        return queue
+
+    def has_other_clients(self, client: str, now: float) -> bool:
+        """Return whether a request of another client waits, or one was seen in the last second."""
+        recent = takewhile(
+            lambda each: each.seen_s > now - ACTIVE_S, reversed(self._queues.values())
+        )
+        names = chain((each.client for each in recent), *self.waiting.values())
+        return any(name != client for name in names)
+
+    def open(self, request: InferenceRequest, timeout_s: float, now: float) -> int:
+        """Queue an admitted request; return its id."""
         model = self._models[request.model]
         version = model.newest_number if request.version is None else request.version
         request.request_id, request.counted = next(self._ids), version
         request.admitted_s, request.deadline_s = now, now + timeout_s
-        losses = self.quarantine.losses(model.name, version, request.payload)
-        request.runs_alone = losses is not None
         self._requests[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
         # Requests that ended in time leave their deadlines here.
@@ -143,16 +141,55 @@ class OpenRequests:
         model.statistics_of(version).admitted += 1
         if request.version is not None:
             model.versions[version].bound += 1
-        self._enqueue(request, request.rows if request.runs_alone else batch_rows)
+        queue = self.seen(request, now)
+        queue.pending += 1
+        queue.pending_bytes += len(request.payload)
+        self._enqueue(request, now)
         return request.request_id
 
-    def take(self, lane: Lane) -> list[InferenceRequest]:
-        """Remove and return the lane's next batch."""
-        planned = lane.oldest.planned
-        batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))
-        for request in batch:
-            self._dequeue(request)
+    def take(
+        self,
+        first: InferenceRequest,
+        version: int,
+        queues: Iterable[ClientQueue],
+        max_rows: int,
+        row_s: float,
+        now: float,
+    ) -> list[InferenceRequest]:
+        """Remove and return the next batch: ``first``, and requests that may share it.
+
+        The clients of ``queues`` take turns in this order until no request fits into ``max_rows``,
+        or would end in time if a row takes ``row_s``. A suspect input runs alone.
+        """
+        batch, rows = [first], first.rows
+        self._dequeue(first)
+        own = self.queue_of(first.model, first.client)
+        taken: dict[ClientQueue, int] = {own: 1}
+        may_join = [each for each in queues if each is not own and not each.apart]
+        may_join = [own] if own.apart else [*may_join, own]
+        first.runs_alone = first.runs_alone or self._is_suspect(first, version)
+        while may_join and not first.runs_alone:
+            for queue in [*may_join]:
+                one = queue.next(now) if queue.requests else first
+                more = rows + one.rows
+                ends_s = now + more * row_s
+                fits = more <= max_rows and ends_s <= min(first.deadline_s, one.deadline_s)
+                fits = fits and one.kind == first.kind and not one.runs_alone
+                if one is first or not fits or self._is_suspect(one, version):
+                    may_join.remove(queue)
+                    continue
+                batch.append(one)
+                rows = more
+                self._dequeue(one)
+                taken[queue] = taken.get(queue, 0) + 1
+        for queue, count in taken.items():
+            queue.left(count, now)
         return batch
+
+    def refuse(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
+        """End a queued request that must not run."""
+        self._abandon(request)
+        return self._fail(request, result, now)
 
     def cancel(self, request_id: int) -> None:
         """Remove a request from the queue; if a worker runs it, its answer will be dropped."""
@@ -203,80 +240,68 @@ class OpenRequests:
         return ended
 
     def retry(self, worker: Worker, now: float) -> list[EndRequest]:
-        """Put the requests of a lost worker back at the head of the queue.
+        """Put the requests of a lost worker back at the head of their queues.
 
-        The requests of the batch that it was computing run alone from now on; a request that was
-        alone with two lost workers fails.
+        The requests of the batch that it was computing run alone from now on, unless they must not
+        run again. A probe of the pool has no id, and ends with its worker.
         """
+        batches = list(worker.running.values())
+        for request in batches[0].requests if batches else ():
+            request.runs_alone = True
+            of, is_alone = batches[0].description, len(batches[0].requests) == 1
+            self.quarantine.add(of.name, of.version, request.payload, is_alone, now)
         ended = []
-        for place, batch in reversed(list(enumerate(worker.running.values()))):
-            name, number = batch.description.name, batch.description.version
-            for request in reversed(batch.requests):
-                if place == 0:
-                    request.runs_alone = True
-                    is_alone = len(batch.requests) == 1
-                    self.quarantine.add(name, number, request.payload, is_alone)
+        for batch in reversed(batches):
+            number = batch.description.version
+            for request in reversed([one for one in batch.requests if one.request_id]):
                 if request.is_unwanted:
                     self._close(request)
-                elif place == 0 and self.quarantine.holds(name, number, request.payload):
-                    ended.append(self._quarantined(request, number, now))
+                    continue
+                self._enqueue(request, now)
+                queue = self.queue_of(request.model, request.client)
+                queue.requests.move_to_end(request.request_id, last=False)
+                refusal = None
+                if request.runs_alone:
+                    refusal = self.quarantine.refusal(request.model, number, request.payload, now)
+                if refusal is not None:
+                    ended.append(self.refuse(request, refusal, now))
                 else:
-                    self._models[name].statistics_of(request.counted).retried += 1
-                    self._put_back(request)
+                    self._models[request.model].statistics_of(request.counted).retried += 1
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: PoolMembership) -> None:
         """Bind requests without a version to this one: no later version may answer them."""
-        number = version.description.version
-        for lane in [*self.lanes.values()]:
-            if lane.key.model == model.name and lane.key.version is None:
-                for request in [*lane.requests.values()]:
-                    self._dequeue(request)
-                    request.version = number
-                    self._enqueue(request, request.planned.max_rows)
-                    version.bound += 1
+        waiting = self.waiting.get(model.name, {}).values()
+        requests = [one for queue in waiting for one in queue.requests.values()]
         for worker in workers:
-            for batch in worker.running.values():
-                for request in batch.requests:
-                    if request.model == model.name and request.version is None:
-                        request.version = number
-                        version.bound += 1
+            requests += [one for batch in worker.running.values() for one in batch.requests]
+        for request in requests:
+            if request.request_id and request.model == model.name and request.version is None:
+                request.version = version.description.version
+                version.bound += 1
 
-    def _enqueue(self, request: InferenceRequest, max_rows: int) -> None:
-        """Append a request to its lane, in a batch of at most ``max_rows``."""
-        lane = self._lane(request.key)
-        if lane.joins(request.rows, max_rows):
-            lane.last.max_rows = min(lane.last.max_rows, max_rows)
-        else:
-            lane.last = PlannedBatch(max_rows)
-        request.planned = lane.last
-        lane.place(request)
+    def _is_suspect(self, request: InferenceRequest, version: int) -> bool:
+        return self.quarantine.is_suspect(request.model, version, request.payload)
 
-    def _put_back(self, request: InferenceRequest) -> None:
-        """Put a request back at the head of its lane, into its former batch."""
-        lane = self._lane(request.key)
-        if request.runs_alone:
-            request.planned = PlannedBatch(request.rows)
-        lane.place(request)
-        lane.requests.move_to_end(request.request_id, last=False)
+    def _enqueue(self, request: InferenceRequest, now: float) -> None:
+        """Append a request to its client's queue."""
+        queue = self.queue_of(request.model, request.client)
+        if not queue.requests:
+            queue.left_s = now
+            self.waiting.setdefault(request.model, {})[request.client] = queue
+        queue.requests[request.request_id] = request
 
     def _dequeue(self, request: InferenceRequest) -> bool:
-        """Remove a request from its lane; return False if it is not queued."""
-        lane = self.lanes.get(request.key)
-        if lane is None or lane.requests.pop(request.request_id, None) is None:
+        """Remove a request from its queue; return False if it is not queued."""
+        queue = self.queue_of(request.model, request.client)
+        if queue.requests.pop(request.request_id, None) is None:
             return False
-        lane.rows -= request.rows
-        request.planned.rows -= request.rows
-        lane.batches -= not request.planned.rows
-        if not lane.requests:
-            del self.lanes[request.key]
+        if not queue.requests:
+            clients = self.waiting[request.model]
+            del clients[request.client]
+            if not clients:
+                del self.waiting[request.model]
         return True
-
-    def _lane(self, key: LaneKey) -> Lane:
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane(key)
-        return lane
 
     def _abandon(self, request: InferenceRequest) -> bool:
         """Close a queued request, or have the answer of a running one dropped; return which."""
@@ -287,13 +312,6 @@ class OpenRequests:
             request.is_unwanted = True
         return was_queued
 
-    def _quarantined(self, request: InferenceRequest, version: int, now: float) -> EndRequest:
-        name = request.model
-        logger.error("request_quarantined request=%d model=%s", request.request_id, name)
-        reason = f"this input ended {CRASHES_ALONE} workers that computed it alone"
-        self._close(request)
-        return self._fail(request, Result(Status.FAILED, version, reason=reason), now)
-
     def _fail(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
         statistics = self._models[request.model].statistics_of(result.version)
         statistics.ended(result, now - request.admitted_s, 0.0, now)
@@ -303,8 +321,10 @@ class OpenRequests:
         del self._requests[request.request_id]
         name, number = request.model, request.version
         model = self._models[name]
-        model.pending -= 1
-        model.pending_bytes -= len(request.payload)
+        queue = self._queues[name, request.client]
+        for each in model, queue:
+            each.pending -= 1
+            each.pending_bytes -= len(request.payload)
         if number is not None:
             version = model.versions[number]
             version.bound -= 1
@@ -312,5 +332,6 @@ class OpenRequests:
                 self.unsettled[name] = None
 
 
-def _digest(payload: Payload) -> bytes:
-    return blake2b(payload, digest_size=16).digest()
+def _is_late(request: InferenceRequest, now: float) -> bool:
+    """Return whether half of a request's time has passed."""
+    return 2 * (now - request.admitted_s) > request.deadline_s - request.admitted_s

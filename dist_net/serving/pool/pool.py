@@ -12,7 +12,7 @@ and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,7 @@ from dist_net.serving.pool.catalogue import LOADER_BEATS_S, LOADER_SILENT_S, Cat
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import (
+    EndRequest,
     EvictWorker,
     InferenceRequest,
     PoolCommand,
@@ -43,6 +44,7 @@ from dist_net.wire.serving_messages import (
 
 logger = logging.getLogger(__name__)
 
+PROBE_CHECK_S = 0.1
 UNKNOWN_WORKER = Refuse("the gateway has given this worker up", may_rejoin=True)
 
 
@@ -51,7 +53,7 @@ class Pool:
 
     ``first_worker_id`` should change with every start, so that workers of the previous pool are
     unknown to this pool. ``loader_token``: see ``Catalogue``. ``release``: the release of dist_net
-    that workers must have.
+    that workers must have. ``is_running``: see ``PoolMembership``.
 
     Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
     and requests to the loader. Each admitted request ends with one ``EndRequest``, unless it is
@@ -66,6 +68,7 @@ class Pool:
         first_worker_id: int = 1,
         loader_token: bytes = b"",
         release: str = "",
+        is_running: Callable[[int, str], bool] = lambda *_: False,
     ) -> None:
         self._release = release
         self.catalogue = Catalogue(model_names, loader_token)
@@ -74,28 +77,28 @@ class Pool:
         self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
-        self._workers = PoolMembership(settings, first_worker_id)
+        self._workers = PoolMembership(settings, first_worker_id, is_running)
         self._requests = OpenRequests(models, self._request_ids)
         self._scheduler = Scheduler(settings, self._workers, models, self._requests)
         self._check_s: float | None = None  # the time of the next check of the workers
+        self._probe_s = now  # the time of the next check of their answers
 
     # Requests from clients
 
     def admit(self, request: InferenceRequest, now: float) -> int | Result:
         """Admit a request and return its id, or return the result that refuses it."""
-        admitted = self._scheduler.decide(request, now)
-        if isinstance(admitted, Result):
+        refusal = self._scheduler.refusal(request, now)
+        if refusal is not None:
             if (model := self._models.get(request.model)) is not None:
                 model.statistics_of(model.newest_number).refused += 1
-            return admitted
+            return refusal
         if not (request.rows or request.is_image):  # no batch has none
             known = self.catalogue.description(request.model, request.version)
             assert known is not None
             return Result(
                 Status.OK, known.version, labels=known.labels, unknown_below=known.unknown_below
             )
-        timeout_s = self._settings.allowed_s(request.timeout_s)
-        return self._requests.open(request, timeout_s, admitted, now)
+        return self._requests.open(request, self._settings.allowed_s(request.timeout_s), now)
 
     def cancel(self, request_id: int) -> None:
         """Cancel a request: its answer is no longer needed."""
@@ -141,7 +144,7 @@ class Pool:
             if (fault := batch.fault(message)) is not None:
                 return self._evict(worker, f"it answered a batch with {fault}", now)
             self._scheduler.returned(worker, batch, message, now)
-            return [*self._requests.complete(batch, message, now)]
+            return [] if batch.is_probe else [*self._requests.complete(batch, message, now)]
         match message:
             case Heartbeat() if self.catalogue.is_loader(node):
                 return []
@@ -230,11 +233,20 @@ class Pool:
             name, _ = self._requests.unsettled.popitem()
             commands += self._advance(self._models[name], now)
         commands += self.catalogue.advance()
-        while (next_batch := self._scheduler.next_batch(now)) is not None:
-            worker, batch = next_batch
+        started = []
+        while (found := self._scheduler.next_batch(now)) is not None:
+            if isinstance(found, EndRequest):
+                commands.append(found)
+            else:
+                started.append(found)
+        if now >= self._probe_s:
+            self._probe_s = now + PROBE_CHECK_S
+            started += self._scheduler.due_probes(now)
+            for model in self._models.values():
+                model.is_answering = self._scheduler.can_answer(model, now)
+        if started:
             self._check_by(now + self._settings.max_batch_s)
-            commands.append(SendToNode(worker.node, batch.message()))
-        return commands
+        return commands + [SendToNode(worker.node, batch.message()) for worker, batch in started]
 
     def next_wakeup(self) -> float | None:
         """Return the time by which ``dispatch`` must be called without an event; 0.0: at once."""
@@ -323,6 +335,7 @@ class Pool:
 
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
         """Advance a model's versions as far as possible."""
+        self._probe_s = now
         before = model.newest
         model.refresh(self._workers)
         after = model.newest

@@ -22,11 +22,12 @@ class PoolSettings:
     """Validated at creation. Raise ``SettingError`` for a value out of range.
 
     A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
-    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each model
-    are queued. The payloads of all unanswered requests have at most ``queue_bytes``, divided
-    equally among the models. ``default_timeout_s`` applies to requests without a timeout. A worker
-    counts as lost if it is silent for ``heartbeat_timeout_s``, or takes longer than
-    ``max_batch_s`` for a batch or ``max_load_s`` to load a version.
+    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each client
+    to each model are queued. The payloads of all unanswered requests have at most ``queue_bytes``,
+    divided equally among the models; a client may hold as many bytes of a model's part as are free.
+    ``default_timeout_s`` applies to requests without a timeout. A worker counts as lost if it is
+    silent for ``heartbeat_timeout_s``, or takes longer than ``max_batch_s`` for a batch or
+    ``max_load_s`` to load a version.
     """
 
     max_batch_size: int = 8
@@ -65,32 +66,10 @@ class Status(IntEnum):
     OK = 0
     BAD_INPUT = 1  # the input does not fit the model: HTTP 400
     NOT_FOUND = 2  # no such model or version: 404
-    UNAVAILABLE = 3  # retry later: queue full, no time, draining or no worker: 503
+    UNAVAILABLE = 3  # retry later: queue full, draining, no worker or version broken: 503
     EXPIRED = 4  # admitted, but not answered in time: 504
-    FAILED = 5  # it crashed the workers that computed it: 500
+    FAILED = 5  # it crashed its workers, or its computation raised an exception: 500
     CANCELLED = 6  # the client has gone
-
-
-class LaneKey(NamedTuple):
-    """The properties that all requests of a batch share; ``version`` None: the newest."""
-
-    model: str
-    version: int | None
-    is_image: bool
-
-
-@dataclass(slots=True, eq=False)
-class PlannedBatch:
-    """Requests that will run together. Fixed at admission, which promises an answer in time.
-
-    It has ``rows`` of at most ``max_rows`` rows.
-    """
-
-    max_rows: int
-    rows: int = 0
-
-
-NO_BATCH = PlannedBatch(0)  # no request can join it
 
 
 @dataclass(slots=True)
@@ -119,11 +98,11 @@ class InferenceRequest:
     counted: int = 0
     runs_alone: bool = False
     is_unwanted: bool = False
-    planned: PlannedBatch = NO_BATCH
 
     @property
-    def key(self) -> LaneKey:
-        return LaneKey(self.model, self.version, self.is_image)
+    def kind(self) -> tuple[int | None, bool]:
+        """The properties that all requests of a batch share, besides the model."""
+        return self.version, self.is_image
 
 
 @dataclass(frozen=True, slots=True)

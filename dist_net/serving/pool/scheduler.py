@@ -1,15 +1,25 @@
-"""Which requests are admitted, and which batch runs next, on which worker, for how long."""
+"""Which requests are admitted, and which batch runs next, on which worker.
+
+Nothing is predicted: a request is admitted while its client's queue has room, and what a batch took
+decides its client's next turn.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.membership import PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.open_requests import Lane, OpenRequests
-from dist_net.serving.pool.requests import InferenceRequest, LaneKey, PoolSettings, Result, Status
+from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
+from dist_net.serving.pool.open_requests import ClientQueue, OpenRequests
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    InferenceRequest,
+    PoolSettings,
+    Result,
+    Status,
+)
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.spelling import suggestion
 from dist_net.wire.serving_messages import BatchDone
@@ -22,31 +32,52 @@ SHORT_BATCH_S = 0.005
 for the message would cost more than the computation."""
 
 MIN_CHARGE_S = 1e-4
-"""The minimum that a batch costs its model's turn, since its time may be unknown."""
+"""The minimum that a request costs the turn of its client, and a batch that of its model."""
 
-MODELLING_ERROR = 1.5
-"""The work ahead may take this multiple of its mean: other processes use the cores too.
+NEWEST_WEIGHT = 0.25  # of a measurement in the moving means
 
-In the tests' simulation of machines whose speed varies by a fifth within seconds, up to 6 % of the
-answers are late with 1.25 and none with 1.5; workers are as busy with either.
-"""
+SLOW_FACTOR = 32
+"""A batch that takes this multiple of the usual time of a row, for each row, is slow."""
 
-NEWEST_WEIGHT = 0.15
-"""The weight of a measurement in the moving means, which adapt within about ten batches."""
-NO_ROWS_WEIGHT = 0.1
-FIRST_FEW = 3
-FIRST_DEVIATION = 0.2
-LARGEST_STEP = 4.0
-FRESH_FOR_S = 5.0
+APART_REQUESTS = 16  # of a client that share no batch after one that failed or was slow
+DEADLINE_FACTOR = 1.5  # a batch may take this multiple of its usual time
+MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
+
+
+class Turns:
+    """The order in which models, or the clients of one, are served: each has the same time.
+
+    Start-time fair queueing (Goyal et al. 1996), by the time that batches took. Who was idle has
+    saved up no time.
+    """
+
+    def __init__(self) -> None:
+        self._turns_s: dict[Hashable, float] = {}  # the virtual time of each one's next batch
+        self._now_s = 0.0  # the virtual time of the last batch
+
+    def of(self, name: Hashable) -> float:
+        """Return the virtual time of the next batch: the lowest is served first."""
+        return max(self._turns_s.get(name, 0.0), self._now_s)
+
+    def begin(self, name: Hashable) -> None:
+        """Begin the turn of ``name``, and forget those that saved up nothing."""
+        self._now_s = self.of(name)
+        if len(self._turns_s) > MAX_TURNS:
+            later = {each: at_s for each, at_s in self._turns_s.items() if at_s > self._now_s}
+            self._turns_s = later
+
+    def charge(self, name: Hashable, seconds: float) -> None:
+        """Move the next turn of ``name`` back by the time that it used."""
+        self._turns_s[name] = self.of(name) + seconds
 
 
 class Scheduler:
-    """Admits requests and takes batches out of the queues of the models.
+    """Admits requests and takes batches out of the queues of the models' clients.
 
-    Models take turns, so that each gets the same time of the workers (start-time fair queueing,
-    Goyal et al. 1996); within a model the oldest request is first. Each model has an equal share of
-    the workers. While it does not use its share, others leave idle workers for it, except for
-    batches shorter than ``SHORT_BATCH_S``.
+    Models take turns, and the clients of a model, so that each gets the same time of the workers.
+    Each model has an equal share of the workers. While it does not use its share, others leave idle
+    workers for it. While several clients are active, each has at most half of the workers, rounded
+    up. Neither holds for clients whose last batch was shorter than ``SHORT_BATCH_S``.
 
     ``held_until_s`` is the time at which a batch that waits for more requests runs; None if no
     batch waits. With ``is_draining`` no requests are admitted.
@@ -65,13 +96,13 @@ class Scheduler:
         self._workers = workers
         self._models = models
         self._requests = requests
-        self._times: dict[tuple[str, bool], ServiceTime] = {}
-        self._turns_s = dict.fromkeys(models, 0.0)  # by model, the virtual time of its next batch
-        self._turn_s = 0.0  # the virtual time of the last batch
+        self._row_s: dict[str, float] = {}  # by model, what a row usually takes
+        self._model_turns = Turns()
+        self._client_turns = {name: Turns() for name in models}
         self._next_batch_id = 1
 
-    def decide(self, request: InferenceRequest, now: float) -> int | Result:
-        """Return the maximum rows of the request's batch, or the result that refuses it."""
+    def refusal(self, request: InferenceRequest, now: float) -> Result | None:
+        """Return the result that refuses a request, or None to admit it."""
         model = self._models.get(request.model)
         if model is None:
             return no_such_model(request.model, self._models)
@@ -93,75 +124,147 @@ class Scheduler:
         wrong = _mismatch(request, description, self._settings.max_batch_size)
         if wrong is not None:
             return Result(Status.BAD_INPUT, description.version, reason=wrong)
-        if self._requests.quarantine.holds(model.name, description.version, request.payload):
-            reason = "this input ended two workers, so it is not tried again"
-            return Result(Status.FAILED, description.version, reason=reason)
-        return self._in_time(request, model, description, now)
+        quarantine = self._requests.quarantine
+        of = model.name, description.version, request.payload
+        return quarantine.refusal(*of, now) or self._no_room(request, model, now)
 
-    def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | None:
-        """Start the next batch on a worker; return None if no batch can run now."""
+    def _no_room(
+        self, request: InferenceRequest, model: ModelVersions, now: float
+    ) -> Result | None:
+        """Refuse a request if its client's queue is full, too slow, or holds too many bytes."""
+        settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
+        queued, payload_bytes = len(queue.requests), len(request.payload)
+        free_bytes = settings.queue_bytes // len(self._models) - model.pending_bytes
+        if queued >= settings.queue_requests:
+            reason = "the queue is full"
+        elif queue.is_too_slow(settings.max_batch_size * (len(self._workers) + 1), now):
+            reason = "the oldest has waited for more than half of its time"
+        # Twice what is free leaves room for others (Choudhury and Hahne, 1998).
+        elif model.pending_bytes and (
+            payload_bytes > free_bytes or queue.pending_bytes + payload_bytes > 2 * free_bytes
+        ):
+            reason = f"unanswered requests have {model.pending_bytes} bytes, which leaves no room"
+        else:
+            return None
+        return _unavailable(
+            f"{queued} requests of this client for {model.name} are queued: {reason}",
+            min(queue.wait_s, settings.allowed_s(request.timeout_s)) or WORKER_STARTS_S,
+        )
+
+    def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | EndRequest | None:
+        """Start the next batch on a worker, or end a request that must not run.
+
+        Return None if no batch can run now.
+        """
         self.held_until_s = None
-        for lane in self._by_turn():
-            choice = self._choose(lane.key, lane.oldest.planned.rows, now)
-            if choice is not None and not self._waits(lane, choice[0], now):
-                return choice[0], self._start(lane, *choice, now)
+        live = self._workers.live(now)
+        free = [
+            worker
+            for worker in live
+            if len(worker.running) < 2
+            and all(0 < one.expected_s < SHORT_BATCH_S for one in worker.running.values())
+        ]
+        if not free:
+            return None
+        clients = [one.client for worker in live for one in worker.running.values()]
+        for name in sorted(self._requests.waiting, key=self._model_turns.of):
+            may_be_long = self._leaves_shares(name, live)
+            queues = self._by_turn(name)
+            for queue in queues:
+                is_short = 0 < queue.batch_s < SHORT_BATCH_S
+                has_half = 2 * clients.count(queue.client) >= len(live) > 1
+                if not is_short and (
+                    not may_be_long
+                    or (has_half and self._requests.has_other_clients(queue.client, now))
+                ):
+                    continue
+                request = queue.next(now)
+                choice = self._choose(request, is_short, free)
+                if choice is None or self._waits(name, choice[0], now):
+                    continue
+                worker, version = choice
+                of = name, version, request.payload
+                refusal = self._requests.quarantine.refusal(*of, now)
+                if refusal is not None:
+                    return self._requests.refuse(request, refusal, now)
+                return worker, self._start(request, queues, worker, version, now)
         return None
 
     def returned(self, worker: Worker, batch: RunningBatch, done: BatchDone, now: float) -> None:
-        """Record a batch that a worker has finished, and its time."""
+        """Record a batch that a worker has finished, and charge its time to its clients."""
         took_s = worker.finish(batch, now)
         name = batch.description.name
-        self._turns_s[name] += took_s - batch.expected_s
-        if rows := batch.computed_rows(done):
-            self._time_of(name, batch.is_image).observe(rows, took_s, now)
+        self._models[name].is_answering = True
+        row_s, usual_s = took_s / batch.rows, self._row_s.get(name)
+        is_slow = usual_s is not None and took_s > SHORT_BATCH_S and row_s > SLOW_FACTOR * usual_s
+        if usual_s is None:
+            self._row_s[name] = row_s
+        elif batch.computed_rows(done) and not is_slow:
+            self._row_s[name] += NEWEST_WEIGHT * (row_s - usual_s)
+        if batch.is_probe:
+            return
+        self._model_turns.charge(name, took_s)
+        is_mixed = any(request.client != batch.client for request in batch.requests)
+        for request, status in zip(batch.requests, done.statuses, strict=True):
+            self._client_turns[name].charge(request.client, took_s * request.rows / batch.rows)
+            queue = self._requests.seen(request, now)
+            queue.batch_s = took_s
+            if status == Status.FAILED or (is_slow and not is_mixed):
+                queue.apart = APART_REQUESTS
+            else:
+                queue.apart = max(queue.apart - 1, int(is_slow))
+
+    def due_probes(self, now: float) -> Iterator[tuple[Worker, RunningBatch]]:
+        """Start a request of the pool itself on each worker without a recent answer for a model."""
+        for worker in self._workers.live(now):
+            for name in worker.holds:
+                number = self._models[name].version_for(worker, None)
+                is_running = any(each.description.name == name for each in worker.running.values())
+                if number is None or is_running or now < worker.proofs.get(name, NO_PROOF)[0]:
+                    continue
+                description = self._models[name].versions[number].description
+                probe = InferenceRequest(name, description.probe, admitted_s=now)
+                if self._requests.quarantine.refusal(name, number, probe.payload, now) is None:
+                    yield worker, self._run(worker, number, [probe], 0.0, now)
 
     def can_answer(self, model: ModelVersions, now: float) -> bool:
-        """Return whether a live worker would run a request that names no version."""
+        """Return whether a live worker has answered for a model, and would do so again."""
         return any(
             model.version_for(worker, None) is not None
-            for worker in self._workers
-            if not self._workers.is_quiet(worker, now)
+            and now < worker.proofs.get(model.name, NO_PROOF)[1]
+            for worker in self._workers.live(now)
         )
 
-    def _by_turn(self) -> list[Lane]:
-        """Return the lanes in the order of their models' turns, then of their oldest requests."""
-        lanes = list(self._requests.lanes.values())
-        if len(lanes) > 1:
-            lanes.sort(key=lambda lane: (self._turn_of(lane.key.model), lane.oldest.admitted_s))
-        return lanes
+    def _by_turn(self, model: str) -> list[ClientQueue]:
+        """Return the model's waiting clients in the order of their turns, then of their requests.
 
-    def _turn_of(self, model: str) -> float:
-        """Return the virtual time of the model's next batch: an idle model saves up no time."""
-        return max(self._turns_s[model], self._turn_s)
+        The requests of lost workers are first.
+        """
+        turns, queues = self._client_turns[model], self._requests.waiting[model].values()
+        if len(queues) == 1:
+            return [*queues]
+        return sorted(
+            queues,
+            key=lambda each: (
+                not each.oldest.runs_alone,
+                turns.of(each.client),
+                each.oldest.admitted_s,
+            ),
+        )
 
-    def _leaves_shares(self, key: LaneKey, rows: int, now: float) -> bool:
-        """Return whether a batch on an idle worker leaves the other models their shares."""
-        if len(self._models) == 1 or self._is_short(key, rows):
-            return True
-        served = [name for name, model in self._models.items() if model.is_ready]
-        live = [worker for worker in self._workers if not self._workers.is_quiet(worker, now)]
-        share = _share(len(live), len(served))
-        used = Counter(worker.model for worker in live)
-        if used[key.model] < share:
-            return True
-        unused = sum(max(0, share - used[name]) for name in served if name != key.model)
-        return used[None] > unused
-
-    def _choose(self, key: LaneKey, rows: int, now: float) -> tuple[Worker, int] | None:
-        """Return the worker for a batch and the version that answers; None if all are busy.
+    def _choose(
+        self, request: InferenceRequest, is_short: bool, free: list[Worker]
+    ) -> tuple[Worker, int] | None:
+        """Return the worker for a batch and the version that answers; None if it must wait.
 
         Prefer idle workers, then workers that are not loading, then those with the newest version.
         """
-        if not self._leaves_shares(key, rows, now):
-            return None
-        model = self._models[key.model]
+        model = self._models[request.model]
         best, best_rank = None, 99
-        for worker in self._workers:
+        for worker in free:
             busy = len(worker.running)
-            if busy > 1 or self._workers.is_quiet(worker, now):
-                continue
-            version = model.version_for(worker, key.version)
-            if version is None or (busy and not self._are_short(worker, key, rows)):
+            version = model.version_for(worker, request.version)
+            if version is None or (busy and not is_short):
                 continue
             rank = 4 * bool(worker.loading) + 2 * busy + (version != model.newest_number)
             if rank < best_rank:
@@ -170,167 +273,71 @@ class Scheduler:
                     break
         return best
 
-    def _are_short(self, worker: Worker, key: LaneKey, rows: int) -> bool:
-        """Return whether the worker's batches and its next batch are short."""
-        return self._is_short(key, rows) and all(
-            0 < batch.expected_s < SHORT_BATCH_S for batch in worker.running.values()
-        )
+    def _leaves_shares(self, model: str, live: list[Worker]) -> bool:
+        """Return whether a batch on an idle worker leaves the other models their shares."""
+        if len(self._models) == 1:
+            return True
+        used = Counter(worker.model for worker in live)
+        served = [name for name, each in self._models.items() if each.is_ready]
+        share = max(1, len(live) // max(1, len(served)))
+        unused = sum(max(0, share - used[name]) for name in served if name != model)
+        return used[model] < share or used[None] > unused
 
-    def _is_short(self, key: LaneKey, rows: int) -> bool:
-        expected_s = self._time_of(key.model, key.is_image).expected_s(rows)
-        return expected_s is not None and expected_s < SHORT_BATCH_S
-
-    def _waits(self, lane: Lane, worker: Worker, now: float) -> bool:
+    def _waits(self, model: str, worker: Worker, now: float) -> bool:
         """Return whether the batch waits for more requests; never if the worker would be idle."""
-        timeout_s = self._settings.batch_timeout_s
-        if not timeout_s or lane.is_full:
+        timeout_s, queues = self._settings.batch_timeout_s, self._requests.waiting[model].values()
+        if not timeout_s or (not worker.running and len(self._requests.waiting) == 1):
             return False
-        if not worker.running and len(self._requests.lanes) == 1:
-            return False
-        until_s = lane.oldest.admitted_s + timeout_s
-        if now >= until_s:
+        rows = sum(one.rows for queue in queues for one in queue.requests.values())
+        until_s = min(queue.oldest.admitted_s for queue in queues) + timeout_s
+        if now >= until_s or rows >= self._settings.max_batch_size:
             return False
         self.held_until_s = min(until_s, self.held_until_s or until_s)
         return True
 
-    def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> RunningBatch:
-        name, _, is_image = lane.key
-        requests = self._requests.take(lane)
-        rows = sum(request.rows for request in requests)
-        expected_s = self._time_of(name, is_image).expected_s(rows) or 0.0
-        self._turn_s = self._turn_of(name)
-        self._turns_s[name] = self._turn_s + max(expected_s, MIN_CHARGE_S)
+    def _start(
+        self,
+        first: InferenceRequest,
+        queues: list[ClientQueue],
+        worker: Worker,
+        version: int,
+        now: float,
+    ) -> RunningBatch:
+        name = first.model
+        description = self._models[name].versions[version].description
+        max_rows = self._settings.max_batch_size if description.is_batched else 1
+        row_s = DEADLINE_FACTOR * self._row_s.get(name, 0.0)
+        batch = self._requests.take(first, version, queues, max_rows, row_s, now)
+        members = {self._requests.queue_of(name, request.client) for request in batch}
+        expected_s = max(queue.batch_s for queue in members)
+        turns = self._client_turns[name]
+        self._model_turns.begin(name)
+        self._model_turns.charge(name, MIN_CHARGE_S)
+        turns.begin(first.client)
+        for request in batch:
+            turns.charge(request.client, MIN_CHARGE_S)
+        return self._run(worker, version, batch, expected_s, now)
+
+    def _run(
+        self,
+        worker: Worker,
+        version: int,
+        requests: list[InferenceRequest],
+        expected_s: float,
+        now: float,
+    ) -> RunningBatch:
         batch = RunningBatch(
             self._next_batch_id,
-            self._models[name].versions[version].description,
-            is_image,
+            self._models[requests[0].model].versions[version].description,
+            requests[0].is_image,
             requests,
-            rows,
+            sum(request.rows for request in requests),
             now,
             expected_s,
         )
         self._next_batch_id += 1
-        worker.start(batch)
+        worker.running[batch.batch_id] = batch
         return batch
-
-    def _in_time(
-        self,
-        request: InferenceRequest,
-        model: ModelVersions,
-        description: ModelDescription,
-        now: float,
-    ) -> int | Result:
-        """Refuse a request without room in its model's queue, or without time."""
-        settings = self._settings
-        queued, held_bytes = self._requests.queued(model.name), model.pending_bytes
-        payload_bytes, max_bytes = len(request.payload), settings.queue_bytes // len(self._models)
-        key = request.key
-        timeout_s = settings.allowed_s(request.timeout_s)
-        batch_rows = self._batch_rows(key, timeout_s) if description.is_batched else 1
-        wait_s, answered_s = self._seconds_until_answered(key, request.rows, batch_rows, now)
-        if queued >= settings.queue_requests:
-            return _unavailable(f"{queued} requests for {model.name} are queued already", wait_s)
-        if held_bytes and held_bytes + payload_bytes > max_bytes:
-            return _unavailable(
-                f"unanswered requests for {model.name} have {held_bytes} bytes already; "
-                f"{payload_bytes} more would exceed the limit of {max_bytes}",
-                wait_s,
-            )
-        if answered_s <= timeout_s:
-            return batch_rows
-        return _unavailable(
-            f"the answer would take about {answered_s:.3g} s, and {timeout_s:g} s are allowed",
-            # Each second shortens the wait by a second, which counts this many times.
-            (answered_s - timeout_s) / MODELLING_ERROR,
-        )
-
-    def _seconds_until_answered(
-        self, key: LaneKey, rows: int, batch_rows: int, now: float
-    ) -> tuple[float, float]:
-        """Return the expected wait of a new request, and a cautious time until its answer.
-
-        Any worker that is free computes the model's next batch, so the last of them begins before
-        all workers together have done the model's work ahead (Graham, 1966). Zeros: no batch was
-        measured, or none recently while a worker is idle.
-        """
-        time = self._time_of(key.model, key.is_image)
-        live, busy_s, others_s, is_idle = self._load(key, now)
-        queued = self._requests.queued(key.model)
-        if is_idle and not queued and self._leaves_shares(key, rows, now):
-            own_s = time.cautious_s(rows)
-            return (0.0, own_s) if own_s is not None and time.is_fresh(now) else (0.0, 0.0)
-        own_s = time.cautious_s(max(rows, batch_rows))
-        if own_s is None:
-            return 0.0, 0.0
-        usable = self._usable(key, max(rows, batch_rows), live)
-        wait_s = others_s + (busy_s + self._queued_s(key, rows, batch_rows)) / usable
-        return wait_s, MODELLING_ERROR * wait_s + own_s
-
-    def _batch_rows(self, key: LaneKey, timeout_s: float) -> int:
-        """Return the maximum rows with which a request can wait for a batch, run in the next, and
-        still be answered in time."""
-        time = self._time_of(key.model, key.is_image)
-        for rows in range(self._settings.max_batch_size, 1, -1):
-            wait_s, own_s = time.expected_s(rows) or 0.0, time.cautious_s(rows) or 0.0
-            if MODELLING_ERROR * wait_s + own_s <= timeout_s:
-                return rows
-        return 1
-
-    def _usable(self, key: LaneKey, rows: int, live: int) -> float:
-        """Return how many live workers compute for the model at the present load of the others."""
-        if len(self._models) == 1:
-            return live
-        served = [model for model in self._models.values() if model.is_ready]
-        active = sum(model.pending > 0 or model.name == key.model for model in served) or 1
-        if self._is_short(key, rows):
-            return live / active
-        left = live - _share(live, len(served)) * (len(served) - active)
-        return max(left / active, min(1.0, live / active))
-
-    def _load(self, key: LaneKey, now: float) -> tuple[int, float, float, bool]:
-        """Return the number of workers that may answer, the remaining seconds of the model's
-        running batches, the seconds until another model's batch ends if all workers run those, and
-        whether a worker is idle.
-
-        If all workers are quiet, the gateway was probably stopped itself: then one counts.
-        """
-        model = self._models[key.model]
-        live, busy_s, others_s, is_idle = 0, 0.0, math.inf, False
-        for worker in self._workers:
-            if self._workers.is_quiet(worker, now):
-                continue
-            if model.version_for(worker, key.version) is None:
-                continue
-            live += 1
-            running, left_s = worker.model, worker.free_s - now
-            if running is None or left_s <= 0:
-                is_idle |= running is None
-                others_s = 0.0
-            elif running == key.model:
-                busy_s += left_s
-                others_s = 0.0
-            elif left_s < others_s:
-                others_s = left_s
-        return live or 1, busy_s, others_s if live else 0.0, is_idle
-
-    def _queued_s(self, key: LaneKey, rows: int, batch_rows: int) -> float:
-        """Return the seconds that one worker would need for the model's batches ahead."""
-        total_s = 0.0
-        for lane in self._requests.lanes.values():
-            if lane.key.model != key.model:
-                continue
-            time = self._time_of(lane.key.model, lane.key.is_image)
-            total_s += time.expected_s(lane.rows, lane.batches) or 0.0
-            if lane.key == key and lane.joins(rows, batch_rows):
-                total_s -= time.expected_s(lane.last.rows) or 0.0
-        return total_s
-
-    def _time_of(self, model: str, is_image: bool) -> ServiceTime:
-        kind = model, is_image
-        found = self._times.get(kind)
-        if found is None:
-            found = self._times[kind] = ServiceTime()
-        return found
 
 
 def no_such_model(name: str, models: Iterable[str]) -> Result:
@@ -368,75 +375,9 @@ def _mismatch(
     return None
 
 
-def _share(workers: int, models: int) -> int:
-    return max(1, workers // max(1, models))
-
-
 def _not_found(reason: str) -> Result:
     return Result(Status.NOT_FOUND, reason=reason)
 
 
 def _unavailable(reason: str, retry_after_s: float) -> Result:
     return Result(Status.UNAVAILABLE, reason=reason, retry_after_s=retry_after_s)
-
-
-class ServiceTime:
-    """Expected seconds of a batch by its rows; None while nothing was measured.
-
-    The model is a straight line: a fixed cost for the batch, and a cost for each row. So every
-    measurement informs all sizes, and a size that once seemed slow is tried again. The line is
-    fitted by least squares to recent batches and, with a small weight, to an empty batch that takes
-    no time: while all batches have one size, the estimate is proportional.
-    """
-
-    def __init__(self) -> None:
-        self._means: tuple[float, ...] = ()  # of _terms
-        self._batch_s = self._row_s = 0.0
-        self._deviation = FIRST_DEVIATION
-        self._count = 0
-        self._measured_s = 0.0
-
-    def observe(self, rows: int, seconds: float, now: float) -> None:
-        """Add a measurement. A single outlier does not move the means by much."""
-        if seconds <= 0:  # too short for the clock
-            return
-        expected_s = self.expected_s(rows)
-        if expected_s is None or (self._count < FIRST_FEW and seconds < expected_s / 2):
-            # The first batch builds its plan and touches its memory, so its time is discarded.
-            self._means = _terms(rows, seconds)
-            self._deviation = FIRST_DEVIATION
-        else:
-            seconds = min(seconds, LARGEST_STEP * expected_s)
-            self._deviation += NEWEST_WEIGHT * (abs(seconds / expected_s - 1) - self._deviation)
-            weight = max(NEWEST_WEIGHT, 1 / (self._count + 1))
-            pairs = zip(self._means, _terms(rows, seconds), strict=True)
-            self._means = tuple(mean + weight * (new - mean) for mean, new in pairs)
-        self._batch_s, self._row_s = _line(*self._means)
-        self._count += 1
-        self._measured_s = now
-
-    def expected_s(self, rows: int, batches: int = 1) -> float | None:
-        """Return the recent mean for ``rows`` in ``batches``."""
-        return batches * self._batch_s + rows * self._row_s if self._count else None
-
-    def cautious_s(self, rows: int) -> float | None:
-        """Return a time that few batches exceed: the mean plus four mean deviations."""
-        expected_s = self.expected_s(rows)
-        return None if expected_s is None else expected_s * (1 + 4 * self._deviation)
-
-    def is_fresh(self, now: float) -> bool:
-        """Return whether a batch was measured in the last few seconds."""
-        return self._count > 0 and now - self._measured_s < FRESH_FOR_S
-
-
-def _terms(rows: float, seconds: float) -> tuple[float, ...]:
-    """Return the terms whose means least squares needs."""
-    return rows, seconds, rows * rows, rows * seconds
-
-
-def _line(rows: float, seconds: float, squares: float, products: float) -> tuple[float, float]:
-    """Return the seconds per batch and per row, not below 0, from the means of ``_terms``."""
-    count = 1 + NO_ROWS_WEIGHT
-    row_s = (count * products - rows * seconds) / (count * squares - rows * rows)
-    row_s = min(row_s, products / squares)
-    return ((products - row_s * squares) / rows, row_s) if row_s > 0 else (seconds, 0.0)

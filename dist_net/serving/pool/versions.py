@@ -71,7 +71,8 @@ class ModelVersions:
 
     ``newest``: the last version that serves, or served if none does now. ``pending``: unanswered
     requests, which have ``pending_bytes``. ``reason``: why the model, or its last version, is not
-    served. ``is_unloaded``: it was unloaded, and no version has arrived since then.
+    served. ``is_answering``: a live worker has answered for it recently. ``is_unloaded``: it was
+    unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
     every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
     that no worker will load any more, until the loader is told to remove their files.
@@ -81,7 +82,7 @@ class ModelVersions:
         self.name = name
         self.versions: dict[int, Version] = {}
         self.newest: Version | None = None
-        self.is_unloaded = False
+        self.is_unloaded = self.is_answering = False
         self.pending = self.pending_bytes = 0
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
@@ -105,7 +106,9 @@ class ModelVersions:
         newest = self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description, samples = (newest.description, newest.samples) if newest else (None, ())
-        state = self.is_ready, self.reason, samples, self.is_unloaded
+        is_ready = self.is_ready and self.is_answering
+        reason = self.reason or ("" if is_ready else "no worker has answered for it recently")
+        state = is_ready, reason, samples, self.is_unloaded
         return ServedModel(self.name, description, versions, *state)
 
     def may_name(self, number: int) -> bool:

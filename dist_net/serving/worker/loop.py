@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import JoinRefusedError, NoAnswerError, ServerLostError
+from dist_net.errors import JoinRefusedError, NoAnswerError, ServerLostError, ShapeError
 from dist_net.release import release
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels, NetworkLoader
@@ -28,6 +28,7 @@ JOIN_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
+MAX_REASON = 500  # characters of an error
 
 StartHeartbeats = Callable[[PoolWelcome], HeartbeatSender]
 """Start the heartbeats of a worker that was admitted."""
@@ -149,7 +150,29 @@ class InferenceWorker:
             return BatchDone(
                 run.batch_id, bytes([Status.UNAVAILABLE]) * count, 0, 0, (reason,) * count
             )
-        return network.answer(run)
+        try:
+            done = network.answer(run)
+            for given, status, outputs in zip(
+                run.payloads, done.statuses, done.payloads, strict=True
+            ):
+                rows = 1 if run.is_image else network.description.rows_in(len(given))
+                misfit = network.description.misfit(rows, len(outputs))
+                if status == Status.OK and misfit:
+                    raise ShapeError(f"the model returned {misfit}; expected outputs for each row")
+            return done
+        except Exception as error:
+            logger.exception("batch_failed model=%s version=%d", run.model, run.version)
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON].encode()
+        if len(run.payloads) == 1:
+            return BatchDone(run.batch_id, bytes([Status.FAILED]), 0, 0, (reason,))
+        alone = [self._answer(run._replace(payloads=(each,))) for each in run.payloads]
+        return BatchDone(
+            run.batch_id,
+            b"".join(each.statuses for each in alone),
+            sum(each.prepare_s for each in alone),
+            sum(each.compute_s for each in alone),
+            tuple(each.payloads[0] for each in alone),
+        )
 
     def tick(self) -> float:
         """Do what is due; return the longest wait for a message before the next tick."""

@@ -92,6 +92,19 @@ def inference_of():
         each.close()
 
 
+@pytest.mark.parametrize(("side", "sizes"), [(1024, [2, 1]), (1184, [1])])
+def test_large_images_are_computed_few_at_a_time(inference_of, side, sizes):
+    """Eight plans of 2048 x 2048 pixels took most of a minute to compile."""
+    layers = Rescale(), Conv2D(4, 3, stride=8), GlobalAveragePool(), Dense(2)
+    model = Model(Sequential(*layers), (side, side, 3 if side > 1024 else 2))
+    weights, inputs = weights_of(model), samples(model, 3)
+    session = inference_of(model, weights, batch_size=8)
+    session.warm_up()
+    assert session._plans.sizes == sizes
+    outputs = Predictor(model, weights)(inputs)
+    np.testing.assert_allclose(session(inputs), outputs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
 def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options):
     model = model_of()

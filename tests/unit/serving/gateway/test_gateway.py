@@ -16,7 +16,14 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import PoolSettings
 from dist_net.wire.messages import Heartbeat, Leave, Message
-from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared, PoolWelcome
+from dist_net.wire.serving_messages import (
+    BatchDone,
+    JoinPool,
+    Loaded,
+    ModelPrepared,
+    PoolWelcome,
+    RunBatch,
+)
 
 BEATS_A_SECOND = 5
 
@@ -184,6 +191,10 @@ def test_workers_that_are_silent_cannot_answer_though_no_turn_has_been_taken() -
         description = described("net", 1)
         host.gateway._pool.prepared(ModelPrepared("net", 1, description.to_json(), ""), 1000.0)
         host.socket.arrived.append((worker, Loaded("net", 1, "")))
+        turns()
+        (probe,) = [each for _, each in host.socket.sent if isinstance(each, RunBatch)]
+        assert not host.gateway.is_ready
+        host.socket.arrived.append((worker, BatchDone(probe.batch_id, b"\0", 0, 0, (bytes(12),))))
         turns()
         assert host.gateway.is_ready
         host.clock.time_s += PoolSettings().heartbeat_timeout_s

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dist_net.serving.pool import open_requests
-from dist_net.serving.pool.open_requests import Quarantine
+from dist_net.serving.pool import quarantine
+from dist_net.serving.pool.quarantine import Quarantine
+from dist_net.serving.pool.requests import Status
 from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 
 
@@ -46,28 +47,64 @@ def test_absorbed_statistics_are_counted_too() -> None:
     assert one.recent.requests_per_s(2.0) == 0.2
 
 
+def crash(aside: Quarantine, payload: bytes, now: float = 0.0, version: int = 1) -> None:
+    """A payload ends two workers, alone with each."""
+    for _ in range(2):
+        aside.add("net", version, payload, is_alone=True, now=now)
+
+
+def status(aside: Quarantine, payload: bytes, now: float = 0.0, version: int = 1) -> Status | None:
+    refusal = aside.refusal("net", version, payload, now)
+    return None if refusal is None else refusal.status
+
+
 def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_requests, "MAX_QUARANTINED", 2)
+    monkeypatch.setattr(quarantine, "MAX_SUSPECTS", 2)
     aside = Quarantine()
-    for payload in (b"a", b"b", b"c"):
-        for _ in range(2):
-            aside.add("net", 1, payload, is_alone=True)
-    is_held = [aside.holds("net", 1, payload) for payload in (b"a", b"b", b"c")]
-    assert is_held == [False, True, True]
-    assert aside.holds("net", 1, memoryview(b"c"))
-    assert not aside.holds("net", 2, b"c")
-    assert not aside.holds("other", 1, b"c")
+    for version, payload in enumerate((b"a", b"b", b"c")):
+        crash(aside, payload, version=version)
+    found = [status(aside, payload, version=of) for of, payload in enumerate((b"a", b"b", b"c"))]
+    assert found == [None, Status.FAILED, Status.FAILED]
+    assert aside.refusal("net", 2, memoryview(b"c"), 0.0) is not None
+    assert aside.refusal("net", 3, b"c", 0.0) is None
+    assert aside.refusal("other", 2, b"c", 0.0) is None
 
 
 def test_a_payload_is_quarantined_that_was_alone_with_two_lost_workers_and_never_answered() -> None:
     aside = Quarantine()
-    assert aside.losses("net", 1, b"a") is None
-    aside.add("net", 1, b"a", is_alone=False)
-    aside.add("net", 1, b"a", is_alone=True)
-    assert aside.losses("net", 1, b"a") == 1
-    assert not aside.holds("net", 1, b"a")
+    assert not aside.is_suspect("net", 1, b"a")
+    aside.add("net", 1, b"a", is_alone=False, now=0.0)
+    aside.add("net", 1, b"a", is_alone=True, now=0.0)
+    assert aside.is_suspect("net", 1, b"a")
+    assert status(aside, b"a") is None
     aside.clear("net", 1, b"a")
-    aside.add("net", 1, b"a", is_alone=True)
-    assert not aside.holds("net", 1, b"a")
-    aside.add("net", 1, b"a", is_alone=True)
-    assert aside.holds("net", 1, b"a")
+    aside.add("net", 1, b"a", is_alone=True, now=0.0)
+    assert status(aside, b"a") is None
+    aside.add("net", 1, b"a", is_alone=True, now=0.0)
+    assert status(aside, b"a") is Status.FAILED
+
+
+def test_a_version_that_three_inputs_crash_within_a_minute_pauses_until_the_first_is_as_old() -> (
+    None
+):
+    aside = Quarantine()
+    for now, payload in enumerate((b"a", b"b", b"c")):
+        assert status(aside, b"harmless", now) is None
+        crash(aside, payload, float(now))
+    refusal = aside.refusal("net", 1, b"harmless", 10.0)
+    assert refusal is not None
+    assert (refusal.status, refusal.retry_after_s) == (Status.UNAVAILABLE, 50.0)
+    assert "3 inputs ended the workers" in refusal.reason
+    assert status(aside, b"harmless", 10.0, version=2) is None
+    assert status(aside, b"harmless", 60.0) is None
+    assert status(aside, b"a", 60.0) is Status.FAILED
+    crash(aside, b"d", 60.5)
+    assert status(aside, b"harmless", 60.9) is Status.UNAVAILABLE
+    assert status(aside, b"harmless", 61.0) is None
+
+
+def test_one_input_that_crashes_again_and_again_pauses_no_version() -> None:
+    aside = Quarantine()
+    for _ in range(5):
+        crash(aside, b"a")
+    assert status(aside, b"harmless") is None

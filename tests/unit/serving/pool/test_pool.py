@@ -63,14 +63,20 @@ class Desk:
         self.now = 100.0
         self.commands: list[PoolCommand] = []
         self.ids: dict[bytes, int] = {}
+        self.answers_probes = True
         self.process_ids: dict[bytes, int] = {}
-        self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
+        self.running: set[int] = set()  # processes that the system reports as running
+        self.pool = Pool(
+            *(PoolSettings(**settings), names or ("net",), self.now),
+            is_running=lambda process_id, host: process_id in self.running and host == "host",
+        )
         for name in names or ("net",):
             self.prepare(1, name)
         for node in workers:
             self.enlist(node)
             for name in names or ("net",):
                 self.load(node, 1, name)
+        self.dispatch()
         self.commands.clear()
 
     def prepare(self, version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> None:
@@ -130,7 +136,22 @@ class Desk:
         self.dispatch()
 
     def dispatch(self) -> None:
-        self.take(self.pool.dispatch(self.now))
+        """Let the pool act; workers answer its own requests at once, unless ``answers_probes``."""
+        for command in self.pool.dispatch(self.now):
+            probe = self.probe_in(command)
+            if probe is None or not self.answers_probes:
+                self.commands.append(command)
+            else:
+                self.done(*probe)
+
+    def probe_in(self, command: PoolCommand) -> tuple[bytes, RunBatch] | None:
+        """A request of the pool itself, with the node of its worker."""
+        if not isinstance(command, SendToNode) or not isinstance(command.message, RunBatch):
+            return None
+        worker = self.pool._workers.at_node(command.node)
+        assert worker is not None
+        batch = worker.running[command.message.batch_id]
+        return (command.node, command.message) if batch.is_probe else None
 
     def take(self, commands: list[PoolCommand]) -> None:
         self.commands += commands
@@ -412,6 +433,7 @@ def test_without_a_worker_or_while_draining_nothing_is_let_in() -> None:
     desk.enlist(ONE)
     assert desk.refused().status is Status.UNAVAILABLE  # it has loaded nothing yet
     desk.load(ONE, 1)
+    desk.dispatch()
     assert desk.pool.is_ready(desk.now)
     desk.ask()
     desk.pool.drain()
@@ -444,48 +466,129 @@ def test_the_queue_is_bounded_by_bytes_until_the_answer() -> None:
     desk.ask()
 
 
-def test_what_cannot_be_in_time_is_refused_and_told_when_to_come_again() -> None:
-    desk = Desk(max_batch_size=1)
-    measured(desk, ONE, 1.0)
-    desk.ask(timeout_s=1.5)
-    desk.runs()
-    desk.ask(timeout_s=3.5)
-    refusal = desk.refused(timeout_s=2.0)
+def test_a_slow_request_refuses_nobody_while_a_worker_is_idle() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    for _ in range(6):
+        measured(desk, ONE, 3.0, batches=1)
+    for client in ("slow", "other"):
+        request = desk.ask(timeout_s=0.1, client=client)
+        (run,) = desk.runs()
+        desk.done(ONE, run)
+        assert desk.finished()[request].status is Status.OK
+
+
+def test_a_client_with_a_full_queue_is_told_when_to_come_again_and_others_are_admitted() -> None:
+    desk = Desk(queue_requests=4, max_batch_size=1)
+    for _ in range(12):
+        desk.refused(client="crowd")
+        for run in desk.runs():
+            desk.now += 0.5
+            desk.heard(ONE)
+            desk.done(ONE, run)
+            desk.refused(client="crowd")
+    desk.dispatch()
+    while isinstance(refusal := desk.refused(client="crowd"), int):
+        pass
     assert refusal.status is Status.UNAVAILABLE
-    assert 1.0 < refusal.retry_after_s < 2.0  # three batches, two of them within the deadline
-    desk.ask(timeout_s=4.5)
+    assert 1.0 < refusal.retry_after_s <= 2.0  # for 4 requests, each of half a second
+    assert isinstance(desk.refused(client="other"), int)
+    assert isinstance(desk.refused(model="net", client="third"), int)
 
 
-def test_a_worker_that_is_done_sooner_than_expected_has_time_sooner() -> None:
+def test_a_queue_that_has_been_too_slow_for_its_deadlines_takes_no_more() -> None:
     desk = Desk(max_batch_size=1)
-    measured(desk, ONE, 1.0)
-    desk.ask()
-    (run,) = desk.runs()
-    desk.now += 0.1
-    desk.done(ONE, run)
-    desk.ask()
+    desk.ask(timeout_s=60.0)
     desk.runs()
-    desk.ask(timeout_s=3.0)
-
-
-def test_twice_the_workers_take_twice_as_much() -> None:
-    def admitted(*workers: bytes) -> int:
-        desk = Desk(workers=workers, max_batch_size=1)
-        measured(desk, ONE, 0.1)
-        answers = [desk.refused(timeout_s=2.0) for _ in range(100)]
-        return sum(isinstance(answer, int) for answer in answers)
-
-    assert 12 <= admitted(ONE) <= 20
-    assert 1.8 < admitted(ONE, TWO) / admitted(ONE) < 2.2
-
-
-def test_a_wrong_estimate_is_tried_again_when_there_is_nothing_else_to_do() -> None:
-    desk = Desk()
-    measured(desk, ONE, 5.0)
-    assert desk.refused(timeout_s=1.0).status is Status.UNAVAILABLE
-    desk.now += 10
+    desk.ask(timeout_s=2.0)
+    desk.now += 1.0
     desk.heard(ONE)
-    desk.ask(timeout_s=1.0)
+    for _ in range(2):
+        desk.ask(timeout_s=2.0)
+    desk.now += 0.1
+    assert "half of its time" in desk.refused(timeout_s=2.0).reason
+    desk.ask(timeout_s=2.0, client="other")
+
+
+def test_in_a_queue_that_is_too_slow_the_newest_request_is_first() -> None:
+    desk = Desk(max_batch_size=1)
+    desk.ask(timeout_s=60.0)
+    (run,) = desk.runs()
+    late = desk.ask(timeout_s=2.0)
+    desk.now += 1.1
+    desk.heard(ONE)
+    desk.finished()
+    new = desk.ask(struct.pack("2f", 1, 0), timeout_s=2.0, client="")
+    desk.done(ONE, run)
+    (run,) = desk.runs()
+    assert run.payloads == (struct.pack("2f", 1, 0),)
+    desk.done(ONE, run)
+    (run,) = desk.runs()
+    desk.done(ONE, run)
+    assert {*desk.finished()} >= {late, new}
+
+
+def test_clients_take_turns_whatever_the_length_of_their_queues() -> None:
+    desk = Desk(max_batch_size=2)
+    for client in ("crowd", "client 1", "client 2"):  # a first batch is not shared
+        desk.ask(client=client)
+        (run,) = desk.runs()
+        desk.done(ONE, run)
+    for number in range(6):
+        desk.ask(struct.pack("2f", 0, number), client="crowd")
+    for client in (1, 2):
+        desk.ask(struct.pack("2f", client, 0), client=f"client {client}")
+    got = []
+    for _ in range(4):
+        (run,) = desk.runs()
+        desk.done(ONE, run)
+        got.append([struct.unpack("2f", payload) for payload in run.payloads])
+    assert got == [[(0, 0), (1, 0)], [(2, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4), (0, 5)]]
+
+
+def test_clients_have_equal_time_whatever_their_requests_take() -> None:
+    desk = Desk(max_batch_size=1)
+    took_s = {b"slow....": 0.4, b"quick...": 0.1}
+    got = []
+    for _ in range(60):
+        for payload in took_s:
+            if isinstance(desk.refused(payload, timeout_s=60.0, client=payload.decode()), int):
+                pass
+        (run,) = desk.runs()
+        desk.now += took_s[bytes(run.payloads[0])]
+        desk.heard(ONE)
+        desk.done(ONE, run)
+        got.append(run.payloads[0])
+    assert 3 < got[20:].count(b"quick...") / got[20:].count(b"slow....") < 5
+
+
+def test_a_client_has_at_most_half_of_the_workers_while_others_are_active() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    measured(desk, ONE, 3.0, batches=2)
+    for node in (ONE, TWO):
+        desk.heard(node)
+    for _ in range(3):
+        desk.ask()
+    desk.ask(client="other")
+    assert [len(desk.runs(node)) for node in (ONE, TWO)] == [1, 1]
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    other = desk.ask(client="other")
+    (run,) = desk.runs(ONE)
+    desk.done(ONE, run)
+    assert other in desk.finished()
+    for _ in range(3):
+        desk.ask()
+    assert [len(desk.runs(node)) for node in (ONE, TWO)] == [1, 0]
+    desk.now += 1.1
+    for node in (ONE, TWO):
+        desk.heard(node)
+    assert [len(desk.runs(node)) for node in (ONE, TWO)] == [0, 1]
+
+
+def test_a_client_may_hold_twice_the_bytes_that_are_free() -> None:
+    desk = Desk(queue_bytes=12 * len(ROW))
+    crowd = [desk.refused(client="crowd") for _ in range(12)]
+    assert sum(isinstance(each, int) for each in crowd) == 8
+    assert isinstance(desk.refused(client="other"), int)
 
 
 def test_what_expires_in_the_queue_is_never_run() -> None:
@@ -620,7 +723,7 @@ def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:
 def test_what_only_waited_behind_a_batch_is_not_blamed_for_the_loss() -> None:
     desk = Desk(max_batch_size=1)
     measured(desk, ONE, 0.001)
-    blamed, waiting = desk.ask(), desk.ask()
+    blamed, waiting = desk.ask(b"killer!!"), desk.ask()
     for node in (ONE, b"2"):
         if node != ONE:
             desk.enlist(node)
@@ -692,6 +795,130 @@ def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
     assert "busy with 1 rows" in desk.evicted()[0].reason
 
 
+def test_a_process_that_runs_may_be_silent_while_it_loads_or_computes_within_its_limit() -> None:
+    desk = Desk(max_batch_s=10.0)
+    desk.running.add(desk.process_ids[ONE])
+    request = desk.ask(timeout_s=20.0)
+    (run,) = desk.runs()
+    for _ in range(9):
+        desk.now += 1.0
+        desk.dispatch()
+    assert not desk.evicted()
+    desk.done(ONE, run)
+    assert desk.finished()[request].status is Status.OK
+    desk.now += 1.5  # idle, so it has no reason to be silent
+    desk.dispatch()
+    assert "silent" in desk.evicted()[0].reason
+
+
+def test_a_process_that_runs_but_exceeds_the_limit_of_a_batch_is_replaced() -> None:
+    desk = Desk(max_batch_s=5.0)
+    desk.running.add(desk.process_ids[ONE])
+    desk.ask(timeout_s=20.0)
+    desk.runs()
+    for _ in range(5):
+        assert not desk.evicted()
+        desk.now += 1.0
+        desk.dispatch()
+    assert "busy with 1 rows" in desk.evicted()[0].reason
+
+
+def test_a_process_that_is_stopped_while_it_computes_is_replaced() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.running.add(desk.process_ids[ONE])
+    request = desk.ask()
+    desk.runs(ONE)
+    for _ in range(3):
+        desk.now += 1.0
+        desk.heard(TWO)
+        desk.dispatch()
+    assert not desk.evicted()
+    desk.running.clear()
+    desk.now += 1.5
+    desk.heard(TWO)
+    (again,) = desk.runs(TWO)
+    assert "silent" in desk.evicted()[0].reason
+    desk.done(TWO, again)
+    assert desk.finished()[request].status is Status.OK
+
+
+def test_a_model_is_ready_while_workers_answer_requests_of_the_pool_itself() -> None:
+    desk = Desk()
+    desk.answers_probes = False
+    assert desk.pool.is_ready(desk.now)
+    desk.now += 5.0
+    desk.heard(ONE)
+    (probe,) = desk.runs()
+    assert probe.payloads == (ROW,)
+    assert not desk.runs()  # one at a time
+    for _ in range(10):
+        assert desk.pool.is_ready(desk.now)
+        assert desk.pool.catalogue.served()["net"].is_ready
+        desk.now += 1.0
+        desk.heard(ONE)
+        desk.dispatch()
+    assert not desk.pool.is_ready(desk.now)
+    served = desk.pool.catalogue.served()["net"]
+    assert (served.is_ready, served.reason) == (False, "no worker has answered for it recently")
+    desk.done(ONE, probe)
+    assert desk.pool.is_ready(desk.now)
+    assert desk.pool.catalogue.served()["net"].is_ready
+    assert desk.pool.status(desk.now)["models"][0]["admitted"] == 0
+
+
+def test_the_pool_sends_no_request_of_its_own_while_others_are_answered() -> None:
+    desk = Desk()
+    desk.answers_probes = False
+    for _ in range(20):
+        desk.now += 1.0
+        desk.heard(ONE)
+        desk.ask()
+        (run,) = desk.runs()
+        desk.done(ONE, run)
+
+
+def test_a_request_of_the_pool_itself_that_ends_workers_is_not_repeated() -> None:
+    desk = Desk(workers=())
+    desk.answers_probes = False
+    for node in (b"1", b"2"):
+        desk.enlist(node)
+        desk.load(node, 1)
+        assert len(desk.runs(node)) == 1
+        desk.crash(node)
+    desk.enlist(b"3")
+    desk.load(b"3", 1)
+    assert not desk.runs(b"3")
+    assert not desk.pool.is_ready(desk.now)
+
+
+def test_a_version_that_different_inputs_crash_pauses_and_other_models_go_on() -> None:
+    desk = Desk("net", "other")
+    node = ONE
+    for number in range(3):
+        bad = desk.ask(struct.pack("2f", 1, number), client="hostile")
+        for attempt in range(2):
+            assert len(desk.runs(node)) == 1
+            if (number, attempt) == (2, 1):
+                waiting = desk.ask(client="honest", timeout_s=60.0)
+            desk.crash(node)
+            node = b"%d of %d" % (attempt, number)
+            desk.enlist(node)
+            for name in ("net", "other"):
+                desk.load(node, 1, name)
+        result = desk.finished()[bad]
+        assert result.status is (Status.FAILED if number < 2 else Status.UNAVAILABLE)
+    desk.dispatch()
+    assert desk.finished()[waiting].status is Status.UNAVAILABLE
+    refusal = desk.refused(client="honest")
+    assert refusal.status is Status.UNAVAILABLE
+    assert "version 1 of net is paused: 3 inputs ended the workers" in refusal.reason
+    assert 0 < refusal.retry_after_s <= 60.0
+    request = desk.ask(model="other")
+    (run,) = [each for each in desk.runs(node) if each.model == "other"]
+    desk.done(node, run)
+    assert desk.finished()[request].status is Status.OK
+
+
 def test_next_wakeup_tells_when_a_worker_would_be_lost() -> None:
     desk = Desk()
     desk.dispatch()
@@ -752,24 +979,6 @@ def test_only_images_that_were_decoded_count_as_inferences() -> None:
     counted = desk.pool.catalogue.models["net"].statistics[1]
     assert (counted.inference_count, counted.execution_count) == (2, 1)
     assert (counted.success.count, counted.fail.count) == (2, 2)
-
-
-def test_bad_images_do_not_tell_how_long_good_ones_take() -> None:
-    desk = Desk(max_batch_size=1)
-    for _ in range(12):
-        desk.ask(is_image=True)
-        (run,) = desk.runs()
-        desk.now += 1.0
-        desk.done(ONE, run)
-        desk.heard(TWO)
-    for _ in range(12):
-        desk.ask(is_image=True)
-        (run,) = desk.runs()
-        desk.now += 0.001
-        desk.done(ONE, run, bytes([Status.BAD_INPUT]))
-    desk.ask(is_image=True)
-    desk.runs()
-    assert desk.refused(is_image=True, timeout_s=2.0).status is Status.UNAVAILABLE
 
 
 def test_a_worker_that_enlists_twice_is_told_the_same() -> None:
@@ -835,6 +1044,7 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     desk.prepare(2)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2, reason="no memory")
+    desk.dispatch()
     served = desk.pool.catalogue.served()["net"]
     assert ([*served.versions], served.is_ready) == ([1], True)
     assert "no memory" in served.reason
@@ -950,6 +1160,8 @@ def test_a_closing_version_serves_again_if_workers_cannot_load_the_version_after
     desk.enlist(TWO)
     desk.load(TWO, 1)
     desk.load(TWO, 2, reason="no memory")
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run)
     served = desk.pool.catalogue.served()["net"]
     assert ([*served.versions], served.is_ready) == ([1], True)
 
