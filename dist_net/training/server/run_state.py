@@ -24,7 +24,7 @@ from dist_net.training.server.consistency import (
 )
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.lease_lengths import FIRST_STEPS, LeaseTimes, divided, round_s
-from dist_net.training.server.leases import Lease, LeaseLedger
+from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.settings import RunSettings
@@ -137,7 +137,7 @@ class RunState:
             elif self._has_late_leases(now):
                 lease = ledger.share(member.worker_id)
         if lease is not None:
-            lease.version, lease.progress = self.store.version, self.ledger.applied_samples
+            lease.version = self.store.version
             member.base, member.began_s = self.store.state, now
         return lease
 
@@ -224,8 +224,8 @@ class RunState:
         lease = self.ledger.lease_of(member.worker_id, push.lease_id)
         assert lease is not None
         assert push.state is not None
-        samples = lease.range.samples
-        member.has_computed(samples, lease.batch_size, push.computed_s, now)
+        samples = lease.steps.samples
+        member.has_computed(samples, lease.steps.batch_size, push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
         # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
@@ -238,15 +238,7 @@ class RunState:
         member.pushes += 1
         member.staleness_sum += staleness
         record = Applied(
-            0,
-            member.worker_id,
-            *lease.range,
-            base_version=lease.version,
-            progress=lease.progress,
-            pace=lease.pace,
-            batch_size=lease.batch_size,
-            parts=lease.parts,
-            is_packed=not member.shared,
+            0, member.worker_id, lease.steps, lease.version, is_packed=not member.shared
         )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
@@ -271,7 +263,9 @@ class RunState:
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
         records = [record for record, _ in results]
-        share = max(1.0, self.members.parts / records[0].parts)  # a rival may have fewer parts
+        share = max(
+            1.0, self.members.parts / records[0].steps.parts
+        )  # a rival may have fewer parts
         outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
@@ -279,7 +273,7 @@ class RunState:
         self.ledger.apply_collected()
         for member in self.members.members:
             member.refusals = 0
-        samples = sum(each.samples for each in records)
+        samples = sum(each.steps.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
         self._last_round_s = now - self._round_began_s
         self._record(records[-1])
@@ -295,10 +289,10 @@ class RunState:
         The results are overwritten. Return False, and change nothing, if it is not finite.
         """
         ordered = sorted(results, key=lambda each: _in_order(each[0]))
-        parts = sum(record.parts for record, _ in ordered)
+        parts = sum(record.steps.parts for record, _ in ordered)
         for record, result in ordered:
-            if record.parts < parts:
-                result *= np.float32(record.parts / parts)
+            if record.steps.parts < parts:
+                result *= np.float32(record.steps.parts / parts)
         (_, mean), *others = ordered
         for _, result in others:
             mean += result
@@ -320,13 +314,14 @@ class RunState:
         if not self.apply_mean(pairs, records[0].outer):
             return False
         for record in records:
-            if not self.ledger.applied_again(record.range):
+            epoch, start, stop, *_ = record.steps
+            if not self.ledger.applied_again(Range(epoch, start, stop)):
                 raise JournalDamagedError(
-                    f"the journal applies samples {record.start} to {record.stop} of epoch "
-                    f"{record.epoch} a second time at version {record.version}; expected each "
-                    f"sample once in each of {self.settings.epochs} epochs"
+                    f"the journal applies samples {start} to {stop} of epoch {epoch} a second time "
+                    f"at version {record.version}; expected each sample once in each of "
+                    f"{self.settings.epochs} epochs"
                 )
-        samples = sum(record.samples for record in records)
+        samples = sum(record.steps.samples for record in records)
         staleness = [record.version - 1 - record.base_version for record in records]
         self.metrics.pushes_accepted(samples, loss_sum, correct, staleness, 0.0)
         self._record(records[-1])
@@ -335,7 +330,7 @@ class RunState:
     def _record(self, last: Applied) -> None:
         applied, samples = self.ledger.applied_samples, self.settings.samples
         if self.metrics.record_due(applied, samples) or self.ledger.finished:
-            rate = self.settings.learning_rate_at(last.progress)
+            rate = self.settings.learning_rate_at(last.steps.progress)
             recorded = applied, samples, self.store.version, rate
             self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
 
@@ -352,4 +347,4 @@ class RunState:
 
 
 def _in_order(record: Applied) -> tuple[int, int]:
-    return record.epoch, record.start
+    return record.steps.epoch, record.steps.start

@@ -300,11 +300,7 @@ class ParameterServer:
             member.worker_id,
             member.received_id,
             lease.lease_id,
-            *lease.range,
-            lease.progress,
-            lease.pace,
-            lease.batch_size,
-            lease.parts,
+            lease.steps,
             state,
         )
 

@@ -128,7 +128,7 @@ def test_the_samples_ahead_end_with_the_epoch() -> None:
 
 def test_a_lease_has_a_minibatch_for_each_part() -> None:
     ledger = LeaseLedger(samples=22, epochs=1)
-    assert [ledger.grant(each, 4, 4, 8, parts=4).parts for each in (1, 2)] == [4, 2]
+    assert [ledger.grant(each, 4, 4, 8, parts=4).steps.parts for each in (1, 2)] == [4, 2]
 
 
 def test_a_worker_has_one_lease_and_its_number_never_returns() -> None:
@@ -151,7 +151,7 @@ def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
 
 def test_rivals_compute_the_same() -> None:
     _, first, second = two_rivals()
-    assert (second.range, second.pace, second.parts) == (first.range, first.pace, first.parts)
+    assert second.steps == first.steps
     assert (first.rival, second.rival) == (2, 1)
     assert first.lease_id != second.lease_id
 

@@ -7,12 +7,12 @@ import pytest
 
 from dist_net.optim import Adam, Momentum, Optimizer, start_rule
 from dist_net.training.worker.local_steps import (
-    LeaseSteps,
     LocalSteps,
     Minibatch,
     MinibatchGradient,
 )
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 
 TRAINED = 5000  # long enough for compiled loops
 SHAPES = (("weight", (TRAINED,)), ("mean", (3,)))
