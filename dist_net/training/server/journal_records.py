@@ -116,11 +116,13 @@ def decode_record(block: bytes) -> JournalRecord:
     (kind,) = _KIND.unpack(content)
     if kind == 1:
         _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
-        start, size, epoch, *how, rate, momentum = rest
+        start, size, epoch, progress, pace, batch_size, rate, momentum = rest
         outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
-        steps = LeaseSteps(epoch, start, start + size, *how, 1 + (bits >> 2))
+        lease = epoch, start, start + size, progress, pace, batch_size, 1 + (bits >> 2)
         base_version, is_packed = version - staleness, bool(bits & 1)
-        return Applied(version, worker, steps, base_version, is_packed, together, outer)
+        return Applied(
+            version, worker, LeaseSteps(*lease), base_version, is_packed, together, outer
+        )
     if kind == 2:
         _, version, name, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
         return Started(version, name.hex(), threads, batch_size, epochs, *limits)

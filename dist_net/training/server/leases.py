@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointError, SettingError
-from dist_net.wire.lease_steps import LeaseSteps
+from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 
 
 class Range(NamedTuple):
@@ -102,11 +102,13 @@ class LeaseLedger:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + batch_size * minibatches)
-        if stop < end:
+        left = minibatches_in(end - start, batch_size)
+        stop = end
+        if minibatches < left:
+            stop = start + batch_size * minibatches
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
-        parts = min(parts, -(-(stop - start) // batch_size))
+        parts = min(parts, minibatches, left)
         steps = LeaseSteps(epoch, start, stop, self.applied_samples, pace, batch_size, parts)
         return self._lease(worker_id, steps)
 

@@ -277,7 +277,7 @@ class ParameterServer:
         answers: list[ServerCommand] = []
         for member in list(self._waiting.values()):
             answer = self._answer(member, now)
-            if not answer:
+            if not answer and not self.run.is_spare(member):
                 break  # later requests wait for the same event
             answers += answer
         return answers

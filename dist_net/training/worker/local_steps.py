@@ -4,6 +4,7 @@ Everything that trains takes its steps here: a worker of a cluster, a replay, an
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -94,9 +95,8 @@ class LocalSteps:
             np.copyto(self._latest[0], base)
         loss_sum = right = 0.0
         share = part.batch_size / self._batch_size
-        for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
+        for number, (start, stop) in enumerate(pairwise(part.edges)):
             state, weights = self._latest
-            stop = min(start + part.batch_size, part.stop)
             self.due = weights, Minibatch(part.epoch, start, stop)
             yield
             loss, gradient, correct = self._gradient_at(*self.due)

@@ -16,7 +16,7 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import AdamW, Cosine
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.consistency import Consistency, OuterStep, local_batch_size
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import (
     Applied,
     Checkpointed,
@@ -53,7 +53,7 @@ RECIPE = Recipe(
     optimizer=AdamW(),
     learning_rate=0.01,
     schedule=Cosine(),
-    batch_size=32,
+    batch_size=40,
     epochs=5,
     clip_norm=0.5,
     average_decay=0.99,
@@ -187,7 +187,7 @@ def test_a_run_with_dropout_buffers_parts_and_frames_is_replayed(mode: RunSettin
         assert {each.together for each in applied} == {3}
     assert {each.steps.parts for each in applied} >= {1, 3}
     assert {each.is_packed for each in applied} == {False, True}
-    share = local_batch_size(mode.consistency, 5, mode.minibatches, mode.batch_size)
+    share = -(-mode.batch_size // 5)
     assert {each.steps.batch_size for each in applied} == {share} != {mode.batch_size}
     assert run.store.version > 3
     last = run.checkpoint()

@@ -17,7 +17,7 @@ from dist_net.errors import (
 from dist_net.training.server import journal as module
 from dist_net.training.server import journal_records
 from dist_net.training.server.consistency import WHOLE as WHOLE_STEP
-from dist_net.training.server.consistency import Consistency, OuterStep, outer_step
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal import (
     JournalFile,
     JournalLag,
@@ -41,6 +41,7 @@ from dist_net.training.server.journal_records import (
     sha256_of,
 )
 from dist_net.training.server.loop import opened_journal
+from dist_net.training.server.round_plan import Division, outer_step
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.wire.lease_steps import LeaseSteps
@@ -104,7 +105,7 @@ def test_the_outer_step_is_recorded(outer: OuterStep) -> None:
 def test_the_share_of_an_asynchronous_result_has_the_same_float32_in_a_replay(
     workers: int,
 ) -> None:
-    outer = outer_step(Consistency.ASYNC, workers)
+    outer = outer_step(Consistency.ASYNC, Division(workers, 1, 1.0))
     record = decode_record(encode_record(APPLIED._replace(outer=outer)))
     assert isinstance(record, Applied)
     assert [np.float32(each) for each in record.outer] == [np.float32(each) for each in outer]

@@ -69,7 +69,7 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
     states[:, -1] = 1, 2, 4  # steps
     found = set()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
-        desk = Desk(a_run(consistency=consistency, local_steps=None))
+        desk = Desk(a_run(consistency=consistency, local_steps=None, batch_size=8))
         nodes = [b"a", b"b", b"c"]
         for node in nodes:
             desk.join(node)
@@ -82,12 +82,12 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
 
 
 def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_workers() -> None:
-    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48))
+    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48, batch_size=8))
     desk.join(b"host", parts=3)
     desk.join(b"b")
     one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
     assert (one.steps.parts, one.steps.samples, other.steps.samples) == (3, 6, 2)
-    assert one.steps.pace == other.steps.pace == 8
+    assert {(work.steps.batch_size, work.steps.pace) for work in (one, other)} == {(2, 8)}
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -128,7 +128,7 @@ def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds()
 
 
 def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:
-    desk, one, other = two_workers()
+    desk, one, other = two_workers(batch_size=8)
     desk.join(b"c")
     assert desk.has_to_wait(b"c", desk.a_pull(3))
     desk.answers(b"a", desk.a_push(one))
@@ -234,7 +234,7 @@ def test_the_rounds_of_an_epoch_are_equally_long() -> None:
 
 @pytest.mark.parametrize("consistency", Consistency)
 def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consistency) -> None:
-    desk = Desk(a_run(samples=4000, local_steps=None, consistency=consistency))
+    desk = Desk(a_run(samples=4000, batch_size=8, local_steps=None, consistency=consistency))
     speeds = {b"a": 0.1, b"b": 0.1, b"c": 0.4}  # seconds for a minibatch
     working: list[tuple[float, bytes, Work]] = []
     trained = Counter[bytes]()
@@ -284,7 +284,7 @@ def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> N
 
 
 def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None:
-    desk = Desk(a_run(consistency=ASYNC))
+    desk = Desk(a_run(consistency=ASYNC, batch_size=8))
     desk.join(b"host", parts=3)
     desk.join(b"b")
     desk.push(b"host", desk.pull(b"host", 1), 1.0)

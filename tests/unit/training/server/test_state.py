@@ -496,7 +496,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "journal_unwritten_bytes": 0,
         "journal_error": None,
         "loss_warning": None,
-        "link_warning": None,
+        "worker_warning": None,
         "resume_warnings": [],
     }
     assert worker == {
