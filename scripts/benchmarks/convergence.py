@@ -21,6 +21,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.data import Dataset, dataset_named
 from dist_net.nets.recipes.recipe import Recipe
@@ -34,9 +35,11 @@ from dist_net.nn import (
     Layer,
     Rescale,
     Sequential,
+    cross_entropy_of_logits,
+    mean_squared_error,
     relu,
 )
-from dist_net.optim import ConstantRate, Cosine
+from dist_net.optim import ConstantRate, Cosine, optimizer_named
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_state import RunState
@@ -192,18 +195,20 @@ def _runs_in(path: Path | None) -> dict[str, dict[str, float]]:
 @cache
 def _data(pixels: int, regression: bool) -> Dataset:
     """Return Fashion-MNIST, or the regression of an image's right part on its left part."""
-    whole, parts = dataset_named("fashion-mnist"), []
+    whole = dataset_named("fashion-mnist")
+    parts: list[NDArray[Any]] = []
     for images, labels in (
-        (whole.train_inputs, whole.train_targets),
-        (whole.test_inputs[:4000], whole.test_targets[:4000]),
+        (np.asarray(whole.train_inputs), np.asarray(whole.train_targets)),
+        (np.asarray(whole.test_inputs)[:4000], np.asarray(whole.test_targets)[:4000]),
     ):
-        squares = np.asarray(images).reshape(-1, 28 // pixels, pixels, 28 // pixels, pixels)
+        squares = images.reshape(-1, 28 // pixels, pixels, 28 // pixels, pixels)
         inputs = squares.mean((2, 4)).astype(np.uint8)
         left, right = np.split(inputs, [4], axis=2)
         targets = right.reshape(len(right), -1).astype(np.float32) / 255
-        parts += [left, targets] if regression else [inputs, np.asarray(labels)]
-    parts = [np.ascontiguousarray(each) for each in parts]
-    return Dataset("fashion-mnist", *parts, () if regression else whole.class_names)
+        parts += [left, targets] if regression else [inputs, labels]
+    inputs, targets, tests, labels = (np.ascontiguousarray(each) for each in parts)
+    names = () if regression else whole.class_names
+    return Dataset("fashion-mnist", inputs, targets, tests, labels, names)
 
 
 def prepared(case: Case) -> tuple[Recipe, Dataset]:
@@ -211,17 +216,18 @@ def prepared(case: Case) -> tuple[Recipe, Dataset]:
     task = TASKS[case.task]
     data = _data(task.pixels, task.regression)
     samples = min(case.samples, case.batch_size * case.minibatches)
-    inputs, targets = data.train_inputs[:samples], data.train_targets[:samples]
-    channel = case.task == "convolution"
-    tests = data.test_inputs
-    if channel:
+    inputs, targets, tests = (
+        np.asarray(each) for each in (data.train_inputs, data.train_targets, data.test_inputs)
+    )
+    inputs, targets = inputs[:samples], targets[:samples]
+    if case.task == "convolution":
         inputs, tests = inputs[..., None], tests[..., None]
     dataset = replace(data, train_inputs=inputs, train_targets=targets, test_inputs=tests)
     recipe = Recipe(
         network=task.network,
         dataset=lambda: dataset,
         input_shape=inputs.shape[1:],
-        **({"loss": "mse"} if task.regression else {}),
+        loss=mean_squared_error if task.regression else cross_entropy_of_logits,
         optimizer=case.optimizer,
         learning_rate=case.learning_rate,
         schedule=Cosine() if case.cosine else ConstantRate(),
@@ -245,7 +251,7 @@ def run_of(
         recipe.epochs,
         recipe.batch_size,
         seed,
-        recipe.optimizer,
+        optimizer_named(recipe.optimizer),
         recipe.learning_rate,
         recipe.schedule,
         recipe.layout.momenta,
