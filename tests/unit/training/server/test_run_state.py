@@ -14,7 +14,7 @@ from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, Adam, Momentum
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.run_state import LATE_FACTOR, RunState
-from dist_net.training.server.state import Record
+from dist_net.training.server.state import Record, SendToPeer
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
 
@@ -140,6 +140,38 @@ def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:
     assert desk.run.store.version == 1
     desk.answers(b"c", desk.a_push(following[b"c"]))
     assert desk.run.store.version == 2
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_worker_beyond_those_of_use_is_a_spare_and_replaces_one_that_leaves(
+    consistency: Consistency,
+) -> None:
+    """Four samples have two shares of two."""
+    desk, *works = two_workers(consistency=consistency, local_steps=None)
+    desk.join(b"c")
+    assert desk.has_to_wait(b"c", desk.a_pull(3))
+    assert "1 worker of 3 compute nothing" in desk.report()["worker_warning"]
+    for node, work in zip((b"a", b"b"), works, strict=True):
+        assert b"c" not in desk.answers(node, desk.a_push(work))
+    sends = [each for each in desk.leave(b"a", 1) if isinstance(each, SendToPeer)]
+    assert [each.node for each in sends] == [b"c"]
+    assert desk.report()["worker_warning"] is None
+
+
+def test_the_rates_of_a_round_end_where_its_samples_do() -> None:
+    """Workers of other speeds pass the same schedule, each in its own number of steps."""
+    desk, one, other = two_workers(samples=4000, local_steps=None)
+    for _ in range(6):
+        desk.now += 1.0
+        desk.has_to_wait(b"a", desk.a_push(one, computed_s=one.steps.samples * 0.01))
+        following = desk.answers(b"b", desk.a_push(other, computed_s=other.steps.samples * 0.03))
+        one, other = following[b"a"], following[b"b"]
+    ends = [
+        work.steps.progress + work.steps.pace * (len(work.steps.edges) - 1) for work in (one, other)
+    ]
+    together = one.steps.samples + other.steps.samples
+    assert one.steps.samples == 2 * other.steps.samples
+    assert ends == [one.steps.progress + together] * 2
 
 
 def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
