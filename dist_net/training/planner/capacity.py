@@ -103,22 +103,18 @@ class ClusterPlan:
 
     @property
     def _division(self) -> Division:
+        """The workers that compute, and their share of a minibatch; the others are spares."""
         return divided_minibatch(self._run, self.workers)
-
-    @property
-    def computing(self) -> int:
-        """The workers that compute; the others are spares."""
-        return self._division.workers
 
     @property
     def parts(self) -> int:
         """The workers that exchange together."""
-        return 1 if self.shares_memory else min(self.workers_per_host, self.computing)
+        return 1 if self.shares_memory else min(self.workers_per_host, self._division.workers)
 
     @property
     def exchanges(self) -> int:
         """The number of exchanges in which all workers take part once."""
-        return -(-self.computing // self.parts)
+        return -(-self._division.workers // self.parts)
 
     @property
     def state_size(self) -> int:
@@ -155,15 +151,15 @@ class ClusterPlan:
         return measured_s + sum(self._transfers_s) + 2 * self.network.latency_s
 
     @property
-    def _share(self) -> float:
-        """The part of a minibatch that a worker takes: a step's time is proportional to it."""
-        return self._division.batch_size / self.costs.batch_size
+    def _step_s(self) -> float:
+        """The seconds of a step, which are proportional to a worker's share of a minibatch."""
+        return 1e-3 * self.costs.step_ms * self._division.batch_size / self.costs.batch_size
 
     def _used_s(self, steps: int) -> dict[str, float]:
         """Return the seconds that a lease and its exchange occupy each shared resource."""
         used_s = {"server": self._cost.server_s(self.state_size)}
         if self.shares_memory:
-            computing_s = steps * self.costs.threads * 1e-3 * self.costs.step_ms * self._share
+            computing_s = steps * self.costs.threads * self._step_s
             return used_s | {"cores": (computing_s + self._alone_s) / self.cores}
         # In a round, all results arrive before the first worker is answered.
         return used_s | {"network": (max if self._is_async else sum)(self._transfers_s)}
@@ -177,8 +173,10 @@ class ClusterPlan:
 
     def predict(self) -> PredictedCapacity:
         count, alone_s = self.exchanges, self._alone_s
-        unhindered_s = 1e-3 * self.costs.step_ms * self._share
-        threads = self.costs.threads * (self.computing if self.shares_memory else self.parts)
+        division, unhindered_s = self._division, self._step_s
+        threads = self.costs.threads * (
+            self._division.workers if self.shares_memory else self.parts
+        )
         step_s = unhindered_s * max(1.0, threads / self.cores)
         busiest_s = max(self._used_s(0).values())
         if self._is_async:  # workers lengthen their leases until the queue is empty
@@ -194,7 +192,7 @@ class ClusterPlan:
         worker_s = steps * unhindered_s + alone_s
         return PredictedCapacity(
             self.workers,
-            self.computing * steps * self.costs.batch_size * self._share / cycle_s,
+            division.workers * steps * division.batch_size / cycle_s,
             steps,
             1 - steps * step_s / cycle_s,
             count - 1 if self._is_async else 0,

@@ -160,7 +160,8 @@ def plan_round(run: PlannedRun, workers: Sequence[LeaseTimes], ahead: int) -> Ro
     known = [each for each in times if each.step_s]
     longest_s = _seconds_of(known, most)
     shortest_s = min(_seconds_of(known, usual), LONGEST_WAIT_S if len(times) == 1 else math.inf)
-    round_s = min(max(_needed_s(known), shortest_s), longest_s)
+    needed_s = (1 + COMPUTING_TO_EXCHANGE) * max((each.exchange_s for each in known), default=0.0)
+    round_s = min(max(needed_s, shortest_s), longest_s)
     alone = run.local_steps or FEWEST_STEPS
     first = max(1, round(min(usual, FIRST_STEPS if len(workers) > 1 else alone)))
     limits = [each.steps_in(round_s, most) if each.step_s else first for each in times]
@@ -209,11 +210,6 @@ def _step_limits(run: PlannedRun, division: Division) -> tuple[float, float]:
 def _taken(times: Sequence[LeaseTimes], steps: Sequence[int]) -> list[int]:
     """Return the minibatches of each worker."""
     return [each.parts * taken for each, taken in zip(times, steps, strict=True)]
-
-
-def _needed_s(times: Sequence[LeaseTimes]) -> float:
-    """Return the seconds of a round of which exchanges take a small enough part."""
-    return (1 + COMPUTING_TO_EXCHANGE) * max((each.exchange_s for each in times), default=0.0)
 
 
 def _seconds_of(times: Sequence[LeaseTimes], most: float) -> float:
