@@ -145,8 +145,7 @@ class RunChecks:
             ),
             f"{progress} samples were applied before": record.steps.progress != progress,
             f"not the share of a minibatch, {shares}": record.steps.batch_size not in shares,
-            f"pace {record.steps.pace}": record.steps.pace % pace
-            or record.steps.pace < pace * record.steps.parts,
+            f"pace {record.steps.pace}": record.steps.pace < pace * record.steps.parts,
             "more than one step": is_bsp and steps > record.steps.parts,
             "a result of another round": not is_async and record.base_version != version - 1,
             "more than the result is applied": is_async and not 0 < record.outer.rate <= 1,

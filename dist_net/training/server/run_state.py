@@ -180,9 +180,9 @@ class RunState:
                 return None
         self._waits_for.discard(member.worker_id)
         parts, steps = self._lots.get(member.worker_id) or max(self._lots.values())
+        parts = min(parts, member.parts)
         pace = max(1, plan.samples // steps)
-        facts = plan.batch_size, pace, min(parts, member.parts)
-        return self.ledger.grant(member.worker_id, parts * steps, *facts)
+        return self.ledger.grant(member.worker_id, parts * steps, plan.batch_size, pace, parts)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
