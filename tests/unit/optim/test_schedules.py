@@ -70,7 +70,7 @@ def test_a_rate_that_is_no_rate_is_refused_with_its_epoch(wrong):
     rate_at = LearningRate(0.1, lambda epoch, _: 1.0 if epoch < 2.5 else wrong, 100, 5)
     assert rate_at(249) == 0.1
     for refused in (lambda: rate_at(250), rate_at.require_rates):
-        with pytest.raises(SettingError, match=naming("epoch 2.5 of 5", repr(wrong))):
+        with pytest.raises(SettingError, match=naming("schedule(2.5, 5)", repr(wrong))):
             refused()
 
 
