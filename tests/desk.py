@@ -98,7 +98,7 @@ class Desk:
         assert work.state is not None
         push = Push(
             *self.numbered(work.worker_id),
-            *(work.lease_id, 2.0 * (work.stop - work.start), 3, 0.0),
+            *(work.lease_id, 2.0 * work.steps.samples, 3, 0.0),
             work.state + np.float32(change),
         )
         return push._replace(**facts)

@@ -20,7 +20,8 @@ def assert_each_sample_once(run: Path, samples: int, journal: str = "journal") -
         times.update((epoch, sample) for sample in range(start, stop))
     for record in read_journal(run / journal).records():
         if isinstance(record, Applied) and record.version <= checkpoint.version:
-            times.update((record.epoch, sample) for sample in range(record.start, record.stop))
+            epoch, start, stop, *_ = record.steps
+            times.update((epoch, sample) for sample in range(start, stop))
     epochs: int = checkpoint.ledger["next_epoch"]
     assert times == {(epoch, sample): 1 for epoch in range(epochs) for sample in range(samples)}
     return epochs

@@ -140,7 +140,7 @@ def _errors(report: Report) -> Iterator[Text]:
         ("checkpoint_error", ERROR),
         ("journal_error", ERROR),
         ("loss_warning", WARNING),
-        ("link_warning", WARNING),
+        ("worker_warning", WARNING),
     ):
         if report[name] is not None:
             yield _paragraph(report[name], style)

@@ -305,6 +305,9 @@ def schedule_named(schedule: str | Schedule) -> Schedule:
     return SCHEDULES[schedule]
 
 
+CHECKED_EPOCHS = 1000
+
+
 @dataclass(frozen=True)
 class LearningRate:
     """The learning rate of a run of ``epochs`` passes over ``samples`` samples."""
@@ -315,10 +318,15 @@ class LearningRate:
     epochs: int
 
     def __call__(self, progress: float) -> float:
-        """Return the rate after ``progress`` samples, counted over all epochs.
+        """Return the rate after ``progress`` samples, counted over all epochs, at most all.
 
         Raise ``SettingError`` unless the schedule returns a finite number that is not negative.
         """
-        epoch = progress / self.samples
+        epoch = min(progress / self.samples, self.epochs)
         multiplier = self.schedule(epoch, self.epochs)
         return self.highest * not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)
+
+    def require_rates(self) -> None:
+        """Raise ``SettingError`` if the rate is refused at one of a thousand epochs."""
+        for place in range(CHECKED_EPOCHS + 1):
+            self(self.samples * self.epochs * place / CHECKED_EPOCHS)

@@ -34,12 +34,8 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from dist_net.vector import Vector
 from dist_net.wire.fields import Count, Digest, Document, HostName, Limits, Name, Payloads, Reason
+from dist_net.wire.lease_steps import LeaseSteps, Parts
 from dist_net.wire.serving_messages import ServingMessage
-
-MAX_PARTS = 32
-"""The largest number of parts of a lease: a journal's record has five bits for it."""
-
-Parts = Annotated[int, Limits(low=1, high=MAX_PARTS)]
 
 
 class SegmentAddress(NamedTuple):
@@ -153,23 +149,13 @@ class Pull(NamedTuple):
 class Work(NamedTuple):
     """A lease, and the training state to begin from; also the acknowledgement of a push.
 
-    The worker takes a local step for each ``batch_size`` samples of ``start`` to ``stop`` of the
-    shuffled order of ``epoch``, in ``parts`` parts that begin from the same state. Its first step
-    has the learning rate after ``progress`` samples of the run, each further step that after
-    ``pace`` samples more: all workers advance at the same time. A worker without shared memory
-    receives the ``state`` packed (see ``dist_net.wire.packing``).
+    A worker without shared memory receives the ``state`` packed (see ``dist_net.wire.packing``).
     """
 
     worker_id: int
     request_id: int
     lease_id: int
-    epoch: int
-    start: int
-    stop: int
-    progress: int
-    pace: int
-    batch_size: Annotated[int, Limits(low=1)]
-    parts: Parts
+    steps: LeaseSteps
     state: Vector | None
 
 

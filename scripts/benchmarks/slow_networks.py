@@ -103,7 +103,7 @@ def joined_speed(case: Case, hosts: list[list[str]]) -> tuple[float, int]:
             started(join, stderr=subprocess.DEVNULL)
         speed = speed_of(server, run, case)
         records = list(read_journal(run.journal).records())
-    return speed, max(each.stop - each.start for each in records if isinstance(each, Applied))
+    return speed, max(each.steps.samples for each in records if isinstance(each, Applied))
 
 
 def speed_of(train: subprocess.Popen[bytes], run: RunDirectory, case: Case) -> float:

@@ -128,7 +128,7 @@ def test_workers_share_the_minibatches_of_a_convolutional_net_with_batch_norm(
         run.wait()
         weights = run.snapshot().weights
     records = read_journal(checkpoint.with_suffix(".journal")).records()
-    sizes = [each.batch_size for each in records if isinstance(each, Applied)]
+    sizes = [each.steps.batch_size for each in records if isinstance(each, Applied)]
     assert sizes.count(recipe.batch_size // 2) > len(sizes) / 2
     assert Evaluator(recipe.model, with_channels())(weights).accuracy > 0.85
     assert recipe.model.layout.views(weights)["batchnorm/variance"].min() > 0

@@ -10,13 +10,13 @@ import pytest
 from dist_net.optim import Adam
 from dist_net.training.worker import part_processes as module
 from dist_net.training.worker.local_steps import (
-    LeaseSteps,
     LocalSteps,
     Minibatch,
     MinibatchGradient,
 )
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 
 SIZE, STEPS = 300, StepSettings(5, 2, 1, "Adam()", 0.1)

@@ -122,7 +122,7 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
         cluster.wait()
         host.result()
     journal = read_journal(path.with_suffix(".journal"))
-    assert max(each.parts for each in journal.records() if isinstance(each, Applied)) == 3
+    assert max(each.steps.parts for each in journal.records() if isinstance(each, Applied)) == 3
     assert_replayed(PLAIN, path, consistency)
 
 

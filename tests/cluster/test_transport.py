@@ -23,6 +23,7 @@ from dist_net.errors import (
 from dist_net.wire import connections, security
 from dist_net.wire.codec import decode, encode
 from dist_net.wire.invitation import invite, peer_keys_of, revoke
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
     Enroll,
@@ -130,7 +131,7 @@ def a_push(state):
 
 
 def some_work(state):
-    return Work(1, 3, 0, 0, 32, 64, 6, 32, 32, 1, state)
+    return Work(1, 3, 0, LeaseSteps(0, 32, 64, 6, 32, 32), state)
 
 
 def test_states_travel_both_ways(server, client):

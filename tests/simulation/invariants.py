@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,16 @@ from dist_net.checkpoint import Checkpoint
 from dist_net.errors import BadInputError
 from dist_net.optim import SGD
 from dist_net.training.run.replayed_run import Replay
-from dist_net.training.server.consistency import Consistency, local_batch_size
+from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import JournalFile, read_journal
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
+from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.run_state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Alive, Message, Push, Stop, Work
 from simulation.counting import CountingStep
 from simulation.disk import VirtualDisk, checkpoint_on
@@ -114,12 +116,12 @@ class RunChecks:
         applied = before.applied.copy()
         for record in records:
             self._check_record(record, version, len(records))
-            first = record.epoch * self._settings.samples
-            samples = slice(first + record.start, first + record.stop)
+            first = record.steps.epoch * self._settings.samples
+            samples = slice(first + record.steps.start, first + record.steps.stop)
             if applied[samples].any():
                 raise InvariantBrokenError(f"samples are applied a second time: {record}")
             applied[samples] = True
-        sizes = {record.batch_size for record in records}
+        sizes = {record.steps.batch_size for record in records}
         require(len(sizes) == 1, f"a round has minibatches of different sizes: {sizes}")
         self._check_steps(before.state, store.state, records)
         if isinstance(self._settings.optimizer, SGD):
@@ -131,17 +133,20 @@ class RunChecks:
         consistency = self._settings.consistency
         is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
         progress = int(self._versions[record.base_version].applied.sum())
-        facts = self._settings.minibatches, self._settings.batch_size
-        shares = {local_batch_size(consistency, parts, *facts) for parts in range(1, MAX_PARTS)}
-        pace = record.batch_size  # of each part
+        settings = self._settings
+        facts = consistency, settings.minibatches, settings.batch_size, bool(settings.momenta)
+        divisions = [divided_minibatch(PlannedRun(*facts), n) for n in range(1, MAX_PARTS)]
+        shares = {each.batch_size for each in divisions}
+        steps = minibatches_in(record.steps.samples, record.steps.batch_size)
+        pace = record.steps.batch_size  # of each part
         broken = {
             f"not one of {together} of version {version}": (
                 (record.version, record.together) != (version, together)
             ),
-            f"{progress} samples were applied before": record.progress != progress,
-            f"not the share of a minibatch, {shares}": record.batch_size not in shares,
-            f"pace {record.pace}": record.pace % pace or record.pace < pace * record.parts,
-            "more than one step": is_bsp and record.samples > pace * record.parts,
+            f"{progress} samples were applied before": record.steps.progress != progress,
+            f"not the share of a minibatch, {shares}": record.steps.batch_size not in shares,
+            f"pace {record.steps.pace}": record.steps.pace < pace * record.steps.parts,
+            "more than one step": is_bsp and steps > record.steps.parts,
             "a result of another round": not is_async and record.base_version != version - 1,
             "more than the result is applied": is_async and not 0 < record.outer.rate <= 1,
         }
@@ -150,12 +155,12 @@ class RunChecks:
 
     def _check_steps(self, before: Vector, state: Vector, records: Sequence[Applied]) -> None:
         """Check that the count of steps is the mean of the workers', as the optimizer's vectors."""
-        parts = sum(each.parts for each in records)
+        parts = sum(each.steps.parts for each in records)
         mean = 0.0
         for record in records:
-            steps = math.ceil(record.samples / record.batch_size)
+            steps = minibatches_in(record.steps.samples, record.steps.batch_size)
             base = self._versions[record.base_version].state[-1]
-            mean += (base * record.parts + steps) / parts
+            mean += (base * record.steps.parts + steps) / parts
         expected = before[-1] + records[0].outer.share * (mean - before[-1])
         is_mean = abs(state[-1] - expected) < 1e-3 * (1 + expected)
         require(is_mean, f"the state has {state[-1]} steps, expected {expected}")
@@ -166,15 +171,13 @@ class RunChecks:
         """Check that each recorded sample, and no other, has changed its parameter by its rate."""
         settings, (rate, momentum, _) = self._settings, records[0].outer
         counted = settings.samples_total
-        parts = sum(each.parts for each in records)
+        parts = sum(each.steps.parts for each in records)
         change = np.zeros(counted)
         for record in records:
-            how = record.progress, record.pace, record.batch_size, record.parts
-            for part in LeaseSteps(*record.range, *how).split():
-                first = record.epoch * settings.samples
-                starts = range(part.start, part.stop, record.batch_size)
-                for number, start in enumerate(starts):
-                    samples = slice(first + start, first + min(starts.stop, start + starts.step))
+            for part in record.steps.split():
+                first = part.epoch * settings.samples
+                for number, (start, stop) in enumerate(pairwise(part.edges)):
+                    samples = slice(first + start, first + stop)
                     learning_rate = settings.learning_rate_at(part.progress + number * part.pace)
                     change[samples] = -learning_rate / parts
         followed = momentum * before.momentum[:counted] + change

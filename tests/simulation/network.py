@@ -34,7 +34,7 @@ HEADER_BYTES = 100
 
 TOLD_OF: dict[type, tuple[str, ...]] = {
     Welcome: ("worker_id", "incarnation"),
-    Work: ("request_id", "lease_id", "epoch", "start", "stop", "parts"),
+    Work: ("request_id", "lease_id", "steps"),
     Push: ("request_id", "worker_id", "lease_id"),
     Refuse: ("reason",),
     Stop: ("reason",),

@@ -19,14 +19,14 @@ from dist_net.vector import Vector
 from simulation.network import Link
 from simulation.timed_cluster import TimedCluster
 
-SAMPLES, EPOCHS = 62, 2
+SAMPLES, EPOCHS = 124, 2
 RUN_SETTINGS = RunSettings(
     recipe="line",
     recipe_digest="abc",
     layout=(("weights", (5,)),),
     samples=SAMPLES,
     epochs=EPOCHS,
-    batch_size=4,
+    batch_size=8,
     learning_rate=0.1,
 )
 INPUTS = np.random.default_rng(5).normal(size=(EPOCHS, SAMPLES, 5)).astype(np.float32)
@@ -56,8 +56,8 @@ def cluster_of(
 def weights_of_one_process() -> Vector:
     weights = np.zeros(5, np.float32)
     for epoch in range(EPOCHS):
-        for start in range(0, SAMPLES, 4):
-            minibatch = Minibatch(epoch, start, min(start + 4, SAMPLES))
+        for start in range(0, SAMPLES, 8):
+            minibatch = Minibatch(epoch, start, min(start + 8, SAMPLES))
             weights = weights - np.float32(0.1) * gradient_of_line(weights, minibatch).gradient
     return weights
 

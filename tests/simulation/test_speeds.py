@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.training.server.consistency import Consistency, local_batch_size
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
@@ -23,7 +24,7 @@ RUN_SETTINGS = RunSettings(
     layout=(("applied", (EPOCHS, SAMPLES)),),
     samples=SAMPLES,
     epochs=EPOCHS,
-    batch_size=4,
+    batch_size=8,
     learning_rate=1.0,
 )
 BETWEEN_HOSTS = Link(0.02, 100e6 / 8)
@@ -48,8 +49,8 @@ def cluster_of(
 def share_of_speeds(cluster: TimedCluster, steps_s: Sequence[float]) -> float:
     """Return the local steps per second as a share of the sum of its workers' speeds."""
     settings = cluster.run.settings
-    facts = settings.minibatches, settings.batch_size
-    batch_size = local_batch_size(settings.consistency, len(steps_s), *facts)
+    facts = settings.consistency, settings.minibatches, settings.batch_size
+    batch_size = divided_minibatch(PlannedRun(*facts), len(steps_s)).batch_size
     steps_per_s = settings.samples_total / batch_size / cluster.until_finished()
     assert cluster.run.ledger.applied_samples == settings.samples_total
     return steps_per_s / sum(1 / step_s for step_s in steps_s)
@@ -125,7 +126,7 @@ def test_a_link_that_is_too_slow_for_the_run_is_reported_with_what_would_help() 
         cluster = cluster_of([STEP_S] * 2, [Link(latency_s)] * 2, epochs=1)
         while cluster.run.store.version < 3:
             cluster.step()
-        warnings.append(run_report(cluster.run, 0, cluster.now)["link_warning"])
+        warnings.append(run_report(cluster.run, 0, cluster.now)["worker_warning"])
     assert warnings[0] is None
     assert "does not pay off" in warnings[1]
 

@@ -18,6 +18,7 @@ from dist_net.errors import (
 )
 from dist_net.optim import SGD, Adam, ConstantRate, Cosine, Momentum, Optimizer
 from dist_net.processes.supervisor import RestartBudget
+from dist_net.training.server import round_plan
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
@@ -36,9 +37,12 @@ from simulation.processes import (
 )
 from simulation.schedule import TracedSchedule
 
-BATCH_SIZES = 3, 8
-"""Workers take turns with minibatches of three samples, which are too few to share, as they do in
-long runs, and share minibatches of eight."""
+BATCH_SIZES = 10, 32
+"""Shares have eight samples, because there are buffers: of ten samples one worker computes, or two
+take turns, of 32 four share each minibatch. The others are spares."""
+
+round_plan.MINIBATCHES = 8
+"""Simulated runs are short, so groups take turns in runs of fewer minibatches than in real ones."""
 
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
@@ -85,7 +89,7 @@ class TrainingRun:
         random = self.random = self.schedule.random
         consistency = Consistency.parse(str(random.choice(list(Consistency))))
         batch_size = int(random.choice(BATCH_SIZES))
-        samples, epochs = 12 * int(random.integers(2, 5)), int(random.integers(1, 4))
+        samples, epochs = 12 * int(random.integers(3, 5)), int(random.integers(1, 4))
         local_steps = int(random.integers(0, 7)) or None
         self.settings = RunSettings(
             recipe="counting",

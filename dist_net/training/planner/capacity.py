@@ -13,8 +13,15 @@ from typing import NamedTuple
 
 from dist_net.errors import SettingError
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
-from dist_net.training.server.consistency import Consistency, local_batch_size, step_limits
-from dist_net.training.server.lease_lengths import COMPUTING_TO_EXCHANGE, LeaseTimes, round_s
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.round_plan import (
+    COMPUTING_TO_EXCHANGE,
+    Division,
+    LeaseTimes,
+    PlannedRun,
+    divided_minibatch,
+    plan_round,
+)
 from dist_net.wire.packing import BLOCK, StatePacking
 
 MAX_WORKERS = 1000
@@ -90,14 +97,24 @@ class ClusterPlan:
         return self.network.bytes_per_s is None
 
     @property
+    def _run(self) -> PlannedRun:
+        facts = self.consistency, self.costs.minibatches, self.costs.batch_size
+        return PlannedRun(*facts, local_steps=self.local_steps)
+
+    @property
+    def _division(self) -> Division:
+        """The workers that compute, and their share of a minibatch; the others are spares."""
+        return divided_minibatch(self._run, self.workers)
+
+    @property
     def parts(self) -> int:
         """The workers that exchange together."""
-        return 1 if self.shares_memory else min(self.workers_per_host, self.workers)
+        return 1 if self.shares_memory else min(self.workers_per_host, self._division.workers)
 
     @property
     def exchanges(self) -> int:
         """The number of exchanges in which all workers take part once."""
-        return -(-self.workers // self.parts)
+        return -(-self._division.workers // self.parts)
 
     @property
     def state_size(self) -> int:
@@ -134,40 +151,32 @@ class ClusterPlan:
         return measured_s + sum(self._transfers_s) + 2 * self.network.latency_s
 
     @property
-    def _share(self) -> float:
-        """The part of a minibatch that a worker takes: a step's time is proportional to it."""
-        costs, parts = self.costs, self.exchanges * self.parts
-        facts = costs.minibatches, costs.batch_size
-        return local_batch_size(self.consistency, parts, *facts) / costs.batch_size
+    def _step_s(self) -> float:
+        """The seconds of a step, which are proportional to a worker's share of a minibatch."""
+        return 1e-3 * self.costs.step_ms * self._division.batch_size / self.costs.batch_size
 
     def _used_s(self, steps: int) -> dict[str, float]:
         """Return the seconds that a lease and its exchange occupy each shared resource."""
         used_s = {"server": self._cost.server_s(self.state_size)}
         if self.shares_memory:
-            computing_s = steps * self.costs.threads * 1e-3 * self.costs.step_ms * self._share
+            computing_s = steps * self.costs.threads * self._step_s
             return used_s | {"cores": (computing_s + self._alone_s) / self.cores}
         # In a round, all results arrive before the first worker is answered.
         return used_s | {"network": (max if self._is_async else sum)(self._transfers_s)}
 
     def _local_steps(self, exchange_s: float, step_s: float) -> int:
         """Return the local steps that the server would choose; see ``RunState``."""
-        together = 1 if self._is_async else self.exchanges
-        steps = self.local_steps
-        if steps is None:
-            times = LeaseTimes(exchange_s, step_s, self.parts)
-            parts = self.exchanges * self.parts
-            minibatches = self.costs.minibatches / self._share
-            limits = step_limits(self.consistency, parts, minibatches, parts * self._share)
-            steps = times.steps_in(round_s([times] * self.exchanges, limits))
-        # Leases (async) or rounds divide an epoch into equal parts.
-        ahead = math.ceil(self.costs.minibatches / self._share / self.costs.epochs)
-        rounds = -(-ahead // (steps * self.parts * together))
-        return max(1, round(ahead / (rounds * self.parts * together)))
+        times = LeaseTimes(exchange_s, step_s, self.parts)
+        ahead = math.ceil(self.costs.minibatches * self.costs.batch_size / self.costs.epochs)
+        steps = plan_round(self._run, [times] * self.exchanges, ahead).steps
+        return max(1, round(sum(steps) / len(steps)))
 
     def predict(self) -> PredictedCapacity:
         count, alone_s = self.exchanges, self._alone_s
-        unhindered_s = 1e-3 * self.costs.step_ms * self._share
-        threads = self.costs.threads * (self.workers if self.shares_memory else self.parts)
+        division, unhindered_s = self._division, self._step_s
+        threads = self.costs.threads * (
+            self._division.workers if self.shares_memory else self.parts
+        )
         step_s = unhindered_s * max(1.0, threads / self.cores)
         busiest_s = max(self._used_s(0).values())
         if self._is_async:  # workers lengthen their leases until the queue is empty
@@ -183,7 +192,7 @@ class ClusterPlan:
         worker_s = steps * unhindered_s + alone_s
         return PredictedCapacity(
             self.workers,
-            self.workers * steps * self.costs.batch_size * self._share / cycle_s,
+            division.workers * steps * division.batch_size / cycle_s,
             steps,
             1 - steps * step_s / cycle_s,
             count - 1 if self._is_async else 0,

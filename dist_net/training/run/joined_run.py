@@ -26,7 +26,7 @@ from dist_net.processes.supervisor import RESTARTS, Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
-from dist_net.wire.messages import MAX_PARTS
+from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import write_peer_keys
 from dist_net.wire.segment import available

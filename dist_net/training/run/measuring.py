@@ -24,10 +24,11 @@ from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.planner.costs import ExchangeCost
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps, Minibatch
+from dist_net.training.worker.local_steps import LocalSteps, Minibatch
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys, load_server_keys
 
 STEP_SECONDS, MIN_STEPS = 1.0, 5

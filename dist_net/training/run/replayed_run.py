@@ -20,7 +20,7 @@ from dist_net.training.server.journal_records import (
 )
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.worker.local_steps import GradientFunction, LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
 from dist_net.vector import Vector
 
 
@@ -178,8 +178,7 @@ class Replay:
         if applied.is_packed:
             rounded = np.empty_like(base)
             packing.unpack_base(packing.pack_base(base), out=rounded)
-        how = applied.progress, applied.pace, applied.batch_size, applied.parts
-        for _ in local.take(rounded, LeaseSteps(*applied.range, *how)):
+        for _ in local.take(rounded, applied.steps):
             pass
         state = local.state
         if applied.is_packed:

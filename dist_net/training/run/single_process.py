@@ -26,9 +26,9 @@ from dist_net.training.run.callbacks import (
     require_callbacks,
 )
 from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 
 

@@ -21,7 +21,7 @@ WARNINGS = {
     "metrics_error": "metrics can be written again",
     "loss_warning": None,
     "join_warning": None,
-    "link_warning": None,
+    "worker_warning": None,
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 

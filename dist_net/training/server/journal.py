@@ -87,7 +87,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
                 break
             kept_bytes, last_version = offset, max(last_version, record.version)
             if isinstance(record, Applied):
-                samples += record.samples
+                samples += record.steps.samples
         raise JournalMismatchError(f"version {version} is not in the journal, or is damaged")
 
 

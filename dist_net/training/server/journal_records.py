@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.training.server.consistency import WHOLE, OuterStep
-from dist_net.training.server.leases import Range
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 
 BLOCK_BYTES = 64
 FORMAT_VERSION = 2
@@ -39,32 +39,17 @@ _CHECKSUM = struct.Struct("<I")
 class Applied(NamedTuple):
     """The result of a lease, which made the state ``version`` with ``together`` - 1 others.
 
-    The lease was samples ``start`` to ``stop`` of an epoch's shuffled order, computed from the
-    state ``base_version``; for the rest of its fields see ``Work``. With ``is_packed``,
-    base and result travelled as frames, and were rounded. ``outer`` applied the results' mean.
+    Its ``steps`` began from the state ``base_version``. With ``is_packed``, base and result
+    travelled as frames, and were rounded. ``outer`` applied the results' mean.
     """
 
     version: int
     worker_id: int
-    epoch: int
-    start: int
-    stop: int
+    steps: LeaseSteps
     base_version: int
-    progress: int
-    pace: int
-    batch_size: int
-    parts: int = 1
     is_packed: bool = False
     together: int = 1
     outer: OuterStep = WHOLE
-
-    @property
-    def samples(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def range(self) -> Range:
-        return Range(self.epoch, self.start, self.stop)
 
 
 class Started(NamedTuple):
@@ -113,11 +98,11 @@ def encode_header(identity: bytes) -> bytes:
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):
         rate, momentum, share = record.outer
-        bits = record.is_packed + 2 * (share == 1) + 4 * (record.parts - 1)
+        epoch, start, stop, *how, parts = record.steps
+        bits = record.is_packed + 2 * (share == 1) + 4 * (parts - 1)
         staleness = record.version - record.base_version
-        numbers = record.version, record.worker_id, staleness, record.start, record.samples
-        how = record.epoch, record.progress, record.pace, record.batch_size, rate, momentum
-        return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, *how))
+        numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
+        return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, rate, momentum))
     if isinstance(record, Started):
         version, incarnation, *whole, rate, clip_norm, decay = record
         name = bytes.fromhex(incarnation)
@@ -131,12 +116,13 @@ def decode_record(block: bytes) -> JournalRecord:
     (kind,) = _KIND.unpack(content)
     if kind == 1:
         _, bits, together, version, worker, staleness, *rest = _APPLIED.unpack(content)
-        start, size, epoch, *how, rate, momentum = rest
+        start, size, epoch, progress, pace, batch_size, rate, momentum = rest
         outer = OuterStep(rate, momentum, 1.0 if bits & 2 else rate)
-        samples, parts, is_packed = (epoch, start, start + size), 1 + (bits >> 2), bool(bits & 1)
-        progress, pace, batch_size = how
-        what = version, worker, *samples, version - staleness, progress, pace, batch_size
-        return Applied(*what, parts, is_packed, together, outer)
+        lease = epoch, start, start + size, progress, pace, batch_size, 1 + (bits >> 2)
+        base_version, is_packed = version - staleness, bool(bits & 1)
+        return Applied(
+            version, worker, LeaseSteps(*lease), base_version, is_packed, together, outer
+        )
     if kind == 2:
         _, version, name, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
         return Started(version, name.hex(), threads, batch_size, epochs, *limits)
@@ -189,8 +175,8 @@ class _RecordOrder:
                 return (
                     record.version == self.version + self.is_whole
                     and 0 <= self.first_version <= record.base_version < record.version
-                    and record.start < record.stop
-                    and record.pace > 0 < record.batch_size
+                    and record.steps.start < record.steps.stop
+                    and record.steps.pace > 0 < record.steps.batch_size
                     and record.together >= 1 + (0 if self.is_whole else self._missing)
                     and all(0 <= each < math.inf for each in record.outer)
                 )

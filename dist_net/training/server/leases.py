@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointError, SettingError
+from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 
 
 class Range(NamedTuple):
@@ -31,19 +32,16 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A range held by a worker; see ``Work`` for ``pace``, ``batch_size``, ``parts``, ``progress``.
-
-    It begins from the state ``version``. ``rival`` is the other worker with the same range.
-    """
+    """Local steps of a worker, from the state ``version``. ``rival`` also takes them."""
 
     lease_id: int
-    range: Range
-    pace: int
-    batch_size: int
-    parts: int = 1
+    steps: LeaseSteps
     rival: int | None = None
     version: int = 0
-    progress: int = 0
+
+    @property
+    def range(self) -> Range:
+        return Range(*self.steps[:3])
 
 
 class LeaseLedger:
@@ -104,15 +102,18 @@ class LeaseLedger:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
         epoch, start, end = self._pool.popleft()
-        stop = min(end, start + batch_size * minibatches)
-        if stop < end:
+        left = minibatches_in(end - start, batch_size)
+        stop = end
+        if minibatches < left:
+            stop = start + batch_size * minibatches
             self._pool.appendleft(Range(epoch, stop, end))
         self._unleased -= stop - start
-        parts = min(parts, -(-(stop - start) // batch_size))
-        return self._lease(worker_id, Range(epoch, start, stop), pace, batch_size, parts)
+        parts = min(parts, minibatches, left)
+        steps = LeaseSteps(epoch, start, stop, self.applied_samples, pace, batch_size, parts)
+        return self._lease(worker_id, steps)
 
-    def _lease(self, worker_id: int, *facts: Any) -> Lease:
-        lease = self._leases[worker_id] = Lease(self._next_lease_id, *facts)
+    def _lease(self, worker_id: int, steps: LeaseSteps, rival: int | None = None) -> Lease:
+        lease = self._leases[worker_id] = Lease(self._next_lease_id, steps, rival)
         self._next_lease_id += 1
         return lease
 
@@ -121,8 +122,7 @@ class LeaseLedger:
         for holder, lease in self._leases.items():
             if lease.rival is None:
                 lease.rival = worker_id
-                facts = lease.range, lease.pace, lease.batch_size, lease.parts
-                return self._lease(worker_id, *facts, holder)
+                return self._lease(worker_id, lease.steps, holder)
         return None
 
     def collect(self, worker_id: int) -> Lease:
@@ -182,7 +182,7 @@ class LeaseLedger:
             self._leases[lease.rival].rival = None
             return 0
         self._return(lease.range)
-        return lease.range.samples
+        return lease.steps.samples
 
     def to_json(self) -> dict[str, Any]:
         """Return the state for a checkpoint; leased and collected samples count as not applied."""

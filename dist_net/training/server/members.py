@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from dist_net.training.server.lease_lengths import LeaseTimes, measured
 from dist_net.training.server.metrics import RecentSpeed
+from dist_net.training.server.round_plan import LeaseTimes, measured
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
 
 MAX_LOOK_S = 0.5
@@ -64,10 +65,12 @@ class Member:
         """The median round trip of the last heartbeats; 0 before the first."""
         return median(self.round_trips_s) if self.round_trips_s else 0.0
 
-    def has_computed(self, samples: int, batch_size: int, computed_s: float, now: float) -> None:
-        """Measure a lease of ``samples``, of which the worker computed for ``computed_s``."""
+    def has_computed(self, steps: LeaseSteps, computed_s: float, now: float) -> None:
+        """Measure a lease, of which the worker computed for ``computed_s``."""
         took_s = 0.0 if self.began_s is None else now - self.began_s
-        latest = measured(took_s, computed_s, samples / batch_size, self.parts)
+        batch_size = steps.batch_size
+        minibatches = minibatches_in(steps.samples, batch_size)
+        latest = measured(took_s, computed_s, minibatches, steps.parts)
         if latest is not None:
             known = self.lease_times if batch_size == self.batch_size else None
             self.lease_times = latest if known is None else known.averaged(latest)

@@ -1,13 +1,15 @@
 """The report of a run: counters, workers, and warnings with their remedies. Pure."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dist_net.printable import counted
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.lease_lengths import longest_round_s
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
 
@@ -29,7 +31,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
         "samples_per_update": applied_samples / max(1, run.store.version),
         **run.metrics.report(applied_samples, first_record),
         "loss_warning": loss_warning(run),
-        "link_warning": link_warning(run),
+        "worker_warning": worker_warning(run),
         "resume_warnings": run.resume_warnings,
         "worker_count": len(run.members),
         "workers": _worker_reports(run, now),
@@ -53,23 +55,33 @@ def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def link_warning(run: RunState) -> str | None:
-    """The reason why workers on other hosts do not pay off, with automatic local steps."""
-    known = [each for each in run.members.members if each.lease_times is not None]
-    times = [each.lease_times for each in known if each.lease_times is not None]
+def worker_warning(run: RunState) -> str | None:
+    """The reason why some workers do not pay off: they are spares, or their links are slow."""
+    members = run.members.members
+    if not members:
+        return None
+    plan = run.plan_of(members)
+    if spares := sum(each.parts for each in members) - sum(plan.parts):
+        return (
+            f"{counted(spares, 'worker')} of {run.members.parts} compute nothing and replace those "
+            f"that are lost: a minibatch of {run.settings.batch_size} is shared by "
+            f"{sum(plan.parts)} without loss of accuracy. More would compute with a larger "
+            f"batch_size"
+        )
+    known = [each for each in members if each.lease_times is not None]
     if run.settings.local_steps is not None or all(each.shared for each in known):
         return None
-    slowest = max(zip(times, known, strict=True), key=lambda pair: pair[0].exchange_s)
-    exchange_s, minibatch_s, _ = slowest[0]
-    longest_s = longest_round_s(times, run.limits)
-    if (times_as_fast := 2 * exchange_s / longest_s) <= 1:
+    slowest = max(known, key=lambda each: (each.lease_times or LeaseTimes()).exchange_s)
+    times = slowest.lease_times or LeaseTimes()
+    if (times_as_fast := 2 * times.exchange_s / plan.longest_s) <= 1:
         return None
+    longest = times.steps_in(plan.longest_s, math.inf)
     return (
-        f"an exchange with {slowest[1].name} takes {exchange_s:.3g} s, a minibatch "
-        f"{minibatch_s:.3g} s, and leases of more than {slowest[0].steps_in(longest_s):,} local "
-        f"steps cost accuracy: exchanges take more than half of its time, so that a worker on "
-        f"this link does not pay off. It would with exchanges {times_as_fast:.1f} times as fast, "
-        f"or that many times the epochs or the time of a minibatch"
+        f"an exchange with {slowest.name} takes {times.exchange_s:.3g} s, a minibatch "
+        f"{times.step_s:.3g} s, and leases of more than {longest:,} local steps cost accuracy, of "
+        f"twice as many up to a tenth of the loss: exchanges take more than half of its time, so "
+        f"that a worker on this link does not pay off. It would with exchanges "
+        f"{times_as_fast:.1f} times as fast, a larger batch_size or slower minibatches"
     )
 
 

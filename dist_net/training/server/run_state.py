@@ -6,27 +6,26 @@ and the counters (``metrics``).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
 from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
 from dist_net.optim.ranges import all_below
-from dist_net.training.server.consistency import (
-    FEWEST_STEPS,
-    Consistency,
-    OuterStep,
-    StepLimits,
-    local_batch_size,
-    outer_step,
-    step_limits,
-)
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import Applied
-from dist_net.training.server.lease_lengths import FIRST_STEPS, LeaseTimes, divided, round_s
-from dist_net.training.server.leases import Lease, LeaseLedger
+from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
+from dist_net.training.server.round_plan import (
+    LeaseTimes,
+    PlannedRun,
+    RoundPlan,
+    divided_minibatch,
+    outer_step,
+    plan_round,
+)
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.store import StateStore
 from dist_net.vector import Vector
@@ -42,16 +41,6 @@ for the last round, and ``FIRST_ROUND_S`` before it.
 
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
-
-
-class RoundPlan(NamedTuple):
-    """A round of ``leases`` that take at most ``seconds``; ``minibatches`` has each worker's."""
-
-    leases: int
-    minibatches: dict[int, int]
-    seconds: float
-    batch_size: int
-    outer: OuterStep
 
 
 class RunState:
@@ -70,6 +59,8 @@ class RunState:
         self.resume_warnings: list[str] = []
         self._is_async = settings.consistency is Consistency.ASYNC
         self._plan: RoundPlan | None = None
+        self._lots: dict[int, tuple[int, int]] = {}  # of the round: parts and steps, by worker id
+        self._waits_for: set[int] = set()  # workers that have not begun
         self._results: list[tuple[Applied, Vector]] = []  # of the round
         self._sums = 0.0, 0
         self._round_began_s = 0.0
@@ -132,88 +123,74 @@ class RunState:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
         ledger, member.began_s = self.ledger, None
         if (lease := ledger.lease_of(member.worker_id)) is None:
-            if self._may_begin():
+            if self._has_room:
                 lease = self._next_lease(member, now)
-            elif self._has_late_leases(now):
+            if lease is None and self._has_late_leases(now):
                 lease = ledger.share(member.worker_id)
         if lease is not None:
-            lease.version, lease.progress = self.store.version, self.ledger.applied_samples
+            lease.version = self.store.version
+            lease.steps = lease.steps._replace(progress=self.ledger.applied_samples)
             member.base, member.began_s = self.store.state, now
         return lease
 
-    def _may_begin(self) -> bool:
-        """Whether a lease may be granted now: a round has a lease for each worker."""
-        is_full = self._plan is not None and self.ledger.granted >= self._plan.leases
-        return not self.ledger.everything_is_leased and (self._is_async or not is_full)
+    def plan_of(self, members: Sequence[Member]) -> RoundPlan:
+        """Return the plan of a round of these workers."""
+        times = [each.lease_times or LeaseTimes() for each in members]
+        workers = [of._replace(parts=each.parts) for of, each in zip(times, members, strict=True)]
+        return plan_round(self._planned, workers, self.ledger.samples_ahead)
 
-    def _next_lease(self, member: Member, now: float) -> Lease:
-        wanted = self._steps_of(member) * member.parts
-        if self._is_async:
-            batch_size = self._batch_size(self.members.parts)
-            minibatches = self._equal_share(wanted, batch_size)
-        else:
-            if self._plan is None:
-                self._plan, self._round_began_s = self._plan_round(), now
-            batch_size = self._plan.batch_size
-            minibatches = self._plan.minibatches.get(member.worker_id, wanted)
-        pace = batch_size * self.members.parts
-        return self.ledger.grant(member.worker_id, minibatches, batch_size, pace, member.parts)
+    @property
+    def _planned(self) -> PlannedRun:
+        settings = self.settings
+        facts = settings.consistency, settings.minibatches, settings.batch_size
+        return PlannedRun(*facts, bool(settings.momenta), settings.local_steps)
 
-    def _plan_round(self) -> RoundPlan:
-        """Return the plan of a round of all workers but those that still compute an ended lease."""
-        present = [each for each in self.members.members if each.began_s is None]
-        parts = sum(each.parts for each in present)
-        batch_size = self._batch_size(parts)
-        turns = parts * batch_size / self.settings.batch_size
-        outer = outer_step(self.settings.consistency, parts, turns)
-        times = [each.lease_times or LeaseTimes(parts=each.parts) for each in present]
-        most = [self._steps_of(each) for each in present]
-        wanted = sum(each.parts * limit for each, limit in zip(present, most, strict=True))
-        steps = divided(self._equal_share(wanted, batch_size), times, most)
-        minibatches = {
-            each.worker_id: each.parts * taken for each, taken in zip(present, steps, strict=True)
-        }
-        seconds = max(map(LeaseTimes.seconds_for, times, steps))
-        return RoundPlan(len(present), minibatches, seconds, batch_size, outer)
+    def is_spare(self, member: Member) -> bool:
+        """Whether the round has no lease for this worker."""
+        return self._plan is not None and member.worker_id not in self._lots
 
-    def _equal_share(self, minibatches: int, batch_size: int) -> int:
-        """Return up to ``minibatches``: an equal share of those that are left of the epoch."""
-        ahead = -(-self.ledger.samples_ahead // batch_size)
-        return -(-ahead // -(-ahead // minibatches))
+    @property
+    def _has_room(self) -> bool:
+        """Whether leases are left in the round."""
+        if self.ledger.everything_is_leased:
+            return False
+        return self._is_async or self._plan is None or self.ledger.granted < len(self._lots)
+
+    def _next_lease(self, member: Member, now: float) -> Lease | None:
+        """Grant a lease of the round; None if the round has none for this worker."""
+        members = self.members.members
+        round_began_s = self._round_began_s
+        if self._plan is None or self._is_async:
+            # Others still compute a lease that has ended.
+            holds = self.ledger.lease_of
+            present = [each for each in members if each.began_s is None or holds(each.worker_id)]
+            present.sort(key=lambda each: (each.lease_times or LeaseTimes()).seconds_for(1))
+            self._plan, self._round_began_s = self.plan_of(present), now
+            lots = zip(present, self._plan.parts, self._plan.steps, strict=True)
+            self._lots = {each.worker_id: (parts, n) for each, parts, n in lots if n}
+            self._waits_for = {*self._lots}
+        plan = self._plan
+        if member.worker_id not in self._waits_for:
+            # The lease of a worker that left is for any other.
+            awaited = self._waits_for & {each.worker_id for each in members}
+            if self._is_async:  # the last lease may be late
+                self._round_began_s = round_began_s
+                return None
+            if self.ledger.granted + len(awaited) >= len(self._lots):
+                return None
+        self._waits_for.discard(member.worker_id)
+        parts, steps = self._lots.get(member.worker_id) or max(self._lots.values())
+        parts = min(parts, member.parts)
+        pace = max(1, plan.samples // steps)
+        return self.ledger.grant(member.worker_id, parts * steps, plan.batch_size, pace, parts)
 
     def _has_late_leases(self, now: float) -> bool:
         """Whether idle workers may share leases: at the end of a run, or of a late round."""
-        if self._is_async:
+        if self._is_async and self.ledger.everything_is_leased:
             return True
         late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
         expected_s = self._plan.seconds if self._plan else 0.0
         return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
-
-    def _steps_of(self, member: Member) -> int:
-        """Return the local steps of each part of the worker's next lease."""
-        known = [each.lease_times for each in self.members.members if each.lease_times is not None]
-        is_bsp = self.settings.consistency is Consistency.BSP
-        limits, fixed = self.limits, 1 if is_bsp else self.settings.local_steps
-        if member.lease_times is None:
-            usual = fixed or round(limits.fewest / self.members.parts)
-            first = FIRST_STEPS if len(self.members) > 1 else fixed or FEWEST_STEPS
-            return max(1, min(usual, first))
-        if fixed is None:
-            return member.lease_times.steps_in(round_s(known, limits))
-        return member.lease_times.steps_in(min(each.seconds_for(fixed) for each in known))
-
-    @property
-    def limits(self) -> StepLimits:
-        """The local steps that all leases of a round may have together."""
-        settings, parts = self.settings, self.members.parts
-        share = self._batch_size(parts) / settings.batch_size
-        minibatches = settings.minibatches / share
-        return step_limits(settings.consistency, parts, minibatches, parts * share)
-
-    def _batch_size(self, parts: int) -> int:
-        settings = self.settings
-        facts = settings.minibatches, settings.batch_size
-        return local_batch_size(settings.consistency, parts, *facts)
 
     def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
         """Take in the result of the worker's lease, and apply what can be applied.
@@ -224,8 +201,8 @@ class RunState:
         lease = self.ledger.lease_of(member.worker_id, push.lease_id)
         assert lease is not None
         assert push.state is not None
-        samples = lease.range.samples
-        member.has_computed(samples, lease.batch_size, push.computed_s, now)
+        samples = lease.steps.samples
+        member.has_computed(lease.steps, push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
         # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
@@ -238,20 +215,12 @@ class RunState:
         member.pushes += 1
         member.staleness_sum += staleness
         record = Applied(
-            0,
-            member.worker_id,
-            *lease.range,
-            base_version=lease.version,
-            progress=lease.progress,
-            pace=lease.pace,
-            batch_size=lease.batch_size,
-            parts=lease.parts,
-            is_packed=not member.shared,
+            0, member.worker_id, lease.steps, lease.version, is_packed=not member.shared
         )
         self._results.append((record, result))
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
         self._last_round_s = self._last_round_s or now - self._round_began_s
-        is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
+        is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
         return self._apply_round(staleness, now) if is_whole else ()
 
     def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
@@ -271,15 +240,18 @@ class RunState:
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
         records = [record for record, _ in results]
-        share = max(1.0, self.members.parts / records[0].parts)  # a rival may have fewer parts
-        outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
+        if self._is_async or plan is None:
+            division = divided_minibatch(self._planned, max(1, self.members.parts))
+            outer = outer_step(Consistency.ASYNC, division, records[0].steps.parts)
+        else:
+            outer = plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
             return None
         self.ledger.apply_collected()
         for member in self.members.members:
             member.refusals = 0
-        samples = sum(each.samples for each in records)
+        samples = sum(each.steps.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
         self._last_round_s = now - self._round_began_s
         self._record(records[-1])
@@ -295,10 +267,10 @@ class RunState:
         The results are overwritten. Return False, and change nothing, if it is not finite.
         """
         ordered = sorted(results, key=lambda each: _in_order(each[0]))
-        parts = sum(record.parts for record, _ in ordered)
+        parts = sum(record.steps.parts for record, _ in ordered)
         for record, result in ordered:
-            if record.parts < parts:
-                result *= np.float32(record.parts / parts)
+            if record.steps.parts < parts:
+                result *= np.float32(record.steps.parts / parts)
         (_, mean), *others = ordered
         for _, result in others:
             mean += result
@@ -320,13 +292,14 @@ class RunState:
         if not self.apply_mean(pairs, records[0].outer):
             return False
         for record in records:
-            if not self.ledger.applied_again(record.range):
+            epoch, start, stop, *_ = record.steps
+            if not self.ledger.applied_again(Range(epoch, start, stop)):
                 raise JournalDamagedError(
-                    f"the journal applies samples {record.start} to {record.stop} of epoch "
-                    f"{record.epoch} a second time at version {record.version}; expected each "
-                    f"sample once in each of {self.settings.epochs} epochs"
+                    f"the journal applies samples {start} to {stop} of epoch {epoch} a second time "
+                    f"at version {record.version}; expected each sample once in each of "
+                    f"{self.settings.epochs} epochs"
                 )
-        samples = sum(record.samples for record in records)
+        samples = sum(record.steps.samples for record in records)
         staleness = [record.version - 1 - record.base_version for record in records]
         self.metrics.pushes_accepted(samples, loss_sum, correct, staleness, 0.0)
         self._record(records[-1])
@@ -335,7 +308,7 @@ class RunState:
     def _record(self, last: Applied) -> None:
         applied, samples = self.ledger.applied_samples, self.settings.samples
         if self.metrics.record_due(applied, samples) or self.ledger.finished:
-            rate = self.settings.learning_rate_at(last.progress)
+            rate = self.settings.learning_rate_at(last.steps.progress)
             recorded = applied, samples, self.store.version, rate
             self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
 
@@ -352,4 +325,4 @@ class RunState:
 
 
 def _in_order(record: Applied) -> tuple[int, int]:
-    return record.epoch, record.start
+    return record.steps.epoch, record.steps.start

@@ -21,6 +21,7 @@ from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
+from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.packing import StatePacking
 
@@ -73,6 +74,7 @@ class RunSettings:
             f"at most the number of samples, which is {self.samples}",
             self.batch_size <= self.samples,
         )
+        self.learning_rate_at.require_rates()
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
@@ -116,7 +118,7 @@ class RunSettings:
     @property
     def minibatches(self) -> int:
         """The number of minibatches of the run."""
-        return self.epochs * math.ceil(self.samples / self.batch_size)
+        return self.epochs * minibatches_in(self.samples, self.batch_size)
 
     @cached_property
     def packing(self) -> StatePacking:

@@ -277,7 +277,7 @@ class ParameterServer:
         answers: list[ServerCommand] = []
         for member in list(self._waiting.values()):
             answer = self._answer(member, now)
-            if not answer:
+            if not answer and not self.run.is_spare(member):
                 break  # later requests wait for the same event
             answers += answer
         return answers
@@ -300,11 +300,7 @@ class ParameterServer:
             member.worker_id,
             member.received_id,
             lease.lease_id,
-            *lease.range,
-            lease.progress,
-            lease.pace,
-            lease.batch_size,
-            lease.parts,
+            lease.steps,
             state,
         )
 

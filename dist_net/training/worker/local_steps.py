@@ -11,6 +11,7 @@ import numpy as np
 
 from dist_net.optim import UpdateRule
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 
 
@@ -39,36 +40,6 @@ GradientFunction = Callable[[Vector, Minibatch], MinibatchGradient]
 It must be a function of the weights, the minibatch and the run's seed alone, so that any worker and
 any replay computes it again. The weights are borrowed as long as the function exists.
 """
-
-
-class LeaseSteps(NamedTuple):
-    """The local steps of a lease, on samples ``start`` to ``stop`` of the order of ``epoch``.
-
-    Minibatches have ``batch_size`` samples.
-
-    The first step has the learning rate after ``progress`` samples of the run, each further step
-    that after ``pace`` samples more. The ``parts`` of the lease begin from the same state.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    progress: int
-    pace: int
-    batch_size: int
-    parts: int = 1
-
-    def split(self) -> list["LeaseSteps"]:
-        """Return the parts, of whole minibatches and as equal as possible, in the samples' order.
-
-        A lease has at least as many minibatches as parts.
-        """
-        minibatches = -(-(self.stop - self.start) // self.batch_size)
-        ends = [
-            min(self.start + part * minibatches // self.parts * self.batch_size, self.stop)
-            for part in range(self.parts + 1)
-        ]
-        return [self._replace(start=start, stop=stop, parts=1) for start, stop in pairwise(ends)]
 
 
 class LocalSteps:
@@ -124,9 +95,8 @@ class LocalSteps:
             np.copyto(self._latest[0], base)
         loss_sum = right = 0.0
         share = part.batch_size / self._batch_size
-        for number, start in enumerate(range(part.start, part.stop, part.batch_size)):
+        for number, (start, stop) in enumerate(pairwise(part.edges)):
             state, weights = self._latest
-            stop = min(start + part.batch_size, part.stop)
             self.due = weights, Minibatch(part.epoch, start, stop)
             yield
             loss, gradient, correct = self._gradient_at(*self.due)

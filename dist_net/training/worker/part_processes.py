@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, suppress
 import numpy as np
 
 from dist_net.processes.entry import terminate_after
-from dist_net.training.worker.local_steps import LeaseSteps, LocalStepsOf
+from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.segment import Segment
 

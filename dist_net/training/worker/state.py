@@ -24,8 +24,8 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from dist_net.errors import JoinRefusedError, ProtocolError, ServerLostError, WorkerRefusedError
-from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
     Join,
@@ -173,9 +173,7 @@ class WorkerState:
         work = self._work
         if work is None:
             return [Receive(self._patience_s(now))]
-        samples = work.epoch, work.start, work.stop
-        lease = LeaseSteps(*samples, work.progress, work.pace, work.batch_size, work.parts)
-        return [Compute(lease, work.state)]
+        return [Compute(work.steps, work.state)]
 
     def _patience_s(self, now: float) -> float:
         """Return the time to wait for a message, at most ``MAX_WAIT_S``."""

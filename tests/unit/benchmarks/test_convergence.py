@@ -1,6 +1,7 @@
 """A cluster is compared with one process on the same samples, and each run is made once."""
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,33 @@ import numpy as np
 import pytest
 
 from benchmarks import convergence
-from benchmarks.convergence import Case, VirtualCluster
+from benchmarks.convergence import RATES, TASKS, Case, VirtualCluster, drawn
+from dist_net.data import Dataset
 from dist_net.training.run.single_process import SingleProcess
+
+CASE = Case("classes", "adam", 0.001, 32, 120, (2, 3), samples=1000)
+
+
+@pytest.fixture(autouse=True)
+def random_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace Fashion-MNIST, which may not be on this host, by noise."""
+
+    def data(pixels: int, regression: bool) -> Dataset:
+        assert not regression
+        random = np.random.default_rng(0)
+        size = 28 // pixels
+        inputs, labels = random.integers(0, 256, (1100, size, size), np.uint8), np.arange(1100) % 10
+        names = tuple("abcdefghij")
+        return Dataset("noise", inputs[:1000], labels[:1000], inputs[1000:], labels[1000:], names)
+
+    monkeypatch.setattr(convergence, "_data", data)
+    monkeypatch.setitem(convergence.FIXED, "adam", CASE)
 
 
 def measured(path: Path, *options: str) -> list[dict[str, Any]]:
     parser = ArgumentParser()
     convergence.add_arguments(parser)
-    given = ["--tasks", "tuning", "--recipes", "sgd", "--seeds", "1", "--runs", str(path)]
+    given = ["--cases", "adam", "--seeds", "1", "--runs", str(path)]
     arguments = parser.parse_args([*given, *options])
     results: list[dict[str, Any]] = convergence.measure(arguments, lambda _: None)["results"]
     return results
@@ -25,14 +45,13 @@ def test_a_run_that_was_kept_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "runs"
-    words = "--workers", "2", "--consistency", "rounds", "async:1"
+    words = "--consistency", "rounds", "async:1"
     made = measured(path, *words)
     assert [(each["mode"], each["workers"]) for each in made] == [
-        *(("rounds", 1), ("rounds", 2), ("async:1", 1), ("async:1", 2))
+        *(("rounds", 2), ("rounds", 3), ("async:1", 2), ("async:1", 3))
     ]
-    assert made[0]["points"] == made[0]["loss_ratio"] - 1 == 0
-    assert made[1]["updates"] < made[3]["updates"]
-    monkeypatch.delattr(convergence, "_run")
+    assert made[0]["updates"] < made[2]["updates"]
+    monkeypatch.delattr(convergence, "run_of")
     assert measured(path, *words) == made
 
 
@@ -45,17 +64,23 @@ def test_the_reference_is_one_process_bit_for_bit(monkeypatch: pytest.MonkeyPatc
             clusters.append(self)
 
     monkeypatch.setattr(convergence, "VirtualCluster", Kept)
-    case = Case("tuning", "adam", "rounds", None, 1, seed=3)
-    convergence._run(case)
-    loaded, dataset = convergence._loaded(case)
-    alone = SingleProcess(loaded.recipe, dataset, seed=3)
+    convergence.run_of(CASE, 1, 3, "rounds:7", 0.5)
+    alone = SingleProcess(*convergence.prepared(CASE), seed=3)
     for _ in alone.epochs():
         pass
     np.testing.assert_array_equal(clusters[0]._run.store.weights, alone.weights)
 
 
-def test_a_worker_that_is_replaced_after_each_lease_costs_no_sample() -> None:
-    figures = convergence._run(Case("tuning", "adam", "rounds", None, 3, seed=0, churn=True))
-    whole = convergence._run(Case("tuning", "adam", "rounds", None, 3, seed=0))
-    # One figure for each half epoch; the first round that ends in a whole epoch passes two.
-    assert len(figures["loss"]) == len(whole["loss"]) == 2 * 12 - 1
+def test_cases_are_drawn_from_everything_that_a_recipe_may_have() -> None:
+    cases = drawn(60, 35)
+    assert cases == drawn(60, 35) != drawn(60, 36)
+    assert {each.task for each in cases.values()} == {*TASKS} - {"large"}
+    assert {each.optimizer for each in cases.values()} == {*RATES}
+    for case in cases.values():
+        assert 100 <= case.minibatches <= 20_000
+        assert 1 <= case.batch_size <= 256
+        few, many = case.workers
+        assert 2 <= few <= 8
+        assert many in (16, 32)
+        short = replace(case, samples=64, minibatches=1)
+        assert convergence.TASKS[short.task]

@@ -14,7 +14,8 @@ from dist_net.errors import BadInputError, FileWriteError, MissingExtraError
 from dist_net.training.planner.capacity import GOODPUT
 from dist_net.training.planner.costs import ClusterCosts
 from dist_net.training.run import measuring
-from dist_net.training.server.consistency import Consistency, local_batch_size
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
 from naming import naming
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
@@ -32,7 +33,7 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
     one, many = result.pop("predictions")
     assert (one["workers"], many["workers"]) == (1, 16)
     assert (one["bottleneck"], many["bottleneck"]) == ("exchange", "network")
-    batch_size = local_batch_size(Consistency.ASYNC, 16, 10_000, 32)
+    batch_size = divided_minibatch(PlannedRun(Consistency.ASYNC, 10_000, 32), 16).batch_size
     assert many["samples_per_s"] == pytest.approx(batch_size * GOODPUT * 125e6 / 600_004)
     assert (one["staleness"], many["staleness"]) == (0, 15)
     assert {*many} == {

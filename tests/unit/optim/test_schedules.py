@@ -1,9 +1,13 @@
 """Schedules of the learning rate."""
 
+import math
+
+import numpy as np
 import pytest
 
 from dist_net.errors import SettingError
-from dist_net.optim import ConstantRate, Cosine, StepDecay, WarmUp
+from dist_net.optim import ConstantRate, Cosine, LearningRate, StepDecay, WarmUp
+from naming import naming
 
 
 def test_constant_leaves_the_rate_alone():
@@ -52,3 +56,24 @@ def test_a_run_that_is_all_warm_up_ends_without_dividing_by_zero(epochs):
 def test_settings_outside_their_range_are_refused(build, setting):
     with pytest.raises(SettingError, match=setting):
         build()
+
+
+def test_a_schedule_is_asked_up_to_the_end_of_the_run():
+    """Beyond it, ``(1 - e/n) ** 0.9`` would be complex."""
+    rate_at = LearningRate(0.1, lambda epoch, epochs: (1 - epoch / epochs) ** 0.9, 100, 5)
+    assert [rate_at(progress) for progress in (0, 500, 501, 575)] == [0.1, 0, 0, 0]
+    rate_at.require_rates()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.1, (-1) ** 0.5, None, "0.1"])
+def test_a_rate_that_is_no_rate_is_refused_with_its_epoch(wrong):
+    rate_at = LearningRate(0.1, lambda epoch, _: 1.0 if epoch < 2.5 else wrong, 100, 5)
+    assert rate_at(249) == 0.1
+    for refused in (lambda: rate_at(250), rate_at.require_rates):
+        with pytest.raises(SettingError, match=naming("schedule(2.5, 5)", repr(wrong))):
+            refused()
+
+
+def test_a_rate_is_a_plain_number():
+    rate = LearningRate(0.1, lambda *_: np.float32(0.5), 100, 5)(0)
+    assert (type(rate), rate) == (float, 0.05)

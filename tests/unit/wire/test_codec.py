@@ -12,6 +12,7 @@ from dist_net.errors import ProtocolError
 from dist_net.vector import Vector
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS, Limits, Payloads
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
     Equipment,
@@ -147,8 +148,8 @@ def test_a_diverging_loss_is_carried(loss):
         JOIN,
         WELCOME,
         WELCOME._replace(segment=SEGMENT),
-        Work(3, 9, 1, 0, 0, 32, 0, 2, 2, 1, None),
-        Work(3, 9, 1, 0, 0, 32, 0, 2, 2, 32, None),
+        Work(3, 9, 1, LeaseSteps(0, 0, 32, 0, 2, 2), None),
+        Work(3, 9, 1, LeaseSteps(0, 0, 32, 0, 2, 2, 32), None),
         PUSH,
     ],
 )
@@ -228,6 +229,7 @@ def test_every_text_is_bounded_on_the_way_in_and_out(kind):
     hints = get_type_hints(kind)
     plain = {int: 1, float: 0.5, bool: True, str: "", bytes: b""}
     plain |= {Equipment: Equipment(), SegmentAddress | None: None, StepSettings: STEPS}
+    plain[LeaseSteps] = LeaseSteps(0, 0, 32, 0, 2, 2)
     framed = {Payloads, Vector, Vector | None}
     fields = {name: plain[hint] for name, hint in hints.items() if hint not in framed}
     for name, hint in hints.items():
@@ -332,9 +334,9 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(PROTOCOL_VERSION, "Leave", -1, 1)], ["-1", "from 0"]),
         ([header(PROTOCOL_VERSION, "Leave", 2**63, 1)], [str(2**63)]),
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(PROTOCOL_VERSION, "Work", *[1] * 9, 0)], ["Work.parts", "0", "from 1"]),
-        ([header(PROTOCOL_VERSION, "Work", *[1] * 9, 33)], ["Work.parts", "33"]),
-        ([header(PROTOCOL_VERSION, "Work", *[1] * 8, 0, 1)], ["Work.batch_size", "from 1"]),
+        ([header(PROTOCOL_VERSION, "Work", 1, 1, 1, [*[1] * 6, 0])], ["parts", "0", "from 1"]),
+        ([header(PROTOCOL_VERSION, "Work", 1, 1, 1, [*[1] * 6, 33])], ["steps.parts", "33"]),
+        ([header(PROTOCOL_VERSION, "Work", 1, 1, 1, [*[1] * 5, 0, 1])], ["batch_size", "from 1"]),
         ([header(PROTOCOL_VERSION, "Push", *PUSH[:4], 1.0, 0, -0.5)], ["computed_s", "-0.5"]),
         ([header(PROTOCOL_VERSION, "Push", *PUSH[:4], 1.0, 0, INF)], ["computed_s", "inf"]),
         ([header(PROTOCOL_VERSION, "Leave", 1, 1), b"more"], ["2 frames", "expected 1"]),

@@ -16,7 +16,7 @@ from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import AdamW, Cosine
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.consistency import Consistency, OuterStep, local_batch_size
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import (
     Applied,
     Checkpointed,
@@ -33,8 +33,9 @@ from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer, Record, SendToPeer
-from dist_net.training.worker.local_steps import LeaseSteps, LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.step import TrainingStep
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
 from naming import naming
 
@@ -52,7 +53,7 @@ RECIPE = Recipe(
     optimizer=AdamW(),
     learning_rate=0.01,
     schedule=Cosine(),
-    batch_size=32,
+    batch_size=40,
     epochs=5,
     clip_norm=0.5,
     average_decay=0.99,
@@ -124,8 +125,7 @@ class Cluster:
         if node == b"c":
             base = np.empty(self.local.rule.state_size, np.float32)
             packing.unpack_base(work.state, out=base)
-        how = work.progress, work.pace, work.batch_size, work.parts
-        for _ in self.local.take(base, LeaseSteps(work.epoch, work.start, work.stop, *how)):
+        for _ in self.local.take(base, work.steps):
             pass
         state = self.local.state
         if node == b"c":
@@ -185,10 +185,10 @@ def test_a_run_with_dropout_buffers_parts_and_frames_is_replayed(mode: RunSettin
         assert max(each.version - each.base_version for each in applied) > 6
     else:
         assert {each.together for each in applied} == {3}
-    assert {each.parts for each in applied} >= {1, 3}
+    assert {each.steps.parts for each in applied} >= {1, 3}
     assert {each.is_packed for each in applied} == {False, True}
-    share = local_batch_size(mode.consistency, 5, mode.minibatches, mode.batch_size)
-    assert {each.batch_size for each in applied} == {share} != {mode.batch_size}
+    share = -(-mode.batch_size // 5)
+    assert {each.steps.batch_size for each in applied} == {share} != {mode.batch_size}
     assert run.store.version > 3
     last = run.checkpoint()
     journal = journal_of([started(a_run(mode)), first, *applied, checkpointed(last)])
@@ -240,7 +240,7 @@ def test_a_replay_stops_within_the_run_and_the_run_continues_from_there() -> Non
     assert replay.run(9).version == 9
     halfway = replay.checkpoint()
     left = sum(stop - start for _, start, stop in halfway.ledger["remaining"])
-    done = sum(each.samples for each in applied if each.version <= 9)
+    done = sum(each.steps.samples for each in applied if each.version <= 9)
     assert halfway.ledger["next_epoch"] * SETTINGS.samples - left == done
     resumed = RunState.resumed(ASYNC, halfway)
     while not resumed.ledger.finished:
@@ -252,7 +252,11 @@ def test_a_replay_stops_within_the_run_and_the_run_continues_from_there() -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [{"progress": 999}, {"pace": 1}, {"batch_size": 16}, {"outer": OuterStep(0.5, 0.5, 1.0)}],
+    [
+        *({"steps": {name: value}} for name, value in (("progress", 999), ("pace", 1))),
+        {"steps": {"batch_size": 16}},
+        {"outer": OuterStep(0.5, 0.5, 1.0)},
+    ],
 )
 def test_a_replay_reports_where_it_first_differs(change: dict[str, Any]) -> None:
     run = a_run()
@@ -261,7 +265,10 @@ def test_a_replay_reports_where_it_first_differs(change: dict[str, Any]) -> None
     version = run.store.version
     records += train(run, 20, seed=9)
     index = next(n for n, each in enumerate(records) if isinstance(each, Applied))
-    records[index] = records[index]._replace(**change)
+    record = records[index]
+    if "steps" in change:
+        change = {"steps": record.steps._replace(**change["steps"])}
+    records[index] = record._replace(**change)
     result = replay_of(journal_of(records)).run()
     assert (result.version, result.matches, result.matched_version) == (version, False, 0)
 
@@ -285,7 +292,7 @@ def test_what_cannot_be_replayed_is_refused() -> None:
 
 
 def test_a_journal_that_applies_samples_twice_is_refused() -> None:
-    one = Applied(1, 1, 0, 0, 32, 0, 0, 32, 32)
+    one = Applied(1, 1, LeaseSteps(0, 0, 32, 0, 32, 32), 0)
     journal = journal_of([started(a_run()), one, one._replace(version=2)])
     with pytest.raises(JournalDamagedError, match=naming("0 to 32", "epoch 0", "version 2")):
         replay_of(journal).run()
@@ -293,7 +300,9 @@ def test_a_journal_that_applies_samples_twice_is_refused() -> None:
 
 def test_a_journal_with_a_state_that_no_worker_received_is_refused() -> None:
     """After a restart, no worker has a state from before the checkpoint."""
-    one, two = (Applied(1 + n, 1, 0, 32 * n, 32 * n + 32, 0, 32 * n, 32, 32) for n in range(2))
+    one, two = (
+        Applied(1 + n, 1, LeaseSteps(0, 32 * n, 32 * n + 32, 32 * n, 32, 32), 0) for n in range(2)
+    )
     again = started(a_run())._replace(version=1)
     journal = journal_of([started(a_run()), one, again, two])
     checkpoint = replace(a_run().checkpoint(), version=1)
@@ -302,6 +311,6 @@ def test_a_journal_with_a_state_that_no_worker_received_is_refused() -> None:
 
 
 def test_a_result_that_makes_the_state_infinite_ends_the_replay() -> None:
-    one = Applied(1, 1, 0, 0, 32, 0, 0, 32, 32, outer=OuterStep(3e38, 0.0, 1.0))
+    one = Applied(1, 1, LeaseSteps(0, 0, 32, 0, 32, 32), 0, outer=OuterStep(3e38, 0.0, 1.0))
     result = replay_of(journal_of([started(a_run()), one])).run()
     assert (result.version, result.matches) == (0, False)

@@ -36,7 +36,7 @@ def test_a_journal_and_a_checkpoint_are_told_apart_and_both_kept_for_the_end() -
     assert sorted(last) == ["a", "b"]
 
 
-@pytest.mark.parametrize("kind", ["loss_warning", "link_warning"])
+@pytest.mark.parametrize("kind", ["loss_warning", "worker_warning"])
 def test_a_rise_of_the_loss_is_warned_of_once_and_kept_as_it_was_last(kind: str) -> None:
     risen = [{kind: f"the loss has risen to {loss}"} for loss in (13, 14, 15)]
     said, last = said_of(*risen[:2], {}, risen[2])

@@ -17,7 +17,7 @@ from dist_net.errors import (
 from dist_net.training.server import journal as module
 from dist_net.training.server import journal_records
 from dist_net.training.server.consistency import WHOLE as WHOLE_STEP
-from dist_net.training.server.consistency import Consistency, OuterStep, outer_step
+from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal import (
     JournalFile,
     JournalLag,
@@ -41,22 +41,25 @@ from dist_net.training.server.journal_records import (
     sha256_of,
 )
 from dist_net.training.server.loop import opened_journal
+from dist_net.training.server.round_plan import Division, outer_step
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.wire.lease_steps import LeaseSteps
 from naming import naming
 from simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
 STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1)
 FIRST = Checkpointed(0, bytes(range(32)))
-APPLIED = Applied(1, 2**48 + 1, 0, 0, 32, 0, 0, 32, 32)
+APPLIED = Applied(1, 2**48 + 1, LeaseSteps(0, 0, 32, 0, 32, 32), 0)
 OUTER = OuterStep(0.75, 0.875, 1.0)
+LATE = LeaseSteps(2**32 - 1, 2**31, 2**31 + 32, 2**63, 96, 32)
 PAIR = (
-    Applied(2, 7, 2**32 - 1, 2**31, 2**31 + 32, 1, 2**63, 96, 32, 32, True, 2, OUTER),
-    Applied(2, 8, 2**32 - 1, 2**31 + 32, 2**31 + 33, 0, 2**63, 96, 32, 1, False, 2, OUTER),
+    Applied(2, 7, LATE._replace(parts=32), 1, True, 2, OUTER),
+    Applied(2, 8, LATE._replace(start=2**31 + 32, stop=2**31 + 33), 0, False, 2, OUTER),
 )
 ROUND = tuple(
-    Applied(3, 7, 0, 32 * n, 32 * n + 32, 2, 64, 96, 32, (1, 32, 2)[n], together=3)
+    Applied(3, 7, LeaseSteps(0, 32 * n, 32 * n + 32, 64, 96, 32, (1, 32, 2)[n]), 2, together=3)
     for n in range(3)
 )
 AGAIN = Started(2, "0123456789abcdef", 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
@@ -102,7 +105,7 @@ def test_the_outer_step_is_recorded(outer: OuterStep) -> None:
 def test_the_share_of_an_asynchronous_result_has_the_same_float32_in_a_replay(
     workers: int,
 ) -> None:
-    outer = outer_step(Consistency.ASYNC, workers)
+    outer = outer_step(Consistency.ASYNC, Division(workers, 1, 1.0))
     record = decode_record(encode_record(APPLIED._replace(outer=outer)))
     assert isinstance(record, Applied)
     assert [np.float32(each) for each in record.outer] == [np.float32(each) for each in outer]
@@ -153,8 +156,8 @@ def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
         APPLIED._replace(version=2),
         APPLIED._replace(version=4, base_version=2),
         APPLIED._replace(version=3, base_version=3),
-        APPLIED._replace(version=3, stop=0),
-        APPLIED._replace(version=3, pace=0),
+        APPLIED._replace(version=3, steps=APPLIED.steps._replace(stop=0)),
+        APPLIED._replace(version=3, steps=APPLIED.steps._replace(pace=0)),
         APPLIED._replace(version=3, together=0),
         APPLIED._replace(version=3, outer=OuterStep(float("nan"), 0.0, 1.0)),
         APPLIED._replace(version=3, outer=OuterStep(1.0, -1.0, 1.0)),

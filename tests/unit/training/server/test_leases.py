@@ -128,7 +128,7 @@ def test_the_samples_ahead_end_with_the_epoch() -> None:
 
 def test_a_lease_has_a_minibatch_for_each_part() -> None:
     ledger = LeaseLedger(samples=22, epochs=1)
-    assert [ledger.grant(each, 4, 4, 8, parts=4).parts for each in (1, 2)] == [4, 2]
+    assert [ledger.grant(each, 4, 4, 8, parts=4).steps.parts for each in (1, 2)] == [4, 2]
 
 
 def test_a_worker_has_one_lease_and_its_number_never_returns() -> None:
@@ -151,7 +151,7 @@ def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
 
 def test_rivals_compute_the_same() -> None:
     _, first, second = two_rivals()
-    assert (second.range, second.pace, second.parts) == (first.range, first.pace, first.parts)
+    assert second.steps == first.steps
     assert (first.rival, second.rival) == (2, 1)
     assert first.lease_id != second.lease_id
 
@@ -240,7 +240,7 @@ def test_a_resumed_run_may_have_another_batch_size() -> None:
     resumed = LeaseLedger(samples=10, epochs=1)
     resumed.restore(ledger.to_json())
     assert resumed.samples_ahead == 6
-    assert [resumed.grant(each, 1, 5).range for each in (1, 2)] == [(0, 4, 9), (0, 9, 10)]
+    assert [resumed.grant(each, 1, 5).range for each in (1, 2)] == [(0, 4, 10), (1, 0, 5)]
 
 
 @pytest.mark.parametrize(

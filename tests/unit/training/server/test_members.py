@@ -3,7 +3,10 @@
 import pytest
 
 from dist_net.training.server.members import NAMES_KEPT, Membership
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import Equipment
+
+STEPS = LeaseSteps(0, 0, 20, 0, 4, 4)
 
 
 def a_membership() -> Membership:
@@ -114,26 +117,26 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
     member.began_s = 0.0
     members.expired(0.1)
     members.expired(60.1)
-    member.has_computed(samples=20, batch_size=4, computed_s=0.5, now=60.6)
+    member.has_computed(STEPS, computed_s=0.5, now=60.6)
     assert member.lease_times == pytest.approx((0.6, 0.1, 1))
 
 
 def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> None:
     member = a_membership().join(b"a", "one", 1, 0.0)
-    member.has_computed(20, 4, 0.5, 1.0)
+    member.has_computed(STEPS, 0.5, 1.0)
     assert member.lease_times is None  # its beginning is unknown
     member.began_s = 0.0
-    member.has_computed(20, 4, 0.5, 1.0)
+    member.has_computed(STEPS, 0.5, 1.0)
     assert member.lease_times == pytest.approx((0.5, 0.1, 1))
-    member.has_computed(18, 4, 0.9, 1.0)  # the last minibatch was smaller
-    assert member.lease_times == pytest.approx((0.4, 0.125, 1))
+    member.has_computed(STEPS._replace(stop=18), 0.9, 1.0)  # the last minibatch was smaller
+    assert member.lease_times == pytest.approx((0.4, 0.12, 1))
 
 
 def test_a_worker_whose_share_of_the_minibatches_changes_is_measured_anew() -> None:
     member = a_membership().join(b"a", "one", 1, 0.0)
     member.began_s = 0.0
-    member.has_computed(32, 32, 0.8, 1.0)
-    member.has_computed(32, 16, 0.8, 1.0)
+    member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 32), 0.8, 1.0)
+    member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 16), 0.8, 1.0)
     assert member.lease_times == pytest.approx((0.2, 0.4, 1))
 
 

@@ -15,6 +15,7 @@ from dist_net.training.server.loop import Received, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.wire.lease_steps import LeaseSteps
 from simulation.disk import VirtualDisk
 from simulation.network import VirtualNetwork
 from simulation.schedule import TracedSchedule
@@ -22,7 +23,7 @@ from tests.unit.training.server.test_loop import SlowWriter
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 OWNER, CHECKPOINT, JOURNAL = Path("owner"), Path("checkpoint"), Path("journal")
-APPLIED = Applied(1, 7, 0, 0, 2, 0, 0, 2, 2)
+APPLIED = Applied(1, 7, LeaseSteps(0, 0, 2, 0, 2, 2), 0)
 
 
 def claimed(disk: VirtualDisk, host: str = "one") -> RunOwnership:

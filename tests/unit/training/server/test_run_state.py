@@ -14,7 +14,7 @@ from dist_net.errors import CheckpointError, DistNetError, SettingError
 from dist_net.optim import SGD, Adam, Momentum
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.run_state import LATE_FACTOR, RunState
-from dist_net.training.server.state import Record
+from dist_net.training.server.state import Record, SendToPeer
 from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
 
@@ -37,24 +37,24 @@ def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consi
     local_steps = None if consistency is BSP else 2
     desk, one, other = two_workers(consistency=consistency, local_steps=local_steps)
     assert one.state is other.state is desk.state
-    assert (one.start, one.stop) == (0, other.start)
+    assert (one.steps.start, one.steps.stop) == (0, other.steps.start)
     assert desk.has_to_wait(b"a", desk.a_push(one))
     assert (desk.run.store.version, desk.run.ledger.applied_samples) == (0, 0)
     record, *answers = desk.commands(b"b", desk.a_push(other, change=3.0))
     assert isinstance(record, Record)
-    assert [(each.version, each.start, each.together) for each in record.applied] == [
-        (1, one.start, 2),
-        (1, other.start, 2),
+    assert [(each.version, each.steps.start, each.together) for each in record.applied] == [
+        (1, one.steps.start, 2),
+        (1, other.steps.start, 2),
     ]
     assert {answer.node for answer in answers} == {b"a", b"b"}
     assert all(answer.message.state is desk.state for answer in answers)
     assert (desk.state[SIZE:] == 2.0).all()  # the workers' mean
-    assert desk.run.ledger.applied_samples == other.stop
+    assert desk.run.ledger.applied_samples == other.steps.stop
 
 
 def test_a_synchronous_step_is_the_mean_of_one_step_of_each_worker() -> None:
     desk, one, other = two_workers(consistency=BSP, local_steps=None)
-    assert [work.stop - work.start for work in (one, other)] == [2, 2]
+    assert [work.steps.samples for work in (one, other)] == [2, 2]
     desk.answers(b"a", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 3.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -69,7 +69,7 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
     states[:, -1] = 1, 2, 4  # steps
     found = set()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
-        desk = Desk(a_run(consistency=consistency, local_steps=None))
+        desk = Desk(a_run(consistency=consistency, local_steps=None, batch_size=8))
         nodes = [b"a", b"b", b"c"]
         for node in nodes:
             desk.join(node)
@@ -82,12 +82,12 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
 
 
 def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_workers() -> None:
-    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48))
+    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48, batch_size=8))
     desk.join(b"host", parts=3)
     desk.join(b"b")
     one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
-    assert (one.parts, one.stop - one.start, other.stop - other.start) == (3, 6, 2)
-    assert one.pace == other.pace == 8
+    assert (one.steps.parts, one.steps.samples, other.steps.samples) == (3, 6, 2)
+    assert {(work.steps.batch_size, work.steps.pace) for work in (one, other)} == {(2, 8)}
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
     np.testing.assert_array_equal(desk.state, 2.0)
@@ -95,10 +95,10 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
 
 def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
     desk, one, other = two_workers()
-    assert (one.progress, other.progress, one.pace, other.pace) == (0, 0, 4, 4)
+    assert {(work.steps.progress, work.steps.pace) for work in (one, other)} == {(0, 4)}
     desk.answers(b"a", desk.a_push(one))
     following = desk.answers(b"b", desk.a_push(other))
-    assert {work.progress for work in following.values()} == {other.stop}
+    assert {work.steps.progress for work in following.values()} == {other.steps.stop}
 
 
 @pytest.mark.parametrize("consistency", [ROUNDS, ASYNC])
@@ -106,16 +106,16 @@ def test_two_workers_share_the_minibatches_of_a_short_run(consistency: Consisten
     desk, one, other = two_workers(consistency=consistency)
     if consistency is ASYNC:  # its first worker was alone
         one = desk.push(b"a", one)
-    assert one.batch_size == other.batch_size == 2
-    assert one.stop - one.start == other.stop - other.start == 2 * 2  # in two local steps
+    assert one.steps.batch_size == other.steps.batch_size == 2
+    assert one.steps.samples == other.steps.samples == 2 * 2  # in two local steps
     desk.answers(b"a", desk.a_push(one))
     record, *_ = desk.commands(b"b", desk.a_push(other))
     assert isinstance(record, Record)
-    assert {each.batch_size for each in record.applied} == {2}
+    assert {each.steps.batch_size for each in record.applied} == {2}
     assert {each.outer for each in record.applied} <= {WHOLE, OuterStep(0.5, 0.0, 0.5)}
     desk.leave(b"b", 2)
     alone = desk.trained(b"a", 1, samples_at_most=desk.run.ledger.applied_samples + 1)
-    assert desk.push(b"a", alone).batch_size == 4
+    assert desk.push(b"a", alone).steps.batch_size == 4
 
 
 def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds() -> None:
@@ -123,23 +123,55 @@ def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds()
     desk.answers(b"a", desk.a_push(one))
     desk.now += 100 * LATE_FACTOR
     again = desk.answers(b"heart", Heartbeat(1, 0.0, 0.0, desk.identities[1]))[b"a"]
-    assert (again.start, again.batch_size) == (other.start, 2)
-    assert desk.push(b"a", again).batch_size == 4
+    assert (again.steps.start, again.steps.batch_size) == (other.steps.start, 2)
+    assert desk.push(b"a", again).steps.batch_size == 4
 
 
 def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:
-    desk, one, other = two_workers()
+    desk, one, other = two_workers(batch_size=8)
     desk.join(b"c")
     assert desk.has_to_wait(b"c", desk.a_pull(3))
     desk.answers(b"a", desk.a_push(one))
     following = desk.answers(b"b", desk.a_push(other))
     assert set(following) == {b"a", b"b", b"c"}
-    assert len({work.start for work in following.values()}) == 3
+    assert len({work.steps.start for work in following.values()}) == 3
     desk.answers(b"a", desk.a_push(following[b"a"]))
     desk.answers(b"b", desk.a_push(following[b"b"]))
     assert desk.run.store.version == 1
     desk.answers(b"c", desk.a_push(following[b"c"]))
     assert desk.run.store.version == 2
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_worker_beyond_those_of_use_is_a_spare_and_replaces_one_that_leaves(
+    consistency: Consistency,
+) -> None:
+    """Four samples have two shares of two."""
+    desk, *works = two_workers(consistency=consistency, local_steps=None)
+    desk.join(b"c")
+    assert desk.has_to_wait(b"c", desk.a_pull(3))
+    assert "1 worker of 3 compute nothing" in desk.report()["worker_warning"]
+    for node, work in zip((b"a", b"b"), works, strict=True):
+        assert b"c" not in desk.answers(node, desk.a_push(work))
+    sends = [each for each in desk.leave(b"a", 1) if isinstance(each, SendToPeer)]
+    assert [each.node for each in sends] == [b"c"]
+    assert desk.report()["worker_warning"] is None
+
+
+def test_the_rates_of_a_round_end_where_its_samples_do() -> None:
+    """Workers of other speeds pass the same schedule, each in its own number of steps."""
+    desk, one, other = two_workers(samples=4000, local_steps=None)
+    for _ in range(6):
+        desk.now += 1.0
+        desk.has_to_wait(b"a", desk.a_push(one, computed_s=one.steps.samples * 0.01))
+        following = desk.answers(b"b", desk.a_push(other, computed_s=other.steps.samples * 0.03))
+        one, other = following[b"a"], following[b"b"]
+    ends = [
+        work.steps.progress + work.steps.pace * (len(work.steps.edges) - 1) for work in (one, other)
+    ]
+    together = one.steps.samples + other.steps.samples
+    assert one.steps.samples == 2 * other.steps.samples
+    assert ends == [one.steps.progress + together] * 2
 
 
 def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
@@ -148,9 +180,9 @@ def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() 
     _, answer = desk.leave(b"b", 2)
     assert answer.node == b"a"
     again = answer.message
-    assert (again.start, again.stop, again.state) == (other.start, other.stop, desk.state)
+    assert (again.steps[:3], again.state) == (other.steps[:3], desk.state)
     desk.push(b"a", again, 3.0)
-    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.stop)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
     assert (desk.state[SIZE:] == 2.0).all()
 
 
@@ -159,7 +191,7 @@ def test_the_result_of_a_worker_that_left_stays_in_its_round() -> None:
     desk.answers(b"a", desk.a_push(one, 1.0))
     desk.leave(b"a", 1)
     desk.push(b"b", other, 3.0)
-    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.stop)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
 
 
 def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() -> None:
@@ -169,9 +201,9 @@ def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() ->
     desk.leave(b"b", 2)
     desk.join(b"c")
     work = desk.pull(b"c", 3)
-    assert (work.start, work.stop) == (other.start, other.stop)
+    assert (work.steps.start, work.steps.stop) == (other.steps.start, other.steps.stop)
     assert desk.push(b"c", work).state is desk.state
-    assert desk.run.ledger.applied_samples == other.stop
+    assert desk.run.ledger.applied_samples == other.steps.stop
 
 
 def test_an_idle_worker_shares_a_late_lease_and_the_first_result_counts() -> None:
@@ -206,7 +238,7 @@ def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
         assert desk.server.tick(desk.now) == []
     desk.now += 1.1
     shared = desk.answers(b"observer", StatusRequest(0))[b"a"]
-    assert (shared.start, shared.stop) == (following[b"b"].start, following[b"b"].stop)
+    assert shared.steps == following[b"b"].steps
 
 
 def test_a_round_with_a_state_that_is_not_finite_is_done_again_until_workers_learn_why() -> None:
@@ -218,7 +250,7 @@ def test_a_round_with_a_state_that_is_not_finite_is_done_again_until_workers_lea
     assert "learning rate" in works[b"b"].reason
     assert desk.run.store.version == desk.report()["samples"] == 0
     work = works[b"a"]  # of the samples, none is lost
-    assert (work.epoch, work.start) == (0, 0)
+    assert (work.steps.epoch, work.steps.start) == (0, 0)
 
 
 def test_the_rounds_of_an_epoch_are_equally_long() -> None:
@@ -227,14 +259,14 @@ def test_the_rounds_of_an_epoch_are_equally_long() -> None:
     lengths = []
     work = desk.pull(b"a", 1)
     while isinstance(work, Work):
-        lengths.append(work.stop - work.start)
+        lengths.append(work.steps.samples)
         work = desk.push(b"a", work)
     assert lengths == [16, 16, 12] * 2
 
 
 @pytest.mark.parametrize("consistency", Consistency)
 def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consistency) -> None:
-    desk = Desk(a_run(samples=4000, local_steps=None, consistency=consistency))
+    desk = Desk(a_run(samples=4000, batch_size=8, local_steps=None, consistency=consistency))
     speeds = {b"a": 0.1, b"b": 0.1, b"c": 0.4}  # seconds for a minibatch
     working: list[tuple[float, bytes, Work]] = []
     trained = Counter[bytes]()
@@ -242,7 +274,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
     def begin(works: dict[bytes, Any]) -> None:
         for node, work in works.items():
             if isinstance(work, Work):
-                took_s = speeds[node] * -(-(work.stop - work.start) // work.batch_size)
+                took_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
                 heappush(working, (desk.now + took_s, node, work))
 
     for node in speeds:
@@ -251,12 +283,12 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
         begin(desk.answers(node, desk.a_pull(worker_id)))
     while working:
         desk.now, node, work = heappop(working)
-        trained[node] += work.stop - work.start
+        trained[node] += work.steps.samples
         for worker_id in (1, 2, 3):
             begin(
                 desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
             )
-        computed_s = speeds[node] * -(-(work.stop - work.start) // work.batch_size)
+        computed_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
         begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
     assert (report["samples"], report["workers_lost"]) == (8000, 0)
@@ -284,7 +316,7 @@ def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> N
 
 
 def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None:
-    desk = Desk(a_run(consistency=ASYNC))
+    desk = Desk(a_run(consistency=ASYNC, batch_size=8))
     desk.join(b"host", parts=3)
     desk.join(b"b")
     desk.push(b"host", desk.pull(b"host", 1), 1.0)
@@ -293,7 +325,7 @@ def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None
 
 def test_an_asynchronous_worker_never_waits_and_shares_the_last_leases() -> None:
     desk, slow, fast = two_workers(consistency=ASYNC)
-    while (fast := desk.push(b"b", fast)).start != slow.start or fast.epoch != slow.epoch:
+    while (fast := desk.push(b"b", fast)).steps[:3] != slow.steps[:3]:
         pass
     assert fast.lease_id != slow.lease_id
     assert desk.push(b"b", fast) == Stop("every epoch is done", finished=True)
@@ -352,8 +384,8 @@ def test_a_huge_or_infinite_loss_is_refused_and_the_checkpoint_stays_readable(
     work = desk.pull(b"a", 1)
     for _ in range(2):
         again = desk.push(b"a", work, loss_sum=loss_sum)
-        assert (again.start, again.stop, again.lease_id > work.lease_id) == (
-            *(work.start, work.stop),
+        assert (again.steps.start, again.steps.stop, again.lease_id > work.lease_id) == (
+            *(work.steps.start, work.steps.stop),
             True,
         )
         work = again
@@ -362,7 +394,7 @@ def test_a_huge_or_infinite_loss_is_refused_and_the_checkpoint_stays_readable(
     counters = json.loads(json.dumps(checkpoint.counters, allow_nan=False))
     resumed = RunState.resumed(settings, replace(checkpoint, counters=counters))
     assert resumed.metrics.gradients_refused == 2
-    assert resumed.metrics.records[-1]["loss"] == pytest.approx(1e99 / (work.stop - work.start))
+    assert resumed.metrics.records[-1]["loss"] == pytest.approx(1e99 / work.steps.samples)
 
 
 @pytest.mark.parametrize("place", range(STATE_SIZE))
@@ -374,7 +406,7 @@ def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: f
     assert push.state is not None
     push.state[place] = bad
     again = desk.ask(b"b", push)
-    assert (again.start, again.stop) == (other.start, other.stop)
+    assert (again.steps.start, again.steps.stop) == (other.steps.start, other.steps.stop)
     desk.answers(b"b", desk.a_push(again))
     report = desk.report()
     assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
@@ -390,7 +422,7 @@ def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
     assert push.state is not None
     push.state[-1] = steps
     again = desk.ask(b"a", push)
-    assert (again.start, again.state is work.state) == (work.start, True)
+    assert (again.steps.start, again.state is work.state) == (work.steps.start, True)
     assert desk.report()["gradients_refused"] == 1
 
 
@@ -439,9 +471,9 @@ def test_collected_results_of_a_round_are_computed_again_after_a_resume() -> Non
     resumed = Desk(RunState.resumed(SETTINGS, desk.run.checkpoint()))
     resumed.join(b"a")
     resumed.join(b"b")
-    assert [resumed.pull(node, number).start for node, number in ((b"a", 1), (b"b", 2))] == [
-        one.start,
-        other.start,
+    assert [resumed.pull(node, number).steps.start for node, number in ((b"a", 1), (b"b", 2))] == [
+        one.steps.start,
+        other.steps.start,
     ]
 
 

@@ -100,7 +100,7 @@ def test_a_worker_that_joins_again_ends_its_former_membership(desk: Desk) -> Non
     desk.identities[2], desk.requests[2] = 77, 2
     assert desk.push(b"before", work).may_rejoin
     assert desk.run.store.version == 0
-    assert desk.pull(b"after", 2).start == work.start
+    assert desk.pull(b"after", 2).steps.start == work.steps.start
     assert len(desk.report()["workers"]) == 1
 
 
@@ -130,13 +130,13 @@ def test_a_state_is_shared_or_travels_packed_with_the_work() -> None:
 def test_a_push_is_answered_with_the_next_lease_and_the_new_state(desk: Desk) -> None:
     desk.join(b"a")
     work = desk.pull(b"a", 1)
-    assert work[:10] == (1, 1, 1, 0, 0, 8, 0, 4, 4, 1)
+    assert work[:-1] == (1, 1, 1, (0, 0, 8, 0, 4, 4, 1))
     record, send = desk.commands(b"a", desk.a_push(work))
     assert isinstance(record, Record)  # before the answer
     assert isinstance(send, SendToPeer)
     following = send.message
     assert isinstance(following, Work)
-    assert following[:10] == (1, 2, 2, 0, 8, 16, 8, 4, 4, 1)
+    assert following[:-1] == (1, 2, 2, (0, 8, 16, 8, 4, 4, 1))
     assert following.state is desk.state
     assert (desk.state == 1.0).all()
 
@@ -188,7 +188,11 @@ def test_a_result_that_is_not_finite_is_refused_and_its_worker_named(
     work = desk.pull(b"culprit", 1)
     again = desk.push(b"culprit", work, **facts)
     assert again.lease_id != work.lease_id
-    assert (again.start, again.stop, again.state is work.state) == (work.start, work.stop, True)
+    assert (again.steps.start, again.steps.stop, again.state is work.state) == (
+        work.steps.start,
+        work.steps.stop,
+        True,
+    )
     assert desk.report()["gradients_refused"] == 1
     [record] = caplog.records
     assert record.levelno == logging.WARNING
@@ -212,7 +216,7 @@ def test_three_refused_results_in_a_row_end_a_worker_and_others_compute_its_samp
     report = desk.report()
     assert (report["gradients_refused"], report["workers_lost"]) == (5, 1)
     others = desk.pull(b"b", 2)
-    assert (others.epoch, others.start) == (work.epoch, work.start)
+    assert (others.steps.epoch, others.steps.start) == (work.steps.epoch, work.steps.start)
 
 
 # Requests that are repeated or lost
@@ -282,7 +286,7 @@ def test_a_server_refuses_requests_to_a_former_incarnation(desk: Desk) -> None:
     resumed = Desk(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
     assert resumed.join(b"b").worker_id == 1000
     now = resumed.pull(b"b", 1000)
-    assert (now.lease_id, now.start) == (before.lease_id, before.start)
+    assert (now.lease_id, now.steps.start) == (before.lease_id, before.steps.start)
     for node in (b"a", b"b"):
         for answer in (resumed.push(node, before), resumed.pull(node, 1), resumed.beat(1)):
             assert isinstance(answer, Refuse)
@@ -309,7 +313,11 @@ def test_a_silent_worker_is_lost_and_others_compute_its_samples(desk: Desk) -> N
     assert desk.server.tick(desk.now) == [Forget(1)]
     assert desk.server.tick(desk.now) == []
     work = desk.pull(b"alive", 2)
-    assert (work.epoch, work.start, work.stop) == (lost.epoch, lost.start, lost.stop)
+    assert (work.steps.epoch, work.steps.start, work.steps.stop) == (
+        lost.steps.epoch,
+        lost.steps.start,
+        lost.steps.stop,
+    )
     assert desk.report()["workers_lost"] == 1
 
 
@@ -331,7 +339,7 @@ def test_a_worker_that_leaves_hands_its_samples_on(desk: Desk) -> None:
     work = desk.pull(b"a", 1)
     assert desk.leave(b"a", 1) == [Forget(1)]
     assert desk.leave(b"a", 1) == []
-    assert desk.pull(b"b", 2).start == work.start
+    assert desk.pull(b"b", 2).steps.start == work.steps.start
     assert desk.report()["workers_lost"] == 0
 
 
@@ -354,7 +362,11 @@ def test_a_waiting_worker_is_answered_when_another_is_gone(desk: Desk, gone: str
         each.message for each in commands if isinstance(each, SendToPeer) and each.node == b"a"
     ]
     assert isinstance(work, Work)
-    assert (work.request_id, work.start, work.stop) == (2, other.start, other.stop)
+    assert (work.request_id, work.steps.start, work.steps.stop) == (
+        2,
+        other.steps.start,
+        other.steps.stop,
+    )
 
 
 # The end
@@ -399,7 +411,7 @@ def test_all_workers_of_the_last_round_are_told_that_the_run_is_finished() -> No
     desk.join(b"a")
     desk.join(b"b")
     one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    assert one.stop == other.start
+    assert one.steps.stop == other.steps.start
     assert desk.has_to_wait(b"a", desk.a_push(one))
     assert desk.answers(b"b", desk.a_push(other)) == {b"a": FINISHED, b"b": FINISHED}
 
@@ -484,7 +496,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "journal_unwritten_bytes": 0,
         "journal_error": None,
         "loss_warning": None,
-        "link_warning": None,
+        "worker_warning": None,
         "resume_warnings": [],
     }
     assert worker == {

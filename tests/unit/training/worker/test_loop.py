@@ -13,6 +13,7 @@ from dist_net.training.worker.local_steps import LocalSteps, Minibatch, Minibatc
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.training.worker.state import Compute, Ended
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
     Join,
@@ -33,7 +34,7 @@ from naming import naming
 SIZE, STATE_SIZE = 3, 4
 STEPS = StepSettings(0, 2, 1, "SGD()", 0.5)
 WELCOME = Welcome(1, "first", STEPS, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
-WORK = Work(1, 2, 9, 0, 0, 8, 0, 2, 2, 1, None)
+WORK = Work(1, 2, 9, LeaseSteps(0, 0, 8, 0, 2, 2), None)
 STOP = Stop("every epoch is done", finished=True)
 
 

@@ -11,7 +11,6 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.worker.local_steps import LeaseSteps
 from dist_net.training.worker.state import (
     FIRST_TRY_S,
     MAX_TRAVEL_S,
@@ -27,6 +26,7 @@ from dist_net.training.worker.state import (
     WorkerCommand,
     WorkerState,
 )
+from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
     Alive,
     Join,
@@ -54,7 +54,7 @@ LEASE = Compute(LeaseSteps(0, 0, 8, 16, 8, 2, 2), None)
 
 
 def work(request_id: int, lease_id: int = 7) -> Work:
-    return Work(3, request_id, lease_id, 0, 0, 8, 16, 8, 2, 2, None)
+    return Work(3, request_id, lease_id, LEASE.lease, None)
 
 
 def join(request_id: int) -> SendToServer:
