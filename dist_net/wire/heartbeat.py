@@ -23,9 +23,9 @@ POLL_S = 0.1
 class HeartbeatSender(threading.Thread):
     """Send heartbeats from a thread with its own socket.
 
-    NumPy releases the interpreter's lock, so the thread also runs during a long computation of the
-    worker's loop. ``answer`` is the server's last reply with the time at which its heartbeat was
-    sent, or None.
+    The thread also runs during a long computation of the worker's loop, unless that holds the
+    interpreter's lock, as NumPy does not. ``answer`` is the server's last reply with the time at
+    which its heartbeat was sent, or None.
     """
 
     def __init__(

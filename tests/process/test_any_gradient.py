@@ -58,6 +58,29 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
         loaded.predict(np.zeros((1, 5), np.float32))
 
 
+def test_a_gradient_that_holds_the_interpreters_lock_makes_progress(
+    start: Start, here: Here, tmp_path: Path
+) -> None:
+    """As native code may: no thread of its worker sends heartbeats meanwhile."""
+    recipe, run = tmp_path / "holding.py", tmp_path / "run"
+    steps, error = 6, "error = X[rows] @"
+    held = LINE.read_text().replace("SAMPLES, INPUTS = 640", f"SAMPLES, INPUTS = {16 * steps}")
+    assert held.count(error) == 1
+    held = held.replace(error, f"LIBC.usleep(1_700_000)\n    {error}").replace(
+        "epochs=8", "epochs=1"
+    )
+    recipe.write_text(
+        f"import ctypes\n\n{held}".replace("SAMPLES, ", "LIBC = ctypes.PyDLL(None)\nSAMPLES, ", 1)
+    )
+    trained = finished(start("train", recipe, "--run-dir", run, "--json"))
+    summary = json.loads(trained.stdout.splitlines()[-1])
+    assert summary["samples"] == 16 * steps
+    assert assert_each_sample_once(run, 16 * steps) == 1
+    assert summary["workers_lost"] <= 2  # each once: then the server knows how long it is silent
+    assert "restarting" not in trained.stderr
+    here("replay", run, "--trust-recipe")
+
+
 def test_a_loop_of_a_program_takes_part_and_may_leave(
     start: Start, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

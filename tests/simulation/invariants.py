@@ -211,7 +211,7 @@ class RunChecks:
 
     def _check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
         """Check that the server holds nothing for workers that have left the run."""
-        members = {member.worker_id for member in run.members.members}
+        members = {member.worker_id for member in run.members.members} | run.members.silent
         held: dict[str, dict[int, Any]] = {
             "leases": run.ledger._leases,
             "memory": loop._shared,

@@ -213,6 +213,7 @@ class TrainingRun:
             partial(counting_steps, self.settings, is_broken=self._is_broken),
             seconds_of_step,
             parts=1 + int(name[-1]) % 3,
+            holds_lock=int(name[-1]) % 4 == 2,
         )
         self.workers[name] = worker
 

@@ -11,10 +11,16 @@ from dist_net.vector import Vector
 from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
 
 MAX_LOOK_S = 0.5
-"""The longest pause between two calls of ``expired`` unless the server was stopped."""
+"""The longest pause between two calls of ``overdue`` unless the server was stopped."""
 
 ROUND_TRIPS_KEPT = 9
 NAMES_KEPT = 1024
+
+RETURN_S = 60.0
+"""How long a silent worker without a lease is still known."""
+
+PATIENCE_FACTOR = 3
+"""A worker that returned may be silent for so many times as long before it is overdue again."""
 
 
 @dataclass(slots=True)
@@ -25,7 +31,8 @@ class Member:
     ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
-    the results refused in a row. A worker that was ``told_to_stop`` and goes silent is not lost.
+    the results refused in a row. It is overdue after ``patience_s`` of silence; a worker that was
+    ``told_to_stop`` is not lost then.
     ``began_s``: its lease was granted, while it computes; ``waits_since_s``: its request, while it
     waits for others; None else. ``starts`` counts the processes of its name that joined; with
     ``is_restart``, this process was not the first and has just joined. ``staleness_sum`` is the sum
@@ -40,6 +47,7 @@ class Member:
     joined_s: float
     heard_s: float
     progress_s: float
+    patience_s: float
     equipment: Equipment = UNKNOWN_EQUIPMENT
     starts: int = 1
     is_restart: bool = False
@@ -93,28 +101,31 @@ class Member:
 class Membership:
     """The workers by id. Ids count up from ``first_worker_id`` and are never reused.
 
-    A worker is overdue after ``heartbeat_timeout_s`` of silence. The duration of steps does not
-    matter: a separate thread sends heartbeats.
+    A worker is overdue after ``heartbeat_timeout_s`` without a message, and then ``silent`` until
+    the next one: others may compute its lease too. It may be dead, stopped or cut off, or its
+    gradient function holds the interpreter's lock, and so delays its heartbeats.
     """
 
     def __init__(self, heartbeat_timeout_s: float, first_worker_id: int = 1) -> None:
         self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
+        self.silent: set[int] = set()
         self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
         self._looked_s: float | None = None
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._members) - len(self.silent)
 
     @property
     def members(self) -> tuple[Member, ...]:
-        return tuple(self._members.values())
+        """The workers that are not silent."""
+        return tuple(each for key, each in self._members.items() if key not in self.silent)
 
     @property
     def parts(self) -> int:
         """The number of processes that take local steps."""
-        return sum(each.parts for each in self._members.values())
+        return sum(each.parts for each in self.members)
 
     def join(
         self,
@@ -126,7 +137,8 @@ class Membership:
         request_id: int = 0,
     ) -> Member:
         """Add a worker under a new id; ``request_id`` is the number of its ``Join``."""
-        facts = node, name, identity, now, now, now, equipment, *self._started(name, identity)
+        times = now, now, now, self._heartbeat_timeout_s
+        facts = node, name, identity, *times, equipment, *self._started(name, identity)
         member = Member(self._next_worker_id, *facts, request_id, request_id)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
@@ -154,14 +166,23 @@ class Membership:
         member = self._members.get(worker_id)
         if member is None or member.identity != identity:
             return None
+        if worker_id in self.silent:
+            self.silent.remove(worker_id)
+            member.patience_s = max(member.patience_s, PATIENCE_FACTOR * (now - member.heard_s))
         member.heard_s = now
         return member
 
     def remove(self, worker_id: int) -> None:
         del self._members[worker_id]
+        self.silent.discard(worker_id)
 
-    def expired(self, now: float) -> list[Member]:
-        """Return the overdue workers, which remain members until they are removed.
+    def forgettable(self, now: float) -> list[Member]:
+        """Return the workers that have been silent for ``RETURN_S``."""
+        silent = map(self._members.__getitem__, self.silent)
+        return [member for member in silent if now - member.heard_s > RETURN_S]
+
+    def overdue(self, now: float) -> list[Member]:
+        """Return the workers that are overdue and not yet ``silent``.
 
         Call this several times a second. Time in which the server was stopped does not count: it
         could not receive heartbeats.
@@ -173,8 +194,4 @@ class Membership:
                 if member.began_s is not None:
                     member.began_s = min(member.began_s + stopped_s, now)
         self._looked_s = now
-        return [
-            member
-            for member in self._members.values()
-            if now - member.heard_s > self._heartbeat_timeout_s
-        ]
+        return [each for each in self.members if now - each.heard_s > each.patience_s]

@@ -39,7 +39,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
 def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
     """Return a report of each worker, up to ``WORKERS_PER_REPORT``, slow workers first."""
     members = run.members.members
-    found = slowness_of(members, now, run.settings.heartbeat_timeout_s)
+    found = slowness_of(members, now)
     if len(members) > WORKERS_PER_REPORT:
         members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
     return [

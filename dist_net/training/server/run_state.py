@@ -131,11 +131,13 @@ class RunState:
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
         ledger, member.began_s = self.ledger, None
-        if (lease := ledger.lease_of(member.worker_id)) is None:
+        worker_id, silent = member.worker_id, self.members.silent
+        lease = ledger.lease_of(worker_id) or ledger.share(worker_id, silent)
+        if lease is None:
             if self._may_begin():
                 lease = self._next_lease(member, now)
             elif self._has_late_leases(now):
-                lease = ledger.share(member.worker_id)
+                lease = ledger.share(worker_id)
         if lease is not None:
             lease.version, lease.progress = self.store.version, self.ledger.applied_samples
             member.base, member.began_s = self.store.state, now
@@ -344,6 +346,13 @@ class RunState:
         if self._packed is None or self._packed[0] != self.store.version:
             self._packed = self.store.version, self.settings.packing.pack_base(self.store.state)
         return self._packed[1]
+
+    def silence(self, member: Member) -> None:
+        """Let other workers compute the lease of an overdue worker at once, besides the worker."""
+        lease = self.ledger.lease_of(member.worker_id)
+        if lease is not None and lease.rival in self.members.silent:
+            self.ledger.release(lease.rival)
+        self.members.silent.add(member.worker_id)
 
     def remove(self, member: Member) -> None:
         """Remove a worker, and return its lease to the pool."""

@@ -10,7 +10,8 @@
 
 A member *waits* while everything is leased and none of it may be shared: until a round is applied,
 a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
-numbers. A member that is silent is lost; its lease returns to the pool.
+numbers. A silent member is lost until it is heard again: other members may compute its lease too,
+and the first result counts.
 
 ``RunState`` holds the run's state; this module decides which change a message causes, and the
 answer.
@@ -158,13 +159,17 @@ class ParameterServer:
         self.journal_lag = lag
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Remove overdue workers; call this several times a second.
+        """Look for silent workers; call this several times a second.
 
         Handle all received messages first: one may be a heartbeat.
         """
-        expired = self.run.members.expired(now)
-        commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
-        return commands + self._answer_waiting(now)
+        run = self.run
+        for member in run.members.overdue(now):
+            self._count_loss(member, "overdue", now)
+            run.silence(member)
+        silent = run.members.forgettable(now)
+        gone = [each for each in silent if run.ledger.lease_of(each.worker_id) is None]
+        return [*map(self._remove, gone), *self._answer_waiting(now)]
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
@@ -202,7 +207,7 @@ class ParameterServer:
     def _requested(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
         """Process a member's next request; drop others."""
         metrics = self.run.metrics
-        member = self.run.members.heard(request.worker_id, request.identity, now)
+        member = self._heard(request, now)
         if member is None:
             metrics.pushes_rejected += isinstance(request, Push)
             return [SendToPeer(node, _unknown(request.worker_id))]
@@ -276,6 +281,8 @@ class ParameterServer:
     def _answer_waiting(self, now: float) -> list[ServerCommand]:
         answers: list[ServerCommand] = []
         for member in list(self._waiting.values()):
+            if member.worker_id in self.run.members.silent and self._stop() is None:
+                continue  # another worker would have to wait for it
             answer = self._answer(member, now)
             if not answer:
                 break  # later requests wait for the same event
@@ -315,7 +322,7 @@ class ParameterServer:
         return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
-        member = self.run.members.heard(heartbeat.worker_id, heartbeat.identity, now)
+        member = self._heard(heartbeat, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
         if heartbeat.round_trip_s:
@@ -325,8 +332,18 @@ class ParameterServer:
             return stop
         return Alive(heartbeat.sent_s, member.received_id, member.answered_id)
 
+    def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
+        """Return the member that sent the message; a silent one is back."""
+        members = self.run.members
+        was_silent = message.worker_id in members.silent
+        member = members.heard(message.worker_id, message.identity, now)
+        if member is not None and was_silent:
+            self.run.metrics.workers_joined += 1
+            logger.info("worker_returned worker=%d name=%s", member.worker_id, member.name)
+        return member
+
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
-        member = self.run.members.heard(leave.worker_id, leave.identity, now)
+        member = self._heard(leave, now)
         if member is None:
             return []
         logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
@@ -338,7 +355,11 @@ class ParameterServer:
         return [forget, SendToPeer(member.node, refuse)]
 
     def _lose(self, member: Member, reason: str, now: float) -> Forget:
-        if not member.told_to_stop:
+        self._count_loss(member, reason, now)
+        return self._remove(member)
+
+    def _count_loss(self, member: Member, reason: str, now: float) -> None:
+        if not member.told_to_stop and member.worker_id not in self.run.members.silent:
             self.run.metrics.workers_lost += 1
             logger.warning(
                 "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
@@ -347,7 +368,6 @@ class ParameterServer:
                 now - member.heard_s,
                 reason,
             )
-        return self._remove(member)
 
     def _remove(self, member: Member) -> Forget:
         self._waiting.pop(member.worker_id, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_net.training.server.members import NAMES_KEPT, Membership
+from dist_net.training.server.members import NAMES_KEPT, RETURN_S, Membership
 from dist_net.wire.messages import Equipment
 
 
@@ -41,8 +41,32 @@ def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
     members = a_membership()
     silent, heard = members.join(b"a", "silent", 1, 0.0), members.join(b"b", "heard", 2, 0.0)
     assert members.heard(heard.worker_id, 2, 1.0) is heard
-    assert members.expired(1.5) == []
-    assert members.expired(1.6) == [silent]
+    assert members.overdue(1.5) == []
+    assert members.overdue(1.6) == [silent]
+
+
+def test_a_silent_worker_is_a_member_again_when_it_is_heard() -> None:
+    members = a_membership()
+    one = members.join(b"a", "one", 1, 0.0)
+    assert members.overdue(1.6) == [one]
+    members.silent.add(one.worker_id)
+    assert (len(members), members.members, members.parts) == (0, (), 0)
+    assert members.overdue(2.0) == []
+    assert members.heard(one.worker_id, 2, 2.5) is None
+    assert members.heard(one.worker_id, 1, 2.5) is one
+    assert (len(members), members.members) == (1, (one,))
+    overdue_s = next(n / 10 for n in range(25, 200) if members.overdue(n / 10))
+    assert overdue_s == pytest.approx(2.5 + 3 * 2.5, abs=0.2)  # its gradients take so long
+
+
+def test_a_worker_that_stays_silent_is_forgotten() -> None:
+    members = a_membership()
+    one = members.join(b"a", "one", 1, 0.0)
+    members.silent.add(one.worker_id)
+    assert members.forgettable(RETURN_S) == []
+    assert members.forgettable(RETURN_S + 1) == [one]
+    members.remove(one.worker_id)
+    assert members.forgettable(RETURN_S + 1) == []
 
 
 def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() -> None:
@@ -50,24 +74,24 @@ def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() ->
     computing = members.join(b"a", "computing", 1, 0.0)
     for second in range(3600):
         assert members.heard(computing.worker_id, 1, float(second)) is computing
-        assert members.expired(float(second)) == []
+        assert members.overdue(float(second)) == []
     assert computing.report(3600.0)["progress_s_ago"] == 3600.0
 
 
 def test_time_in_which_the_server_stood_still_is_no_silence_of_its_workers() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
-    assert members.expired(0.1) == []
-    assert members.expired(60.0) == []
+    assert members.overdue(0.1) == []
+    assert members.overdue(60.0) == []
     # A moment later its heartbeats have arrived, unless it is gone.
-    assert members.expired(60.5) == []
-    assert members.expired(61.0) == [member]
+    assert members.overdue(60.5) == []
+    assert members.overdue(61.0) == [member]
 
 
 def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_same() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
-    looks = [members.expired(5.0 * look) for look in range(6)]
+    looks = [members.overdue(5.0 * look) for look in range(6)]
     assert looks == [[], [], [], [], [member], [member]]
 
 
@@ -112,8 +136,8 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
     member.began_s = 0.0
-    members.expired(0.1)
-    members.expired(60.1)
+    members.overdue(0.1)
+    members.overdue(60.1)
     member.has_computed(samples=20, batch_size=4, computed_s=0.5, now=60.6)
     assert member.lease_times == pytest.approx((0.6, 0.1, 1))
 
