@@ -94,12 +94,17 @@ class Desk:
         return Pull(*self.numbered(worker_id))
 
     def a_push(self, work: Work, change: float = 1.0, **facts: Any) -> Push:
-        """Return the push of a lease that added ``change`` to each element of the base."""
+        """Return the push of a lease that added ``change`` to each element of the base.
+
+        Only the number of steps is the lease's.
+        """
         assert work.state is not None
+        state = work.state + np.float32(change)
+        state[-1] = work.state[-1] + (work.stop - work.start) / work.batch_size / work.parts
         push = Push(
             *self.numbered(work.worker_id),
             *(work.lease_id, 2.0 * (work.stop - work.start), 3, 0.0),
-            work.state + np.float32(change),
+            state,
         )
         return push._replace(**facts)
 

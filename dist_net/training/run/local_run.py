@@ -41,6 +41,7 @@ from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_r
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
+from dist_net.training.server.loss_changes import loss_change
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
@@ -54,7 +55,7 @@ EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need 
 EVALUATION_PAUSE_S = 1.0  # between long evaluations
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
-LOSS_RISE = 1.15  # from one evaluation to the next, after a worker joined
+LOSS_RISE = 0.15  # from one evaluation to the next, after a worker joined
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
 """The time for the server to write its checkpoint after its command was killed."""
@@ -173,7 +174,7 @@ class LocalRun:
         self._warnings = RunWarnings(display.warned)
         self._joined = self._joined_before = 0
         self._join_warning: str | None = None
-        self._last_loss = math.inf
+        self._losses: list[float] = []  # of the evaluations
         self._has_workers = False
         self._stop_reason = ""
         self._reason_to_stop = reason_to_stop
@@ -429,13 +430,15 @@ class LocalRun:
     def _compare_loss(self, loss: float) -> None:
         """Prepare a warning if the test loss has risen since the last evaluation and a join."""
         joined = self._joined - self._joined_before
-        if joined and loss > LOSS_RISE * self._last_loss:
+        losses = self._losses
+        if joined and losses and loss_change(losses[-1], loss, losses[0]) > LOSS_RISE:
             self._join_warning = (
-                f"the test loss has risen from {self._last_loss:.4g} to {loss:.4g} since the last "
+                f"the test loss has risen from {losses[-1]:.4g} to {loss:.4g} since the last "
                 f"evaluation, in which time {joined} workers joined; if it stays there, train with "
                 f"fewer workers or a lower learning rate"
             )
-        self._joined_before, self._last_loss = self._joined, loss
+        self._joined_before = self._joined
+        losses.append(loss)
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
         """Return whether these weights are the best so far, and were written."""

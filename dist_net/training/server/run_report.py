@@ -7,13 +7,13 @@ import numpy as np
 
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.lease_lengths import longest_round_s
+from dist_net.training.server.loss_changes import loss_change
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
 
-LOSS_RISE, LOSS_NOISE = 0.25, 0.02
-"""A loss has risen if its mean over an epoch is this share above the lowest such mean, and the rise
-is more than the second share of the first mean: a loss near 0 is noise."""
+LOSS_RISE = 0.25
+"""A loss has risen if its mean over an epoch is this share above the lowest such mean."""
 
 WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
@@ -82,8 +82,7 @@ def loss_warning(run: RunState) -> str | None:
     if not means:
         return None
     lowest = min(range(len(means)), key=means.__getitem__)
-    rise = means[-1] - means[lowest]
-    if rise < LOSS_RISE * means[lowest] or rise < LOSS_NOISE * means[0]:
+    if loss_change(means[lowest], means[-1], means[0]) < LOSS_RISE:
         return None
     remedy = "" if run.settings.consistency is Consistency.ROUNDS else ", --consistency rounds"
     return (

@@ -4,7 +4,6 @@ The parts are the workers (``members``), their leases (``ledger``), the training
 and the counters (``metrics``).
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
-from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import (
     FEWEST_STEPS,
     Consistency,
@@ -217,11 +215,11 @@ class RunState:
         facts = settings.minibatches, settings.batch_size
         return local_batch_size(settings.consistency, parts, *facts)
 
-    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
         """Take in the result of the worker's lease, and apply what can be applied.
 
-        Return the journal's record of each applied result. Return None, and put the samples back
-        into the pool, if the result, or the mean of the round, is not finite.
+        Return the journal's record of each applied result. Return the reason, and put the samples
+        back into the pool, if the result, or the mean of the round, cannot be applied.
         """
         lease = self.ledger.lease_of(member.worker_id, push.lease_id)
         assert lease is not None
@@ -230,11 +228,11 @@ class RunState:
         member.has_computed(samples, lease.batch_size, push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
-        # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
-        is_usable = all_below(math.inf, result) and result[-1] >= 1
-        if not (is_usable and abs(push.loss_sum) < LARGEST_LOSS):
+        steps = -(-samples // lease.batch_size)
+        fault = self.store.rule.fault_of(result, member.base, steps)
+        if fault is not None or not abs(push.loss_sum) < LARGEST_LOSS:
             self.ledger.release(member.worker_id)
-            return None
+            return fault or f"its loss is {push.loss_sum:g}"
         self.ledger.collect(member.worker_id)
         staleness = self.store.version - lease.version
         member.pushes += 1
@@ -268,7 +266,7 @@ class RunState:
             result[:n] += own[:n] - base[:n]
         return result
 
-    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | None:
+    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | str:
         """Apply the mean of the results as one outer step."""
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
@@ -277,7 +275,9 @@ class RunState:
         outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
-            return None
+            for member in self.members.members:
+                member.refusals += 1
+            return "the mean of its round is not finite"
         self.ledger.apply_collected()
         for member in self.members.members:
             member.refusals = 0

@@ -79,6 +79,7 @@ class ParameterServer:
 
     ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
     recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
+    ``divergence`` is the reason why nothing more can be learnt from the state; usually None.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ParameterServer:
         self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
+        self.divergence: str | None = None
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
@@ -238,30 +240,48 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
             return self._answer(member, now)
         applied = run.accept(member, push, now)
-        if applied is None:
-            return self._refuse_result(member, push, now)
+        if isinstance(applied, str):
+            return self._refuse_result(member, push, applied, now)
         records: list[ServerCommand] = [Record(applied)] if applied else []
         return [*records, *self._answer(member, now)]
 
-    def _refuse_result(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+    def _refuse_result(
+        self, member: Member, push: Push, fault: str, now: float
+    ) -> list[ServerCommand]:
+        """Refuse a result; after several in a row, dismiss the worker, or blame the state.
+
+        The state is at fault if no worker arrives at a usable result from it.
+        """
         self.run.metrics.gradients_refused += 1
         member.refusals += 1
         logger.warning(
-            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d",
+            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
             member.worker_id,
             member.name,
             push.lease_id,
             push.loss_sum,
             member.refusals,
+            fault,
         )
-        if member.refusals == REFUSALS_IN_A_ROW:
-            return self._dismiss(
-                member,
-                f"{REFUSALS_IN_A_ROW} results in a row that are not finite: the training "
-                f"diverges; use a learning rate below {self.run.settings.learning_rate:g}",
-                now,
-            )
+        if member.refusals >= REFUSALS_IN_A_ROW:
+            if not all(each.refusals for each in self.run.members.members):
+                cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
+                return self._dismiss(member, f"{cause}; those of other workers can", now)
+            self._blame_state(fault)
         return self._answer(member, now)
+
+    def _blame_state(self, fault: str) -> None:
+        """End the run without a checkpoint of its state."""
+        version, kept = self.run.store.version, self.checkpoint_version
+        remedy = f"--resume continues from the checkpoint of version {kept}"
+        if kept == version:
+            remedy = "`dist-net replay RUN --to VERSION` writes a checkpoint of a version before it"
+        self.divergence = (
+            f"the training diverges at version {version}: from its state, no worker arrives at a "
+            f"result that can be applied ({fault}). {remedy}; use a learning rate below "
+            f"{self.run.settings.learning_rate:g}"
+        )
+        self.stop(self.divergence)
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
         """Answer the worker's request; return nothing if the answer depends on other workers."""
