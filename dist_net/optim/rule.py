@@ -135,10 +135,10 @@ def start_rule(
     rule = UpdateRule(
         optimizer, sum(sizes[:trained]), np.float32, averaging_rates, clip_norm, average_decay
     )
-    stops = np.cumsum(sizes)
-    for (name, _), start, stop in zip(shapes[trained:], stops[trained - 1 :], stops[trained:]):
+    for index in range(trained, len(sizes)):
+        name, start = shapes[index][0], sum(sizes[:index])
         if name.replace(".", "/").rpartition("/")[2] in VARIANCES:
-            rule.variances[name] = slice(start, stop)
+            rule.variances[name] = slice(start, start + sizes[index])
     return rule
 
 

@@ -152,6 +152,8 @@ class LocalRun:
         display: TrainingProgress,
         reason_to_stop: ReasonToStop | None = None,
     ) -> None:
+        if local.listening.listen or local.ray_address is not None:
+            options.settings(loaded).require_sendable()
         self._directory = directory
         self._loaded = loaded
         self._options = options

@@ -21,7 +21,7 @@ from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import StepSettings
+from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.packing import StatePacking
 
 
@@ -139,8 +139,25 @@ class RunSettings:
         """The learning rate by the samples applied before, counted over all epochs."""
         return LearningRate(self.learning_rate, self.schedule, self.samples, self.epochs)
 
-    def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
+    def require_sendable(self) -> None:
+        """Raise SettingError if the training state does not fit into a message to another host."""
+        longest = MAX_ARRAY_BYTES // 4
+        if self.packing.base_size > longest:
+            raise SettingError(
+                f"the training state of {self.parameter_count:,} parameters and {self.optimizer} "
+                f"is {4 * self.packing.base_size:,} bytes when it is sent to another host; "
+                f"expected at most {4 * longest:,}: train on this host alone, or with an optimizer "
+                f"that has fewer vectors, such as sgd"
+            )
+
+    def refusal_of(self, join: Join) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""
+        recipe_digest, vector_size = join.recipe_digest, join.vector_size
+        try:
+            if not join.shares_memory:
+                self.require_sendable()
+        except SettingError as error:
+            return str(error)
         if (facts := difference(recipe_digest, self.recipe_digest)) is not None:
             theirs, own, remedy = facts
             return (

@@ -175,7 +175,7 @@ class ParameterServer:
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
-        refusal = settings.refusal_of(join.recipe_digest, join.vector_size)
+        refusal = settings.refusal_of(join)
         if refusal is not None:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
+from dist_net.errors import SettingError
+from dist_net.optim import SGD, Adam
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.loop import new_run
@@ -38,6 +40,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from naming import naming
 
 FINISHED = Stop("every epoch is done", finished=True)
 
@@ -81,11 +84,23 @@ def test_a_refusal_names_both_sides_and_what_differs(
     theirs: str, named: list[str], remedy: str
 ) -> None:
     settings = replace(SETTINGS, recipe_digest="release 1+a; recipe c; data d")
-    reason = settings.refusal_of(theirs, SIZE)
+    reason = settings.refusal_of(Join("a", 1, theirs, SIZE))
     assert reason is not None
     assert all(f"has {side}" in reason for side in named)
     assert remedy in reason
-    assert settings.refusal_of(settings.recipe_digest, SIZE) is None
+    assert settings.refusal_of(Join("a", 1, settings.recipe_digest, SIZE)) is None
+
+
+def test_a_state_too_long_for_a_message_stays_on_its_host() -> None:
+    settings = replace(SETTINGS, layout=(("weight", (180_000_000,)),), optimizer=Adam())
+    with pytest.raises(
+        SettingError, match=naming("180,000,000", "Adam", f"{2**30:,}", "this host alone")
+    ):
+        settings.require_sendable()
+    join = Join("a", 1, SETTINGS.recipe_digest, 180_000_000)
+    assert "another host" in str(settings.refusal_of(join))
+    assert settings.refusal_of(join._replace(shares_memory=True)) is None
+    replace(settings, optimizer=SGD()).require_sendable()
 
 
 def test_a_worker_that_joins_again_ends_its_former_membership(desk: Desk) -> None:
