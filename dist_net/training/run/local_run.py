@@ -41,7 +41,6 @@ from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_r
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
-from dist_net.training.server.loss_changes import loss_change
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
@@ -55,7 +54,6 @@ EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need 
 EVALUATION_PAUSE_S = 1.0  # between long evaluations
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
-LOSS_RISE = 0.15  # from one evaluation to the next, after a worker joined
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
 """The time for the server to write its checkpoint after its command was killed."""
@@ -174,9 +172,6 @@ class LocalRun:
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._warnings = RunWarnings(display.warned)
-        self._joined = self._joined_before = 0
-        self._join_warning: str | None = None
-        self._losses: list[float] = []  # of the evaluations
         self._has_workers = False
         self._stop_reason = ""
         self._reason_to_stop = reason_to_stop
@@ -297,7 +292,6 @@ class LocalRun:
                 server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
-            self._joined = report["workers_joined"]
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
                 self.stop("no progress for as many evaluations as --patience allows")
@@ -375,8 +369,7 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        errors = {"metrics_error": self._metrics.error, "join_warning": self._join_warning}
-        self._warnings.notify_changes(report | errors)
+        self._warnings.notify_changes(report | {"metrics_error": self._metrics.error})
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
@@ -420,7 +413,6 @@ class LocalRun:
         }
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
-        self._compare_loss(evaluation.loss)
         if self._reason_to_stop and (
             why := self._reason_to_stop(snapshot.samples, evaluation.loss)
         ):
@@ -428,19 +420,6 @@ class LocalRun:
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation
-
-    def _compare_loss(self, loss: float) -> None:
-        """Prepare a warning if the test loss has risen since the last evaluation and a join."""
-        joined = self._joined - self._joined_before
-        losses = self._losses
-        if joined and losses and loss_change(losses[-1], loss, losses[0]) > LOSS_RISE:
-            self._join_warning = (
-                f"the test loss has risen from {losses[-1]:.4g} to {loss:.4g} since the last "
-                f"evaluation, in which time {joined} workers joined; if it stays there, train with "
-                f"fewer workers or a lower learning rate"
-            )
-        self._joined_before = self._joined
-        losses.append(loss)
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
         """Return whether these weights are the best so far, and were written."""

@@ -176,13 +176,8 @@ class Membership:
         del self._members[worker_id]
         self.silent.discard(worker_id)
 
-    def forgettable(self, now: float) -> list[Member]:
-        """Return the workers that have been silent for ``RETURN_S``."""
-        silent = map(self._members.__getitem__, self.silent)
-        return [member for member in silent if now - member.heard_s > RETURN_S]
-
     def overdue(self, now: float) -> list[Member]:
-        """Return the workers that are overdue and not yet ``silent``.
+        """Return the overdue workers; ``silent`` ones after ``RETURN_S``.
 
         Call this several times a second. Time in which the server was stopped does not count: it
         could not receive heartbeats.
@@ -194,4 +189,8 @@ class Membership:
                 if member.began_s is not None:
                     member.began_s = min(member.began_s + stopped_s, now)
         self._looked_s = now
-        return [each for each in self.members if now - each.heard_s > each.patience_s]
+        return [
+            member
+            for worker_id, member in self._members.items()
+            if now - member.heard_s > (RETURN_S if worker_id in self.silent else member.patience_s)
+        ]

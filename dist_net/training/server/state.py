@@ -165,13 +165,14 @@ class ParameterServer:
 
         Handle all received messages first: one may be a heartbeat.
         """
-        run = self.run
+        run, commands = self.run, []
         for member in run.members.overdue(now):
-            self._count_loss(member, "overdue", now)
-            run.silence(member)
-        silent = run.members.forgettable(now)
-        gone = [each for each in silent if run.ledger.lease_of(each.worker_id) is None]
-        return [*map(self._remove, gone), *self._answer_waiting(now)]
+            if member.worker_id not in run.members.silent:
+                self._count_loss(member, "overdue", now)
+                run.silence(member)
+            elif run.ledger.lease_of(member.worker_id) is None:
+                commands.append(self._remove(member))
+        return [*commands, *self._answer_waiting(now)]
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings

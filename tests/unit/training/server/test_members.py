@@ -63,10 +63,10 @@ def test_a_worker_that_stays_silent_is_forgotten() -> None:
     members = a_membership()
     one = members.join(b"a", "one", 1, 0.0)
     members.silent.add(one.worker_id)
-    assert members.forgettable(RETURN_S) == []
-    assert members.forgettable(RETURN_S + 1) == [one]
+    overdue_s = next(n / 10 for n in range(1000) if members.overdue(n / 10))
+    assert overdue_s == pytest.approx(RETURN_S, abs=0.2)
     members.remove(one.worker_id)
-    assert members.forgettable(RETURN_S + 1) == []
+    assert members.overdue(RETURN_S + 1) == []
 
 
 def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() -> None:
