@@ -18,7 +18,7 @@ from dist_net.data.samples import samples_of
 from dist_net.errors import CheckpointError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
-from dist_net.training.server.loss_changes import loss_change
+from dist_net.training.server.metrics import loss_change
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
 

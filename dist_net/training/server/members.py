@@ -1,8 +1,6 @@
 """The workers of a run and their heartbeats. Pure; time is passed in."""
 
-from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from dist_net.training.server.lease_lengths import LeaseTimes, measured
@@ -13,7 +11,6 @@ from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
 MAX_LOOK_S = 0.5
 """The longest pause between two calls of ``overdue`` unless the server was stopped."""
 
-ROUND_TRIPS_KEPT = 9
 NAMES_KEPT = 1024
 
 RETURN_S = 60.0
@@ -65,12 +62,11 @@ class Member:
     batch_size: int = 0
     parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
-    round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
 
     @property
     def round_trip_s(self) -> float:
-        """The median round trip of the last heartbeats; 0 before the first."""
-        return median(self.round_trips_s) if self.round_trips_s else 0.0
+        """The time of a push and its answer, with their states; 0 before the first."""
+        return 0.0 if self.lease_times is None else self.lease_times.exchange_s
 
     def has_computed(self, samples: int, batch_size: int, computed_s: float, now: float) -> None:
         """Measure a lease of ``samples``, of which the worker computed for ``computed_s``."""

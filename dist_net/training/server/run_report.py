@@ -7,8 +7,7 @@ import numpy as np
 
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.lease_lengths import longest_round_s
-from dist_net.training.server.loss_changes import loss_change
-from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH, loss_change
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
 

@@ -115,7 +115,7 @@ class _Causes:
         median_s = self._median_round_trip(member.round_trip_s) or 0.0
         if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
             yield (
-                f"its messages take {member.round_trip_s * 1e3:.1f} ms for a round trip, "
+                f"its exchanges take {member.round_trip_s * 1e3:.1f} ms, "
                 f"the others' {median_s * 1e3:.1f}"
             )
         if self._is_usual_blas and own.blas != self._blas:

@@ -346,8 +346,6 @@ class ParameterServer:
         member = self._heard(heartbeat, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
-        if heartbeat.round_trip_s:
-            member.round_trips_s.append(heartbeat.round_trip_s)
         if (stop := self._stop()) is not None:
             member.told_to_stop = True
             return stop

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dist_net.training.server.lease_lengths import LeaseTimes
 from dist_net.training.server.members import NAMES_KEPT, RETURN_S, Membership
 from dist_net.wire.messages import Equipment
 
@@ -109,7 +110,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
     member = a_membership().join(b"a", "one", 1, 10.0, equipment)
     assert member.report(10.0)["samples_per_s"] == 0.0
     member.pushes, member.staleness_sum = 3, 6
-    member.round_trips_s.extend([0.9, 0.001, 0.002])
+    member.lease_times = LeaseTimes(0.002, 0.1)
     member.speed.has_work(10.0)
     member.speed.computed(0, 13.0)
     assert member.report(13.0) == {

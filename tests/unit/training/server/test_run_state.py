@@ -122,7 +122,7 @@ def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds()
     desk, one, other = two_workers(samples=400, local_steps=1)
     desk.answers(b"a", desk.a_push(one))
     desk.now += 100 * LATE_FACTOR
-    again = desk.answers(b"heart", Heartbeat(1, 0.0, 0.0, desk.identities[1]))[b"a"]
+    again = desk.answers(b"heart", Heartbeat(1, 0.0, desk.identities[1]))[b"a"]
     assert (again.start, again.batch_size) == (other.start, 2)
     assert desk.push(b"a", again).batch_size == 4
 
@@ -257,9 +257,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
         desk.now, node, work = heappop(working)
         trained[node] += work.stop - work.start
         for worker_id in (1, 2, 3):
-            begin(
-                desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
-            )
+            begin(desk.answers(b"heart", Heartbeat(worker_id, 0.0, desk.identities[worker_id])))
         computed_s = speeds[node] * -(-(work.stop - work.start) // work.batch_size)
         begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from dist_net.training.server.lease_lengths import LeaseTimes
 from dist_net.training.server.members import Member
 from dist_net.training.server.metrics import RECENT_S, RecentSpeed
 from dist_net.training.server.slowness import Slowness, medians_of_others, slowness_of
@@ -23,7 +24,7 @@ def a_worker(worker_id: int, samples_per_s: float, **facts: Any) -> Member:
     pushes = times.pop("pushes", 600)
     member = Member(worker_id, b"", f"worker-{worker_id}", worker_id, **times, equipment=equipment)
     member.pushes = pushes
-    member.round_trips_s.append(round_trip_s)
+    member.lease_times = LeaseTimes(round_trip_s, 0.01)
     member.speed.has_work(0.0)
     for second in range(1, 61):
         member.speed.computed(int(samples_per_s), float(second))
@@ -65,7 +66,7 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
         ({"threads": 2, "cores": 1}, "2 threads on 1 core"),
         (
             {"round_trip_s": 0.05},
-            "its messages take 50.0 ms for a round trip, the others' 0.3",
+            "its exchanges take 50.0 ms, the others' 0.3",
         ),
         ({"blas": "mkl 2024"}, "its BLAS is mkl 2024, the others' openblas 0.3"),
         ({"blas": ""}, "its BLAS is unknown, the others' openblas 0.3"),
