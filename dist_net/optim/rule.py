@@ -213,11 +213,9 @@ class UpdateRule:
         parts, n = self.parts(state), self.trained_size
         if not (all_below(TOO_LARGE, state[:n]) and all_below(math.inf, state[n:])):
             return "its numbers are not finite"
-        squares = self.optimizer.squares
-        positive = {} if squares is None else {squares: parts[squares]}
-        positive |= {name: state[place] for name, place in self.variances.items()}
-        for name, vector in positive.items():
-            if vector.min() < 0:
+        parts |= {name: state[place] for name, place in self.variances.items()}
+        for name in parts.keys() & {self.optimizer.squares, *self.variances}:
+            if parts[name].min() < 0:
                 return f"{name} is negative"
         before, taken = 0.0 if base is None else float(base[-1]), float(state[-1])
         # Adam divides by 1 - β^steps; a large count is rounded.

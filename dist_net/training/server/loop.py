@@ -272,8 +272,8 @@ class ServerLoop:
         try:
             yield from self._serve_until_stopped(writer)
             try:
-                if self._server.divergence is not None:
-                    raise TrainingDivergedError(self._server.divergence)
+                if self._server.diverges:
+                    raise TrainingDivergedError(self._server.stop_reason)
                 yield from self._serve_until_kept(writer)
             except (FileWriteError, TrainingDivergedError):
                 yield from self._see_workers_off()

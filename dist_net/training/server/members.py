@@ -11,8 +11,6 @@ from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
 MAX_LOOK_S = 0.5
 """The longest pause between two calls of ``overdue`` unless the server was stopped."""
 
-NAMES_KEPT = 1024
-
 RETURN_S = 60.0
 """How long a silent worker without a lease is still known."""
 
@@ -28,13 +26,11 @@ class Member:
     ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
-    the results refused in a row. It is overdue after ``patience_s`` of silence; a worker that was
-    ``told_to_stop`` is not lost then.
-    ``began_s``: its lease was granted, while it computes; ``waits_since_s``: its request, while it
-    waits for others; None else. ``starts`` counts the processes of its name that joined; with
-    ``is_restart``, this process was not the first and has just joined. ``staleness_sum`` is the sum
-    over its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at
-    the same time, on minibatches of ``batch_size``.
+    the results refused in a row. It is overdue after ``patience_s`` of silence. ``began_s``: its
+    lease was granted, while it computes; ``waits_since_s``: its request, while it waits for others;
+    None else. ``starts`` counts this process and those of its name that were known when it joined.
+    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
+    ``parts`` processes take at the same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -47,14 +43,12 @@ class Member:
     patience_s: float
     equipment: Equipment = UNKNOWN_EQUIPMENT
     starts: int = 1
-    is_restart: bool = False
     received_id: int = 0
     answered_id: int = 0
     shared: bool = False
     base: Vector | None = None
     pushes: int = 0
     refusals: int = 0
-    told_to_stop: bool = False
     began_s: float | None = None
     waits_since_s: float | None = None
     staleness_sum: int = 0
@@ -107,7 +101,6 @@ class Membership:
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
         self.silent: set[int] = set()
-        self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
         self._looked_s: float | None = None
 
     def __len__(self) -> int:
@@ -133,21 +126,14 @@ class Membership:
         request_id: int = 0,
     ) -> Member:
         """Add a worker under a new id; ``request_id`` is the number of its ``Join``."""
+        before = [each for each in self._members.values() if each.name == name]
+        starts = max((each.starts + (each.identity != identity) for each in before), default=1)
         times = now, now, now, self._heartbeat_timeout_s
-        facts = node, name, identity, *times, equipment, *self._started(name, identity)
-        member = Member(self._next_worker_id, *facts, request_id, request_id)
+        facts = node, name, identity, *times, equipment, starts, request_id, request_id
+        member = Member(self._next_worker_id, *facts)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member
-
-    def _started(self, name: str, identity: int) -> tuple[int, bool]:
-        """Return the number of processes of this name, and whether this one is a restart."""
-        last, starts = self._starts.pop(name, (identity, 1))
-        is_restart = last != identity
-        self._starts[name] = identity, starts + is_restart
-        if len(self._starts) > NAMES_KEPT:
-            del self._starts[next(iter(self._starts))]
-        return starts + is_restart, is_restart
 
     def former(self, node: bytes, identity: int) -> list[Member]:
         """Return the earlier memberships of a worker that joins again."""

@@ -79,7 +79,7 @@ class ParameterServer:
 
     ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
     recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
-    ``divergence`` is the reason why nothing more can be learnt from the state; usually None.
+    It ``diverges`` if nothing more can be learnt from its state.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ParameterServer:
         self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
-        self.divergence: str | None = None
+        self.diverges = False
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
@@ -181,14 +181,15 @@ class ParameterServer:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
         commands: list[ServerCommand] = []
-        for former in run.members.former(node, join.identity):
+        formers = run.members.former(node, join.identity)
+        for former in formers:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "it joined again", now))
         facts = join.name, join.identity, now, join.equipment, join.request_id
         member = run.members.join(node, *facts)
         member.parts, member.shared = join.parts, join.shares_memory
-        run.metrics.workers_restarted += member.is_restart
+        run.metrics.workers_restarted += member.starts > 1 and not formers
         run.metrics.workers_joined += 1
         logger.info(
             "worker_joined worker=%d name=%s shared=%s",
@@ -277,12 +278,12 @@ class ParameterServer:
         remedy = f"--resume continues from the checkpoint of version {kept}"
         if kept == version:
             remedy = "`dist-net replay RUN --to VERSION` writes a checkpoint of a version before it"
-        self.divergence = (
+        self.diverges = True
+        self.stop(
             f"the training diverges at version {version}: from its state, no worker arrives at a "
             f"result that can be applied ({fault}). {remedy}; use a learning rate below "
             f"{self.run.settings.learning_rate:g}"
         )
-        self.stop(self.divergence)
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
         """Answer the worker's request; return nothing if the answer depends on other workers."""
@@ -314,7 +315,6 @@ class ParameterServer:
         """Return the answer to a worker; None if it must wait for other workers."""
         run = self.run
         if (stop := self._stop()) is not None:
-            member.told_to_stop = True
             return stop
         lease = run.grant(member, now)
         if lease is None:
@@ -346,10 +346,7 @@ class ParameterServer:
         member = self._heard(heartbeat, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
-        if (stop := self._stop()) is not None:
-            member.told_to_stop = True
-            return stop
-        return Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+        return self._stop() or Alive(heartbeat.sent_s, member.received_id, member.answered_id)
 
     def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
         """Return the member that sent the message; a silent one is back."""
@@ -378,7 +375,7 @@ class ParameterServer:
         return self._remove(member)
 
     def _count_loss(self, member: Member, reason: str, now: float) -> None:
-        if not member.told_to_stop and member.worker_id not in self.run.members.silent:
+        if self._stop() is None and member.worker_id not in self.run.members.silent:
             self.run.metrics.workers_lost += 1
             logger.warning(
                 "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_net.training.server.lease_lengths import LeaseTimes
-from dist_net.training.server.members import NAMES_KEPT, RETURN_S, Membership
+from dist_net.training.server.members import RETURN_S, Membership
 from dist_net.wire.messages import Equipment
 
 
@@ -14,20 +14,12 @@ def a_membership() -> Membership:
 def test_who_joins_under_a_name_of_another_process_was_started_again() -> None:
     members = a_membership()
     starts = [
-        (member.starts, member.is_restart)
+        member.starts
         for identity in (1, 1, 2, 3)  # the second time it was only silent
         for member in [members.join(b"a", "one", identity, 0.0)]
     ]
-    assert starts == [(1, False), (1, False), (2, True), (3, True)]
+    assert starts == [1, 1, 2, 3]
     assert members.join(b"b", "two", 4, 0.0).starts == 1
-
-
-def test_names_are_forgotten_in_time() -> None:
-    members = a_membership()
-    for identity in range(NAMES_KEPT + 1):
-        members.join(b"a", f"worker-{identity}", identity, 0.0)
-    assert members.join(b"a", f"worker-{NAMES_KEPT}", 5000, 0.0).starts == 2
-    assert members.join(b"a", "worker-0", 5001, 0.0).starts == 1
 
 
 def test_an_id_is_never_given_twice() -> None:

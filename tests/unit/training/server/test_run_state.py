@@ -222,7 +222,7 @@ def test_a_round_whose_mean_is_not_finite_is_done_again_until_the_state_is_blame
         change = 0.4e19
     assert desk.run.store.version == 1
     assert all(isinstance(each, Stop) for each in works.values())
-    assert "learning rate below 0.5" in desk.server.divergence
+    assert "learning rate below 0.5" in desk.server.stop_reason
 
 
 def test_the_rounds_of_an_epoch_are_equally_long() -> None:
@@ -437,9 +437,9 @@ def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> No
     works = {b"a": one, b"b": other}
     for node in (b"a", b"b", b"a", b"b", b"a"):
         works[node] = desk.push(node, works[node], np.nan) if node in works else None
-    assert works[b"a"] == Stop(desk.server.divergence, finished=False)
-    assert "version 0" in desk.server.divergence
-    assert "dist-net replay" in desk.server.divergence  # the checkpoint has that state too
+    assert works[b"a"] == Stop(desk.server.stop_reason, finished=False)
+    assert "version 0" in desk.server.stop_reason
+    assert "dist-net replay" in desk.server.stop_reason  # the checkpoint has that state too
     assert desk.server.worker_count == 2
 
 
