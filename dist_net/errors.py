@@ -188,10 +188,6 @@ class SupersededError(DistNetError):
     """Another parameter server has taken over the run directory."""
 
 
-class TrainingDivergedError(DistNetError):
-    """No worker arrives at a result that can be applied to the state of the run."""
-
-
 class ReplayError(DistNetError):
     """A replay does not reproduce the run's weights."""
 

@@ -14,7 +14,7 @@ from dist_net.errors import (
     DistNetError,
     FileWriteError,
     JoinRefusedError,
-    TrainingDivergedError,
+    NotFiniteError,
     WorkerRefusedError,
 )
 from dist_net.optim import SGD, Adam, ConstantRate, Cosine, Momentum, Optimizer
@@ -165,7 +165,7 @@ class TrainingRun:
 
     def _server_ended(self, error: DistNetError | None) -> None:
         server = self.server
-        if server.was_killed or isinstance(error, TrainingDivergedError):
+        if server.was_killed or isinstance(error, NotFiniteError):
             require(server.was_killed or self.checks.breaks_gradients, f"the server ends: {error}")
             self.checks.server_died()
         elif error is not None and not isinstance(error, FileWriteError):
