@@ -49,31 +49,25 @@ class Task:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         self.module, self._loss, self._dataset, self._test = module, loss, dataset, test
+        for part in module.modules():
+            if isinstance(getattr(part, COUNTER, None), Tensor):  # to be averaged among workers
+                setattr(part, COUNTER, getattr(part, COUNTER).float())
         arrays = [*module.named_parameters(), *module.named_buffers()]
         self._trained = {name: each for name, each in arrays if each.requires_grad}
         others = {name: each for name, each in arrays if not each.requires_grad}
-        self._buffers, self._constant = {}, []
-        for name, each in others.items():
-            is_moving = each.dtype == torch.float32 and each.isfinite().all()
-            if is_moving or name.rpartition(".")[2] == COUNTER:
-                self._buffers[name] = each
-            else:
-                self._constant.append((each, each.clone()))
-        self._counters: list[tuple[Tensor, Tensor]] = []
+        moving = {n for n, b in others.items() if b.dtype == torch.float32 and b.isfinite().all()}
+        self._buffers = {name: b for name, b in others.items() if name in moving}
+        self._constant = [(b, b.clone()) for name, b in others.items() if name not in moving]
         self._lock = RLock()
         if wrong := [name for name, p in self._trained.items() if p.dtype != torch.float32]:
             raise RecipeError(f"parameters {wrong} are no float32; convert them: module.float()")
         views = [*self._trained.values(), *self._buffers.values()]
-        vector = torch.cat([each.detach().flatten().float() for each in views])
+        vector = torch.cat([each.detach().flatten() for each in views])
         gradient = torch.zeros_like(vector)
         start = 0
         for each in views:
             stop = start + each.numel()
-            values = vector[start:stop].view(each.shape)
-            if each.dtype == torch.float32:
-                each.data = values
-            else:
-                self._counters.append((each, values))
+            each.data = vector[start:stop].view(each.shape)
             if each.requires_grad:  # backward() adds to it
                 each.grad = gradient[start:stop].view(each.shape)
                 self._trained_size = stop
@@ -96,24 +90,17 @@ class Task:
     def gradient(self, weights: Vector, rows: SampleIndices) -> tuple[float, Vector]:
         """Return the summed loss and the mean gradient, borrowed; see ``Recipe``."""
         with self._lock:
-            self._load(weights)
+            self._values[:] = weights
             self._gradient.fill(0)
             self.module.train()
             torch.manual_seed(crc32(rows.tobytes()))
             inputs, targets = read(self._dataset, rows)
             mean = self._loss(self.module(inputs), targets)
             mean.backward()
-            for counter, value in self._counters:
-                value.copy_(counter)
             self._gradient[self._trained_size :] = self._values[self._trained_size :]
             for buffer, first in self._constant:
                 buffer.copy_(first)
             return mean.item() * len(rows), self._gradient
-
-    def _load(self, weights: Vector) -> None:
-        self._values[:] = weights
-        for counter, value in self._counters:
-            counter.copy_(value.round())
 
     def evaluate(self, weights: Vector) -> dict[str, float | None]:
         """Return the mean loss on the test samples, and the accuracy if the targets are classes."""
@@ -121,7 +108,7 @@ class Task:
         samples, loss_sum, are_right = len(self._test), 0.0, []
         for rows in np.array_split(np.arange(samples), samples // EVALUATION_BATCH + 1):
             with self._lock, torch.no_grad():  # another thread may compute gradients in between
-                self._load(weights)
+                self._values[:] = weights
                 self.module.eval()
                 inputs, targets = read(self._test, rows)
                 outputs = self.module(inputs)
@@ -134,8 +121,11 @@ class Task:
     def state_dict(self, weights: Vector) -> dict[str, Tensor]:
         """Return a copy of the module's state dict with these weights."""
         with self._lock:
-            self._load(weights)
-            return {name: each.clone() for name, each in self.module.state_dict().items()}
+            self._values[:] = weights
+            return {
+                name: each.round().long() if name.endswith(COUNTER) else each.clone()
+                for name, each in self.module.state_dict().items()
+            }
 
 
 def read(dataset: Dataset[Any], rows: SampleIndices) -> Any:

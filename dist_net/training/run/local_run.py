@@ -150,8 +150,9 @@ class LocalRun:
         display: TrainingProgress,
         reason_to_stop: ReasonToStop | None = None,
     ) -> None:
-        if local.listening.listen or local.ray_address is not None:
-            options.settings(loaded).require_sendable()
+        fault = options.settings(loaded).size_fault
+        if fault and (local.listening.listen or local.ray_address is not None):
+            raise SettingError(fault)
         self._directory = directory
         self._loaded = loaded
         self._options = options

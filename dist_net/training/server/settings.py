@@ -139,25 +139,23 @@ class RunSettings:
         """The learning rate by the samples applied before, counted over all epochs."""
         return LearningRate(self.learning_rate, self.schedule, self.samples, self.epochs)
 
-    def require_sendable(self) -> None:
-        """Raise SettingError if the training state does not fit into a message to another host."""
-        longest = MAX_ARRAY_BYTES // 4
-        if self.packing.base_size > longest:
-            raise SettingError(
-                f"the training state of {self.parameter_count:,} parameters and {self.optimizer} "
-                f"is {4 * self.packing.base_size:,} bytes when it is sent to another host; "
-                f"expected at most {4 * longest:,}: train on this host alone, or with an optimizer "
-                f"that has fewer vectors, such as sgd"
-            )
+    @property
+    def size_fault(self) -> str | None:
+        """Why the training state cannot be sent to another host; None if it can."""
+        size_bytes = 4 * self.packing.base_size
+        if size_bytes <= MAX_ARRAY_BYTES:
+            return None
+        return (
+            f"the training state of {self.parameter_count:,} parameters and {self.optimizer} is "
+            f"{size_bytes:,} bytes when it is sent to another host; expected at most "
+            f"{MAX_ARRAY_BYTES:,}: train on this host alone, or with fewer vectors, such as sgd's"
+        )
 
     def refusal_of(self, join: Join) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""
         recipe_digest, vector_size = join.recipe_digest, join.vector_size
-        try:
-            if not join.shares_memory:
-                self.require_sendable()
-        except SettingError as error:
-            return str(error)
+        if not join.shares_memory and self.size_fault is not None:
+            return self.size_fault
         if (facts := difference(recipe_digest, self.recipe_digest)) is not None:
             theirs, own, remedy = facts
             return (
