@@ -47,8 +47,7 @@ def loss_change(before: float, after: float, first: float) -> float:
     """
     if not math.isfinite(before):
         return -math.inf if math.isfinite(after) else 0.0
-    scale = max(abs(before), NOISE * abs(first))
-    return (after - before) / scale if scale else math.copysign(math.inf, after) * (after != 0)
+    return (after - before) / (max(abs(before), NOISE * abs(first)) or 1.0)
 
 
 @dataclass

@@ -274,15 +274,12 @@ class ParameterServer:
 
     def _blame_state(self, fault: str) -> None:
         """End the run without a checkpoint of its state."""
-        version, kept = self.run.store.version, self.checkpoint_version
-        remedy = f"--resume continues from the checkpoint of version {kept}"
-        if kept == version:
-            remedy = "`dist-net replay RUN --to VERSION` writes a checkpoint of a version before it"
         self.diverges = True
         self.stop(
-            f"the training diverges at version {version}: from its state, no worker arrives at a "
-            f"result that can be applied ({fault}). {remedy}; use a learning rate below "
-            f"{self.run.settings.learning_rate:g}"
+            f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
+            f"result that can be applied ({fault}). Use a learning rate below "
+            f"{self.run.settings.learning_rate:g}: --resume continues from version "
+            f"{self.checkpoint_version}, and dist-net replay writes checkpoints of earlier ones"
         )
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
