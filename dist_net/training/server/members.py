@@ -26,11 +26,12 @@ class Member:
     ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
-    the results refused in a row. It is overdue after ``patience_s`` of silence. ``began_s``: its
-    lease was granted, while it computes; ``waits_since_s``: its request, while it waits for others;
-    None else. ``starts`` counts this process and those of its name that were known when it joined.
-    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
-    ``parts`` processes take at the same time, on minibatches of ``batch_size``.
+    the results refused in a row, the first at version ``refused_from``. It is overdue after
+    ``patience_s`` of silence. ``began_s``: its lease was granted, while it computes;
+    ``waits_since_s``: its request, while it waits for others; None else. ``starts`` counts this
+    process and those of its name that were known when it joined. ``staleness_sum`` is the sum over
+    its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at the
+    same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -49,6 +50,7 @@ class Member:
     base: Vector | None = None
     pushes: int = 0
     refusals: int = 0
+    refused_from: int = 0
     began_s: float | None = None
     waits_since_s: float | None = None
     staleness_sum: int = 0

@@ -38,6 +38,7 @@ time of this round, or ``LATE_S``, whichever is longest. The first result of a f
 for the last round, and ``FIRST_ROUND_S`` before it.
 """
 
+REFUSALS_IN_A_ROW = 3
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
 
@@ -236,6 +237,7 @@ class RunState:
         self.ledger.collect(member.worker_id)
         staleness = self.store.version - lease.version
         member.pushes += 1
+        member.refusals = 0
         member.staleness_sum += staleness
         record = Applied(
             0,
@@ -253,6 +255,10 @@ class RunState:
         self._last_round_s = self._last_round_s or now - self._round_began_s
         is_whole = self._is_async or not (self.ledger.awaits_results or self._may_begin())
         return self._apply_round(staleness, now) if is_whole else ()
+
+    def has_succeeded_from(self, version: int) -> bool:
+        """Return whether a result from this state, or a later one, could be applied."""
+        return self.store.version > version or bool(self._results)
 
     def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
         """Return a new array: the server's state, changed as a worker changed ``base``."""
@@ -275,12 +281,10 @@ class RunState:
         outer = outer_step(Consistency.ASYNC, share) if plan is None else plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
-            for member in self.members.members:
-                member.refusals += 1
+            for member in self.members.members:  # no single worker is at fault
+                member.refusals, member.refused_from = REFUSALS_IN_A_ROW, self.store.version
             return "the mean of its round is not finite"
         self.ledger.apply_collected()
-        for member in self.members.members:
-            member.refusals = 0
         samples = sum(each.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
         self._last_round_s = now - self._round_began_s

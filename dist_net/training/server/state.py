@@ -25,7 +25,7 @@ from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_report import run_report
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.run_state import REFUSALS_IN_A_ROW, RunState
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -48,8 +48,6 @@ from dist_net.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-REFUSALS_IN_A_ROW = 3
 
 
 class SendToPeer(NamedTuple):
@@ -254,7 +252,10 @@ class ParameterServer:
 
         The state is at fault if no worker arrives at a usable result from it.
         """
-        self.run.metrics.gradients_refused += 1
+        run = self.run
+        run.metrics.gradients_refused += 1
+        if not member.refusals:
+            member.refused_from = run.store.version
         member.refusals += 1
         logger.warning(
             "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
@@ -266,10 +267,11 @@ class ParameterServer:
             fault,
         )
         if member.refusals >= REFUSALS_IN_A_ROW:
-            if not all(each.refusals for each in self.run.members.members):
+            if run.has_succeeded_from(member.refused_from):
                 cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
                 return self._dismiss(member, f"{cause}; those of other workers can", now)
-            self._blame_state(fault)
+            if all(each.refusals for each in run.members.members):
+                self._blame_state(fault)
         return self._answer(member, now)
 
     def _blame_state(self, fault: str) -> None:

@@ -209,7 +209,7 @@ def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
     assert (shared.start, shared.stop) == (following[b"b"].start, following[b"b"].stop)
 
 
-def test_a_round_whose_mean_is_not_finite_is_done_again_until_the_state_is_blamed() -> None:
+def test_a_round_whose_mean_is_not_finite_is_blamed_on_the_state() -> None:
     """Each result is below the limit of weights; the outer step goes as far again."""
     desk, one, other = two_workers(samples=20_000)
     assert one.batch_size == 4
@@ -429,6 +429,15 @@ def test_each_part_of_a_result_has_its_own_limits(
     state = work.state.copy()
     state[place] = value
     assert fault is None or fault in run.store.rule.fault_of(state, work.state, 2)
+
+
+def test_a_worker_that_fails_first_waits_for_the_results_of_others() -> None:
+    desk, work, other = two_workers()
+    for _ in range(5):
+        work = desk.push(b"a", work, np.nan)
+    assert desk.has_to_wait(b"b", desk.a_push(other))
+    refused = desk.answers(b"a", desk.a_push(work, np.nan))[b"a"]
+    assert "those of other workers can" in refused.reason
 
 
 def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> None:

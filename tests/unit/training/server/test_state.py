@@ -213,10 +213,11 @@ def test_three_refused_results_in_a_row_end_a_worker_and_others_compute_its_samp
     desk = Desk(a_run(consistency=Consistency.ASYNC))
     desk.join(b"a")
     desk.join(b"b")
-    work = desk.pull(b"a", 1)
+    work, others = desk.pull(b"a", 1), desk.pull(b"b", 2)
     for changes in ((np.nan, np.inf), (1.0,), (np.nan, np.inf)):
         for change in changes:
             work = desk.push(b"a", work, change)
+    others = desk.push(b"b", others)
     forget, send = desk.commands(b"a", desk.a_push(work, np.nan))
     assert forget == Forget(1)
     assert isinstance(send, SendToPeer)
@@ -225,7 +226,7 @@ def test_three_refused_results_in_a_row_end_a_worker_and_others_compute_its_samp
     assert "not finite; those of other workers can" in send.message.reason
     report = desk.report()
     assert (report["gradients_refused"], report["workers_lost"]) == (5, 1)
-    others = desk.pull(b"b", 2)
+    others = desk.push(b"b", others)
     assert (others.epoch, others.start) == (work.epoch, work.start)
 
 
