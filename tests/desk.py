@@ -94,12 +94,17 @@ class Desk:
         return Pull(*self.numbered(worker_id))
 
     def a_push(self, work: Work, change: float = 1.0, **facts: Any) -> Push:
-        """Return the push of a lease that added ``change`` to each element of the base."""
+        """Return the push of a lease that added ``change`` to each element of the base.
+
+        Only the number of steps is the lease's.
+        """
         assert work.state is not None
+        state = work.state + np.float32(change)
+        state[-1] = work.state[-1] + work.steps.samples / work.steps.batch_size / work.steps.parts
         push = Push(
             *self.numbered(work.worker_id),
             *(work.lease_id, 2.0 * work.steps.samples, 3, 0.0),
-            work.state + np.float32(change),
+            state,
         )
         return push._replace(**facts)
 
@@ -112,12 +117,10 @@ class Desk:
     def has_to_wait(self, node: bytes, message: Message) -> bool:
         return self.answers(node, message) == {}
 
-    def beat(self, worker_id: int, sent_s: float = 0.0, round_trip_s: float = 0.0) -> Any:
+    def beat(self, worker_id: int, sent_s: float = 0.0) -> Any:
         """Send a heartbeat, which has a socket of its own."""
         identity = self.identities.get(worker_id, 0)
-        return self.answers(b"heart", Heartbeat(worker_id, sent_s, round_trip_s, identity))[
-            b"heart"
-        ]
+        return self.answers(b"heart", Heartbeat(worker_id, sent_s, identity))[b"heart"]
 
     def leave(self, node: bytes, worker_id: int) -> list[ServerCommand]:
         return self.commands(node, Leave(worker_id, self.identities[worker_id]))

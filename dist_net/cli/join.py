@@ -141,9 +141,7 @@ def prepare_recipe(
     Return the number of training samples, and whether a worker may fork: the libraries of a
     gradient function may have threads.
     """
-    beside = arguments.data.resolve() if arguments.data is not None else None
-    original = "" if beside is None else str(beside / offered.file_name)
-    offered.keep(directory, original)
+    offered.keep(directory, data=arguments.data)
     if offered.is_code:
         what = f"the recipe {offered.name!r} of the server's host"
         confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
@@ -153,7 +151,7 @@ def prepare_recipe(
             samples = len(recipe.load_dataset(fetching).train_targets)
             return samples, recipe.network is not None
         except RecipeError as error:
-            if offered.is_code and beside is None:
+            if offered.is_code and arguments.data is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise
 

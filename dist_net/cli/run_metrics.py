@@ -68,7 +68,7 @@ FAILING = {"checkpoint": "checkpoint_error", "journal": "journal_error"}
 WORKER_GAUGES = {
     "samples_per_second": ("samples_per_s", "recent speed while the worker had work"),
     "staleness_updates": ("staleness_mean", "mean staleness of the worker's pushes"),
-    "round_trip_seconds": ("round_trip_s", "median round trip of the last heartbeats"),
+    "round_trip_seconds": ("round_trip_s", "time of a push and its answer"),
     "silence_seconds": ("heard_s_ago", "seconds since the worker's last message"),
     "slow": ("is_slow", "1 if the worker is silent, or slower than the others"),
     "cores": ("cores", "cores available to the worker"),

@@ -95,16 +95,17 @@ class OfferedRecipe:
         """Whether the recipe is Python code of another host."""
         return not self.reference
 
-    @property
-    def file_name(self) -> str:
-        return f"{Path(self.name).name or 'recipe'}.py"
-
-    def keep(self, directory: RunDirectory, original: str = "") -> None:
+    def keep(
+        self, directory: RunDirectory, original: str = "", data: str | Path | None = None
+    ) -> None:
         """Write the recipe to a run directory, from which this host's processes load it.
 
-        ``original`` becomes the code's ``__file__``, so that it finds data beside the original.
+        ``original`` becomes the code's ``__file__``, so that it finds data beside the original; or
+        a file in the directory ``data`` does.
         """
-        reference = self.reference or original or str(directory.path / self.file_name)
+        beside = directory.path if data is None else Path(data).resolve()
+        own = str(beside / f"{Path(self.name).name or 'recipe'}.py")
+        reference = self.reference or original or own
         options = json.dumps({"recipe": reference, "recipe_files": self.file_digests})
         directory.begin(options, self.files)
 

@@ -113,7 +113,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-7
 
     loop = "adam"
-    divides_by_root = True
+    squares = "mean_square"
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -174,7 +174,7 @@ class AdaGrad(Optimizer):
     initial_accumulator: float = 0.1
 
     loop = "adagrad"
-    divides_by_root = True
+    squares = "accumulator"
 
     @property
     def initial_state(self) -> dict[str, float]:

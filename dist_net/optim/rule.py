@@ -29,10 +29,20 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.errors import ShapeError
-from dist_net.optim.ranges import Floats, fraction, not_negative, use_plain_numbers
+from dist_net.optim.ranges import (
+    TOO_LARGE,
+    Floats,
+    all_below,
+    fraction,
+    not_negative,
+    use_plain_numbers,
+)
 from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
+
+VARIANCES = {"variance", "moving_variance", "running_var"}
+"""The names of buffers that are never negative, after the name of their layer."""
 
 STEPS = "steps"
 """The name of the last part of a training state."""
@@ -54,8 +64,8 @@ class Optimizer(ABC):
     """
 
     loop: ClassVar[str | None] = None
-    divides_by_root: ClassVar[bool] = False
-    """Whether steps are divided by the root of a mean or sum of g²."""
+    squares: ClassVar[str | None] = None
+    """The state vector that is a mean or sum of g², by the root of which steps are divided."""
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)
@@ -84,7 +94,7 @@ class Optimizer(ABC):
         mean, where its noise is larger than the gradient. A step that is divided by the root of g²
         is shorter, as noise multiplies g² by 1 / share (Malladi et al. 2022, arXiv 2205.10287).
         """
-        return 1 / math.sqrt(share) if self.divides_by_root else 1.0
+        return 1 / math.sqrt(share) if self.squares else 1.0
 
     def decay(self, learning_rate: float) -> float | None:
         """Return the share of each weight to subtract before the update; None: no decay."""
@@ -122,9 +132,14 @@ def start_rule(
     trained = len(sizes) - len(momenta)
     rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
     averaging_rates = np.concatenate([np.empty(0, np.float32), *rates])
-    return UpdateRule(
+    rule = UpdateRule(
         optimizer, sum(sizes[:trained]), np.float32, averaging_rates, clip_norm, average_decay
     )
+    for index in range(trained, len(sizes)):
+        name, start = shapes[index][0], sum(sizes[:index])
+        if name.replace(".", "/").rpartition("/")[2] in VARIANCES:
+            rule.variances[name] = slice(start, start + sizes[index])
+    return rule
 
 
 class UpdateRule:
@@ -139,7 +154,7 @@ class UpdateRule:
     is not dominated by its initial weights. Training never reads it (Polyak & Juditsky 1992).
 
     A state has ``state_size`` elements, of which the first ``size`` are the model's vector: the
-    parameters and the buffers.
+    parameters and the buffers. ``variances`` has the places of buffers that are never negative.
     """
 
     def __init__(
@@ -163,6 +178,7 @@ class UpdateRule:
         self._names = [*optimizer.initial_state, *([AVERAGE] if average_decay else [])]
         self.state_size = self.size + len(self._names) * trained_size + 1
         self._scratch = np.empty(trained_size, dtype)
+        self.variances: dict[str, slice] = {}
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -191,6 +207,21 @@ class UpdateRule:
         n, first = self.trained_size, self.size
         parts = {name: state[first + i * n : first + (i + 1) * n] for i, name in places}
         return parts | {STEPS: state[-1:]}
+
+    def fault_of(self, state: Floats, base: Floats | None = None, steps: int = 0) -> str | None:
+        """Return why no run leads to this state, or no ``steps`` steps from ``base``; else None."""
+        parts, n = self.parts(state), self.trained_size
+        if not (all_below(TOO_LARGE, state[:n]) and all_below(math.inf, state[n:])):
+            return "its numbers are not finite"
+        parts |= {name: state[place] for name, place in self.variances.items()}
+        for name in parts.keys() & {self.optimizer.squares, *self.variances}:
+            if parts[name].min() < 0:
+                return f"{name} is negative"
+        before, taken = 0.0 if base is None else float(base[-1]), float(state[-1])
+        # Adam divides by 1 - β^steps; a large count is rounded.
+        if taken < max(before, steps > 0) or (base is not None and taken > before + steps + 1):
+            return f"its number of steps is {taken:g}, expected {before + steps:g}"
+        return None
 
     def step(
         self,

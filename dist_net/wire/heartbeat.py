@@ -15,7 +15,6 @@ from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
 
-MAX_ROUND_TRIP_S = 3600.0
 POLL_S = 0.1
 """The longest wait for a reply at a time, so that ``HeartbeatSender.stop`` takes effect."""
 
@@ -23,9 +22,9 @@ POLL_S = 0.1
 class HeartbeatSender(threading.Thread):
     """Send heartbeats from a thread with its own socket.
 
-    NumPy releases the interpreter's lock, so the thread also runs during a long computation of the
-    worker's loop. ``answer`` is the server's last reply with the time at which its heartbeat was
-    sent, or None.
+    The thread also runs during a long computation of the worker's loop, unless that holds the
+    interpreter's lock, as NumPy does not. ``answer`` is the server's last reply with the time at
+    which its heartbeat was sent, or None.
     """
 
     def __init__(
@@ -49,36 +48,31 @@ class HeartbeatSender(threading.Thread):
 
     def run(self) -> None:
         """Send heartbeats until stopped; skip a heartbeat that cannot be sent."""
-        round_trip_s = 0.0
         with ClientSocket(self._address, self._keys) as socket:
             try:
                 while not self._stopped.is_set():
                     sent_s = self._clock.now()
                     with suppress(NoAnswerError):
-                        beat = Heartbeat(self._worker_id, sent_s, round_trip_s, self._identity)
-                        socket.send(beat)
-                    round_trip_s = self._listen(socket, sent_s) or round_trip_s
+                        socket.send(Heartbeat(self._worker_id, sent_s, self._identity))
+                    self._listen(socket, sent_s)
             except ProtocolError as error:
                 logger.warning("heartbeat_ended reason=%s", error)
 
-    def _listen(self, socket: ClientSocket, sent_s: float) -> float:
-        """Receive replies until the next heartbeat; return the last round trip, 0 without one.
+    def _listen(self, socket: ClientSocket, sent_s: float) -> None:
+        """Receive replies until the next heartbeat.
 
         A reply may belong to an earlier heartbeat, so it contains the time of that heartbeat.
         """
-        round_trip_s = 0.0
         next_beat_s = sent_s + self._interval_s
         while not self._stopped.is_set() and (now := self._clock.now()) < next_beat_s:
             answer = socket.receive(min(POLL_S, next_beat_s - now))
             now = self._clock.now()
             if isinstance(answer, Alive):
                 self.answer = answer, min(answer.sent_s, now)
-                round_trip_s = min(now - self.answer[1], MAX_ROUND_TRIP_S)
                 if answer.sent_s >= sent_s:  # no other reply is due
                     self._stopped.wait(next_beat_s - now)
             elif answer is not None:
                 self.answer = answer, sent_s
-        return round_trip_s
 
     def stop(self) -> None:
         self._stopped.set()

@@ -179,13 +179,12 @@ class Push(NamedTuple):
 class Heartbeat(NamedTuple):
     """The worker's process is alive, even during a long computation.
 
-    ``sent_s`` is the time on the worker's clock. ``round_trip_s`` is the last round trip, 0 before
-    the first reply. ``identity`` is that of the worker's ``Join``; inference workers have none.
+    ``sent_s`` is the time on the worker's clock. ``identity`` is that of the worker's ``Join``;
+    inference workers have none.
     """
 
     worker_id: int
     sent_s: float = 0.0
-    round_trip_s: Annotated[float, Limits(high=86_400)] = 0.0
     identity: int = 0
 
 

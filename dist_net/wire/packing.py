@@ -33,6 +33,8 @@ class StatePacking:
         rest = state_size - trained_size - moments * trained_size + -(-moments * trained_size // 2)
         self.result_size = -(-trained_size // BLOCK) + -(-trained_size // 4) + rest
         """The length of a packed result."""
+        self.base_size = -(-trained_size // 2) + rest
+        """The length of a packed state for the way to a worker."""
 
     def pack_base(self, state: Vector) -> Vector:
         """Return the state that a worker begins from, packed.

@@ -21,6 +21,7 @@ from dist_net.errors import (
     FileWriteError,
     JoinRefusedError,
     NoAnswerError,
+    NotFiniteError,
     ProcessFailedError,
     RunOverdueError,
     WorkerRefusedError,
@@ -346,15 +347,31 @@ def test_a_worker_that_diverges_is_dismissed_and_others_do_its_work(
     def spoil(_runs: int) -> float:
         return np.inf
 
-    with cluster() as run:
-        diverges = run.start_worker(local_of=disturbed(recipe, spoil), shares_memory=shares_memory)
-        with pytest.raises(WorkerRefusedError, match=naming("'worker-0'", 3, "learning rate")):
-            diverges.result()
+    with cluster(epochs=20) as run:
         run.start_worker()
+        run.wait(lambda report: report["samples"] > 0)
+        diverges = run.start_worker(local_of=disturbed(recipe, spoil), shares_memory=shares_memory)
+        with pytest.raises(WorkerRefusedError, match=naming("'worker-1'", 3, "not finite")):
+            diverges.result()
         report = run.wait()
-    assert_exact()
-    assert report["gradients_refused"] == 3
+    assert_exact(20)
+    assert report["gradients_refused"] >= 3
     assert report["workers_joined"] - report["workers_lost"] == 1
+
+
+def test_a_run_that_diverges_ends_with_the_cause_and_keeps_the_checkpoint_before(
+    cluster: OpenCluster, recipe: Recipe, kept: Path
+) -> None:
+    def spoil(runs: int) -> float | None:
+        return np.nan if runs > 5 else None
+
+    def train() -> None:
+        with cluster(local_steps=1) as run:
+            assert not run.start_worker(local_of=disturbed(recipe, spoil)).result().finished
+
+    with pytest.raises(NotFiniteError, match=naming("diverges", "learning rate", "version 0")):
+        train()
+    assert read_checkpoint(kept).version == 0
 
 
 def test_a_run_without_workers_left_fails_with_the_last_ones_error(

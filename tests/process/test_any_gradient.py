@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import dist_net
-from dist_net.errors import ModelSourceError, UntrustedRecipeError
+from dist_net.errors import ModelSourceError, RecipeError, UntrustedRecipeError
 from journaled import assert_each_sample_once
 from naming import naming
 
@@ -58,22 +58,48 @@ def test_a_gradient_function_is_trained_evaluated_and_replayed(
         loaded.predict(np.zeros((1, 5), np.float32))
 
 
+def test_a_gradient_that_holds_the_interpreters_lock_makes_progress(
+    start: Start, here: Here, tmp_path: Path
+) -> None:
+    """As native code may: no thread of its worker sends heartbeats meanwhile."""
+    recipe, run, samples = tmp_path / "holding.py", tmp_path / "run", 6 * 16
+    held = LINE.read_text().replace("= 640,", f"= {samples},").replace("epochs=8", "epochs=1")
+    held = held.replace("    error = X[rows]", "    LIBC.usleep(1_700_000)\n    error = X[rows]")
+    recipe.write_text(f"import ctypes\n\nLIBC = ctypes.PyDLL(None)\n{held}")
+    trained = finished(start("train", recipe, "--run-dir", run, "--json"))
+    summary = json.loads(trained.stdout.splitlines()[-1])
+    assert summary["samples"] == samples
+    assert assert_each_sample_once(run, samples) == 1
+    assert summary["workers_lost"] <= 2  # each once: then the server knows how long it is silent
+    assert "restarting" not in trained.stderr
+    here("replay", run, "--trust-recipe")
+
+
 def test_a_loop_of_a_program_takes_part_and_may_leave(
     start: Start, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
+    run, recipe, here_too = tmp_path / "run", tmp_path / "own.py", tmp_path / "here"
+    here_too.mkdir()
+    for directory in (tmp_path, here_too):
+        (directory / "samples.txt").write_text(str(SAMPLES))
+    read = 'int(Path(__file__).with_name("samples.txt").read_text()), 5'
+    own = LINE.read_text().replace("= 640, 5", f"= {read}")
+    recipe.write_text(f"from pathlib import Path\n\n{own}")
     server = start(
-        *("train", LINE, "--run-dir", run, "--workers", "0", "--listen", "tcp://127.0.0.1:0")
+        *("train", recipe, "--run-dir", run, "--workers", "0", "--listen", "tcp://127.0.0.1:0")
     )
     token = server.says(r"echo (\w+) \|")[1]
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # of a user who has not trained with it
     with pytest.raises(UntrustedRecipeError):
         next(dist_net.join(token))
+    with pytest.raises(RecipeError, match=naming("samples.txt")):
+        next(dist_net.join(token, trust_recipe=True))
     line = dist_net.load_recipe(str(LINE)).recipe
-    for _, lease in zip(range(5), dist_net.join(token, trust_recipe=True), strict=False):
+    facts: dict[str, Any] = {"trust_recipe": True, "data": here_too}
+    for _, lease in zip(range(5), dist_net.join(token, **facts), strict=False):
         lease.push(*line.gradient(lease.weights, lease.rows))
     turns = 0
-    for lease in dist_net.join(token, trust_recipe=True):
+    for lease in dist_net.join(token, **facts):
         lease.push(*line.gradient(lease.weights, lease.rows))
         turns += 1
     # The loop that left finished at most its first lease, of two minibatches.

@@ -96,14 +96,15 @@ class RunChecks:
         self._longest_round_s = FIRST_ROUND_S
         self._check_ledger(run)
 
-    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
         """Call ``RunState.accept`` of the run, and check what it applies."""
         run = self.run
         assert run is not None
         records = RunState.accept(run, member, push, now)
-        require(records is not None or self.breaks_gradients, "a result is not finite")
         self._longest_round_s = max(self._longest_round_s, run._last_round_s)
-        if records:
+        if isinstance(records, str):
+            require(self.breaks_gradients, f"a result is refused: {records}")
+        elif records:
             self._check_applied(run, records)
             self.progress_s = now
         return records
@@ -214,7 +215,7 @@ class RunChecks:
 
     def _check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
         """Check that the server holds nothing for workers that have left the run."""
-        members = {member.worker_id for member in run.members.members}
+        members = {member.worker_id for member in run.members.members} | run.members.silent
         held: dict[str, dict[int, Any]] = {
             "leases": run.ledger._leases,
             "memory": loop._shared,

@@ -79,7 +79,10 @@ class VirtualProcess:
     def stop(self, seconds: float) -> None:
         """Stop the process for a while."""
         self.schedule.note(self.name, "is stopped for %.2f s", seconds)
-        self._stopped_until_s = self.schedule.now_s + seconds
+        self._stand_still(seconds)
+
+    def _stand_still(self, seconds: float) -> None:
+        self._stopped_until_s = max(self._stopped_until_s, self.schedule.now_s + seconds)
         self.schedule.after(seconds, self._go_on)
 
     def _go_on(self) -> None:
@@ -144,7 +147,8 @@ class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
     ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
-    returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``.
+    returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``. With
+    ``holds_lock``, no other thread runs during a local step, and so no heartbeat is sent.
     """
 
     def __init__(
@@ -157,6 +161,7 @@ class WorkerProcess(VirtualProcess):
         local_of: LocalStepsOf,
         seconds_of_step: Callable[[], float],
         parts: int = 1,
+        holds_lock: bool = False,
     ) -> None:
         host = SERVER if memory is not None else name
         super().__init__(name, host, process_id, network.schedule)
@@ -164,6 +169,7 @@ class WorkerProcess(VirtualProcess):
         self._network = network
         self._memory = memory
         self._seconds_of_step = seconds_of_step
+        self._holds_lock = holds_lock
         self._sockets: list[VirtualClientSocket] = []
         self._segment: VirtualSegment | None = None
         self._base: Vector | None = None
@@ -263,7 +269,10 @@ class WorkerProcess(VirtualProcess):
                 segment.vector(RESULT).fill(GARBAGE)
             is_torn = not np.array_equal(segment.vector(BASE), self._base)
             require(not is_torn, f"the state changes from which {self.name} computes")
-        self.after(self._seconds_of_step(), self._resume, None)
+        seconds = self._seconds_of_step()
+        self.after(seconds, self._resume, None)
+        if self._holds_lock:
+            self._stand_still(seconds)
 
     def _wait(self, timeout_s: float) -> None:
         self._waits += 1

@@ -14,6 +14,7 @@ from dist_net.errors import (
     DistNetError,
     FileWriteError,
     JoinRefusedError,
+    NotFiniteError,
     WorkerRefusedError,
 )
 from dist_net.optim import SGD, Adam, ConstantRate, Cosine, Momentum, Optimizer
@@ -24,7 +25,7 @@ from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
 from simulation.counting import MOMENTA, counting_layout, counting_steps
 from simulation.disk import VirtualDisk
-from simulation.failures import InvariantBrokenError, SimulationFailedError
+from simulation.failures import InvariantBrokenError, SimulationFailedError, require
 from simulation.invariants import RunChecks
 from simulation.memory import VirtualMemory
 from simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
@@ -168,7 +169,8 @@ class TrainingRun:
 
     def _server_ended(self, error: DistNetError | None) -> None:
         server = self.server
-        if server.was_killed:
+        if server.was_killed or isinstance(error, NotFiniteError):
+            require(server.was_killed or self.checks.breaks_gradients, f"the server ends: {error}")
             self.checks.server_died()
         elif error is not None and not isinstance(error, FileWriteError):
             raise InvariantBrokenError(f"the server ended: {type(error).__name__}: {error}")
@@ -217,6 +219,7 @@ class TrainingRun:
             partial(counting_steps, self.settings, is_broken=self._is_broken),
             seconds_of_step,
             parts=1 + int(name[-1]) % 3,
+            holds_lock=int(name[-1]) % 4 == 2,
         )
         self.workers[name] = worker
 

@@ -191,7 +191,7 @@ class Recipe:
             )
         weights = weights.view()
         weights.flags.writeable = False
-        with self._one_call:  # the function may use its memory again
+        with self._one_call:  # the functions may use their memory again
             result = called("gradient", self.gradient, weights, rows)
             loss_sum, gradient = checked_gradient(result, self.layout.size)
             return loss_sum, gradient.copy()
@@ -219,7 +219,8 @@ class Recipe:
         """Return loss and accuracy by ``evaluate``; None without it. Raise RecipeError."""
         if self.evaluate is None:
             return None, None
-        return checked_evaluation(called("evaluate", self.evaluate, weights))
+        with self._one_call:
+            return checked_evaluation(called("evaluate", self.evaluate, weights))
 
     def targets(self, dataset: Dataset) -> TargetMeaning:
         """Return what the dataset's targets mean to the loss; numbers without a network."""

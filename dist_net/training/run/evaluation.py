@@ -18,11 +18,12 @@ from dist_net.data.samples import samples_of
 from dist_net.errors import CheckpointError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
+from dist_net.training.server.metrics import loss_change
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
 
 MAX_BATCH_SIZE, MAX_BATCH_BYTES = 256, 4 << 20  # a net's maps take a hundred times its input
-LOWER = 0.99
+PROGRESS = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +147,8 @@ class BestWeights:
 
     The best weights have the highest accuracy and, if that is equal or None, the lowest loss. Only
     weights better than those already stored replace them. ``patience``: the number of evaluations
-    in a row without progress, which is a higher accuracy or a loss that is 1 % lower; None or
-    0: any. Raise the errors of ``read_checkpoint``.
+    in a row without progress, which is a higher accuracy or a loss that is 1 % lower (see
+    ``loss_change``); None or 0: any. Raise the errors of ``read_checkpoint``.
     """
 
     def __init__(self, path: Path, settings: RunSettings, patience: int | None = None) -> None:
@@ -156,6 +157,7 @@ class BestWeights:
         self._patience = patience
         self._without_progress = 0
         self._accuracy, self._loss = -math.inf, math.inf
+        self._first_loss: float | None = None
         if path.exists():
             found = read_checkpoint(path)
             found.require_layout(settings.layout)
@@ -181,7 +183,9 @@ class BestWeights:
         Raise FileWriteError.
         """
         known = 0.0 if accuracy is None else accuracy
-        is_progress = known > self._accuracy or loss < LOWER * self._loss
+        first = self._first_loss = loss if self._first_loss is None else self._first_loss
+        fall = -loss_change(self._loss, loss, first)
+        is_progress = known > self._accuracy or fall > PROGRESS
         self._without_progress = 0 if is_progress else self._without_progress + 1
         if not (known, -loss) > (self._accuracy, -self._loss):
             return False

@@ -86,7 +86,6 @@ class JoinedRun:
         self._settings = settings
         self._display = display
         self._supervisor = Supervisor(LocalProcesses(logs), settings.restarts, display.warned)
-        self._observer: Observer | None = None
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
         self._is_silent = self._is_refused = False
@@ -113,7 +112,6 @@ class JoinedRun:
                 time.sleep(POLL_S)
         finally:
             self._supervisor.end(WORKER_GRACE_S)
-            self._forget_observer()
         if (failure := self._supervisor.failure) is not None:
             raise failure
 
@@ -144,12 +142,10 @@ class JoinedRun:
         if now < self._next_report_s or self._is_refused:
             return
         self._next_report_s = now + REPORT_EVERY_S
-        if self._observer is None:
-            self._observer = Observer(*self._server, ANSWER_TIMEOUT_S, self._wait)
         try:
-            self.report = self._observer.status(self._next_record)
+            with Observer(*self._server, ANSWER_TIMEOUT_S, self._wait) as observer:
+                self.report = observer.status(self._next_record)
         except NoAnswerError as error:
-            self._forget_observer()
             if self._is_training() and not self._is_silent:
                 self._display.warned(f"{error}; the workers try again")
             self._is_silent = True
@@ -168,8 +164,3 @@ class JoinedRun:
         """Supervise during a request; raise NoAnswerError if no worker is left."""
         if not self._is_training():
             raise NoAnswerError("every worker of this host has ended")
-
-    def _forget_observer(self) -> None:
-        if self._observer is not None:
-            self._observer.__exit__()
-            self._observer = None

@@ -54,7 +54,6 @@ EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need 
 EVALUATION_PAUSE_S = 1.0  # between long evaluations
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
-LOSS_RISE = 1.15  # from one evaluation to the next, after a worker joined
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
 KILLED_RUN_ENDS_S = 5.0
 """The time for the server to write its checkpoint after its command was killed."""
@@ -151,6 +150,9 @@ class LocalRun:
         display: TrainingProgress,
         reason_to_stop: ReasonToStop | None = None,
     ) -> None:
+        fault = options.settings(loaded).size_fault
+        if fault and (local.listening.listen or local.ray_address is not None):
+            raise SettingError(fault)
         self._directory = directory
         self._loaded = loaded
         self._options = options
@@ -171,9 +173,6 @@ class LocalRun:
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._warnings = RunWarnings(display.warned)
-        self._joined = self._joined_before = 0
-        self._join_warning: str | None = None
-        self._last_loss = math.inf
         self._has_workers = False
         self._stop_reason = ""
         self._reason_to_stop = reason_to_stop
@@ -294,7 +293,6 @@ class LocalRun:
                 server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
-            self._joined = report["workers_joined"]
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
                 self.stop("no progress for as many evaluations as --patience allows")
@@ -372,8 +370,7 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        errors = {"metrics_error": self._metrics.error, "join_warning": self._join_warning}
-        self._warnings.notify_changes(report | errors)
+        self._warnings.notify_changes(report | {"metrics_error": self._metrics.error})
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
@@ -417,7 +414,6 @@ class LocalRun:
         }
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
-        self._compare_loss(evaluation.loss)
         if self._reason_to_stop and (
             why := self._reason_to_stop(snapshot.samples, evaluation.loss)
         ):
@@ -425,17 +421,6 @@ class LocalRun:
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation
-
-    def _compare_loss(self, loss: float) -> None:
-        """Prepare a warning if the test loss has risen since the last evaluation and a join."""
-        joined = self._joined - self._joined_before
-        if joined and loss > LOSS_RISE * self._last_loss:
-            self._join_warning = (
-                f"the test loss has risen from {self._last_loss:.4g} to {loss:.4g} since the last "
-                f"evaluation, in which time {joined} workers joined; if it stays there, train with "
-                f"fewer workers or a lower learning rate"
-            )
-        self._joined_before, self._last_loss = self._joined, loss
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
         """Return whether these weights are the best so far, and were written."""

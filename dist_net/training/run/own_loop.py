@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
@@ -51,14 +52,19 @@ class LeasedMinibatch:
 
 
 def join(
-    token: str, *, trust_recipe: bool = False, timeout_s: float = REACH_WITHIN_S
+    token: str,
+    *,
+    trust_recipe: bool = False,
+    timeout_s: float = REACH_WITHIN_S,
+    data: str | Path | None = None,
 ) -> Iterator[LeasedMinibatch]:
     """Take part in the run of a token; yield each minibatch, whose gradient the caller pushes.
 
     The iteration ends with the run; a caller that leaves it leaves the run. The run's recipe
     supplies the optimizer and the layout. It is Python code, which runs on this host only if the
     user trusts it: see ``dist_net.load``. Results are as exact as those of other workers, but only
-    a recipe's own ``gradient`` can be replayed.
+    a recipe's own ``gradient`` can be replayed. ``data`` is this host's directory of the files that
+    the recipe reads beside its own.
 
     Raise TokenError and NoAnswerError if the server cannot be joined, UntrustedRecipeError,
     RecipeError if a minibatch has no push, and the errors of ``WorkerLoop.train``.
@@ -70,7 +76,7 @@ def join(
     with ExitStack() as opened:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / JOINED)
         directory.make()
-        offered.keep(directory)
+        offered.keep(directory, data=data)
         recipe = load_run_recipe(directory, trust_recipe).recipe
         dataset = recipe.load_dataset()
         rows = ShuffledRows(0, 0)

@@ -20,7 +20,6 @@ WARNINGS = {
     "journal_error": "the journal can be written again",
     "metrics_error": "metrics can be written again",
     "loss_warning": None,
-    "join_warning": None,
     "worker_warning": None,
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""

@@ -10,6 +10,7 @@ samples from the same state, as *rivals*. The first result counts and ends the r
 """
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -117,10 +118,10 @@ class LeaseLedger:
         self._next_lease_id += 1
         return lease
 
-    def share(self, worker_id: int) -> Lease | None:
-        """Lease the oldest lease without a rival a second time; None if there is none."""
+    def share(self, worker_id: int, holders: Container[int] | None = None) -> Lease | None:
+        """Lease the oldest lease (of ``holders``) without a rival again; None if there is none."""
         for holder, lease in self._leases.items():
-            if lease.rival is None:
+            if lease.rival is None and (holders is None or holder in holders):
                 lease.rival = worker_id
                 return self._lease(worker_id, lease.steps, holder)
         return None

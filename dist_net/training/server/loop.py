@@ -14,7 +14,7 @@ import numpy as np
 
 from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import FileWriteError, SegmentError, SupersededError
+from dist_net.errors import FileWriteError, NotFiniteError, SegmentError, SupersededError
 from dist_net.files import HOST_DISK, Disk
 from dist_net.training.server.journal import (
     NEVER,
@@ -247,7 +247,8 @@ class ServerLoop:
 
         Call ``ready`` once the first, or the resumed, checkpoint is on disk. With ``ownership``,
         raise ``SupersededError`` once another server has taken over the run directory. Raise
-        ``FileWriteError`` if the first or last checkpoint could not be written.
+        ``FileWriteError`` if the first or last checkpoint could not be written, and
+        ``NotFiniteError``, without a last checkpoint, if no result can be applied any more.
         """
         # One thread for checkpoints and one for syncs, so that no checkpoint waits for a sync.
         with ThreadPoolExecutor(2, "writer") as writer, suppress(StopIteration):
@@ -271,8 +272,10 @@ class ServerLoop:
         try:
             yield from self._serve_until_stopped(writer)
             try:
+                if self._server.diverges:
+                    raise NotFiniteError(self._server.stop_reason)
                 yield from self._serve_until_kept(writer)
-            except FileWriteError:
+            except (FileWriteError, NotFiniteError):
                 yield from self._see_workers_off()
                 raise
             yield from self._see_workers_off()

@@ -1,8 +1,6 @@
 """The workers of a run and their heartbeats. Pure; time is passed in."""
 
-from collections import deque
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from dist_net.training.server.metrics import RecentSpeed
@@ -12,10 +10,13 @@ from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
 from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
 
 MAX_LOOK_S = 0.5
-"""The longest pause between two calls of ``expired`` unless the server was stopped."""
+"""The longest pause between two calls of ``overdue`` unless the server was stopped."""
 
-ROUND_TRIPS_KEPT = 9
-NAMES_KEPT = 1024
+RETURN_S = 60.0
+"""How long a silent worker without a lease is still known."""
+
+PATIENCE_FACTOR = 3
+"""A worker that returned may be silent for so many times as long before it is overdue again."""
 
 
 @dataclass(slots=True)
@@ -26,12 +27,12 @@ class Member:
     ``received_id`` and ``answered_id`` are the numbers of its last request and the last answered
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
-    the results refused in a row. A worker that was ``told_to_stop`` and goes silent is not lost.
-    ``began_s``: its lease was granted, while it computes; ``waits_since_s``: its request, while it
-    waits for others; None else. ``starts`` counts the processes of its name that joined; with
-    ``is_restart``, this process was not the first and has just joined. ``staleness_sum`` is the sum
-    over its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at
-    the same time, on minibatches of ``batch_size``.
+    the results refused in a row, the first at version ``refused_from``. It is overdue after
+    ``patience_s`` of silence. ``began_s``: its lease was granted, while it computes;
+    ``waits_since_s``: its request, while it waits for others; None else. ``starts`` counts this
+    process and those of its name that were known when it joined. ``staleness_sum`` is the sum over
+    its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at the
+    same time, on minibatches of ``batch_size``.
     """
 
     worker_id: int
@@ -41,16 +42,16 @@ class Member:
     joined_s: float
     heard_s: float
     progress_s: float
+    patience_s: float
     equipment: Equipment = UNKNOWN_EQUIPMENT
     starts: int = 1
-    is_restart: bool = False
     received_id: int = 0
     answered_id: int = 0
     shared: bool = False
     base: Vector | None = None
     pushes: int = 0
     refusals: int = 0
-    told_to_stop: bool = False
+    refused_from: int = 0
     began_s: float | None = None
     waits_since_s: float | None = None
     staleness_sum: int = 0
@@ -58,12 +59,11 @@ class Member:
     batch_size: int = 0
     parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
-    round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
 
     @property
     def round_trip_s(self) -> float:
-        """The median round trip of the last heartbeats; 0 before the first."""
-        return median(self.round_trips_s) if self.round_trips_s else 0.0
+        """The time of a push and its answer, with their states; 0 before the first."""
+        return 0.0 if self.lease_times is None else self.lease_times.exchange_s
 
     def has_computed(self, steps: LeaseSteps, computed_s: float, now: float) -> None:
         """Measure a lease, of which the worker computed for ``computed_s``."""
@@ -96,28 +96,30 @@ class Member:
 class Membership:
     """The workers by id. Ids count up from ``first_worker_id`` and are never reused.
 
-    A worker is overdue after ``heartbeat_timeout_s`` of silence. The duration of steps does not
-    matter: a separate thread sends heartbeats.
+    A worker is overdue after ``heartbeat_timeout_s`` without a message, and then ``silent`` until
+    the next one: others may compute its lease too. It may be dead, stopped or cut off, or its
+    gradient function holds the interpreter's lock, and so delays its heartbeats.
     """
 
     def __init__(self, heartbeat_timeout_s: float, first_worker_id: int = 1) -> None:
         self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
-        self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
+        self.silent: set[int] = set()
         self._looked_s: float | None = None
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._members) - len(self.silent)
 
     @property
     def members(self) -> tuple[Member, ...]:
-        return tuple(self._members.values())
+        """The workers that are not silent."""
+        return tuple(each for key, each in self._members.items() if key not in self.silent)
 
     @property
     def parts(self) -> int:
         """The number of processes that take local steps."""
-        return sum(each.parts for each in self._members.values())
+        return sum(each.parts for each in self.members)
 
     def join(
         self,
@@ -129,20 +131,14 @@ class Membership:
         request_id: int = 0,
     ) -> Member:
         """Add a worker under a new id; ``request_id`` is the number of its ``Join``."""
-        facts = node, name, identity, now, now, now, equipment, *self._started(name, identity)
-        member = Member(self._next_worker_id, *facts, request_id, request_id)
+        before = [each for each in self._members.values() if each.name == name]
+        starts = max((each.starts + (each.identity != identity) for each in before), default=1)
+        times = now, now, now, self._heartbeat_timeout_s
+        facts = node, name, identity, *times, equipment, starts, request_id, request_id
+        member = Member(self._next_worker_id, *facts)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member
-
-    def _started(self, name: str, identity: int) -> tuple[int, bool]:
-        """Return the number of processes of this name, and whether this one is a restart."""
-        last, starts = self._starts.pop(name, (identity, 1))
-        is_restart = last != identity
-        self._starts[name] = identity, starts + is_restart
-        if len(self._starts) > NAMES_KEPT:
-            del self._starts[next(iter(self._starts))]
-        return starts + is_restart, is_restart
 
     def former(self, node: bytes, identity: int) -> list[Member]:
         """Return the earlier memberships of a worker that joins again."""
@@ -157,14 +153,18 @@ class Membership:
         member = self._members.get(worker_id)
         if member is None or member.identity != identity:
             return None
+        if worker_id in self.silent:
+            self.silent.remove(worker_id)
+            member.patience_s = max(member.patience_s, PATIENCE_FACTOR * (now - member.heard_s))
         member.heard_s = now
         return member
 
     def remove(self, worker_id: int) -> None:
         del self._members[worker_id]
+        self.silent.discard(worker_id)
 
-    def expired(self, now: float) -> list[Member]:
-        """Return the overdue workers, which remain members until they are removed.
+    def overdue(self, now: float) -> list[Member]:
+        """Return the overdue workers; ``silent`` ones after ``RETURN_S``.
 
         Call this several times a second. Time in which the server was stopped does not count: it
         could not receive heartbeats.
@@ -178,6 +178,6 @@ class Membership:
         self._looked_s = now
         return [
             member
-            for member in self._members.values()
-            if now - member.heard_s > self._heartbeat_timeout_s
+            for worker_id, member in self._members.items()
+            if now - member.heard_s > (RETURN_S if worker_id in self.silent else member.patience_s)
         ]

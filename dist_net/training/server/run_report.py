@@ -8,14 +8,13 @@ import numpy as np
 
 from dist_net.printable import counted
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.metrics import RECORDS_PER_EPOCH
+from dist_net.training.server.metrics import RECORDS_PER_EPOCH, loss_change
 from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
 
-LOSS_RISE, LOSS_NOISE = 0.25, 0.02
-"""A loss has risen if its mean over an epoch is this share above the lowest such mean, and the rise
-is more than the second share of the first mean: a loss near 0 is noise."""
+LOSS_RISE = 0.25
+"""A loss has risen if its mean over an epoch is this share above the lowest such mean."""
 
 WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
@@ -41,7 +40,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
 def _worker_reports(run: RunState, now: float) -> list[dict[str, Any]]:
     """Return a report of each worker, up to ``WORKERS_PER_REPORT``, slow workers first."""
     members = run.members.members
-    found = slowness_of(members, now, run.settings.heartbeat_timeout_s)
+    found = slowness_of(members, now)
     if len(members) > WORKERS_PER_REPORT:
         members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
     return [
@@ -94,8 +93,7 @@ def loss_warning(run: RunState) -> str | None:
     if not means:
         return None
     lowest = min(range(len(means)), key=means.__getitem__)
-    rise = means[-1] - means[lowest]
-    if rise < LOSS_RISE * means[lowest] or rise < LOSS_NOISE * means[0]:
+    if loss_change(means[lowest], means[-1], means[0]) < LOSS_RISE:
         return None
     remedy = "" if run.settings.consistency is Consistency.ROUNDS else ", --consistency rounds"
     return (

@@ -4,7 +4,6 @@ The parts are the workers (``members``), their leases (``ledger``), the training
 and the counters (``metrics``).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from dist_net.checkpoint import MALFORMED, Checkpoint
 from dist_net.errors import CheckpointError, JournalDamagedError
-from dist_net.optim.ranges import all_below
 from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.leases import Lease, LeaseLedger, Range
@@ -29,6 +27,7 @@ from dist_net.training.server.round_plan import (
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.store import StateStore
 from dist_net.vector import Vector
+from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Push
 
 LATE_S = 0.2
@@ -39,6 +38,7 @@ time of this round, or ``LATE_S``, whichever is longest. The first result of a f
 for the last round, and ``FIRST_ROUND_S`` before it.
 """
 
+REFUSALS_IN_A_ROW = 3
 LARGEST_LOSS = 1e100
 """The sums of larger losses would overflow, and with them the counters in a checkpoint."""
 
@@ -122,11 +122,12 @@ class RunState:
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
         ledger, member.began_s = self.ledger, None
-        if (lease := ledger.lease_of(member.worker_id)) is None:
-            if self._has_room:
-                lease = self._next_lease(member, now)
-            if lease is None and self._has_late_leases(now):
-                lease = ledger.share(member.worker_id)
+        worker_id, silent = member.worker_id, self.members.silent
+        lease = ledger.lease_of(worker_id) or ledger.share(worker_id, silent)
+        if lease is None and self._has_room:
+            lease = self._next_lease(member, now)
+        if lease is None and self._has_late_leases(now):
+            lease = ledger.share(worker_id)
         if lease is not None:
             lease.version = self.store.version
             lease.steps = lease.steps._replace(progress=self.ledger.applied_samples)
@@ -192,11 +193,11 @@ class RunState:
         expected_s = self._plan.seconds if self._plan else 0.0
         return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
 
-    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
         """Take in the result of the worker's lease, and apply what can be applied.
 
-        Return the journal's record of each applied result. Return None, and put the samples back
-        into the pool, if the result, or the mean of the round, is not finite.
+        Return the journal's record of each applied result. Return the reason, and put the samples
+        back into the pool, if the result, or the mean of the round, cannot be applied.
         """
         lease = self.ledger.lease_of(member.worker_id, push.lease_id)
         assert lease is not None
@@ -205,14 +206,15 @@ class RunState:
         member.has_computed(lease.steps, push.computed_s, now)
         member.speed.computed(samples, now)
         result = self.result_of(push.state, member.base, not member.shared)
-        # Fewer than one step would end the workers: Adam divides by 1 - β^steps.
-        is_usable = all_below(math.inf, result) and result[-1] >= 1
-        if not (is_usable and abs(push.loss_sum) < LARGEST_LOSS):
+        steps = minibatches_in(samples, lease.steps.batch_size)
+        fault = self.store.rule.fault_of(result, member.base, steps)
+        if fault is not None or not abs(push.loss_sum) < LARGEST_LOSS:
             self.ledger.release(member.worker_id)
-            return None
+            return fault or f"its loss is {push.loss_sum:g}"
         self.ledger.collect(member.worker_id)
         staleness = self.store.version - lease.version
         member.pushes += 1
+        member.refusals = 0
         member.staleness_sum += staleness
         record = Applied(
             0, member.worker_id, lease.steps, lease.version, is_packed=not member.shared
@@ -222,6 +224,10 @@ class RunState:
         self._last_round_s = self._last_round_s or now - self._round_began_s
         is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
         return self._apply_round(staleness, now) if is_whole else ()
+
+    def has_succeeded_from(self, version: int) -> bool:
+        """Return whether a result from this state, or a later one, could be applied."""
+        return self.store.version > version or bool(self._results)
 
     def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
         """Return a new array: the server's state, changed as a worker changed ``base``."""
@@ -235,7 +241,7 @@ class RunState:
             result[:n] += own[:n] - base[:n]
         return result
 
-    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | None:
+    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | str:
         """Apply the mean of the results as one outer step."""
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
@@ -247,10 +253,10 @@ class RunState:
             outer = plan.outer
         if not self.apply_mean(results, outer):
             self.ledger.drop_collected()
-            return None
+            for member in self.members.members:  # no single worker is at fault
+                member.refusals, member.refused_from = REFUSALS_IN_A_ROW, self.store.version
+            return "the mean of its round is not finite"
         self.ledger.apply_collected()
-        for member in self.members.members:
-            member.refusals = 0
         samples = sum(each.steps.samples for each in records)
         self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
         self._last_round_s = now - self._round_began_s
@@ -317,6 +323,13 @@ class RunState:
         if self._packed is None or self._packed[0] != self.store.version:
             self._packed = self.store.version, self.settings.packing.pack_base(self.store.state)
         return self._packed[1]
+
+    def silence(self, member: Member) -> None:
+        """Let other workers compute the lease of an overdue worker at once, besides the worker."""
+        lease = self.ledger.lease_of(member.worker_id)
+        if lease is not None and lease.rival in self.members.silent:
+            self.ledger.release(lease.rival)
+        self.members.silent.add(member.worker_id)
 
     def remove(self, member: Member) -> None:
         """Remove a worker, and return its lease to the pool."""

@@ -22,7 +22,7 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.vector import ArrayShapes
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.lease_steps import minibatches_in
-from dist_net.wire.messages import StepSettings
+from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.packing import StatePacking
 
 
@@ -141,8 +141,23 @@ class RunSettings:
         """The learning rate by the samples applied before, counted over all epochs."""
         return LearningRate(self.learning_rate, self.schedule, self.samples, self.epochs)
 
-    def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
+    @property
+    def size_fault(self) -> str | None:
+        """Why the training state cannot be sent to another host; None if it can."""
+        size_bytes = 4 * self.packing.base_size
+        if size_bytes <= MAX_ARRAY_BYTES:
+            return None
+        return (
+            f"the training state of {self.parameter_count:,} parameters and {self.optimizer} is "
+            f"{size_bytes:,} bytes when it is sent to another host; expected at most "
+            f"{MAX_ARRAY_BYTES:,}: train on this host alone, or with fewer vectors, such as sgd's"
+        )
+
+    def refusal_of(self, join: Join) -> str | None:
         """Return the reason to refuse a worker with this recipe; None to accept it."""
+        recipe_digest, vector_size = join.recipe_digest, join.vector_size
+        if not join.shares_memory and self.size_fault is not None:
+            return self.size_fault
         if (facts := difference(recipe_digest, self.recipe_digest)) is not None:
             theirs, own, remedy = facts
             return (

@@ -39,9 +39,7 @@ class Slowness(NamedTuple):
     causes: tuple[str, ...] = ()
 
 
-def slowness_of(
-    members: Sequence[Member], now: float, heartbeat_timeout_s: float
-) -> dict[int, Slowness]:
+def slowness_of(members: Sequence[Member], now: float) -> dict[int, Slowness]:
     """Compare each worker with the others; return the result by worker id."""
     rates = {
         each.worker_id: each.speed.samples_per_s(now) / each.parts
@@ -55,7 +53,7 @@ def slowness_of(
         rate = rates.get(member.worker_id)
         median = None if rate is None else median_rate(rate)
         share = rate / median if rate is not None and median else None
-        silence = list(_silence(member, now, heartbeat_timeout_s))
+        silence = list(_silence(member, now))
         is_slow = bool(silence) or (share is not None and share < SLOW_SHARE)
         seen = (*silence, *causes.seen_at(member)) if is_slow else ()
         found[member.worker_id] = Slowness(share, is_slow, seen)
@@ -77,10 +75,10 @@ def medians_of_others(values: Iterable[float]) -> Callable[[float], float | None
     return median
 
 
-def _silence(member: Member, now: float, heartbeat_timeout_s: float) -> Iterator[str]:
+def _silence(member: Member, now: float) -> Iterator[str]:
     silent_s, still_s = now - member.heard_s, now - member.progress_s
     long_s = STALLED_PUSHES * (now - member.joined_s) / max(1, member.pushes)
-    if silent_s > heartbeat_timeout_s / 2:
+    if silent_s > member.patience_s / 2:
         yield f"silent for {silent_s:.1f} s: it is stopped, or its network is cut"
     elif member.speed.is_measuring and still_s > max(STALLED_S, long_s):
         yield f"no gradient for {still_s:.0f} s, though it is alive"
@@ -117,7 +115,7 @@ class _Causes:
         median_s = self._median_round_trip(member.round_trip_s) or 0.0
         if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_FACTOR * median_s):
             yield (
-                f"its messages take {member.round_trip_s * 1e3:.1f} ms for a round trip, "
+                f"its exchanges take {member.round_trip_s * 1e3:.1f} ms, "
                 f"the others' {median_s * 1e3:.1f}"
             )
         if self._is_usual_blas and own.blas != self._blas:

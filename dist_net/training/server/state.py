@@ -10,7 +10,8 @@
 
 A member *waits* while everything is leased and none of it may be shared: until a round is applied,
 a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
-numbers. A member that is silent is lost; its lease returns to the pool.
+numbers. A silent member is lost until it is heard again: other members may compute its lease too,
+and the first result counts.
 
 ``RunState`` holds the run's state; this module decides which change a message causes, and the
 answer.
@@ -24,7 +25,7 @@ from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_report import run_report
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.run_state import REFUSALS_IN_A_ROW, RunState
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -47,8 +48,6 @@ from dist_net.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-REFUSALS_IN_A_ROW = 3
 
 
 class SendToPeer(NamedTuple):
@@ -78,6 +77,7 @@ class ParameterServer:
 
     ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
     recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
+    It ``diverges`` if nothing more can be learnt from its state.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class ParameterServer:
         self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
+        self.diverges = False
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
@@ -158,29 +159,35 @@ class ParameterServer:
         self.journal_lag = lag
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Remove overdue workers; call this several times a second.
+        """Look for silent workers; call this several times a second.
 
         Handle all received messages first: one may be a heartbeat.
         """
-        expired = self.run.members.expired(now)
-        commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
-        return commands + self._answer_waiting(now)
+        run, commands = self.run, []
+        for member in run.members.overdue(now):
+            if member.worker_id not in run.members.silent:
+                self._count_loss(member, "overdue", now)
+                run.silence(member)
+            elif run.ledger.lease_of(member.worker_id) is None:
+                commands.append(self._remove(member))
+        return [*commands, *self._answer_waiting(now)]
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
-        refusal = settings.refusal_of(join.recipe_digest, join.vector_size)
+        refusal = settings.refusal_of(join)
         if refusal is not None:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
         commands: list[ServerCommand] = []
-        for former in run.members.former(node, join.identity):
+        formers = run.members.former(node, join.identity)
+        for former in formers:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "it joined again", now))
         facts = join.name, join.identity, now, join.equipment, join.request_id
         member = run.members.join(node, *facts)
         member.parts, member.shared = join.parts, join.shares_memory
-        run.metrics.workers_restarted += member.is_restart
+        run.metrics.workers_restarted += member.starts > 1 and not formers
         run.metrics.workers_joined += 1
         logger.info(
             "worker_joined worker=%d name=%s shared=%s",
@@ -202,7 +209,7 @@ class ParameterServer:
     def _requested(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
         """Process a member's next request; drop others."""
         metrics = self.run.metrics
-        member = self.run.members.heard(request.worker_id, request.identity, now)
+        member = self._heard(request, now)
         if member is None:
             metrics.pushes_rejected += isinstance(request, Push)
             return [SendToPeer(node, _unknown(request.worker_id))]
@@ -233,30 +240,49 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
             return self._answer(member, now)
         applied = run.accept(member, push, now)
-        if applied is None:
-            return self._refuse_result(member, push, now)
+        if isinstance(applied, str):
+            return self._refuse_result(member, push, applied, now)
         records: list[ServerCommand] = [Record(applied)] if applied else []
         return [*records, *self._answer(member, now)]
 
-    def _refuse_result(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
-        self.run.metrics.gradients_refused += 1
+    def _refuse_result(
+        self, member: Member, push: Push, fault: str, now: float
+    ) -> list[ServerCommand]:
+        """Refuse a result; after several in a row, dismiss the worker, or blame the state.
+
+        The state is at fault if no worker arrives at a usable result from it.
+        """
+        run = self.run
+        run.metrics.gradients_refused += 1
+        if not member.refusals:
+            member.refused_from = run.store.version
         member.refusals += 1
         logger.warning(
-            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d",
+            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
             member.worker_id,
             member.name,
             push.lease_id,
             push.loss_sum,
             member.refusals,
+            fault,
         )
-        if member.refusals == REFUSALS_IN_A_ROW:
-            return self._dismiss(
-                member,
-                f"{REFUSALS_IN_A_ROW} results in a row that are not finite: the training "
-                f"diverges; use a learning rate below {self.run.settings.learning_rate:g}",
-                now,
-            )
+        if member.refusals >= REFUSALS_IN_A_ROW:
+            if run.has_succeeded_from(member.refused_from):
+                cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
+                return self._dismiss(member, f"{cause}; those of other workers can", now)
+            if all(each.refusals for each in run.members.members):
+                self._blame_state(fault)
         return self._answer(member, now)
+
+    def _blame_state(self, fault: str) -> None:
+        """End the run without a checkpoint of its state."""
+        self.diverges = True
+        self.stop(
+            f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
+            f"result that can be applied ({fault}). Use a learning rate below "
+            f"{self.run.settings.learning_rate:g}: --resume continues from version "
+            f"{self.checkpoint_version}, and dist-net replay writes checkpoints of earlier ones"
+        )
 
     def _answer(self, member: Member, now: float) -> list[ServerCommand]:
         """Answer the worker's request; return nothing if the answer depends on other workers."""
@@ -276,6 +302,8 @@ class ParameterServer:
     def _answer_waiting(self, now: float) -> list[ServerCommand]:
         answers: list[ServerCommand] = []
         for member in list(self._waiting.values()):
+            if member.worker_id in self.run.members.silent and self._stop() is None:
+                continue  # another worker would have to wait for it
             answer = self._answer(member, now)
             if not answer and not self.run.is_spare(member):
                 break  # later requests wait for the same event
@@ -286,7 +314,6 @@ class ParameterServer:
         """Return the answer to a worker; None if it must wait for other workers."""
         run = self.run
         if (stop := self._stop()) is not None:
-            member.told_to_stop = True
             return stop
         lease = run.grant(member, now)
         if lease is None:
@@ -311,18 +338,23 @@ class ParameterServer:
         return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
-        member = self.run.members.heard(heartbeat.worker_id, heartbeat.identity, now)
+        member = self._heard(heartbeat, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
-        if heartbeat.round_trip_s:
-            member.round_trips_s.append(heartbeat.round_trip_s)
-        if (stop := self._stop()) is not None:
-            member.told_to_stop = True
-            return stop
-        return Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+        return self._stop() or Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+
+    def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
+        """Return the member that sent the message; a silent one is back."""
+        members = self.run.members
+        was_silent = message.worker_id in members.silent
+        member = members.heard(message.worker_id, message.identity, now)
+        if member is not None and was_silent:
+            self.run.metrics.workers_joined += 1
+            logger.info("worker_returned worker=%d name=%s", member.worker_id, member.name)
+        return member
 
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
-        member = self.run.members.heard(leave.worker_id, leave.identity, now)
+        member = self._heard(leave, now)
         if member is None:
             return []
         logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
@@ -334,7 +366,11 @@ class ParameterServer:
         return [forget, SendToPeer(member.node, refuse)]
 
     def _lose(self, member: Member, reason: str, now: float) -> Forget:
-        if not member.told_to_stop:
+        self._count_loss(member, reason, now)
+        return self._remove(member)
+
+    def _count_loss(self, member: Member, reason: str, now: float) -> None:
+        if self._stop() is None and member.worker_id not in self.run.members.silent:
             self.run.metrics.workers_lost += 1
             logger.warning(
                 "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
@@ -343,7 +379,6 @@ class ParameterServer:
                 now - member.heard_s,
                 reason,
             )
-        return self._remove(member)
 
     def _remove(self, member: Member) -> Forget:
         self._waiting.pop(member.worker_id, None)

@@ -3,7 +3,6 @@
 A version is an array that never changes: a reader keeps it as long as it likes, without a copy.
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from dist_net.checkpoint import evaluated_weights
 from dist_net.errors import CheckpointError
 from dist_net.optim import UpdateRule
-from dist_net.optim.ranges import TOO_LARGE, all_below
 from dist_net.training.server.consistency import OuterStep
 from dist_net.vector import AVERAGE, Vector
 
@@ -72,13 +70,18 @@ class StateStore:
             )
         for name in found:
             np.copyto(own[name], parts[name])
+        if (fault := self.rule.fault_of(state)) is not None:
+            raise CheckpointError(
+                f"the checkpoint of version {version:,} is no state of a run: {fault}; resume from "
+                f"another checkpoint, such as one that dist-net replay writes"
+            )
         self.version = version
         self.state, self.outer_momentum = frozen(state), frozen(own[OUTER_MOMENTUM])
 
     def apply(self, result: Vector, outer: OuterStep) -> bool:
         """Move the state towards ``result``, which is overwritten and becomes the new state.
 
-        Return False, and change nothing, if the new state is not finite.
+        Return False, and change nothing, if the new state is not valid.
         """
         n, momentum = self.rule.trained_size, self._at_rest
         with np.errstate(all="ignore"):
@@ -96,7 +99,7 @@ class StateStore:
                 others -= rest
                 others *= np.float32(outer.share)
                 others += rest
-        if not (all_below(TOO_LARGE, result[:n]) and all_below(math.inf, result[n:])):
+        if self.rule.fault_of(result) is not None:
             return False
         self.version += 1
         self.state, self.outer_momentum = frozen(result), frozen(momentum)

@@ -7,7 +7,6 @@ drives it and waits. The ``Environment`` is this process's or a simulation's.
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -51,10 +50,6 @@ logger = logging.getLogger(__name__)
 
 BASE, RESULT = 0, 1
 """The states in the memory that the server shares: to begin from, and after the local steps."""
-
-# The server may be waiting for this worker's core. Yielding between two minibatches interrupts
-# nothing; otherwise the server waits for the end of a time slice, and other workers for it.
-let_others_run = getattr(os, "sched_yield", lambda: None)
 
 
 class ServerConnection(Protocol):
@@ -187,7 +182,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         try:
             while True:
                 next(steps)
-                let_others_run()
         except StopIteration as end:
             ended: Ended = end.value
             return ended

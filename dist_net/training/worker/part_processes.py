@@ -1,17 +1,18 @@
 """Processes of one host that take the local steps of a lease together, each a part of it.
 
 They are forked with the recipe and the data in memory. States are in memory that they share with
-the worker; orders and results are short messages on Unix sockets.
+the worker; orders and results are short messages in pipes.
 """
 
 import json
 import os
-import select
 import signal
-import socket
-import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from select import select
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
 from dist_net.wire.segment import Segment
 
-MAX_ORDER_BYTES = 1 << 16
 POLL_S = 0.2
 
 
@@ -42,34 +42,29 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
         self._settings: StepSettings | None = None
         self.state = self._base
         self.loss_sum, self.correct = 0.0, 0
-        self.process_ids: list[int] = []
-        self._channels: list[socket.socket] = []
+        self._channels: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        fork, parent = get_context("fork"), os.getpid()
         for result in self._results:
-            own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            parent = os.getpid()
-            if process_id := os.fork():
-                other.close()
-                self.process_ids.append(process_id)
-                self._channels.append(own)
-                continue
-            try:
-                own.close()
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-                terminate_after(parent)
-                _serve(other, self._base, result, local_of)
-            except BaseException:  # the top of a process
-                traceback.print_exc()
-            finally:  # not the interpreter's shutdown, which belongs to the parent
-                os._exit(1)
+            own, other = fork.Pipe()
+            serving = other, self._base, result, local_of, parent
+            self._processes.append(fork.Process(target=_serve, args=serving, daemon=True))
+            self._processes[-1].start()
+            self._channels.append(own)
+            other.close()
 
     def __len__(self) -> int:
         return len(self._channels)
 
+    @property
+    def process_ids(self) -> list[int]:
+        return [each.pid for each in self._processes if each.pid is not None]
+
     def __exit__(self, *_: object) -> None:
-        for process_id, channel in zip(self.process_ids, self._channels, strict=True):
+        for process, channel in zip(self._processes, self._channels, strict=True):
             channel.close()
-            os.kill(process_id, signal.SIGKILL)
-            os.waitpid(process_id, 0)
+            process.kill()
+            process.join()
         self._results.clear()
         self._shared.close()
 
@@ -92,11 +87,11 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
             taken = dict(zip(self._channels, parts[first : first + len(self)], strict=False))
             for channel, part in taken.items():
                 with suppress(ConnectionError):  # ``_receive`` notices too
-                    channel.send(json.dumps([self._settings, part]).encode())
+                    channel.send_bytes(json.dumps([self._settings, part]).encode())
             waiting, sums = {*taken}, {}
             while waiting:
                 # A process that is idle reports only its end.
-                for channel in select.select(self._channels, [], [], POLL_S)[0]:
+                for channel in select(self._channels, [], [], POLL_S)[0]:
                     sums[channel] = self._receive(channel)
                     waiting.discard(channel)
                 yield
@@ -111,30 +106,32 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
             mean *= np.float32(1 / lease.parts)
         self.state = mean
 
-    def _receive(self, channel: socket.socket) -> tuple[float, int]:
+    def _receive(self, channel: Connection) -> tuple[float, int]:
         """Return a part's loss and correct predictions."""
-        result = b""
-        with suppress(ConnectionError):
-            result = channel.recv(MAX_ORDER_BYTES)
-        if not result:
+        try:
+            loss_sum, correct = json.loads(channel.recv_bytes())
+        except (EOFError, ConnectionError):
             number = self._channels.index(channel)
             raise ChildProcessError(
                 f"process {self.process_ids[number]}, which took local steps for this worker, has "
                 f"ended: the worker ends too, and its lease is computed again"
-            )
-        loss_sum, correct = json.loads(result)
+            ) from None
         return loss_sum, correct
 
 
-def _serve(channel: socket.socket, base: Vector, result: Vector, local_of: LocalStepsOf) -> None:
-    """Take the steps of each part that arrives, until the other end is closed."""
+def _serve(
+    channel: Connection, base: Vector, result: Vector, local_of: LocalStepsOf, parent: int
+) -> None:
+    """Take the steps of each part that arrives, until this process is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    terminate_after(parent)
     settings, local = None, None
-    while order := channel.recv(MAX_ORDER_BYTES):
-        requested, part = json.loads(order)
+    while True:
+        requested, part = json.loads(channel.recv_bytes())
         if local is None or requested != settings:
             settings, local = requested, local_of(StepSettings(*requested))
         size = local.rule.state_size
         for _ in local.take(base[:size], LeaseSteps(*part)):
             pass
         np.copyto(result[:size], local.state)
-        channel.send(json.dumps([local.loss_sum, local.correct]).encode())
+        channel.send_bytes(json.dumps([local.loss_sum, local.correct]).encode())

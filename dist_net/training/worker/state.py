@@ -149,17 +149,10 @@ class WorkerState:
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
-    def wakes_at_s(self) -> float | None:
-        """The time for the next ``tick`` if no message arrives before; None for never."""
-        return self._overdue_at_s if self._waits else None
-
-    @property
-    def _waits(self) -> bool:
-        return self.phase in (Phase.JOINING, Phase.REQUESTING)
-
-    @property
-    def _overdue_at_s(self) -> float:
-        """The time at which a missing answer is overdue."""
+    def overdue_at_s(self) -> float:
+        """The time at which a missing answer is overdue; infinity if none is missing."""
+        if self.phase not in (Phase.JOINING, Phase.REQUESTING):
+            return math.inf
         return max(self._asked_s, self._heard_s) + self._answer_timeout_s
 
     @property
@@ -181,7 +174,7 @@ class WorkerState:
             # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
             # whole machine. Then the answer was sent long ago and is about to be received.
             return MAX_WAIT_S
-        return min(max(self._overdue_at_s - now, 0.0), MAX_WAIT_S)
+        return min(self.overdue_at_s - now, MAX_WAIT_S)
 
     def received(
         self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
@@ -296,7 +289,7 @@ class WorkerState:
 
     def is_overdue(self, now: float) -> bool:
         """Check whether an answer is missing and the server has been silent for too long."""
-        return self._waits and now >= self._overdue_at_s
+        return now >= self.overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
         """Return the commands due at ``now``: join again after a long silence.

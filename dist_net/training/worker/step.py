@@ -54,10 +54,11 @@ class ShuffledRows:
         self._order: SampleIndices = np.empty(0, np.int64)
 
     def of(self, minibatch: Minibatch) -> SampleIndices:
-        """Return the indices of a minibatch, a view ``(samples,)`` int64."""
+        """Return the indices of a minibatch, a read-only view ``(samples,)`` int64."""
         epoch, start, stop = minibatch
         if epoch != self._epoch:
             self._order = epoch_order(self._seed, epoch, self._samples)
+            self._order.flags.writeable = False
             self._epoch = epoch
         return self._order[start:stop]
 

@@ -1,11 +1,15 @@
 """A PyTorch module as a recipe: parameters and buffers in one vector."""
 
 import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from dist_net.errors import RecipeError
+from dist_net.training.worker.local_steps import Minibatch
+from dist_net.training.worker.step import ShuffledRows
 from naming import naming
 
 torch = pytest.importorskip("torch")
@@ -41,11 +45,48 @@ def test_a_step_is_the_modules_own_with_its_buffers(module) -> None:
     loss_sum, gradient = recipe.gradient_at(recipe.weights, ROWS)
     assert loss_sum == mean.item() * 4
     expected = [each.grad for each in own.parameters()]
-    expected += [own[1].running_mean, own[1].running_var]
+    expected += [own[1].running_mean, own[1].running_var, own[1].num_batches_tracked.float()]
     np.testing.assert_array_equal(gradient, torch.cat([each.flatten() for each in expected]))
     names = [name for name, _ in recipe.layout.shapes]
-    assert names[-2:] == ["1.running_mean", "1.running_var"]
-    assert recipe.layout.momenta == (0.0, 0.0)
+    assert names[-3:] == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    assert recipe.layout.momenta == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_the_buffers_of_several_steps_are_the_modules_own(module, momentum: float | None) -> None:
+    """Without a momentum, batch norm keeps the mean of all its steps."""
+    module[1].momentum = momentum
+    own = copy.deepcopy(module)
+    recipe = Task(module, nn.functional.cross_entropy, DATA, DATA).recipe()
+    weights = recipe.weights.copy()
+    for rows in np.split(np.arange(40), 5):
+        _, gradient = recipe.gradient_at(weights, rows)
+        weights[-9:] = gradient[-9:]
+        recipe.evaluation_at(recipe.weights)
+        own(INPUTS[rows])
+    state = recipe.state_dict(weights)
+    assert all(torch.equal(state[name], each) for name, each in own.state_dict().items())
+
+
+def test_a_task_is_evaluated_in_one_thread_while_another_computes_gradients(module) -> None:
+    task = Task(module, nn.functional.cross_entropy, DATA, DATA)
+    weights = task.recipe().weights
+    expected = task.gradient(weights, ROWS)[1].copy()
+    with ThreadPoolExecutor(1) as other:
+        evaluations = other.map(task.evaluate, [-weights] * 150)
+        for _ in range(150):
+            np.testing.assert_array_equal(task.gradient(weights, ROWS)[1], expected)
+        assert len({str(each) for each in evaluations}) == 1
+
+
+def test_rows_are_only_read(module) -> None:
+    rows = ShuffledRows(0, 40).of(Minibatch(0, 0, 4))
+    with pytest.raises(ValueError, match="read-only"):
+        rows.sort()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipe = Task(module, nn.functional.cross_entropy, DATA).recipe()
+        recipe.gradient_at(recipe.weights, rows)
 
 
 def test_a_gradient_is_a_function_of_weights_and_rows_even_with_dropout(module) -> None:
@@ -69,7 +110,7 @@ def test_the_state_dict_is_the_modules_and_frozen_arrays_stay(module) -> None:
     assert state.keys() == first.keys()
     for name in ("0.weight", "mask"):
         assert torch.equal(state[name], first[name])
-    assert torch.equal(state["1.num_batches_tracked"], first["1.num_batches_tracked"])
+    assert state["1.num_batches_tracked"] == first["1.num_batches_tracked"] + 1
     assert not torch.equal(state["1.running_mean"], first["1.running_mean"])
 
 

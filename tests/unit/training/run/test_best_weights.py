@@ -49,6 +49,25 @@ def test_patience_ends_after_so_many_evaluations_in_a_row(tmp_path):
     assert best.is_out_of_patience
 
 
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ([-1.0, -1.001, -1.002], True),  # such as of a density
+        ([-1.0, -1.1, -1.2], False),
+        ([0.5, 0.0, -0.5], False),
+        ([0.02, -0.00001, -0.000011, -0.000012], True),
+        ([1.0, 0.0003, 0.0002, 0.0001], True),  # noise
+        ([1.0, 0.5, 0.498], False),
+        ([0.0, 0.0, 0.0], True),
+    ],
+)
+def test_progress_is_measured_on_the_scale_of_the_losses(tmp_path, losses, ends):
+    best = BestWeights(tmp_path / "best.safetensors", settings(), patience=2)
+    for version, loss in enumerate(losses, 1):
+        best.take(None, loss, version, weights(1))
+    assert best.is_out_of_patience == ends
+
+
 def test_a_run_that_goes_on_has_to_do_better_than_what_is_there(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dist_net.training.server.members import NAMES_KEPT, Membership
+from dist_net.training.server.members import RETURN_S, Membership
+from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import Equipment
 
@@ -16,20 +17,12 @@ def a_membership() -> Membership:
 def test_who_joins_under_a_name_of_another_process_was_started_again() -> None:
     members = a_membership()
     starts = [
-        (member.starts, member.is_restart)
+        member.starts
         for identity in (1, 1, 2, 3)  # the second time it was only silent
         for member in [members.join(b"a", "one", identity, 0.0)]
     ]
-    assert starts == [(1, False), (1, False), (2, True), (3, True)]
+    assert starts == [1, 1, 2, 3]
     assert members.join(b"b", "two", 4, 0.0).starts == 1
-
-
-def test_names_are_forgotten_in_time() -> None:
-    members = a_membership()
-    for identity in range(NAMES_KEPT + 1):
-        members.join(b"a", f"worker-{identity}", identity, 0.0)
-    assert members.join(b"a", f"worker-{NAMES_KEPT}", 5000, 0.0).starts == 2
-    assert members.join(b"a", "worker-0", 5001, 0.0).starts == 1
 
 
 def test_an_id_is_never_given_twice() -> None:
@@ -44,8 +37,32 @@ def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
     members = a_membership()
     silent, heard = members.join(b"a", "silent", 1, 0.0), members.join(b"b", "heard", 2, 0.0)
     assert members.heard(heard.worker_id, 2, 1.0) is heard
-    assert members.expired(1.5) == []
-    assert members.expired(1.6) == [silent]
+    assert members.overdue(1.5) == []
+    assert members.overdue(1.6) == [silent]
+
+
+def test_a_silent_worker_is_a_member_again_when_it_is_heard() -> None:
+    members = a_membership()
+    one = members.join(b"a", "one", 1, 0.0)
+    assert members.overdue(1.6) == [one]
+    members.silent.add(one.worker_id)
+    assert (len(members), members.members, members.parts) == (0, (), 0)
+    assert members.overdue(2.0) == []
+    assert members.heard(one.worker_id, 2, 2.5) is None
+    assert members.heard(one.worker_id, 1, 2.5) is one
+    assert (len(members), members.members) == (1, (one,))
+    overdue_s = next(n / 10 for n in range(25, 200) if members.overdue(n / 10))
+    assert overdue_s == pytest.approx(2.5 + 3 * 2.5, abs=0.2)  # its gradients take so long
+
+
+def test_a_worker_that_stays_silent_is_forgotten() -> None:
+    members = a_membership()
+    one = members.join(b"a", "one", 1, 0.0)
+    members.silent.add(one.worker_id)
+    overdue_s = next(n / 10 for n in range(1000) if members.overdue(n / 10))
+    assert overdue_s == pytest.approx(RETURN_S, abs=0.2)
+    members.remove(one.worker_id)
+    assert members.overdue(RETURN_S + 1) == []
 
 
 def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() -> None:
@@ -53,24 +70,24 @@ def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() ->
     computing = members.join(b"a", "computing", 1, 0.0)
     for second in range(3600):
         assert members.heard(computing.worker_id, 1, float(second)) is computing
-        assert members.expired(float(second)) == []
+        assert members.overdue(float(second)) == []
     assert computing.report(3600.0)["progress_s_ago"] == 3600.0
 
 
 def test_time_in_which_the_server_stood_still_is_no_silence_of_its_workers() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
-    assert members.expired(0.1) == []
-    assert members.expired(60.0) == []
+    assert members.overdue(0.1) == []
+    assert members.overdue(60.0) == []
     # A moment later its heartbeats have arrived, unless it is gone.
-    assert members.expired(60.5) == []
-    assert members.expired(61.0) == [member]
+    assert members.overdue(60.5) == []
+    assert members.overdue(61.0) == [member]
 
 
 def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_same() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
-    looks = [members.expired(5.0 * look) for look in range(6)]
+    looks = [members.overdue(5.0 * look) for look in range(6)]
     assert looks == [[], [], [], [], [member], [member]]
 
 
@@ -88,7 +105,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
     member = a_membership().join(b"a", "one", 1, 10.0, equipment)
     assert member.report(10.0)["samples_per_s"] == 0.0
     member.pushes, member.staleness_sum = 3, 6
-    member.round_trips_s.extend([0.9, 0.001, 0.002])
+    member.lease_times = LeaseTimes(0.002, 0.1)
     member.speed.has_work(10.0)
     member.speed.computed(0, 13.0)
     assert member.report(13.0) == {
@@ -115,8 +132,8 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 1, 0.0)
     member.began_s = 0.0
-    members.expired(0.1)
-    members.expired(60.1)
+    members.overdue(0.1)
+    members.overdue(60.1)
     member.has_computed(STEPS, computed_s=0.5, now=60.6)
     assert member.lease_times == pytest.approx((0.6, 0.1, 1))
 

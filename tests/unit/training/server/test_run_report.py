@@ -1,5 +1,7 @@
 """Reports of a run: warnings with their remedies. Those of workers: see ``test_state``."""
 
+import pytest
+
 from desk import a_run
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
@@ -31,12 +33,22 @@ def test_a_loss_that_rises_again_is_warned_of_with_a_remedy() -> None:
     assert "--consistency rounds" in found[9]
 
 
-def test_a_loss_near_zero_may_rise() -> None:
+@pytest.mark.parametrize(
+    ("losses", "warns"),
+    [
+        ((1.0, 1e-5, 1e-3), False),  # near zero
+        ((1.0, 0.0003, 0.0015), False),
+        ((1.0, -5.95, -5.949), False),
+        ((-1.0, -5.0, -5.95), False),
+        ((-1.0, -5.95, -4.0), True),
+    ],
+)
+def test_a_loss_rises_on_the_scale_of_a_runs_losses(losses: list[float], warns: bool) -> None:
     run = a_run()
-    for epoch, loss in enumerate((1.0, 1e-5, 1e-3), 1):
+    for epoch, loss in enumerate(losses, 1):
         record = {"loss": loss, "epoch": epoch, "learning_rate": 0.1}
         run.metrics.records.extend([record] * RECORDS_PER_EPOCH)
-    assert loss_warning(run) is None
+    assert (loss_warning(run) is not None) == warns
 
 
 def test_a_loss_may_rise_while_the_learning_rate_rises() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
 from dist_net.errors import CheckpointError, DistNetError, SettingError
-from dist_net.optim import SGD, Adam, Momentum
+from dist_net.optim import SGD, AdaGrad, Adam, Momentum, Optimizer
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.training.server.run_state import LATE_FACTOR, RunState
 from dist_net.training.server.state import Record, SendToPeer
@@ -48,7 +48,7 @@ def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consi
     ]
     assert {answer.node for answer in answers} == {b"a", b"b"}
     assert all(answer.message.state is desk.state for answer in answers)
-    assert (desk.state[SIZE:] == 2.0).all()  # the workers' mean
+    assert (desk.state[SIZE:] == (1 if consistency is BSP else 2)).all()  # the mean of the steps
     assert desk.run.ledger.applied_samples == other.steps.stop
 
 
@@ -57,7 +57,7 @@ def test_a_synchronous_step_is_the_mean_of_one_step_of_each_worker() -> None:
     assert [work.steps.samples for work in (one, other)] == [2, 2]
     desk.answers(b"a", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 3.0))
-    np.testing.assert_array_equal(desk.state, 2.0)
+    np.testing.assert_array_equal(desk.state[:SIZE], 2.0)
 
 
 @pytest.mark.parametrize("consistency", [ROUNDS, BSP])
@@ -66,7 +66,7 @@ def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
 ) -> None:
     random = np.random.default_rng(0)
     states = random.standard_normal((3, STATE_SIZE)).astype(np.float32)
-    states[:, -1] = 1, 2, 4  # steps
+    states[:, -1] = 1, 1, 1.5  # steps
     found = set()
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         desk = Desk(a_run(consistency=consistency, local_steps=None, batch_size=8))
@@ -90,7 +90,7 @@ def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_wo
     assert {(work.steps.batch_size, work.steps.pace) for work in (one, other)} == {(2, 8)}
     desk.answers(b"host", desk.a_push(one, 1.0))
     desk.answers(b"b", desk.a_push(other, 5.0))
-    np.testing.assert_array_equal(desk.state, 2.0)
+    np.testing.assert_array_equal(desk.state[:SIZE], 2.0)
 
 
 def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
@@ -122,7 +122,7 @@ def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds()
     desk, one, other = two_workers(samples=400, local_steps=1)
     desk.answers(b"a", desk.a_push(one))
     desk.now += 100 * LATE_FACTOR
-    again = desk.answers(b"heart", Heartbeat(1, 0.0, 0.0, desk.identities[1]))[b"a"]
+    again = desk.answers(b"heart", Heartbeat(1, 0.0, desk.identities[1]))[b"a"]
     assert (again.steps.start, again.steps.batch_size) == (other.steps.start, 2)
     assert desk.push(b"a", again).steps.batch_size == 4
 
@@ -241,16 +241,20 @@ def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
     assert shared.steps == following[b"b"].steps
 
 
-def test_a_round_with_a_state_that_is_not_finite_is_done_again_until_workers_learn_why() -> None:
-    desk, one, other = two_workers()
-    works = {b"a": one, b"b": other}
-    for _ in range(3):
-        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], 1e30))
-        works = desk.answers(b"b", desk.a_push(works[b"b"], 1e30))
-    assert "learning rate" in works[b"b"].reason
-    assert desk.run.store.version == desk.report()["samples"] == 0
-    work = works[b"a"]  # of the samples, none is lost
-    assert (work.steps.epoch, work.steps.start) == (0, 0)
+def test_a_round_whose_mean_is_not_finite_is_blamed_on_the_state() -> None:
+    """Each result is below the limit of weights; the outer step goes as far again."""
+    desk, one, other = two_workers(samples=20_000)
+    assert one.steps.batch_size == 4
+    works, change = {b"a": one, b"b": other}, 1.8e19
+    while isinstance(works[b"a"], Work):
+        starts = {work.steps.start for work in works.values()}
+        assert min(starts) == desk.report()["samples"]  # of the samples, none is lost
+        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], change))
+        works = desk.answers(b"b", desk.a_push(works[b"b"], change))
+        change = 0.4e19
+    assert desk.run.store.version == 1
+    assert all(isinstance(each, Stop) for each in works.values())
+    assert "learning rate below 0.5" in desk.server.stop_reason
 
 
 def test_the_rounds_of_an_epoch_are_equally_long() -> None:
@@ -285,9 +289,7 @@ def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consi
         desk.now, node, work = heappop(working)
         trained[node] += work.steps.samples
         for worker_id in (1, 2, 3):
-            begin(
-                desk.answers(b"heart", Heartbeat(worker_id, 0.0, 0.0, desk.identities[worker_id]))
-            )
+            begin(desk.answers(b"heart", Heartbeat(worker_id, 0.0, desk.identities[worker_id])))
         computed_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
         begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
@@ -305,11 +307,11 @@ def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> N
     desk, one, other = two_workers(consistency=ASYNC)
     following = desk.push(b"a", one, 1.0)
     assert (following.state is desk.state, desk.run.store.version) == (True, 1)
-    np.testing.assert_array_equal(desk.state, 0.5)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.5)
     # The other's change of the weights counts on the weights of now; all else moves to its values.
     desk.push(b"b", other, 3.0)
     np.testing.assert_array_equal(desk.state[:SIZE], 0.5 + 3.0 / 2)
-    np.testing.assert_array_equal(desk.state[SIZE:], (0.5 + 3.0) / 2)
+    np.testing.assert_array_equal(desk.state[SIZE:], (1 + 2) / 2)
     report = desk.report()
     assert (report["staleness_max"], report["staleness_mean"]) == (1, 0.5)
     assert report["staleness_histogram"] == [1, 1]
@@ -320,7 +322,7 @@ def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None
     desk.join(b"host", parts=3)
     desk.join(b"b")
     desk.push(b"host", desk.pull(b"host", 1), 1.0)
-    np.testing.assert_array_equal(desk.state, 0.75)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.75)
 
 
 def test_an_asynchronous_worker_never_waits_and_shares_the_last_leases() -> None:
@@ -424,6 +426,62 @@ def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
     again = desk.ask(b"a", push)
     assert (again.steps.start, again.state is work.state) == (work.steps.start, True)
     assert desk.report()["gradients_refused"] == 1
+
+
+BATCH_NORM = (("weight", (4,)), ("norm.running_mean", (1,)), ("norm.running_var", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "optimizer", "fault"),
+    [
+        (5, -1e-3, SGD(), "norm.running_var is negative"),
+        (4, -1e-3, SGD(), None),
+        (6, -1e-3, Momentum(), None),
+        (6, -1e-3, AdaGrad(), "accumulator is negative"),
+        (13, -1e-9, Adam(), "mean_square is negative"),
+        (9, -1e-9, Adam(), None),
+        (0, 2e19, SGD(), "not finite"),
+        (-1, 1e6, SGD(), "number of steps"),
+    ],
+)
+def test_each_part_of_a_result_has_its_own_limits(
+    place: int, value: float, optimizer: Optimizer, fault: str | None
+) -> None:
+    """A mean square below 0 would make every later gradient's step nan."""
+    run = a_run(layout=BATCH_NORM, momenta=(0.9, 0.9), optimizer=optimizer)
+    desk = Desk(run)
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    push = desk.a_push(work)
+    assert push.state is not None
+    push.state[place] = value
+    desk.ask(b"a", push)
+    assert desk.run.store.version == (fault is None)
+    assert desk.report()["gradients_refused"] == (fault is not None)
+    state = work.state.copy()
+    state[place] = value
+    assert fault is None or fault in run.store.rule.fault_of(state, work.state, 2)
+
+
+def test_a_worker_that_fails_first_waits_for_the_results_of_others() -> None:
+    desk, work, other = two_workers()
+    for _ in range(5):
+        work = desk.push(b"a", work, np.nan)
+    assert desk.has_to_wait(b"b", desk.a_push(other))
+    refused = desk.answers(b"a", desk.a_push(work, np.nan))[b"a"]
+    assert "those of other workers can" in refused.reason
+
+
+def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> None:
+    desk, one, other = two_workers()
+    desk.server.checkpoint_written(0)
+    works = {b"a": one, b"b": other}
+    for node in (b"a", b"b", b"a", b"b", b"a"):
+        works[node] = desk.push(node, works[node], np.nan) if node in works else None
+    assert works[b"a"] == Stop(desk.server.stop_reason, finished=False)
+    assert "version 0" in desk.server.stop_reason
+    assert "dist-net replay" in desk.server.stop_reason  # the checkpoint has that state too
+    assert desk.server.worker_count == 2
 
 
 # Warnings

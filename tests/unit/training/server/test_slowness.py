@@ -6,6 +6,7 @@ import pytest
 
 from dist_net.training.server.members import Member
 from dist_net.training.server.metrics import RECENT_S, RecentSpeed
+from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.training.server.slowness import Slowness, medians_of_others, slowness_of
 from dist_net.wire.messages import Equipment
 
@@ -17,12 +18,13 @@ ORDINARY = Equipment("here", 8, 8, 0.0, 1, "openblas 0.3")
 def a_worker(worker_id: int, samples_per_s: float, **facts: Any) -> Member:
     """One that has worked for a minute, and is heard and seen to go on just now."""
     equipment = ORDINARY._replace(**{k: facts.pop(k) for k in facts.keys() & ORDINARY._fields})
-    times = {"joined_s": 0.0, "heard_s": NOW_S, "progress_s": NOW_S} | facts
+    times = {"joined_s": 0.0, "heard_s": NOW_S, "progress_s": NOW_S, "patience_s": TIMEOUT_S}
+    times |= facts
     round_trip_s = times.pop("round_trip_s", 0.0003)
     pushes = times.pop("pushes", 600)
     member = Member(worker_id, b"", f"worker-{worker_id}", worker_id, **times, equipment=equipment)
     member.pushes = pushes
-    member.round_trips_s.append(round_trip_s)
+    member.lease_times = LeaseTimes(round_trip_s, 0.01)
     member.speed.has_work(0.0)
     for second in range(1, 61):
         member.speed.computed(int(samples_per_s), float(second))
@@ -32,7 +34,7 @@ def a_worker(worker_id: int, samples_per_s: float, **facts: Any) -> Member:
 def verdict_on(slow: Member) -> Slowness:
     """On one beside three ordinary workers of 1,000 samples a second."""
     others = [a_worker(each, 1000) for each in (1, 2, 3)]
-    found = slowness_of([*others, slow], NOW_S, TIMEOUT_S)
+    found = slowness_of([*others, slow], NOW_S)
     assert not any(found[each].is_slow for each in (1, 2, 3))
     return found[4]
 
@@ -46,13 +48,13 @@ def test_a_worker_is_slow_when_it_is_far_below_the_median_of_the_others() -> Non
 
 
 def test_a_worker_alone_is_not_slow() -> None:
-    assert slowness_of([a_worker(1, 10)], NOW_S, TIMEOUT_S) == {1: Slowness(None)}
+    assert slowness_of([a_worker(1, 10)], NOW_S) == {1: Slowness(None)}
 
 
 def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
-    fresh = Member(2, b"", "fresh", 2, NOW_S, NOW_S, NOW_S)
+    fresh = Member(2, b"", "fresh", 2, NOW_S, NOW_S, NOW_S, TIMEOUT_S)
     fresh.speed.has_work(NOW_S - 0.5)
-    assert slowness_of([a_worker(1, 1000), fresh], NOW_S, TIMEOUT_S)[2] == Slowness(None)
+    assert slowness_of([a_worker(1, 1000), fresh], NOW_S)[2] == Slowness(None)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
         ({"threads": 2, "cores": 1}, "2 threads on 1 core"),
         (
             {"round_trip_s": 0.05},
-            "its messages take 50.0 ms for a round trip, the others' 0.3",
+            "its exchanges take 50.0 ms, the others' 0.3",
         ),
         ({"blas": "mkl 2024"}, "its BLAS is mkl 2024, the others' openblas 0.3"),
         ({"blas": ""}, "its BLAS is unknown, the others' openblas 0.3"),
@@ -78,7 +80,7 @@ def test_what_is_seen_of_the_cause_is_named(facts: dict[str, Any], cause: str) -
 def test_a_crowded_host_is_named_unless_all_are_there(elsewhere: bool) -> None:
     crowd = [a_worker(each, 300, host="small", host_cores=1) for each in (1, 2)]
     others = [a_worker(each, 1000, host="big" if elsewhere else "small") for each in (3, 4, 5)]
-    found = slowness_of([*crowd, *others], NOW_S, TIMEOUT_S)
+    found = slowness_of([*crowd, *others], NOW_S)
     assert found[1].is_slow
     cause = "2 threads of this run on the 1 core of small"
     assert found[1].causes == ((cause,) if elsewhere else ())
@@ -86,7 +88,7 @@ def test_a_crowded_host_is_named_unless_all_are_there(elsewhere: bool) -> None:
 
 def test_fewer_threads_than_the_others_are_named() -> None:
     others = [a_worker(each, 1000, threads=4, host=f"host-{each}") for each in (1, 2)]
-    found = slowness_of([*others, a_worker(3, 300, host="host-3")], NOW_S, TIMEOUT_S)
+    found = slowness_of([*others, a_worker(3, 300, host="host-3")], NOW_S)
     assert found[3].causes == ("1 thread, the others 4",)
 
 

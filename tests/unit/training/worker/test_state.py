@@ -1,5 +1,6 @@
 """The worker's cycle, in memory, on a clock that is a number."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
 def test_a_worker_waits_until_its_answer_is_overdue(joined: WorkerState) -> None:
     assert joined.next_commands(0.0) == [Receive(MAX_WAIT_S)]
     assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
-    assert joined.wakes_at_s == 4.5
+    assert joined.overdue_at_s == 4.5
 
 
 def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
@@ -252,7 +253,7 @@ def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: Work
 def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerState) -> None:
     assert joined.received(None, 3.3, (Alive(3.0, 2, 1), 3.0)) == []
     assert not joined.is_overdue(7.4)
-    assert joined.wakes_at_s == 7.5
+    assert joined.overdue_at_s == 7.5
     assert joined.received(None, 7.5, (Alive(3.0, 2, 1), 3.0)) == rejoin(3)
 
 
@@ -267,10 +268,10 @@ def test_an_answer_that_waits_for_other_workers_is_waited_for(joined: WorkerStat
 
 def test_a_lease_may_take_as_long_as_it_likes() -> None:
     worker = computing()
-    assert worker.wakes_at_s is None
+    assert worker.overdue_at_s == math.inf
     assert worker.computed(0.5, 3, None, 3600.0) == [push(3, 3600.0)]
     assert worker.received(None, 3600.2, (Alive(3599.9, 3, 2), 3599.9)) == []
-    assert worker.wakes_at_s == 3600.0 + 4.5
+    assert worker.overdue_at_s == 3600.0 + 4.5
 
 
 # Requests and answers that are lost
@@ -342,7 +343,7 @@ def test_answers_to_a_membership_that_ended_are_dropped(joined: WorkerState) -> 
     assert joined.tick(6.0) == rejoin(3)
     assert joined.received(work(2), 6.1) == []
     assert joined.phase is Phase.JOINING
-    assert joined.wakes_at_s == 6.0 + FIRST_TRY_S
+    assert joined.overdue_at_s == 6.0 + FIRST_TRY_S
 
 
 def test_a_worker_without_memory_to_map_joins_again_and_says_so(joined: WorkerState) -> None:
@@ -361,7 +362,7 @@ def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
     assert worker.tick(4.6) == rejoin(3)
     now = 4.6
     for number, wait_s in enumerate((FIRST_TRY_S, 2.0, 4.0, MAX_TRY_S, 5.0), 4):
-        assert worker.wakes_at_s == pytest.approx(now + wait_s)
+        assert worker.overdue_at_s == pytest.approx(now + wait_s)
         now += wait_s + 0.001
         assert worker.tick(now) == rejoin(number)
     with pytest.raises(ServerLostError, match=naming("tcp://server:5555", "24.6 s")):
@@ -383,7 +384,7 @@ def test_a_worker_with_a_new_lease_has_as_much_patience_as_before(joined: Worker
     for number in range(3, 33, 3):
         now += 5.0
         assert joined.tick(now) == rejoin(number)
-        assert joined.wakes_at_s == now + FIRST_TRY_S
+        assert joined.overdue_at_s == now + FIRST_TRY_S
         joined.received(WELCOME._replace(worker_id=number, request_id=number), now)
         joined.received(work(number + 1), now)
         joined.computed(0.5, 3, None, now)
@@ -406,7 +407,7 @@ def test_a_server_that_lets_a_worker_in_and_says_no_more_is_lost_in_the_end(
 def test_a_worker_leaves_while_it_tries_to_join_again(joined: WorkerState) -> None:
     joined.tick(4.6)
     assert joined.leave("interrupted") == [Ended("interrupted", finished=False)]
-    assert joined.wakes_at_s is None
+    assert joined.overdue_at_s == math.inf
 
 
 def test_another_runs_server_at_the_address_refuses_a_worker_that_comes_back(
