@@ -21,7 +21,7 @@ from dist_net.training.server.journal_records import Applied
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import TrainingStep, local_steps
 
-PLAIN = replace(load_recipe("digits").recipe, epochs=3)
+PLAIN = replace(load_recipe("digits").recipe, epochs=20)  # two workers meet
 WITH_DROPOUT_AND_BUFFERS = replace(
     PLAIN,
     network=nn.Sequential(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 from dist_net.errors import (
     DistNetError,
@@ -42,7 +43,7 @@ BATCH_SIZES = 10, 32
 """Shares have eight samples, because there are buffers: of ten samples one worker computes, or two
 take turns, of 32 four share each minibatch. The others are spares."""
 
-round_plan.MINIBATCHES = 8
+MINIBATCHES = 8
 """Simulated runs are short, so groups take turns in runs of fewer minibatches than in real ones."""
 
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
@@ -144,11 +145,12 @@ class TrainingRun:
     def run(self) -> None:
         """Run to the end; raises SimulationFailedError."""
         try:
-            while not self._is_done:
-                begun_s = max(self.faults_until_s, self.checks.progress_s)
-                if self.schedule.now_s > begun_s + MAX_STALL_S:
-                    raise InvariantBrokenError("the run makes no progress")
-                self.schedule.step()
+            with mock.patch.object(round_plan, "MINIBATCHES", MINIBATCHES):
+                while not self._is_done:
+                    begun_s = max(self.faults_until_s, self.checks.progress_s)
+                    if self.schedule.now_s > begun_s + MAX_STALL_S:
+                        raise InvariantBrokenError("the run makes no progress")
+                    self.schedule.step()
             self.checks.finished()
         except Exception as error:
             raise SimulationFailedError(
