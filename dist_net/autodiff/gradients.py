@@ -14,13 +14,7 @@ from functools import reduce
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Expression,
-    Variable,
-    apply,
-    constant,
-    topological_order,
-)
+from dist_net.autodiff.expression import Expression, Variable, apply, constant, topological_order
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Index, ZerosAround

@@ -39,12 +39,7 @@ from dist_net.autodiff.operations.convolution import (
     PlannedConvolution,
     PreparedFilters,
 )
-from dist_net.autodiff.operations.elementwise import (
-    add,
-    divide,
-    multiply,
-    subtract,
-)
+from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Reshape, concatenate, reshape
@@ -146,10 +141,7 @@ class _Fusion:
     """
 
     def __init__(
-        self,
-        outputs: Sequence[Expression],
-        weights: Collection[str],
-        takes_products: bool = True,
+        self, outputs: Sequence[Expression], weights: Collection[str], takes_products: bool = True
     ) -> None:
         order = topological_order(outputs)
         self._takes_products = takes_products

@@ -89,11 +89,7 @@ class Step:
         return pool.calls(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
 
     def _bind_blocks(
-        self,
-        operation: BlockwiseConvolution,
-        inputs: Sequence[Array],
-        out: Array,
-        pool: ThreadPool,
+        self, operation: BlockwiseConvolution, inputs: Sequence[Array], out: Array, pool: ThreadPool
     ) -> list[Call]:
         """Return the calls that fill each block of ``out`` and continue with it in the cache."""
         count = len(self.nodes[0].inputs)

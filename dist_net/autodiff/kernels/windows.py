@@ -70,11 +70,7 @@ POINTWISE = Windows((1, 1), (1, 1), UNPADDED)
 
 
 def windows(
-    size: int | Pair,
-    stride: int | Pair,
-    padding: Padding,
-    map_size: Pair,
-    dilation: int | Pair = 1,
+    size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pair, dilation: int | Pair = 1
 ) -> Windows:
     """Return the windows over a map of ``map_size``, its height and width.
 

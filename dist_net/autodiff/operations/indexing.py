@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, apply, constant
 from dist_net.autodiff.operations.elementwise import where
-from dist_net.autodiff.operations.shaping import (
-    basic_index,
-    reshape,
-    transpose,
-    without_dots,
-)
+from dist_net.autodiff.operations.shaping import basic_index, reshape, transpose, without_dots
 from dist_net.errors import DTypeError, IndexRangeError
 
 Indices: TypeAlias = "Expression | NDArray[np.integer[Any]] | Sequence[int]"

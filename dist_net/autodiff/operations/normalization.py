@@ -16,13 +16,7 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, SharedOperation, apply, constant, same_dtype
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
-from dist_net.autodiff.operations.reduction import (
-    broadcast_to,
-    column_dots,
-    long_rows,
-    mean,
-    sum,
-)
+from dist_net.autodiff.operations.reduction import broadcast_to, column_dots, long_rows, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import ShapeError
 

@@ -196,10 +196,7 @@ def element_at_maximum(
 
 
 def max_pool(
-    x: Expression,
-    size: int | Pair,
-    stride: int | Pair | None = None,
-    padding: Padding = "valid",
+    x: Expression, size: int | Pair, stride: int | Pair | None = None, padding: Padding = "valid"
 ) -> Expression:
     """Return the largest element of each window: (N, H, W, C) to (N, H', W', C).
 
@@ -215,10 +212,7 @@ def max_pool(
 
 
 def average_pool(
-    x: Expression,
-    size: int | Pair,
-    stride: int | Pair | None = None,
-    padding: Padding = "valid",
+    x: Expression, size: int | Pair, stride: int | Pair | None = None, padding: Padding = "valid"
 ) -> Expression:
     """Return the mean of each window, excluding padding: (N, H, W, C) to (N, H', W', C).
 

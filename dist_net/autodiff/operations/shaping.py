@@ -16,15 +16,7 @@ from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from dist_net.autodiff.arrays import (
-    Array,
-    Call,
-    Shape,
-    in_order,
-    integer,
-    integers,
-    positive_axis,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer, integers, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, View, apply, same_dtype
 from dist_net.errors import IndexRangeError, ShapeError
 
