@@ -15,38 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff import (
-    Expression,
-    apply,
-    astype,
-    average_pool,
-    batch_normalize,
-    broadcast_to,
-    clip,
-    concatenate,
-    constant,
-    conv2d,
-    conv2d_transpose,
-    gelu,
-    leaky_relu,
-    matrix_transpose,
-    max_pool,
-    maximum,
-    mean,
-    record,
-    relu,
-    reshape,
-    sigmoid,
-    silu,
-    softmax,
-    softplus,
-    sqrt,
-    square,
-    stop_gradient,
-    tanh,
-    uniform,
-    where,
-)
+from dist_net import autodiff as ad
+from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import integer, shown
 from dist_net.autodiff.expression import Variable, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
@@ -75,20 +45,20 @@ def linear(x: Expression) -> Expression:
 
 def relu6(x: Expression) -> Expression:
     """Return min(max(x, 0), 6); the derivative at 0 and at 6 is 0."""
-    return clip(x, 0.0, 6.0)
+    return ad.clip(x, 0.0, 6.0)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": gelu,
-    "leaky_relu": leaky_relu,
+    "gelu": ad.gelu,
+    "leaky_relu": ad.leaky_relu,
     "linear": linear,
-    "relu": relu,
+    "relu": ad.relu,
     "relu6": relu6,
-    "sigmoid": sigmoid,
-    "silu": silu,
-    "softmax": softmax,
-    "softplus": softplus,
-    "tanh": tanh,
+    "sigmoid": ad.sigmoid,
+    "silu": ad.silu,
+    "softmax": ad.softmax,
+    "softplus": ad.softplus,
+    "tanh": ad.tanh,
 }
 
 
@@ -151,9 +121,9 @@ class Dense(Described):
         *positions, features = x.shape
         kernel = scope.parameter("kernel", (features, self.units), self.kernel_initializer)
         bias = scope.parameter("bias", (self.units,), self.bias_initializer)
-        rows = reshape(x, (math.prod(positions), features))  # one product instead of a stack
+        rows = ad.reshape(x, (math.prod(positions), features))  # one product instead of a stack
         y = activate(rows @ kernel + bias, self.activation)
-        return reshape(y, (*positions, self.units))
+        return ad.reshape(y, (*positions, self.units))
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,7 +138,7 @@ class Embedding(Described):
     table_initializer: Initializer = small_normal
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return apply(Take(0), self.table(scope), checked_indices("Embedding", x, self.count))
+        return ad.apply(Take(0), self.table(scope), checked_indices("Embedding", x, self.count))
 
     def table(self, scope: Scope) -> Expression:
         """Return the table, (count, width)."""
@@ -212,12 +182,12 @@ class MultiHeadAttention(Described):
         count, places, width = x.shape
         kernel = scope.parameter("kernel", (width, 3 * width), self.kernel_initializer)
         projected = x @ kernel + scope.parameter("bias", (3 * width,), zeros)
-        of_head = reshape(projected, (count, places, 3, self.heads, width // self.heads))
+        of_head = ad.reshape(projected, (count, places, 3, self.heads, width // self.heads))
         queries, keys, values = (of_head[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
-        scores = (queries * (width // self.heads) ** -0.5) @ matrix_transpose(keys)
+        scores = (queries * (width // self.heads) ** -0.5) @ ad.matrix_transpose(keys)
         if self.causal:
-            scores = scores + constant(np.triu(np.full((places, places), -np.inf, x.dtype), 1))
-        attended = reshape((softmax(scores) @ values).transpose(0, 2, 1, 3), x.shape)
+            scores = scores + ad.constant(np.triu(np.full((places, places), -np.inf, x.dtype), 1))
+        attended = ad.reshape((ad.softmax(scores) @ values).transpose(0, 2, 1, 3), x.shape)
         kernel = scope.parameter("output_kernel", (width, width), self.kernel_initializer)
         return attended @ kernel + scope.parameter("output_bias", (width,), zeros)
 
@@ -255,7 +225,7 @@ class Conv2D(Described):
         channels = x.shape[3] // self.groups
         shape = (*pair("Conv2D: size", self.size, 1), channels, self.filters)
         kernel = scope.parameter("kernel", shape, self.kernel_initializer)
-        y = conv2d(x, kernel, self.stride, self.padding, self.groups, self.dilation)
+        y = ad.conv2d(x, kernel, self.stride, self.padding, self.groups, self.dilation)
         if self.use_bias:
             y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
         return activate(y, self.activation)
@@ -307,7 +277,7 @@ class Conv2DTranspose(Described):
         _expect_floats("Conv2DTranspose", x)
         shape = (*pair("Conv2DTranspose: size", self.size, 1), self.filters, x.shape[3])
         kernel = scope.parameter("kernel", shape, self.kernel_initializer)
-        y = conv2d_transpose(x, kernel, self.stride, self.padding)
+        y = ad.conv2d_transpose(x, kernel, self.stride, self.padding)
         if self.use_bias:
             y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
         return activate(y, self.activation)
@@ -324,8 +294,8 @@ class Upsample(Described):
         down, across = pair("Upsample: size", self.size, 1)
         images, height, width, channels = x.shape
         repeated = (images, height, down, width, across, channels)
-        pixels = broadcast_to(x[:, :, None, :, None], repeated)
-        return reshape(pixels, (images, height * down, width * across, channels))
+        pixels = ad.broadcast_to(x[:, :, None, :, None], repeated)
+        return ad.reshape(pixels, (images, height * down, width * across, channels))
 
 
 @dataclass(frozen=True, repr=False)
@@ -340,7 +310,7 @@ class MaxPool(Described):
     padding: Padding = "valid"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return max_pool(x, self.size, self.stride, self.padding)
+        return ad.max_pool(x, self.size, self.stride, self.padding)
 
 
 @dataclass(frozen=True, repr=False)
@@ -355,7 +325,7 @@ class AveragePool(Described):
     padding: Padding = "valid"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return average_pool(x, self.size, self.stride, self.padding)
+        return ad.average_pool(x, self.size, self.stride, self.padding)
 
 
 @dataclass(frozen=True, repr=False)
@@ -364,7 +334,7 @@ class GlobalAveragePool(Described):
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("GlobalAveragePool", x)
-        return mean(x, (1, 2))
+        return ad.mean(x, (1, 2))
 
 
 @dataclass(frozen=True, repr=False)
@@ -408,31 +378,31 @@ class BatchNorm(Described):
             return activate((x - mean) * scale + beta, self.activation)
         if scope.batch_norm != "batch" or x.size == x.shape[-1]:
             if scope.batch_norm == "fixed":
-                gamma, beta = stop_gradient(gamma), stop_gradient(beta)
+                gamma, beta = ad.stop_gradient(gamma), ad.stop_gradient(beta)
             scale = gamma / self._deviation(variance)
             shift = beta - mean * scale
             if isinstance(x.operation, convolution.Conv2D):
                 # Scaled filters spare a pass over the maps, and the memory of a copy for it.
                 images, filters = x.inputs
-                normal = apply(x.operation, images, filters * scale) + shift
+                normal = ad.apply(x.operation, images, filters * scale) + shift
             else:
                 normal = scale_and_shift(x, scale, shift)
             return activate(normal, self.activation)
-        normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
+        normal, *batch = ad.batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
         return activate(normal, self.activation)
 
     def _deviation(self, variance: Expression) -> Expression:
         if self.epsilon_on == "variance":
-            return sqrt(variance + self.epsilon)
-        return sqrt(variance) + self.epsilon
+            return ad.sqrt(variance + self.epsilon)
+        return ad.sqrt(variance) + self.epsilon
 
     def _deviation_in_training(self, variance: Expression) -> Expression:
         if self.epsilon_on == "variance":
             return self._deviation(variance)
         # The root has an infinite slope at 0, which is the variance of a constant channel.
-        return self._deviation(maximum(variance, self.epsilon**2))
+        return self._deviation(ad.maximum(variance, self.epsilon**2))
 
 
 @dataclass(frozen=True, repr=False)
@@ -445,7 +415,7 @@ class LayerNorm(Described):
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_floats("LayerNorm", x)
         centered = x - x.mean(-1, keepdims=True)
-        deviation = sqrt(square(centered).mean(-1, keepdims=True) + self.epsilon)
+        deviation = ad.sqrt(ad.square(centered).mean(-1, keepdims=True) + self.epsilon)
         gamma = scope.parameter("gamma", x.shape[-1:], ones)
         return centered / deviation * gamma + scope.parameter("beta", x.shape[-1:], zeros)
 
@@ -471,7 +441,7 @@ class Flatten(Described):
     """(N, ...) to (N, features)."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+        return ad.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
 @dataclass(frozen=True, repr=False)
@@ -485,8 +455,8 @@ class Rescale(Described):
     offset: float | NDArray[np.floating] = 0.0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        scale, offset = (constant(each, np.float32) for each in (self.scale, self.offset))
-        return astype(x, "float32") * scale + offset
+        scale, offset = (ad.constant(each, np.float32) for each in (self.scale, self.offset))
+        return ad.astype(x, "float32") * scale + offset
 
 
 @dataclass(frozen=True, repr=False)
@@ -515,7 +485,7 @@ class Dropout(Described):
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if not scope.training or self.rate == 0:
             return x
-        kept = where(uniform(x.shape, scope.generator) >= self.rate, x, 0.0)
+        kept = ad.where(ad.uniform(x.shape, scope.generator) >= self.rate, x, 0.0)
         return kept * (1 / (1 - self.rate))
 
 
@@ -567,7 +537,7 @@ class Concatenate(Sequential):
     """
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return concatenate([Sequential(each)(x, scope) for each in self.layers], -1)
+        return ad.concatenate([Sequential(each)(x, scope) for each in self.layers], -1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -593,7 +563,7 @@ class NamedOutputs(Described):
         outputs = {
             name: Sequential(each)(x, scope.child(name)) for name, each in self.layers.items()
         }
-        return record(**outputs)
+        return ad.record(**outputs)
 
 
 def _expect_floats(name: str, x: Expression) -> None:
@@ -627,7 +597,7 @@ class Features(Described):
             raise ShapeError(f"Features: {output} has no dense layer or convolution to remove")
         features = last.inputs[0]
         if features.ndim == 4:
-            features = mean(features, (1, 2))
+            features = ad.mean(features, (1, 2))
         if features.ndim != 2:
             raise ShapeError(
                 f"Features: the last layer's input has shape {features.shape}; expected "

@@ -1,4 +1,4 @@
-"""Losses: map a batch of outputs and labels to one loss per sample.
+"""Losses, which map a batch of outputs and labels to one loss per sample; the meaning of targets.
 
 Labels are ``(N,)`` integers in [0, C); outputs are ``(N, C) float32``. Labels of tokens or pixels
 are ``(N, ...)``, with outputs ``(N, ..., C)``; the loss of a sample is their mean. A label outside
@@ -10,30 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dist_net.autodiff import (
-    Expression,
-    astype,
-    constant,
-    cross_entropy_of_logits,
-    equal,
-    exp,
-    log,
-    log1p,
-    maximum,
-    mean,
-    minimum,
-    reshape,
-    square,
-    sum,
-    where,
-)
-from dist_net.autodiff.arrays import integer
+from dist_net import autodiff as ad
+from dist_net.autodiff import Expression
+from dist_net.autodiff.arrays import Shape, integer
 from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
-from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.errors import DatasetError, DTypeError, ParameterError, ShapeError
 from dist_net.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
@@ -49,8 +36,8 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     """
     name = "cross_entropy_of_probabilities"
     require_class_indices(name, probabilities, labels)
-    losses = -log(maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
-    return mean(losses, range(1, labels.ndim))
+    losses = -ad.log(ad.maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
+    return ad.mean(losses, range(1, labels.ndim))
 
 
 def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
@@ -62,9 +49,9 @@ def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Ex
     targets = _targets_like("binary_cross_entropy_of_logits", logits, labels)
     # softplus(x) - x·t would lose the digits of -log sigmoid(14), 8e-7. Where x is 0, the larger of
     # equal elements is the second, and the slopes 0, -t and 1/2 add up to sigmoid(0) - t.
-    distance = maximum(logits, 0.0) * (1.0 - targets) + maximum(0.0, -logits) * targets
-    losses = distance + log1p(exp(minimum(-logits, logits)))
-    return mean(losses, range(1, logits.ndim))
+    distance = ad.maximum(logits, 0.0) * (1.0 - targets) + ad.maximum(0.0, -logits) * targets
+    losses = distance + ad.log1p(ad.exp(ad.minimum(-logits, logits)))
+    return ad.mean(losses, range(1, logits.ndim))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
@@ -74,13 +61,13 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     one-hot. Raise ``ShapeError`` for other shapes.
     """
     targets = _targets_like("mean_squared_error", outputs, labels)
-    return mean(square(outputs - targets), range(1, outputs.ndim))
+    return ad.mean(ad.square(outputs - targets), range(1, outputs.ndim))
 
 
 def mean_absolute_error(outputs: Expression, labels: Expression) -> Expression:
     """Return the mean absolute difference; ``labels`` are as for ``mean_squared_error``."""
     targets = _targets_like("mean_absolute_error", outputs, labels)
-    return mean(abs(outputs - targets), range(1, outputs.ndim))
+    return ad.mean(abs(outputs - targets), range(1, outputs.ndim))
 
 
 @dataclass(frozen=True)
@@ -120,20 +107,20 @@ class Weighted:
                 f"{of_samples(outputs)}; expected the outputs' shape, with or without the last axis"
             )
         is_counted = self.counts(labels)
-        known, count = where(is_counted, labels, 0), labels.size
-        rows = reshape(outputs, (count, outputs.size // count))
+        known, count = ad.where(is_counted, labels, 0), labels.size
+        rows = ad.reshape(outputs, (count, outputs.size // count))
         each = loss_named(self.loss)(
-            rows, reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
+            rows, ad.reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
         )
-        counted = reshape(astype(is_counted, outputs.dtype), (labels.shape[0], -1))
-        weighted = each * self._weights(rows, reshape(known, (count,)))
-        total = sum(reshape(weighted, counted.shape) * counted, 1)
-        return total / maximum(sum(counted, 1), 1.0)
+        counted = ad.reshape(ad.astype(is_counted, outputs.dtype), (labels.shape[0], -1))
+        weighted = each * self._weights(rows, ad.reshape(known, (count,)))
+        total = ad.sum(ad.reshape(weighted, counted.shape) * counted, 1)
+        return total / ad.maximum(ad.sum(counted, 1), 1.0)
 
     def counts(self, labels: Expression) -> Expression:
         """Return which labels are not ignored, bools."""
         # An unsigned integer cannot be -1.
-        return (astype(labels, np.intp) if labels.dtype.kind in "iu" else labels) != self.ignored
+        return (ad.astype(labels, np.intp) if labels.dtype.kind in "iu" else labels) != self.ignored
 
     def _weights(self, rows: Expression, labels: Expression) -> Expression | float:
         """Return the weight of each label, (labels,), for its row of outputs."""
@@ -151,9 +138,9 @@ class Weighted:
                 f"Weighted: {len(self.class_weights)} class_weights for {classes} classes; "
                 f"expected one for each"
             )
-        by_class = constant(np.array(self.class_weights, rows.dtype))
+        by_class = ad.constant(np.array(self.class_weights, rows.dtype))
         if is_binary:
-            return by_class[0] + (by_class[1] - by_class[0]) * astype(labels, rows.dtype)
+            return by_class[0] + (by_class[1] - by_class[0]) * ad.astype(labels, rows.dtype)
         return by_class[labels]
 
 
@@ -167,7 +154,7 @@ def _targets_like(name: str, outputs: Expression, labels: Expression) -> Express
             f"for outputs of shape {of_samples(outputs)}; expected the outputs' shape"
             f"{_reshaped(targets, outputs) or ', or class indices, integers of shape (N,)'}"
         )
-    return astype(targets, outputs.dtype)
+    return ad.astype(targets, outputs.dtype)
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
@@ -177,8 +164,8 @@ def one_hot(labels: Expression, classes: int) -> Expression:
     """
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
-    numbers = constant(np.arange(classes, dtype=np.intp))
-    return astype(equal(checked[..., None], numbers), np.float32)
+    numbers = ad.constant(np.arange(classes, dtype=np.intp))
+    return ad.astype(ad.equal(checked[..., None], numbers), np.float32)
 
 
 def of_samples(batch: Expression) -> str:
@@ -194,7 +181,7 @@ def _reshaped(targets: Expression, outputs: Expression) -> str:
 
 LOSSES: dict[str, Loss] = {
     "binary_cross_entropy_of_logits": binary_cross_entropy_of_logits,
-    "cross_entropy_of_logits": cross_entropy_of_logits,
+    "cross_entropy_of_logits": ad.cross_entropy_of_logits,
     "cross_entropy_of_probabilities": cross_entropy_of_probabilities,
     "mae": mean_absolute_error,
     "mean_absolute_error": mean_absolute_error,
@@ -204,7 +191,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-CLASS_LOSSES = cross_entropy_of_logits, cross_entropy_of_probabilities
+CLASS_LOSSES = ad.cross_entropy_of_logits, cross_entropy_of_probabilities
 
 
 def of_label(loss: Loss) -> Loss:
@@ -228,7 +215,7 @@ def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expressio
             f"expected one value per sample, (N,): take the mean over the other axes, or reshape "
             f"targets to the outputs' shape{_reshaped(targets, outputs)}"
         )
-    return mean(losses)
+    return ad.mean(losses)
 
 
 def loss_named(loss: Loss | str) -> Loss:
@@ -238,3 +225,79 @@ def loss_named(loss: Loss | str) -> Loss:
     if str(loss) not in LOSSES:
         raise ParameterError(f"there is no loss {loss!r}; {suggestion(str(loss), LOSSES)}")
     return LOSSES[str(loss)]
+
+
+@dataclass(frozen=True)
+class TargetMeaning:
+    """The meaning of targets of one shape and dtype to a loss of outputs.
+
+    ``classes``: the number of classes that labels index; 0: targets are numbers, none of which is
+    right or wrong. ``is_binary``: each output has a label from 0 to 1, and a logit above 0 predicts
+    1. ``is_of_sample``: a sample has one label, an index of its outputs. ``weighted``: the loss, if
+    it ignores a label.
+    """
+
+    classes: int = 0
+    is_binary: bool = False
+    is_of_sample: bool = False
+    weighted: Weighted | None = None
+
+    @classmethod
+    def of(cls, loss: Loss, output_shape: Shape, shape: Shape, dtype: np.dtype[Any]) -> Self:
+        """Return the meaning of targets with this shape and dtype per sample."""
+        weighted = loss if isinstance(loss, Weighted) else None
+        has_index = dtype.kind in "iu" and output_shape[-1:] and shape == output_shape[:-1]
+        if has_index and (output_shape[-1] > 1 or of_label(loss) in CLASS_LOSSES):
+            return cls(output_shape[-1], is_of_sample=shape == (), weighted=weighted)
+        is_binary = dtype.kind in "iuf" and of_label(loss) is binary_cross_entropy_of_logits
+        if is_binary and shape == output_shape:
+            return cls(2, is_binary=True, weighted=weighted)
+        return cls()
+
+    def require(
+        self, what: str, values: NDArray[Any], indices: NDArray[np.integer] | None = None
+    ) -> None:
+        """Raise ``DatasetError``, which names ``what``, for a label that is not valid.
+
+        ``indices`` are the samples' places in a larger array.
+        """
+        if not self.classes:
+            return
+        last = self.classes - 1
+        is_valid = (values >= 0) & (values <= last)
+        expected = f"0 to {last} for {self.classes} classes"
+        if self.weighted is not None:
+            is_valid |= values == self.weighted.ignored
+            expected += f", or {self.weighted.ignored}, which is ignored"
+        if not is_valid.all():
+            place = tuple(np.argwhere(~is_valid)[0])
+            index = place[0] if indices is None else indices[place[0]]
+            raise DatasetError(f"{what} {values[place]} at index {index}: expected {expected}")
+
+    def judged(self, outputs: Expression, targets: Expression) -> list[Expression]:
+        """Return the predicted classes, the labels and which of them count; [] for numbers.
+
+        The first two are intp, the last bool, all of the targets' shape.
+        """
+        if not self.classes:
+            return []
+        if self.is_binary:
+            answers = ad.astype(outputs > 0.0, np.intp)
+            labels = ad.astype(ad.astype(targets, np.float32) > 0.5, np.intp)
+        else:
+            answers, labels = ad.argmax(outputs, -1), ad.astype(targets, np.intp)
+        if self.weighted is None:
+            return [answers, labels, ad.broadcast_to(ad.constant(np.array(True)), labels.shape)]
+        return [answers, labels, self.weighted.counts(targets)]
+
+    def right(self, outputs: Expression, targets: Expression) -> Expression:
+        """Return how many samples are right: the share of the counted labels, times the samples."""
+        if not self.classes:
+            return ad.constant(0, np.intp)
+        answers, labels, counted = self.judged(outputs, targets)
+        is_right = ad.equal(answers, labels)
+        if self.is_of_sample and self.weighted is None:
+            return ad.sum(ad.astype(is_right, np.intp))
+        total = ad.maximum(ad.sum(ad.astype(counted, np.float32)), 1.0)
+        right = ad.where(counted, ad.astype(is_right, np.float32), 0.0)
+        return ad.sum(right) * float(outputs.shape[0]) / total

@@ -12,16 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dist_net.autodiff import (
-    BoundPlan,
-    Expression,
-    Plan,
-    compile,
-    cross_entropy_of_logits,
-    evaluate,
-    gradients,
-    variable,
-)
+from dist_net import autodiff as ad
+from dist_net.autodiff import BoundPlan, Expression, Plan
 from dist_net.autodiff.arrays import integer, integers, shown
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.memory import Arena
@@ -32,9 +24,16 @@ from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
-from dist_net.nn.losses import CLASS_LOSSES, Loss, loss_named, mean_loss, of_label, of_samples
+from dist_net.nn.losses import (
+    CLASS_LOSSES,
+    Loss,
+    TargetMeaning,
+    loss_named,
+    mean_loss,
+    of_label,
+    of_samples,
+)
 from dist_net.nn.parameters import Layout, Scope
-from dist_net.nn.targets import TargetMeaning
 from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
@@ -63,7 +62,7 @@ class Model:
         self,
         network: Layer,
         input_shape: tuple[int, ...],
-        loss: Loss | str = cross_entropy_of_logits,
+        loss: Loss | str = ad.cross_entropy_of_logits,
         input_dtype: DTypeLike = np.uint8,
         class_names: Sequence[str] = (),
     ) -> None:
@@ -135,8 +134,8 @@ class Model:
         arrays = {"outputs": self.predict(inputs), TARGETS: self.targets_of(targets)}
         meaning = self.targets(arrays[TARGETS].shape[1:], arrays[TARGETS].dtype)
         meaning.require("target", arrays[TARGETS])
-        variables = [variable(name, each.shape, each.dtype) for name, each in arrays.items()]
-        loss, *judged = evaluate(
+        variables = [ad.variable(name, each.shape, each.dtype) for name, each in arrays.items()]
+        loss, *judged = ad.evaluate(
             [mean_loss(self.loss, *variables), *meaning.judged(*variables)], **arrays
         )
         figures = {"loss": float(loss)}
@@ -258,12 +257,12 @@ class Model:
 
     def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
         """Raise ``ShapeError`` or ``DTypeError`` unless the loss accepts such targets."""
-        outputs = variable("outputs", (2, *self.output_shape), self.output_dtype)
-        mean_loss(self.loss, outputs, variable(TARGETS, (2, *target_shape), target_dtype))
+        outputs = ad.variable("outputs", (2, *self.output_shape), self.output_dtype)
+        mean_loss(self.loss, outputs, ad.variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
         """Return the variable of a batch of inputs."""
-        return variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
+        return ad.variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
 
     def require_inputs(self, inputs: Batch) -> None:
         """Raise ``ShapeError`` unless ``inputs`` are (N, *input_shape) with the model's dtype."""
@@ -296,15 +295,15 @@ class Model:
         """
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
-        targets = variable(TARGETS, (batch_size, *target_shape), target_dtype)
+        targets = ad.variable(TARGETS, (batch_size, *target_shape), target_dtype)
         loss = mean_loss(self.loss, outputs, targets)
         right = self.targets(target_shape, target_dtype).right(outputs, targets)
-        by_parameter = gradients(loss, list(scope.variables.values()))
+        by_parameter = ad.gradients(loss, list(scope.variables.values()))
         observed = [
-            scope.observed.get(each.name, variable(each.name, each.shape))
+            scope.observed.get(each.name, ad.variable(each.name, each.shape))
             for each in self.layout.buffers
         ]
-        return compile([loss, right, *by_parameter, *observed], pool, arena)
+        return ad.compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
         """Return a plan for the mean loss at inference and the results of ``TargetMeaning.judged``.
@@ -312,11 +311,11 @@ class Model:
         The arrays are borrowed.
         """
         outputs = self.network(self.input(len(inputs)), Scope())
-        expected = variable(TARGETS, targets.shape, targets.dtype)
+        expected = ad.variable(TARGETS, targets.shape, targets.dtype)
         loss = mean_loss(self.loss, outputs, expected)
         judged = self.targets(targets.shape[1:], targets.dtype).judged(outputs, expected)
         arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
-        return compile([loss, *judged]).bind(arrays)
+        return ad.compile([loss, *judged]).bind(arrays)
 
     def bind_training(
         self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
@@ -370,5 +369,5 @@ class Predictor:
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
             arrays = {INPUTS: batch, **self._model.layout.views(self.weights)}
             outputs = self._model.network(self._model.input(batch_size), Scope())
-            self._bound[batch_size] = batch, compile([outputs], arena=self._arena).bind(arrays)
+            self._bound[batch_size] = batch, ad.compile([outputs], arena=self._arena).bind(arrays)
         return self._bound[batch_size]

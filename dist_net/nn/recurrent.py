@@ -10,15 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dist_net.autodiff import (
-    Expression,
-    broadcast_to,
-    concatenate,
-    constant,
-    sigmoid,
-    tanh,
-    transpose,
-)
+from dist_net import autodiff as ad
+from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import integer
 from dist_net.errors import ShapeError
 from dist_net.nn.layers import Dense, Described, linear
@@ -54,11 +47,11 @@ class Recurrent(Described):
             )
         width = self.GATES * self.units
         project = Dense(width, linear, self.kernel_initializer, self.bias_initializer)
-        inputs = transpose(project(x, scope.child("input")), (1, 0, 2))
+        inputs = ad.transpose(project(x, scope.child("input")), (1, 0, 2))
         shape = (self.units, width)
         kernel = scope.parameter("recurrent_kernel", shape, self.recurrent_initializer)
         bias = scope.parameter("recurrent_bias", shape[1:], self.bias_initializer)
-        start = broadcast_to(constant(0.0, x.dtype), (x.shape[0], self.units))
+        start = ad.broadcast_to(ad.constant(0.0, x.dtype), (x.shape[0], self.units))
         state: State = (start,) * self.STATES
         outputs = []
         for step in range(x.shape[1]):
@@ -66,7 +59,7 @@ class Recurrent(Described):
             outputs.append(state[0][None])
         if not self.return_sequences:
             return state[0]
-        return transpose(concatenate(outputs), (1, 0, 2))
+        return ad.transpose(ad.concatenate(outputs), (1, 0, 2))
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         """Return the next state; ``inputs`` and ``recurrent`` are (N, GATES · units)."""
@@ -89,8 +82,8 @@ class GRU(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         gates = 2 * self.units
-        update, reset = self._gates(sigmoid(inputs[:, :gates] + recurrent[:, :gates]))
-        candidate = tanh(inputs[:, gates:] + reset * recurrent[:, gates:])
+        update, reset = self._gates(ad.sigmoid(inputs[:, :gates] + recurrent[:, :gates]))
+        candidate = ad.tanh(inputs[:, gates:] + reset * recurrent[:, gates:])
         return (candidate + update * (state[0] - candidate),)
 
 
@@ -106,6 +99,6 @@ class LSTM(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         total, gates = inputs + recurrent, 3 * self.units
-        admit, keep, emit = self._gates(sigmoid(total[:, :gates]))
-        cell = keep * state[1] + admit * tanh(total[:, gates:])
-        return emit * tanh(cell), cell
+        admit, keep, emit = self._gates(ad.sigmoid(total[:, :gates]))
+        cell = keep * state[1] + admit * ad.tanh(total[:, gates:])
+        return emit * ad.tanh(cell), cell

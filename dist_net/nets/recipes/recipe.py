@@ -53,9 +53,8 @@ from dist_net.nets.recipes.recipe_files import (
 )
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
-from dist_net.nn.losses import Loss
+from dist_net.nn.losses import Loss, TargetMeaning
 from dist_net.nn.parameters import Layout
-from dist_net.nn.targets import TargetMeaning
 from dist_net.optim import (
     OPTIMIZERS,
     Adam,

@@ -12,7 +12,7 @@ from dist_net.data import AugmentedSamples, Dataset, Samples
 from dist_net.data.samples import SampleIndices, chunks_of, samples_of
 from dist_net.errors import DatasetError
 from dist_net.nn import Weighted
-from dist_net.nn.targets import TargetMeaning
+from dist_net.nn.losses import TargetMeaning
 from naming import naming
 
 
