@@ -78,7 +78,6 @@ class Inference:
             integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
         )
         self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
-        self._plans.join()
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
@@ -103,7 +102,7 @@ class Inference:
         other = copy(self)
         other._prepared, other._bound, other._is_closed = prepared, {}, False
         try:
-            for batch_size in self._plans.sizes:
+            for batch_size in [*self._plans.compiled]:
                 other._bind(batch_size)
         except BaseException:
             other.close()
@@ -155,12 +154,11 @@ class Inference:
     def plan(self, batch_size: int) -> Plan:
         """Return the plan for batches of this size, for printing."""
         self._bind(batch_size)
-        return self._plans.plan(batch_size)
+        return self._plans.compiled[batch_size][0]
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
         """Return the steps for a batch of this size in order, with their calls, for timing."""
-        _, bound = self._bind(batch_size)
-        return bound.steps
+        return self._bind(batch_size)[1].steps
 
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
@@ -171,8 +169,8 @@ class Inference:
 class _Plans:
     """A model's plans by batch size and their working memory, for any weights.
 
-    Sessions join and leave; the last to leave stops the threads. All plans use the same memory, so
-    a session holds ``turn`` while it computes.
+    Sessions join, except for the first, and leave; the last to leave stops the threads. All plans
+    use the same memory, so a session holds ``turn`` while it computes.
     """
 
     def __init__(
@@ -185,8 +183,9 @@ class _Plans:
         rows = max(batch_size, least_batch_size(model))
         self._inputs = np.zeros((rows, *model.input_shape), model.input_dtype)
         self._options = {"reproducible": reproducible, "compiled": compiled}
-        self._plans: dict[int, tuple[Plan, Mapping[str, Shape]]] = {}
-        self._sessions: int | None = 0
+        self.compiled: dict[int, tuple[Plan, Mapping[str, Shape]]] = {}
+        """By batch size, a plan and the shapes of its prepared arrays."""
+        self._sessions: int | None = 1
 
     def join(self) -> bool:
         """Register a session; return False if the last session has already left."""
@@ -205,15 +204,6 @@ class _Plans:
             self._pool.close()
 
     @property
-    def sizes(self) -> list[int]:
-        """The batch sizes of the compiled plans."""
-        return [*self._plans]
-
-    def plan(self, batch_size: int) -> Plan:
-        """Return the plan of a batch size that has been bound."""
-        return self._plans[batch_size][0]
-
-    @property
     def buffer_bytes(self) -> int:
         """Size of the inputs, the intermediate arrays and the threads' scratch memory."""
         return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
@@ -226,12 +216,12 @@ class _Plans:
         """
         rows = max(batch_size, least_batch_size(self._model))
         with self.turn:
-            if batch_size not in self._plans:
+            if batch_size not in self.compiled:
                 graph = _specialised(self._model, rows, self._pool, **self._options)
                 plan = compile(graph.outputs, self._pool, self._arena)
                 shapes = {name: node.shape for name, node in graph.prepared.items()}
-                self._plans[batch_size] = plan, shapes
-        plan, expected = self._plans[batch_size]
+                self.compiled[batch_size] = plan, shapes
+        plan, expected = self.compiled[batch_size]
         if (misfit := _misfit(expected, prepared)) is not None:
             raise misfit
         batch = self._inputs[:rows]
@@ -295,11 +285,10 @@ def _specialised(
     reproducible: bool = True,
     compiled: bool = False,
 ) -> Specialised:
-    weights = [name for name, _ in model.layout.shapes]
     outputs = (
         _marked(model, batch_size) if least_batch_size(model) > 1 else _graph(model, batch_size)
     )
-    return specialise(outputs, weights, pool, reproducible, compiled)
+    return specialise(outputs, dict(model.layout.shapes), pool, reproducible, compiled)
 
 
 @lru_cache(maxsize=4)
@@ -313,9 +302,8 @@ def least_batch_size(model: Model) -> int:
 
 
 def _marked(model: Model, batch_size: int) -> list[Expression]:
-    weights = [name for name, _ in model.layout.shapes]
     graphs = _graph(model, batch_size), _graph(model, batch_size + 1)
-    return mark_per_batch(*graphs, weights)
+    return mark_per_batch(*graphs, dict(model.layout.shapes))
 
 
 def _graph(model: Model, batch_size: int) -> list[Expression]:
