@@ -28,6 +28,11 @@ def in_order(calls: Sequence[Call]) -> Call:
     return call_all
 
 
+def cut(length: int, step: int) -> list[slice]:
+    """Return the slices of ``step`` elements that cut an axis; the last may be shorter."""
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
 def integer(name: str, value: Any, least: int | None = None) -> int:
     """Return ``value`` as an int; it must be a Python or NumPy integer of at least ``least``.
 

@@ -16,7 +16,7 @@ from itertools import chain, product
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, cut
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
@@ -162,14 +162,10 @@ def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[St
     """
     rows = strip_bytes * shape[0] // nbytes
     if rows or len(shape) == 1:
-        return (max(1, rows), *shape[1:]), [(each,) for each in _ranges(shape[0], max(1, rows))]
+        return (max(1, rows), *shape[1:]), [(each,) for each in cut(shape[0], max(1, rows))]
     inner = max(1, strip_bytes * shape[0] * shape[1] // nbytes)
-    pairs = product(_ranges(shape[0], 1), _ranges(shape[1], inner))
+    pairs = product(cut(shape[0], 1), cut(shape[1], inner))
     return (1, inner, *shape[2:]), [*pairs]
-
-
-def _ranges(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _part(array: Array, node: Expression, strip: Strip) -> Array:

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, cut, in_order
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
@@ -177,12 +177,6 @@ def one_task(tasks: Sequence[Task]) -> Task:
     return [[call for calls in by_task for call in calls] for by_task in zip(*tasks, strict=True)]
 
 
-def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
-    """Return strips along the first axis, of at most ``strip_bytes`` but at least one row."""
-    length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
-    return [slice(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
-
-
 def by_strip(
     result: Array,
     spares: int,
@@ -195,7 +189,8 @@ def by_strip(
     is large, the pool shares the strips.
     """
     is_shared = pool.shares(result.nbytes)
-    parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
+    strip_bytes = SHARED_STRIP_BYTES if is_shared else STRIP_BYTES
+    parts = cut(len(result), max(1, strip_bytes * len(result) // max(1, result.nbytes)))
     shapes = [[result[part].shape] * spares for part in parts]
     tasks = pool.tasks(shapes, result.dtype, lambda i, spare: calls(parts[i], spare))
     return pool.call(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])

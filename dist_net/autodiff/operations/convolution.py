@@ -235,11 +235,7 @@ class PreparedFilters(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (filters,) = inputs
-
-        def prepare() -> None:
-            np.copyto(out, self.algorithm.prepare(self.problem, filters))
-
-        return prepare
+        return lambda: np.copyto(out, self.algorithm.prepare(self.problem, filters))
 
 
 @dataclass(frozen=True, eq=False)

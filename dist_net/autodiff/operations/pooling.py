@@ -19,7 +19,6 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
     FLOATS,
     Expression,
-    Operation,
     SharedOperation,
     apply,
     constant,
@@ -35,14 +34,21 @@ from dist_net.errors import ShapeError
 
 
 @dataclass(frozen=True)
-class AxisWindowsOperation(Operation):
+class AxisWindowsOperation(SharedOperation):
     """An operation on windows along one axis, computed for a strip of images at a time."""
 
     windows: AxisWindows
 
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+        (x,) = inputs
+        return by_strip(out, 0, lambda strip, _: self._strip_calls(x[strip], out[strip]), pool)
+
+    def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class WindowReduction(AxisWindowsOperation, SharedOperation):
+class WindowReduction(AxisWindowsOperation):
     """The elements of each window, reduced by ``ufunc``; ``of_none`` for an empty window."""
 
     ufunc: ClassVar[np.ufunc]
@@ -51,10 +57,6 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
         return self.windows.result_shape(x.shape), x.dtype
-
-    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
-        (x,) = inputs
-        return by_strip(out, 0, lambda strip, _: self._strip_calls(x[strip], out[strip]), pool)
 
     def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
         windows, everywhere = self.windows, slice(0, self.windows.results)
@@ -86,23 +88,17 @@ class WindowSum(WindowReduction):
 
 
 @dataclass(frozen=True)
-class WindowSumGradient(AxisWindowsOperation, SharedOperation):
+class WindowSumGradient(AxisWindowsOperation):
     """For each element, the sum over the windows that contain it."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (cotangent,) = inputs
         return self.windows.map_shape(cotangent.shape), cotangent.dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
-        (cotangent,) = inputs
-        return by_strip(
-            out, 0, lambda strip, _: self._strip_calls(cotangent[strip], out[strip]), pool
-        )
-
-    def _strip_calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
+    def _strip_calls(self, x: Array, out: Array) -> Sequence[Call]:
         calls: list[Call] = [] if self.windows.is_partition else [partial(out.fill, 0)]
         for where, elements in self.windows.taps():
-            target, source = self.windows.of(out, elements), self.windows.of(cotangent, where)
+            target, source = self.windows.of(out, elements), self.windows.of(x, where)
             if self.windows.overlaps:
                 calls.append(partial(np.add, target, source, target))
             else:
@@ -125,7 +121,7 @@ class WindowMaximum(WindowReduction):
 
 
 @dataclass(frozen=True)
-class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
+class WindowMaximumGradient(AxisWindowsOperation):
     """Each window's cotangent at its first maximum. Inputs: the map, its maxima, cotangents."""
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -76,7 +77,8 @@ def layer_step(node: Expression, calls: Sequence[Call]) -> LayerStep:
         f"{problem.out[3]}"
     )
     algorithm = node.operation.choice.algorithm.name
-    return LayerStep(name, algorithm, problem.flops, in_order(calls))
+    flops = 2.0 * math.prod(problem.out) * problem.row_length  # of the direct convolution
+    return LayerStep(name, algorithm, flops, in_order(calls))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
@@ -80,9 +80,9 @@ def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
     return groups == x[3] == out[3] > 1
 
 
-def sized_blocks(out: Shape, windows: Windows) -> Iterator[Block]:
+def sized_blocks(out: Shape, windows: Windows) -> list[Block]:
     """Return the blocks of an output, each of about ``PRODUCTS``."""
-    return blocking(out, windows).blocks(out)
+    return [*blocking(out, windows).blocks(out)]
 
 
 def blocking(out: Shape, windows: Windows) -> Blocking:
@@ -107,7 +107,7 @@ def correlations(
 
     ``kernels``: the module of the compiled kernels; None: use NumPy.
     """
-    blocks = list(sized_blocks(out.shape, windows))
+    blocks = sized_blocks(out.shape, windows)
     if kernels:
         calls = [
             kernels.correlation(windows, x[block.images], block.rows.start, taps, _part(out, block))

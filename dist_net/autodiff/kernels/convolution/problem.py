@@ -12,8 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.windows import POINTWISE, Windows
+from dist_net.autodiff.arrays import Array, Call, Shape, cut
+from dist_net.autodiff.kernels.windows import Windows
 
 LINEAR = 1.0
 
@@ -88,19 +88,9 @@ class Problem:
     dtype: np.dtype[np.generic]
 
     @property
-    def flops(self) -> int:
-        """Multiplications and additions of the direct convolution."""
-        return 2 * math.prod(self.out) * self.row_length
-
-    @property
     def row_length(self) -> int:
         """The number of products summed for one element of the output."""
         return math.prod(self.windows.size) * (self.x[3] // self.groups)
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether each output pixel depends only on the input pixel at the same position."""
-        return self.windows == POINTWISE
 
 
 @dataclass(frozen=True)
@@ -151,15 +141,10 @@ class Blocking:
         """Return the blocks of (N, H, W, C); rows are cut at multiples of ``row_step``."""
         images, height, _, channels = shape
         rows = max(row_step, self.rows // row_step * row_step)
-        for image in _cut(images, self.images if rows >= height else 1):
-            for row in _cut(height, rows):
-                for channel in _cut(channels, self.channels):
+        for image in cut(images, self.images if rows >= height else 1):
+            for row in cut(height, rows):
+                for channel in cut(channels, self.channels):
                     yield Block(image, row, channel)
-
-
-def _cut(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:

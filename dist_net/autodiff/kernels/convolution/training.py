@@ -47,19 +47,9 @@ def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
     """Convolve ``x`` by ``filters``: return the tasks that fill ``out``, (N, H', W', O)."""
-    if is_depthwise(x.shape, groups, out.shape):
-        kernels = _depthwise_kernels(windows, x)
-        tasks = correlations(windows, x, filters[:, :, 0], out, pool, kernels)
-        return BlockTasks([], list(sized_blocks(out.shape, windows)), tasks)
-    matrix = by_group(filters, groups)
-
-    def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
-        target = by_group(out[strip.images, strip.rows], groups)
-        return [partial(np.matmul, rows, matrix, target)]
-
-    patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
-    strips = _strips(patches, out)
-    return BlockTasks([], strips, _tasks(patches, x, strips, lambda _: [], multiply, pool))
+    depthwise = is_depthwise(x.shape, groups, out.shape)
+    matrix = filters[:, :, 0] if depthwise else by_group(filters, groups)
+    return BlockTasks([], *_correlated(windows, groups, x, matrix, out, pool))
 
 
 def input_gradient(
@@ -76,7 +66,6 @@ def input_gradient(
     blocks: list[Block] = []
     tasks: list[Task] = []
     depthwise = is_depthwise(out.shape, groups, cotangent.shape)
-    kernels = _depthwise_kernels(windows, cotangent) if depthwise else None
     (top, _), (left, _) = windows.padding
     (down, across), (tall, wide) = windows.stride, windows.dilation
     for row, column in product(range(down), range(across)):
@@ -89,18 +78,11 @@ def input_gradient(
         elif pixels.size > 0:
             sides = (above, 0), (beside, 0)
             seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
-            if depthwise:
-                turned = np.empty((*seen.size, out.shape[3]), taps.dtype)
-                before.append(partial(np.copyto, turned, taps[::-1, ::-1, 0]))
-                tasks += correlations(seen, cotangent, turned, pixels, pool, kernels)
-                blocks += sized_blocks(pixels.shape, seen)
-            else:
-                patches = Patches(seen, cotangent.shape, _pair(pixels.shape[1:]), groups)
-                strips = _strips(patches, pixels)
-                turn, matrix = _turned(taps, groups)
-                before.append(turn)
-                tasks += _tasks_of_phase(patches, cotangent, strips, matrix, pixels, pool)
-                blocks += strips
+            turn, matrix = _turned_taps(taps) if depthwise else _turned(taps, groups)
+            before.append(turn)
+            of_phase = _correlated(seen, groups, cotangent, matrix, pixels, pool)
+            blocks += of_phase[0]
+            tasks += of_phase[1]
     return BlockTasks(before, blocks, tasks)
 
 
@@ -116,9 +98,7 @@ def filter_gradient(
         return partial(out.fill, 0)
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
-    strips = (
-        list(sized_blocks(cotangent.shape, windows)) if depthwise else _strips(patches, cotangent)
-    )
+    strips = sized_blocks(cotangent.shape, windows) if depthwise else _strips(patches, cotangent)
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
         return partial(out.fill, 0)
@@ -168,6 +148,12 @@ def _pair(shape: Shape) -> Pair:
     return shape[0], shape[1]
 
 
+def _turned_taps(taps: Array) -> tuple[Call, Array]:
+    """Return the call that flips depthwise filters, (kh, kw, 1, C), and the taps that it writes."""
+    turned = np.empty((*taps.shape[:2], taps.shape[3]), taps.dtype)
+    return partial(np.copyto, turned, taps[::-1, ::-1, 0]), turned
+
+
 def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
     """Return the call that flips (kh, kw, C / groups, O), and the array that it writes.
 
@@ -206,22 +192,25 @@ def _tasks(
     return pool.tasks(shapes, x.dtype, calls)
 
 
-def _tasks_of_phase(
-    patches: Patches,
-    cotangent: Array,
-    strips: Sequence[Block],
-    matrix: Array,
-    pixels: Array,
-    pool: ThreadPool,
-) -> list[Task]:
-    groups = patches.groups
+def _correlated(
+    windows: Windows, groups: int, x: Array, matrix: Array, out: Array, pool: ThreadPool
+) -> tuple[Sequence[Block], Sequence[Task]]:
+    """Return the blocks of ``out``, which may be a strided view, and the task that fills each.
+
+    ``matrix`` has the filters by group, or is (kh, kw, C) if the convolution is depthwise.
+    """
+    if is_depthwise(x.shape, groups, out.shape):
+        tasks = correlations(windows, x, matrix, out, pool, _depthwise_kernels(windows, x))
+        return sized_blocks(out.shape, windows), tasks
+    patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
+    strips = _strips(patches, out)
 
     def spare_shapes(strip: Block) -> list[Shape]:
-        part = pixels[strip.images, strip.rows]
+        part = out[strip.images, strip.rows]
         return [(0,) if part.flags.c_contiguous else part.shape]
 
     def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
-        part = pixels[strip.images, strip.rows]
+        part = out[strip.images, strip.rows]
         if part.flags.c_contiguous:
             return [partial(np.matmul, rows, matrix, by_group(part, groups))]
         return [
@@ -229,7 +218,7 @@ def _tasks_of_phase(
             partial(np.copyto, part, spare[0]),
         ]
 
-    return _tasks(patches, cotangent, strips, spare_shapes, multiply, pool)
+    return strips, _tasks(patches, x, strips, spare_shapes, multiply, pool)
 
 
 def _tasks_of_sum(
