@@ -67,12 +67,11 @@ def choose(
     computes products; the default makes one BLAS call per product.
     """
     gemm = gemm or Gemm()
-    if is_depthwise(problem.x, problem.groups, problem.out):
-        plain = Depthwise()
-        chosen = _compiled(plain, problem) if compiled else plain
+    algorithm = _algorithm(problem, gemm)
+    chosen = _compiled(algorithm, problem) if compiled else algorithm
+    if isinstance(algorithm, Depthwise):
         return Choice(chosen, blocking(problem.out, problem.windows))
     images, height, width, out_channels = problem.out
-    algorithm = _algorithm(problem, gemm)
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)
     if reproducible:
@@ -87,7 +86,7 @@ def choose(
     else:
         most = min(most, max(MIN_ROWS, -(-images * per_image // threads)))
     return Choice(
-        _compiled(algorithm, problem) if compiled else algorithm,
+        chosen,
         Blocking(
             images=max(1, min(images, most // per_image)),
             rows=step * max(1, min(height // step, most // per_row)),
@@ -103,26 +102,20 @@ def images_of_a_piece(problem: Problem) -> int:
     than eight rows.
     """
     _, height, width, _ = problem.out
-    if is_depthwise(problem.x, problem.groups, problem.out):
-        return 1
-    if isinstance(_algorithm(problem, Gemm()), Winograd):
-        return 1
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)
-    return images if rest == 0 else 1
+    multiplies_rows = isinstance(_algorithm(problem, Gemm()), Im2Row)
+    return images if multiplies_rows and rest == 0 else 1
 
 
-def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
+def _algorithm(problem: Problem, gemm: Gemm) -> Algorithm:
+    if is_depthwise(problem.x, problem.groups, problem.out):
+        return Depthwise()
     _, height, width, out_channels = problem.out
     divides = math.gcd(height, width)
     stride = WINOGRAD.get(problem.windows)
-    if (
-        stride is None
-        or problem.groups != 1
-        or min(problem.x[3], out_channels) < MIN_CHANNELS
-        or divides % 2
-    ):
-        return Im2Row(gemm)
-    if stride == 2 and problem.x[3] < MIN_STRIDED:
+    least = MIN_STRIDED if stride == 2 else MIN_CHANNELS
+    is_narrow = problem.x[3] < least or out_channels < MIN_CHANNELS
+    if stride is None or problem.groups != 1 or is_narrow or divides % 2:
         return Im2Row(gemm)
     is_large = divides % 4 == 0 and height * width >= 16 * MIN_TILES
     return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
