@@ -21,13 +21,13 @@ from fractions import Fraction
 from functools import cache, partial
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
+from dist_net.autodiff.kernels.windows import UNPADDED, Windows
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
@@ -69,10 +69,8 @@ class Winograd:
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
         filters = self.gemm.part(arrays.filters, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
-        x, y = (
-            points[:, :-APART].reshape(by_tile, copy=False),
-            sums[:, :-APART].reshape(by_tile, copy=False),
-        )
+        x = points[:, :-APART].reshape(by_tile, copy=False)
+        y = sums[:, :-APART].reshape(by_tile, copy=False)
         return [
             *self._to_points(problem, block, arrays.x, points, spare),
             *(
@@ -98,7 +96,7 @@ class Winograd:
         """Return the input's tiles, transformed: (a², tiles · C + APART)."""
         padded, shared = spare
         (top, _), (left, _) = problem.windows.padding
-        tiles = _windows(padded, self.m * self.stride, self.a)
+        tiles = _tile_elements(padded, self.m * self.stride, self.a)
         points = points[:, :-APART]
         gathered = shared[: points.size].reshape(tiles.shape, copy=False)
         b, _, _ = transforms(self.m, self.stride)
@@ -114,24 +112,21 @@ class Winograd:
     ) -> Sequence[Call]:
         """Return the block's outputs, from the sums, (a², tiles · O + APART)."""
         _, shared = spare
-        out = _by_place(arrays.out[block.index], self.m)
-        residual = None if arrays.residual is None else arrays.residual[block.index]
+        out = _tile_elements(arrays.out[block.index], self.m, self.m)
+        residual = arrays.residual
+        if residual is not None:
+            residual = _tile_elements(residual[block.index], self.m, self.m)
         _, _, a = transforms(self.m, self.stride)
         matrix = np.kron(a, a).astype(problem.dtype)
         values = shared[: out.size].reshape(out.shape, copy=False)
+        memory = shared[out.size : 2 * out.size].reshape(out.shape, copy=False)
         # Adding a constant to the sums at the point (1, 1) adds it to every output.
         sums = sums[:, :-APART]
         at_one = sums[ONE * self.a + ONE].reshape(-1, out.shape[5], copy=False)
         return [
             partial(np.add, at_one, arrays.bias[block.channels], at_one),
             partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1, copy=False)),
-            *problem.epilogue.calls(
-                values,
-                None,
-                None if residual is None else _by_place(residual, self.m),
-                out,
-                shared[out.size : 2 * out.size].reshape(out.shape, copy=False),
-            ),
+            *problem.epilogue.calls(values, None, residual, out, memory),
         ]
 
     def _tiles(self, problem: Problem, block: Block) -> int:
@@ -153,26 +148,13 @@ class Winograd:
         ]
 
 
-def _windows(padded: Array, step: int, a: int) -> Array:
-    """Return every tile's elements as a view (a, a, N, rows, columns, C) of the padded map."""
-    n, height, width, channels = padded.shape
-    per_image, per_row, per_column, per_channel = padded.strides
-    return as_strided(
-        padded,
-        (a, a, n, (height - a) // step + 1, (width - a) // step + 1, channels),
-        (per_row, per_column, per_image, step * per_row, step * per_column, per_channel),
-    )
+def _tile_elements(maps: Array, step: int, side: int) -> Array:
+    """Return the elements of all tiles of (N, H, W, C) as a view (side, side, N, rows, columns, C).
 
-
-def _by_place(out: Array, m: int) -> Array:
-    """Return (N, H, W, O) as (m, m, N, H / m, W / m, O): positions within a tile first."""
-    n, height, width, out_channels = out.shape
-    per_image, per_row, per_column, per_channel = out.strides
-    return as_strided(
-        out,
-        (m, m, n, height // m, width // m, out_channels),
-        (per_row, per_column, per_image, m * per_row, m * per_column, per_channel),
-    )
+    A tile begins every ``step`` pixels.
+    """
+    seen = Windows((side, side), (step, step), UNPADDED)
+    return seen.over(maps).transpose(3, 4, 0, 1, 2, 5)
 
 
 Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
