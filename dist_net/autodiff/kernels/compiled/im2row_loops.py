@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numba.types import UniTuple
 
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
@@ -24,7 +25,6 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     larger,
     load,
     pointer,
-    reals,
     smaller,
     spread,
     store,
@@ -33,7 +33,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
+from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
@@ -68,7 +68,6 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     values.
     """
     _, height, width, channels = problem.out
-    out = flat(arrays.out)
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
     epilogue = problem.epilogue
@@ -78,10 +77,11 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     per_row = width * channels
     start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
     place = start, height * per_row, per_row, channels
-    return out, residual, has_residual, arrays.bias[block.channels], numbers, place
+    bias = arrays.bias[block.channels]
+    return flat(arrays.out), residual, has_residual, bias, numbers, place
 
 
-EPILOGUE = WRITTEN, READ, BOOLEAN, READ, reals(4), integers(4)
+EPILOGUE = WRITTEN, READ, BOOLEAN, READ, UniTuple(REAL, 4), integers(4)
 EpilogueNumbers = tuple[float, float, float, float]
 """Slope, residual_slope, low and high."""
 EpilogueValues = tuple[Lanes, Pointer, bool, EpilogueNumbers]
@@ -117,12 +117,8 @@ def from_product(
     """Write the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     start, per_image, per_row, per_pixel = place
-    products, shifts, other, result = (
-        pointer(values),
-        pointer(bias),
-        pointer(residual),
-        pointer(out),
-    )
+    products, result = pointer(values), pointer(out)
+    shifts, other = pointer(bias), pointer(residual)
     source = 0
     for image in range(images):
         for row in range(rows):

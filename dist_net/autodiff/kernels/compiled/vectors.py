@@ -45,11 +45,6 @@ def integers(count: int) -> Any:
     return types.UniTuple(types.intp, count)
 
 
-def reals(count: int) -> Any:
-    """Return the type of a tuple of ``count`` float32, for ``jit``."""
-    return types.UniTuple(types.float32, count)
-
-
 # The rest of this module describes vectors to numba.
 
 _LLVM = ir.VectorType(ir.FloatType(), LANES)

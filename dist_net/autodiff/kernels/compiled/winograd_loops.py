@@ -153,10 +153,6 @@ tile_from_points_5 = tile_from_points(5, from_points_of_5)
 tile_from_points_6 = tile_from_points(6, from_points_of_6)
 
 
-Triple = tuple[int, int, int]
-Quadruple = tuple[int, int, int, int]
-
-
 class CompiledWinograd(Winograd):
     """``Winograd`` with each transform in one pass; a stride of 2 requires m = 2."""
 
@@ -238,8 +234,8 @@ def to_points(
     a: int,
     step: int,
     x: Flat,
-    shape: Triple,
-    grid: Triple,
+    shape: tuple[int, int, int],
+    grid: tuple[int, int, int],
     corner: Pair,
     tile: Flat,
     points: Flat,
@@ -281,13 +277,13 @@ def from_points(
     m: int,
     sums: Flat,
     plane: int,
-    grid: Quadruple,
+    grid: tuple[int, int, int, int],
     out: Flat,
     residual: Flat,
     has_residual: bool,
     bias: Flat,
     numbers: EpilogueNumbers,
-    place: Quadruple,
+    place: tuple[int, int, int, int],
 ) -> None:
     """Return the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
