@@ -217,18 +217,20 @@ def apply(operation: Operation, *inputs: Expression) -> Expression:
 
 def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Expression:
     """Return an input named ``name``; equal names in one graph denote the same array."""
-    lengths = integers(f"variable {name!r}: shape", shape)
-    if any(length < 0 for length in lengths):
-        raise ShapeError(f"variable {name!r}: shape {lengths} has a negative length")
+    lengths = _lengths(f"variable {name!r}", shape)
     return Expression(Variable(name), (), lengths, np.dtype(dtype))
 
 
 def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:
     """Return float32 numbers in [0, 1), drawn anew at each run."""
-    lengths = integers("uniform: shape", shape)
+    return apply(Uniform(_lengths("uniform", shape), generator))
+
+
+def _lengths(name: str, shape: Sequence[int]) -> Shape:
+    lengths = integers(f"{name}: shape", shape)
     if any(length < 0 for length in lengths):
-        raise ShapeError(f"uniform: shape {lengths} has a negative length")
-    return apply(Uniform(lengths, generator))
+        raise ShapeError(f"{name}: shape {lengths} has a negative length")
+    return lengths
 
 
 def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:

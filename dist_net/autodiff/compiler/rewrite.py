@@ -105,16 +105,14 @@ def fold_constants(node: Expression) -> Expression | None:
     return constant(out)
 
 
-def drop_stop_gradient(node: Expression) -> Expression | None:
-    """Remove a stop_gradient, which has no effect after the gradients are built."""
-    return node.inputs[0] if isinstance(node.operation, StopGradient) else None
-
-
 def merge_views(node: Expression) -> Expression | None:
     """Merge two successive reshapes, transposes or broadcasts, and drop views without effect.
 
-    A scalar broadcasts to any shape, so a reshape before or after that broadcast has no effect.
+    A scalar broadcasts to any shape, so a reshape before or after that broadcast has no effect. Nor
+    has a stop_gradient, once the gradients are built.
     """
+    if isinstance(node.operation, StopGradient):
+        return node.inputs[0]
     if isinstance(node.operation, Reshape | BroadcastTo) and node.shape == node.inputs[0].shape:
         return node.inputs[0]
     if not node.inputs or not node.inputs[0].inputs:
@@ -184,16 +182,15 @@ def recognise_mask(node: Expression) -> Expression | None:
     return apply(Mask(), condition, x) if is_scalar(otherwise, 0.0) else None
 
 
-def is_scalar(node: Expression, value: float | None = None) -> bool:
-    """Return whether the node is a scalar constant, equal to ``value`` unless that is None."""
+def is_scalar(node: Expression, value: float) -> bool:
+    """Return whether the node is a scalar constant equal to ``value``."""
     if not isinstance(node.operation, Constant) or node.shape != ():
         return False
-    return value is None or bool(node.operation.value == value)
+    return bool(node.operation.value == value)
 
 
 Rule = Callable[[Expression], Expression | None]
 RULES: tuple[Rule, ...] = (
-    drop_stop_gradient,
     merge_views,
     fold_constants,
     compute_before_broadcasting,

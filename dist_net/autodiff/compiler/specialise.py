@@ -161,12 +161,14 @@ class _Fusion:
 
     def _as_convolution(self, node: Expression) -> Expression | None:
         """Return a convolution or a product with a fixed matrix as a fusible convolution."""
+        if len(node.inputs) != 2 or id(node.inputs[1]) not in self._fixed:
+            return None
+        x, filters = (self._new[id(each)] for each in node.inputs)
         match node.operation:
-            case Conv2D(windows=windows, groups=groups) if id(node.inputs[1]) in self._fixed:
-                x, filters = (self._new[id(each)] for each in node.inputs)
-            case MatMul() if self._multiplies_rows(node):
+            case Conv2D(windows=windows, groups=groups):
+                pass
+            case MatMul() if self._takes_products and node.ndim == 2:
                 windows, groups = POINTWISE, 1
-                x, filters = (self._new[id(each)] for each in node.inputs)
                 x = reshape(x, (x.shape[0], 1, 1, x.shape[1]))
                 filters = reshape(filters, (1, 1, *filters.shape))
             case _:
@@ -174,27 +176,22 @@ class _Fusion:
         bias = broadcast_to(constant(0.0, x.dtype), (filters.shape[3],))
         return apply(FusedConvolution(windows, groups), x, filters, bias)
 
-    def _multiplies_rows(self, node: Expression) -> bool:
-        rows, matrix = node.inputs
-        is_fixed = rows.ndim == matrix.ndim == 2 and id(matrix) in self._fixed
-        return is_fixed and self._takes_products
-
     def _fused_into_convolution(self, node: Expression) -> Expression | None:
         """Return the preceding convolution with ``node`` fused into it; None if impossible."""
         match node.operation, node.inputs:
             case elementwise.add, (a, b):
                 return _first(
-                    self._shifted(a, b, add),
-                    self._shifted(b, a, add),
+                    self._with_values(a, b, add),
+                    self._with_values(b, a, add),
                     self._with_residual(b, a),
                     self._with_residual(a, b),
                 )
             case elementwise.subtract, (a, b):
-                return self._shifted(a, b, subtract)
+                return self._with_values(a, b, subtract)
             case elementwise.multiply, (a, b):
-                return _first(self._scaled(a, b, multiply), self._scaled(b, a, multiply))
+                return _first(self._with_values(a, b, multiply), self._with_values(b, a, multiply))
             case elementwise.divide, (a, b):
-                return self._scaled(a, b, divide)
+                return self._with_values(a, b, divide)
             case elementwise.relu, (a,):
                 return self._with_slope(a, 0.0)
             case elementwise.leaky, (a, Expression(operation=Constant(slope))):
@@ -219,32 +216,12 @@ class _Fusion:
                 return fused if self._uses[id(node)] == 1 else None
         return None
 
-    def _shifted(
-        self, node: Expression, shift: Expression, function: BinaryFunction
+    def _with_values(
+        self, node: Expression, other: Expression, function: BinaryFunction
     ) -> Expression | None:
-        """Fuse ``function``, add or subtract, with a fixed value per channel."""
-        match self._linear(node, shift):
-            case fused, values:
-                x, filters, bias = fused.inputs
-                return apply(fused.operation, x, filters, function(bias, values))
-        return None
+        """Fuse add, subtract, multiply or divide with ``other``, one fixed value per channel.
 
-    def _scaled(
-        self, node: Expression, scale: Expression, function: BinaryFunction
-    ) -> Expression | None:
-        """Fuse ``function``, multiply or divide, with a fixed value per channel."""
-        match self._linear(node, scale):
-            case fused, values:
-                x, filters, bias = fused.inputs
-                scaled = function(filters, values), function(bias, values)
-                return apply(fused.operation, x, *scaled)
-        return None
-
-    def _linear(self, node: Expression, other: Expression) -> tuple[Expression, Expression] | None:
-        """Return the convolution at ``node``, and ``other`` as (channels,).
-
-        None unless only scales and shifts have been fused into that convolution so far, and
-        ``other`` is one fixed value per channel.
+        None for another ``other``, or unless only scales and shifts have been fused so far.
         """
         fused = self._convolution_at(node)
         if fused is None or len(fused.inputs) > 3 or _epilogue(fused) != Epilogue():
@@ -253,8 +230,12 @@ class _Fusion:
             return None
         if other.size not in (1, fused.shape[3]):
             return None
-        values = reshape(self._new[id(other)], (other.size,))
-        return fused, broadcast_to(values, (fused.shape[3],))
+        one_axis = reshape(self._new[id(other)], (other.size,))
+        values = broadcast_to(one_axis, (fused.shape[3],))
+        x, filters, bias = fused.inputs
+        if function in (multiply, divide):
+            filters = function(filters, values)
+        return apply(fused.operation, x, filters, function(bias, values))
 
     def _with_residual(self, node: Expression, other: Expression) -> Expression | None:
         fused = self._convolution_at(node)

@@ -55,10 +55,8 @@ Expression.__pow__, Expression.__rpow__ = both(elementwise.power)
 Expression.__neg__ = lambda x: elementwise.negative(x)
 Expression.__abs__ = lambda x: elementwise.absolute(x)
 Expression.__lt__, Expression.__le__ = operator(elementwise.less), operator(elementwise.less_equal)
-Expression.__gt__, Expression.__ge__ = (
-    operator(elementwise.greater),
-    operator(elementwise.greater_equal),
-)
+Expression.__gt__ = operator(elementwise.greater)
+Expression.__ge__ = operator(elementwise.greater_equal)
 Expression.__eq__ = operator(elementwise.equal)
 Expression.__ne__ = lambda first, second: elementwise.logical_not(first == second)
 Expression.__getitem__ = lambda x, index: (

@@ -67,14 +67,13 @@ class Row(Elementwise):
     """A row of the table.
 
     ``function(*inputs, out=out)`` is a ufunc, or a function that calls several and reads the inputs
-    once; ``constants`` follow the inputs. ``derivatives`` is a function of y, g and each input.
+    once. ``derivatives`` is a function of y, g and each input.
     """
 
     function: Callable[..., object]
     derivatives: Callable[..., Derivatives]
     kinds: str = NUMBERS
     overwrites_inputs: bool = True
-    constants: tuple[float, ...] = ()
 
     @property
     def __name__(self) -> str:
@@ -88,8 +87,7 @@ class Row(Elementwise):
         return f"{self.label}()"
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        constants = [np.asarray(each, out.dtype) for each in self.constants]
-        return partial(self.function, *inputs, *constants, out=out)
+        return partial(self.function, *inputs, out=out)
 
 
 class Unary(Row):
@@ -155,8 +153,8 @@ def _power(x: Array, n: Array, out: Array) -> None:
         np.power(x, n, out)
 
 
-def _relu(x: Array, zero: Array, out: Array) -> None:
-    np.maximum(x, zero, out=out)
+def _relu(x: Array, out: Array) -> None:
+    np.maximum(x, 0, out=out)
 
 
 def _leaky_relu(x: Array, slope: Array, out: Array) -> None:
@@ -212,7 +210,7 @@ tanh = Unary(np.tanh, lambda y, g, x: (g * (1.0 - square(y)),), FLOATS)
 sigmoid: Unary = Unary(_sigmoid, lambda y, g, x: (g * y * sigmoid(-x),), FLOATS)
 erf = Unary(_erf, lambda y, g, x: (g * 2 / math.pi**0.5 * exp(-square(x)),), FLOATS, False)
 # relu'(0) is 0. The gradient of a leaky relu takes fewer passes over memory than a maximum's.
-relu = Unary(_relu, lambda y, g, x: (where(greater(y, 0.0), g, 0.0),), FLOATS, constants=(0.0,))
+relu = Unary(_relu, lambda y, g, x: (where(greater(y, 0.0), g, 0.0),), FLOATS)
 leaky = Row(
     _leaky_relu,
     lambda y, g, x, slope: (g * (astype(greater(y, 0.0), y.dtype) * (1.0 - slope) + slope), None),
