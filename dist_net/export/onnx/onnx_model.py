@@ -75,15 +75,15 @@ def add_network(
     ``ExportError``, which names the operation, if ONNX cannot express one.
     """
     first, second = (_built(model, weights, count) for count in COUNTS)
-    known = Translation(graph, next(iter(inputs.values())), COUNTS)
     if first.structure != second.structure:
         raise ExportError(
             f"the network has other operations for {COUNTS[0]} inputs than for {COUNTS[1]}; "
             f"expected the same for any number of inputs"
         )
-    for node, other in zip(first.order, second.order, strict=True):
-        known.meet(node, other)
-        value = first.value(node)
+    others = {id(node): other for node, other in zip(first.order, second.order, strict=True)}
+    known = Translation(graph, next(iter(inputs.values())), COUNTS, others)
+    for node in first.order:
+        value, other = first.value(node), known.other(node)
         if value is not None:
             _add_value(known, node, value, second.value(other))
         elif isinstance(node.operation, FieldOf):
@@ -135,7 +135,7 @@ def _built(model: Model, weights: Vector, count: int) -> _BuiltNetwork:
         raise ExportError(
             f"the network does not accept {count} inputs at once: {error}; expected any number"
         ) from error
-    graph = folded([output], [name for name, _ in model.layout.shapes])
+    graph = folded([output], dict(model.layout.shapes))
     values = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     trained = {each.name for each in model.layout.parameters}
     arrays = {
@@ -150,12 +150,11 @@ def _name_of(node: Expression, trained: set[str]) -> str:
 
     So filters with folded scales are called ``kernel``, and the shift after them ``beta``.
     """
-    weights = [
-        each
+    names = [
+        each.operation.name
         for each in topological_order([node])
         if isinstance(each.operation, Variable) and each.size == node.size
     ]
-    names = [each.operation.name for each in weights if isinstance(each.operation, Variable)]
     return next((name for name in reversed(names) if name in trained), [*names, "folded"][0])
 
 

@@ -103,12 +103,6 @@ def _with_slope(known: Translation, x: str, slope: float) -> str:
     return known.graph.add("LeakyRelu", x, alpha=slope) if slope else known.graph.add("Relu", x)
 
 
-def _clipped(known: Translation, x: str, node: Expression, low: float, high: float) -> str:
-    if low == -math.inf and high == math.inf:
-        return x
-    return known.graph.add("Clip", x, np.array(low, node.dtype), np.array(high, node.dtype))
-
-
 def _mask(known: Translation, node: Expression) -> str:
     condition, x = map(known.named, node.inputs)
     return known.graph.add("Where", condition, x, np.array(0, node.dtype))
@@ -251,15 +245,18 @@ def _convolution(known: Translation, node: Expression) -> str:
 def _fused_convolution(known: Translation, node: Expression) -> str:
     operation = node.operation
     assert isinstance(operation, convolution.FusedConvolution)
+    epilogue = operation.epilogue
     _, _, bias, *residual = node.inputs
     biases = [bias] if np.any(known.array(bias)) else []
     y = _convolved(known, node, operation.windows, operation.groups, biases)
-    y = _with_slope(known, y, operation.epilogue.slope)
+    y = _with_slope(known, y, epilogue.slope)
     for each in residual:
         y = known.graph.add("Add", y, known.transposed(each, CHANNELS_SECOND))
-        y = _with_slope(known, y, operation.epilogue.residual_slope)
-    clipped = _clipped(known, y, node, operation.epilogue.low, operation.epilogue.high)
-    return known.graph.transposed(clipped, CHANNELS_LAST)
+        y = _with_slope(known, y, epilogue.residual_slope)
+    if epilogue.clips:
+        bounds = (np.array(bound, node.dtype) for bound in (epilogue.low, epilogue.high))
+        y = known.graph.add("Clip", y, *bounds)
+    return known.graph.transposed(y, CHANNELS_LAST)
 
 
 def _convolved(

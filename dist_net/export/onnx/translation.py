@@ -162,22 +162,20 @@ class Translation:
     """The part of a network that has been added to the graph.
 
     ``inputs`` is a tensor with an axis 0 of the number of inputs. Each node has a counterpart in
-    the network for a second number of inputs. A length that differs between them depends on that
-    number and is computed when the graph runs.
+    the network for a second number of inputs, in ``others`` by the node's id. A length that differs
+    between them depends on that number and is computed when the graph runs.
     """
 
-    def __init__(self, graph: Graph, inputs: str, counts: tuple[int, int]) -> None:
+    def __init__(
+        self, graph: Graph, inputs: str, counts: tuple[int, int], others: Mapping[int, Expression]
+    ) -> None:
         self.graph = graph
         self._inputs = inputs
         self._counts = counts
+        self._others = others
         self._tensors: dict[int, str] = {}
         self._known: dict[int, KnownArray] = {}
         self._constants: dict[tuple[int, Axes], str] = {}
-        self._others: dict[int, Expression] = {}
-
-    def meet(self, node: Expression, other: Expression) -> None:
-        """Record that ``other`` is the counterpart of ``node``."""
-        self._others[id(node)] = other
 
     def hold(self, node: Expression, tensor: str) -> None:
         """Record that ``tensor`` contains the value of ``node``."""
@@ -238,11 +236,6 @@ class Translation:
             return self.graph.add("Expand", tensor, np.concatenate(parts))
         return self.graph.add("Expand", tensor, self.graph.add("Concat", *parts, axis=0))
 
-    def multiple(self, factor: int) -> str:
-        """Return a vector of one integer: ``factor`` times the number of inputs."""
-        count = self.graph.add("Shape", self._inputs, start=0, end=1)
-        return count if factor == 1 else self.graph.add("Mul", count, integers(factor))
-
     def _length(self, node: Expression, axis: int, known: int | None) -> str | Array:
         if known is not None:
             return integers(known)
@@ -253,4 +246,5 @@ class Translation:
                 f"{node} has {length} elements along axis {axis} for {few} inputs and {other} for "
                 f"{many}; expected a multiple of the number of inputs"
             )
-        return self.multiple(length // few)
+        count = self.graph.add("Shape", self._inputs, start=0, end=1)
+        return count if length == few else self.graph.add("Mul", count, integers(length // few))
