@@ -56,11 +56,11 @@ from dist_net.photos.head import FeatureRows
 from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.photos.near_duplicates import near_duplicates
 from dist_net.photos.photo_statistics import calibrated_losses, cross_entropies, mean_and_error
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
+    near_duplicates,
     scene_of_each,
     thumbnails_and_digests,
 )
