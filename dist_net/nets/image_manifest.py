@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import PARTS, LabelledImage
-from dist_net.data.prepared_images import ImageCache
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.json_records import record_from_json
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from dist_net.data.image_samples import AugmentedImages
 from dist_net.data.image_split import PARTS, TEST, TRAIN
-from dist_net.data.prepared_images import PreparedImages
+from dist_net.data.prepared_images import AugmentedImages, PreparedImages
 from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by

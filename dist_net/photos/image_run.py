@@ -23,9 +23,8 @@ from rich.console import Console
 from dist_net.checkpoint import read_checkpoint
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION
-from dist_net.data.prepared_images import ImageCache, PreparedImages
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
