@@ -54,7 +54,7 @@ from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.onnx_gate import LETTERBOX, PixelOptions, accept, onnx_files
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
-from dist_net.nets.recipes.trusted_recipes import is_trusted
+from dist_net.nets.recipes.recipe_files import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
 from dist_net.nets.trained_model import (

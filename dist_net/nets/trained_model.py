@@ -35,8 +35,7 @@ from dist_net.nets.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
-from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
+from dist_net.nets.recipes.recipe_files import is_trusted, sha256, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
 from dist_net.nn import Model
 from dist_net.nn.model import SAVED

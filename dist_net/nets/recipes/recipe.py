@@ -46,12 +46,12 @@ from dist_net.nets.recipes.recipe_files import (
     RECIPE_FILE,
     RecipeFiles,
     digests_of,
+    is_trusted,
     place_in_recipe,
     read_any,
     reader_of,
     sha256,
 )
-from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.nn.parameters import Layout
