@@ -393,12 +393,12 @@ def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
     contents = {image.path: image.path for image in images}
     for size_bytes, paths in of_size.items():
         if size_bytes and len(paths) > 1:
-            contents |= {path: _sha256(root / path) or path for path in paths}
+            contents |= {path: file_digest(root / path) or path for path in paths}
     return contents
 
 
-def _sha256(path: Path) -> str:
-    """Return the digest in hexadecimal; empty if unreadable, which decoding reports later."""
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 in hexadecimal; "" if unreadable, which decoding reports later."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,7 +34,7 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.nets.image_manifest import ImageManifest
+from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import (
