@@ -28,7 +28,7 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import takes_images
+from dist_net.images.fitting import is_image_shape
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
@@ -128,7 +128,7 @@ class FoundModel:
         """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
-        return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
+        return (is_known or self.fitting == LETTERBOX) and is_image_shape(self.model.input_shape)
 
     @property
     def is_batched(self) -> bool:

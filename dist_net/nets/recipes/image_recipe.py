@@ -17,7 +17,7 @@ from dist_net.data import Dataset
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DistNetError, RecipeError
 from dist_net.images.augmentation import Augmentation
-from dist_net.images.fitting import fitting_named
+from dist_net.images.fitting import fitting_named, is_image_shape
 from dist_net.json_records import record_from_json
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
@@ -288,10 +288,7 @@ class ImageRecipe:
             r"[1-9]\d{0,9} [1-9]\d{0,6}", self.base.text
         ):
             raise ValueError(f"an ONNX file of {self.base.text!r:.80} bytes and features")
-        if len(self.base.input_shape) not in (2, 3) or not all(
-            1 <= each <= LARGEST_SIDE for each in self.base.input_shape
-        ):
-            raise ValueError(f"images of shape {self.base.input_shape}")
-        if self.base.input_shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"images of {self.base.input_shape[2]} channels")
+        shape = self.base.input_shape
+        if not (is_image_shape(shape) and all(1 <= each <= LARGEST_SIDE for each in shape)):
+            raise ValueError(f"images of shape {shape}")
         fitting_named(self.base.fitting)
