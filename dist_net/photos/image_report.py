@@ -162,15 +162,16 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
     figure = new_figure(14, 13)
     figure.suptitle(f"{content['name']}: {content['description']}", **AS_IT_IS)
     rows = (3, 6, 3) if content["curves"] else (6, 3)
-    *curves, tables, images = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=rows)[
-        :, 0
-    ]
+    *curves, tables, images = figure.subfigures(len(rows), 1, height_ratios=rows)
     for part in curves:
         for axes, quantity in zip(part.subplots(1, 2), ("loss", "accuracy"), strict=True):
             draw_curve(axes, content["curves"], quantity)
     matrix, bars = tables.subplots(1, 2)
     draw_confusion(matrix, np.array(content["confusion"]), names)
-    matrix.set_title(_measured(content["measured"][-1]))
+    figures = content["measured"][-1]
+    low, high = figures["accuracy_interval"]
+    right = f"{figures['right']:,} of {figures['images']:,} right ({low:.0%} to {high:.0%})"
+    matrix.set_title(f"{figures['data']}\n{right}")
     draw_classes(bars, content)
     images.suptitle("the most confident mistakes")
     shown = images.subplots(1, MAX_SHOWN)
@@ -179,12 +180,6 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
     for axes, mistake in zip(shown, content["mistakes"], strict=False):
         _draw_image(axes, mistake, thumbnails)
     figure.savefig(path, dpi=90, format="png")
-
-
-def _measured(figures: Mapping[str, Any]) -> str:
-    low, high = figures["accuracy_interval"]
-    right = f"{figures['right']:,} of {figures['images']:,} right ({low:.0%} to {high:.0%})"
-    return f"{figures['data']}\n{right}"
 
 
 def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
