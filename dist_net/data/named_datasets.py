@@ -119,8 +119,8 @@ def dataset_named(
             return ArrayDataset(name, **arrays, class_names=CLASS_NAMES[name])
     directory = (cache_dir or default_cache_dir()) / name
     fetch(name, FILES, directory, sources(mirrors), progress or (lambda _: None), ADVICE)
-    arrays_in_order = (read_idx(directory / each.name) for each in FILES)
-    return ArrayDataset(name, *arrays_in_order, class_names=CLASS_NAMES[name])
+    inputs, targets, test_inputs, test_targets = (read_idx(directory / each.name) for each in FILES)
+    return ArrayDataset(name, inputs, targets, test_inputs, test_targets, CLASS_NAMES[name])
 
 
 def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:

@@ -162,7 +162,8 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
     figure = new_figure(14, 13)
     figure.suptitle(f"{content['name']}: {content['description']}", **AS_IT_IS)
     rows = (3, 6, 3) if content["curves"] else (6, 3)
-    *curves, tables, images = figure.subfigures(len(rows), 1, height_ratios=rows)
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=rows)
+    *curves, tables, images = parts[:, 0]
     for part in curves:
         for axes, quantity in zip(part.subplots(1, 2), ("loss", "accuracy"), strict=True):
             draw_curve(axes, content["curves"], quantity)
