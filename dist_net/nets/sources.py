@@ -162,40 +162,12 @@ def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
     )
 
 
-def prepared_kernels(
-    model: Model, network: DarknetNetwork, weights: Path
-) -> tuple[Prepared, str, Path | None]:
-    """Return the kernels prepared from a file of weights, a key that changes with it, and a file.
-
-    That file, ``WEIGHTS.prepared``, stores the kernels; None if it cannot be written. Raise
-    ModelFileError if the weights cannot be read, or change during the call.
-    """
-    try:
-        key = key_of(model, weights)
-    except OSError as error:
-        raise unreadable(weights, error) from error
-    file = weights.with_name(f"{weights.name}.prepared")
-    mapped = map_prepared(file, key)
-    if mapped is not None:
-        return mapped, key, file
-    prepared = prepare(model, read_weights(weights, network))
-    if key_of(model, weights) != key:
-        raise ModelFileError(
-            f"{weights}: changed while it was read; expected a complete file: try again"
-        )
-    try:
-        write_prepared(file, prepared, key)
-    except PreparedKernelsError as error:
-        logger.warning("kernels_not_kept reason=%s", error)
-        return prepared, key, None
-    return prepared, key, file
-
-
 @dataclass(frozen=True)
 class DarknetFiles:
     """A Darknet net: its configuration, its file of weights, and the names of its classes.
 
-    ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files.
+    ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files. The file
+    ``WEIGHTS.prepared`` keeps the prepared kernels, if it can be written.
     """
 
     configuration: Callable[[], Configuration]
@@ -203,23 +175,37 @@ class DarknetFiles:
     labels: Path | tuple[str, ...]
 
     def read(self) -> FoundModel:
-        """Return the net with the current weights; raise the errors of reading the files."""
+        """Return the net with the current weights.
+
+        Raise the errors of reading the files, and ModelFileError if they change meanwhile.
+        """
         configuration, weights = self.configuration(), self.weights()
         network = DarknetNetwork(configuration)
         model = Model(network, network.input_shape, input_dtype=np.float32)
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
-        prepared, key, file = prepared_kernels(model, network, weights)
-        return FoundModel(
-            model,
-            DarknetArchitecture(configuration_text(configuration)),
-            labels,
-            prepared,
-            key,
-            lambda: read_weights(weights, network),
-            file=file,
-        )
+        try:
+            key = key_of(model, weights)
+        except OSError as error:
+            raise unreadable(weights, error) from error
+        beside = weights.with_name(f"{weights.name}.prepared")
+        file: Path | None = beside
+        prepared = map_prepared(beside, key)
+        if prepared is None:
+            prepared = prepare(model, read_weights(weights, network))
+            if key_of(model, weights) != key:
+                raise ModelFileError(
+                    f"{weights}: changed while it was read; expected a complete file: try again"
+                )
+            try:
+                write_prepared(beside, prepared, key)
+            except PreparedKernelsError as error:
+                logger.warning("kernels_not_kept reason=%s", error)
+                file = None
+        architecture = DarknetArchitecture(configuration_text(configuration))
+        numbers = partial(read_weights, weights, network)
+        return FoundModel(model, architecture, labels, prepared, key, numbers, file=file)
 
 
 @dataclass(frozen=True)

@@ -194,13 +194,8 @@ def _recipe(
 ) -> LoadedRecipe:
     if reference in recipe_names():
         return built_in_recipe(reference)
-    if reference == IMAGES:
-        return _image_recipe(directory, digests)
-    return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
-
-
-def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
-    """Load a recipe that is data, with its initial weights if the run has any."""
+    if reference != IMAGES:
+        return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
     path = directory.image_recipe
     try:
         content = path.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_net.autodiff import Expression, Shape, variable
@@ -42,9 +41,11 @@ class DarknetNetwork:
         self.configuration = configuration
         self.logits = logits
         self.input_shape = _input_shape(configuration.net)
-        self._layers = tuple(
-            _layer(section, index) for index, section in enumerate(configuration.layers)
-        )
+        self._layers = []
+        for index, section in enumerate(configuration.layers):
+            if section.kind not in LAYERS:
+                raise section.error("follows a layer; expected it once, as the first section")
+            self._layers.append(LAYERS[section.kind](section, index))
         self._names = tuple(
             f"{index:03}_{section.kind}" for index, section in enumerate(configuration.layers)
         )
@@ -85,28 +86,12 @@ class DarknetNetwork:
         for name, section, layer in zip(
             self._names, self.configuration.layers, self._layers, strict=True
         ):
-            x = _output(layer, section, x, scope.child(name), outputs)
+            try:
+                x = layer(x, scope.child(name), outputs)
+            except (ParameterError, ShapeError) as error:
+                raise section.error(str(error)) from error
             outputs.append(x)
         return outputs
-
-
-def _layer(section: Section, index: int) -> DarknetLayer:
-    if section.kind not in LAYERS:
-        raise section.error("follows a layer; expected it once, as the first section")
-    return LAYERS[section.kind](section, index)
-
-
-def _output(
-    layer: DarknetLayer,
-    section: Section,
-    x: Expression,
-    scope: Scope,
-    earlier: Sequence[Expression],
-) -> Expression:
-    try:
-        return layer(x, scope, earlier)
-    except (ParameterError, ShapeError) as error:
-        raise section.error(str(error)) from error
 
 
 def _input_shape(net: Section) -> Shape:
