@@ -19,10 +19,9 @@ from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
-from dist_net.photos.image_run import ImageRun
+from dist_net.photos.image_run import ImageRun, TrainedImages, write_model
 from dist_net.photos.report_content import report_content
 from dist_net.photos.report_page import VARIANT, report_page
-from dist_net.photos.trained_images import TrainedImages, write_model
 from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.plots import AS_IT_IS, draw_confusion, draw_curve, new_figure
