@@ -526,8 +526,7 @@ def parse_named_source(text: str) -> NamedSource:
         name = ""
     given = dict(zip(options[::2], options[1::2], strict=True))
     files = {name: Path(given.pop(name)) for name in FILE_NAMES if name in given}
-    is_live = source.startswith(LIVE) or is_token(source)
-    name = name or ("live" if is_live else _name_after(source))
+    name = name or ("live" if is_live(source) else _name_after(source))
     if name == "stats" or not MODEL_NAME.fullmatch(name):
         raise ModelSourceError(
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
