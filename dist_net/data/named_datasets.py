@@ -94,7 +94,6 @@ ADVICE = "or train on the dataset `digits`, which is part of the package"
 
 
 def default_cache_dir() -> Path:
-    """Return the user's cache directory."""
     return platformdirs.user_cache_path("dist-net", appauthor=False)
 
 

@@ -166,7 +166,6 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
     def samples(self, part: str) -> ArraySamples | DecodedImages:
-        """Return the usable images of a part."""
         return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
@@ -216,7 +215,6 @@ class ImageCache:
     digests: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Return all fields as a JSON object."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod

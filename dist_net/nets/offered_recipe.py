@@ -207,7 +207,6 @@ class OfferedRecipe:
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, in hexadecimal."""
         return digests_of(self.files)
 
 

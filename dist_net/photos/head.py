@@ -102,9 +102,8 @@ def train_heads(
 
     Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
     The loss punishes confident mistakes most: the penalty with the least loss is often too strong
-    for the most right answers.
-    The loss is measured on the first ``judged`` rows; the other rows are variants of the same
-    images.
+    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
+    are variants of the same images.
     """
     with threadpool_limits(1, "blas"):
         problem = HeadProblem(features, labels, classes, folds)

@@ -99,7 +99,6 @@ class HeadTraining:
 
     @property
     def accuracy(self) -> float:
-        """Return the share of right answers out of fold."""
         return float((self._out_of_fold.argmax(1) == self.labels).mean())
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:

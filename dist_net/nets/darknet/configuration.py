@@ -103,7 +103,6 @@ class Section:
         return value == 1
 
     def text(self, option: str, default: str) -> str:
-        """Return the value as text."""
         return self.options.get(option, default)
 
     def integers(self, option: str) -> list[int]:

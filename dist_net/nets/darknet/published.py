@@ -42,7 +42,6 @@ class PublishedClassifier:
 
     @property
     def file_name(self) -> str:
-        """The file name of the weights."""
         return f"{self.name}.weights"
 
     def configuration(self, input_size: int | None = None) -> Configuration:

@@ -94,7 +94,6 @@ class Base:
 
     @cached_property
     def model(self) -> Model:
-        """Return the whole network, as a model."""
         return Model(self.network, self.input_shape)
 
     @cached_property
@@ -109,7 +108,6 @@ class Base:
 
     @cached_property
     def features(self) -> Model:
-        """Return the network up to its features, as a model."""
         return Model(self.feature_layers, self.input_shape)
 
 
@@ -199,7 +197,6 @@ class ImageRecipe:
 
     @cached_property
     def network(self) -> Layer:
-        """Return the whole network."""
         return ImageNet(self.base, len(self.class_names), self.directions)
 
     def load_images(self) -> Dataset:
@@ -239,7 +236,6 @@ class ImageRecipe:
 
     @cached_property
     def model(self) -> Model:
-        """Return the whole network, as a model."""
         return self.loaded().recipe.model
 
     def as_net(self) -> Self:
@@ -255,7 +251,6 @@ class ImageRecipe:
         return tempered
 
     def to_json(self) -> str:
-        """Return the recipe as a JSON object."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod

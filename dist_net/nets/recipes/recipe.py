@@ -309,12 +309,10 @@ class LoadedRecipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether the recipe is part of dist_net."""
         return self.reference in recipe_names()
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, in hexadecimal."""
         return digests_of(self.files)
 
     def digest(self, dataset: Dataset) -> str:
