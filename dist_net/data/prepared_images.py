@@ -303,7 +303,11 @@ class ImageCache:
             if is_stored:
                 self._make_room()
                 with replacing(self._path("pixels")) as partial:
-                    self._allocate(partial)
+                    with partial.open("wb") as file:  # a full disk raises before any decoding
+                        if hasattr(os, "posix_fallocate"):
+                            os.posix_fallocate(file.fileno(), 0, self._bytes)
+                        else:  # macOS
+                            file.truncate(self._bytes)
                     skipped = decode(partial, self._copy_rows(partial))
             else:
                 skipped = decode(None, range(len(self._files)))
@@ -400,14 +404,6 @@ class ImageCache:
     def _files_of(self, key: str) -> Iterator[Path]:
         """Return an entry's files, record before pixels, without the lock: others may await it."""
         return (path for path in sorted(self._directory.glob(f"{key}.*")) if path.suffix != ".lock")
-
-    def _allocate(self, path: Path) -> None:
-        """Create a file with room for all rows, so that a full disk raises before any decoding."""
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self._bytes)
-            else:  # macOS
-                file.truncate(self._bytes)
 
     def _lock(self, operation: int, key: str = "") -> IO[bytes] | None:
         """Return the locked file, which the caller must close; None if ``LOCK_NB`` fails."""

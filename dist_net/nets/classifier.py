@@ -70,7 +70,8 @@ class Classifier:
         while batch := list(islice(waiting, self._batch_size)):
             inputs = [self._input(image) for image in batch]
             usable = [each for each in inputs if not isinstance(each, ImageError)]
-            rows = iter(self._probabilities(np.stack(usable)) if usable else ())
+            outputs = self._outputs(np.stack(usable)) if usable else np.empty((0, 1), np.float32)
+            rows = iter(softmax(outputs) if self._has_logits else outputs)
             for image, found in zip(batch, inputs, strict=True):
                 if isinstance(found, ImageError):
                     yield found
@@ -82,10 +83,6 @@ class Classifier:
             return self._inputs.fit(image)
         except ImageError as error:
             return error
-
-    def _probabilities(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        outputs = self._outputs(inputs)
-        return softmax(outputs) if self._has_logits else outputs
 
     def _likeliest(
         self, probabilities: NDArray[np.float32], image: ImageSource, top: int

@@ -247,9 +247,8 @@ class FeatureExtractor:
         prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
         found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
         found = computed_by(found, self._engine)
-        with closing(
-            open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
-        ) as inference:
+        session = open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+        with closing(session) as inference:
             for start in range(0, len(new), BATCH_SIZE):
                 rows = new[start : start + BATCH_SIZE]
                 images = batch[: len(rows)]

@@ -115,7 +115,10 @@ class ImageRun:
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
-        features = self._features(found, cache, images, digests)
+        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
+        with CountProgress(self.console, "computing features", "features computed") as shown:
+            features = extractor.compute(images.usable_samples(), digests, shown)
         head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
@@ -334,16 +337,6 @@ class ImageRun:
             augmentation=options.augmentation,
             data=str(self.directory.images.resolve()),
         )
-
-    def _features(
-        self, found: FoundBase, cache: ImageCache, images: PreparedImages, digests: list[bytes]
-    ) -> NDArray[np.float32]:
-        """Return the base's features of the usable images, (N, views, F)."""
-        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
-        shown = CountProgress(self.console, "computing features", "features computed")
-        with shown:
-            return extractor.compute(images.usable_samples(), digests, shown)
 
     def _train_whole(
         self,

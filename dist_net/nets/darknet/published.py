@@ -40,10 +40,6 @@ class PublishedClassifier:
     layers: Callable[[], Sections]
     header_bytes: tuple[int, ...] = (LATE_HEADER_BYTES, EARLY_HEADER_BYTES)
 
-    @property
-    def file_name(self) -> str:
-        return f"{self.name}.weights"
-
     def configuration(self, input_size: int | None = None) -> Configuration:
         """Return the network for RGB images of side ``input_size`` (default: as published)."""
         side = self.input_size if input_size is None else input_size
@@ -58,7 +54,7 @@ class PublishedClassifier:
         """
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
         sizes_bytes = tuple(header + numbers_bytes for header in self.header_bytes)
-        return PublishedFile(self.file_name, sizes_bytes)
+        return PublishedFile(f"{self.name}.weights", sizes_bytes)
 
 
 def published(name: str) -> PublishedClassifier:
