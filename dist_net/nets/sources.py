@@ -254,7 +254,8 @@ class TrainedRun:
             raise ModelSourceError(f"{self.path} is not a model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
-        names = _class_names(loaded, self.labels, record.class_names, has_classes, self.progress)
+        recorded = (record.class_names or None) if has_classes else ()
+        names = _class_names(loaded, self.labels, recorded, self.progress)
         calibration = calibration_of(checkpoint)
         weights = calibrated_weights(loaded, checkpoint)
         return replace(
@@ -298,8 +299,7 @@ class FollowedRun:
     trust_recipe: bool = False
     _loaded: LoadedRecipe | None = None
     _reference: str = ""  # the server's reference of that recipe
-    _class_names: tuple[str, ...] = ()
-    _has_classes: bool = True
+    _class_names: tuple[str, ...] | None = None
     _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
     def version(self) -> int:
@@ -316,7 +316,7 @@ class FollowedRun:
         with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:
-                self._class_names, self._has_classes = (), True  # unless the server sends them
+                self._class_names = None  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
             snapshot = observer.snapshot()
         size = self._loaded.recipe.layout.size
@@ -325,9 +325,7 @@ class FollowedRun:
                 f"the server at {self.address} trains {len(snapshot.weights):,} weights, but this "
                 f"host's recipe {reference} has {size:,}; expected the same recipe on both hosts"
             )
-        names = _class_names(
-            self._loaded, self.labels, self._class_names, self._has_classes, self.progress
-        )
+        names = _class_names(self._loaded, self.labels, self._class_names, self.progress)
         fitting = self._loaded.recipe.fitting
         return found_model(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
@@ -344,7 +342,7 @@ class FollowedRun:
         self._kept = TemporaryDirectory(prefix="dist-net-recipe-")
         directory = RunDirectory(Path(self._kept.name) / "run")
         directory.make()
-        self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
+        self._class_names = offered.class_names
         offered.keep(directory, reference)  # the data is beside the original, if on this host
         return load_run_recipe(directory, trust_recipe=True)
 
@@ -371,17 +369,16 @@ def files_of(source: ModelSource) -> list[Path]:
 def _class_names(
     loaded: LoadedRecipe,
     labels: Path | None,
-    recorded: tuple[str, ...],
-    has_classes: bool,
+    recorded: tuple[str, ...] | None,
     progress: Progress,
 ) -> tuple[str, ...]:
     """Return the names of a recipe's classes: from ``labels``, the run's record, or the dataset.
 
-    Without classes there are none. Only runs of early releases record no names; a user's own
-    dataset is loaded to get them.
+    ``recorded`` is empty without classes, and None if no names are known, as in runs of early
+    releases; a user's own dataset is loaded to get them.
     """
     recipe = loaded.recipe
-    if not has_classes:
+    if recorded == ():
         if labels is not None:
             raise ModelSourceError(
                 f"{labels} names classes, but {loaded.name} predicts numbers; expected no --labels"
@@ -389,12 +386,11 @@ def _class_names(
         return ()
     if labels is not None:
         return read_labels(labels, recipe.model.classes)
-    names = recorded
-    if not names and isinstance(recipe.dataset, str):
-        names = CLASS_NAMES[recipe.dataset]
-    elif not names:
-        names = recipe.load_dataset(progress).class_names
-    return names
+    if recorded is not None:
+        return recorded
+    if isinstance(recipe.dataset, str):
+        return CLASS_NAMES[recipe.dataset]
+    return recipe.load_dataset(progress).class_names
 
 
 def found_model(
