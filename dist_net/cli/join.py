@@ -16,8 +16,7 @@ from dist_net.data import default_cache_dir
 from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
-from dist_net.nets.image_manifest import MANIFEST, ImageManifest
-from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_code, load_run_recipe

@@ -71,7 +71,6 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Return the shape of one input."""
         return samples_of(self.train_inputs).shape
 
     def digest(self) -> str:

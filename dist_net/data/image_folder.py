@@ -73,8 +73,7 @@ class ImageFolder:
         With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, only the listed
         paths are used; they are relative to the folder. Without validation images, a share of
         ``validation`` is split off at random, seeded by ``seed``. ``run_directory``, the run's
-        output directory, must not contain the folder or be inside it. Raises
-        ``DatasetError``.
+        output directory, must not contain the folder or be inside it. Raises ``DatasetError``.
         """
         root = Path(path)
         if not root.is_dir():
@@ -118,10 +117,9 @@ class ImageFolder:
         """Return the folder with every group of images on one side of each split.
 
         ``groups`` has the group number of each image, ``(N,)``; see ``divided_groups`` for classes
-        of few groups. Validation images that were split
-        off are split off again. Images that share a group with an image of ``test/`` lose their
-        part and are left out. Raise ``DatasetError`` if a class has no training image left,
-        or the folder no validation image.
+        of few groups. Validation images that were split off are split off again. Images that share
+        a group with an image of ``test/`` lose their part and are left out. Raise ``DatasetError``
+        if a class has no training image left, or the folder no validation image.
         """
         tested = {groups[row]: self.images[row].path for row in self.of_part(TEST)}
         images, left_out = [], list(self.left_out)
@@ -158,12 +156,10 @@ class ImageFolder:
         return found
 
     def of_part(self, part: str) -> list[int]:
-        """Return the indices of a part's images."""
         return [index for index, each in enumerate(self.images) if each.part == part]
 
     @property
     def labels(self) -> list[int]:
-        """Return the class index of each image."""
         index_of = {name: index for index, name in enumerate(self.class_names)}
         return [index_of[each.class_name] for each in self.images]
 
@@ -354,8 +350,7 @@ def refusal_of_name(path: str) -> str | None:
 def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
     """Yield line, path, label and third field of each row, separated by "," or ";".
 
-    The first row is a header if its path lacks the suffix of an image. Raises
-    ``DatasetError``.
+    The first row is a header if its path lacks the suffix of an image. Raises ``DatasetError``.
     """
     try:
         with labels_csv.open(encoding="utf-8-sig", newline="") as file:
@@ -393,12 +388,12 @@ def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
     contents = {image.path: image.path for image in images}
     for size_bytes, paths in of_size.items():
         if size_bytes and len(paths) > 1:
-            contents |= {path: _sha256(root / path) or path for path in paths}
+            contents |= {path: file_digest(root / path) or path for path in paths}
     return contents
 
 
-def _sha256(path: Path) -> str:
-    """Return the digest in hexadecimal; empty if unreadable, which decoding reports later."""
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 in hexadecimal; "" if unreadable, which decoding reports later."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,11 @@
 
 Fashion-MNIST: 60,000 + 10,000 grey images of clothing, 28x28, in ten classes (Xiao, Rasul &
 Vollgraf 2017, arXiv 1708.07747), MIT licence. The hashes are of the decompressed files, because
-every publisher compresses them differently.
+every publisher compresses them differently. The images are read-only views of mapped files.
 
-digits: the 8x8 handwritten digits of UCI. ``digits.npz`` is part of the package. It was made from
-scikit-learn's copy (its licence is in ``digits.licence.txt``) by::
+digits: the 8x8 handwritten digits of UCI, 1,437 to train on and 360 to test on, each class split in
+proportion; the original's 0 to 16 is scaled to 0 to 255. ``digits.npz`` is part of the package. It
+was made from scikit-learn's copy (its licence is in ``digits.licence.txt``) by::
 
     digits = sklearn.datasets.load_digits()
     images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
@@ -93,7 +94,6 @@ ADVICE = "or train on the dataset `digits`, which is part of the package"
 
 
 def default_cache_dir() -> Path:
-    """Return the user's cache directory."""
     return platformdirs.user_cache_path("dist-net", appauthor=False)
 
 
@@ -110,13 +110,16 @@ def dataset_named(
     ``DatasetError``, and ``FetchError`` if no source delivers the dataset or ``cache_dir`` is not
     usable.
     """
+    if name not in DATASETS:
+        raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
     if name == DIGITS:
-        return _load_digits()
-    if name == FASHION_MNIST:
-        return _load_fashion_mnist(
-            cache_dir or default_cache_dir(), progress or (lambda _: None), mirrors
-        )
-    raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
+        packaged = resources.files("dist_net.data").joinpath("digits.npz")
+        with packaged.open("rb") as file, np.load(file) as arrays:
+            return ArrayDataset(name, **arrays, class_names=CLASS_NAMES[name])
+    directory = (cache_dir or default_cache_dir()) / name
+    fetch(name, FILES, directory, sources(mirrors), progress or (lambda _: None), ADVICE)
+    inputs, targets, test_inputs, test_targets = (read_idx(directory / each.name) for each in FILES)
+    return ArrayDataset(name, inputs, targets, test_inputs, test_targets, CLASS_NAMES[name])
 
 
 def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:
@@ -130,39 +133,6 @@ def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:
             copy_from_archive, DEBIAN_PACKAGE, DEBIAN_DIRECTORY
         ),
     }
-
-
-def _load_fashion_mnist(
-    cache_dir: Path, progress: Progress, mirrors: Sequence[str]
-) -> ArrayDataset:
-    """Return Fashion-MNIST, fetched into ``cache_dir/fashion-mnist`` if it is missing.
-
-    Images are ``(60000, 28, 28)`` and ``(10000, 28, 28)`` uint8, read-only views of the mapped
-    files. Raise FetchError.
-    """
-    directory = cache_dir / FASHION_MNIST
-    fetch(FASHION_MNIST, FILES, directory, sources(mirrors), progress, ADVICE)
-    train_images, train_labels, test_images, test_labels = (
-        read_idx(directory / file.name) for file in FILES
-    )
-    return ArrayDataset(
-        FASHION_MNIST,
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        class_names=CLASS_NAMES[FASHION_MNIST],
-    )
-
-
-def _load_digits() -> ArrayDataset:
-    """Return 1,437 digits to train on and 360 to test on, each class split in proportion.
-
-    Images are ``(N, 8, 8)`` uint8; the original's 0 to 16 is scaled to 0 to 255.
-    """
-    packaged = resources.files("dist_net.data").joinpath("digits.npz")
-    with packaged.open("rb") as file, np.load(file) as arrays:
-        return ArrayDataset(name=DIGITS, **arrays, class_names=CLASS_NAMES[DIGITS])
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import PIL
@@ -33,17 +33,14 @@ from numpy.typing import NDArray
 
 from dist_net.data.dataset import Dataset
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import (
-    AugmentedImages,
-    DecodedImages,
-    ImagePreprocessing,
-)
 from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
 from dist_net.data.samples import ArraySamples, SampleIndices, Samples
-from dist_net.errors import DatasetError, FetchError, RecipeError
+from dist_net.errors import DatasetError, FetchError, ImageError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
+from dist_net.images.decoding import MAX_PIXELS
+from dist_net.images.fitting import fit_image
 from dist_net.json_records import record_from_json
 
 CACHE_BYTES = 8 << 30
@@ -52,6 +49,68 @@ POLL_S = 0.05
 Decode = Callable[[Path | None, Sequence[int]], Mapping[str, str]]
 """Decode the images with these indices, write their rows to the file unless it is None, and return
 the reason for each skipped image, by path."""
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """The arguments with which ``fit_image`` turns a file into an input, ``shape`` uint8."""
+
+    shape: tuple[int, ...]
+    fitting: str
+    max_pixels: int = MAX_PIXELS
+
+    def input_of(self, path: Path) -> NDArray[np.uint8]:
+        """Return the image, decoded and fitted, ``shape`` uint8; raise ``ImageError``."""
+        return fit_image(path, self.shape, self.fitting, self.max_pixels)
+
+
+class DecodedImages:
+    """Images that are decoded when they are read; all were readable when they were prepared."""
+
+    def __init__(self, root: Path, paths: Sequence[str], preprocessing: ImagePreprocessing) -> None:
+        self._root = root
+        self._paths = paths
+        self._preprocessing = preprocessing
+        self.shape = preprocessing.shape
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the images at ``indices``.
+
+        Raise ``DatasetError`` for an image that has become unreadable.
+        """
+        for place, index in enumerate(indices.tolist()):
+            try:
+                out[place] = self._preprocessing.input_of(self._root / self._paths[index])
+            except ImageError as error:
+                raise DatasetError(
+                    f"{error}; it could be read when the images were prepared; prepare them again"
+                ) from error
+
+
+class AugmentedImages:
+    """Images with another random variant for training in each epoch, as ``AugmentedSamples``."""
+
+    def __init__(self, images: Samples, augmentation: Augmentation) -> None:
+        self._images = images
+        self._augmentation = augmentation
+        self.shape = images.shape
+        self.dtype = images.dtype
+        self.read = images.read
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read_augmented(
+        self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
+    ) -> None:
+        """Fill ``out`` with each image's variant of this epoch."""
+        self.read(indices, out)
+        with_channels = out.reshape(*out.shape[:3], -1, copy=False)
+        self._augmentation.apply(with_channels, seed, epoch, indices.tolist())
 
 
 class PreparedImages(AbstractContextManager["PreparedImages"]):
@@ -107,7 +166,6 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
     def samples(self, part: str) -> ArraySamples | DecodedImages:
-        """Return the usable images of a part."""
         return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
@@ -157,7 +215,6 @@ class ImageCache:
     digests: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Return all fields as a JSON object."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
@@ -246,7 +303,11 @@ class ImageCache:
             if is_stored:
                 self._make_room()
                 with replacing(self._path("pixels")) as partial:
-                    self._allocate(partial)
+                    with partial.open("wb") as file:  # a full disk raises before any decoding
+                        if hasattr(os, "posix_fallocate"):
+                            os.posix_fallocate(file.fileno(), 0, self._bytes)
+                        else:  # macOS
+                            file.truncate(self._bytes)
                     skipped = decode(partial, self._copy_rows(partial))
             else:
                 skipped = decode(None, range(len(self._files)))
@@ -343,14 +404,6 @@ class ImageCache:
     def _files_of(self, key: str) -> Iterator[Path]:
         """Return an entry's files, record before pixels, without the lock: others may await it."""
         return (path for path in sorted(self._directory.glob(f"{key}.*")) if path.suffix != ".lock")
-
-    def _allocate(self, path: Path) -> None:
-        """Create a file with room for all rows, so that a full disk raises before any decoding."""
-        with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self._bytes)
-            else:  # macOS
-                file.truncate(self._bytes)
 
     def _lock(self, operation: int, key: str = "") -> IO[bytes] | None:
         """Return the locked file, which the caller must close; None if ``LOCK_NB`` fails."""

@@ -67,7 +67,6 @@ class ArraySamples:
         return len(self._array if self._rows is None else self._rows)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fill ``out`` with the samples at ``indices``."""
         indices = indices if self._rows is None else self._rows[indices]
         if self._array.dtype == self.dtype:
             # The indices are in range; "clip" skips NumPy's check of that.

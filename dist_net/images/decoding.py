@@ -231,7 +231,6 @@ def _require_few_scans(file: BinaryIO, pixels: int, name: str, max_pixels: int) 
 
 
 def _count(file: BinaryIO, mark: bytes) -> int:
-    """Return how often ``mark`` is in the file."""
     file.seek(0)
     count, piece = 0, b""
     while more := file.read(PIECE_BYTES):

@@ -195,17 +195,13 @@ def fitting_named(name: str) -> Callable[[Pixels, int, int], Pixels]:
     return FITTINGS[name]
 
 
-def takes_images(model: ImageModel) -> bool:
-    """Whether its inputs are (H, W) or (H, W, 1), for grey images, or (H, W, 3)."""
-    return _is_image_shape(model.input_shape)
-
-
-def _is_image_shape(shape: tuple[int, ...]) -> bool:
+def is_image_shape(shape: tuple[int, ...]) -> bool:
+    """Whether it is (H, W) or (H, W, 1), for grey images, or (H, W, 3)."""
     return len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
 
 
 def _require_image_shape(shape: tuple[int, ...]) -> None:
-    if not _is_image_shape(shape):
+    if not is_image_shape(shape):
         raise ShapeError(
             f"a net whose inputs have shape {shape} takes no images; expected (H, W), "
             f"(H, W, 1) or (H, W, 3)"
@@ -262,7 +258,7 @@ def _pixels(
     if not isinstance(image, np.ndarray):
         return read(image)
     shape = image.shape
-    if image.dtype != np.uint8 or not _is_image_shape(shape):
+    if image.dtype != np.uint8 or not is_image_shape(shape):
         raise ImageError(
             f"pixels of shape {shape} and dtype {image.dtype}; expected (H, W), (H, W, 1) or "
             f"(H, W, 3) uint8"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,8 @@ from dist_net.errors import ImageError, ModelSourceError, NotFiniteError
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, require_labels, top_predictions
-from dist_net.nets.darknet.configuration import Configuration
 from dist_net.nets.foreign_onnx import ForeignModel, open_session
-from dist_net.nets.sources import DarknetFiles, FoundModel
+from dist_net.nets.sources import FoundModel
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
 from dist_net.nn.model import Batch
@@ -72,7 +70,8 @@ class Classifier:
         while batch := list(islice(waiting, self._batch_size)):
             inputs = [self._input(image) for image in batch]
             usable = [each for each in inputs if not isinstance(each, ImageError)]
-            rows = iter(self._probabilities(np.stack(usable)) if usable else ())
+            outputs = self._outputs(np.stack(usable)) if usable else np.empty((0, 1), np.float32)
+            rows = iter(softmax(outputs) if self._has_logits else outputs)
             for image, found in zip(batch, inputs, strict=True):
                 if isinstance(found, ImageError):
                     yield found
@@ -85,10 +84,6 @@ class Classifier:
         except ImageError as error:
             return error
 
-    def _probabilities(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-        outputs = self._outputs(inputs)
-        return softmax(outputs) if self._has_logits else outputs
-
     def _likeliest(
         self, probabilities: NDArray[np.float32], image: ImageSource, top: int
     ) -> list[Prediction] | NotFiniteError:
@@ -98,26 +93,6 @@ class Classifier:
                 f"The weights are too large, or belong to another net"
             )
         return top_predictions(probabilities, self.labels, top)
-
-
-def load_classifier(
-    configuration: Configuration,
-    weights: Path,
-    labels: Sequence[str] | Path,
-    batch_size: int = 8,
-    threads: int = 1,
-) -> Classifier:
-    """Return the classifier of a Darknet configuration, with the weights in a file.
-
-    ``labels`` are the names of the classes, or their file. The prepared kernels are stored beside
-    the weights, and later calls map them. Raise the errors of building the network, reading the
-    files, and ``Classifier``.
-    """
-    names = labels if isinstance(labels, Path) else tuple(labels)
-    found = DarknetFiles(lambda: configuration, lambda: weights, names).read()
-    return Classifier(
-        found.model, found.prepared, found.labels, batch_size=batch_size, threads=threads
-    )
 
 
 def classifier_from(

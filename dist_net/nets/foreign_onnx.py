@@ -126,7 +126,6 @@ class OnnxSession:
         """Do nothing: the session is ready when it is created."""
 
     def close(self) -> None:
-        """Release the session."""
         del self._session
 
 

@@ -28,7 +28,7 @@ from dist_net.errors import (
     RecipeError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import takes_images
+from dist_net.images.fitting import is_image_shape
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import (
@@ -54,7 +54,7 @@ from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.onnx_gate import LETTERBOX, PixelOptions, accept, onnx_files
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
-from dist_net.nets.recipes.trusted_recipes import is_trusted
+from dist_net.nets.recipes.recipe_files import is_trusted
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
 from dist_net.nets.trained_model import (
@@ -128,7 +128,7 @@ class FoundModel:
         """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
         published = DarknetArchitecture | PublishedArchitecture
         is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
-        return (is_known or self.fitting == LETTERBOX) and takes_images(self.model)
+        return (is_known or self.fitting == LETTERBOX) and is_image_shape(self.model.input_shape)
 
     @property
     def is_batched(self) -> bool:
@@ -162,40 +162,12 @@ def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
     )
 
 
-def prepared_kernels(
-    model: Model, network: DarknetNetwork, weights: Path
-) -> tuple[Prepared, str, Path | None]:
-    """Return the kernels prepared from a file of weights, a key that changes with it, and a file.
-
-    That file, ``WEIGHTS.prepared``, stores the kernels; None if it cannot be written. Raise
-    ModelFileError if the weights cannot be read, or change during the call.
-    """
-    try:
-        key = key_of(model, weights)
-    except OSError as error:
-        raise unreadable(weights, error) from error
-    file = weights.with_name(f"{weights.name}.prepared")
-    mapped = map_prepared(file, key)
-    if mapped is not None:
-        return mapped, key, file
-    prepared = prepare(model, read_weights(weights, network))
-    if key_of(model, weights) != key:
-        raise ModelFileError(
-            f"{weights}: changed while it was read; expected a complete file: try again"
-        )
-    try:
-        write_prepared(file, prepared, key)
-    except PreparedKernelsError as error:
-        logger.warning("kernels_not_kept reason=%s", error)
-        return prepared, key, None
-    return prepared, key, file
-
-
 @dataclass(frozen=True)
 class DarknetFiles:
     """A Darknet net: its configuration, its file of weights, and the names of its classes.
 
-    ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files.
+    ``configuration`` and ``weights`` are functions, so that ``read`` sees changed files. The file
+    ``WEIGHTS.prepared`` keeps the prepared kernels, if it can be written.
     """
 
     configuration: Callable[[], Configuration]
@@ -203,23 +175,37 @@ class DarknetFiles:
     labels: Path | tuple[str, ...]
 
     def read(self) -> FoundModel:
-        """Return the net with the current weights; raise the errors of reading the files."""
+        """Return the net with the current weights.
+
+        Raise the errors of reading the files, and ModelFileError if they change meanwhile.
+        """
         configuration, weights = self.configuration(), self.weights()
         network = DarknetNetwork(configuration)
         model = Model(network, network.input_shape, input_dtype=np.float32)
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
-        prepared, key, file = prepared_kernels(model, network, weights)
-        return FoundModel(
-            model,
-            DarknetArchitecture(configuration_text(configuration)),
-            labels,
-            prepared,
-            key,
-            lambda: read_weights(weights, network),
-            file=file,
-        )
+        try:
+            key = key_of(model, weights)
+        except OSError as error:
+            raise unreadable(weights, error) from error
+        beside = weights.with_name(f"{weights.name}.prepared")
+        file: Path | None = beside
+        prepared = map_prepared(beside, key)
+        if prepared is None:
+            prepared = prepare(model, read_weights(weights, network))
+            if key_of(model, weights) != key:
+                raise ModelFileError(
+                    f"{weights}: changed while it was read; expected a complete file: try again"
+                )
+            try:
+                write_prepared(beside, prepared, key)
+            except PreparedKernelsError as error:
+                logger.warning("kernels_not_kept reason=%s", error)
+                file = None
+        architecture = DarknetArchitecture(configuration_text(configuration))
+        numbers = partial(read_weights, weights, network)
+        return FoundModel(model, architecture, labels, prepared, key, numbers, file=file)
 
 
 @dataclass(frozen=True)
@@ -268,7 +254,8 @@ class TrainedRun:
             raise ModelSourceError(f"{self.path} is not a model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
-        names = _class_names(loaded, self.labels, record.class_names, has_classes, self.progress)
+        recorded = (record.class_names or None) if has_classes else ()
+        names = _class_names(loaded, self.labels, recorded, self.progress)
         calibration = calibration_of(checkpoint)
         weights = calibrated_weights(loaded, checkpoint)
         return replace(
@@ -312,8 +299,7 @@ class FollowedRun:
     trust_recipe: bool = False
     _loaded: LoadedRecipe | None = None
     _reference: str = ""  # the server's reference of that recipe
-    _class_names: tuple[str, ...] = ()
-    _has_classes: bool = True
+    _class_names: tuple[str, ...] | None = None
     _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
     def version(self) -> int:
@@ -330,7 +316,7 @@ class FollowedRun:
         with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:
-                self._class_names, self._has_classes = (), True  # unless the server sends them
+                self._class_names = None  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
             snapshot = observer.snapshot()
         size = self._loaded.recipe.layout.size
@@ -339,9 +325,7 @@ class FollowedRun:
                 f"the server at {self.address} trains {len(snapshot.weights):,} weights, but this "
                 f"host's recipe {reference} has {size:,}; expected the same recipe on both hosts"
             )
-        names = _class_names(
-            self._loaded, self.labels, self._class_names, self._has_classes, self.progress
-        )
+        names = _class_names(self._loaded, self.labels, self._class_names, self.progress)
         fitting = self._loaded.recipe.fitting
         return found_model(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
@@ -358,7 +342,7 @@ class FollowedRun:
         self._kept = TemporaryDirectory(prefix="dist-net-recipe-")
         directory = RunDirectory(Path(self._kept.name) / "run")
         directory.make()
-        self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
+        self._class_names = offered.class_names
         offered.keep(directory, reference)  # the data is beside the original, if on this host
         return load_run_recipe(directory, trust_recipe=True)
 
@@ -385,17 +369,16 @@ def files_of(source: ModelSource) -> list[Path]:
 def _class_names(
     loaded: LoadedRecipe,
     labels: Path | None,
-    recorded: tuple[str, ...],
-    has_classes: bool,
+    recorded: tuple[str, ...] | None,
     progress: Progress,
 ) -> tuple[str, ...]:
     """Return the names of a recipe's classes: from ``labels``, the run's record, or the dataset.
 
-    Without classes there are none. Only runs of early releases record no names; a user's own
-    dataset is loaded to get them.
+    ``recorded`` is empty without classes, and None if no names are known, as in runs of early
+    releases; a user's own dataset is loaded to get them.
     """
     recipe = loaded.recipe
-    if not has_classes:
+    if recorded == ():
         if labels is not None:
             raise ModelSourceError(
                 f"{labels} names classes, but {loaded.name} predicts numbers; expected no --labels"
@@ -403,12 +386,11 @@ def _class_names(
         return ()
     if labels is not None:
         return read_labels(labels, recipe.model.classes)
-    names = recorded
-    if not names and isinstance(recipe.dataset, str):
-        names = CLASS_NAMES[recipe.dataset]
-    elif not names:
-        names = recipe.load_dataset(progress).class_names
-    return names
+    if recorded is not None:
+        return recorded
+    if isinstance(recipe.dataset, str):
+        return CLASS_NAMES[recipe.dataset]
+    return recipe.load_dataset(progress).class_names
 
 
 def found_model(
@@ -540,8 +522,7 @@ def parse_named_source(text: str) -> NamedSource:
         name = ""
     given = dict(zip(options[::2], options[1::2], strict=True))
     files = {name: Path(given.pop(name)) for name in FILE_NAMES if name in given}
-    is_live = source.startswith(LIVE) or is_token(source)
-    name = name or ("live" if is_live else _name_after(source))
+    name = name or ("live" if is_live(source) else _name_after(source))
     if name == "stats" or not MODEL_NAME.fullmatch(name):
         raise ModelSourceError(
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "

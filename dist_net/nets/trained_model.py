@@ -35,8 +35,7 @@ from dist_net.nets.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
-from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
+from dist_net.nets.recipes.recipe_files import is_trusted, sha256, trust
 from dist_net.nets.run_directory import UNREADABLE, Calibration, RunDirectory, suggest_runs
 from dist_net.nn import Model
 from dist_net.nn.model import SAVED
@@ -195,13 +194,8 @@ def _recipe(
 ) -> LoadedRecipe:
     if reference in recipe_names():
         return built_in_recipe(reference)
-    if reference == IMAGES:
-        return _image_recipe(directory, digests)
-    return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
-
-
-def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
-    """Load a recipe that is data, with its initial weights if the run has any."""
+    if reference != IMAGES:
+        return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
     path = directory.image_recipe
     try:
         content = path.read_bytes()

@@ -19,6 +19,7 @@ from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
+from dist_net.images.fitting import is_image_shape
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.darknet.configuration import (
@@ -133,7 +134,7 @@ def _require_images(base: Base) -> None:
             f"the base {base.name} has a single layer, its classifier; expected trained layers "
             f"before it, which compute features: {BASES}"
         )
-    if base.input_shape[2:] not in ((), (1,), (3,)):
+    if not is_image_shape(base.input_shape):
         raise ModelSourceError(
             f"the base {base.name} takes inputs of {base.input_shape}; expected images, "
             f"(H, W), (H, W, 1) or (H, W, 3)"
@@ -151,12 +152,7 @@ def joined_weights(
     weights = np.zeros(layout.size, np.float32)
     assert base.weights is not None
     of_base = base.base.model.layout.views(base.weights)
-    of_head: dict[str, Any] = {
-        "kernel": head.kernel,
-        "bias": head.bias,
-        "mean": 0.0,
-        "deviation": 1.0,
-    }
+    of_head: dict[str, Any] = {**head._asdict(), "mean": 0.0, "deviation": 1.0}
     if distance is not None:
         of_head |= {f"distance/{name}": value for name, value in distance._asdict().items()}
     for name, view in layout.views(weights).items():
@@ -251,9 +247,8 @@ class FeatureExtractor:
         prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")
         found = FoundModel(self._model, net, (), prepared, "", lambda: self._weights)
         found = computed_by(found, self._engine)
-        with closing(
-            open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
-        ) as inference:
+        session = open_session(found.model, found.prepared, self._threads, BATCH_SIZE)
+        with closing(session) as inference:
             for start in range(0, len(new), BATCH_SIZE):
                 rows = new[start : start + BATCH_SIZE]
                 images = batch[: len(rows)]

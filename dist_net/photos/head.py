@@ -76,12 +76,11 @@ def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: i
     """
     generator = np.random.default_rng(seed)
     names, group_of = np.unique(groups, return_inverse=True)
-    counts = np.zeros(
-        (len(names), labels.max() + 1), np.int64
-    )  # images of each class in each group
+    # The images of each class, in each group and in each fold.
+    counts = np.zeros((len(names), labels.max() + 1), np.int64)
     np.add.at(counts, (group_of, labels), 1)
     fold_of_group = np.zeros(len(names), np.int64)
-    filled = np.zeros((labels.max() + 1, folds))  # images of each class in each fold
+    filled = np.zeros((labels.max() + 1, folds))
     order = generator.permutation(len(names))
     for group in order[np.argsort(-counts.sum(1)[order], kind="stable")]:
         load = counts[group] @ filled + filled.sum(0) / (1 + filled.sum())
@@ -102,9 +101,8 @@ def train_heads(
 
     Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
     The loss punishes confident mistakes most: the penalty with the least loss is often too strong
-    for the most right answers.
-    The loss is measured on the first ``judged`` rows; the other rows are variants of the same
-    images.
+    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
+    are variants of the same images.
     """
     with threadpool_limits(1, "blas"):
         problem = HeadProblem(features, labels, classes, folds)

@@ -99,7 +99,6 @@ class HeadTraining:
 
     @property
     def accuracy(self) -> float:
-        """Return the share of right answers out of fold."""
         return float((self._out_of_fold.argmax(1) == self.labels).mean())
 
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
@@ -123,9 +122,8 @@ def outputs_of(model: Model, weights: Vector, samples: Samples) -> FeatureRows:
     """Compute a model's outputs of N samples, (N, outputs), on all cores."""
     outputs = np.empty((len(samples), model.classes), np.float32)
     batch = np.empty((BATCH_SIZE, *samples.shape), samples.dtype)
-    with closing(
-        Inference(model, prepare(model, weights), available_cores(), BATCH_SIZE)
-    ) as inference:
+    session = Inference(model, prepare(model, weights), available_cores(), BATCH_SIZE)
+    with closing(session) as inference:
         for start in range(0, len(samples), BATCH_SIZE):
             indices = np.arange(start, min(start + BATCH_SIZE, len(samples)))
             samples.read(indices, batch[: len(indices)])

@@ -101,7 +101,6 @@ class ImageOptions:
 
     @property
     def augmentation(self) -> Augmentation:
-        """Return the augmentation of the training images."""
         changes = COLOUR_CHANGES if self.colour_changes else {}
         return Augmentation(1 - self.zoom / 100, self.flip, self.rotate, **changes)
 

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache, PreparedImages
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing, PreparedImages
 from dist_net.errors import DatasetError, FetchError, ImageError, ProcessFailedError
 from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dist_net.checkpoint import read_checkpoint
+from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.image_split import MIN_GROUPS, TRAIN, VALIDATION
-from dist_net.data.prepared_images import ImageCache, PreparedImages
+from dist_net.data.image_split import MIN_GROUPS, TEST, TRAIN, VALIDATION
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing, PreparedImages
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import (
     BadInputError,
@@ -35,9 +35,9 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.nets.image_manifest import ImageManifest
+from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
-from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.run_directory import Calibration, RunDirectory
 from dist_net.photos.bases import (
     FeatureExtractor,
     FoundBase,
@@ -56,18 +56,23 @@ from dist_net.photos.head import FeatureRows
 from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.photos.near_duplicates import near_duplicates
-from dist_net.photos.photo_statistics import calibrated_losses, cross_entropies, mean_and_error
+from dist_net.photos.photo_statistics import (
+    JudgedImages,
+    calibrated_losses,
+    cross_entropies,
+    mean_and_error,
+)
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
+    near_duplicates,
     scene_of_each,
     thumbnails_and_digests,
 )
-from dist_net.photos.trained_images import TrainedImages, write_model
 from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
+from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings, ReasonToStop
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
@@ -75,6 +80,7 @@ from dist_net.vector import Vector
 FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
+HELD_OUT_BYTES = 256 << 20
 
 
 @dataclass(eq=False)
@@ -109,7 +115,10 @@ class ImageRun:
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
-        features = self._features(found, cache, images, digests)
+        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
+        with CountProgress(self.console, "computing features", "features computed") as shown:
+            features = extractor.compute(images.usable_samples(), digests, shown)
         head = HeadTraining.from_images(images, features, groups, self.options.run.seed)
         weights = joined_weights(whole, found, head.heads.final, head.distance)
         self.console.print(
@@ -329,16 +338,6 @@ class ImageRun:
             data=str(self.directory.images.resolve()),
         )
 
-    def _features(
-        self, found: FoundBase, cache: ImageCache, images: PreparedImages, digests: list[bytes]
-    ) -> NDArray[np.float32]:
-        """Return the base's features of the usable images, (N, views, F)."""
-        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
-        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
-        shown = CountProgress(self.console, "computing features", "features computed")
-        with shown:
-            return extractor.compute(images.usable_samples(), digests, shown)
-
     def _train_whole(
         self,
         images: PreparedImages,
@@ -405,3 +404,73 @@ def require_same_images(before: ImageCache, cache: ImageCache) -> None:
 def samples_of(cache: ImageCache) -> tuple[set[tuple[str, ...]], tuple[str, ...]]:
     """Return the paths, classes and pixels of a folder: a checkpoint continues on equal ones."""
     return {each[:2] for each in cache.folder.images}, cache.digests
+
+
+class TrainedImages(NamedTuple):
+    """A finished run: its images, its recipe, and the weights to use.
+
+    ``judged`` holds images with the logits of nets that were not trained on them: all images out
+    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
+    ``head`` is None for a whole net.
+    """
+
+    images: PreparedImages
+    recipe: ImageRecipe
+    weights: Vector
+    judged: JudgedImages
+    groups: SampleIndices
+    head: HeadTraining | None
+    report: dict[str, Any]
+    tuning: str
+
+
+def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:
+    """Replace a run's model, and the images to try it on, once all files are complete.
+
+    The model's weights, recipe and calibration are one file. The images are those of test/, or of
+    the validation split: evenly spread, at most ``HELD_OUT_BYTES``. A head is also trained on the
+    validation split: without test/, its answers out of fold are written too.
+    """
+    calibration = trained.judged.calibrate(options.precision)
+    loaded = trained.recipe.loaded()
+    training = options.of_training().on(loaded, loaded.recipe.load_dataset())
+    settings = training.settings(loaded)
+    of_model = {"image_recipe": trained.recipe.to_json(), "calibration": asdict(calibration)}
+    settings = replace(settings, recipe_record=settings.recipe_record | of_model)
+    model = model_only(settings, trained.weights)
+    images, about = _held_out(trained, calibration)
+    with (
+        directory.replacing(directory.held_out.with_suffix(".json")) as json_file,
+        directory.replacing(directory.held_out) as images_file,
+    ):
+        json_file.write_text(json.dumps(about), encoding="utf-8")
+        with images_file.open("wb") as opened:
+            np.save(opened, images)
+        directory.begin(training.to_json(), loaded.files)
+        write_checkpoint(directory.best, model)
+
+
+def _held_out(
+    trained: TrainedImages, calibration: Calibration
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Return held-out images, and the JSON object with their names and labels."""
+    images, judged = trained.images, trained.judged
+    part = TEST if len(images.rows(TEST)) else VALIDATION
+    samples, targets = images.samples(part), images.labels(part)
+    most = max(1, HELD_OUT_BYTES // int(np.prod(samples.shape)))
+    indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
+    kept = np.empty((len(indices), *samples.shape), np.uint8)
+    samples.read(indices, kept)
+    about: dict[str, Any] = {
+        "part": part,
+        "of": len(samples),
+        "names": [images.folder.images[row].path for row in images.rows(part)[indices].tolist()],
+        "labels": targets[indices].tolist(),
+    }
+    if trained.head is not None and part == VALIDATION:
+        about["out_of_fold"] = {
+            "labels": judged.targets.tolist(),
+            "answers": judged.logits.argmax(1).tolist(),
+            "loss": judged.loss(calibration),
+        }
+    return kept, about

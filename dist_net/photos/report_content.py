@@ -170,11 +170,8 @@ def mistakes(
     """Return the wrong answers, the most confident first; at most ``MAX_MISTAKES``."""
     answers = probabilities.argmax(1)
     wrong = np.flatnonzero(answers != judged.targets)
-    order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:MAX_MISTAKES]
-    return [
-        _entry(judged, index, class_names, answers[index], probabilities[index].max())
-        for index in order.tolist()
-    ]
+    order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+    return _entries(judged, probabilities, class_names, order[:MAX_MISTAKES])
 
 
 def doubtful(
@@ -192,19 +189,22 @@ def doubtful(
     doubt = probabilities[rows, answers] - own
     is_doubtful = (answers != judged.targets) & (doubt > DOUBTFUL_ABOVE)
     order = np.argsort(-doubt, kind="stable")
-    chosen = [index for index in order.tolist() if is_doubtful[index]][:MAX_DOUBTFUL]
+    chosen = order[is_doubtful[order]][:MAX_DOUBTFUL]
+    return _entries(judged, probabilities, class_names, chosen)
+
+
+def _entries(
+    judged: JudgedImages,
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    rows: NDArray[np.intp],
+) -> list[dict[str, Any]]:
     return [
-        _entry(judged, index, class_names, answers[index], probabilities[index].max())
-        for index in chosen
+        {
+            "image": judged.names[row],
+            "label": class_names[judged.targets[row]],
+            "answer": class_names[probabilities[row].argmax()],
+            "probability": float(probabilities[row].max()),
+        }
+        for row in rows.tolist()
     ]
-
-
-def _entry(
-    judged: JudgedImages, index: int, class_names: Sequence[str], answer: int, probability: float
-) -> dict[str, Any]:
-    return {
-        "image": judged.names[index],
-        "label": class_names[int(judged.targets[index])],
-        "answer": class_names[int(answer)],
-        "probability": float(probability),
-    }

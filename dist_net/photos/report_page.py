@@ -91,14 +91,12 @@ def _proven(right: int, total: int, interval: Sequence[float] | None) -> str:
     return f"{right / total:.1%} ({bounds})"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
 def _share_of(value: float | None, total: int) -> str:
     """Return a share of ``total`` images; "n of m" for few images."""
-    if value is None or total >= MIN_IMAGES_FOR_SHARE:
-        return _share(value)
+    if value is None:
+        return "-"
+    if total >= MIN_IMAGES_FOR_SHARE:
+        return f"{value:.1%}"
     return f"{round(value * total):,} of {total:,}"
 
 

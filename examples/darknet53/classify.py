@@ -4,11 +4,8 @@
 
 Each step from the file to the name of the class. The short form is::
 
-    weights = darknet.fetch_weights(darknet.published("darknet53"), print)
-    classifier = load_classifier(
-        darknet.published("darknet53").configuration(), weights, darknet.imagenet_labels()
-    )
-    print(classifier.predict([photo]))
+    found = model_source("darknet53", None, None, print).read()
+    print(classifier_from(found, "darknet53").predict([photo]))
 
 or on the command line: dist-net predict darknet53 PHOTO
 """

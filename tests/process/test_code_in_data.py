@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache
-from dist_net.nets.image_manifest import MANIFEST, ImageManifest
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
+from dist_net.nets.offered_recipe import MANIFEST, ImageManifest
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import own_release
 from dist_net.wire.messages import RecipeOffer, RecipeRequest

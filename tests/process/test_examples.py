@@ -18,7 +18,7 @@ from benchmarks.served import TINY, write_net
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
 from dist_net.nets import darknet
-from dist_net.nets.classifier import load_classifier
+from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources import model_source
 from dist_net.serving.client.client import Client
@@ -70,9 +70,8 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
         f"41,645,640 numbers in {weights}",
         f"{photo}: 300 by 200 pixels",
     ]
-    configuration = darknet.published("darknet53").configuration()
-    classifier = load_classifier(configuration, weights, darknet.imagenet_labels())
-    (answer,) = classifier.predict([photo])
+    found = model_source("darknet53", weights, None, print).read()
+    (answer,) = classifier_from(found, "darknet53").predict([photo])
     assert [first, second, third, fourth, fifth] == [
         f"{each.probability:7.2%}  {each.label}" for each in answer
     ]

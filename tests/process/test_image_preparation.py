@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 
 from dist_net import fit_image
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
+from dist_net.data.prepared_images import (
+    CACHE_BYTES,
+    ImageCache,
+    ImagePreprocessing,
+    PreparedImages,
+)
 from dist_net.errors import DatasetError, ProcessFailedError
 from dist_net.photos.image_preparation import prepare_images
 from drawn_images import cats_and_dogs
@@ -45,7 +49,7 @@ import sys
 from pathlib import Path
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImagePreprocessing
 from dist_net.data.prepared_images import ImageCache
 
 folder = ImageFolder.read(sys.argv[1])

@@ -113,7 +113,7 @@ CAN_DO_WITHOUT = {
     "join": "fsspec",
     "plots": "matplotlib",
     "serving_run": "uvloop",
-    "report_image": "matplotlib",
+    "image_report": "matplotlib",
     "ray_cluster": "ray",
     "ray_keeper": "ray",
 }

@@ -103,7 +103,6 @@ class Section:
         return value == 1
 
     def text(self, option: str, default: str) -> str:
-        """Return the value as text."""
         return self.options.get(option, default)
 
     def integers(self, option: str) -> list[int]:
@@ -223,7 +222,7 @@ def _opened(content: str, line: int, name: str) -> Section:
         )
     if kind not in OPTIONS:
         raise ModelFileError(
-            f"{name}:{line}: unknown layer [{kind}]{_nearest(kind, [*OPTIONS, *ALIASES])}"
+            f"{name}:{line}: unknown layer [{kind}]; {suggestion(kind, [*OPTIONS, *ALIASES])}"
         )
     return Section(kind, {}, line, {}, name)
 
@@ -235,10 +234,10 @@ def _add_option(sections: list[Section], content: str, line: int, name: str) -> 
     if not sections:
         raise ModelFileError(f"{name}:{line}: {option} before the first section; expected [net]")
     section = sections[-1]
-    known = _known(section.kind)
+    known = [*OPTIONS[section.kind].split(), *_of_training(section.kind), *ONLY_ZERO.split()]
     if option not in known:
-        nearest = _nearest(option, known)
-        raise ModelFileError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
+        nearest = suggestion(option, known)
+        raise ModelFileError(f"{name}:{line}: [{section.kind}] has no option {option}; {nearest}")
     if option in section.options and option in _of_training(section.kind):
         return  # Darknet's files have a line for training and another for tests; use the first
     if option in section.options:
@@ -255,16 +254,8 @@ def _add_option(sections: list[Section], content: str, line: int, name: str) -> 
     section.lines[option] = line
 
 
-def _known(kind: str) -> list[str]:
-    return [*OPTIONS[kind].split(), *_of_training(kind), *ONLY_ZERO.split()]
-
-
 def _of_training(kind: str) -> list[str]:
     return f"{OF_TRAINING.get(kind, '')} {OF_TRAINING_EVERYWHERE}".split()
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    return f"; {suggestion(name, known)}"
 
 
 def configuration_text(configuration: Configuration) -> str:

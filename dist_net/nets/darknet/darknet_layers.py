@@ -107,7 +107,6 @@ class Weightless:
     """A layer without arrays in a .weights file."""
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Return no arrays."""
         return ()
 
 

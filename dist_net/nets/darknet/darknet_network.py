@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_net.autodiff import Expression, Shape, variable
@@ -42,34 +41,28 @@ class DarknetNetwork:
         self.configuration = configuration
         self.logits = logits
         self.input_shape = _input_shape(configuration.net)
-        self._layers = tuple(
-            _layer(section, index) for index, section in enumerate(configuration.layers)
-        )
-        self._names = tuple(
-            f"{index:03}_{section.kind}" for index, section in enumerate(configuration.layers)
-        )
+        self._layers: list[tuple[str, Section, DarknetLayer]] = []
+        for index, section in enumerate(configuration.layers):
+            if section.kind not in LAYERS:
+                raise section.error("follows a layer; expected it once, as the first section")
+            layer = LAYERS[section.kind](section, index)
+            self._layers.append((f"{index:03}_{section.kind}", section, layer))
         x = variable("inputs", (1, *self.input_shape))
         scope = Scope()
         outputs = self.outputs(x, scope)
         self.layout = Layout(scope.parameters, scope.buffers)
         self.layers = tuple(
-            PlacedLayer(name, section, layer, before.shape, after.shape)
-            for name, section, layer, before, after in zip(
-                self._names,
-                configuration.layers,
-                self._layers,
-                [x, *outputs],
-                outputs,
-                strict=False,
-            )
+            PlacedLayer(*named, before.shape, after.shape)
+            for named, before, after in zip(self._layers, [x, *outputs], outputs, strict=False)
         )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         outputs = self.outputs(x, scope)
-        last = len(outputs) - 1
-        while last > 0 and isinstance(self._layers[last], Cost):
+        layers = [layer for _, _, layer in self._layers]
+        last = len(layers) - 1
+        while last > 0 and isinstance(layers[last], Cost):
             last -= 1
-        softmax = self._layers[last]
+        softmax = layers[last]
         if self.logits and isinstance(softmax, Softmax):
             return softmax.logits(outputs[last - 1] if last else x)
         return flattened(outputs[last])
@@ -82,31 +75,13 @@ class DarknetNetwork:
                 f"{', '.join(map(str, self.input_shape))})"
             )
         outputs: list[Expression] = []
-        for name, section, layer in zip(
-            self._names, self.configuration.layers, self._layers, strict=True
-        ):
-            x = _output(layer, section, x, scope.child(name), outputs)
+        for name, section, layer in self._layers:
+            try:
+                x = layer(x, scope.child(name), outputs)
+            except (ParameterError, ShapeError) as error:
+                raise section.error(str(error)) from error
             outputs.append(x)
         return outputs
-
-
-def _layer(section: Section, index: int) -> DarknetLayer:
-    if section.kind not in LAYERS:
-        raise section.error("follows a layer; expected it once, as the first section")
-    return LAYERS[section.kind](section, index)
-
-
-def _output(
-    layer: DarknetLayer,
-    section: Section,
-    x: Expression,
-    scope: Scope,
-    earlier: Sequence[Expression],
-) -> Expression:
-    try:
-        return layer(x, scope, earlier)
-    except (ParameterError, ShapeError) as error:
-        raise section.error(str(error)) from error
 
 
 def _input_shape(net: Section) -> Shape:

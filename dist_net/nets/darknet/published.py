@@ -1,7 +1,8 @@
 """The classifiers published on Darknet's site, trained on the 1000 classes of ImageNet.
 
 Each network is built in stages of blocks, as in its paper, which its function names. Sources: those
-papers, and the table on the site's ImageNet page. The weights are downloaded from the site.
+papers, and the table on the site's ImageNet page. The weights are downloaded from the site. Other
+nets may be built of the same functions, each of which returns or yields sections of a .cfg file.
 """
 
 from __future__ import annotations
@@ -39,15 +40,10 @@ class PublishedClassifier:
     layers: Callable[[], Sections]
     header_bytes: tuple[int, ...] = (LATE_HEADER_BYTES, EARLY_HEADER_BYTES)
 
-    @property
-    def file_name(self) -> str:
-        """The file name of the weights."""
-        return f"{self.name}.weights"
-
     def configuration(self, input_size: int | None = None) -> Configuration:
         """Return the network for RGB images of side ``input_size`` (default: as published)."""
         side = self.input_size if input_size is None else input_size
-        net = _section("net", height=side, width=side, channels=3)
+        net = section("net", height=side, width=side, channels=3)
         text = "\n".join([net, *self.layers()])
         return parse_configuration(text, self.name)
 
@@ -58,7 +54,7 @@ class PublishedClassifier:
         """
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
         sizes_bytes = tuple(header + numbers_bytes for header in self.header_bytes)
-        return PublishedFile(self.file_name, sizes_bytes)
+        return PublishedFile(f"{self.name}.weights", sizes_bytes)
 
 
 def published(name: str) -> PublishedClassifier:
@@ -81,119 +77,118 @@ def imagenet_labels() -> tuple[str, ...]:
     return tuple(packaged.read_text(encoding="utf-8").splitlines())
 
 
-def _section(kind: str, **options: int | float | str) -> str:
+def section(kind: str, **options: int | float | str) -> str:
     return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 
-def _conv(filters: int, size: int, stride: int = 1, activation: str = "leaky", **more: int) -> str:
+def convolution(
+    filters: int, size: int, stride: int = 1, activation: str = "leaky", **more: int
+) -> str:
     """A padded convolution with batch norm; a stride of 1 keeps the size of the map."""
     options = {"filters": filters, "size": size, "stride": stride, "pad": 1, **more}
-    return _section("convolutional", batch_normalize=1, **options, activation=activation)
+    return section("convolutional", batch_normalize=1, **options, activation=activation)
 
 
-def _biased(
-    filters: int, size: int, stride: int = 1, activation: str = "relu", pad: int = 1
-) -> str:
+def biased(filters: int, size: int, stride: int = 1, activation: str = "relu", pad: int = 1) -> str:
     """A convolution with a bias."""
     options = {"filters": filters, "size": size, "stride": stride, "pad": pad}
-    return _section("convolutional", **options, activation=activation)
+    return section("convolutional", **options, activation=activation)
 
 
-def _pool(size: int = 2, **more: int) -> str:
-    return _section("maxpool", size=size, stride=2, **more)
+def pool(size: int = 2, **more: int) -> str:
+    return section("maxpool", size=size, stride=2, **more)
 
 
-def _head(pool_first: bool, activation: str = "linear") -> Sections:
+def head(pool_first: bool, activation: str = "linear", classes: int = CLASSES) -> Sections:
     """A 1 x 1 convolution to the classes, before or after global average pooling."""
-    classes = _biased(CLASSES, 1, activation=activation)
-    pool = _section("avgpool")
-    yield from (pool, classes) if pool_first else (classes, pool)
-    yield _section("softmax", groups=1)
+    parts = [section("avgpool"), biased(classes, 1, activation=activation)]
+    yield from parts if pool_first else reversed(parts)
+    yield section("softmax", groups=1)
 
 
 def _connected_head() -> Sections:
     """Three connected layers, with most of the weights."""
     for _ in range(2):
-        yield _section("connected", output=4096, activation="relu")
-        yield _section("dropout", probability=0.5)
-    yield _section("connected", output=CLASSES, activation="linear")
-    yield _section("softmax", groups=1)
+        yield section("connected", output=4096, activation="relu")
+        yield section("dropout", probability=0.5)
+    yield section("connected", output=CLASSES, activation="linear")
+    yield section("softmax", groups=1)
 
 
 def _alternating(filters: int, convolutions: int) -> Sections:
     """3 x 3 convolutions, alternating with 1 x 1 convolutions of half as many filters."""
     for i in range(convolutions):
-        yield _conv(filters // 2, 1) if i % 2 else _conv(filters, 3)
+        yield convolution(filters // 2, 1) if i % 2 else convolution(filters, 3)
 
 
 def alexnet() -> Sections:
     """Krizhevsky, Sutskever and Hinton 2012, without its normalization and groups."""
-    yield _biased(96, 11, 4, pad=0)
-    yield _pool(3, padding=0)
-    yield _biased(256, 5)
-    yield _pool(3, padding=0)
-    yield from (_biased(filters, 3) for filters in (384, 384, 256))
-    yield _pool(3, padding=0)
+    yield biased(96, 11, 4, pad=0)
+    yield pool(3, padding=0)
+    yield biased(256, 5)
+    yield pool(3, padding=0)
+    yield from (biased(filters, 3) for filters in (384, 384, 256))
+    yield pool(3, padding=0)
     yield from _connected_head()
 
 
 def darknet_reference() -> Sections:
     """Redmon's small network: as accurate as AlexNet at a tenth of the size."""
     for filters in (16, 32, 64, 128, 256, 512):
-        yield _conv(filters, 3)
-        yield _pool()
-    yield _conv(1024, 3)
-    yield from _head(pool_first=True)
+        yield convolution(filters, 3)
+        yield pool()
+    yield convolution(1024, 3)
+    yield from head(pool_first=True)
 
 
 def vgg16() -> Sections:
     """Simonyan and Zisserman 2014, configuration D."""
-    yield _section("crop", crop_height=224, crop_width=224)
+    yield section("crop", crop_height=224, crop_width=224)
     for filters, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        yield from (_biased(filters, 3) for _ in range(convolutions))
-        yield _pool()
+        yield from (biased(filters, 3) for _ in range(convolutions))
+        yield pool()
     yield from _connected_head()
 
 
 def extraction() -> Sections:
     """Redmon et al. 2016, the classifier under the first YOLO, after GoogLeNet."""
-    yield _conv(64, 7, 2)
-    yield _pool()
-    yield _conv(192, 3)
-    yield _pool()
+    yield convolution(64, 7, 2)
+    yield pool()
+    yield convolution(192, 3)
+    yield pool()
     for reduced, filters in ((128, 256), (256, 512)):
-        yield _conv(reduced, 1)
-        yield _conv(filters, 3)
-    yield _pool()
+        yield convolution(reduced, 1)
+        yield convolution(filters, 3)
+    yield pool()
     for reduced, filters in (*((256, 512),) * 4, (512, 1024)):
-        yield _conv(reduced, 1)
-        yield _conv(filters, 3)
-    yield _pool()
+        yield convolution(reduced, 1)
+        yield convolution(filters, 3)
+    yield pool()
     for _ in range(2):
-        yield _conv(512, 1)
-        yield _conv(1024, 3)
-    yield from _head(pool_first=False, activation="leaky")
+        yield convolution(512, 1)
+        yield convolution(1024, 3)
+    yield from head(pool_first=False, activation="leaky")
 
 
 def darknet19() -> Sections:
     """Redmon and Farhadi 2017, "YOLO9000", table 6."""
     for filters, convolutions in ((32, 1), (64, 1), (128, 3), (256, 3), (512, 5)):
         yield from _alternating(filters, convolutions)
-        yield _pool()
+        yield pool()
     yield from _alternating(1024, 5)
-    yield from _head(pool_first=False)
+    yield from head(pool_first=False)
 
 
 def darknet53() -> Sections:
     """Redmon and Farhadi 2018, "YOLOv3", table 1."""
-    yield _conv(32, 3)
+    yield convolution(32, 3)
     for filters, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
-        yield _conv(filters, 3, 2)
+        yield convolution(filters, 3, 2)
         for _ in range(blocks):
-            yield _conv(filters // 2, 1)
-            yield _conv(filters, 3)
-            yield _section("shortcut", **{"from": -3}, activation="linear")
-    yield from _head(pool_first=True)
+            yield convolution(filters // 2, 1)
+            yield convolution(filters, 3)
+            yield section("shortcut", **{"from": -3}, activation="linear")
+    yield from head(pool_first=True)
 
 
 def _residual(
@@ -203,27 +198,27 @@ def _residual(
     width: int,
 ) -> Sections:
     """Stages of residual blocks; every stage doubles the width and halves the size."""
-    yield _conv(64, 7, 2)
-    yield _pool()
+    yield convolution(64, 7, 2)
+    yield pool()
     for stage, count in enumerate(blocks):
         for i in range(count):
             yield from block(width << stage, 2 if stage > 0 and i == 0 else 1)
-    yield from _head(pool_first)
+    yield from head(pool_first)
 
 
 def _basic(width: int, stride: int) -> Sections:
     """He et al. 2016, figure 5, left; the shortcut has no weights where the shape changes."""
-    yield _conv(width, 3, stride)
-    yield _conv(width, 3, activation="linear")
-    yield _section("shortcut", **{"from": -3}, activation="leaky")
+    yield convolution(width, 3, stride)
+    yield convolution(width, 3, activation="linear")
+    yield section("shortcut", **{"from": -3}, activation="leaky")
 
 
 def _bottleneck(width: int, stride: int, expansion: int = 4, **groups: int) -> Sections:
     """He et al. 2016, figure 5, right, and in groups Xie et al. 2017, figure 3(c)."""
-    yield _conv(width, 1)
-    yield _conv(width, 3, stride, "leaky", **groups)
-    yield _conv(width * expansion, 1, activation="linear")
-    yield _section("shortcut", **{"from": -4}, activation="leaky")
+    yield convolution(width, 1)
+    yield convolution(width, 3, stride, "leaky", **groups)
+    yield convolution(width * expansion, 1, activation="linear")
+    yield section("shortcut", **{"from": -4}, activation="leaky")
 
 
 _wide_grouped = partial(_bottleneck, expansion=2, groups=32)
@@ -232,17 +227,17 @@ _thin_grouped = partial(_bottleneck, expansion=8, groups=32)
 
 def densenet201() -> Sections:
     """Huang et al. 2017, table 1, with the activation after the convolution."""
-    yield _conv(64, 7, 2)
-    yield _pool()
+    yield convolution(64, 7, 2)
+    yield pool()
     for filters, blocks in ((128, 6), (256, 12), (512, 48), (None, 32)):
         for _ in range(blocks):
-            yield _conv(128, 1)
-            yield _conv(32, 3)
-            yield _section("route", layers="-1,-3")
+            yield convolution(128, 1)
+            yield convolution(32, 3)
+            yield section("route", layers="-1,-3")
         if filters is not None:
-            yield _conv(filters, 1)
-            yield _pool()
-    yield from _head(pool_first=False)
+            yield convolution(filters, 1)
+            yield pool()
+    yield from head(pool_first=False)
 
 
 DEPTH_50 = (3, 4, 6, 3)

@@ -56,7 +56,6 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
 
 
 def unreadable(path: Path, error: OSError) -> ModelFileError:
-    """Return the error for an unreadable file."""
     return ModelFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
 
 

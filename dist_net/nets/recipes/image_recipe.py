@@ -17,7 +17,7 @@ from dist_net.data import Dataset
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DistNetError, RecipeError
 from dist_net.images.augmentation import Augmentation
-from dist_net.images.fitting import fitting_named
+from dist_net.images.fitting import fitting_named, is_image_shape
 from dist_net.json_records import record_from_json
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
@@ -94,7 +94,6 @@ class Base:
 
     @cached_property
     def model(self) -> Model:
-        """Return the whole network, as a model."""
         return Model(self.network, self.input_shape)
 
     @cached_property
@@ -109,7 +108,6 @@ class Base:
 
     @cached_property
     def features(self) -> Model:
-        """Return the network up to its features, as a model."""
         return Model(self.feature_layers, self.input_shape)
 
 
@@ -199,7 +197,6 @@ class ImageRecipe:
 
     @cached_property
     def network(self) -> Layer:
-        """Return the whole network."""
         return ImageNet(self.base, len(self.class_names), self.directions)
 
     def load_images(self) -> Dataset:
@@ -239,7 +236,6 @@ class ImageRecipe:
 
     @cached_property
     def model(self) -> Model:
-        """Return the whole network, as a model."""
         return self.loaded().recipe.model
 
     def as_net(self) -> Self:
@@ -255,7 +251,6 @@ class ImageRecipe:
         return tempered
 
     def to_json(self) -> str:
-        """Return the recipe as a JSON object."""
         return json.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
@@ -288,10 +283,7 @@ class ImageRecipe:
             r"[1-9]\d{0,9} [1-9]\d{0,6}", self.base.text
         ):
             raise ValueError(f"an ONNX file of {self.base.text!r:.80} bytes and features")
-        if len(self.base.input_shape) not in (2, 3) or not all(
-            1 <= each <= LARGEST_SIDE for each in self.base.input_shape
-        ):
-            raise ValueError(f"images of shape {self.base.input_shape}")
-        if self.base.input_shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"images of {self.base.input_shape[2]} channels")
+        shape = self.base.input_shape
+        if not (is_image_shape(shape) and all(1 <= each <= LARGEST_SIDE for each in shape)):
+            raise ValueError(f"images of shape {shape}")
         fitting_named(self.base.fitting)

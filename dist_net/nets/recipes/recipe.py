@@ -46,12 +46,12 @@ from dist_net.nets.recipes.recipe_files import (
     RECIPE_FILE,
     RecipeFiles,
     digests_of,
+    is_trusted,
     place_in_recipe,
     read_any,
     reader_of,
     sha256,
 )
-from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss, TargetMeaning
 from dist_net.nn.parameters import Layout
@@ -308,12 +308,10 @@ class LoadedRecipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether the recipe is part of dist_net."""
         return self.reference in recipe_names()
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file, in hexadecimal."""
         return digests_of(self.files)
 
     def digest(self, dataset: Dataset) -> str:

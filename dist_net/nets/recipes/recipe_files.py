@@ -1,13 +1,19 @@
-"""Run a recipe's Python files from verified bytes, with imports from its own folder.
+"""Run a recipe's Python files from verified bytes, and record which of them the user trusts.
 
 Python's import would read a file again after the check, or run cached bytecode, and two recipes
 that each import a ``net.py`` would share one module.
+
+A recipe in a run directory runs without confirmation if training on this host wrote it, or if the
+user confirmed it before. If the user deletes a line of the record, the recipe must be confirmed
+again.
 """
 
 from __future__ import annotations
 
 import builtins
 import hashlib
+import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,6 +24,8 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
+import platformdirs
+
 from dist_net.errors import RecipeChangedError, RecipeError
 
 RECIPE_FILE = "recipe.py"
@@ -27,6 +35,8 @@ MODULE_PREFIX = "dist_net_recipe_"
 
 Read = Callable[[Path], bytes | None]
 """Returns the content of a file that may run; None if it does not exist."""
+
+logger = logging.getLogger(__name__)
 
 
 class RecipeFiles:
@@ -154,3 +164,34 @@ def place_in_recipe(error: BaseException) -> str:
         if str(frame.f_globals.get("__name__")).startswith(MODULE_PREFIX)
     ]
     return places[-1] if places else ""
+
+
+def record_path() -> Path:
+    """Return the record's path. Each line of the file is a JSON array ``[NAME, SHA-256]``."""
+    return platformdirs.user_data_path("dist-net", appauthor=False) / "trusted-recipes"
+
+
+def is_trusted(digests: Mapping[str, str]) -> bool:
+    """Return whether the record has each of these files (SHA-256 by name), and one is a recipe."""
+    try:
+        known = {*record_path().read_text(encoding="utf-8").splitlines()}
+    except (OSError, ValueError):
+        return False
+    return RECIPE_FILE in digests and known.issuperset(_lines(digests))
+
+
+def trust(digests: Mapping[str, str]) -> None:
+    """Add files to the record. Log a warning if it cannot be written."""
+    if is_trusted(digests):
+        return
+    path = record_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in _lines(digests)))
+    except OSError as error:
+        logger.warning("trusted_recipe_not_recorded path=%s reason=%s", path, error.strerror)
+
+
+def _lines(digests: Mapping[str, str]) -> list[str]:
+    return [json.dumps(item) for item in digests.items()]

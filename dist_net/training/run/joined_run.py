@@ -16,9 +16,8 @@ from typing import Any
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
 from dist_net.errors import InterruptedRunError, NoAnswerError, ProtocolError, SettingError
-from dist_net.nets.image_manifest import MAX_MANIFEST_BYTES
 from dist_net.nets.observer import NO_RECORDS, Observer
-from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.roles import POLL_S, LocalProcesses, Role

@@ -29,8 +29,7 @@ from dist_net.errors import (
 )
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe
-from dist_net.nets.recipes.recipe_files import RECIPE_FILE
-from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild
 from dist_net.processes.listen_options import ListenOptions

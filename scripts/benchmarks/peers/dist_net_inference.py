@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.peers import darknet_task
@@ -18,8 +17,7 @@ from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.operations.convolution import PlannedConvolution
 from dist_net.nets.darknet.configuration import read_configuration
-from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.nets.sources import prepared_kernels
+from dist_net.nets.sources import DarknetFiles
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
 
@@ -36,9 +34,10 @@ OPTIONS = {
 @cache
 def model_in(directory: Path) -> tuple[Model, Prepared]:
     """The net in ``directory`` with its prepared kernels, which are mapped."""
-    network = DarknetNetwork(read_configuration(directory / darknet_task.CONFIGURATION))
-    model = Model(network, network.input_shape, input_dtype=np.float32)
-    return model, prepared_kernels(model, network, directory / darknet_task.WEIGHTS)[0]
+    configuration = read_configuration(directory / darknet_task.CONFIGURATION)
+    weights = directory / darknet_task.WEIGHTS
+    found = DarknetFiles(lambda: configuration, lambda: weights, ()).read()
+    return found.own_model, found.prepared
 
 
 class DistNet:

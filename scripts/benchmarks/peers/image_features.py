@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.peers.orders import Peer
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.photos.bases import FeatureExtractor, Views, base_called
 from dist_net.photos.image_preparation import prepare_images

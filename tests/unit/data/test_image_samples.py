@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import fit_image
 from dist_net.data import AugmentedSamples, Samples
-from dist_net.data.image_samples import (
+from dist_net.data.prepared_images import (
     AugmentedImages,
     DecodedImages,
     ImagePreprocessing,

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import Decode, ImageCache, PreparedImages
+from dist_net.data.prepared_images import Decode, ImageCache, ImagePreprocessing, PreparedImages
 from dist_net.errors import DatasetError, FetchError, ImageError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs, drawn_folder

@@ -22,11 +22,11 @@ from dist_net.errors import (
 from dist_net.images.fitting import letterbox, pad
 from dist_net.images.labels import Prediction
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets.classifier import Classifier, classifier_from, load_classifier
-from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.classifier import Classifier, classifier_from
+from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
-from dist_net.nets.sources import model_source
+from dist_net.nets.sources import DarknetFiles, model_source
 from dist_net.nn import Model, Scope
 from naming import naming
 
@@ -185,15 +185,23 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "tiny.weights"
 
 
+def darknet_classifier(
+    configuration: Configuration, weights: Path, labels: Path | tuple[str, ...]
+) -> Classifier:
+    return classifier_from(
+        DarknetFiles(lambda: configuration, lambda: weights, labels).read(), "tiny"
+    )
+
+
 def test_a_darknet_net_answers_from_its_files(weights: Path) -> None:
     configuration = parse_configuration(TINY, "tiny")
     names = weights.with_name("names")
     names.write_text("\n".join(NAMES))
-    answers = load_classifier(configuration, weights, NAMES).predict([RED, GREEN])
+    answers = darknet_classifier(configuration, weights, NAMES).predict([RED, GREEN])
     for answer in answers:
         assert sum(each.probability for each in answer) == pytest.approx(1, abs=1e-6)
     assert answers[0] != answers[1]
-    assert load_classifier(configuration, weights, names).predict([RED, GREEN]) == answers
+    assert darknet_classifier(configuration, weights, names).predict([RED, GREEN]) == answers
     assert isinstance(answers[0][0], Prediction)
 
 
@@ -201,28 +209,28 @@ def test_kernels_are_prepared_once_for_a_file_of_weights(
     weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     configuration = parse_configuration(TINY, "tiny")
-    answers = load_classifier(configuration, weights, NAMES).predict([RED])
+    answers = darknet_classifier(configuration, weights, NAMES).predict([RED])
     prepared = weights.with_name("tiny.weights.prepared")
     before = prepared.stat()
-    assert load_classifier(configuration, weights, NAMES).predict([RED]) == answers
+    assert darknet_classifier(configuration, weights, NAMES).predict([RED]) == answers
     assert prepared.stat().st_ino == before.st_ino
     network = DarknetNetwork(configuration)
     write_weights(weights, network, seeded_weights(network, 1))
-    assert load_classifier(configuration, weights, NAMES).predict([RED]) != answers
+    assert darknet_classifier(configuration, weights, NAMES).predict([RED]) != answers
     assert prepared.stat().st_ino != before.st_ino
     prepared.unlink()
     prepared.mkdir()
-    load_classifier(configuration, weights, NAMES).predict([RED])
+    darknet_classifier(configuration, weights, NAMES).predict([RED])
     assert "kernels_not_kept" in caplog.text
 
 
 def test_the_files_of_a_net_have_to_fit_it(weights: Path) -> None:
     configuration = parse_configuration(TINY, "tiny")
     with pytest.raises(ModelFileError, match=naming("none", "No such file")):
-        load_classifier(configuration, weights, weights.with_name("none"))
+        darknet_classifier(configuration, weights, weights.with_name("none"))
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(ModelFileError):
-        load_classifier(configuration, weights, NAMES)
+        darknet_classifier(configuration, weights, NAMES)
 
 
 def test_efficientnet_lite0_knows_a_photograph() -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.errors import DatasetError, RecipeError
-from dist_net.nets.image_manifest import ImageManifest
+from dist_net.nets.offered_recipe import ImageManifest
 from drawn_images import draw_shapes
 from naming import naming
 

@@ -35,7 +35,7 @@ from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
-from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import (
     FollowedRun,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.data.samples import ArraySamples
 from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.nets import efficientnet_lite0

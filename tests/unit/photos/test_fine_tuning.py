@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import TRAIN, VALIDATION
-from dist_net.data.prepared_images import PreparedImages
+from dist_net.data.prepared_images import ImagePreprocessing, PreparedImages
 from dist_net.data.samples import ArraySamples
 from dist_net.nets.recipes.image_recipe import ImageRecipe, small_base
 from dist_net.photos.fine_tuning import (

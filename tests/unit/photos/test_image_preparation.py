@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dist_net import fit_image
-from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import ImagePreprocessing
 from dist_net.errors import DatasetError, FetchError
 from dist_net.photos.image_preparation import (
     ImageChunk,

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.data.image_folder import ImageFolder
-from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.data.prepared_images import ImageCache
+from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.errors import DatasetError, RunDirectoryError, SettingError
 from dist_net.images.augmentation import Augmentation
 from dist_net.photos.image_options import ImageOptions, new_run

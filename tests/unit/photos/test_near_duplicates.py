@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from dist_net.photos import near_duplicates as module
-from dist_net.photos.near_duplicates import SIDE, near_duplicates
-from dist_net.photos.similar_images import groups_of
+from dist_net.photos import similar_images as module
+from dist_net.photos.similar_images import SIDE, groups_of, near_duplicates
 
 COUNT = 450
 

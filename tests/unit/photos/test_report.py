@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dist_net.nets.run_directory import Calibration
+from dist_net.photos.image_report import draw_classes, draw_report
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import class_table, report_content
-from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.plots import new_figure

@@ -9,8 +9,12 @@ from PIL import Image
 
 from dist_net.errors import SettingError
 from dist_net.images.fitting import fit_image
-from dist_net.photos.near_duplicates import near_duplicates
-from dist_net.photos.similar_images import groups_of, scene_of_each, thumbnails_and_digests
+from dist_net.photos.similar_images import (
+    groups_of,
+    near_duplicates,
+    scene_of_each,
+    thumbnails_and_digests,
+)
 from drawn_images import draw_shapes
 
 

@@ -7,63 +7,20 @@ for the Darknet program.
 from dist_net import autodiff
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import convolution, head, pool, section
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Lambda, Rescale, Sequential
 from dist_net.optim import Adam, Cosine
 
-
-def convolution(filters: int, size: int) -> str:
-    return f"""
-        [convolutional]
-        batch_normalize=1
-        filters={filters}
-        size={size}
-        stride=1
-        pad=1
-        activation=leaky
-        """
-
-
-NET = """
-    [net]
-    height=28
-    width=28
-    channels=1
-    """
-
-HALVE = """
-    [maxpool]
-    size=2
-    stride=2
-    """
-
-HEAD = """
-    [convolutional]
-    filters=10
-    size=1
-    stride=1
-    pad=1
-    activation=linear
-
-    [avgpool]
-
-    [softmax]
-    groups=1
-    """
-
-CONFIGURATION = parse_configuration(
-    "".join(
-        [
-            NET,
-            *(convolution(16, 3), HALVE),
-            *(convolution(32, 3), HALVE),
-            *(convolution(64, 3), convolution(32, 1), convolution(64, 3), HALVE),
-            convolution(128, 3),
-            HEAD,
-        ]
-    ),
-    "fashion-mnist-conv",
+SECTIONS = (
+    section("net", height=28, width=28, channels=1),
+    *(convolution(16, 3), pool()),
+    *(convolution(32, 3), pool()),
+    *(convolution(64, 3), convolution(32, 1), convolution(64, 3), pool()),
+    convolution(128, 3),
+    *head(pool_first=False, classes=10),
 )
+CONFIGURATION = parse_configuration("\n".join(SECTIONS), "fashion-mnist-conv")
 
 recipe = Recipe(
     network=Sequential(

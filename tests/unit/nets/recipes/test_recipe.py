@@ -33,7 +33,7 @@ from dist_net.nets.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
-from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nn import Scope
 from dist_net.optim import Cosine, Momentum
 from naming import naming

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.nets.recipes.trusted_recipes import is_trusted, record_path, trust
+from dist_net.nets.recipes.recipe_files import is_trusted, record_path, trust
 
 FILES = {"recipe.py": "a" * 64, "net.py": "b" * 64}
 

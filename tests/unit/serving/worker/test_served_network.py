@@ -17,7 +17,7 @@ from dist_net.nets.architecture import DarknetArchitecture, RecipeArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
 from dist_net.serving.pool.requests import Status
