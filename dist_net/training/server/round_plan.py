@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
 from dist_net.wire.lease_steps import minibatches_in
 
-NOISE = 32
+NOISE = 24
 """The most noise that a worker may add between two averages; see ``plan_round``."""
 
 FEWEST_SAMPLES, FEWEST_OF_STATISTICS = 2, 8

@@ -166,12 +166,11 @@ def test_the_rates_of_a_round_end_where_its_samples_do() -> None:
         desk.has_to_wait(b"a", desk.a_push(one, computed_s=one.steps.samples * 0.01))
         following = desk.answers(b"b", desk.a_push(other, computed_s=other.steps.samples * 0.03))
         one, other = following[b"a"], following[b"b"]
-    ends = [
-        work.steps.progress + work.steps.pace * (len(work.steps.edges) - 1) for work in (one, other)
-    ]
     together = one.steps.samples + other.steps.samples
-    assert one.steps.samples == 2 * other.steps.samples
-    assert ends == [one.steps.progress + together] * 2
+    assert one.steps.samples > 1.5 * other.steps.samples
+    for work in (one, other):
+        steps = len(work.steps.edges) - 1
+        assert together - steps < work.steps.pace * steps <= together  # the pace is whole
 
 
 def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
