@@ -20,9 +20,6 @@ class BadInputError(DistNetError):
     exit_code = 2
 
 
-# Expressions and plans
-
-
 class ShapeError(BadInputError):
     """The shapes of an operation's inputs do not fit together."""
 
@@ -51,9 +48,6 @@ class ParameterError(BadInputError):
     """A layer's parameters, or the vector that holds them, are not as declared."""
 
 
-# Recipes
-
-
 class RecipeError(BadInputError):
     """A recipe is unknown, its file does not run, or what it describes does not fit together."""
 
@@ -64,9 +58,6 @@ class RecipeChangedError(BadInputError):
 
 class UntrustedRecipeError(BadInputError):
     """A run's recipe is code that others may have written, and the user did not trust it."""
-
-
-# The wire
 
 
 class ProtocolError(DistNetError):
@@ -97,9 +88,6 @@ class SegmentError(DistNetError):
     """A shared-memory segment cannot be made or attached."""
 
 
-# Data
-
-
 class DatasetError(BadInputError):
     """A dataset or a folder of images is unknown, damaged or another host's, or does not fit."""
 
@@ -114,9 +102,6 @@ class FileWriteError(DistNetError):
 
 class SourceError(DistNetError):
     """A source lacks a published file, or has other content; the next source is tried."""
-
-
-# Files of models
 
 
 class ForeignModelError(BadInputError):
@@ -143,21 +128,12 @@ class ImageError(BadInputError):
     """An image cannot be read, or cannot be classified."""
 
 
-# Where a model is read from
-
-
 class ModelSourceError(BadInputError):
     """No model has this name or path, or it needs other options."""
 
 
-# Exporting a model
-
-
 class ExportError(BadInputError):
     """A model cannot be exported as requested, or no format is known for the file."""
-
-
-# The parameter server
 
 
 class UnknownOptionError(BadInputError, TypeError):
@@ -206,9 +182,6 @@ class CostsDamagedError(BadInputError):
 
 class ServerLostError(DistNetError):
     """The parameter server no longer answers."""
-
-
-# Requests to the inference pool
 
 
 class BadRequestError(BadInputError):
@@ -261,9 +234,6 @@ class RequestTooLargeError(BadInputError):
     """A request is larger than the limit."""
 
 
-# Runs
-
-
 class RunDirectoryError(BadInputError):
     """A run's directory is missing, taken, or cannot be written."""
 
@@ -288,9 +258,6 @@ class InterruptedRunError(DistNetError):
     """The run was interrupted, or this worker left it; the run's checkpoint is on disk."""
 
     exit_code = 130
-
-
-# The workers of the inference pool
 
 
 class ModelLoadError(DistNetError):
