@@ -20,27 +20,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from dist_net.command_line import importing
-from dist_net.errors import (
-    DistNetError,
-    ProcessFailedError,
-    RayClusterError,
-    SettingError,
-)
+from dist_net.errors import DistNetError, ProcessFailedError, RayClusterError, SettingError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
 from dist_net.processes.cores import cores_beside_server
 from dist_net.processes.own_directory import temporary_directory
-from dist_net.processes.ray_keeper import (
-    KEYS,
-    RUN,
-    RoleActor,
-    Seen,
-    ServerPlace,
-    SharedRun,
-    tcp_address,
-)
+from dist_net.processes.ray_keeper import KEYS, RUN, RoleActor, Seen, ServerPlace, SharedRun
 from dist_net.processes.roles import Given, LocalProcesses, Role, Word
-from dist_net.wire.address import contact_address
+from dist_net.wire.address import bracketed, contact_address
 from dist_net.wire.security import OPERATOR, WORKER, add_keys, create_keys, load_peer_keys
 
 logger = logging.getLogger(__name__)
@@ -237,7 +224,7 @@ class RayCluster(LocalProcesses):
     @property
     def listen(self) -> tuple[str]:
         """The address that this process listens on for other nodes, if it is the server."""
-        return (tcp_address(str(self._ray.util.get_node_ip_address()), 0),)
+        return (f"tcp://{bracketed(self._ray.util.get_node_ip_address())}:0",)
 
     @property
     def address(self) -> str:
@@ -261,7 +248,10 @@ class RayCluster(LocalProcesses):
             actor = self._keeper
         else:
             actor = self._actor(role, self._worker_files(), None)
-        started = actor.start.remote(role, self._place, self._shared_run())
+        shared = None
+        if self._run is not None:
+            shared = SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
+        started = actor.start.remote(role, self._place, shared)
         files = output_files(role.name, self._logs)
         listens_at = self._place.beyond if role.is_server and self._place else ""
         process = RayProcess(self._ray, actor, started, files, listens_at)
@@ -341,11 +331,6 @@ class RayCluster(LocalProcesses):
                     self._ray.get(self._keeper.close.remote(), timeout=KILLED_WITHIN_S)
             self._ray.kill(self._keeper)
         self._keeper = self._server = None
-
-    def _shared_run(self) -> SharedRun | None:
-        if self._run is None:
-            return None
-        return SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
 
     def _server_files(self) -> dict[str, bytes]:
         """Return the server's keys and its list of allowed peers."""

@@ -21,6 +21,7 @@ from dist_net.processes import sheltered
 from dist_net.processes.child import RunningChild, outputs
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
+from dist_net.wire.address import bracketed
 
 POLL_S = 0.01  # it grows up to MAX_POLL_S while nothing happens
 MAX_POLL_S = 0.1
@@ -65,11 +66,6 @@ class Seen(NamedTuple):
     host: str
 
 
-def tcp_address(host: str, port: int) -> str:
-    """Return the TCP address of a port at an IP address."""
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
 class RoleKeeper:
     """Run one role on the node ``node``, whose IP address is ``host``.
 
@@ -93,10 +89,11 @@ class RoleKeeper:
 
         This process keeps the port bound, without listening, so that no other process gets it.
         """
-        held = self._stack.enter_context(socket.socket(_family(self._host)))
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        held = self._stack.enter_context(socket.socket(family))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ZeroMQ sets it too
         held.bind((self._host, 0))
-        beyond = tcp_address(self._host, held.getsockname()[1])
+        beyond = f"tcp://{bracketed(self._host)}:{held.getsockname()[1]}"
         return ServerPlace(self._node, f"ipc://{self._directory}/server", beyond)
 
     def start(self, role: Role, server: ServerPlace, run: SharedRun | None) -> Seen:
@@ -198,7 +195,3 @@ def _command(role: Role) -> list[str]:
     if role.is_server:
         return [sys.executable, "-P", sheltered.__file__, role.module]
     return [sys.executable, "-P", "-m", role.module, *parent_option()]
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
