@@ -160,10 +160,8 @@ def load_run(path: str | Path, *, trust_recipe: bool = False) -> Run:
 class WatchedTraining(TrainingProgress):
     """Shows a run, records its history, and calls the callbacks, which may end the run."""
 
-    def __init__(
-        self, console: Console, samples_per_epoch: int, callbacks: Sequence[Callback]
-    ) -> None:
-        super().__init__(console, samples_per_epoch, joining=None)
+    def __init__(self, console: Console, callbacks: Sequence[Callback]) -> None:
+        super().__init__(console)
         self._callbacks = callbacks
         self._records: list[dict[str, Any]] = []
         self.history: list[EpochResult] = []
@@ -180,7 +178,7 @@ class WatchedTraining(TrainingProgress):
         losses = [each["loss"] for each in records] or [float("nan")]
         accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
         result = EpochResult(
-            samples // self._samples_per_epoch,
+            int(samples // self._samples_per_epoch),
             float(np.mean(losses)),
             float(np.mean(accuracies)) if accuracies else None,
             evaluation,
@@ -270,12 +268,7 @@ def train(
     workers = whole("workers", workers)
     require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
-    displays: list[WatchedTraining] = []
-
-    def display(samples: int) -> WatchedTraining:
-        displays.append(WatchedTraining(console, samples, callbacks))
-        return displays[-1]
-
+    display = WatchedTraining(console, callbacks)
     if is_folder:
         own: dict[str, Any] = {name: options.get(name) for name in options.keys() - of_recipe}
         of_images = ImageOptions(str(Path(recipe).resolve()), RunOptions(IMAGES, **of_run), **own)
@@ -287,4 +280,4 @@ def train(
         prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **of_run), console)
         run = RunDirectory.create(directory, loaded.name, datetime.now())
         report = prepared.train(run, local, console, display)
-    return Run(run.path, report, [result for each in displays for result in each.history])
+    return Run(run.path, report, display.history)

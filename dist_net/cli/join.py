@@ -13,7 +13,6 @@ from rich.console import Console
 from dist_net.cli.parser import count_from, count_or_auto
 from dist_net.command_line import add_options, add_trust_argument, importing
 from dist_net.data import default_cache_dir
-from dist_net.data.image_split import TRAIN
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
@@ -61,13 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
         if offered.reference == IMAGES:
-            samples = prepare_folder(offered, arguments.data, directory, console, opened)
+            prepare_folder(offered, arguments.data, directory, console, opened)
         else:
-            samples, may_fork = prepare_recipe(offered, directory, arguments, console)
+            may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
         logs = _log_directory(directory, opened)
-        progress = TrainingProgress(console, samples, joining=None, evaluates=False)
-        display = opened.enter_context(progress)
+        display = opened.enter_context(TrainingProgress(console, evaluates=False))
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )
@@ -134,11 +132,10 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 def prepare_recipe(
     offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
-) -> tuple[int, bool]:
+) -> bool:
     """Prepare the recipe and its data for the workers.
 
-    Return the number of training samples, and whether a worker may fork: the libraries of a
-    gradient function may have threads.
+    Return whether a worker may fork: the libraries of a gradient function may have threads.
     """
     offered.keep(directory, data=arguments.data)
     if offered.is_code:
@@ -147,8 +144,8 @@ def prepare_recipe(
     with FetchProgress(console) as fetching:
         try:
             recipe = load_run_recipe(directory, trust_recipe=True).recipe
-            samples = len(recipe.load_dataset(fetching).train_targets)
-            return samples, recipe.network is not None
+            recipe.load_dataset(fetching)
+            return recipe.network is not None
         except RecipeError as error:
             if offered.is_code and arguments.data is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
@@ -161,11 +158,11 @@ def prepare_folder(
     directory: RunDirectory,
     console: Console,
     opened: ExitStack,
-) -> int:
-    """Prepare the images, write the workers' files, and return the number of training images.
+) -> None:
+    """Prepare the images, and write the workers' files to ``directory``.
 
-    The files are written to ``directory``. The images stay in the cache until ``opened`` is
-    closed. Raise DatasetError if ``folder`` is None or differs from the server's folder.
+    The images stay in the cache until ``opened`` is closed. Raise DatasetError if ``folder`` is
+    None or differs from the server's folder.
     """
     manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:
@@ -178,10 +175,8 @@ def prepare_folder(
         default_cache_dir(), found, manifest.preprocessing, test_part=manifest.test_part
     )
     with CountProgress(console, "preparing images", "images prepared") as shown:
-        images = prepare_images(cache, directory.logs, show=shown)
-    opened.enter_context(images)
+        opened.enter_context(prepare_images(cache, directory.logs, show=shown))
     directory.write(directory.images, cache.to_json())
     recipe = ImageRecipe.from_json(offered.files[RECIPE_JSON])
     own = replace(recipe, data=str(directory.images.resolve()))
     replace(offered, files={RECIPE_JSON: own.to_json().encode()}).keep(directory)
-    return len(images.rows(TRAIN))

@@ -194,9 +194,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
 
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
 
-    def display(samples: int) -> TrainingProgress:
-        return TrainingProgress(console, samples, None if arguments.ray else joining, publish)
-
+    display = TrainingProgress(console, None if arguments.ray else joining, publish)
     with explained_end(arguments, directory):
         summary = prepared.train(directory, local, console, display)
     show_summary(summary, arguments.json)

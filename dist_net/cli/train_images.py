@@ -163,9 +163,7 @@ def train_images(
             f"--fine-tune {AUTO} or --base {NONE}, so that other hosts can train the whole net"
         )
 
-    def display(samples: int) -> TrainingProgress:
-        return TrainingProgress(console, samples, None, publish)
-
+    display = TrainingProgress(console, publish=publish)
     patience_s = KILLED_RUN_ENDS_S if resumed else 0.0
     with directory.locked(patience_s), explained_end(arguments, directory):
         summary = train_and_report(directory, options, local, console, display)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ def train_and_report(
     options: ImageOptions,
     local: LocalRunSettings,
     console: Console,
-    display: Callable[[int], TrainingProgress],
+    display: TrainingProgress,
 ) -> dict[str, Any]:
     """Train with ``ImageRun``, and write the model and the report.
 

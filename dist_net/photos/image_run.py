@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -87,14 +87,14 @@ HELD_OUT_BYTES = 256 << 20
 class ImageRun:
     """The run in ``directory``; this process must hold the lock of the directory.
 
-    ``display`` takes the number of samples and returns the progress display of a whole net.
+    ``display`` shows the training of a whole net.
     """
 
     directory: RunDirectory
     options: ImageOptions
     local: LocalRunSettings
     console: Console
-    display: Callable[[int], TrainingProgress]
+    display: TrainingProgress
 
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
@@ -353,7 +353,7 @@ class ImageRun:
         dataset = loaded.recipe.load_dataset()
         options = self.options.of_training().on(loaded, dataset)
         settings = options.settings(loaded)
-        with self.display(settings.samples) as display:
+        with self.display as display:
             self.console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"

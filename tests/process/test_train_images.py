@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -273,10 +273,12 @@ def test_a_resumed_run_keeps_its_model_until_the_next_version_is_whole(
     def resume() -> None:
         options, local = ImageOptions.read(run.folder), LocalRunSettings(1)
         with run.locked():
-            train_and_report(run, options, local, plain_console(quiet=True), no_cluster)
+            console = plain_console(quiet=True)
+            train_and_report(run, options, local, console, NoCluster(console))
 
-    def no_cluster(_: int) -> TrainingProgress:
-        pytest.fail("a head needs no cluster")
+    class NoCluster(TrainingProgress):
+        def __enter__(self) -> Self:
+            pytest.fail("a head needs no cluster")
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

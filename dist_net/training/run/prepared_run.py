@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console
@@ -46,17 +45,16 @@ class PreparedRun(NamedTuple):
         directory: RunDirectory,
         local: LocalRunSettings,
         console: Console,
-        watch: Callable[[int], TrainingProgress],
+        display: TrainingProgress,
     ) -> dict[str, Any]:
         """Train in ``directory``, or resume its run, and plot it; return the run's JSON object.
 
-        ``watch`` takes the number of samples of an epoch, and returns the display of progress.
         Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
         """
         loaded, settings = self.loaded, self.settings
         # The server of a killed run writes its checkpoint first.
         patience_s = KILLED_RUN_ENDS_S if directory.options.exists() else 0.0
-        with directory.locked(patience_s), watch(settings.samples) as display:
+        with directory.locked(patience_s), display:
             if directory.has_begun:
                 # Raises if the checkpoint does not fit, before any file of the run is changed.
                 RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))

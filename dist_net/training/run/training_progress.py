@@ -1,5 +1,6 @@
 """The progress of a training run on the terminal, and its warnings."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,14 +53,13 @@ class TrainingProgress:
     def __init__(
         self,
         console: Console,
-        samples_per_epoch: int,
-        joining: Callable[[str], str] | None,
+        joining: Callable[[str], str] | None = None,
         publish: Callable[[dict[str, Any]], None] | None = None,
         evaluates: bool = True,
     ) -> None:
         self._console = console
         self._lines_left = 0 if evaluates or console.is_terminal else LINES + 1
-        self._samples_per_epoch = samples_per_epoch
+        self._samples_per_epoch = math.nan  # until the first report
         self._joining = joining
         self._publish = publish
         self._progress = bar_on(
@@ -113,6 +113,7 @@ class TrainingProgress:
             accuracy = last["accuracy"]
             self._learnt = [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
             self._learnt.append(f"loss {last['loss']:.3f}")
+        self._samples_per_epoch = report["samples_total"] / report["epochs"]
         epoch = f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}"
         details = [
             f"{report['samples_per_s']:,.0f} samples/s",

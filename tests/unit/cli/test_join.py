@@ -14,6 +14,7 @@ from dist_net.nets.offered_recipe import OfferedRecipe, recipe_offer
 from dist_net.nets.recipes.recipe import load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.terminal import plain_console
 from dist_net.wire.messages import RecipeOffer
 from naming import naming
@@ -37,6 +38,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 
 def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -> int:
+    """Prepare an offered recipe; return the number of its training samples."""
     assert offer is not None
     parser = argparse.ArgumentParser()
     join.add_arguments(parser)
@@ -44,9 +46,10 @@ def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -
     with ExitStack() as opened:
         arguments.data = join.local_data(arguments.data, opened)
         offered = OfferedRecipe.from_offer(offer)
-        samples, may_fork = join.prepare_recipe(offered, directory, arguments, plain_console())
+        may_fork = join.prepare_recipe(offered, directory, arguments, plain_console())
         assert may_fork == ("gradient=" not in str(offered.files))
-        return samples
+        recipe = load_run_recipe(directory, trust_recipe=True).recipe
+        return len(recipe.load_dataset().train_targets)
 
 
 def code(tmp_path: Path) -> RecipeOffer | None:

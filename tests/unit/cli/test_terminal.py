@@ -48,7 +48,7 @@ def test_a_console_gives_a_terminal_nothing_to_obey(
     table.add_row(text)
     for printed in (text, table):
         console.print(printed, style="yellow")
-    with TrainingProgress(console, 1, None) as display:
+    with TrainingProgress(console) as display:
         display.warned(f"{text}\n\tin two lines")
     printed = capsys.readouterr().out
     assert all(each.isprintable() or each in "\n\t" for each in printed)
@@ -91,7 +91,7 @@ def test_a_measurement_has_any_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_message_of_a_run_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingProgress(plain_console(), 1, lambda address: f"join {address}") as display:
+    with TrainingProgress(plain_console(), lambda address: f"join {address}") as display:
         display.started([f"ipc:///{ODD}"])
         display.warned(ODD)
     assert capsys.readouterr().err == f"workers may join: join ipc:///{ODD}\n{ODD}\n"
@@ -114,7 +114,7 @@ def progress_line(width: int) -> str:
         samples_per_update=2048.0,
         waiting_share=0.05,
     )
-    with TrainingProgress(console, 60_000, None) as display:
+    with TrainingProgress(console) as display:
         display.progressed(shown)
     lines = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", file.getvalue()).replace("\r", "\n").split("\n")
     return max((line.rstrip() for line in lines if "12.3/20" in line), key=len)
@@ -141,7 +141,7 @@ def test_a_joined_host_without_a_terminal_prints_some_lines_of_progress(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     counts = {"epochs": 20, "consistency": "rounds", "records": []}
-    with TrainingProgress(plain_console(), 100, None, evaluates=False) as display:
+    with TrainingProgress(plain_console(), evaluates=False) as display:
         for samples in range(0, 2001, 2):
             display.progressed(
                 report(**counts, waiting_share=0.05, samples=samples, samples_total=2000)
