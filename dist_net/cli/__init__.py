@@ -41,14 +41,13 @@ COMMANDS = {
 PATIENT_S = 1.0
 """Further interrupts within this time count as the same one and are ignored."""
 
-SHORT_FORMS = {"parameter-server": ("train", {"workers": 0})}
-"""Commands that are another command with other defaults."""
-
-PROCESSES = {
+MODULES = {
+    "parameter-server": "cli.train",
     "worker": "training.run.training_worker_process",
     "serve": "serving.gateway.serving_run",
     "inference-worker": "serving.worker.inference_worker_process",
 }
+"""The modules of commands that have none of their name in ``cli``."""
 
 
 def parse(given: list[str]) -> argparse.Namespace:
@@ -60,12 +59,10 @@ def parse(given: list[str]) -> argparse.Namespace:
         sentence = purpose[0].upper() + purpose[1:]
         command = commands.add_parser(name, help=purpose, description=f"{sentence}.")
         if name in given[:1]:  # import only the modules of this command
-            if name in PROCESSES:
-                module = import_module(f"dist_net.{PROCESSES[name]}")
-            else:
-                module = import_module(f"dist_net.cli.{SHORT_FORMS.get(name, (name,))[0]}")
+            module = import_module(f"dist_net.{MODULES.get(name, f'cli.{name}')}")
             module.add_arguments(command)
-            command.set_defaults(**SHORT_FORMS[name][1] if name in SHORT_FORMS else {})
+            if name == "parameter-server":
+                command.set_defaults(workers=0)
             command.add_argument("--debug", action="store_true", help="show errors with traceback")
             command.set_defaults(module=module)
     return parser.parse_args(given)

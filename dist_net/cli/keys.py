@@ -23,7 +23,6 @@ USE = {
     "client": "dist-net status tcp://HOST:PORT",
     "operator": "dist-net reload MODEL --connect tcp://HOST:PORT",
 }
-EACH_ROLE = [(role, None) for role in ROLES]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +107,8 @@ def _create(arguments: argparse.Namespace) -> int:
     wanted = [(role, name) for role in ROLES for name in getattr(arguments, role)]
     if not (wanted and has_server_keys(directory)):
         create_keys(directory)
-    bundles = [(role, add_keys(directory, role, name)) for role, name in wanted or EACH_ROLE]
+    wanted = wanted or [(role, None) for role in ROLES]
+    bundles = [(role, add_keys(directory, role, name)) for role, name in wanted]
     serve = ("parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", directory)
     print(f"Keys are in {directory}, which stays on the server's host. On that host:")
     print(f"    {command_line(*serve)}")

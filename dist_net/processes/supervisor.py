@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 from dist_net.errors import ProcessFailedError
@@ -49,17 +50,17 @@ class RestartBudget:
         return pause_s
 
 
+@dataclass(eq=False)
 class SupervisedProcess:
     """The newest process of a role. ``is_over``: it has ended, and will not be restarted."""
 
-    def __init__(self, role: Callable[[], Role], budget: RestartBudget) -> None:
-        self.role = role
-        self.budget = budget
-        self.child: RunningChild
-        self.started_s = 0.0
-        self.restart_at_s: float | None = None
-        self.is_over = False
-        self.is_reported = False
+    role: Callable[[], Role]
+    budget: RestartBudget
+    child: RunningChild = field(init=False)
+    started_s: float = 0.0
+    restart_at_s: float | None = None
+    is_over: bool = False
+    is_reported: bool = False
 
 
 class Supervisor:

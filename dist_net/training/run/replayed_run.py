@@ -62,25 +62,27 @@ class Replay:
         self._journal = journal
         self._first = first
         self._needed_until = self._look_ahead()
-        *_, started = (each for each in journal.starts() if each.version <= first)
-        if isinstance(begin, Checkpoint):
-            self._run = RunState.resumed(self._settings_of(started), begin)
-        else:
-            self._run = RunState(self._settings_of(started), begin)
         self._gradient_of = gradient_of
-        self._threads = started.threads
-        self._gradient_at = gradient_of(started.threads)
-        self._local = self._local_steps()
-        self._kept = {first: self._run.store.state}
+        self._threads = 0
+        self._kept: dict[int, Vector] = {}
         self._matched_version = -1
+        *_, started = (each for each in journal.starts() if each.version <= first)
+        self._begin(started, begin)
 
-    def _settings_of(self, started: Started) -> RunSettings:
-        return replace(self._settings, **{name: getattr(started, name) for name in CHANGEABLE})
-
-    def _local_steps(self) -> LocalSteps:
-        settings = self._run.settings
+    def _begin(self, started: Started, begin: Vector | Checkpoint) -> None:
+        """Begin, or resume, with the settings and the threads of a server that was started."""
+        changed = {name: getattr(started, name) for name in CHANGEABLE}
+        settings = replace(self._settings, **changed)
+        if isinstance(begin, Checkpoint):
+            self._run = RunState.resumed(settings, begin)
+        else:
+            self._run = RunState(settings, begin)
+        if started.threads != self._threads:
+            self._threads = started.threads
+            self._gradient_at = self._gradient_of(started.threads)
         rule, rate_at = settings.start_rule(), settings.learning_rate_at
-        return LocalSteps(self._gradient_at, rule, settings.batch_size, rate_at)
+        self._local = LocalSteps(self._gradient_at, rule, settings.batch_size, rate_at)
+        self._kept[self.version] = self._run.store.state
 
     def _look_ahead(self) -> dict[int, int]:
         """Return the last version that was computed from the state of each version."""
@@ -116,7 +118,8 @@ class Replay:
             if not matches or self.version >= last:
                 break
             if isinstance(update, Started):
-                self._start(update)
+                if update.version > self._first and update.version >= self.version:
+                    self._begin(update, self._run.checkpoint())
             elif update[0].version > self.version:
                 matches = self._apply(update) and self._is_as_it_was()
                 if progress is not None:
@@ -142,17 +145,6 @@ class Replay:
             return False
         self._matched_version = self.version
         return True
-
-    def _start(self, started: Started) -> None:
-        """Resume with the settings of the server that was started at this version."""
-        if started.version == self._first or started.version < self.version:
-            return
-        self._run = RunState.resumed(self._settings_of(started), self._run.checkpoint())
-        self._kept[self.version] = self._run.store.state
-        if started.threads != self._threads:
-            self._threads = started.threads
-            self._gradient_at = self._gradient_of(started.threads)
-        self._local = self._local_steps()
 
     def _apply(self, update: Sequence[Applied]) -> bool:
         """Apply results again; return False if the new state is not finite."""
