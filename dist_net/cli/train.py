@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
 from dist_net.cli.parser import count_from, number_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
@@ -19,23 +20,20 @@ from dist_net.cli.train_images import (
     require_no_image_options,
     train_images,
 )
-from dist_net.command_line import add_options, add_trust_argument, joining_command
-from dist_net.errors import AddressError, RunDirectoryError, SettingError
+from dist_net.command_line import add_options, add_trust_argument, importing, joining_command
+from dist_net.errors import AddressError, InsecureAddressError, RunDirectoryError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
-from dist_net.processes.cluster_options import (
-    add_cluster_arguments,
-    ray_address,
-    worker_count,
-)
+from dist_net.processes.cluster_options import add_cluster_arguments, ray_address, worker_count
 from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
+from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import Publish, TrainingProgress
 from dist_net.training.server.consistency import Consistency
 
 DEFAULT_RECIPE = "fashion-mnist"
@@ -80,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_opening_arguments(parser)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    add_metrics_arguments(parser)
+    _add_metrics_arguments(parser)
     add_image_arguments(parser)
 
 
@@ -155,6 +153,15 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorboard", action=argparse.BooleanOptionalAction, help=text)
 
 
+def _add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    token = "the operator's token that Prometheus must send; required beyond this host"
+    add_options(
+        parser,
+        ("--metrics", str, "HOST:PORT", "serve Prometheus metrics at HOST:PORT/metrics"),
+        ("--metrics-token-file", Path, "FILE", token),
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, print a summary and return the exit code."""
     arguments.ray = ray_address(arguments, arguments.workers)
@@ -199,6 +206,33 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
         summary = prepared.train(directory, local, console, display)
     show_summary(summary, arguments.json)
     return 0
+
+
+@contextmanager
+def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
+    """Serve metrics during the context, if requested; yield the function that publishes a report.
+
+    Raise ``BadInputError`` for an invalid address or token, ``AddressError`` and
+    ``MissingExtraError``.
+    """
+    address, file = arguments.metrics, arguments.metrics_token_file
+    if address is None:
+        if file is not None:
+            raise SettingError(f"--metrics-token-file={file}: expected --metrics HOST:PORT too")
+        yield None
+        return
+    try:
+        settings = HttpSettings(address=address, tokens=TokenFile(file) if file else None)
+    except InsecureAddressError as error:
+        raise InsecureAddressError(
+            f"metrics on {address} are readable from other hosts; expected a token "
+            f"(--metrics-token-file), or 127.0.0.1"
+        ) from error
+    with importing("web", "--metrics"):
+        from dist_net.cli.run_metrics import RunMetricsServer
+    with RunMetricsServer(settings) as server:
+        console.print(f"metrics: {server.url}")
+        yield server.publish
 
 
 def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:

@@ -9,7 +9,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dist_net.cli.metrics_options import Publish
 from dist_net.cli.parser import number_or_auto
 from dist_net.cli.run_summary import explained_end, show_summary
 from dist_net.command_line import Option, add_options
@@ -28,7 +27,7 @@ from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import Publish, TrainingProgress
 
 WITH_VALUES: tuple[Option, ...] = (
     ("--validation", float, "SHARE", f"split off without val/ (default: {VALIDATION_SHARE})"),

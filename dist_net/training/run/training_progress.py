@@ -25,6 +25,7 @@ WARNINGS = {
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
+Publish = Callable[[dict[str, Any]], None]
 NUMBERS = re.compile(r"\d+")
 LINES = 20
 
@@ -54,7 +55,7 @@ class TrainingProgress:
         self,
         console: Console,
         joining: Callable[[str], str] | None = None,
-        publish: Callable[[dict[str, Any]], None] | None = None,
+        publish: Publish | None = None,
         evaluates: bool = True,
     ) -> None:
         self._console = console
