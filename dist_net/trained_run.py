@@ -167,12 +167,10 @@ class WatchedTraining(TrainingProgress):
         self.history: list[EpochResult] = []
 
     def progressed(self, report: dict[str, Any]) -> None:
-        """Update the live line, and keep the training records until the next evaluation."""
         super().progressed(report)
         self._records += report["records"]
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
-        """Show the evaluation of the weights, and call the callbacks."""
         super().evaluated(samples, evaluation)
         records, self._records = self._records, []
         losses = [each["loss"] for each in records] or [float("nan")]

@@ -1,6 +1,7 @@
 """The command line. Each command is a module with ``add_arguments`` and ``run``.
 
-Commands that start a single cluster process live in that process's module.
+``run`` prints the results and returns the exit code. Commands that start a single cluster process
+live in that process's module.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate the model, print the result and return the exit code."""
     console = plain_console()
     path = arguments.run
     if path is None:

@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file, print a summary and return the exit code."""
     file = arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
     require_another_file(arguments.model, arguments.weights, file)

@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch the dataset or the weights, print a summary, and return the exit code."""
     name = arguments.name
     if name == lite0.NAME:
         raise DatasetError(

@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train until the run is done; return the exit code."""
     settings = settings_of(arguments)
     console = plain_console()
     server = server_given(arguments, TRAINING, arguments.timeout)
@@ -120,7 +119,6 @@ def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
 
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
-    """Return the number of workers, their threads and their timeouts."""
     return JoinedRunSettings(
         arguments.workers or max(1, available_cores() // max(1, arguments.threads)),
         arguments.threads,

@@ -68,10 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Create or revoke keys, print the result and return the exit code.
-
-    Raise ``KeyFileError``.
-    """
+    """Create or revoke keys; raise ``KeyFileError``."""
     if arguments.action == "create":
         return _create(arguments)
     if not arguments.directory.is_dir():

@@ -15,7 +15,6 @@ class Parser(argparse.ArgumentParser):
     """The parser of the command line and of each of its commands."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and a pointer to --help, then exit."""
         self.exit(BadInputError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

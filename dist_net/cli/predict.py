@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict for every image and row, and return the exit code."""
     files = [file for given in arguments.files for file in files_in(given)]
     has_rows = any(map(is_row_file, files))
     suffixes = ROW_SUFFIXES if has_rows else (".csv",)

@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reload the model, print the new version and return the exit code."""
     with Client(arguments.connect, arguments.keys, ANSWER_WITHIN_S) as client:
         client.models()  # fail fast without a gateway: loading a large model takes long
         version = client.reload(arguments.model, arguments.timeout)

@@ -43,10 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay the run, compare the weights and return the exit code.
-
-    Raise ``ReplayError`` if the weights differ from the run's.
-    """
+    """Raise ``ReplayError`` if the replayed weights differ from the run's."""
     console, results = plain_console(), plain_console(stderr=False)
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
     confirm_recipe(directory.path, arguments.trust_recipe)

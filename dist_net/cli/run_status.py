@@ -24,7 +24,6 @@ WARNING, ERROR = "yellow", "red"
 
 
 def run_view(report: Report) -> RenderableType:
-    """Return a terminal view of the whole report."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
@@ -38,7 +37,6 @@ def run_view(report: Report) -> RenderableType:
 
 
 def run_line(report: Report) -> str:
-    """Return the report as one log line."""
     share = report["samples"] / report["samples_total"]
     parts = [
         f"{report['recipe']} {report['state']} {share:.1%}",

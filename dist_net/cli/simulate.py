@@ -84,7 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict the capacity, print and plot it, and return the exit code."""
     require_sense(arguments)
     figure = None if arguments.plot is None else new_figure(15, 4.2)
     plan = ClusterPlan(

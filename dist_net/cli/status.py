@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show the server's report, once or until the run ends, and return the exit code."""
     given = arguments.keys or keys_of_join(arguments.address)
     keys = load_peer_keys(given, CLIENT) if given else None
     console = plain_console(stderr=False)
@@ -139,7 +138,6 @@ def _shown(
 
 
 def pool_view(report: dict[str, Any]) -> RenderableType:
-    """Return a terminal view of the pool's queue, models and workers."""
     models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
     for model in report["models"]:
         times = model["latency_ms"] or {}
@@ -165,7 +163,6 @@ def pool_view(report: dict[str, Any]) -> RenderableType:
 
 
 def pool_line(report: dict[str, Any]) -> str:
-    """Return one log line about the pool and its models."""
     models = (f"{each['name']} {each['requests_per_s']:,.1f}/s" for each in report["models"])
     return "; ".join([_pool(report), *models, counted(len(report["workers"]), "worker")])
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -83,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that let workers join from other hosts."""
     group = parser.add_argument_group("workers on other hosts")
     group.add_argument(
         "--listen",
@@ -98,7 +96,6 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add the training options; the recipe provides the defaults."""
     decay = "for adamw: share of each weight, times the learning rate, to subtract per update"
     average = "use an exponential moving average of the weights, such as 0.999; 0: no average"
     steps = (
@@ -126,7 +123,6 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the files of a run."""
     kept = "keep the last K checkpoints; a run resumes from the last undamaged one (default: 3)"
     sync = (
         "sync the journal of updates to disk: always, every SECONDS, or never (only with each "
@@ -163,7 +159,6 @@ def _add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, print a summary and return the exit code."""
     arguments.ray = ray_address(arguments, arguments.workers)
     if arguments.ray and (arguments.listen or arguments.keys or arguments.workers == 0):
         raise SettingError(
@@ -180,7 +175,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
-    directory, given = resumed_directory(arguments), options_given(arguments)
+    directory = resumed_directory(arguments)
+    given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
+    if arguments.keep is not None:
+        given["keeps_best"] = arguments.keep == "best"
     if is_of_images(arguments.recipe, directory):
         return train_images(arguments, directory, given, publish)
     require_no_image_options(arguments)
@@ -243,11 +241,3 @@ def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
     if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
         return None
     return RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
-
-
-def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a run by their ``RunOptions`` names; None if not given."""
-    given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
-    if arguments.keep is not None:
-        given["keeps_best"] = arguments.keep == "best"
-    return given

@@ -69,7 +69,6 @@ SWITCHES = {
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run on a folder."""
     group = parser.add_argument_group("training on a folder of images")
     group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {DEFAULT_BASE})")
     group.add_argument(
@@ -93,7 +92,6 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the image options that were given on the command line."""
     given = {each.name: vars(arguments).get(each.name) for each in fields(ImageOptions)}
     given["folder"] = arguments.recipe and str(Path(arguments.recipe).resolve())
     return {name: value for name, value in given.items() if value is not None}
@@ -118,7 +116,6 @@ def require_no_image_options(arguments: argparse.Namespace) -> None:
 def _run_asked_for(
     arguments: argparse.Namespace, directory: RunDirectory | None, given_run: Mapping[str, Any]
 ) -> tuple[RunDirectory, ImageOptions]:
-    """Return the directory of the resumed or new run, and its options."""
     given = image_options_given(arguments)
     if directory is not None:
         before = ImageOptions.read(directory.folder)

@@ -66,7 +66,6 @@ class RunningChild:
 
     @property
     def host(self) -> str:
-        """The name of its host."""
         return getattr(self._process, "host", socket.gethostname())
 
     @property
@@ -156,7 +155,6 @@ class RunningChild:
         return self.exit_code is not None
 
     def terminate(self) -> None:
-        """Send SIGTERM if it runs."""
         self._process.terminate()
 
     def kill(self) -> None:

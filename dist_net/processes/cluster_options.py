@@ -15,7 +15,6 @@ MAX_WORKERS = 256  # a larger number is a typing error, and would exhaust the ho
 
 
 def add_cluster_arguments(group: argparse._ActionsContainer) -> None:
-    """Add ``--cluster`` and ``--address``."""
     group.add_argument(
         "--cluster",
         choices=("local", "ray"),

@@ -46,26 +46,24 @@ def allowed_cores() -> int:
 
 
 def own_equipment(threads: int) -> Equipment:
-    """Return the equipment of this process, which computes in ``threads``."""
+    """Return the equipment of this process, which computes in ``threads``.
+
+    Its BLAS is named by version and kernels; "" if it is unknown.
+    """
+    blas = {
+        f"{each['internal_api']} {each['version']}"
+        + (f" ({each['architecture']})" if each.get("architecture") else "")
+        for each in threadpool_info()
+        if each["user_api"] == "blas"
+    }
     return Equipment(
         socket.gethostname(),
         os.cpu_count() or 0,
         allowed_cores(),
         min(quotas(OWN_CGROUPS, CGROUPS), default=0.0),
         threads,
-        blas_name()[:MAX_BLAS],
+        ", ".join(sorted(blas))[:MAX_BLAS],
     )
-
-
-def blas_name() -> str:
-    """Return name, version and kernels of the loaded BLAS; "" if it is unknown."""
-    found = {
-        f"{each['internal_api']} {each['version']}"
-        + (f" ({each['architecture']})" if each.get("architecture") else "")
-        for each in threadpool_info()
-        if each["user_api"] == "blas"
-    }
-    return ", ".join(sorted(found))
 
 
 def quotas(own_cgroups: Path, root: Path) -> Iterator[float]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgpack
 
@@ -140,10 +140,10 @@ def _run_disposably(run: Callable[[list[str], Send], None], words: list[str], pa
     terminate_after(parent)
     with os.fdopen(os.dup(STDOUT), "wb") as pipe:
         os.dup2(STDERR, STDOUT)  # for the prints of others' code
-        run(words, lambda message: _send(pipe, message))
+
+        def send(message: object) -> None:
+            pipe.write(msgpack.packb(message))
+            pipe.flush()
+
+        run(words, send)
     return 0
-
-
-def _send(pipe: BinaryIO, message: object) -> None:
-    pipe.write(msgpack.packb(message))
-    pipe.flush()

@@ -132,7 +132,6 @@ class StartReports(AbstractContextManager["StartReports"]):
         self._thread.join()
 
     def loads(self, what: str) -> None:
-        """Report ``what`` from now on."""
         self._what = what
 
     def ready(self, words: str = "") -> None:

@@ -23,9 +23,7 @@ from dist_net.processes.roles import LocalProcesses, Role, parent_option
 logger = logging.getLogger(__name__)
 
 ANSWERS_WITHIN_S = 5.0  # a fork takes about 10 ms; a fork server that needs longer than this hangs
-STARTS_WITHIN_S = (
-    300.0  # without a cache, numba compiles for 10 to 20 s, on a slow host for minutes
-)
+STARTS_WITHIN_S = 300.0  # without a cache, numba compiles for 10 s, on a slow host for minutes
 HEARTBEAT_S = 5.0
 RETRY_S = 0.5  # after the system refused a resource, such as a descriptor
 IDLE_POLL_S = 1.0  # SIGCHLD reports the end of a process at once

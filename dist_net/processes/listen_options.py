@@ -91,7 +91,6 @@ class ListenOptions:
 
 
 def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add the options of the token that other hosts join with."""
     host = "the name or IP address of this host for others (default: by interfaces and routes)"
     add_options(
         group,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dist_net.errors import RunDirectoryError
 from dist_net.processes import sheltered
@@ -58,12 +58,12 @@ class Seen(NamedTuple):
     ``is_shortened``: the log was cut since the last report, and ``logged`` is its whole content.
     """
 
-    said: bytes
-    logged: bytes
-    is_shortened: bool
-    exit_code: int | None
     process_id: int
     host: str
+    exit_code: int | None
+    said: bytes = b""
+    logged: bytes = b""
+    is_shortened: bool = False
 
 
 class RoleKeeper:
@@ -116,9 +116,12 @@ class RoleKeeper:
         }
         self._role = role
         self._offsets = [0, 0]
+        module = ["-m", role.module, *parent_option()]
+        if role.is_server:
+            module = [sheltered.__file__, role.module]
         with outputs(role.name, self._directory) as (output, errors):
             process = subprocess.Popen(
-                [*_command(role), *role.words(given)],
+                [sys.executable, "-P", *module, *role.words(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
@@ -146,15 +149,8 @@ class RoleKeeper:
             time.sleep(pause_s)
             pause_s = min(1.2 * pause_s, MAX_POLL_S)
 
-    def _seen(
-        self,
-        said: bytes = b"",
-        logged: bytes = b"",
-        is_shortened: bool = False,
-        exit_code: int | None = None,
-    ) -> Seen:
-        host = socket.gethostname()
-        return Seen(said, logged, is_shortened, exit_code, self._process.pid, host)
+    def _seen(self, *news: Any, exit_code: int | None = None) -> Seen:
+        return Seen(self._process.pid, socket.gethostname(), exit_code, *news)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process; SIGKILL to its whole process group."""
@@ -188,10 +184,3 @@ class RoleActor(RoleKeeper):
 
         node = ray.get_runtime_context().get_node_id()
         super().__init__(node, ray.util.get_node_ip_address(), files)
-
-
-def _command(role: Role) -> list[str]:
-    """Return the command of a role; see ``sheltered`` for a server."""
-    if role.is_server:
-        return [sys.executable, "-P", sheltered.__file__, role.module]
-    return [sys.executable, "-P", "-m", role.module, *parent_option()]

@@ -109,10 +109,7 @@ class LocalProcesses:
 
     def start(self, role: Role) -> RunningChild:
         """Start a role's process; on Ray, it may wait for a free CPU."""
-        given = {
-            Given.RUN_DIRECTORY: str(self._run_directory),
-            Given.SERVER: self.address,
-        }
+        given = {Given.RUN_DIRECTORY: str(self._run_directory), Given.SERVER: self.address}
         words = [*parent_option(), *role.words(given)]
         return Child(role.name, role.module, words, self._logs, inherited=role.inherited)
 

@@ -124,7 +124,6 @@ class Supervisor:
 
     @property
     def workers(self) -> list[RunningChild]:
-        """The newest process of each worker."""
         return [each.child for each in self._workers]
 
     @property

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,8 @@ def confusion_of(
     return counts.reshape(classes, classes, copy=False)
 
 
-class EvaluationBatch(NamedTuple):
-    """A plan for minibatches of one size, and the arrays that it reads."""
-
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
-    bound: BoundPlan
+EvaluationBatch = tuple[NDArray[Any], NDArray[Any], BoundPlan]
+"""The inputs and targets of minibatches of one size, and the plan that reads these arrays."""
 
 
 class Evaluator:
@@ -122,7 +118,7 @@ class Evaluator:
             inputs = np.empty((size, *self._inputs.shape), self._inputs.dtype)
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             bound = self._model.bind_evaluation(inputs, targets, self._weights)
-            self._batches[size] = EvaluationBatch(inputs, targets, bound)
+            self._batches[size] = inputs, targets, bound
         return self._batches[size]
 
 

@@ -80,7 +80,10 @@ class LocalRunSettings:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Return the settings of a command line; raise the errors of its addresses and keys."""
+        """Return the settings of a command line.
+
+        Raise the errors of its addresses and keys, and of too few CPUs, before the run starts.
+        """
         local = cls(
             workers=arguments.workers,
             listening=ListenOptions.from_arguments(arguments),
@@ -88,7 +91,13 @@ class LocalRunSettings:
             ray_address=arguments.ray,
             start_timeout_s=arguments.start_timeout,
         )
-        local._require_listening()
+        if local.ray_address is not None and local.workers:
+            RayCluster(local.ray_address, Path()).cores_each(local.workers)
+        listening = local.listening
+        keys = ServerKeys.admitting_no_peer() if listening.needs_keys else None
+        if listening.keys is not None:
+            keys = load_server_keys(listening.keys)
+        ServerSocket(listening.listen, keys).close()
         return local
 
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
@@ -96,16 +105,6 @@ class LocalRunSettings:
             return LocalProcesses(directory.logs, directory.path)
         timeout_s = self.start_timeout_s
         return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
-
-    def _require_listening(self) -> None:
-        """Raise the errors of the addresses and of too few CPUs before the run starts."""
-        if self.ray_address is not None and self.workers:
-            RayCluster(self.ray_address, Path()).cores_each(self.workers)
-        listening = self.listening
-        keys = ServerKeys.admitting_no_peer() if listening.needs_keys else None
-        if listening.keys is not None:
-            keys = load_server_keys(listening.keys)
-        ServerSocket(listening.listen, keys).close()
 
 
 REPORTED = (

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 300  # of a curve; more than that is only noise
 MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
-TITLES = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "samples_per_s": "samples per second",
-}
+TITLES = {"loss": "loss", "accuracy": "accuracy", "samples_per_s": "samples per second"}
 AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 
 
@@ -112,13 +108,9 @@ def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequen
         places = range(len(class_names))
         axes.set_xticks(places, class_names, rotation=45, ha="right", **AS_IT_IS)
         axes.set_yticks(places, class_names, **AS_IT_IS)
-        _write_counts(axes, confusion, shares)
-
-
-def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
-    for row, column in np.argwhere(confusion > 0):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
+        for row, column in np.argwhere(confusion > 0):
+            color, count = "white" if shares[row, column] > 0.5 else "black", confusion[row, column]
+            axes.text(column, row, str(count), ha="center", va="center", color=color)
 
 
 def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: Figure) -> None:

@@ -129,7 +129,6 @@ class Replay:
 
     @property
     def version(self) -> int:
-        """The version replayed last."""
         return self._run.store.version
 
     def checkpoint(self) -> Checkpoint:

@@ -152,8 +152,8 @@ def fit(
     layers than the epochs before. With ``initial_epoch``, as in Keras, the epochs from that one up
     to ``epochs`` are trained, with the orders and learning rates that they have in a single call.
 
-    Raise DatasetError and RecipeError if data and model do not
-    fit each other, and NotFiniteError when the loss is no longer a finite number.
+    Raise DatasetError and RecipeError if data and model do not fit each other, and NotFiniteError
+    when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)

@@ -106,7 +106,6 @@ class TrainingProgress:
             self._line(text, "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
-        """Update the live line."""
         if self._publish is not None:
             self._publish(report)
         if report["records"]:
@@ -167,5 +166,4 @@ class RunWarnings:
 
     @property
     def last(self) -> list[str]:
-        """The last warning of each kind."""
         return list(self._last.values())
