@@ -114,12 +114,10 @@ def followed(
 
 
 def view(report: dict[str, Any]) -> RenderableType:
-    """Return a terminal view of the report; raise ``ProtocolError`` for a malformed report."""
     return _shown(report, run_view, pool_view)
 
 
 def line(report: dict[str, Any]) -> str:
-    """Return the report as one line; raise ``ProtocolError`` for a malformed report."""
     return _shown(report, run_line, pool_line)
 
 
@@ -128,6 +126,7 @@ def _shown(
     of_run: Callable[[dict[str, Any]], Shown],
     of_pool: Callable[[dict[str, Any]], Shown],
 ) -> Shown:
+    """Return a report in this form; raise ``ProtocolError`` for a malformed report."""
     try:
         return (of_run if "recipe" in report else of_pool)(printable_report(report))
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:

@@ -39,10 +39,7 @@ Send = Callable[[object], None]
 
 
 def limit_process(memory_bytes: int, computing_s: int, open_files: int) -> None:
-    """Limit what this process may take from now on: memory, time it computes, and open files.
-
-    It writes no core file either.
-    """
+    """Limit this process's memory, computing time and open files; it writes no core file."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     for kind, limit in (
         (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),

@@ -75,10 +75,7 @@ class ForkingProcesses(LocalProcesses):
                 pass
 
     def receive(self) -> None:
-        """Note the processes that were born, and send the next order, or a heartbeat.
-
-        Kill a fork server that does not answer in time.
-        """
+        """Note new processes; send an order or a heartbeat; kill a fork server that is silent."""
         if self._child is None:
             return
         self._read()  # first: this process itself may have been stopped, not the fork server
@@ -139,10 +136,7 @@ class ForkingProcesses(LocalProcesses):
 
 
 class _ForkedProcess:
-    """A child of this process that the fork server forks; see ``child.Process``.
-
-    ``pid`` is -1 until it is born.
-    """
+    """A process that the fork server forks, see ``child.Process``; ``pid`` is -1 until then."""
 
     def __init__(self, forks: ForkingProcesses, words: bytes, name: str) -> None:
         self._forks = forks

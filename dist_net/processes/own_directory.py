@@ -27,10 +27,7 @@ LOGS_KEPT = 10
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """Create a private directory for the context; its path is short enough for a Unix socket.
-
-    Raise ``FileWriteError`` if it cannot be created.
-    """
+    """Create a private directory with a path for Unix sockets; raise ``FileWriteError``."""
     try:
         parent = Path(tempfile.gettempdir())
         if len(os.fsencode(parent)) > MAX_PARENT_BYTES:

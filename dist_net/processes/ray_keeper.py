@@ -97,10 +97,7 @@ class RoleKeeper:
         return ServerPlace(self._node, f"ipc://{self._directory}/server", beyond)
 
     def start(self, role: Role, server: ServerPlace, run: SharedRun | None) -> Seen:
-        """Start the role's process.
-
-        Raise RunDirectoryError for a server whose run directory this node does not share.
-        """
+        """Start the process; raise RunDirectoryError if a server's run is not on this node."""
         is_seen = run is not None and run.is_seen()
         if role.is_server and run is not None and not is_seen:
             raise RunDirectoryError(

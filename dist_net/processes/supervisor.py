@@ -33,10 +33,7 @@ class RestartBudget:
         self._next_pause_s = FIRST_PAUSE_S
 
     def pause_s(self, lived_s: float) -> float | None:
-        """Return the pause before the next start; None if there is none.
-
-        ``lived_s``: for how long the process that died has run.
-        """
+        """Return the pause before the next start of a process that ran for ``lived_s``, or None."""
         if lived_s >= HEALTHY_S:
             self._used = 0
         if self._used >= self._restarts:

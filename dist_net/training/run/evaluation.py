@@ -123,10 +123,7 @@ class Evaluator:
 
 
 def evaluate_recipe(recipe: Recipe, dataset: Dataset) -> Callable[[Vector], Evaluation | None]:
-    """Return a function that evaluates weights by the network, or else by the recipe's own.
-
-    It returns None if the recipe has neither.
-    """
+    """Return a function that evaluates weights; it returns None if the recipe does not say how."""
     if recipe.network is not None:
         return Evaluator(recipe.model, dataset)
     none = np.empty(0, np.intp)
@@ -174,10 +171,7 @@ class BestWeights:
         return 0 < (self._patience or 0) <= self._without_progress
 
     def take(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> bool:
-        """Write the weights if they are the best so far; return whether they are.
-
-        Raise FileWriteError.
-        """
+        """Write the weights if they are the best so far, and return True; raise FileWriteError."""
         known = 0.0 if accuracy is None else accuracy
         first = self._first_loss = loss if self._first_loss is None else self._first_loss
         fall = -loss_change(self._loss, loss, first)

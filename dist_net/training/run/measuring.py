@@ -43,10 +43,7 @@ OPTIMIZER_OF = {len(each.initial_state): each for each in OPTIMIZERS.values()}
 def measure_step(
     loaded: LoadedRecipe, dataset: Dataset, settings: RunSettings, threads: int
 ) -> float:
-    """Return the median seconds of a local step with ``threads``.
-
-    Raise SettingError for more threads than cores.
-    """
+    """Return the median seconds of a local step; raise SettingError for too many threads."""
     if threads > available_cores():
         raise SettingError(
             f"threads={threads}: expected at most {available_cores()}, the cores of this host"

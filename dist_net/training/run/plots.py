@@ -1,7 +1,4 @@
-"""Plots of a run, its curves and its confusion matrix, and of a cluster's capacity.
-
-Needs the extra ``plots``.
-"""
+"""Plots of runs, confusion matrices, and a cluster's capacity; need the extra ``plots``."""
 
 from __future__ import annotations
 

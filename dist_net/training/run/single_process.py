@@ -81,10 +81,7 @@ class SingleProcess:
         return self._local.loss_sum, self._local.correct
 
     def epochs(self, initial_epoch: int = 0) -> Iterator[EpochResult]:
-        """Train an epoch at each step of the iteration, from ``initial_epoch``.
-
-        Raise NotFiniteError when the loss is no longer a finite number.
-        """
+        """Train an epoch per step of the iteration; raise NotFiniteError for such a loss."""
         for epoch in range(initial_epoch, self._recipe.epochs):
             loss, right = self.train(epoch, 0, self._samples)
             if not math.isfinite(loss):

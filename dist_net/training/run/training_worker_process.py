@@ -64,10 +64,7 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train until the run is done; return the exit code.
-
-    Raise InterruptedRunError if the run, or this worker, is ended before.
-    """
+    """Train; raise InterruptedRunError if the run, or this worker, is ended before it is done."""
     timeouts = arguments.timeout, arguments.rejoin_timeout
     if not 1 <= arguments.threads <= MAX_THREADS or not all(each > 0 for each in timeouts):
         raise SettingError(
