@@ -194,15 +194,11 @@ class Supervisor:
             self._is_stopped.wait(self._launcher.poll_s)
         return process.child is not died
 
-    def stop(self) -> None:
-        """Start no more processes."""
-        self._is_stopped.set()
-        if self._lock.acquire(timeout=STOPS_WITHIN_S):  # a start on Ray may take longer
-            self._lock.release()
-
     def end(self, grace_s: float, server_grace_s: float | None = None) -> None:
         """Terminate all processes; kill workers after ``grace_s``, others after their grace."""
-        self.stop()
+        self._is_stopped.set()  # no more are started
+        if self._lock.acquire(timeout=STOPS_WITHIN_S):  # a start on Ray may take longer
+            self._lock.release()
         servers = [each.child for each in self._servers]
         for child in self.children:
             child.terminate()
