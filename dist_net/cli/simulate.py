@@ -13,6 +13,7 @@ from dist_net.cli.parser import count_from, count_or_auto, number_above_zero
 from dist_net.command_line import Option, add_options
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
+from dist_net.printable import counted
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.training.planner import capacity as planned
@@ -41,7 +42,6 @@ NAMES = {
     "network": "the server's network",
     "cores": "the host's CPU",
 }
-
 
 COUNT, WORKERS = count_from(1), [1, 2, 4, 8, 16]
 OPTIONS: tuple[Option, ...] = (
@@ -218,13 +218,9 @@ def table(predictions: Sequence[PredictedCapacity]) -> list[str]:
 
 def verdict(last: PredictedCapacity, first: PredictedCapacity | None) -> str:
     """Return a sentence: the bottleneck, and at how many workers a resource saturates."""
-
-    def at(prediction: PredictedCapacity) -> str:
-        return "1 worker" if prediction.workers == 1 else f"{prediction.workers:,} workers"
-
-    now = f"With {at(last)}, the bottleneck is {NAMES[last.bottleneck]}"
+    now = f"With {counted(last.workers, 'worker')}, the bottleneck is {NAMES[last.bottleneck]}"
     if first is None:
         return f"{now}; nothing saturates with up to {MAX_WORKERS:,} workers."
     if first.bottleneck == last.bottleneck:
-        return f"{now}, which saturates at {at(first)}."
-    return f"{now}; {NAMES[first.bottleneck]} saturates at {at(first)}."
+        return f"{now}, which saturates at {counted(first.workers, 'worker')}."
+    return f"{now}; {NAMES[first.bottleneck]} saturates at {counted(first.workers, 'worker')}."

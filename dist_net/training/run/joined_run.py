@@ -21,10 +21,9 @@ from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.roles import POLL_S, LocalProcesses, Role
-from dist_net.processes.supervisor import RESTARTS, Supervisor
+from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import write_peer_keys
@@ -42,10 +41,10 @@ class JoinedRunSettings:
     """
 
     workers: int
-    threads: int = 1
-    restarts: int = RESTARTS
-    join_timeout_s: float = 10.0
-    rejoin_timeout_s: float = REJOIN_TIMEOUT_S
+    threads: int
+    restarts: int
+    join_timeout_s: float
+    rejoin_timeout_s: float
     may_fork: bool = True
 
     def __post_init__(self) -> None:

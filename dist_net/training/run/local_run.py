@@ -103,8 +103,7 @@ class LocalRunSettings:
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
-        timeout_s = self.start_timeout_s
-        return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
+        return RayCluster(self.ray_address, directory.logs, directory, self.start_timeout_s)
 
 
 REPORTED = (
