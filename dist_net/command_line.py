@@ -1,8 +1,9 @@
-"""Command lines: an option of several commands, and commands to copy into a shell."""
+"""Command lines: options of several commands, their types, and commands to copy into a shell."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 from dist_net.errors import MissingExtraError
 
 TRUST = "--trust-recipe"
+AUTO = "auto"
 
 Kind = Callable[[str], Any]
 Option = tuple[str, Kind, str, str] | tuple[str, Kind, str, str, float]
@@ -39,6 +41,36 @@ def add_options(group: argparse._ActionsContainer, *options: Option) -> None:
         group.add_argument(
             name, type=kind, metavar=metavar, help=text, default=next(iter(default), None)
         )
+
+
+def count_from(least: int) -> Callable[[str], int]:
+    """Return an argument type for integers of at least ``least``."""
+
+    def count(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is below {least}")
+        return number
+
+    return count
+
+
+def count_or_auto(least: int) -> Callable[[str], int | None]:
+    """Return an argument type for integers of at least ``least``, or ``auto``, which is None."""
+    return lambda text: None if text == AUTO else count_from(least)(text)
+
+
+def number_or_auto(text: str) -> int | str:
+    """Argument type: a whole number, or ``auto``."""
+    return text if text == AUTO else int(text)
+
+
+def number_above_zero(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return number
 
 
 def command_line(*words: object) -> str:

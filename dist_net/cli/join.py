@@ -10,8 +10,13 @@ from pathlib import Path, PurePosixPath
 import platformdirs
 from rich.console import Console
 
-from dist_net.cli.parser import count_from, count_or_auto
-from dist_net.command_line import add_options, add_trust_argument, importing
+from dist_net.command_line import (
+    add_options,
+    add_trust_argument,
+    count_from,
+    count_or_auto,
+    importing,
+)
 from dist_net.data import default_cache_dir
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
@@ -41,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     restarts = "restart each worker that dies, up to N times"
     add_options(
         parser,
-        ("--workers", count_or_auto, "N", "worker processes (default: cores / --threads)"),
+        ("--workers", count_or_auto(1), "N", "worker processes (default: cores / --threads)"),
         ("--data", str, "FOLDER", data),
         ("--restarts", count_from(0), "N", restarts, RESTARTS),
     )
@@ -131,10 +136,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 def prepare_recipe(
     offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
 ) -> bool:
-    """Prepare the recipe and its data for the workers.
-
-    Return whether a worker may fork: the libraries of a gradient function may have threads.
-    """
+    """Prepare recipe and data; return whether a worker may fork: libraries may have threads."""
     offered.keep(directory, data=arguments.data)
     if offered.is_code:
         what = f"the recipe {offered.name!r} of the server's host"

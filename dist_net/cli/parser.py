@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from dist_net.errors import BadInputError
@@ -49,36 +48,6 @@ class Parser(argparse.ArgumentParser):
             choices = list(action.choices)
             hint = _hint(value, choices) or f" (choose from {', '.join(choices)})"
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
-
-
-def count_from(least: int) -> Callable[[str], int]:
-    """Return an argument type for integers of at least ``least``."""
-
-    def count(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is below {least}")
-        return number
-
-    return count
-
-
-def count_or_auto(text: str) -> int | None:
-    """Argument type: a number from 1, or ``auto``, which is None."""
-    return None if text == "auto" else count_from(1)(text)
-
-
-def number_or_auto(text: str) -> int | str:
-    """Argument type: a whole number, or ``auto``."""
-    return text if text == "auto" else int(text)
-
-
-def number_above_zero(text: str) -> float:
-    """Argument type: a finite number above 0."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return number
 
 
 def _hint(word: str, known: Iterable[str]) -> str:

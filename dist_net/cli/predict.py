@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.cli.parser import count_from
-from dist_net.command_line import add_options, add_trust_argument
+from dist_net.command_line import add_options, add_trust_argument, count_from
 from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by

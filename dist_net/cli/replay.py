@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.cli.parser import count_from
-from dist_net.command_line import add_trust_argument
+from dist_net.command_line import add_trust_argument, count_from
 from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from dist_net.command_line import command_line
+from dist_net.command_line import AUTO, command_line
 from dist_net.errors import BadInputError, DistNetError, InterruptedRunError
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.training_progress import exchange_facts
 

@@ -9,8 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dist_net.cli.parser import count_from, count_or_auto, number_above_zero
-from dist_net.command_line import Option, add_options
+from dist_net.command_line import (
+    Option,
+    add_options,
+    count_from,
+    count_or_auto,
+    number_above_zero,
+)
 from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.printable import counted
@@ -46,7 +51,7 @@ NAMES = {
 COUNT, WORKERS = count_from(1), [1, 2, 4, 8, 16]
 OPTIONS: tuple[Option, ...] = (
     ("--network", str, "RATE:LATENCY", "such as 1gbit:0.1ms (default: shared-memory, one host)"),
-    ("--local-steps", count_or_auto, "H", "as for train (default: auto)"),
+    ("--local-steps", count_or_auto(1), "H", "as for train (default: auto)"),
     ("--cores", COUNT, "N", "per host (default: this host's)"),
     ("--workers-per-host", COUNT, "N", "with --network; they exchange together (default: 1)"),
     ("--threads", COUNT, "N", "per worker (default: 1)"),

@@ -14,9 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dist_net.cli.parser import number_above_zero
 from dist_net.cli.run_status import run_line, run_view
-from dist_net.command_line import add_options
+from dist_net.command_line import add_options, number_above_zero
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.run_directory import RunDirectory

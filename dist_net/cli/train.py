@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dist_net.cli.parser import count_from, number_or_auto
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -19,7 +18,14 @@ from dist_net.cli.train_images import (
     require_no_image_options,
     train_images,
 )
-from dist_net.command_line import add_options, add_trust_argument, importing, joining_command
+from dist_net.command_line import (
+    add_options,
+    add_trust_argument,
+    count_from,
+    importing,
+    joining_command,
+    number_or_auto,
+)
 from dist_net.errors import AddressError, InsecureAddressError, RunDirectoryError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
@@ -210,8 +216,7 @@ def _train(arguments: argparse.Namespace, console: Console, publish: Publish | N
 def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
     """Serve metrics during the context, if requested; yield the function that publishes a report.
 
-    Raise ``BadInputError`` for an invalid address or token, ``AddressError`` and
-    ``MissingExtraError``.
+    Raise ``BadInputError`` for an invalid address or token, and ``MissingExtraError``.
     """
     address, file = arguments.metrics, arguments.metrics_token_file
     if address is None:

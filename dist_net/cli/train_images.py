@@ -9,9 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dist_net.cli.parser import number_or_auto
 from dist_net.cli.run_summary import explained_end, show_summary
-from dist_net.command_line import Option, add_options
+from dist_net.command_line import AUTO, Option, add_options, number_or_auto
 from dist_net.data.image_folder import VALIDATION_SHARE
 from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import SettingError
@@ -23,7 +22,6 @@ from dist_net.photos.bases import BASES, DEFAULT_BASE, NONE
 from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.printable import counted
-from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.training.run.run_options import RunOptions

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dist_net.command_line import AUTO as AUTO
+from dist_net.command_line import count_or_auto
 from dist_net.errors import SettingError
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.wire.reaching import REACH_WITHIN_S, ServerAccess, join_by_token
 from dist_net.wire.security import load_peer_keys
 
-AUTO = "auto"
+worker_count = count_or_auto(0)  # the type of ``--workers``; auto: as many as Ray has room for
 MAX_WORKERS = 256  # a larger number is a typing error, and would exhaust the host
 
 
@@ -28,16 +30,6 @@ def add_cluster_arguments(group: argparse._ActionsContainer) -> None:
     )
 
 
-def worker_count(text: str) -> int | None:
-    """Argument type: a number from 0, or ``auto``, which is None."""
-    if text == AUTO:
-        return None
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
-
-
 def add_server_arguments(parser: argparse.ArgumentParser, server: str, printed_by: str) -> None:
     """Declare the server that a command connects to: by a token, or by its address and keys."""
     way_in = add_token_arguments(parser, printed_by)
@@ -50,10 +42,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, server: str, printed_b
 def server_given(
     arguments: argparse.Namespace, kind: str, timeout_s: float = REACH_WITHIN_S
 ) -> ServerAccess:
-    """Return the server of a command line, and the keys for it.
-
-    Raise TokenError for a missing or damaged token, and the errors of ``join_by_token``.
-    """
+    """Return the server and the keys for it; raise TokenError, or as ``join_by_token`` does."""
     if arguments.connect is not None:
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
         return ServerAccess(arguments.connect, keys)

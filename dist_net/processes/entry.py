@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import FrameType
 
-import numpy  # noqa: F401
+import numpy  # noqa: F401 - its BLAS must be loaded before it is limited
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import DistNetError
@@ -174,10 +174,7 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Limit NumPy's BLAS to ``count`` threads; NumPy must be imported, as it is by this module.
-
-    Without a limit two processes on two cores run 30 times slower.
-    """
+    """Limit NumPy's BLAS: without a limit two processes on two cores run 30 times slower."""
     threadpool_limits(count)
 
 

@@ -36,10 +36,7 @@ def add_token_arguments(
 
 
 def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
-    """Return the token of a command line, of its --token-file, or else of stdin.
-
-    Raise TokenError if the token is missing, damaged, or of another kind.
-    """
+    """Return the token of a command line, its --token-file, or else stdin; raise TokenError."""
     text = arguments.token
     if text is None:
         try:

@@ -70,10 +70,7 @@ class ListenOptions:
         return invite(keys, self.kind, addresses, self.lifetime_s)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
-        """Return the lines that explain a new token to the user, or why there is none.
-
-        ``directory``: the directory of the run, or of the keys. See ``token``.
-        """
+        """Return lines on a new token, see ``token``; ``directory`` is that of run or keys."""
         try:
             token = self.token(keys, bound)
         except KeyFileError as error:

@@ -50,10 +50,7 @@ LOST = -int(signal.SIGKILL)
 
 
 class RayProcess:
-    """A role's process on a node; its output is copied to ``files`` on this host.
-
-    ``listens_at``: the address of a server for other nodes.
-    """
+    """A process on a node. Its output is copied to ``files``. ``listens_at``: of a server."""
 
     def __init__(
         self, ray: Any, actor: Any, started: Any, files: tuple[Path, Path], listens_at: str = ""

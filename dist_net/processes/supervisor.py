@@ -94,10 +94,7 @@ class Supervisor:
         self._watching: Future[None] = Future()
 
     def add(self, role: Role | Callable[[], Role]) -> SupervisedProcess:
-        """Start a process; a function is called for its role before each start.
-
-        Raise ProcessFailedError if it cannot be started.
-        """
+        """Start a process; a function returns the role of each start. Raise ProcessFailedError."""
         role_of = role if callable(role) else lambda: role
         process = SupervisedProcess(role_of, RestartBudget(self._restarts))
         self._start(process)
@@ -107,8 +104,7 @@ class Supervisor:
     def add_workers(self, worker: Callable[[str], Role], count: int | None) -> None:
         """Start ``count`` workers, with the roles that ``worker`` returns for their names.
 
-        None: keep as many running as the launcher has room for. Raise ProcessFailedError if one
-        cannot be started.
+        None: as many as there is room for. Raise ProcessFailedError if one cannot be started.
         """
         with self._lock:
             self._worker, self._count = worker, count

@@ -40,8 +40,7 @@ class EpochResult:
     def improves(self, best: EpochResult | None, monitor: str, min_delta: float = 0.0) -> bool:
         """Return whether a metric is better than in ``best``, or this is the first epoch.
 
-        A better accuracy is higher, a better loss lower. Raise SettingError if there is no such
-        metric.
+        A better accuracy is higher, a better loss lower. Raise SettingError without such a metric.
         """
         if monitor not in self.metrics:
             known = ", ".join(self.metrics)

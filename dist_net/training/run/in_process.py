@@ -51,8 +51,7 @@ def _loaded(recipe: Recipe) -> LoadedRecipe:
 class InProcessWorker:
     """A worker in a thread.
 
-    The caller's thread creates its socket, so that the caller gets its errors, and passes it on
-    unused, as ZeroMQ permits.
+    The caller's thread creates its socket, to get its errors, and passes it on unused.
     """
 
     def __init__(self, loop: WorkerLoop, threads: ThreadPoolExecutor) -> None:

@@ -1,7 +1,6 @@
 """Workers of this host in a run of another host, in the process of ``dist-net join``.
 
-The process supervises the workers and shows the run's progress. Its directory holds their recipe
-and keys.
+The process supervises the workers and shows progress. Its directory holds their recipe and keys.
 """
 
 from __future__ import annotations
@@ -96,8 +95,7 @@ class JoinedRun:
     def run(self) -> None:
         """Train until the run is done.
 
-        Raise ProcessFailedError, with the reason of the last worker's end, once no worker is left.
-        No process outlives the call.
+        Raise ProcessFailedError, with the reason, after the last worker. No process outlives this.
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)

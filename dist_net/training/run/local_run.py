@@ -345,8 +345,7 @@ class LocalRun:
             self._display.answers(addresses[1], self._directory.keys / OPERATOR)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drop records later than the checkpoint, and records that the server
-        repeats."""
+        """After a resume, drop records after the checkpoint, and those that the server repeats."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
         kept = [
             record

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self
 from rich.console import Console
 
 from dist_net.checkpoint import read_resumable_checkpoint
+from dist_net.command_line import AUTO
 from dist_net.data import Dataset
 from dist_net.errors import MissingExtraError, RunDirectoryError
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted
-from dist_net.processes.cluster_options import AUTO
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings

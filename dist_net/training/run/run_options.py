@@ -22,10 +22,7 @@ from dist_net.wire.messages import StepSettings
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The facts about a dataset that a parameter server needs, so that it need not read it.
-
-    ``digest``: see ``LoadedRecipe.digest``.
-    """
+    """Facts for a server that does not read the dataset; ``digest``: see ``LoadedRecipe``."""
 
     samples: int
     has_classes: bool

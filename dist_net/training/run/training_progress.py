@@ -100,10 +100,9 @@ class TrainingProgress:
         """Print what each process is loading, once."""
         for child in children:
             text = f"{child.name} is loading {child.is_loading}"
-            if not child.is_loading or text in self._shown:
-                continue
-            self._shown.add(text)
-            self._line(text, "dim")
+            if child.is_loading and text not in self._shown:
+                self._shown.add(text)
+                self._line(text, "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
         if self._publish is not None:
