@@ -70,7 +70,7 @@ class ListenOptions:
         return invite(keys, self.kind, addresses, self.lifetime_s)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
-        """Return lines on a new token, see ``token``; ``directory`` is that of run or keys."""
+        """Return lines on a new token, or why none; ``directory``: of the run or of the keys."""
         try:
             token = self.token(keys, bound)
         except KeyFileError as error:

@@ -95,7 +95,7 @@ class JoinedRun:
     def run(self) -> None:
         """Train until the run is done.
 
-        Raise ProcessFailedError, with the reason, after the last worker. No process outlives this.
+        Raise ProcessFailedError once no worker is left. No process outlives the call.
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)

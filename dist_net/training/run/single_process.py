@@ -67,7 +67,7 @@ class SingleProcess:
         return evaluated_weights(self.weights, self._local.rule.parts(self._state)).copy()
 
     def train(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
-        """Train on samples of an epoch's order; return the summed loss and the right answers."""
+        """Train from the ``start`` of a minibatch; return the summed loss and the right answers."""
         progress = epoch * self._samples + start
         size = self._recipe.batch_size
         order = self._first_order + epoch
