@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import DistNetError, SegmentError
-from dist_net.training.server.loop import Received, ServerLoop, new_run, opened_journal
+from dist_net.training.server.loop import (
+    Received,
+    ServerFiles,
+    ServerLoop,
+    new_run,
+    opened_journal,
+)
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
@@ -346,11 +352,8 @@ class ServerProcess(VirtualProcess):
         socket = self._socket = self._network.listen(SERVER)
         socket.on_arrival = lambda: self.do(self._look)
         socket.on_send = self._checks.sent
-        self.loop = ServerLoop(
-            *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, journal, self.schedule),
-            *(disk, self._share),
-            keep_checkpoints=2,
-        )
+        files = ServerFiles(CHECKPOINT, JOURNAL, self._options.checkpoint_every_s, 2)
+        self.loop = ServerLoop(run, socket, files, journal, self.schedule, disk, self._share)
         self._turns = self.loop.turns(VirtualWriter(self))
         self._resume(None)
 

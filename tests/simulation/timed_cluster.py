@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 
-from dist_net.training.server.loop import TICK_S, ServerLoop
+import numpy as np
+
+from dist_net.training.server.loop import TICK_S, ServerFiles, ServerLoop, opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
-from simulation.invariants import CHECKPOINT
+from simulation.disk import VirtualDisk
+from simulation.invariants import CHECKPOINT, JOURNAL
 from simulation.memory import VirtualMemory
 from simulation.network import Link, VirtualNetwork
 from simulation.processes import SERVER, WorkerProcess
@@ -40,9 +44,11 @@ class TimedCluster:
         self._socket = self.network.listen(SERVER)
         self._socket.on_arrival = self._serve
         share = partial(self._memory.share, next(self._process_ids))
-        self._loop = ServerLoop(
-            *(run, self._socket, CHECKPOINT, math.inf), clock=self.schedule, share=share
-        )
+        disk = VirtualDisk(np.random.default_rng(0))
+        self._context = ExitStack()
+        journal = self._context.enter_context(opened_journal(JOURNAL, run, disk=disk))
+        files = ServerFiles(CHECKPOINT, JOURNAL, math.inf)
+        self._loop = ServerLoop(run, self._socket, files, journal, self.schedule, disk, share)
         self.server = self._loop._server
         own: Sequence[Link | None] = links or [None] * len(steps_s)
         for index, (step_s, link) in enumerate(zip(steps_s, own, strict=True)):

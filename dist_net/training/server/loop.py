@@ -146,7 +146,10 @@ def opened_journal(
 
 
 class ServerFiles(NamedTuple):
-    """The files that a server writes, and how often; see ``ServerLoop`` and ``opened_journal``."""
+    """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
+
+    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``.
+    """
 
     checkpoint: Path
     journal: Path
@@ -178,16 +181,7 @@ def opened_server(
         opened_journal(files.journal, run, threads, files.sync) as journal,
         ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
     ):
-        loop = ServerLoop(
-            run,
-            socket,
-            files.checkpoint,
-            files.checkpoint_every_s,
-            journal,
-            offer=offer,
-            keep_checkpoints=files.keep_checkpoints,
-            ownership=ownership,
-        )
+        loop = ServerLoop(run, socket, files, journal, offer=offer, ownership=ownership)
         yield loop, socket.contact_addresses
 
 
@@ -196,29 +190,24 @@ class ServerLoop:
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
     each wait; ``serve`` drives it and waits. ``share`` creates the memory that a worker of this
-    host shares with the server. The last ``keep_checkpoints`` checkpoints are kept: see
-    ``write_checkpoint``.
+    host shares with the server.
     """
 
     def __init__(
         self,
         run: RunState,
         socket: WorkersSocket,
-        checkpoint_path: Path,
-        checkpoint_every_s: float,
-        journal: JournalFile | None = None,
+        files: ServerFiles,
+        journal: JournalFile,
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
         share: Share = share,
         offer: RecipeOffer | None = None,
-        keep_checkpoints: int = 1,
         ownership: RunOwnership | None = None,
     ) -> None:
         self._run = run
         self._socket = socket
-        self._checkpoint_path = checkpoint_path
-        self._checkpoint_every_s = checkpoint_every_s
-        self._keep_checkpoints = keep_checkpoints
+        self._files = files
         self._ownership = ownership
         self._next_claim_check_s = 0.0
         self._journal = journal
@@ -227,8 +216,7 @@ class ServerLoop:
         self._clock = clock or SystemClock()
         self._disk = disk
         self._share = share
-        incarnation = journal.incarnation if journal else _RANDOM.randbytes(8).hex()
-        self._server = ParameterServer(run, incarnation, offer)
+        self._server = ParameterServer(run, journal.incarnation, offer)
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
@@ -286,7 +274,7 @@ class ServerLoop:
     def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
-        next_checkpoint = next_tick + self._checkpoint_every_s
+        next_checkpoint = next_tick + self._files.checkpoint_every_s
         while self._server.stop_reason is None:
             self._handle((yield TICK_S))
             now = self._clock.now()
@@ -302,7 +290,7 @@ class ServerLoop:
                 self._take_written(written)
                 written = None
             if now >= next_checkpoint and written is None:
-                next_checkpoint = now + self._checkpoint_every_s
+                next_checkpoint = now + self._files.checkpoint_every_s
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
         while written is not None and not written.done():
             self._handle((yield POLL_S))
@@ -320,18 +308,13 @@ class ServerLoop:
                 while not written.done():
                     self._handle((yield POLL_S))
                 is_kept = self._take_written(written)
-            if is_kept and self._journal_error is None:
+            if is_kept and self._journal.error is None:
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
             while attempt < LAST_TRIES and self._clock.now() < again_s:
                 self._handle((yield POLL_S))
         written.result()
-        logger.error("journal_ends_early error=%s", self._journal_error)
-
-    @property
-    def _journal_error(self) -> str | None:
-        """The reason why the journal is incomplete; None if it is complete, or not kept."""
-        return None if self._journal is None else self._journal.error
+        logger.error("journal_ends_early error=%s", self._journal.error)
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
@@ -412,12 +395,10 @@ class ServerLoop:
             return None
 
     def _record(self, *records: JournalRecord) -> None:
-        if self._journal is not None:
-            content = b"".join(map(encode_record, records))
-            now = self._clock.now()
-            if now >= self._next_claim_check_s:
-                self._require_ownership(now)
-            self._journal.append(content, now)
+        now = self._clock.now()
+        if now >= self._next_claim_check_s:
+            self._require_ownership(now)
+        self._journal.append(b"".join(map(encode_record, records)), now)
 
     def _require_ownership(self, now: float = 0.0) -> None:
         """Raise SupersededError if another server has taken over the run directory."""
@@ -428,8 +409,6 @@ class ServerLoop:
     def _look_after_journal(self, now: float, writer: Executor) -> None:
         """Retry unwritten records, report the lag, and sync the journal if a sync is due."""
         journal = self._journal
-        if journal is None:
-            return
         self._record()
         lag = journal.lag(now)
         if lag.error != self._server.journal_lag.error:
@@ -444,13 +423,12 @@ class ServerLoop:
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
         """Write the checkpoint, in the writer's thread, and return its record for the journal."""
-        if self._journal is not None:
-            self._journal.sync()  # the journal must never be behind the checkpoint
+        self._journal.sync()  # the journal must never be behind the checkpoint
         write_checkpoint(
-            self._checkpoint_path,
+            self._files.checkpoint,
             checkpoint,
             self._disk,
-            self._keep_checkpoints,
+            self._files.keep_checkpoints,
             self._server.checkpoint_version,
             self._require_ownership,
         )
@@ -473,9 +451,9 @@ class ServerLoop:
         """
         checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
         try:
-            self._disk.sync(self._checkpoint_path.parent)
+            self._disk.sync(self._files.checkpoint.parent)
         except OSError as error:
-            self._server.checkpoint_failed(f"{self._checkpoint_path}: {error.strerror}")
+            self._server.checkpoint_failed(f"{self._files.checkpoint}: {error.strerror}")
             self._record(checkpointed)
         else:
             self._is_written(checkpointed)

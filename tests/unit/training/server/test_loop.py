@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dist_net.errors import DistNetError, SegmentError
 from dist_net.files import AppendedFile
 from dist_net.training.server.journal import read_journal
 from dist_net.training.server.journal_records import Journal
-from dist_net.training.server.loop import ServerLoop, opened_journal
+from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_journal
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import ParameterServer
@@ -36,6 +37,7 @@ from simulation.schedule import TracedSchedule
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")
+FILES = ServerFiles(CHECKPOINT, JOURNAL, 60.0)
 
 
 class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
@@ -62,7 +64,7 @@ def journal_of_a_run(refuses_for_s: float) -> Journal:
     run = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
+        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
         loop.stop("enough")
         for wait_s in loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)):
             schedule.now_s += wait_s
@@ -86,13 +88,13 @@ def test_a_server_resumes_on_a_full_disk() -> None:
     first = RunState(SETTINGS, np.zeros(3, np.float32))
     with opened_journal(JOURNAL, first, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(first, socket, CHECKPOINT, 60.0, journal, schedule, disk)
+        loop = ServerLoop(first, socket, FILES, journal, schedule, disk)
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
     checkpoint = checkpoint_on(disk, CHECKPOINT)
     run = RunState.resumed(SETTINGS, checkpoint)
     disk.failure = errno.EROFS
     with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
+        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
         started: list[str] = []
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
         assert started
@@ -142,7 +144,7 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
     with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, journal, schedule, disk)
+        loop = ServerLoop(run, socket, FILES, journal, schedule, disk)
         turns = loop.turns(writer)
         while schedule.now_s < 5.0:
             schedule.now_s += next(turns)
@@ -215,9 +217,9 @@ class ServerBench:
             self.memory.append(Memory(size))
             return self.memory[-1]
 
-        self.loop = ServerLoop(
-            *(self.run, self.socket, CHECKPOINT, 60.0, None, schedule, disk), share=share
-        )
+        self._context = ExitStack()
+        journal = self._context.enter_context(opened_journal(JOURNAL, self.run, disk=disk))
+        self.loop = ServerLoop(self.run, self.socket, FILES, journal, schedule, disk, share)
         self.turns = self.loop.turns(SlowWriter())
         next(self.turns)
 

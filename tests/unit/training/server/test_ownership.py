@@ -11,7 +11,7 @@ from dist_net.checkpoint import write_checkpoint
 from dist_net.errors import FileWriteError, SupersededError
 from dist_net.training.server.consistency import WHOLE
 from dist_net.training.server.journal_records import Applied
-from dist_net.training.server.loop import Received, ServerLoop, opened_journal
+from dist_net.training.server.loop import Received, ServerFiles, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
@@ -69,9 +69,8 @@ def test_the_older_server_ends_before_it_writes(writes: str) -> None:
     ownership = claimed(disk)
     with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
-        loop = ServerLoop(
-            *(run, socket, CHECKPOINT, 0.5, journal, schedule, disk), ownership=ownership
-        )
+        files = ServerFiles(CHECKPOINT, JOURNAL, 0.5)
+        loop = ServerLoop(run, socket, files, journal, schedule, disk, ownership=ownership)
         turns = loop.turns(writer)
         schedule.now_s += next(turns)
         run.store.apply(np.ones(4, np.float32), WHOLE)  # so that there is something to write
