@@ -43,22 +43,14 @@ def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
         return decode_journal(disk.read(path))
 
 
-class JournalTail(NamedTuple):
-    """The end of a journal, for a server that resumes a version.
-
-    The first ``kept_bytes`` end with that version. Later records, up to ``last_version``, contain
-    ``samples`` samples.
-    """
-
-    kept_bytes: int
-    samples: int
-    last_version: int
-
-
-def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
+def read_tail(
+    path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK
+) -> tuple[int, int, int]:
     """Read only a journal's header and, from the end, its records back to ``version``.
 
-    Raise one of ``UNUSABLE`` for a journal that cannot be continued from that version.
+    Return the number of bytes up to the end of that version, the number of samples in later
+    records, and the last version. Raise one of ``UNUSABLE`` for a journal that cannot be continued
+    from that version.
     """
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
@@ -82,7 +74,7 @@ def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK)
                 together += 1
                 if isinstance(record, Applied) and together < record.together:
                     continue  # a result applied with it may be damaged
-                return JournalTail(kept_bytes, samples, last_version)
+                return kept_bytes, samples, last_version
             if record.version < version:
                 break
             kept_bytes, last_version = offset, max(last_version, record.version)

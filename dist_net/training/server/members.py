@@ -32,7 +32,7 @@ class Member:
     ``waits_since_s``: its request, while it waits for others; None else. ``starts`` counts this
     process and those of its name that were known when it joined. ``staleness_sum`` is the sum over
     its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at the
-    same time, on minibatches of ``batch_size``.
+    same time, on minibatches of ``batch_size``; 0 before the first lease is measured.
     """
 
     worker_id: int
@@ -55,7 +55,7 @@ class Member:
     began_s: float | None = None
     waits_since_s: float | None = None
     staleness_sum: int = 0
-    lease_times: LeaseTimes | None = None
+    lease_times: LeaseTimes = field(default_factory=LeaseTimes)
     batch_size: int = 0
     parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
@@ -63,7 +63,7 @@ class Member:
     @property
     def round_trip_s(self) -> float:
         """The time of a push and its answer, with their states; 0 before the first."""
-        return 0.0 if self.lease_times is None else self.lease_times.exchange_s
+        return self.lease_times.exchange_s
 
     def has_computed(self, steps: LeaseSteps, computed_s: float, now: float) -> None:
         """Measure a lease, of which the worker computed for ``computed_s``."""
@@ -72,8 +72,8 @@ class Member:
         minibatches = minibatches_in(steps.samples, batch_size)
         latest = measured(took_s, computed_s, minibatches, steps.parts)
         if latest is not None:
-            known = self.lease_times if batch_size == self.batch_size else None
-            self.lease_times = latest if known is None else known.averaged(latest)
+            known = self.lease_times
+            self.lease_times = known.averaged(latest) if batch_size == self.batch_size else latest
             self.batch_size = batch_size
 
     def report(self, now: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 from dist_net.printable import counted
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH, loss_change
-from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
 
@@ -67,11 +66,11 @@ def worker_warning(run: RunState) -> str | None:
             f"{sum(plan.parts)} without loss of accuracy. More would compute with a larger "
             f"batch_size"
         )
-    known = [each for each in members if each.lease_times is not None]
+    known = [each for each in members if each.lease_times.step_s]
     if run.settings.local_steps is not None or all(each.shared for each in known):
         return None
-    slowest = max(known, key=lambda each: (each.lease_times or LeaseTimes()).exchange_s)
-    times = slowest.lease_times or LeaseTimes()
+    slowest = max(known, key=lambda each: each.round_trip_s)
+    times = slowest.lease_times
     if (times_as_fast := 2 * times.exchange_s / plan.longest_s) <= 1:
         return None
     longest = times.steps_in(plan.longest_s, math.inf)

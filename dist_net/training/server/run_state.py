@@ -17,7 +17,6 @@ from dist_net.training.server.leases import Lease, LeaseLedger, Range
 from dist_net.training.server.members import Member, Membership
 from dist_net.training.server.metrics import RunMetrics
 from dist_net.training.server.round_plan import (
-    LeaseTimes,
     PlannedRun,
     RoundPlan,
     divided_minibatch,
@@ -78,30 +77,26 @@ class RunState:
         ``CheckpointError`` for a checkpoint that no server wrote.
         """
         checkpoint.require_layout(settings.layout)
+        own = settings.to_json()
         try:
-            return cls._resumed(settings, checkpoint, first_worker_id)
+            for name in ("samples", "seed", "optimizer", "consistency"):
+                if own[name] != checkpoint.settings[name]:
+                    raise CheckpointError(
+                        f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its "
+                        f"{name} is {checkpoint.settings[name]}, expected {own[name]}; resume with "
+                        f"{checkpoint.settings[name]}"
+                    )
+            run = cls(settings, checkpoint.weights, first_worker_id)
+            run.store.restore(checkpoint.version, checkpoint.weights, checkpoint.optimizer_state)
+            run.ledger.restore(checkpoint.ledger)
+            run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
         except MALFORMED as error:
             raise CheckpointError(
                 f"the checkpoint of recipe {checkpoint.recipe!r} is incomplete or damaged "
                 f"({error!r:.200}); expected a checkpoint of a training run: resume from another"
             ) from error
-
-    @classmethod
-    def _resumed(cls, settings: RunSettings, checkpoint: Checkpoint, first_worker_id: int) -> Self:
-        own = settings.to_json()
-        for name in ("samples", "seed", "optimizer", "consistency"):
-            if own[name] != checkpoint.settings[name]:
-                raise CheckpointError(
-                    f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
-                    f"is {checkpoint.settings[name]}, expected {own[name]}; resume with "
-                    f"{checkpoint.settings[name]}"
-                )
-        run = cls(settings, checkpoint.weights, first_worker_id)
         run.is_resumed = True
         run.resume_warnings += [] if checkpoint.damage is None else [checkpoint.damage]
-        run.store.restore(checkpoint.version, checkpoint.weights, checkpoint.optimizer_state)
-        run.ledger.restore(checkpoint.ledger)
-        run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
         return run
 
     def checkpoint(self) -> Checkpoint:
@@ -136,8 +131,7 @@ class RunState:
 
     def plan_of(self, members: Sequence[Member]) -> RoundPlan:
         """Return the plan of a round of these workers."""
-        times = [each.lease_times or LeaseTimes() for each in members]
-        workers = [of._replace(parts=each.parts) for of, each in zip(times, members, strict=True)]
+        workers = [each.lease_times._replace(parts=each.parts) for each in members]
         return plan_round(self._planned, workers, self.ledger.samples_ahead)
 
     @property
@@ -165,7 +159,7 @@ class RunState:
             # Others still compute a lease that has ended.
             holds = self.ledger.lease_of
             present = [each for each in members if each.began_s is None or holds(each.worker_id)]
-            present.sort(key=lambda each: (each.lease_times or LeaseTimes()).seconds_for(1))
+            present.sort(key=lambda each: each.lease_times.seconds_for(1))
             self._plan, self._round_began_s = self.plan_of(present), now
             lots = zip(present, self._plan.parts, self._plan.steps, strict=True)
             self._lots = {each.worker_id: (parts, n) for each, parts, n in lots if n}
@@ -212,10 +206,9 @@ class RunState:
             self.ledger.release(member.worker_id)
             return fault or f"its loss is {push.loss_sum:g}"
         self.ledger.collect(member.worker_id)
-        staleness = self.store.version - lease.version
         member.pushes += 1
         member.refusals = 0
-        member.staleness_sum += staleness
+        member.staleness_sum += self.store.version - lease.version
         record = Applied(
             0, member.worker_id, lease.steps, lease.version, is_packed=not member.shared
         )
@@ -223,7 +216,7 @@ class RunState:
         self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
         self._last_round_s = self._last_round_s or now - self._round_began_s
         is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
-        return self._apply_round(staleness, now) if is_whole else ()
+        return self._apply_round(now) if is_whole else ()
 
     def has_succeeded_from(self, version: int) -> bool:
         """Return whether a result from this state, or a later one, could be applied."""
@@ -241,7 +234,7 @@ class RunState:
             result[:n] += own[:n] - base[:n]
         return result
 
-    def _apply_round(self, staleness: int, now: float) -> tuple[Applied, ...] | str:
+    def _apply_round(self, now: float) -> tuple[Applied, ...] | str:
         """Apply the mean of the results as one outer step."""
         results, (loss_sum, correct), plan = self._results, self._sums, self._plan
         self._results, self._sums, self._plan = [], (0.0, 0), None
@@ -257,10 +250,8 @@ class RunState:
                 member.refusals, member.refused_from = REFUSALS_IN_A_ROW, self.store.version
             return "the mean of its round is not finite"
         self.ledger.apply_collected()
-        samples = sum(each.steps.samples for each in records)
-        self.metrics.pushes_accepted(samples, loss_sum, correct, [staleness] * len(records), now)
+        self._count(records, loss_sum, correct, now)
         self._last_round_s = now - self._round_began_s
-        self._record(records[-1])
         version, together = self.store.version, len(records)
         return tuple(
             each._replace(version=version, together=together, outer=outer)
@@ -305,17 +296,19 @@ class RunState:
                     f"at version {record.version}; expected each sample once in each of "
                     f"{self.settings.epochs} epochs"
                 )
-        samples = sum(record.steps.samples for record in records)
-        staleness = [record.version - 1 - record.base_version for record in records]
-        self.metrics.pushes_accepted(samples, loss_sum, correct, staleness, 0.0)
-        self._record(records[-1])
+        self._count(records, loss_sum, correct, 0.0)
         return True
 
-    def _record(self, last: Applied) -> None:
-        applied, samples = self.ledger.applied_samples, self.settings.samples
+    def _count(self, records: Sequence[Applied], loss_sum: float, correct: int, now: float) -> None:
+        """Count the results that made this version, and append a metric record if one is due."""
+        version, samples = self.store.version, self.settings.samples
+        applied = self.ledger.applied_samples
+        taken = sum(each.steps.samples for each in records)
+        staleness = [version - 1 - each.base_version for each in records]
+        self.metrics.pushes_accepted(taken, loss_sum, correct, staleness, now)
         if self.metrics.record_due(applied, samples) or self.ledger.finished:
-            rate = self.settings.learning_rate_at(last.steps.progress)
-            recorded = applied, samples, self.store.version, rate
+            rate = self.settings.learning_rate_at(records[-1].steps.progress)
+            recorded = applied, samples, version, rate
             self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
 
     def packed_state(self) -> Vector:

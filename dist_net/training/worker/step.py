@@ -30,18 +30,12 @@ from dist_net.wire.messages import StepSettings
 MAX_PLANS = 4  # the whole minibatch, a share of it, and the last minibatch of each
 
 
-class MinibatchArrays(NamedTuple):
-    """The arrays for minibatches of one size."""
+class SizedPlan(NamedTuple):
+    """The plan and the arrays for minibatches of one size."""
 
+    plan: Plan
     inputs: NDArray[Any]
     targets: NDArray[Any]
-
-
-class Binding(NamedTuple):
-    """A plan bound to a vector, kept alive because its id is the key."""
-
-    bound: BoundPlan
-    weights: Vector
 
 
 class ShuffledRows:
@@ -96,51 +90,44 @@ class TrainingStep:
         self._rows = ShuffledRows(seed, len(self._targets))
         self._gradient = np.empty(model.layout.size, np.float32)
         self._arena = Arena()  # of the plans of all sizes
-        self._plans: dict[int, tuple[Plan, MinibatchArrays]] = {}
-        self._bound: dict[tuple[int, int], Binding] = {}
+        self._plans: dict[int, SizedPlan] = {}
+        # By size and id of the weights, which are kept alive with it.
+        self._bound: dict[tuple[int, int], tuple[BoundPlan, Vector]] = {}
 
     def __call__(self, weights: Vector, minibatch: Minibatch) -> MinibatchGradient:
         """Read the minibatch and run it forwards and backwards; see ``GradientFunction``."""
         size = minibatch.stop - minibatch.start
-        self._read(minibatch, self._plan(size)[1])
+        plan = self._plan(size)
+        self._read(minibatch, plan)
         key = (size, id(weights))
-        binding = self._bound.get(key)
-        if binding is None:
-            plan, arrays = self._plan(size)
-            bound = self._model.bind_training(plan, *arrays, weights, self._gradient)
-            binding = self._bound[key] = Binding(bound, weights)
+        if key not in self._bound:
+            bound = self._model.bind_training(*plan, weights, self._gradient)
+            self._bound[key] = bound, weights
         # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
         self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
-            loss, right, *_ = binding.bound.run()
+            loss, right, *_ = self._bound[key][0].run()
         return MinibatchGradient(float(loss) * size, self._gradient, float(right))
 
-    def _read(self, minibatch: Minibatch, arrays: MinibatchArrays) -> None:
+    def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
         rows = self._rows.of(minibatch)
         if self._augmented is None:
-            self._inputs.read(rows, arrays.inputs)
+            self._inputs.read(rows, into.inputs)
         else:
-            self._augmented.read_augmented(rows, arrays.inputs, self._seed, minibatch.epoch)
-        self._targets.read(rows, arrays.targets)
+            self._augmented.read_augmented(rows, into.inputs, self._seed, minibatch.epoch)
+        self._targets.read(rows, into.targets)
 
-    def _plan(self, size: int) -> tuple[Plan, MinibatchArrays]:
+    def _plan(self, size: int) -> SizedPlan:
         if size not in self._plans:
             if len(self._plans) == MAX_PLANS:
                 self._plans.clear()
                 self._bound.clear()
             targets = np.empty((size, *self._targets.shape), self._targets.dtype)
-            self._plans[size] = (
-                self._model.compile_training(
-                    size,
-                    self._generator,
-                    self._pool,
-                    self._targets.shape,
-                    targets.dtype,
-                    self._arena,
-                ),
-                MinibatchArrays(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
-            )
+            facts = self._generator, self._pool, self._targets.shape, targets.dtype, self._arena
+            plan = self._model.compile_training(size, *facts)
+            inputs = np.empty((size, *self._inputs.shape), self._inputs.dtype)
+            self._plans[size] = SizedPlan(plan, inputs, targets)
         return self._plans[size]
 
 

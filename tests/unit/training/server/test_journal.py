@@ -21,7 +21,6 @@ from dist_net.training.server.consistency import Consistency, OuterStep
 from dist_net.training.server.journal import (
     JournalFile,
     JournalLag,
-    JournalTail,
     read_journal,
     read_tail,
     sync_interval_s,
@@ -342,9 +341,9 @@ def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path, torn: 
 def test_what_is_behind_a_damaged_record_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(WHOLE[:-140] + bytes(140))  # all behind the first of the two
-    assert read_tail(path, IDENTITY, 1) == JournalTail(len(encoded(*RECORDS[:3])), 32, 2)
+    assert read_tail(path, IDENTITY, 1) == (len(encoded(*RECORDS[:3])), 32, 2)
     path.write_bytes(WHOLE[:-30] + bytes(30))
-    assert read_tail(path, IDENTITY, 2) == JournalTail(len(encoded(*RECORDS[:6])), 0, 2)
+    assert read_tail(path, IDENTITY, 2) == (len(encoded(*RECORDS[:6])), 0, 2)
 
 
 def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
@@ -361,7 +360,7 @@ def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
         return decoded[-1]
 
     monkeypatch.setattr(module, "decode_record", note)
-    assert read_tail(path, IDENTITY, 4990) == JournalTail(64 * 4992, 320, 5000)
+    assert read_tail(path, IDENTITY, 4990) == (64 * 4992, 320, 5000)
     assert len(decoded) == 13
     assert go_on(path, 4990).version == 4990
 

@@ -141,7 +141,7 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
 def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> None:
     member = a_membership().join(b"a", "one", 1, 0.0)
     member.has_computed(STEPS, 0.5, 1.0)
-    assert member.lease_times is None  # its beginning is unknown
+    assert member.lease_times == LeaseTimes()  # its beginning is unknown
     member.began_s = 0.0
     member.has_computed(STEPS, 0.5, 1.0)
     assert member.lease_times == pytest.approx((0.5, 0.1, 1))
