@@ -238,7 +238,7 @@ class RunChecks:
             return
         late_s = max(LATE_S, LATE_FACTOR * self._longest_round_s) + MAX_WAIT_S
         for member in waiting:
-            began_s = max(member.waits_since_s or now, self.progress_s, self.calm_since_s)
+            began_s = max(member.progress_s, self.progress_s, self.calm_since_s)
             require(now - began_s < late_s, f"{member.name} waits for {now - began_s:.1f} s")
 
     def sent(self, message: Message) -> None:

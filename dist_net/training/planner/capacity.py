@@ -164,13 +164,6 @@ class ClusterPlan:
         # In a round, all results arrive before the first worker is answered.
         return used_s | {"network": (max if self._is_async else sum)(self._transfers_s)}
 
-    def _local_steps(self, exchange_s: float, step_s: float) -> int:
-        """Return the local steps that the server would choose; see ``RunState``."""
-        times = LeaseTimes(exchange_s, step_s, self.parts)
-        ahead = math.ceil(self.costs.minibatches * self.costs.batch_size / self.costs.epochs)
-        steps = plan_round(self._run, [times] * self.exchanges, ahead).steps
-        return max(1, round(sum(steps) / len(steps)))
-
     def predict(self) -> PredictedCapacity:
         count, alone_s = self.exchanges, self._alone_s
         division, unhindered_s = self._division, self._step_s
@@ -183,7 +176,10 @@ class ClusterPlan:
             exchange_s = max(alone_s, count * busiest_s / (1 + COMPUTING_TO_EXCHANGE))
         else:
             exchange_s = alone_s + (count - 1) * busiest_s
-        steps = self._local_steps(exchange_s, step_s)
+        times = LeaseTimes(exchange_s, step_s, self.parts)
+        ahead = math.ceil(self.costs.minibatches * self.costs.batch_size / self.costs.epochs)
+        planned = plan_round(self._run, [times] * count, ahead).steps
+        steps = max(1, round(sum(planned) / count))
         used_s = self._used_s(steps)
         if self._is_async:
             cycle_s = max(steps * step_s + alone_s, count * max(used_s.values()))

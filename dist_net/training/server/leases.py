@@ -171,19 +171,13 @@ class LeaseLedger:
                 return True
         return False
 
-    def release(self, worker_id: int) -> int:
-        """End the worker's lease; return the number of samples put back into the pool.
-
-        0 if a rival still holds them.
-        """
+    def release(self, worker_id: int) -> None:
+        """End the worker's lease; return its samples to the pool unless a rival holds them."""
         lease = self._leases.pop(worker_id, None)
-        if lease is None:
-            return 0
-        if lease.rival is not None:
+        if lease is not None and lease.rival is not None:
             self._leases[lease.rival].rival = None
-            return 0
-        self._return(lease.range)
-        return lease.steps.samples
+        elif lease is not None:
+            self._return(lease.range)
 
     def to_json(self) -> dict[str, Any]:
         """Return the state for a checkpoint; leased and collected samples count as not applied."""

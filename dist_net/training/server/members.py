@@ -28,11 +28,11 @@ class Member:
     request. ``progress_s`` is the time of its last pull or push. With ``shared``, states are
     exchanged in shared memory; ``base`` is the state that its lease began from. ``refusals`` counts
     the results refused in a row, the first at version ``refused_from``. It is overdue after
-    ``patience_s`` of silence. ``began_s``: its lease was granted, while it computes;
-    ``waits_since_s``: its request, while it waits for others; None else. ``starts`` counts this
-    process and those of its name that were known when it joined. ``staleness_sum`` is the sum over
-    its ``pushes``; ``lease_times`` are of its local steps, which ``parts`` processes take at the
-    same time, on minibatches of ``batch_size``; 0 before the first lease is measured.
+    ``patience_s`` of silence. ``began_s``: its lease was granted, while it computes; None else.
+    ``starts`` counts this process and those of its name that were known when it joined.
+    ``staleness_sum`` is the sum over its ``pushes``; ``lease_times`` are of its local steps, which
+    ``parts`` processes take at the same time, on minibatches of ``batch_size``; 0 before the first
+    lease is measured.
     """
 
     worker_id: int
@@ -53,7 +53,6 @@ class Member:
     refusals: int = 0
     refused_from: int = 0
     began_s: float | None = None
-    waits_since_s: float | None = None
     staleness_sum: int = 0
     lease_times: LeaseTimes = field(default_factory=LeaseTimes)
     batch_size: int = 0

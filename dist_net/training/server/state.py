@@ -217,7 +217,7 @@ class ParameterServer:
             metrics.duplicates_dropped += request.request_id <= member.received_id
             return []
         member.received_id, member.node = request.request_id, node
-        member.progress_s = member.waits_since_s = now
+        member.progress_s = now
         if isinstance(request, Push):
             return self._push(member, request, now)
         return self._answer(member, now)
@@ -292,9 +292,7 @@ class ParameterServer:
         if message is None:
             self._waiting[member.worker_id] = member
             return []
-        if member.waits_since_s is not None:
-            self.run.metrics.waiting_s += now - member.waits_since_s
-        member.waits_since_s = None
+        self.run.metrics.waiting_s += now - member.progress_s
         self._waiting.pop(member.worker_id, None)
         member.answered_id = member.received_id
         return [SendToPeer(member.node, message)]

@@ -163,18 +163,12 @@ class WorkerState:
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """Return the next command once all are carried out: compute, or receive a message."""
-        work = self._work
-        if work is None:
-            return [Receive(self._patience_s(now))]
-        return [Compute(work.steps, work.state)]
-
-    def _patience_s(self, now: float) -> float:
-        """Return the time to wait for a message, at most ``MAX_WAIT_S``."""
-        if self.is_overdue(now):
-            # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
-            # whole machine. Then the answer was sent long ago and is about to be received.
-            return MAX_WAIT_S
-        return min(self.overdue_at_s - now, MAX_WAIT_S)
+        if self._work is not None:
+            return [Compute(self._work.steps, self._work.state)]
+        left_s = self.overdue_at_s - now
+        # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the whole
+        # machine. Then the answer was sent long ago and is about to be received.
+        return [Receive(min(left_s, MAX_WAIT_S) if left_s > 0 else MAX_WAIT_S)]
 
     def received(
         self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
@@ -287,16 +281,12 @@ class WorkerState:
             return [self._ask(self._request, now)]
         return [self._pull(now)]
 
-    def is_overdue(self, now: float) -> bool:
-        """Check whether an answer is missing and the server has been silent for too long."""
-        return now >= self.overdue_at_s
-
     def tick(self, now: float) -> list[WorkerCommand]:
         """Return the commands due at ``now``: join again after a long silence.
 
         Raise ``ServerLostError`` after the rejoin timeout.
         """
-        if self.is_overdue(now):
+        if now >= self.overdue_at_s:
             return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
         return []
 

@@ -171,13 +171,15 @@ def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
     ledger, _, second = two_rivals()
     assert ledger.share(3) is None
     assert ledger.to_json()["remaining"] == [[0, 0, 4]]
-    assert ledger.release(1) == 0
+    ledger.release(1)
     assert ledger.to_json()["remaining"] == [[0, 0, 4]]
     third = ledger.share(3)
     assert third is not None
     assert (third.rival, second.rival) == (2, 3)
-    assert ledger.release(3) == 0
-    assert ledger.release(2) == 4
+    ledger.release(3)
+    assert ledger.everything_is_leased
+    ledger.release(2)
+    assert not ledger.everything_is_leased
 
 
 def test_the_oldest_lease_is_shared_first() -> None:
@@ -203,8 +205,8 @@ def test_what_a_dead_worker_leaves_goes_to_the_next_one_first() -> None:
     ledger = LeaseLedger(samples=40, epochs=1)
     ledger.grant(1, 4, 2)
     ledger.grant(2, 4, 2)
-    assert ledger.release(1) == 8
-    assert ledger.release(1) == 0
+    ledger.release(1)
+    ledger.release(1)  # it holds no lease any more
     assert ledger.grant(3, 10, 2).range == (0, 0, 8)  # no lease has a gap
 
 

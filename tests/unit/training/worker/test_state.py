@@ -252,7 +252,6 @@ def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: Work
 
 def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerState) -> None:
     assert joined.received(None, 3.3, (Alive(3.0, 2, 1), 3.0)) == []
-    assert not joined.is_overdue(7.4)
     assert joined.overdue_at_s == 7.5
     assert joined.received(None, 7.5, (Alive(3.0, 2, 1), 3.0)) == rejoin(3)
 
