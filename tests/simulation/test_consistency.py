@@ -189,6 +189,6 @@ def test_workers_that_wait_for_others_learn_of_the_end(consistency: str) -> None
         cluster.step()
     cluster.server.stop("interrupted")
     stopped_s = cluster.now
-    while cluster.server.worker_count:
+    while len(cluster.run.members):
         cluster.step()
     assert cluster.now - stopped_s < LATE_S + 1.0

@@ -32,6 +32,7 @@ from dist_net.training.server.run_report import run_report
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
+from dist_net.wire.messages import Join
 from naming import naming
 
 # Not in the order of the alphabet, which is that of the file.
@@ -288,7 +289,7 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
     run.metrics.pushes_accepted(8, -1.0, 0, [0, 5], 1.0)
     run.metrics.record(8, 64, 1, 0.1)
     run.metrics.pushes_accepted(8, 1.0, 0, [0, 5], 1.0)
-    worker = run.members.join(b"a", "a", b"", 0.0)
+    worker = run.members.join(b"a", Join("a", 1, "", 3), 0.0)
     run.ledger.grant(worker.worker_id, 1, 2)
     whole = run.checkpoint()
     refused = tried = 0

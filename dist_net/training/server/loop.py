@@ -319,7 +319,7 @@ class ServerLoop:
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
-        while self._server.worker_count and self._clock.now() < deadline:
+        while len(self._run.members) and self._clock.now() < deadline:
             self._handle((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:

@@ -7,7 +7,7 @@ from dist_net.training.server.metrics import RecentSpeed
 from dist_net.training.server.round_plan import LeaseTimes, measured
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
-from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment
+from dist_net.wire.messages import UNKNOWN_EQUIPMENT, Equipment, Join
 
 MAX_LOOK_S = 0.5
 """The longest pause between two calls of ``overdue`` unless the server was stopped."""
@@ -48,6 +48,7 @@ class Member:
     received_id: int = 0
     answered_id: int = 0
     shared: bool = False
+    parts: int = 1
     base: Vector | None = None
     pushes: int = 0
     refusals: int = 0
@@ -56,7 +57,6 @@ class Member:
     staleness_sum: int = 0
     lease_times: LeaseTimes = field(default_factory=LeaseTimes)
     batch_size: int = 0
-    parts: int = 1
     speed: RecentSpeed = field(default_factory=RecentSpeed)
 
     @property
@@ -120,21 +120,14 @@ class Membership:
         """The number of processes that take local steps."""
         return sum(each.parts for each in self.members)
 
-    def join(
-        self,
-        node: bytes,
-        name: str,
-        identity: int,
-        now: float,
-        equipment: Equipment = UNKNOWN_EQUIPMENT,
-        request_id: int = 0,
-    ) -> Member:
-        """Add a worker under a new id; ``request_id`` is the number of its ``Join``."""
-        before = [each for each in self._members.values() if each.name == name]
-        starts = max((each.starts + (each.identity != identity) for each in before), default=1)
+    def join(self, node: bytes, join: Join, now: float) -> Member:
+        """Add a worker under a new id."""
+        before = [each for each in self._members.values() if each.name == join.name]
+        starts = max((each.starts + (each.identity != join.identity) for each in before), default=1)
+        who = self._next_worker_id, node, join.name, join.identity
         times = now, now, now, self._heartbeat_timeout_s
-        facts = node, name, identity, *times, equipment, starts, request_id, request_id
-        member = Member(self._next_worker_id, *facts)
+        numbers = starts, join.request_id, join.request_id
+        member = Member(*who, *times, join.equipment, *numbers, join.shares_memory, join.parts)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member

@@ -102,11 +102,6 @@ class ParameterServer:
             return "stopping"
         return "training" if len(self.run.members) else "waiting"
 
-    @property
-    def worker_count(self) -> int:
-        """The number of workers; 0 after the end of the run once every worker knows of it."""
-        return len(self.run.members)
-
     def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
         """Process a message from ``node`` and return commands; a push's state is borrowed.
 
@@ -184,9 +179,7 @@ class ParameterServer:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "it joined again", now))
-        facts = join.name, join.identity, now, join.equipment, join.request_id
-        member = run.members.join(node, *facts)
-        member.parts, member.shared = join.parts, join.shares_memory
+        member = run.members.join(node, join, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         run.metrics.workers_joined += 1
         logger.info(

@@ -166,10 +166,8 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         self.close()
 
     def close(self) -> None:
-        if self._heartbeats is not None:
-            self._heartbeats.stop()
+        self._end_membership()
         self._socket.close()
-        self._detach()
 
     def train(self) -> Ended:
         """Train until the run is over; return its end.
@@ -272,20 +270,16 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
             raise self._socket.no_answer(self._join_timeout_s) from error
 
     def _reconnect(self) -> None:
-        if self._heartbeats is not None:
-            self._heartbeats.stop()
+        self._end_membership()
         self._socket.abandon()
         self._socket = self._around.connect()
 
     def _begin(self, welcome: Welcome) -> None:
-        if self._heartbeats is not None:
-            self._heartbeats.stop()
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
         self._heartbeats = self._around.start_heartbeats(*pulse)  # compiling may take seconds
         if self._local is None or self._local[0] != welcome.steps:
             self._local = welcome.steps, self._local_of(welcome.steps)
         _, local = self._local
-        self._detach()
         if welcome.segment is not None:
             self._shared = self._around.attach(welcome.segment, local.rule.state_size)
         if self._processes is not None:
@@ -297,7 +291,9 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
             self._shared is not None,
         )
 
-    def _detach(self) -> None:
+    def _end_membership(self) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
         if self._shared is not None:
             self._shared.close()
             self._shared = None

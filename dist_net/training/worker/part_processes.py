@@ -102,8 +102,7 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
                 own = result[: base.size]
                 mean = own.copy() if mean is None else np.add(mean, own, out=mean)
         assert mean is not None
-        if lease.parts > 1:
-            mean *= np.float32(1 / lease.parts)
+        mean *= np.float32(1 / lease.parts)
         self.state = mean
 
     def _receive(self, channel: Connection) -> tuple[float, int]:

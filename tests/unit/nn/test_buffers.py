@@ -20,7 +20,7 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
-from dist_net.wire.messages import Push
+from dist_net.wire.messages import Join, Push
 from naming import naming
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers
@@ -187,7 +187,9 @@ def test_buffers_of_several_workers_stay_among_their_values(consistency: Consist
         consistency=consistency,
     )
     run = RunState(settings, np.append(np.zeros(300, np.float32), vector(20_000, 1e-3)))
-    members = [run.members.join(b"%d" % each, f"{each}", each, 0.0) for each in range(3)]
+    members = [
+        run.members.join(b"%d" % each, Join(f"{each}", each, "", 3), 0.0) for each in range(3)
+    ]
     members[0].shared = True  # the others exchange packed states
     random, packing = np.random.default_rng(0), settings.packing
     while run.ledger.applied_samples < 3000:

@@ -52,7 +52,7 @@ def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
         for _ in range(10):
             now += 0.5
             server.tick(now)
-        assert server.worker_count == 0
+        assert len(server.run.members) == 0
         return reachable_objects(server)
 
     at_first = come_and_go_until_all_are_gone(range(2000))

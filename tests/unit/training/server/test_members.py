@@ -2,10 +2,10 @@
 
 import pytest
 
-from dist_net.training.server.members import RETURN_S, Membership
+from dist_net.training.server.members import RETURN_S, Member, Membership
 from dist_net.training.server.round_plan import LeaseTimes
 from dist_net.wire.lease_steps import LeaseSteps
-from dist_net.wire.messages import Equipment
+from dist_net.wire.messages import Equipment, Join
 
 STEPS = LeaseSteps(0, 0, 20, 0, 4, 4)
 
@@ -14,28 +14,32 @@ def a_membership() -> Membership:
     return Membership(heartbeat_timeout_s=1.5)
 
 
+def joined(members: Membership, name: str, identity: int) -> Member:
+    return members.join(b"node of %d" % identity, Join(name, identity, "", 3), 0.0)
+
+
 def test_who_joins_under_a_name_of_another_process_was_started_again() -> None:
     members = a_membership()
     starts = [
         member.starts
         for identity in (1, 1, 2, 3)  # the second time it was only silent
-        for member in [members.join(b"a", "one", identity, 0.0)]
+        for member in [joined(members, "one", identity)]
     ]
     assert starts == [1, 1, 2, 3]
-    assert members.join(b"b", "two", 4, 0.0).starts == 1
+    assert joined(members, "two", 4).starts == 1
 
 
 def test_an_id_is_never_given_twice() -> None:
     members = a_membership()
-    first = members.join(b"a", "one", 1, 0.0)
+    first = joined(members, "one", 1)
     members.remove(first.worker_id)
-    assert members.join(b"a", "one", 1, 0.0).worker_id != first.worker_id
+    assert joined(members, "one", 1).worker_id != first.worker_id
     assert len(members) == 1
 
 
 def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
     members = a_membership()
-    silent, heard = members.join(b"a", "silent", 1, 0.0), members.join(b"b", "heard", 2, 0.0)
+    silent, heard = joined(members, "silent", 1), joined(members, "heard", 2)
     assert members.heard(heard.worker_id, 2, 1.0) is heard
     assert members.overdue(1.5) == []
     assert members.overdue(1.6) == [silent]
@@ -43,7 +47,7 @@ def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
 
 def test_a_silent_worker_is_a_member_again_when_it_is_heard() -> None:
     members = a_membership()
-    one = members.join(b"a", "one", 1, 0.0)
+    one = joined(members, "one", 1)
     assert members.overdue(1.6) == [one]
     members.silent.add(one.worker_id)
     assert (len(members), members.members, members.parts) == (0, (), 0)
@@ -57,7 +61,7 @@ def test_a_silent_worker_is_a_member_again_when_it_is_heard() -> None:
 
 def test_a_worker_that_stays_silent_is_forgotten() -> None:
     members = a_membership()
-    one = members.join(b"a", "one", 1, 0.0)
+    one = joined(members, "one", 1)
     members.silent.add(one.worker_id)
     overdue_s = next(n / 10 for n in range(1000) if members.overdue(n / 10))
     assert overdue_s == pytest.approx(RETURN_S, abs=0.2)
@@ -67,7 +71,7 @@ def test_a_worker_that_stays_silent_is_forgotten() -> None:
 
 def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() -> None:
     members = a_membership()
-    computing = members.join(b"a", "computing", 1, 0.0)
+    computing = joined(members, "computing", 1)
     for second in range(3600):
         assert members.heard(computing.worker_id, 1, float(second)) is computing
         assert members.overdue(float(second)) == []
@@ -76,7 +80,7 @@ def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() ->
 
 def test_time_in_which_the_server_stood_still_is_no_silence_of_its_workers() -> None:
     members = a_membership()
-    member = members.join(b"a", "one", 1, 0.0)
+    member = joined(members, "one", 1)
     assert members.overdue(0.1) == []
     assert members.overdue(60.0) == []
     # A moment later its heartbeats have arrived, unless it is gone.
@@ -86,23 +90,23 @@ def test_time_in_which_the_server_stood_still_is_no_silence_of_its_workers() -> 
 
 def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_same() -> None:
     members = a_membership()
-    member = members.join(b"a", "one", 1, 0.0)
+    member = joined(members, "one", 1)
     looks = [members.overdue(5.0 * look) for look in range(6)]
     assert looks == [[], [], [], [], [member], [member]]
 
 
 def test_a_worker_is_known_by_its_id_and_identity_together() -> None:
     members = a_membership()
-    one, two = members.join(b"a", "one", 1, 0.0), members.join(b"b", "two", 2, 0.0)
+    one, two = joined(members, "one", 1), joined(members, "two", 2)
     assert members.heard(one.worker_id, 2, 1.0) is None
     assert members.heard(one.worker_id, 1, 1.0) is one
-    assert members.former(b"b", 1) == [one, two]
+    assert members.former(b"node of 2", 1) == [one, two]
     assert members.former(b"c", 3) == []
 
 
 def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
     equipment = Equipment("here", 8, 4, 1.5, 2, "openblas 0.3")
-    member = a_membership().join(b"a", "one", 1, 10.0, equipment)
+    member = a_membership().join(b"a", Join("one", 1, "", 3, equipment=equipment), 10.0)
     assert member.report(10.0)["samples_per_s"] == 0.0
     member.pushes, member.staleness_sum = 3, 6
     member.lease_times = LeaseTimes(0.002, 0.1)
@@ -130,7 +134,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
 
 def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
     members = a_membership()
-    member = members.join(b"a", "one", 1, 0.0)
+    member = joined(members, "one", 1)
     member.began_s = 0.0
     members.overdue(0.1)
     members.overdue(60.1)
@@ -139,7 +143,7 @@ def test_time_in_which_the_server_stood_still_is_no_part_of_a_lease() -> None:
 
 
 def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> None:
-    member = a_membership().join(b"a", "one", 1, 0.0)
+    member = joined(a_membership(), "one", 1)
     member.has_computed(STEPS, 0.5, 1.0)
     assert member.lease_times == LeaseTimes()  # its beginning is unknown
     member.began_s = 0.0
@@ -150,7 +154,7 @@ def test_the_times_of_leases_are_averaged_and_a_first_one_counts_at_once() -> No
 
 
 def test_a_worker_whose_share_of_the_minibatches_changes_is_measured_anew() -> None:
-    member = a_membership().join(b"a", "one", 1, 0.0)
+    member = joined(a_membership(), "one", 1)
     member.began_s = 0.0
     member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 32), 0.8, 1.0)
     member.has_computed(LeaseSteps(0, 0, 32, 0, 32, 16), 0.8, 1.0)
@@ -159,6 +163,6 @@ def test_a_worker_whose_share_of_the_minibatches_changes_is_measured_anew() -> N
 
 def test_a_worker_counts_as_many_times_as_it_has_parts() -> None:
     members = a_membership()
-    members.join(b"a", "one", 1, 0.0).parts = 4
-    members.join(b"b", "two", 2, 0.0)
+    joined(members, "one", 1).parts = 4
+    joined(members, "two", 2)
     assert (len(members), members.parts) == (2, 5)

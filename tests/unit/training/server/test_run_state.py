@@ -480,7 +480,7 @@ def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> No
     assert works[b"a"] == Stop(desk.server.stop_reason, finished=False)
     assert "version 0" in desk.server.stop_reason
     assert "dist-net replay" in desk.server.stop_reason  # the checkpoint has that state too
-    assert desk.server.worker_count == 2
+    assert len(desk.server.run.members) == 2
 
 
 # Warnings

@@ -68,7 +68,7 @@ def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -
     refuse = desk.join(b"a", vector_size=7)
     assert not refuse.may_rejoin
     assert "7 parameters, the server's 6" in refuse.reason
-    assert desk.server.worker_count == 0
+    assert len(desk.server.run.members) == 0
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_server_refuses_requests_to_a_former_incarnation(desk: Desk) -> None:
 
 def test_two_servers_never_assign_the_same_id() -> None:
     runs = [new_run(SETTINGS, lambda: vector(0.0), None) for _ in range(20)]
-    assert len({run.members.join(b"a", "one", 1, 0.0).worker_id for run in runs}) == 20
+    assert len({run.members.join(b"a", Join("one", 1, "", 3), 0.0).worker_id for run in runs}) == 20
 
 
 # Workers that leave or fall silent
@@ -336,7 +336,7 @@ def test_a_silent_worker_is_lost_and_others_compute_its_samples(desk: Desk) -> N
     assert isinstance(desk.beat(2), Alive)
     desk.now += 0.6
     assert desk.server.tick(desk.now) == []
-    assert (desk.server.worker_count, desk.report()["workers_lost"]) == (1, 1)
+    assert (len(desk.server.run.members), desk.report()["workers_lost"]) == (1, 1)
     work = desk.pull(b"alive", 2)
     assert work.steps[:3] == lost.steps[:3]
     assert isinstance(desk.push(b"alive", work), Work)
@@ -457,11 +457,11 @@ def test_at_the_end_every_worker_is_told_and_counted_out(desk: Desk) -> None:
     desk.join(b"b")
     assert desk.pull(b"b", 2) == FINISHED
     assert desk.report()["state"] == "finished"
-    assert desk.server.worker_count == 2
+    assert len(desk.server.run.members) == 2
     desk.leave(b"a", 1)
     desk.now += 2.0
     assert desk.server.tick(desk.now) == []
-    assert desk.server.worker_count == 0
+    assert len(desk.server.run.members) == 0
     assert desk.report()["workers_lost"] == 0
 
 
