@@ -57,6 +57,8 @@ class RunState:
         self.is_resumed = False
         self.resume_warnings: list[str] = []
         self._is_async = settings.consistency is Consistency.ASYNC
+        facts = settings.consistency, settings.minibatches, settings.batch_size
+        self._planned = PlannedRun(*facts, bool(settings.momenta), settings.local_steps)
         self._plan: RoundPlan | None = None
         self._lots: dict[int, tuple[int, int]] = {}  # of the round: parts and steps, by worker id
         self._waits_for: set[int] = set()  # workers that have not begun
@@ -133,12 +135,6 @@ class RunState:
         """Return the plan of a round of these workers."""
         workers = [each.lease_times._replace(parts=each.parts) for each in members]
         return plan_round(self._planned, workers, self.ledger.samples_ahead)
-
-    @property
-    def _planned(self) -> PlannedRun:
-        settings = self.settings
-        facts = settings.consistency, settings.minibatches, settings.batch_size
-        return PlannedRun(*facts, bool(settings.momenta), settings.local_steps)
 
     def is_spare(self, member: Member) -> bool:
         """Whether the round has no lease for this worker."""

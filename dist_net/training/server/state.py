@@ -120,7 +120,9 @@ class ParameterServer:
             case StatusRequest():
                 commands = [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
-                commands = [SendToPeer(node, self._snapshot())]
+                store, samples = self.run.store, self.run.ledger.applied_samples
+                snapshot = Snapshot(store.version, samples, store.evaluated_weights)
+                commands = [SendToPeer(node, snapshot)]
             case Shutdown(reason):
                 self.stop(reason)
                 commands = [SendToPeer(node, self._status(self.run.metrics.next_record, now))]
@@ -393,10 +395,6 @@ class ParameterServer:
             **run_report(self.run, first_record, now),
         }
         return StatusReport(json.dumps(report, ensure_ascii=False))
-
-    def _snapshot(self) -> Snapshot:
-        store = self.run.store
-        return Snapshot(store.version, self.run.ledger.applied_samples, store.evaluated_weights)
 
 
 def _unknown(worker_id: int) -> Refuse:
