@@ -56,10 +56,8 @@ class LeaseTimes(NamedTuple):
 
     def averaged(self, latest: "LeaseTimes") -> "LeaseTimes":
         """Return the moving average after ``latest``."""
-        exchange_s, step_s = (
-            old + (new - old) / AVERAGED_LEASES
-            for old, new in ((self.exchange_s, latest.exchange_s), (self.step_s, latest.step_s))
-        )
+        exchange_s = self.exchange_s + (latest.exchange_s - self.exchange_s) / AVERAGED_LEASES
+        step_s = self.step_s + (latest.step_s - self.step_s) / AVERAGED_LEASES
         return LeaseTimes(exchange_s, step_s, latest.parts)
 
     def seconds_for(self, steps: float) -> float:
