@@ -12,9 +12,7 @@ from simulation.pool_processes import VirtualInferenceWorker
 
 TROUBLE_S = 3.0  # the time with faults
 REST_S = 8.0  # the pool must have recovered after this time without faults
-SETTINGS = PoolSettings(
-    max_batch_size=4, queue_requests=80, queue_bytes=900, max_batch_s=1.0, max_load_s=2.0
-)
+SETTINGS = PoolSettings(max_batch_size=4, queue_requests=80, max_batch_s=1.0, max_load_s=2.0)
 MAX_WORKERS = 5
 MAX_STOP_S = 3.0
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0

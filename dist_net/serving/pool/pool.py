@@ -298,9 +298,7 @@ class Pool:
             "workers": self._workers.report(now),
             "queue": {
                 "requests": self._requests.queued(),
-                "bytes": sum(model.pending_bytes for model in self._models.values()),
                 "request_limit": settings.queue_requests * len(self._models),
-                "byte_limit": settings.queue_bytes,
             },
             "models": [model.report(now) for model in self._models.values()],
         }

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from dist_net.errors import SettingError
 from dist_net.wire.messages import Message
 
-MIB = 1 << 20
 MAX_TIMEOUT_S = 60.0
 """The maximum timeout of a request, unless the default is longer."""
 
@@ -23,8 +22,7 @@ class PoolSettings:
 
     A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
     ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each client
-    to each model are queued. The payloads of all unanswered requests have at most ``queue_bytes``,
-    divided equally among the models; a client may hold as many bytes of a model's part as are free.
+    to each model are queued.
     ``default_timeout_s`` applies to requests without a timeout. A worker counts as lost if it is
     silent for ``heartbeat_timeout_s``, or takes longer than ``max_batch_s`` for a batch or
     ``max_load_s`` to load a version.
@@ -33,7 +31,6 @@ class PoolSettings:
     max_batch_size: int = 8
     batch_timeout_s: float = 0.0
     queue_requests: int = 1024
-    queue_bytes: int = 256 * MIB
     default_timeout_s: float = 10.0
     heartbeat_interval_s: float = 0.2
     heartbeat_timeout_s: float = 1.5

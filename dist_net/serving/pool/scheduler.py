@@ -131,19 +131,13 @@ class Scheduler:
     def _no_room(
         self, request: InferenceRequest, model: ModelVersions, now: float
     ) -> Result | None:
-        """Refuse a request if its client's queue is full, too slow, or holds too many bytes."""
+        """Refuse a request if its client's queue is full or too slow."""
         settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
-        queued, payload_bytes = len(queue.requests), len(request.payload)
-        free_bytes = settings.queue_bytes // len(self._models) - model.pending_bytes
+        queued = len(queue.requests)
         if queued >= settings.queue_requests:
             reason = "the queue is full"
         elif queue.is_too_slow(settings.max_batch_size * (len(self._workers) + 1), now):
             reason = "the oldest has waited for more than half of its time"
-        # Twice what is free leaves room for others (Choudhury and Hahne, 1998).
-        elif model.pending_bytes and (
-            payload_bytes > free_bytes or queue.pending_bytes + payload_bytes > 2 * free_bytes
-        ):
-            reason = f"unanswered requests have {model.pending_bytes} bytes, which leaves no room"
         else:
             return None
         return _unavailable(

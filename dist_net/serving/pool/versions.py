@@ -69,10 +69,9 @@ class Version:
 class ModelVersions:
     """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
-    ``newest``: the last version that serves, or served if none does now. ``pending``: unanswered
-    requests, which have ``pending_bytes``. ``reason``: why the model, or its last version, is not
-    served. ``is_answering``: a live worker has answered for it recently. ``is_unloaded``: it was
-    unloaded, and no version has arrived since then.
+    ``newest``: the last version that serves, or served if none does now. ``reason``: why the model,
+    or its last version, is not served. ``is_answering``: a live worker has answered for it
+    recently. ``is_unloaded``: it was unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
     every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
     that no worker will load any more, until the loader is told to remove their files.
@@ -83,7 +82,6 @@ class ModelVersions:
         self.versions: dict[int, Version] = {}
         self.newest: Version | None = None
         self.is_unloaded = self.is_answering = False
-        self.pending = self.pending_bytes = 0
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
