@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from dist_net.serving.pool.requests import PoolSettings, Status
 from simulation.failures import SimulationFailedError, require
@@ -29,9 +28,8 @@ class TroubledPool:
     def __init__(self, seed: int, trace_length: int | None = 40) -> None:
         self.seed = seed
         names = ("net", "other")[: 1 + seed % 2]
-        settings = replace(SETTINGS, batch_timeout_s=0.01 if seed % 4 == 0 else 0.0)
         faults = NETWORK if seed % 3 == 0 else NO_FAULTS
-        self.cluster = PoolCluster(seed, settings, names, 2, seed % 3, faults, trace_length)
+        self.cluster = PoolCluster(seed, SETTINGS, names, 2, seed % 3, faults, trace_length)
         self.schedule = self.cluster.schedule
         self.happened: Counter[str] = Counter()
         self._random = self.cluster.random

@@ -149,13 +149,11 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:
-    waits = "time that an incomplete batch waits while other batches are queued"
     memory = "memory for requests and answers until they are read"
     pixels = "refuse larger images; decoding takes up to 16 bytes per pixel"
     add_options(
         group,
         ("--max-batch-size", int, "N", "rows per batch", 8),
-        ("--batch-timeout-ms", float, "MS", waits, 0.0),
         ("--queue-limit", int, "N", "queued requests per model and client", 1024),
         ("--queue-mib", int, "MIB", memory, 256),
         ("--max-pixels", int, "N", pixels, MAX_PIXELS),
@@ -196,7 +194,6 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
     sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,
-        batch_timeout_s=arguments.batch_timeout_ms / 1000,
         queue_requests=arguments.queue_limit,
         default_timeout_s=arguments.timeout,
     )

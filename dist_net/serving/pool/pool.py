@@ -252,7 +252,7 @@ class Pool:
         """Return the time by which ``dispatch`` must be called without an event; 0.0: at once."""
         if self._requests.unsettled:
             return 0.0
-        moments = (self._check_s, self._scheduler.held_until_s, self._requests.next_deadline_s())
+        moments = (self._check_s, self._requests.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self) -> None:

@@ -79,8 +79,7 @@ class Scheduler:
     workers for it. While several clients are active, each has at most half of the workers, rounded
     up. Neither holds for clients whose last batch was shorter than ``SHORT_BATCH_S``.
 
-    ``held_until_s`` is the time at which a batch that waits for more requests runs; None if no
-    batch waits. With ``is_draining`` no requests are admitted.
+    With ``is_draining`` no requests are admitted.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Scheduler:
         models: Mapping[str, ModelVersions],
         requests: OpenRequests,
     ) -> None:
-        self.held_until_s: float | None = None
         self.is_draining = False
         self._settings = settings
         self._workers = workers
@@ -150,7 +148,6 @@ class Scheduler:
 
         Return None if no batch can run now.
         """
-        self.held_until_s = None
         live = self._workers.live(now)
         free = [
             worker
@@ -174,7 +171,7 @@ class Scheduler:
                     continue
                 request = queue.next(now)
                 choice = self._choose(request, is_short, free)
-                if choice is None or self._waits(name, choice[0], now):
+                if choice is None:
                     continue
                 worker, version = choice
                 of = name, version, request.payload
@@ -276,18 +273,6 @@ class Scheduler:
         share = max(1, len(live) // max(1, len(served)))
         unused = sum(max(0, share - used[name]) for name in served if name != model)
         return used[model] < share or used[None] > unused
-
-    def _waits(self, model: str, worker: Worker, now: float) -> bool:
-        """Return whether the batch waits for more requests; never if the worker would be idle."""
-        timeout_s, queues = self._settings.batch_timeout_s, self._requests.waiting[model].values()
-        if not timeout_s or (not worker.running and len(self._requests.waiting) == 1):
-            return False
-        rows = sum(one.rows for queue in queues for one in queue.requests.values())
-        until_s = min(queue.oldest.admitted_s for queue in queues) + timeout_s
-        if now >= until_s or rows >= self._settings.max_batch_size:
-            return False
-        self.held_until_s = min(until_s, self.held_until_s or until_s)
-        return True
 
     def _start(
         self,

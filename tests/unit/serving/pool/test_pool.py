@@ -341,34 +341,6 @@ def test_the_time_that_a_request_may_name_is_capped() -> None:
     assert desk.finished()[late].status is Status.EXPIRED
 
 
-def test_a_batch_waits_for_more_only_while_other_work_is_queued() -> None:
-    desk = Desk("net", "other", batch_timeout_s=0.5, max_batch_size=2)
-    desk.ask()
-    (run,) = desk.runs()  # nothing else is queued
-    desk.ask()
-    desk.ask(model="other")
-    desk.done(ONE, run)
-    assert not desk.runs()
-    assert desk.pool.next_wakeup() == desk.now + 0.5
-    desk.ask(model="other")
-    (run,) = desk.runs()
-    assert (run.model, len(run.payloads)) == ("other", 2)  # it is full
-    desk.done(ONE, run)
-    (run,) = desk.runs()
-    assert run.model == "net"
-
-
-def test_a_batch_goes_when_its_oldest_request_has_waited_long_enough() -> None:
-    desk = Desk("net", "other", batch_timeout_s=0.5)
-    desk.ask()
-    desk.now += 0.25
-    desk.ask(model="other")
-    assert not desk.runs()
-    desk.now += 0.25
-    (run,) = desk.runs()
-    assert run.model == "net"
-
-
 def measured(desk: Desk, node: bytes, seconds: float, batches: int = 12, rows: int = 1) -> None:
     """Let a worker answer some batches of as many rows, each in this time."""
     for _ in range(batches):
@@ -1360,7 +1332,7 @@ def test_statistics_balance_and_outlive_their_version() -> None:
     [
         {"max_batch_size": 0},
         {"queue_requests": 1.5},
-        {"batch_timeout_s": -1.0},
+        {"max_batch_s": 0.0},
         {"default_timeout_s": float("nan")},
         {"heartbeat_timeout_s": 0.3},
     ],
