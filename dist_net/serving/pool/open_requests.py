@@ -230,7 +230,10 @@ class OpenRequests:
             if request.runs_alone and result.status is Status.OK:
                 self.quarantine.clear(model, version, request.payload)
             if not request.is_unwanted:
-                statistics.ended(result, now - request.admitted_s, transit_s, now)
+                latency_s = now - request.admitted_s
+                statistics.ended(result, latency_s, transit_s)
+                if result.status is Status.OK:
+                    self._models[model].recent.add(latency_s, now)
                 ended.append(EndRequest(request.request_id, result))
         return ended
 
@@ -309,7 +312,7 @@ class OpenRequests:
 
     def _fail(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
         statistics = self._models[request.model].statistics_of(result.version)
-        statistics.ended(result, now - request.admitted_s, 0.0, now)
+        statistics.ended(result, now - request.admitted_s, 0.0)
         return EndRequest(request.request_id, result)
 
     def _close(self, request: InferenceRequest) -> None:

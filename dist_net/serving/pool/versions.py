@@ -18,7 +18,13 @@ from typing import Any
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.requests import SendToNode
-from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
+from dist_net.serving.pool.statistics import (
+    ENDS,
+    NO_VERSION,
+    ModelStatistics,
+    RecentLatencies,
+    total,
+)
 from dist_net.wire.serving_messages import Drop, Load
 
 logger = logging.getLogger(__name__)
@@ -85,6 +91,7 @@ class ModelVersions:
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
+        self.recent = RecentLatencies()
         self._target: Version | None = None  # the version that every worker should have
         self._waiting: Version | None = None
         self.unused: list[int] = []
@@ -214,7 +221,7 @@ class ModelVersions:
         counted = total(self.statistics.values())
         served = self.served()
         description = served.description
-        latencies_s = counted.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
+        latencies_s = self.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
         return {
             "name": self.name,
             "version": description.version if description else None,
@@ -223,7 +230,7 @@ class ModelVersions:
             "takes_images": description.takes_images if description else False,
             "classes": description.classes if description else 0,
             **{name: getattr(counted, name) for name in (*ENDS, "retried")},
-            "requests_per_s": counted.recent.requests_per_s(now),
+            "requests_per_s": self.recent.requests_per_s(now),
             "latency_ms": {
                 name: None if latency_s is None else 1e3 * latency_s
                 for name, latency_s in zip(SHARES, latencies_s, strict=True)
