@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.open_requests import ClientQueue, OpenRequests
+from dist_net.serving.pool.open_requests import NEWEST_WEIGHT, ClientQueue, OpenRequests
 from dist_net.serving.pool.requests import (
     EndRequest,
     InferenceRequest,
@@ -33,8 +33,6 @@ for the message would cost more than the computation."""
 
 MIN_CHARGE_S = 1e-4
 """The minimum that a request costs the turn of its client, and a batch that of its model."""
-
-NEWEST_WEIGHT = 0.25  # of a measurement in the moving means
 
 SLOW_FACTOR = 32
 """A batch that takes this multiple of the usual time of a row, for each row, is slow."""
