@@ -36,7 +36,6 @@ from dist_net.serving.client.client import MAX_OPEN
 from dist_net.serving.pool.description import (
     ServedModel,
     known,
-    summary_of,
     summary_to_json,
 )
 from dist_net.serving.pool.requests import Status
@@ -254,7 +253,7 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
     pixels = np.full((1, 2, 2), 50, np.uint8)
     outputs = client.predict("sums", pixels, version=6)
     (request,) = gateway.requests()
-    said = known(summary_of(MODELS[0], 8).others[0])
+    said = known(MODELS[0].versions[6])
     assert (request.version, request.payloads) == ("6", (pixels.tobytes(), said))
     assert outputs.labels == ("hen", "owl", "rook")
     assert outputs.likeliest(1)[0].label == "hen"

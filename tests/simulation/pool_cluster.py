@@ -155,8 +155,8 @@ class PoolCluster:
         )
         ports = (PolledSocket(self.network.listen(port), self.loop) for port in (WORKERS, CLIENTS))
         workers, clients = (cast(Any, port) for port in ports)
-        self.gateway = Gateway(cast(Pool, self.pool), workers, self._kill, self.thread)
         ledger, turn = ClientLedger(1 << 30), TurnBudget(self.thread.now)
+        self.gateway = Gateway(cast(Pool, self.pool), workers, self._kill, self.thread, ledger)
         self.desk = ClientDesk(self.gateway, clients, b"gateway", ledger, turn=turn)
         self.gateway.start(cast(Any, self.loop))
         self.desk.start(cast(Any, self.loop))
@@ -318,8 +318,8 @@ class PoolCluster:
         waiting = self.pool.open_requests + sum(each.open_requests for each in self.clients)
         require(not waiting, f"{waiting} requests were never answered")
         status = self.pool.status(now)
-        queue = status["queue"]["requests"], status["queue"]["bytes"]
-        require(queue == (0, 0), f"{queue} requests and bytes are left of none")
+        left = status["queue"]["requests"], self.pool.pending
+        require(left == (0, 0), f"{left} queued and pending requests are left of none")
         asked = sum(len(peer.futures) for peer in self.desk._peers.values())
         futures = len(self.gateway._futures), asked
         require(futures == (0, 0), f"{futures} futures are left of what was asked")

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 from dist_net.serving.pool.requests import PoolSettings, Status
 from simulation.failures import SimulationFailedError, require
@@ -12,9 +11,7 @@ from simulation.pool_processes import VirtualInferenceWorker
 
 TROUBLE_S = 3.0  # the time with faults
 REST_S = 8.0  # the pool must have recovered after this time without faults
-SETTINGS = PoolSettings(
-    max_batch_size=4, queue_requests=80, queue_bytes=900, max_batch_s=1.0, max_load_s=2.0
-)
+SETTINGS = PoolSettings(max_batch_size=4, queue_requests=80, max_batch_s=1.0, max_load_s=2.0)
 MAX_WORKERS = 5
 MAX_STOP_S = 3.0
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
@@ -31,9 +28,8 @@ class TroubledPool:
     def __init__(self, seed: int, trace_length: int | None = 40) -> None:
         self.seed = seed
         names = ("net", "other")[: 1 + seed % 2]
-        settings = replace(SETTINGS, batch_timeout_s=0.01 if seed % 4 == 0 else 0.0)
         faults = NETWORK if seed % 3 == 0 else NO_FAULTS
-        self.cluster = PoolCluster(seed, settings, names, 2, seed % 3, faults, trace_length)
+        self.cluster = PoolCluster(seed, SETTINGS, names, 2, seed % 3, faults, trace_length)
         self.schedule = self.cluster.schedule
         self.happened: Counter[str] = Counter()
         self._random = self.cluster.random

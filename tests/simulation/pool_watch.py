@@ -187,15 +187,16 @@ class WatchedPool:
             )
 
     def _require_room(self) -> None:
-        settings, models = self._settings, self._pool.catalogue.models
-        for name, model in models.items():
-            held_bytes = model.pending_bytes
-            is_bounded = held_bytes <= settings.queue_bytes // len(models)
-            require(is_bounded, f"the requests for {name} have {held_bytes} B")
-            for queue in self._pool._requests.waiting.get(name, {}).values():
+        for name, queues in self._pool._requests.waiting.items():
+            for queue in queues.values():
                 queued = len(queue.requests)
-                is_bounded = 0 < queued <= settings.queue_requests
+                is_bounded = 0 < queued <= self._settings.queue_requests
                 require(is_bounded, f"{queued} requests of {queue.client} for {name} wait")
+
+    @property
+    def pending(self) -> int:
+        """The number of requests that count as unanswered in their clients' accounts."""
+        return sum(queue.pending for queue in self._pool._requests._queues.values())
 
     def _require_cause(self, request: InferenceRequest, refusal: Result) -> None:
         """Whoever is refused has a queue already, or nobody could answer: no other client's
@@ -206,10 +207,7 @@ class WatchedPool:
         queue = self._pool._requests.queue_of(request.model, request.client)
         a_batch_each = settings.max_batch_size * (len(self._pool._workers) + 1)
         is_long = len(queue.requests) >= min(a_batch_each, settings.queue_requests)
-        part = settings.queue_bytes // len(self._pool.catalogue.models)
-        is_large = queue.pending_bytes + len(request.payload) > 2 * (part - model.pending_bytes)
-        is_full = model.pending_bytes + len(request.payload) > part
-        require(is_long or is_large or is_full, f"a request for {model.name} is refused: {refusal}")
+        require(is_long, f"a request for {model.name} is refused: {refusal}")
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():

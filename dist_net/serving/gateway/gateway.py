@@ -19,6 +19,7 @@ from typing import Any
 
 from dist_net.clock import Clock
 from dist_net.errors import ModelLoadError
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
@@ -55,11 +56,13 @@ class Gateway:
         socket: ServerSocket,
         kill: Callable[[int, str, str], None],
         clock: Clock,
+        ledger: ClientLedger,
     ) -> None:
         self._pool = pool
         self._socket = socket
         self._kill = kill
         self._clock = clock
+        self._ledger = ledger
         self._futures: dict[int, asyncio.Future[Result]] = {}
         self.unloads: Counter[str] = Counter()  # by model
         self.ended: Counter[str] = Counter()  # processes that ended, by host
@@ -118,7 +121,9 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """Return the current state of the pool for people: workers, queue, models."""
-        return self._pool.status(self._clock.now())
+        report, ledger = self._pool.status(self._clock.now()), self._ledger
+        report["queue"] |= {"bytes": ledger.total_bytes, "byte_limit": ledger.limit_bytes}
+        return report
 
     @property
     def is_ready(self) -> bool:

@@ -38,6 +38,7 @@ class ServingOptions:
     workers: int | None
     threads: int
     pool: PoolSettings
+    queue_mib: int
     http: str
     listen: str
     listen_workers: str
@@ -63,11 +64,12 @@ class ServingOptions:
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
         in_range = 0 <= workers <= MAX_WORKERS and 1 <= self.threads <= MAX_THREADS
-        if not in_range or not self.grace >= 0 or self.max_pixels < 1:
+        if not in_range or not self.grace >= 0 or min(self.max_pixels, self.queue_mib) < 1:
             raise SettingError(
                 f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace:g}, "
-                f"--max-pixels={self.max_pixels}: expected 0 to {MAX_WORKERS} workers of 1 to "
-                f"{MAX_THREADS} threads, seconds, and at least one pixel"
+                f"--max-pixels={self.max_pixels}, --queue-mib={self.queue_mib}: expected 0 to "
+                f"{MAX_WORKERS} workers of 1 to {MAX_THREADS} threads, seconds, and at least one "
+                f"pixel and one MiB"
             )
         if self.ray is not None and (self.listen_workers or workers == 0):
             raise SettingError(
@@ -79,6 +81,10 @@ class ServingOptions:
                 "--workers=0 without --listen-workers leaves no worker to serve requests; start "
                 "local workers, or set an address for remote workers"
             )
+
+    @property
+    def queue_bytes(self) -> int:
+        return self.queue_mib * MIB
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,13 +149,11 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_queue(group: argparse._ArgumentGroup) -> None:
-    waits = "time that an incomplete batch waits while other batches are queued"
-    memory = "memory for unanswered requests, divided equally among models"
+    memory = "memory for requests and answers until they are read"
     pixels = "refuse larger images; decoding takes up to 16 bytes per pixel"
     add_options(
         group,
         ("--max-batch-size", int, "N", "rows per batch", 8),
-        ("--batch-timeout-ms", float, "MS", waits, 0.0),
         ("--queue-limit", int, "N", "queued requests per model and client", 1024),
         ("--queue-mib", int, "MIB", memory, 256),
         ("--max-pixels", int, "N", pixels, MAX_PIXELS),
@@ -190,9 +194,7 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
     sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,
-        batch_timeout_s=arguments.batch_timeout_ms / 1000,
         queue_requests=arguments.queue_limit,
-        queue_bytes=arguments.queue_mib * MIB,
         default_timeout_s=arguments.timeout,
     )
     same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()

@@ -115,7 +115,7 @@ async def serve(options: ServingOptions) -> int:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
         # One incomplete request of the largest size, but not one of each connection.
-        unread_bytes = max(2 * MAX_REQUEST_BYTES, options.pool.queue_bytes) // 2 + (2 << 20)
+        unread_bytes = max(2 * MAX_REQUEST_BYTES, options.queue_bytes) // 2 + (2 << 20)
         limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
         with _naming("--listen"):
             clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
@@ -131,7 +131,7 @@ async def serve(options: ServingOptions) -> int:
             places = [f"ipc://{directory}/pool", *listen]
             admitting = load_server_keys(worker_keys) if worker_keys else None
             # The answers to a batch together: the ledger has admitted them all.
-            batch_bytes = max(MIN_BATCH_BYTES, options.pool.queue_bytes)
+            batch_bytes = max(MIN_BATCH_BYTES, options.queue_bytes)
             socket = ServerSocket(places, admitting, batch_bytes)
             workers = opened.enter_context(socket)
         clock, token = SystemClock(), secrets.token_hex()
@@ -149,10 +149,10 @@ async def serve(options: ServingOptions) -> int:
         if ray is not None:
             ray.serve_at(*workers.contact_addresses)
             processes.add_ray(ray, partial(_ray_worker, options), options.workers)
-        gateway = Gateway(pool, workers, processes.kill, clock)
+        ledger = ClientLedger(options.queue_bytes, options.quota)
+        gateway = Gateway(pool, workers, processes.kill, clock, ledger)
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
-        ledger = ClientLedger(options.pool.queue_bytes, options.quota)
         turn = TurnBudget()
         desk = ClientDesk(gateway, clients, secrets.token_bytes(16), ledger, may_rule, turn)
         with _naming("--http"):
@@ -333,7 +333,7 @@ def _http(
         certificate=options.tls_certificate,
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
-        queue_bytes=options.pool.queue_bytes,
+        queue_bytes=options.queue_bytes,
         access_log=options.access_log,
     )
     app = application(gateway, settings, refusals=refusals, ledger=ledger)

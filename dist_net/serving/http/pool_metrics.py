@@ -168,8 +168,6 @@ def _client_metrics(ledger: ClientLedger) -> Iterator[Metric]:
     ):
         values = [(client, getattr(of, name)) for client, of in ledger.accounts.items()]
         yield counter_family(f"client_{name}", text, "client", values)
-    text = "bytes of requests and answers until they are read"
-    yield gauge_family("held_bytes", text, "", [((), ledger.total_bytes)])
 
 
 def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
@@ -180,8 +178,8 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
         ("uptime_seconds", "seconds since the gateway started", status["uptime_s"]),
         ("queue_requests", "queued requests", queue["requests"]),
         ("queue_request_limit", "maximum number of queued requests", queue["request_limit"]),
-        ("queue_bytes", "bytes of unanswered requests", queue["bytes"]),
-        ("queue_byte_limit", "maximum bytes of unanswered requests", queue["byte_limit"]),
+        ("queue_bytes", "bytes of requests and of answers until they are read", queue["bytes"]),
+        ("queue_byte_limit", "maximum of queue_bytes", queue["byte_limit"]),
     ):
         yield gauge_family(name, text, "", [((), value)])
     states = [worker["state"] for worker in status["workers"]]

@@ -50,16 +50,14 @@ class Catalogue:
     The token prevents other peers from naming files, which workers may fetch. A request for a model
     replaces an unanswered one. If the loader ends, the next loader receives the unanswered
     requests.
-    ``loader_heard_s``: when it was last heard. ``unreadable``: by model, why the last attempt to
-    read it failed, or "" if it succeeded; a model is missing until it has been read.
+    ``loader_heard_s``: when it was last heard.
 
     After any event call ``advance`` for the resulting commands.
     """
 
     def __init__(self, names: Sequence[str], token: bytes) -> None:
         self.models = {name: ModelVersions(name) for name in names}
-        self.unreadable: dict[str, str] = {}
-        self._bad_input: dict[str, bool] = {}
+        self._answers: dict[str, ModelPrepared] = {}
         self._token = token
         self._loader: bytes | None = None
         self._process = 0, ""  # its id and host
@@ -139,8 +137,7 @@ class Catalogue:
         name, reason = message.model, message.reason
         model = self.models[name]
         self._newest[name] = max(self._newest[name], message.version)
-        self.unreadable[name] = reason
-        self._bad_input[name] = message.is_bad_input
+        self._answers[name] = message
         if self._requested.get(name) == message.requested:
             del self._requested[name]
             self._sent.discard(name)
@@ -187,11 +184,11 @@ class Catalogue:
         Models that may still be loaded are not included.
         """
         failures = []
-        for name, reason in self.unreadable.items():
-            model = self.models[name]
+        for name, answer in self._answers.items():
+            model, reason = self.models[name], answer.reason
             if not model.is_ready and (reason or (has_workers and model.done == model.came)):
                 failures.append(ModelLoadError(f"model {name}: {reason or model.reason}"))
-                if self._bad_input[name]:
+                if answer.is_bad_input:
                     failures[-1].exit_code = BadInputError.exit_code
         return failures
 

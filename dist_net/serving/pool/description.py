@@ -224,9 +224,8 @@ def classes_to_json(labels: tuple[str, ...], unknown_below: float) -> tuple[byte
 
 
 def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
-    """Return the summary of a model for clients."""
+    """Return the summary of a model, without ``others``."""
     newest = model.description
-    others = [one for one in model.versions.values() if newest and one.version != newest.version]
     return ModelSummary(
         name=model.name,
         versions=tuple(model.versions),
@@ -234,7 +233,6 @@ def summary_of(model: ServedModel, max_batch_size: int) -> ModelSummary:
         is_unloaded=model.is_unloaded,
         reason=model.reason,
         max_batch_size=max_batch_size,
-        others=tuple(VersionSummary(**_summary_of(one)) for one in others),
         **_summary_of(newest or _NO_VERSION),
     )
 
@@ -250,10 +248,10 @@ def summary_to_json(model: ServedModel, max_batch_size: int) -> list[bytes]:
     """
     summary = summary_of(model, max_batch_size)
     state = {name: getattr(summary, name) for name in _STATE}
-    versions = [model.versions[each.version] for each in summary.others]
-    if model.description is not None:
-        versions.insert(0, model.description)
-    return [json.dumps(state).encode(), *(each.summary_json for each in versions)]
+    newest = model.description
+    versions = [] if newest is None else [newest, *model.versions.values()]
+    of_each = {each.version: each.summary_json for each in versions}
+    return [json.dumps(state).encode(), *of_each.values()]
 
 
 def summary_from_json(state: bytes, *versions: bytes) -> ModelSummary:

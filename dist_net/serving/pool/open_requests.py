@@ -26,11 +26,10 @@ NEWEST_WEIGHT = 0.25
 class ClientQueue:
     """The requests of one client to one model: those that wait, oldest first, and their account.
 
-    ``pending``: its unanswered requests, which have ``pending_bytes``. ``batch_s``: the seconds of
-    its last batch (0: unknown). ``apart``: the number of its next requests that share no batch with
-    those of others: its first one, and more after one that failed or was slow. ``request_s``: the
-    mean time between its requests that leave the queue; ``left_s``: when one left, or when the
-    queue began.
+    ``pending``: the number of its unanswered requests. ``batch_s``: the seconds of its last batch
+    (0: unknown). ``apart``: the number of its next requests that share no batch with those of
+    others: its first one, and more after one that failed or was slow. ``request_s``: the mean time
+    between its requests that leave the queue; ``left_s``: when one left, or when the queue began.
     """
 
     model: str
@@ -38,7 +37,6 @@ class ClientQueue:
     seen_s: float = 0.0
     requests: OrderedDict[int, InferenceRequest] = field(default_factory=OrderedDict)
     pending: int = 0
-    pending_bytes: int = 0
     batch_s: float = 0.0
     apart: int = 1
     request_s: float = 0.0
@@ -136,14 +134,11 @@ class OpenRequests:
         if len(self._deadlines) > 2 * len(self._requests) + STALE_DEADLINES:
             self._deadlines = [(one.deadline_s, one.request_id) for one in self._requests.values()]
             heapify(self._deadlines)
-        model.pending += 1
-        model.pending_bytes += len(request.payload)
         model.statistics_of(version).admitted += 1
         if request.version is not None:
             model.versions[version].bound += 1
         queue = self.seen(request, now)
         queue.pending += 1
-        queue.pending_bytes += len(request.payload)
         self._enqueue(request, now)
         return request.request_id
 
@@ -235,7 +230,10 @@ class OpenRequests:
             if request.runs_alone and result.status is Status.OK:
                 self.quarantine.clear(model, version, request.payload)
             if not request.is_unwanted:
-                statistics.ended(result, now - request.admitted_s, transit_s, now)
+                latency_s = now - request.admitted_s
+                statistics.ended(result, latency_s, transit_s)
+                if result.status is Status.OK:
+                    self._models[model].recent.add(latency_s, now)
                 ended.append(EndRequest(request.request_id, result))
         return ended
 
@@ -314,17 +312,14 @@ class OpenRequests:
 
     def _fail(self, request: InferenceRequest, result: Result, now: float) -> EndRequest:
         statistics = self._models[request.model].statistics_of(result.version)
-        statistics.ended(result, now - request.admitted_s, 0.0, now)
+        statistics.ended(result, now - request.admitted_s, 0.0)
         return EndRequest(request.request_id, result)
 
     def _close(self, request: InferenceRequest) -> None:
         del self._requests[request.request_id]
         name, number = request.model, request.version
         model = self._models[name]
-        queue = self._queues[name, request.client]
-        for each in model, queue:
-            each.pending -= 1
-            each.pending_bytes -= len(request.payload)
+        self._queues[name, request.client].pending -= 1
         if number is not None:
             version = model.versions[number]
             version.bound -= 1

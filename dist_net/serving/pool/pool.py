@@ -252,7 +252,7 @@ class Pool:
         """Return the time by which ``dispatch`` must be called without an event; 0.0: at once."""
         if self._requests.unsettled:
             return 0.0
-        moments = (self._check_s, self._scheduler.held_until_s, self._requests.next_deadline_s())
+        moments = (self._check_s, self._requests.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self) -> None:
@@ -298,9 +298,7 @@ class Pool:
             "workers": self._workers.report(now),
             "queue": {
                 "requests": self._requests.queued(),
-                "bytes": sum(model.pending_bytes for model in self._models.values()),
                 "request_limit": settings.queue_requests * len(self._models),
-                "byte_limit": settings.queue_bytes,
             },
             "models": [model.report(now) for model in self._models.values()],
         }

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from dist_net.errors import SettingError
 from dist_net.wire.messages import Message
 
-MIB = 1 << 20
 MAX_TIMEOUT_S = 60.0
 """The maximum timeout of a request, unless the default is longer."""
 
@@ -21,19 +20,14 @@ Payload = bytes | memoryview
 class PoolSettings:
     """Validated at creation. Raise ``SettingError`` for a value out of range.
 
-    A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
-    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each client
-    to each model are queued. The payloads of all unanswered requests have at most ``queue_bytes``,
-    divided equally among the models; a client may hold as many bytes of a model's part as are free.
-    ``default_timeout_s`` applies to requests without a timeout. A worker counts as lost if it is
-    silent for ``heartbeat_timeout_s``, or takes longer than ``max_batch_s`` for a batch or
-    ``max_load_s`` to load a version.
+    A batch has at most ``max_batch_size`` rows. At most ``queue_requests`` requests of each client
+    to each model are queued. ``default_timeout_s`` applies to requests without a timeout. A worker
+    counts as lost if it is silent for ``heartbeat_timeout_s``, or takes longer than ``max_batch_s``
+    for a batch or ``max_load_s`` to load a version.
     """
 
     max_batch_size: int = 8
-    batch_timeout_s: float = 0.0
     queue_requests: int = 1024
-    queue_bytes: int = 256 * MIB
     default_timeout_s: float = 10.0
     heartbeat_interval_s: float = 0.2
     heartbeat_timeout_s: float = 1.5
@@ -49,9 +43,8 @@ class PoolSettings:
             if isinstance(getattr(PoolSettings, name), int):  # its default
                 if not isinstance(value, int) or value < 1:
                     raise SettingError(f"{name} is {value!r}: expected a whole number, at least 1")
-            elif not 0 <= value < math.inf or (value == 0 and name != "batch_timeout_s"):
-                expected = "0 or above" if name == "batch_timeout_s" else "above 0"
-                raise SettingError(f"{name} is {value!r}: expected seconds, {expected}")
+            elif not 0 < value < math.inf:
+                raise SettingError(f"{name} is {value!r}: expected seconds, above 0")
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise SettingError(
                 f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}: expected at least twice the "

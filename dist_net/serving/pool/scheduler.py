@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
-from dist_net.serving.pool.open_requests import ClientQueue, OpenRequests
+from dist_net.serving.pool.open_requests import NEWEST_WEIGHT, ClientQueue, OpenRequests
 from dist_net.serving.pool.requests import (
     EndRequest,
     InferenceRequest,
@@ -33,8 +33,6 @@ for the message would cost more than the computation."""
 
 MIN_CHARGE_S = 1e-4
 """The minimum that a request costs the turn of its client, and a batch that of its model."""
-
-NEWEST_WEIGHT = 0.25  # of a measurement in the moving means
 
 SLOW_FACTOR = 32
 """A batch that takes this multiple of the usual time of a row, for each row, is slow."""
@@ -79,8 +77,7 @@ class Scheduler:
     workers for it. While several clients are active, each has at most half of the workers, rounded
     up. Neither holds for clients whose last batch was shorter than ``SHORT_BATCH_S``.
 
-    ``held_until_s`` is the time at which a batch that waits for more requests runs; None if no
-    batch waits. With ``is_draining`` no requests are admitted.
+    With ``is_draining`` no requests are admitted.
     """
 
     def __init__(
@@ -90,7 +87,6 @@ class Scheduler:
         models: Mapping[str, ModelVersions],
         requests: OpenRequests,
     ) -> None:
-        self.held_until_s: float | None = None
         self.is_draining = False
         self._settings = settings
         self._workers = workers
@@ -131,19 +127,13 @@ class Scheduler:
     def _no_room(
         self, request: InferenceRequest, model: ModelVersions, now: float
     ) -> Result | None:
-        """Refuse a request if its client's queue is full, too slow, or holds too many bytes."""
+        """Refuse a request if its client's queue is full or too slow."""
         settings, queue = self._settings, self._requests.queue_of(model.name, request.client)
-        queued, payload_bytes = len(queue.requests), len(request.payload)
-        free_bytes = settings.queue_bytes // len(self._models) - model.pending_bytes
+        queued = len(queue.requests)
         if queued >= settings.queue_requests:
             reason = "the queue is full"
         elif queue.is_too_slow(settings.max_batch_size * (len(self._workers) + 1), now):
             reason = "the oldest has waited for more than half of its time"
-        # Twice what is free leaves room for others (Choudhury and Hahne, 1998).
-        elif model.pending_bytes and (
-            payload_bytes > free_bytes or queue.pending_bytes + payload_bytes > 2 * free_bytes
-        ):
-            reason = f"unanswered requests have {model.pending_bytes} bytes, which leaves no room"
         else:
             return None
         return _unavailable(
@@ -156,7 +146,6 @@ class Scheduler:
 
         Return None if no batch can run now.
         """
-        self.held_until_s = None
         live = self._workers.live(now)
         free = [
             worker
@@ -180,7 +169,7 @@ class Scheduler:
                     continue
                 request = queue.next(now)
                 choice = self._choose(request, is_short, free)
-                if choice is None or self._waits(name, choice[0], now):
+                if choice is None:
                     continue
                 worker, version = choice
                 of = name, version, request.payload
@@ -282,18 +271,6 @@ class Scheduler:
         share = max(1, len(live) // max(1, len(served)))
         unused = sum(max(0, share - used[name]) for name in served if name != model)
         return used[model] < share or used[None] > unused
-
-    def _waits(self, model: str, worker: Worker, now: float) -> bool:
-        """Return whether the batch waits for more requests; never if the worker would be idle."""
-        timeout_s, queues = self._settings.batch_timeout_s, self._requests.waiting[model].values()
-        if not timeout_s or (not worker.running and len(self._requests.waiting) == 1):
-            return False
-        rows = sum(one.rows for queue in queues for one in queue.requests.values())
-        until_s = min(queue.oldest.admitted_s for queue in queues) + timeout_s
-        if now >= until_s or rows >= self._settings.max_batch_size:
-            return False
-        self.held_until_s = min(until_s, self.held_until_s or until_s)
-        return True
 
     def _start(
         self,

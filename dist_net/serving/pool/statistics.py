@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from heapq import merge
 from math import ceil
 
 from dist_net.serving.pool.requests import Result, Status
@@ -78,10 +77,6 @@ class RecentLatencies:
         count = len(latencies_s)
         return tuple(latencies_s[ceil(share * count) - 1] for share in shares) if count else None
 
-    def absorb(self, other: RecentLatencies) -> None:
-        """Add the answers of ``other``."""
-        self._answered = deque(merge(self._answered, other._answered), MAX_LATENCIES)
-
     def _forget(self, now: float) -> None:
         while self._answered and self._answered[0][0] <= now - WINDOW_S:
             self._answered.popleft()
@@ -133,7 +128,6 @@ class ModelStatistics:
     failed: int = 0
     cancelled: int = 0
     retried: int = 0
-    recent: RecentLatencies = field(default_factory=RecentLatencies)
 
     @property
     def inference_count(self) -> int:
@@ -147,7 +141,7 @@ class ModelStatistics:
         self.last_inference_s = now
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
-    def ended(self, result: Result, latency_s: float, transit_s: float, now: float) -> None:
+    def ended(self, result: Result, latency_s: float, transit_s: float) -> None:
         """Count the result of an admitted request, ``latency_s`` after its admission.
 
         ``transit_s``: the transport time of its batch to the worker and back.
@@ -159,7 +153,6 @@ class ModelStatistics:
             self.compute_input.add(1, result.prepare_s)
             self.compute_infer.observe(result.compute_s)
             self.compute_output.add(1, transit_s)
-            self.recent.add(latency_s, now)
             return
         self.fail.add(1, latency_s)
         if result.status is Status.BAD_INPUT:
@@ -183,4 +176,3 @@ class ModelStatistics:
             self.batches.setdefault(rows, Timed()).add(timed.count, timed.seconds)
         for name in (*ENDS, "retried"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.recent.absorb(other.recent)

@@ -18,7 +18,13 @@ from typing import Any
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.requests import SendToNode
-from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
+from dist_net.serving.pool.statistics import (
+    ENDS,
+    NO_VERSION,
+    ModelStatistics,
+    RecentLatencies,
+    total,
+)
 from dist_net.wire.serving_messages import Drop, Load
 
 logger = logging.getLogger(__name__)
@@ -69,10 +75,9 @@ class Version:
 class ModelVersions:
     """One model. ``versions``: the versions that workers have or will load, in order of arrival.
 
-    ``newest``: the last version that serves, or served if none does now. ``pending``: unanswered
-    requests, which have ``pending_bytes``. ``reason``: why the model, or its last version, is not
-    served. ``is_answering``: a live worker has answered for it recently. ``is_unloaded``: it was
-    unloaded, and no version has arrived since then.
+    ``newest``: the last version that serves, or served if none does now. ``reason``: why the model,
+    or its last version, is not served. ``is_answering``: a live worker has answered for it
+    recently. ``is_unloaded``: it was unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
     every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
     that no worker will load any more, until the loader is told to remove their files.
@@ -83,10 +88,10 @@ class ModelVersions:
         self.versions: dict[int, Version] = {}
         self.newest: Version | None = None
         self.is_unloaded = self.is_answering = False
-        self.pending = self.pending_bytes = 0
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
+        self.recent = RecentLatencies()
         self._target: Version | None = None  # the version that every worker should have
         self._waiting: Version | None = None
         self.unused: list[int] = []
@@ -216,7 +221,7 @@ class ModelVersions:
         counted = total(self.statistics.values())
         served = self.served()
         description = served.description
-        latencies_s = counted.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
+        latencies_s = self.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
         return {
             "name": self.name,
             "version": description.version if description else None,
@@ -225,7 +230,7 @@ class ModelVersions:
             "takes_images": description.takes_images if description else False,
             "classes": description.classes if description else 0,
             **{name: getattr(counted, name) for name in (*ENDS, "retried")},
-            "requests_per_s": counted.recent.requests_per_s(now),
+            "requests_per_s": self.recent.requests_per_s(now),
             "latency_ms": {
                 name: None if latency_s is None else 1e3 * latency_s
                 for name, latency_s in zip(SHARES, latencies_s, strict=True)

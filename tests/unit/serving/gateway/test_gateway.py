@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from described import described
+from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import PoolSettings
@@ -74,7 +75,7 @@ class Host:
         self.socket, self.clock = Socket(), Clock()
         self.killed: list[int] = []
         pool = Pool(PoolSettings(), ["net"], self.clock.now())
-        self.gateway = Gateway(pool, self.socket, self.kill, self.clock)  # type: ignore[arg-type]
+        self.gateway = Gateway(pool, self.socket, self.kill, self.clock, ClientLedger(1 << 20))  # type: ignore[arg-type]
         for index in range(workers):
             node = f"worker {index}".encode()
             self.socket.arrived.append((node, JoinPool(node.decode(), "host", index)))

@@ -68,7 +68,9 @@ def errors_after_closing(make, socket):
 
 def test_a_closed_gateway_lets_its_socket_be(socket):
     pool = Pool(PoolSettings(), ["m"])
-    assert not errors_after_closing(lambda: Gateway(pool, socket, None, SystemClock()), socket)
+    assert not errors_after_closing(
+        lambda: Gateway(pool, socket, None, SystemClock(), None), socket
+    )
 
 
 def test_a_closed_desk_lets_its_socket_be(socket):

@@ -307,7 +307,7 @@ def test_batches_that_take_no_time_use_all_workers() -> None:
 
 
 def test_a_flood_of_a_slow_model_refuses_no_request_for_a_fast_one() -> None:
-    desk = Desk("net", "other", workers=(ONE, TWO), queue_requests=50, queue_bytes=1600)
+    desk = Desk("net", "other", workers=(ONE, TWO), queue_requests=50)
     measured(desk, ONE, 1.0, rows=8)
     assert 0 < flood(desk, "net") < 100
     desk.runs(ONE)
@@ -321,22 +321,12 @@ def test_a_flood_of_a_slow_model_refuses_no_request_for_a_fast_one() -> None:
         assert desk.finished()[request].status is Status.OK
 
 
-def test_each_model_has_a_queue_and_its_part_of_the_bytes() -> None:
-    desk = Desk("net", "other", workers=(ONE,), queue_requests=2, queue_bytes=4 * len(ROW))
+def test_each_model_has_a_queue() -> None:
+    desk = Desk("net", "other", workers=(ONE,), queue_requests=2)
     for name in ("net", "other"):
         desk.ask(model=name)
         desk.ask(model=name)
         assert desk.refused(model=name).status is Status.UNAVAILABLE
-    assert desk.pool.status(desk.now)["queue"]["bytes"] == 4 * len(ROW)
-
-
-def test_a_request_that_is_larger_than_its_models_part_of_the_bytes_is_admitted_alone() -> None:
-    desk = Desk("net", "other", queue_bytes=2 * len(ROW))
-    desk.ask(4 * ROW, rows=4)
-    assert desk.refused().status is Status.UNAVAILABLE
-    (run,) = desk.runs()
-    desk.done(ONE, run)
-    desk.ask()
 
 
 def test_the_time_that_a_request_may_name_is_capped() -> None:
@@ -349,34 +339,6 @@ def test_the_time_that_a_request_may_name_is_capped() -> None:
         desk.heard(ONE)
         desk.dispatch()
     assert desk.finished()[late].status is Status.EXPIRED
-
-
-def test_a_batch_waits_for_more_only_while_other_work_is_queued() -> None:
-    desk = Desk("net", "other", batch_timeout_s=0.5, max_batch_size=2)
-    desk.ask()
-    (run,) = desk.runs()  # nothing else is queued
-    desk.ask()
-    desk.ask(model="other")
-    desk.done(ONE, run)
-    assert not desk.runs()
-    assert desk.pool.next_wakeup() == desk.now + 0.5
-    desk.ask(model="other")
-    (run,) = desk.runs()
-    assert (run.model, len(run.payloads)) == ("other", 2)  # it is full
-    desk.done(ONE, run)
-    (run,) = desk.runs()
-    assert run.model == "net"
-
-
-def test_a_batch_goes_when_its_oldest_request_has_waited_long_enough() -> None:
-    desk = Desk("net", "other", batch_timeout_s=0.5)
-    desk.ask()
-    desk.now += 0.25
-    desk.ask(model="other")
-    assert not desk.runs()
-    desk.now += 0.25
-    (run,) = desk.runs()
-    assert run.model == "net"
 
 
 def measured(desk: Desk, node: bytes, seconds: float, batches: int = 12, rows: int = 1) -> None:
@@ -453,16 +415,6 @@ def test_the_queue_is_bounded_by_requests_that_wait() -> None:
     desk.ask()
     assert desk.refused().status is Status.UNAVAILABLE
     desk.pool.cancel(first)
-    desk.ask()
-
-
-def test_the_queue_is_bounded_by_bytes_until_the_answer() -> None:
-    desk = Desk(queue_bytes=20)
-    desk.ask()
-    (run,) = desk.runs()
-    desk.ask()
-    assert desk.refused().status is Status.UNAVAILABLE
-    desk.done(ONE, run)
     desk.ask()
 
 
@@ -584,13 +536,6 @@ def test_a_client_has_at_most_half_of_the_workers_while_others_are_active() -> N
     assert [len(desk.runs(node)) for node in (ONE, TWO)] == [0, 1]
 
 
-def test_a_client_may_hold_twice_the_bytes_that_are_free() -> None:
-    desk = Desk(queue_bytes=12 * len(ROW))
-    crowd = [desk.refused(client="crowd") for _ in range(12)]
-    assert sum(isinstance(each, int) for each in crowd) == 8
-    assert isinstance(desk.refused(client="other"), int)
-
-
 def test_what_expires_in_the_queue_is_never_run() -> None:
     desk = Desk(max_batch_size=1)
     desk.ask(timeout_s=50.0)
@@ -671,7 +616,7 @@ def test_what_is_cancelled_is_not_run_and_has_no_end() -> None:
     desk.done(ONE, run)
     desk.pool.cancel(runs)
     assert desk.finished() == {}
-    assert desk.pool.status(desk.now)["queue"]["bytes"] == 0
+    assert desk.pool.status(desk.now)["queue"]["requests"] == 0
     assert desk.pool.catalogue.models["net"].statistics[1].cancelled == 2
 
 
@@ -1387,7 +1332,7 @@ def test_statistics_balance_and_outlive_their_version() -> None:
     [
         {"max_batch_size": 0},
         {"queue_requests": 1.5},
-        {"batch_timeout_s": -1.0},
+        {"max_batch_s": 0.0},
         {"default_timeout_s": float("nan")},
         {"heartbeat_timeout_s": 0.3},
     ],
