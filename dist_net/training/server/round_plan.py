@@ -101,6 +101,11 @@ class Division(NamedTuple):
     batch_size: int
     turns: float
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether there are two groups: whole samples leave a group 0.65 to 1.03 minibatches."""
+        return self.turns > 1.2
+
 
 class RoundPlan(NamedTuple):
     """The leases of a round: ``steps`` in each of the ``parts`` of each worker, 0 for a spare.
@@ -183,7 +188,7 @@ def outer_step(consistency: Consistency, division: Division, parts: int = 1) -> 
     if consistency is Consistency.ASYNC:
         share = min(1.0, parts / division.workers)
         return OuterStep(share, 0.0, share)
-    if division.turns < 1.5:
+    if not division.takes_turns:
         return WHOLE
     share = 0.3 / math.sqrt(division.turns)
     return OuterStep(share * division.turns, 1 - share, 1.0)
@@ -199,7 +204,7 @@ def _step_limits(run: PlannedRun, division: Division) -> tuple[float, float]:
         return min(run.local_steps, steps), min(run.local_steps, steps)
     most = max(1.0, NOISE / (shares - 1)) if shares > 1 else steps
     usual = float(USUAL_STEPS)
-    if division.turns >= 1.5:
+    if division.takes_turns:
         usual, longest = (max(steps / rounds, FEWEST_STEPS) for rounds in (ROUNDS, FEWEST_ROUNDS))
         most = min(most, longest)
     return min(usual, USUAL_STEPS, most), most
