@@ -41,7 +41,7 @@ def fingerprint(vector: Vector) -> str:
         part = vector[start : start + CHUNK].astype(np.float64)
         # NumPy guarantees raw bits to be the same in each release.
         bits = random.random_raw(DIRECTIONS * CHUNK // 64).astype("<u8").view(np.uint8)
-        signs = np.unpackbits(bits).reshape(DIRECTIONS, CHUNK)[:, : part.size]
+        signs = np.unpackbits(bits).reshape(DIRECTIONS, CHUNK, copy=False)[:, : part.size]
         components += (2.0 * signs - 1) @ part
     numbers = (math.log(norm), *(components / norm)) if norm else (-math.inf,)
     return ",".join(f"{number:.3f}" for number in numbers)

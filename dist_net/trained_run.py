@@ -197,12 +197,12 @@ class RecipeKeywords(TypedDict, total=False):
     clip_norm: float | None
     average_decay: float | None
     consistency: str
-    local_steps: int | None
+    local_steps: int | Literal["auto"] | None
     seed: int
     checkpoint_every_s: float
     keep_checkpoints: int
     sync: str
-    keeps_best: bool
+    keeps_best: bool | None
     patience: int | None
     tensorboard: bool
 

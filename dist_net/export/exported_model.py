@@ -79,9 +79,10 @@ class ExportedModel:
         below = min([128, *(each.length for each in indices)])
         rows = np.empty((3, *model.input_shape), model.input_dtype)
         for name in _fields(rows):
-            is_real, shape = rows[name].dtype.kind == "f", rows[name].shape
+            is_any_number = rows[name].dtype.kind == "f" and not indices  # a column may be an index
+            shape = rows[name].shape
             rows[name] = (
-                random.normal(size=shape) if is_real else random.integers(below, size=shape)
+                random.normal(size=shape) if is_any_number else random.integers(below, size=shape)
             )
         predict = Predictor(model, self.weights)
         together, alone = predict(rows), np.concatenate([predict(row[None]) for row in rows])

@@ -211,7 +211,7 @@ def test_an_unannounced_end_too_early_is_noticed_by_the_content(server, cache):
 
 
 def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
-    server.body = gzip.compress(CONTENT[:-1] + b"?")
+    server.body = gzip.compress(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
     with pytest.raises(SourceError, match=naming(FILE.sha256)):
         fetch_from(server, cache)
     assert names_in(cache) == []

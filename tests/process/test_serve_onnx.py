@@ -130,6 +130,7 @@ def test_files_of_others_are_served(serve: Start, colours: str, tmp_path: Path) 
 def test_a_request_that_ends_workers_is_quarantined(serve: Start, tmp_path: Path) -> None:
     path = written(quotient(), tmp_path / "quotient.onnx")
     pool = serve(str(path), "--workers", "3")
+    pool.all_workers(3)
 
     def divided(dividend: int, divisor: int) -> tuple[int, Any]:
         inputs = {"dividend": dividend, "divisor": divisor}

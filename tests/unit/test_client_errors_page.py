@@ -23,8 +23,8 @@ def test_the_table_names_every_error_of_a_reply() -> None:
 def test_the_codes_are_those_of_http() -> None:
     by_error = {kind.__name__: str(replies.CODE_OF_STATUS[each]) for each, kind in ERRORS.items()}
     by_error["PoolUnavailableError"] = str(replies.code_of_error(errors.PoolUnavailableError("")))
-    too_large = errors.RequestTooLargeError("")  # raised by the client, before it sends anything
-    by_error["RequestTooLargeError"] = str(replies.code_of_error(too_large))
+    for kind in (errors.RequestTooLargeError, errors.QuotaExceededError):  # raised before a reply
+        by_error[kind.__name__] = str(replies.code_of_error(kind("")))
     assert {name: code for name, code in CODES.items() if code} == {
         name: code for name, code in by_error.items() if name != "RequestCancelledError"
     }
