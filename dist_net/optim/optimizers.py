@@ -324,7 +324,9 @@ class LearningRate:
         """
         epoch = min(progress / self.samples, self.epochs)
         multiplier = self.schedule(epoch, self.epochs)
-        return self.highest * not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)
+        if type(multiplier) is not float or not 0.0 <= multiplier < math.inf:
+            multiplier = not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)
+        return self.highest * multiplier
 
     def require_rates(self) -> None:
         """Raise ``SettingError`` if the rate is refused at one of a thousand epochs."""

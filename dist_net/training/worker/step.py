@@ -100,14 +100,15 @@ class TrainingStep:
         plan = self._plan(size)
         self._read(minibatch, plan)
         key = (size, id(weights))
-        if key not in self._bound:
+        binding = self._bound.get(key)
+        if binding is None:
             bound = self._model.bind_training(*plan, weights, self._gradient)
-            self._bound[key] = bound, weights
+            binding = self._bound[key] = bound, weights
         # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
         self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
-            loss, right, *_ = self._bound[key][0].run()
+            loss, right, *_ = binding[0].run()
         return MinibatchGradient(float(loss) * size, self._gradient, float(right))
 
     def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
