@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dist_net"
-NO_ARRAYS = {"shaping", "ad", "autodiff", "model"}  # an expression is reshaped, or another library's net
+# An expression is reshaped, or another library's net.
+NO_ARRAYS = {"shaping", "ad", "autodiff", "model"}
 
 
 def reshapes(source: str) -> Iterator[ast.Call]:
