@@ -117,7 +117,10 @@ class ImageOptions:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             told.pop("colour", None)  # an option until 0.1.0; colours now vary unless turned off
-            return cls(run=RunOptions(**told.pop("run")), **told)
+            run = told.pop("run")
+            if told["base"] != NONE:  # until 0.2.0 runs kept these, and ignored them
+                run |= {"epochs": None} | ({} if told["fine_tune"] else {"learning_rate": None})
+            return cls(run=RunOptions(**run), **told)
         except (*UNREADABLE, KeyError) as error:
             raise RunDirectoryError(
                 f"{path}: {error}; expected the options of 'dist-net train FOLDER'"

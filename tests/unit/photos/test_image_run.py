@@ -65,6 +65,9 @@ def test_the_options_of_an_earlier_release_can_be_read(tmp_path: Path) -> None:
     told = json.loads(options.to_json()) | {"colour": True}
     (tmp_path / "folder.json").write_text(json.dumps(told))
     assert ImageOptions.read(tmp_path / "folder.json") == options
+    told["run"]["epochs"] = 5  # a base's head ignored it
+    (tmp_path / "folder.json").write_text(json.dumps(told))
+    assert ImageOptions.read(tmp_path / "folder.json") == options
 
 
 @pytest.mark.parametrize(
