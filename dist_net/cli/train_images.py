@@ -182,10 +182,8 @@ def _answers(content: Mapping[str, Any]) -> str:
     """Return in words what the threshold does to these images, and how to have more answered."""
     measured, doubtful = content["measured"][-1], len(content["doubtful"])
     answered, right, images = (measured[each] for each in ("answered", "answered_right", "images"))
-    of_these = "all right" if right == answered else f"{right:,} of them right"
-    text = f"the model answers {answered:,} of your {images:,} images"
-    if answered:
-        text += f", {of_these}"
+    of_these = ", all right" if right == answered else f", {right:,} of them right"
+    text = f"the model answers {answered:,} of your {images:,} images{of_these * bool(answered)}"
     if answered < images:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""

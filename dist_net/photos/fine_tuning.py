@@ -31,7 +31,7 @@ def usual_epochs(images: int) -> int:
 
 
 class HopelessTuning:
-    """Tells a tuning that does not pay from its evaluations on the validation split.
+    """Detect from evaluations on the validation split that a tuning does not pay.
 
     Call it with the samples so far and the loss. It returns the reason to stop once the loss has
     stayed above the head's by ``ERRORS_ABOVE`` standard errors for ``STOPS_AFTER`` of the run,

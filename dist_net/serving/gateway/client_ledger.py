@@ -63,7 +63,7 @@ class OpenRequest:
     is_in_flight: bool = True
 
     def hold(self, size_bytes: int) -> bool:
-        """Hold so many bytes from now on, and return True; or return False without room."""
+        """Hold ``size_bytes`` from now on and return True; return False if there is no room."""
         more_bytes, share, ledger = size_bytes - self.size_bytes, self.share, self.ledger
         if more_bytes > 0 and not ledger.has_room(self, more_bytes):
             return False
@@ -73,7 +73,7 @@ class OpenRequest:
         return True
 
     def require(self, size_bytes: int) -> None:
-        """Hold so many bytes from now on; raise PoolUnavailableError without room."""
+        """Hold ``size_bytes`` from now on; raise PoolUnavailableError if there is no room."""
         if not self.hold(size_bytes):
             raise PoolUnavailableError(
                 f"unanswered requests and unread answers would hold too much of "
@@ -106,7 +106,7 @@ class ClientLedger:
 
     A client may hold no more than it leaves free for others (dynamic thresholds, Choudhury and
     Hahne 1998), so that many greedy clients never exhaust the memory. But its only request may take
-    all but an eighth. ``quota`` is that of clients without one of their own.
+    all but an eighth. ``quota`` limits clients that have no quota by name.
     """
 
     def __init__(self, limit_bytes: int, quota: Quota = NO_QUOTA) -> None:

@@ -268,9 +268,7 @@ class ParameterServer:
                 return self._dismiss(member, f"{cause}; those of other workers can", now)
             if len(run.members) == 1:
                 rate = f"use a learning rate below {run.settings.learning_rate:g}"
-                return self._dismiss(
-                    member, f"{cause}; if other workers' cannot either, {rate}", now
-                )
+                return self._dismiss(member, f"{cause}; if other workers fail too, {rate}", now)
             if all(each.refusals for each in run.members.members):
                 self._blame_state(fault)
         return self._answer(member, now)
