@@ -245,8 +245,8 @@ class ParameterServer:
     ) -> list[ServerCommand]:
         """Refuse a result; after several in a row, dismiss the worker, or blame the state.
 
-        The state is at fault if none of several workers arrives at a usable result from it. A
-        worker that is alone is dismissed: it may be the one at fault.
+        The state is at fault if no worker arrives at a usable result from it. A worker that is
+        alone and never sent a usable result is dismissed: it may be the one at fault.
         """
         run = self.run
         run.metrics.gradients_refused += 1
@@ -266,7 +266,7 @@ class ParameterServer:
             cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
             if run.has_succeeded_from(member.refused_from):
                 return self._dismiss(member, f"{cause}; those of other workers can", now)
-            if len(run.members) == 1:
+            if len(run.members) == 1 and not member.pushes:
                 rate = f"use a learning rate below {run.settings.learning_rate:g}"
                 return self._dismiss(member, f"{cause}; if other workers fail too, {rate}", now)
             if all(each.refusals for each in run.members.members):
