@@ -213,9 +213,13 @@ class _Connections:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(_CHECK_EVERY_S, self.settings.body_timeout_s / 4))
-            for connection in list(self._open):  # asyncio limits the time of handshakes
-                if isinstance(connection, _HttpConnection):
-                    connection.check(loop.time())
+            self._check(loop.time())
+
+    def _check(self, now: float) -> None:
+        # A function of its own: a variable of the task would keep the last connection in memory.
+        for connection in list(self._open):  # asyncio limits the time of handshakes
+            if isinstance(connection, _HttpConnection):
+                connection.check(now)
 
 
 class _Flow(FlowControl):
