@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
     from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint
-    from dist_net.training.run.in_process import LocalCluster
-    from dist_net.training.run.own_loop import join
-    from dist_net.training.run.single_process import fit
+    from dist_net.training.run.custom_loop import join
+    from dist_net.training.run.fit import fit
+    from dist_net.training.run.local_cluster import LocalCluster
 else:
     from importlib import import_module
 
@@ -43,9 +43,9 @@ else:
         "dist_net.serving.client.client": "Client",
         "dist_net.trained_run": "Run load train",
         "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint",
-        "dist_net.training.run.in_process": "LocalCluster",
-        "dist_net.training.run.own_loop": "join",
-        "dist_net.training.run.single_process": "fit",
+        "dist_net.training.run.local_cluster": "LocalCluster",
+        "dist_net.training.run.custom_loop": "join",
+        "dist_net.training.run.fit": "fit",
     }
     MODULE_OF = {name: module for module, names in NAMES.items() for name in names.split()}
     """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""

@@ -38,10 +38,10 @@ from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
 from dist_net.training.run.evaluation import Evaluation, evaluate_recipe
+from dist_net.training.run.fit import dataset_of
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.single_process import dataset_of
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 

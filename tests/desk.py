@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer, SendToPeer, ServerCommand
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, SendToPeer, ServerCommand
+from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Heartbeat,

@@ -19,7 +19,7 @@ from types import FrameType
 
 from dist_net.cli.parser import Parser
 from dist_net.errors import INTERRUPTED, DistNetError
-from dist_net.processes.hidden_tokens import own_words
+from dist_net.processes.token_arguments import own_words
 from dist_net.release import VERSION
 
 COMMANDS = {

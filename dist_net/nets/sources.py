@@ -73,10 +73,10 @@ from dist_net.nn.model import SAVED
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
-from dist_net.wire.reaching import join_by_token
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
+from dist_net.wire.token_exchange import join_by_token
 
 logger = logging.getLogger(__name__)
 

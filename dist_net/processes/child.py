@@ -17,7 +17,7 @@ from typing import IO, Protocol
 
 from dist_net.errors import BadInputError, ProcessFailedError
 from dist_net.processes.entry import FAILED, LOADING, READY
-from dist_net.processes.hidden_tokens import hide_tokens
+from dist_net.processes.token_arguments import hide_tokens
 
 POLL_S = 0.005
 

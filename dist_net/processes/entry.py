@@ -23,7 +23,7 @@ import numpy  # noqa: F401 - its BLAS must be loaded before it is limited
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import DistNetError
-from dist_net.processes.hidden_tokens import own_words
+from dist_net.processes.token_arguments import own_words
 
 logger = logging.getLogger(__name__)
 

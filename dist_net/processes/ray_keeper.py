@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dist_net.errors import RunDirectoryError
-from dist_net.processes import sheltered
+from dist_net.processes import ray_parent
 from dist_net.processes.child import RunningChild, outputs
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
@@ -115,7 +115,7 @@ class RoleKeeper:
         self._offsets = [0, 0]
         module = ["-m", role.module, *parent_option()]
         if role.is_server:
-            module = [sheltered.__file__, role.module]
+            module = [ray_parent.__file__, role.module]
         with outputs(role.name, self._directory) as (output, errors):
             process = subprocess.Popen(
                 [sys.executable, "-P", *module, *role.words(given)],

@@ -6,7 +6,7 @@ ipc://PATH          a Unix socket of this host; on Linux ipc://@NAME creates no 
 
 A server may listen on every interface, and the routes of another host decide which address it can
 reach. A token therefore contains all addresses, likeliest first, and its holder connects to all at
-once: see ``dist_net.wire.reaching``.
+once: see ``dist_net.wire.token_exchange``.
 """
 
 import errno

@@ -42,9 +42,9 @@ from dist_net.nn import (
 from dist_net.optim import ConstantRate, Cosine, optimizer_named
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, SendToPeer
+from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.step import local_steps
 from dist_net.wire.messages import Join, Pull, Push, Welcome, Work

@@ -11,7 +11,7 @@ import pytest
 
 from dist_net.checkpoint import read_checkpoint
 from dist_net.nets.recipes.recipe import Recipe, load_recipe
-from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.run.local_cluster import LocalCluster
 from dist_net.vector import Vector
 from journaled import assert_each_sample_once
 

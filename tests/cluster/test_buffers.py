@@ -12,7 +12,7 @@ from dist_net.data import Dataset, dataset_named
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam, Cosine
 from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.run.local_cluster import LocalCluster
 from dist_net.training.server.journal import Applied, read_journal
 
 RECIPE = Recipe(

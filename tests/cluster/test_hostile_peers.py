@@ -15,9 +15,9 @@ from dist_net.errors import SettingError
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
-from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.run.local_cluster import LocalCluster
+from dist_net.training.server.protocol import ParameterServer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
 from dist_net.wire.messages import (
     Join,

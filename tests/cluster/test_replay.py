@@ -12,7 +12,7 @@ from dist_net import nn
 from dist_net.checkpoint import read_checkpoint
 from dist_net.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
-from dist_net.training.run.in_process import InProcessWorker, LocalCluster
+from dist_net.training.run.local_cluster import InProcessWorker, LocalCluster
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency

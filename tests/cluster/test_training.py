@@ -30,20 +30,20 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD, AdamW, Cosine, LearningRate
-from dist_net.training.run import in_process
-from dist_net.training.run.in_process import LocalCluster
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run import local_cluster
+from dist_net.training.run.fit import SingleProcess
+from dist_net.training.run.local_cluster import LocalCluster
 from dist_net.training.server import loop as process
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import read_journal
-from dist_net.training.server.store import OUTER_MOMENTUM
+from dist_net.training.server.state_versions import OUTER_MOMENTUM
+from dist_net.training.worker.cycle import Ended
 from dist_net.training.worker.local_steps import (
     LocalSteps,
     LocalStepsOf,
     Minibatch,
     MinibatchGradient,
 )
-from dist_net.training.worker.state import Ended
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import StepSettings
@@ -451,7 +451,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr(in_process, "CHECKPOINT_EVERY_S", 0.05)
+    monkeypatch.setattr(local_cluster, "CHECKPOINT_EVERY_S", 0.05)
     monkeypatch.setattr(process, "RETRY_AFTER_S", 0.0)
     return Disk(monkeypatch)
 
@@ -512,7 +512,7 @@ def test_a_checkpoint_that_fails_is_reported_until_one_is_written(
 def test_a_run_goes_on_while_its_disk_is_full_and_nothing_is_missing_later(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_process, "CHECKPOINT_EVERY_S", 0.05)
+    monkeypatch.setattr(local_cluster, "CHECKPOINT_EVERY_S", 0.05)
     with small_disk(tmp_path / "disk") as full:
         path = full.path / "checkpoint.safetensors"
         with LocalCluster(replace(recipe, epochs=10_000), path, workers=2) as run:

@@ -24,7 +24,7 @@ from dist_net.nets.darknet.weights import read_weights
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
 from dist_net.optim import Adam
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 from dist_net.vector import Vector
 
 HEIGHT, WIDTH = 9, 11

@@ -18,7 +18,7 @@ from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 from dist_net.wire.serving_messages import RunBatch
 from naming import naming
 

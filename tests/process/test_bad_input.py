@@ -17,7 +17,7 @@ from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.release import VERSION
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.state import RunState
 from small_disk import small_disk
 
 Refuses = Callable[..., None]

@@ -23,7 +23,7 @@ from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources import model_source
 from dist_net.serving.client.client import Client
 from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

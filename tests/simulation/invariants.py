@@ -19,8 +19,8 @@ from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import ServerLoop
 from dist_net.training.server.members import Member
 from dist_net.training.server.round_plan import PlannedRun, divided_minibatch
-from dist_net.training.server.run_state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import FIRST_ROUND_S, LATE_FACTOR, LATE_S, RunState
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Alive, Message, Push, Stop, Work

@@ -20,9 +20,9 @@ from dist_net.training.server.loop import (
     opened_journal,
 )
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dist_net.optim import SGD, Momentum, Optimizer
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.run_report import run_report
-from dist_net.training.server.run_state import LATE_S, RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import LATE_S, RunState
 from dist_net.training.worker.local_steps import Minibatch, MinibatchGradient
 from dist_net.vector import Vector
 from simulation.network import Link

@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 
 from dist_net.training.server.loop import TICK_S, ServerFiles, ServerLoop, opened_journal
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
 from simulation.disk import VirtualDisk
 from simulation.invariants import CHECKPOINT, JOURNAL

@@ -29,8 +29,8 @@ from dist_net.errors import (
     NotACheckpointError,
 )
 from dist_net.training.server.run_report import run_report
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join
 from naming import naming

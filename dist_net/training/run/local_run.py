@@ -40,7 +40,7 @@ from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_r
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S
+from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket

@@ -19,8 +19,8 @@ from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRu
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 
 
 class PreparedRun(NamedTuple):

@@ -18,8 +18,8 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import GradientFunction, LocalSteps
 from dist_net.vector import Vector
 

@@ -23,10 +23,10 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
+from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
-from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.step import local_steps
 from dist_net.wire.address import contact_address
 from dist_net.wire.messages import StepSettings

@@ -34,15 +34,15 @@ from dist_net.training.server.journal_records import (
     sha256_of,
 )
 from dist_net.training.server.ownership import RunOwnership
-from dist_net.training.server.run_state import RunState
-from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import (
+from dist_net.training.server.protocol import (
     Forget,
     ParameterServer,
     Record,
     SendToPeer,
     ServerCommand,
 )
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, RecipeOffer, Refuse, Snapshot, Welcome, Work
 from dist_net.wire.security import ServerKeys

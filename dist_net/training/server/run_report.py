@@ -9,8 +9,8 @@ import numpy as np
 from dist_net.printable import counted
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH, loss_change
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.slowness import slowness_of
+from dist_net.training.server.state import RunState
 
 LOSS_RISE = 0.25
 """A loss has risen if its mean over an epoch is this share above the lowest such mean."""

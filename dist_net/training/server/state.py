@@ -1,409 +1,330 @@
-"""The parameter server as a state machine: messages in, commands out. No I/O.
+"""The state of a run, and the changes that keep its parts consistent. No I/O.
 
-    message            from a member               from others
-    Join                                           a new member: Welcome | Refuse
-    Pull               Work, or it waits | Stop    Refuse
-    Push               collected or applied; Work, or it waits | Stop    Refuse
-    Heartbeat          Alive | Stop                Refuse
-    Leave              not a member any more       (nothing)
-    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown: answered at once
-
-A member *waits* while everything is leased and none of it may be shared: until a round is applied,
-a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
-numbers. A silent member is lost until it is heard again: other members may compute its lease too,
-and the first result counts.
-
-``RunState`` holds the run's state; this module decides which change a message causes, and the
-answer.
+The parts are the workers (``members``), their leases (``ledger``), the training state (``store``)
+and the counters (``metrics``).
 """
 
-import json
-import logging
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Self
 
-from dist_net.training.server.journal import JournalLag
-from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
-from dist_net.training.server.members import Member
-from dist_net.training.server.run_report import run_report
-from dist_net.training.server.run_state import REFUSALS_IN_A_ROW, RunState
-from dist_net.wire.messages import (
-    Alive,
-    Heartbeat,
-    Join,
-    Leave,
-    Message,
-    Pull,
-    Push,
-    RecipeOffer,
-    RecipeRequest,
-    Refuse,
-    Shutdown,
-    Snapshot,
-    SnapshotRequest,
-    StatusReport,
-    StatusRequest,
-    Stop,
-    Welcome,
-    Work,
+import numpy as np
+
+from dist_net.checkpoint import MALFORMED, Checkpoint
+from dist_net.errors import CheckpointError, JournalDamagedError
+from dist_net.training.server.consistency import Consistency, OuterStep
+from dist_net.training.server.journal_records import Applied
+from dist_net.training.server.leases import Lease, LeaseLedger, Range
+from dist_net.training.server.members import Member, Membership
+from dist_net.training.server.metrics import RunMetrics
+from dist_net.training.server.round_plan import (
+    PlannedRun,
+    RoundPlan,
+    divided_minibatch,
+    outer_step,
+    plan_round,
 )
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state_versions import StateVersions
+from dist_net.vector import Vector
+from dist_net.wire.lease_steps import minibatches_in
+from dist_net.wire.messages import Push
 
-logger = logging.getLogger(__name__)
+LATE_S = 0.2
+LATE_FACTOR, EXPECTED_FACTOR = 3, 1.5
+FIRST_ROUND_S = 3.0
+"""A lease is late after ``LATE_FACTOR`` times the last round, ``EXPECTED_FACTOR`` times the planned
+time of this round, or ``LATE_S``, whichever is longest. The first result of a first round stands
+for the last round, and ``FIRST_ROUND_S`` before it.
+"""
 
-
-class SendToPeer(NamedTuple):
-    """Send the message to the node; its arrays never change."""
-
-    node: bytes
-    message: Message
-
-
-class Forget(NamedTuple):
-    """The worker is gone: release its resources, such as its shared memory."""
-
-    worker_id: int
-
-
-class Record(NamedTuple):
-    """Write the applied results to the journal before any later command is carried out."""
-
-    applied: tuple[Applied, ...]
+REFUSALS_IN_A_ROW = 3
+LARGEST_LOSS = 1e100
+"""The sums of larger losses would overflow, and with them the counters in a checkpoint."""
 
 
-ServerCommand = SendToPeer | Forget | Record
+class RunState:
+    """A new run, from ``weights``.
 
-
-class ParameterServer:
-    """A run's server. Times are seconds on one monotonic clock.
-
-    ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
-    recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
-    It ``diverges`` if nothing more can be learnt from its state.
+    ``first_worker_id`` must be larger than any id of a resumed server, whose workers may still run.
     """
 
-    def __init__(
-        self, run: RunState, incarnation: str = "", offer: RecipeOffer | None = None
-    ) -> None:
-        self.run = run
-        self._offer = offer
-        self._incarnation = incarnation
-        self.stop_reason: str | None = None
-        self.diverges = False
-        self.checkpoint_version: int | None = None
-        self._checkpoint_error: str | None = None
-        self.journal_lag = JournalLag()
-        self._waiting: dict[int, Member] = {}
+    def __init__(self, settings: RunSettings, weights: Vector, first_worker_id: int = 1) -> None:
+        self.settings = settings
+        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id)
+        self.ledger = LeaseLedger(settings.samples, settings.epochs)
+        self.store = StateVersions(settings.start_rule(), weights)
+        self.metrics = RunMetrics()
+        self.is_resumed = False
+        self.resume_warnings: list[str] = []
+        self._is_async = settings.consistency is Consistency.ASYNC
+        facts = settings.consistency, settings.minibatches, settings.batch_size
+        self._planned = PlannedRun(*facts, bool(settings.momenta), settings.local_steps)
+        self._plan: RoundPlan | None = None
+        self._lots: dict[int, tuple[int, int]] = {}  # of the round: parts and steps, by worker id
+        self._waits_for: set[int] = set()  # workers that have not begun
+        self._results: list[tuple[Applied, Vector]] = []  # of the round
+        self._sums = 0.0, 0
+        self._round_began_s = 0.0
+        self._last_round_s = 0.0
+        self._packed: tuple[int, Vector] | None = None
+
+    @classmethod
+    def resumed(
+        cls, settings: RunSettings, checkpoint: Checkpoint, first_worker_id: int = 1
+    ) -> Self:
+        """Resume a run from ``checkpoint``, in the same epoch and with the optimizer's state.
+
+        Raise ``CheckpointError`` unless model, samples, seed, optimizer and consistency are the
+        checkpoint's; other settings may change, and ``epochs`` may be larger. Raise
+        ``CheckpointError`` for a checkpoint that no server wrote.
+        """
+        checkpoint.require_layout(settings.layout)
+        own = settings.to_json()
+        try:
+            for name in ("samples", "seed", "optimizer", "consistency"):
+                if own[name] != checkpoint.settings[name]:
+                    raise CheckpointError(
+                        f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its "
+                        f"{name} is {checkpoint.settings[name]}, expected {own[name]}; resume with "
+                        f"{checkpoint.settings[name]}"
+                    )
+            run = cls(settings, checkpoint.weights, first_worker_id)
+            run.store.restore(checkpoint.version, checkpoint.weights, checkpoint.optimizer_state)
+            run.ledger.restore(checkpoint.ledger)
+            run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"the checkpoint of recipe {checkpoint.recipe!r} is incomplete or damaged "
+                f"({error!r:.200}); expected a checkpoint of a training run: resume from another"
+            ) from error
+        run.is_resumed = True
+        run.resume_warnings += [] if checkpoint.damage is None else [checkpoint.damage]
+        return run
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the state for ``resumed``; its arrays never change."""
+        return Checkpoint(
+            recipe=self.settings.recipe,
+            recipe_digest=self.settings.recipe_digest,
+            recipe_record=self.settings.recipe_record,
+            layout=self.settings.layout,
+            version=self.store.version,
+            settings=self.settings.to_json(),
+            ledger=self.ledger.to_json(),
+            counters={"metrics": self.metrics.to_json()},
+            weights=self.store.weights,
+            optimizer_state=self.store.parts,
+        )
+
+    def grant(self, member: Member, now: float) -> Lease | None:
+        """Return the worker's lease, or grant it one; None if it must wait for other workers."""
+        ledger, member.began_s = self.ledger, None
+        worker_id, silent = member.worker_id, self.members.silent
+        lease = ledger.lease_of(worker_id) or ledger.share(worker_id, silent)
+        if lease is None and self._has_room:
+            lease = self._next_lease(member, now)
+        if lease is None and self._has_late_leases(now):
+            lease = ledger.share(worker_id)
+        if lease is not None:
+            lease.version = self.store.version
+            lease.steps = lease.steps._replace(progress=self.ledger.applied_samples)
+            member.base, member.began_s = self.store.state, now
+        return lease
+
+    def plan_of(self, members: Sequence[Member]) -> RoundPlan:
+        """Return the plan of a round of these workers."""
+        workers = [each.lease_times._replace(parts=each.parts) for each in members]
+        return plan_round(self._planned, workers, self.ledger.samples_ahead)
+
+    def is_spare(self, member: Member) -> bool:
+        """Whether the round has no lease for this worker."""
+        return self._plan is not None and member.worker_id not in self._lots
 
     @property
-    def state(self) -> str:
-        """The run's state: waiting (for a first worker), training, stopping or finished."""
-        if self.run.ledger.finished:
-            return "finished"
-        if self.stop_reason is not None:
-            return "stopping"
-        return "training" if len(self.run.members) else "waiting"
+    def _has_room(self) -> bool:
+        """Whether leases are left in the round."""
+        if self.ledger.everything_is_leased:
+            return False
+        return self._is_async or self._plan is None or self.ledger.granted < len(self._lots)
 
-    def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
-        """Process a message from ``node`` and return commands; a push's state is borrowed.
+    def _next_lease(self, member: Member, now: float) -> Lease | None:
+        """Grant a lease of the round; None if the round has none for this worker."""
+        members = self.members.members
+        round_began_s = self._round_began_s
+        if self._plan is None or self._is_async:
+            # Others still compute a lease that has ended.
+            holds = self.ledger.lease_of
+            present = [each for each in members if each.began_s is None or holds(each.worker_id)]
+            present.sort(key=lambda each: each.lease_times.seconds_for(1))
+            self._plan, self._round_began_s = self.plan_of(present), now
+            lots = zip(present, self._plan.parts, self._plan.steps, strict=True)
+            self._lots = {each.worker_id: (parts, n) for each, parts, n in lots if n}
+            self._waits_for = {*self._lots}
+        plan = self._plan
+        if member.worker_id not in self._waits_for:
+            # The lease of a worker that left is for any other.
+            awaited = self._waits_for & {each.worker_id for each in members}
+            if self._is_async:  # the last lease may be late
+                self._round_began_s = round_began_s
+                return None
+            if self.ledger.granted + len(awaited) >= len(self._lots):
+                return None
+        self._waits_for.discard(member.worker_id)
+        parts, steps = self._lots.get(member.worker_id) or max(self._lots.values())
+        parts = min(parts, member.parts)
+        pace = max(1, plan.samples // steps)
+        return self.ledger.grant(member.worker_id, parts * steps, plan.batch_size, pace, parts)
 
-        Log and drop messages that a server never receives.
+    def _has_late_leases(self, now: float) -> bool:
+        """Whether idle workers may share leases: at the end of a run, or of a late round."""
+        if self._is_async and self.ledger.everything_is_leased:
+            return True
+        late_s = max(LATE_S, LATE_FACTOR * (self._last_round_s or FIRST_ROUND_S))
+        expected_s = self._plan.seconds if self._plan else 0.0
+        return now - self._round_began_s > max(late_s, EXPECTED_FACTOR * expected_s)
+
+    def accept(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
+        """Take in the result of the worker's lease, and apply what can be applied.
+
+        Return the journal's record of each applied result. Return the reason, and put the samples
+        back into the pool, if the result, or the mean of the round, cannot be applied.
         """
-        commands: list[ServerCommand] = []
-        match message:
-            case Push() | Pull():
-                commands = self._requested(node, message, now)
-            case Heartbeat():
-                commands = [SendToPeer(node, self._heartbeat(message, now))]
-            case Join():
-                commands = self._join(node, message, now)
-            case Leave():
-                commands = self._leave(message, now)
-            case StatusRequest():
-                commands = [SendToPeer(node, self._status(message.first_record, now))]
-            case SnapshotRequest():
-                store, samples = self.run.store, self.run.ledger.applied_samples
-                snapshot = Snapshot(store.version, samples, store.evaluated_weights)
-                commands = [SendToPeer(node, snapshot)]
-            case Shutdown(reason):
-                self.stop(reason)
-                commands = [SendToPeer(node, self._status(self.run.metrics.next_record, now))]
-            case RecipeRequest():
-                none = Refuse("this server offers no recipe", may_rejoin=False)
-                commands = [SendToPeer(node, self._offer or none)]
-            case _:
-                kind = type(message).__name__
-                logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
-        return commands + self._answer_waiting(now)
+        lease = self.ledger.lease_of(member.worker_id, push.lease_id)
+        assert lease is not None
+        assert push.state is not None
+        samples = lease.steps.samples
+        member.has_computed(lease.steps, push.computed_s, now)
+        member.speed.computed(samples, now)
+        result = self.result_of(push.state, member.base, not member.shared)
+        steps = minibatches_in(samples, lease.steps.batch_size)
+        fault = self.store.rule.fault_of(result, member.base, steps)
+        if fault is not None or not abs(push.loss_sum) < LARGEST_LOSS:
+            self.ledger.release(member.worker_id)
+            return fault or f"its loss is {push.loss_sum:g}"
+        self.ledger.collect(member.worker_id)
+        member.pushes += 1
+        member.refusals = 0
+        member.staleness_sum += self.store.version - lease.version
+        record = Applied(
+            0, member.worker_id, lease.steps, lease.version, is_packed=not member.shared
+        )
+        self._results.append((record, result))
+        self._sums = self._sums[0] + push.loss_sum, self._sums[1] + push.correct
+        self._last_round_s = self._last_round_s or now - self._round_began_s
+        is_whole = self._is_async or not (self.ledger.awaits_results or self._has_room)
+        return self._apply_round(now) if is_whole else ()
 
-    def stop(self, reason: str) -> None:
-        """End the run: apply nothing more, and answer every request with ``Stop``."""
-        if self.stop_reason is None:
-            logger.info("stopping reason=%s", reason)
-            self.stop_reason = reason
+    def has_succeeded_from(self, version: int) -> bool:
+        """Return whether a result from this state, or a later one, could be applied."""
+        return self.store.version > version or bool(self._results)
 
-    def checkpoint_written(self, version: int) -> None:
-        """Record the version of the checkpoint on disk."""
-        self.checkpoint_version, self._checkpoint_error = version, None
+    def result_of(self, state: Vector, base: Vector | None, is_packed: bool) -> Vector:
+        """Return a new array: the server's state, changed as a worker changed ``base``."""
+        own, n = self.store.state, self.store.rule.trained_size
+        result = np.empty_like(own)
+        if is_packed:
+            self.settings.packing.unpack_result(state, own, result)
+            return result
+        np.copyto(result, state)
+        if base is not None and base is not own:  # others have changed the weights since
+            result[:n] += own[:n] - base[:n]
+        return result
 
-    def checkpoint_failed(self, error: str) -> None:
-        """Record a failed write; reports contain the error until a checkpoint is written."""
-        self._checkpoint_error = error
-        self.run.metrics.checkpoints_failed += 1
+    def _apply_round(self, now: float) -> tuple[Applied, ...] | str:
+        """Apply the mean of the results as one outer step."""
+        results, (loss_sum, correct), plan = self._results, self._sums, self._plan
+        self._results, self._sums, self._plan = [], (0.0, 0), None
+        records = [record for record, _ in results]
+        if self._is_async or plan is None:
+            division = divided_minibatch(self._planned, max(1, self.members.parts))
+            outer = outer_step(Consistency.ASYNC, division, records[0].steps.parts)
+        else:
+            outer = plan.outer
+        if not self.apply_mean(results, outer):
+            self.ledger.drop_collected()
+            for member in self.members.members:  # no single worker is at fault
+                member.refusals, member.refused_from = REFUSALS_IN_A_ROW, self.store.version
+            return "the mean of its round is not finite"
+        self.ledger.apply_collected()
+        self._count(records, loss_sum, correct, now)
+        self._last_round_s = now - self._round_began_s
+        version, together = self.store.version, len(records)
+        return tuple(
+            each._replace(version=version, together=together, outer=outer)
+            for each in sorted(records, key=_in_order)
+        )
 
-    def journal_lags(self, lag: JournalLag) -> None:
-        """Record the lag of the disk behind the journal, for reports."""
-        if lag.error is not None and self.journal_lag.error is None:
-            self.run.metrics.journal_failures += 1
-        self.journal_lag = lag
+    def apply_mean(self, results: Sequence[tuple[Applied, Vector]], outer: OuterStep) -> bool:
+        """Apply the mean over all parts, which the order of arrival does not change.
 
-    def tick(self, now: float) -> list[ServerCommand]:
-        """Look for silent workers; call this several times a second.
-
-        Handle all received messages first: one may be a heartbeat.
+        The results are overwritten. Return False, and change nothing, if it is not finite.
         """
-        run, commands = self.run, []
-        for member in run.members.overdue(now):
-            if member.worker_id not in run.members.silent:
-                self._count_loss(member, "overdue", now)
-                run.silence(member)
-            elif run.ledger.lease_of(member.worker_id) is None:
-                commands.append(self._remove(member))
-        return [*commands, *self._answer_waiting(now)]
+        ordered = sorted(results, key=lambda each: _in_order(each[0]))
+        parts = sum(record.steps.parts for record, _ in ordered)
+        for record, result in ordered:
+            if record.steps.parts < parts:
+                result *= np.float32(record.steps.parts / parts)
+        (_, mean), *others = ordered
+        for _, result in others:
+            mean += result
+        return self.store.apply(mean, outer)
 
-    def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
-        run, settings = self.run, self.run.settings
-        refusal = settings.refusal_of(join)
-        if refusal is not None:
-            logger.warning("join_refused name=%s reason=%s", join.name, refusal)
-            return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
-        commands: list[ServerCommand] = []
-        formers = run.members.former(node, join.identity)
-        for former in formers:
-            if former.identity == join.identity and former.received_id >= join.request_id:
-                return []  # a repeated message
-            commands.append(self._lose(former, "it joined again", now))
-        member = run.members.join(node, join, now)
-        run.metrics.workers_restarted += member.starts > 1 and not formers
-        run.metrics.workers_joined += 1
-        logger.info(
-            "worker_joined worker=%d name=%s shared=%s",
-            member.worker_id,
-            member.name,
-            member.shared,
-        )
-        welcome = Welcome(
-            member.worker_id,
-            self._incarnation,
-            settings.step_settings,
-            settings.heartbeat_interval_s,
-            settings.heartbeat_timeout_s,
-            None,
-            join.request_id,
-        )
-        return [*commands, SendToPeer(node, welcome)]
+    def apply_again(
+        self,
+        records: Sequence[Applied],
+        results: Sequence[Vector],
+        loss_sum: float,
+        correct: int,
+    ) -> bool:
+        """Apply results that the journal lists and that were computed again.
 
-    def _requested(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
-        """Process a member's next request; drop others."""
-        metrics = self.run.metrics
-        member = self._heard(request, now)
-        if member is None:
-            metrics.pushes_rejected += isinstance(request, Push)
-            return [SendToPeer(node, _unknown(request.worker_id))]
-        if request.request_id != member.received_id + 1:  # repeated, or premature
-            metrics.duplicates_dropped += request.request_id <= member.received_id
-            return []
-        member.received_id, member.node = request.request_id, node
-        member.progress_s = now
-        if isinstance(request, Push):
-            return self._push(member, request, now)
-        return self._answer(member, now)
-
-    def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
-        run = self.run
-        if member.began_s is not None:
-            run.metrics.working_s += now - member.began_s
-        expected = run.store.state.size if member.shared else run.settings.packing.result_size
-        if push.state is None or push.state.size != expected:
-            run.metrics.pushes_rejected += 1
-            found = "no state" if push.state is None else f"a state of {push.state.size} elements"
-            return self._dismiss(member, f"{found}: expected {expected} elements", now)
-        if not member.shared:
-            run.metrics.bytes_received += push.state.nbytes
-        if run.ledger.lease_of(member.worker_id, push.lease_id) is None:
-            run.metrics.duplicates_dropped += 1  # usually, a rival's push was first
-            return self._answer(member, now)
-        if self.stop_reason is not None:
-            run.metrics.pushes_rejected += 1
-            return self._answer(member, now)
-        applied = run.accept(member, push, now)
-        if isinstance(applied, str):
-            return self._refuse_result(member, push, applied, now)
-        records: list[ServerCommand] = [Record(applied)] if applied else []
-        return [*records, *self._answer(member, now)]
-
-    def _refuse_result(
-        self, member: Member, push: Push, fault: str, now: float
-    ) -> list[ServerCommand]:
-        """Refuse a result; after several in a row, dismiss the worker, or blame the state.
-
-        The state is at fault if no worker arrives at a usable result from it. A worker that is
-        alone and never sent a usable result is dismissed: it may be the one at fault.
+        Return False, and change nothing, if the new state is not finite. Raise
+        ``JournalDamagedError`` for samples that were applied before. No worker may hold a lease.
         """
-        run = self.run
-        run.metrics.gradients_refused += 1
-        if not member.refusals:
-            member.refused_from = run.store.version
-        member.refusals += 1
-        logger.warning(
-            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
-            member.worker_id,
-            member.name,
-            push.lease_id,
-            push.loss_sum,
-            member.refusals,
-            fault,
-        )
-        if member.refusals >= REFUSALS_IN_A_ROW:
-            cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
-            if run.has_succeeded_from(member.refused_from):
-                return self._dismiss(member, f"{cause}; those of other workers can", now)
-            if len(run.members) == 1 and not member.pushes:
-                rate = f"use a learning rate below {run.settings.learning_rate:g}"
-                return self._dismiss(member, f"{cause}; if other workers fail too, {rate}", now)
-            if all(each.refusals for each in run.members.members):
-                self._blame_state(fault)
-        return self._answer(member, now)
+        pairs = list(zip(records, results, strict=True))
+        if not self.apply_mean(pairs, records[0].outer):
+            return False
+        for record in records:
+            epoch, start, stop, *_ = record.steps
+            if not self.ledger.applied_again(Range(epoch, start, stop)):
+                raise JournalDamagedError(
+                    f"the journal applies samples {start} to {stop} of epoch {epoch} a second time "
+                    f"at version {record.version}; expected each sample once in each of "
+                    f"{self.settings.epochs} epochs"
+                )
+        self._count(records, loss_sum, correct, 0.0)
+        return True
 
-    def _blame_state(self, fault: str) -> None:
-        """End the run without a checkpoint of its state."""
-        self.diverges = True
-        self.stop(
-            f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
-            f"result that can be applied ({fault}). Use a learning rate below "
-            f"{self.run.settings.learning_rate:g}: --resume continues from version "
-            f"{self.checkpoint_version}, and dist-net replay writes checkpoints of earlier ones"
-        )
+    def _count(self, records: Sequence[Applied], loss_sum: float, correct: int, now: float) -> None:
+        """Count the results that made this version, and append a metric record if one is due."""
+        version, samples = self.store.version, self.settings.samples
+        applied = self.ledger.applied_samples
+        taken = sum(each.steps.samples for each in records)
+        staleness = [version - 1 - each.base_version for each in records]
+        self.metrics.pushes_accepted(taken, loss_sum, correct, staleness, now)
+        if self.metrics.record_due(applied, samples) or self.ledger.finished:
+            rate = self.settings.learning_rate_at(records[-1].steps.progress)
+            recorded = applied, samples, version, rate
+            self.metrics.record(*recorded, has_accuracy=self.settings.has_classes)
 
-    def _answer(self, member: Member, now: float) -> list[ServerCommand]:
-        """Answer the worker's request; return nothing if the answer depends on other workers."""
-        message = self._work(member, now)
-        if not isinstance(message, Work):
-            member.speed.waits(now)
-        if message is None:
-            self._waiting[member.worker_id] = member
-            return []
-        self.run.metrics.waiting_s += now - member.progress_s
-        self._waiting.pop(member.worker_id, None)
-        member.answered_id = member.received_id
-        return [SendToPeer(member.node, message)]
+    def packed_state(self) -> Vector:
+        """Return the state packed: the same bytes for every worker."""
+        if self._packed is None or self._packed[0] != self.store.version:
+            self._packed = self.store.version, self.settings.packing.pack_base(self.store.state)
+        return self._packed[1]
 
-    def _answer_waiting(self, now: float) -> list[ServerCommand]:
-        answers: list[ServerCommand] = []
-        for member in list(self._waiting.values()):
-            if member.worker_id in self.run.members.silent and self._stop() is None:
-                continue  # another worker would have to wait for it
-            answer = self._answer(member, now)
-            if not answer and not self.run.is_spare(member):
-                break  # later requests wait for the same event
-            answers += answer
-        return answers
+    def silence(self, member: Member) -> None:
+        """Let other workers compute the lease of an overdue worker at once, besides the worker."""
+        lease = self.ledger.lease_of(member.worker_id)
+        if lease is not None and lease.rival in self.members.silent:
+            self.ledger.release(lease.rival)
+        self.members.silent.add(member.worker_id)
 
-    def _work(self, member: Member, now: float) -> Message | None:
-        """Return the answer to a worker; None if it must wait for other workers."""
-        run = self.run
-        if (stop := self._stop()) is not None:
-            return stop
-        lease = run.grant(member, now)
-        if lease is None:
-            return None
-        run.metrics.lease_granted(now)
-        member.speed.has_work(now)
-        state = run.store.state if member.shared else run.packed_state()
-        if not member.shared:
-            run.metrics.bytes_sent += state.nbytes
-        return Work(
-            member.worker_id,
-            member.received_id,
-            lease.lease_id,
-            lease.steps,
-            state,
-        )
-
-    def _stop(self) -> Stop | None:
-        """Return the message to every worker once the run has ended."""
-        if self.run.ledger.finished:
-            return Stop("every epoch is done", finished=True)
-        return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
-
-    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
-        member = self._heard(heartbeat, now)
-        if member is None:
-            return _unknown(heartbeat.worker_id)
-        return self._stop() or Alive(heartbeat.sent_s, member.received_id, member.answered_id)
-
-    def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
-        """Return the member that sent the message; a silent one is back."""
-        members = self.run.members
-        was_silent = message.worker_id in members.silent
-        member = members.heard(message.worker_id, message.identity, now)
-        if member is not None and was_silent:
-            self.run.metrics.workers_joined += 1
-            logger.info("worker_returned worker=%d name=%s", member.worker_id, member.name)
-        return member
-
-    def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
-        member = self._heard(leave, now)
-        if member is None:
-            return []
-        logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
-        return [self._remove(member)]
-
-    def _dismiss(self, member: Member, reason: str, now: float) -> list[ServerCommand]:
-        forget = self._lose(member, reason, now)
-        refuse = Refuse(f"worker {member.name!r} sent {reason}", may_rejoin=False)
-        return [forget, SendToPeer(member.node, refuse)]
-
-    def _lose(self, member: Member, reason: str, now: float) -> Forget:
-        self._count_loss(member, reason, now)
-        return self._remove(member)
-
-    def _count_loss(self, member: Member, reason: str, now: float) -> None:
-        if self._stop() is None and member.worker_id not in self.run.members.silent:
-            self.run.metrics.workers_lost += 1
-            logger.warning(
-                "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
-                member.worker_id,
-                member.name,
-                now - member.heard_s,
-                reason,
-            )
-
-    def _remove(self, member: Member) -> Forget:
-        self._waiting.pop(member.worker_id, None)
-        self.run.remove(member)
-        return Forget(member.worker_id)
-
-    def _status(self, first_record: int, now: float) -> StatusReport:
-        report = {
-            "state": self.state,
-            "incarnation": self._incarnation,
-            "recipe": self.run.settings.recipe,
-            "consistency": str(self.run.settings.consistency),
-            "checkpoint_version": self.checkpoint_version,
-            "checkpoint_error": self._checkpoint_error,
-            "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),
-            "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
-            "journal_lag_bytes": self.journal_lag.unsynced_bytes,
-            "journal_lag_s": self.journal_lag.unsynced_s,
-            "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
-            "journal_error": self.journal_lag.error,
-            **run_report(self.run, first_record, now),
-        }
-        return StatusReport(json.dumps(report, ensure_ascii=False))
+    def remove(self, member: Member) -> None:
+        """Remove a worker, and return its lease to the pool."""
+        self.ledger.release(member.worker_id)
+        self.members.remove(member.worker_id)
 
 
-def _unknown(worker_id: int) -> Refuse:
-    return Refuse(
-        f"worker {worker_id} is not in this run: it was silent for too long, or the server "
-        f"was restarted; join again",
-        may_rejoin=True,
-    )
+def _in_order(record: Applied) -> tuple[int, int]:
+    return record.steps.epoch, record.steps.start

@@ -17,9 +17,7 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
-from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
-from dist_net.training.worker.part_processes import PartProcesses
-from dist_net.training.worker.state import (
+from dist_net.training.worker.cycle import (
     REJOIN_TIMEOUT_S,
     Begin,
     Compute,
@@ -28,8 +26,10 @@ from dist_net.training.worker.state import (
     Reconnect,
     SendToServer,
     WorkerCommand,
-    WorkerState,
+    WorkerCycle,
 )
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
+from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import (
@@ -156,7 +156,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         self._identity = around.random.getrandbits(63)
         facts = name, self._identity, recipe_digest, vector_size, around.shares_memory
         join = Join(*facts, equipment=equipment, parts=parts)
-        self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
+        self._state = WorkerCycle(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
         """Leave the run in the next turn of the loop; may be called by a signal handler."""

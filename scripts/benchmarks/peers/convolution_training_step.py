@@ -12,7 +12,7 @@ from benchmarks import synthetic
 from benchmarks.peers.orders import Peer
 from dist_net.data import Dataset
 from dist_net.nets.recipes.recipe import Recipe, load_recipe
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 RECIPE = "fashion-mnist-conv"
 SEED = 0

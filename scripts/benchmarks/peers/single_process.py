@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import synthetic
 from benchmarks.peers import task
 from benchmarks.timing import median_us, training_case
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 
 def measure(batch_size: int) -> task.Case:

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import convergence
 from benchmarks.convergence import RATES, TASKS, Case, VirtualCluster, drawn
 from dist_net.data import Dataset
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 CASE = Case("classes", "adam", 0.001, 32, 120, (2, 3), samples=1000)
 

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dist_net.cli.run_metrics import RunCollector
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, SendToPeer
+from dist_net.training.server.state import RunState
 from dist_net.wire.messages import Join, StatusRequest
 
 SETTINGS = RunSettings("digits", "abc", (("weight", (2,)),), samples=40, epochs=2, batch_size=4)

@@ -16,9 +16,9 @@ from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS
 from dist_net.printable import printable
 from dist_net.training.server.metrics import STALENESS_BUCKETS
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, SendToPeer
+from dist_net.training.server.state import RunState
 from dist_net.wire.messages import Equipment, Join, Message, StatusRequest
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"

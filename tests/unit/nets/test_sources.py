@@ -52,9 +52,9 @@ from dist_net.serving.model_reading import described
 from dist_net.trained_run import load
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
+from dist_net.wire.token_exchange import ServerAccess
 from naming import naming
 
 CONFIGURATION = """
@@ -401,7 +401,7 @@ from dist_net import Recipe
 from dist_net.data import Dataset
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.reaching import ServerAccess
+from dist_net.wire.token_exchange import ServerAccess
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
 

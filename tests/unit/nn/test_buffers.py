@@ -14,11 +14,11 @@ from dist_net.errors import ParameterError, SettingError, ShapeError
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
 from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.fit import SingleProcess
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.single_process import SingleProcess
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Push
 from naming import naming

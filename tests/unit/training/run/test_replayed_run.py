@@ -30,9 +30,9 @@ from dist_net.training.server.journal_records import (
     sha256_of,
 )
 from dist_net.training.server.loop import opened_journal
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer, Record, SendToPeer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer, Record, SendToPeer
+from dist_net.training.server.state import RunState
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.step import TrainingStep
 from dist_net.wire.lease_steps import LeaseSteps

@@ -41,8 +41,8 @@ from dist_net.training.server.journal_records import (
 )
 from dist_net.training.server.loop import opened_journal
 from dist_net.training.server.round_plan import Division, outer_step
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.wire.lease_steps import LeaseSteps
 from naming import naming
 from simulation.disk import VirtualDisk

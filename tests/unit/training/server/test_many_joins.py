@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.protocol import ParameterServer
 from dist_net.training.server.settings import RunSettings
-from dist_net.training.server.state import ParameterServer
+from dist_net.training.server.state import RunState
 from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, StatusRequest
 from reachable import reachable_objects
 

@@ -9,7 +9,7 @@ from desk import SETTINGS, Desk, a_run
 from dist_net.optim import StepDecay
 from dist_net.training.server import metrics as metrics_module
 from dist_net.training.server.metrics import RunMetrics
-from dist_net.training.server.run_state import RunState
+from dist_net.training.server.state import RunState
 
 
 def test_staleness_is_counted_in_so_many_buckets_at_most() -> None:

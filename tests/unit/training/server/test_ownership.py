@@ -13,8 +13,8 @@ from dist_net.training.server.consistency import WHOLE
 from dist_net.training.server.journal_records import Applied
 from dist_net.training.server.loop import Received, ServerFiles, ServerLoop, opened_journal
 from dist_net.training.server.ownership import RunOwnership
-from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
 from dist_net.wire.lease_steps import LeaseSteps
 from simulation.disk import VirtualDisk
 from simulation.network import VirtualNetwork

@@ -1,688 +1,605 @@
-"""The server's answers, message by message; the clock is a number and there is no socket."""
+"""Leases and their results: rounds, single results, and refusals."""
 
 import json
-import logging
-import re
+from collections import Counter
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
 import pytest
 
 from desk import SETTINGS, SIZE, STATE_SIZE, Desk, a_run, vector
-from dist_net.optim import SGD, Adam
-from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.journal import JournalLag
-from dist_net.training.server.loop import new_run
-from dist_net.training.server.members import RETURN_S
-from dist_net.training.server.metrics import RECORDS_PER_REPORT
-from dist_net.training.server.run_report import WORKERS_PER_REPORT
-from dist_net.training.server.run_state import RunState
-from dist_net.training.server.state import Forget, Record, SendToPeer, ServerCommand
-from dist_net.wire.codec import encode
-from dist_net.wire.fields import MAX_HEADER_BYTES
-from dist_net.wire.messages import (
-    UNKNOWN_EQUIPMENT,
-    Alive,
-    Equipment,
-    Heartbeat,
-    Join,
-    Leave,
-    Pull,
-    RecipeRequest,
-    Refuse,
-    Shutdown,
-    Snapshot,
-    SnapshotRequest,
-    StatusRequest,
-    StepSettings,
-    Stop,
-    Welcome,
-    Work,
-)
+from dist_net.errors import CheckpointError, DistNetError, SettingError
+from dist_net.optim import SGD, AdaGrad, Adam, Momentum, Optimizer
+from dist_net.training.server.consistency import WHOLE, Consistency, OuterStep
+from dist_net.training.server.protocol import Record, SendToPeer
+from dist_net.training.server.state import LATE_FACTOR, RunState
+from dist_net.wire.messages import Heartbeat, StatusRequest, Stop, Work
 from naming import naming
 
-FINISHED = Stop("every epoch is done", finished=True)
+ROUNDS, ASYNC, BSP = Consistency
 
 
-@pytest.fixture
-def desk() -> Desk:
-    return Desk()
-
-
-# Joining
-
-
-def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
-    steps = StepSettings(0, 4, 2, "SGD()", 0.5)
-    assert desk.join(b"a") == Welcome(1, "b7", steps, 0.3, 1.5, None, 0)
-    report = desk.report()
-    assert (report["state"], report["incarnation"]) == ("training", "b7")
-
-
-def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -> None:
-    refuse = desk.join(b"a", recipe_digest="xyz")
-    assert not refuse.may_rejoin
-    assert "has xyz" in refuse.reason
-    assert "has abc" in refuse.reason
-    refuse = desk.join(b"a", vector_size=7)
-    assert not refuse.may_rejoin
-    assert "7 parameters, the server's 6" in refuse.reason
-    assert len(desk.server.run.members) == 0
-
-
-@pytest.mark.parametrize(
-    ("theirs", "named", "remedy"),
-    [
-        ("release 1+b; recipe c; data d", ["release 1+b", "release 1+a"], "same release"),
-        ("release 1+a; recipe x; data d", ["recipe x", "recipe c"], "same recipe"),
-        ("release 1+a; recipe c; data x", ["data x", "data d"], "same dataset"),
-        ("release 1+a; recipe c", ["nothing", "data d"], "same dataset"),
-    ],
-)
-def test_a_refusal_names_both_sides_and_what_differs(
-    theirs: str, named: list[str], remedy: str
-) -> None:
-    settings = replace(SETTINGS, recipe_digest="release 1+a; recipe c; data d")
-    reason = settings.refusal_of(Join("a", 1, theirs, SIZE))
-    assert reason is not None
-    assert all(f"has {side}" in reason for side in named)
-    assert remedy in reason
-    assert settings.refusal_of(Join("a", 1, settings.recipe_digest, SIZE)) is None
-
-
-def test_a_state_too_long_for_a_message_stays_on_its_host() -> None:
-    settings = replace(SETTINGS, layout=(("weight", (180_000_000,)),), optimizer=Adam())
-    fault = naming("180,000,000", "Adam", f"{2**30:,}", "this host alone")
-    assert re.search(fault, str(settings.size_fault))
-    join = Join("a", 1, SETTINGS.recipe_digest, 180_000_000)
-    assert "another host" in str(settings.refusal_of(join))
-    assert settings.refusal_of(join._replace(shares_memory=True)) is None
-    assert replace(settings, optimizer=SGD()).size_fault is None
-
-
-def test_a_worker_that_joins_again_ends_its_former_membership(desk: Desk) -> None:
-    """A push of the former one would be read where the worker writes a new result."""
-    desk.join(b"before", identity=77)
-    work = desk.pull(b"before", 1)
-    again = Join("again", 77, "abc", SIZE, True, request_id=2)
-    forget, welcome = desk.commands(b"after", again)
-    assert forget == Forget(1)
-    assert isinstance(welcome, SendToPeer)
-    assert isinstance(welcome.message, Welcome)
-    assert (welcome.message.worker_id, welcome.message.request_id) == (2, 2)
-    desk.identities[2], desk.requests[2] = 77, 2
-    assert desk.push(b"before", work).may_rejoin
-    assert desk.run.store.version == 0
-    assert desk.pull(b"after", 2).steps.start == work.steps.start
-    assert len(desk.report()["workers"]) == 1
-
-
-# Work and its results
-
-
-def test_a_state_is_shared_or_travels_packed_with_the_work() -> None:
-    desk = Desk(a_run(layout=(("weight", (100,)),)))
-    desk.join(b"here")
-    desk.join(b"afar", shares_memory=False)
-    here, afar = desk.pull(b"here", 1), desk.pull(b"afar", 2)
-    assert here.state is desk.state
-    packing = desk.run.settings.packing
-    assert afar.state.nbytes < here.state.nbytes
-    assert desk.has_to_wait(b"here", desk.a_push(here, 1.25))
-    base = np.empty_like(desk.state)
-    packing.unpack_base(afar.state, out=base)
-    pushed = packing.pack_result(base, base + np.float32(1.75))
-    desk.answers(b"afar", desk.a_push(afar, state=pushed))
-    assert desk.run.store.version == 1
-    np.testing.assert_array_equal(desk.state[100:], (2 + 1.75) / 2)  # steps
-    report = desk.report()
-    assert report["bytes_received_per_sample"] == pushed.nbytes / report["samples"]
-    assert report["bytes_sent_per_sample"] == 2 * afar.state.nbytes / report["samples"]
-
-
-def test_a_push_is_answered_with_the_next_lease_and_the_new_state(desk: Desk) -> None:
-    desk.join(b"a")
-    work = desk.pull(b"a", 1)
-    assert work[:-1] == (1, 1, 1, (0, 0, 8, 0, 4, 4, 1))
-    record, send = desk.commands(b"a", desk.a_push(work))
-    assert isinstance(record, Record)  # before the answer
-    assert isinstance(send, SendToPeer)
-    following = send.message
-    assert isinstance(following, Work)
-    assert following[:-1] == (1, 2, 2, (0, 8, 16, 8, 4, 4, 1))
-    assert following.state is desk.state
-    assert (desk.state[:SIZE] == 1.0).all()
-
-
-@pytest.mark.parametrize(
-    ("facts", "found"),
-    [
-        ({"state": None}, "no state"),
-        ({"state": vector(1.0)}, "6 elements"),
-        ({"state": vector(1.0, 8)}, "8 elements"),
-    ],
-)
-def test_a_push_without_a_whole_state_ends_its_worker(
-    desk: Desk, facts: dict[str, Any], found: str
-) -> None:
-    desk.join(b"a")
-    forget, send = desk.commands(b"a", desk.a_push(desk.pull(b"a", 1), **facts))
-    assert forget == Forget(1)
-    assert isinstance(send, SendToPeer)
-    assert isinstance(send.message, Refuse)
-    assert not send.message.may_rejoin
-    assert found in send.message.reason
-    assert f"{STATE_SIZE} elements" in send.message.reason
-    assert (desk.run.store.version, desk.report()["pushes_rejected"]) == (0, 1)
-
-
-def test_the_size_of_a_packed_state_is_that_of_results(desk: Desk) -> None:
-    desk.join(b"a", shares_memory=False)
-    work = desk.pull(b"a", 1)
-    answer = desk.answers(b"a", desk.a_push(work, state=desk.state.copy()))[b"a"]
-    assert f"{desk.run.settings.packing.result_size} elements" in answer.reason
-
-
-def test_a_push_of_another_lease_is_dropped_and_counted(desk: Desk) -> None:
-    desk.join(b"a")
-    work = desk.pull(b"a", 1)
-    assert desk.push(b"a", work, lease_id=77) == work._replace(request_id=2)
-    report = desk.report()
-    assert (report["duplicates_dropped"], report["version"], report["samples"]) == (1, 0, 0)
-
-
-@pytest.mark.parametrize(
-    "facts", [{"state": vector(np.nan, STATE_SIZE)}, {"loss_sum": np.nan}, {"loss_sum": 1e100}]
-)
-def test_a_result_that_is_not_finite_is_refused_and_its_worker_named(
-    desk: Desk, facts: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    desk.join(b"culprit")
-    work = desk.pull(b"culprit", 1)
-    again = desk.push(b"culprit", work, **facts)
-    assert again.lease_id != work.lease_id
-    assert (again.steps.start, again.steps.stop, again.state is work.state) == (
-        work.steps.start,
-        work.steps.stop,
-        True,
-    )
-    assert desk.report()["gradients_refused"] == 1
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "name=culprit" in record.getMessage()
-
-
-def test_three_refused_results_in_a_row_end_a_worker_and_others_compute_its_samples() -> None:
-    desk = Desk(a_run(consistency=Consistency.ASYNC))
+def two_workers(**settings: Any) -> tuple[Desk, Work, Work]:
+    """A server and the first leases of two workers, ``a`` and ``b``."""
+    desk = Desk(a_run(**settings))
     desk.join(b"a")
     desk.join(b"b")
-    work, others = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    for changes in ((np.nan, np.inf), (1.0,), (np.nan, np.inf)):
-        for change in changes:
-            work = desk.push(b"a", work, change)
-    others = desk.push(b"b", others)
-    forget, send = desk.commands(b"a", desk.a_push(work, np.nan))
-    assert forget == Forget(1)
-    assert isinstance(send, SendToPeer)
-    assert isinstance(send.message, Refuse)
-    assert not send.message.may_rejoin
-    assert "not finite; those of other workers can" in send.message.reason
-    report = desk.report()
-    assert (report["gradients_refused"], report["workers_lost"]) == (5, 1)
-    others = desk.push(b"b", others)
-    assert (others.steps.epoch, others.steps.start) == (work.steps.epoch, work.steps.start)
+    return desk, desk.pull(b"a", 1), desk.pull(b"b", 2)
 
 
-# Requests that are repeated or lost
+# Rounds
 
 
-def test_requests_delivered_twice_are_answered_and_count_once(desk: Desk) -> None:
-    join = Join("a", 5, "abc", SIZE, True)
-    worker_id = desk.ask(b"a", join).worker_id
-    pull = Pull(worker_id, 5, 1)
-    push = desk.a_push(desk.ask(b"a", pull), identity=5, request_id=2)
-    assert desk.ask(b"a", push).request_id == 2
-    for repeated in (join, pull, push):
-        assert desk.commands(b"a", repeated) == []
-    report = desk.report()
-    assert (report["samples"], report["version"]) == (8, 1)
-    assert (report["workers_joined"], report["duplicates_dropped"]) == (1, 2)
-
-
-def test_a_request_after_a_lost_one_is_dropped_until_that_is_repeated(desk: Desk) -> None:
-    desk.join(b"a")
-    lost, following = desk.a_pull(1), desk.a_pull(1)
-    assert desk.commands(b"a", following) == []
-    assert desk.beat(1) == Alive(0.0, 0, 0)
-    work = desk.ask(b"a, connected again", lost)
-    assert desk.ask(b"a, connected again", following) == work._replace(request_id=2)
-    assert desk.beat(1) == Alive(0.0, 2, 2)
-
-
-def test_a_lost_answer_is_the_answer_to_the_next_request(desk: Desk) -> None:
-    desk.join(b"a")
-    lost = desk.push(b"a", desk.pull(b"a", 1))
-    again = desk.pull(b"a, connected again", 1)
-    assert again._replace(request_id=lost.request_id) == lost
-
-
-def test_a_heartbeat_shows_a_waiting_worker_that_its_push_has_arrived(desk: Desk) -> None:
-    desk.join(b"a")
-    desk.join(b"b")
-    work, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    assert desk.has_to_wait(b"a", desk.a_push(work))
-    assert desk.beat(1) == Alive(0.0, received_id=2, answered_id=1)
-    answers = desk.answers(b"b", desk.a_push(other))
-    assert {answer.request_id for answer in answers.values()} == {2}
-    assert desk.beat(1) == Alive(0.0, 2, 2)
-
-
-def test_nobody_speaks_for_another_worker(desk: Desk) -> None:
-    desk.join(b"a")
-    work = desk.pull(b"a", 1)
-    other = desk.identities[1] + 1
-    for request in (
-        desk.a_push(work, identity=other),
-        Pull(1, other, 2),
-        Heartbeat(1, 0, other),
-    ):
-        assert isinstance(desk.ask(b"somebody else", request), Refuse)
-    assert desk.commands(b"somebody else", Leave(1, other)) == []
-    assert desk.run.store.version == 0
-
-
-def test_a_server_refuses_requests_to_a_former_incarnation(desk: Desk) -> None:
-    """By the worker's id alone: the lease may be one that it knows."""
-    checkpoint = desk.run.checkpoint()
-    desk.join(b"a")
-    before = desk.pull(b"a", 1)
-    resumed = Desk(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
-    assert resumed.join(b"b").worker_id == 1000
-    now = resumed.pull(b"b", 1000)
-    assert (now.lease_id, now.steps.start) == (before.lease_id, before.steps.start)
-    for node in (b"a", b"b"):
-        for answer in (resumed.push(node, before), resumed.pull(node, 1), resumed.beat(1)):
-            assert isinstance(answer, Refuse)
-            assert answer.may_rejoin
-    report = resumed.report()
-    assert (report["version"], report["pushes_rejected"], report["server_starts"]) == (0, 2, 2)
-
-
-def test_two_servers_never_assign_the_same_id() -> None:
-    runs = [new_run(SETTINGS, lambda: vector(0.0), None) for _ in range(20)]
-    assert len({run.members.join(b"a", Join("one", 1, "", 3), 0.0).worker_id for run in runs}) == 20
-
-
-# Workers that leave or fall silent
-
-
-def ticks(desk: Desk, seconds: float, *beating: int) -> list[ServerCommand]:
-    """Let time pass, in which these workers send heartbeats."""
-    commands = []
-    for _ in range(round(10 * seconds) + 1):
-        desk.now += 0.1
-        for worker_id in beating:
-            desk.beat(worker_id)
-        commands += desk.server.tick(desk.now)
-    return commands
-
-
-def test_a_silent_worker_is_lost_and_others_compute_its_samples(desk: Desk) -> None:
-    desk.join(b"silent")
-    desk.join(b"alive")
-    lost = desk.pull(b"silent", 1)
-    desk.now += 1.0
-    assert isinstance(desk.beat(2), Alive)
-    desk.now += 0.6
-    assert desk.server.tick(desk.now) == []
-    assert (len(desk.server.run.members), desk.report()["workers_lost"]) == (1, 1)
-    work = desk.pull(b"alive", 2)
-    assert work.steps[:3] == lost.steps[:3]
-    assert isinstance(desk.push(b"alive", work), Work)
-    assert ticks(desk, RETURN_S, 2) == [Forget(1)]
-    assert desk.report()["workers_lost"] == 1
-
-
-def test_the_late_result_of_a_silent_worker_counts(desk: Desk) -> None:
-    """As of a gradient function that holds the interpreter's lock, and so its heartbeats."""
-    desk.join(b"late")
-    work = desk.pull(b"late", 1)
-    assert ticks(desk, 2 * RETURN_S) == []  # nobody else has computed its lease
-    assert desk.report()["state"] == "waiting"
-    following = desk.push(b"late", work)
-    assert (following.steps.start, desk.report()["version"]) == (work.steps.stop, 1)
-    report = desk.report()
-    assert (report["workers_joined"], report["workers_lost"], report["worker_count"]) == (2, 1, 1)
-    ticks(desk, 2 * RETURN_S)
-    assert desk.report()["workers_lost"] == 1
-
-
-@pytest.mark.parametrize("first", ["silent", "rival"])
-def test_the_first_result_of_a_silent_worker_and_its_rival_counts(desk: Desk, first: str) -> None:
-    desk.join(b"silent")
-    desk.join(b"rival")
-    work, own = desk.pull(b"silent", 1), desk.pull(b"rival", 2)
-    desk.now += 1.6
-    desk.beat(2)
-    desk.server.tick(desk.now)
-    shared = desk.push(b"rival", own)
-    assert shared.steps[:3] == work.steps[:3]
-    pushes = {b"silent": work, b"rival": shared}
-    one, other = pushes if first == "silent" else reversed(pushes)
-    for node in (one, other):
-        desk.answers(node, desk.a_push(pushes[node]))
-    report = desk.report()
-    assert (report["samples"], report["duplicates_dropped"]) == (8, 1)
-
-
-def test_of_two_silent_workers_with_the_same_samples_the_last_one_keeps_them(desk: Desk) -> None:
-    for node in (b"a", b"b", b"c"):
-        desk.join(node)
-    works = []
-    for number, node in enumerate((b"a", b"b"), 1):
-        works.append(desk.pull(node, number))
-        ticks(desk, 1.6, *range(number + 1, 4))
-    works.append(desk.pull(b"c", 3))
-    assert len({work.steps.start for work in works}) == 1
-    desk.answers(b"b", desk.a_push(works[1]))
-    assert [desk.run.ledger.lease_of(each) for each in (1, 3)] == [None, None]
-
-
-def test_a_waiting_worker_that_falls_silent_gets_work_when_it_is_back(desk: Desk) -> None:
-    desk.join(b"a")
-    desk.join(b"b")
-    one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
+@pytest.mark.parametrize("consistency", [ROUNDS, BSP])
+def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consistency) -> None:
+    local_steps = None if consistency is BSP else 2
+    desk, one, other = two_workers(consistency=consistency, local_steps=local_steps)
+    assert one.state is other.state is desk.state
+    assert (one.steps.start, one.steps.stop) == (0, other.steps.start)
     assert desk.has_to_wait(b"a", desk.a_push(one))
-    desk.now += 1.6
-    desk.beat(2)
-    desk.server.tick(desk.now)
-    following = desk.push(b"b", other)
-    assert isinstance(desk.beat(1), Alive)
-    answers = desk.answers(b"b", desk.a_push(following))
-    assert [type(answers[node]) for node in (b"a", b"b")] == [Work, Work]
-
-
-def test_a_worker_that_was_forgotten_may_join_again(desk: Desk) -> None:
-    desk.join(b"late")
-    assert ticks(desk, RETURN_S + 1) == [Forget(1)]
-    for answer in (desk.pull(b"late", 1), desk.beat(1)):
-        assert isinstance(answer, Refuse)
-        assert answer.may_rejoin
-    assert desk.join(b"late").worker_id == 2
-
-
-def test_a_worker_that_leaves_hands_its_samples_on(desk: Desk) -> None:
-    desk.join(b"a")
-    desk.join(b"b")
-    work = desk.pull(b"a", 1)
-    assert desk.leave(b"a", 1) == [Forget(1)]
-    assert desk.leave(b"a", 1) == []
-    assert desk.pull(b"b", 2).steps.start == work.steps.start
-    assert desk.report()["workers_lost"] == 0
-
-
-@pytest.mark.parametrize("gone", ["leaves", "dismissed", "joins again"])
-def test_a_waiting_worker_is_answered_when_another_is_gone(desk: Desk, gone: str) -> None:
-    desk.join(b"a")
-    desk.join(b"b")
-    one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    assert desk.has_to_wait(b"a", desk.a_push(one))
-    match gone:
-        case "leaves":
-            commands = desk.leave(b"b", 2)
-        case "dismissed":
-            commands = desk.commands(b"b", desk.a_push(other, state=None))
-        case _:
-            again = Join("b", desk.identities[2], "abc", SIZE, True, request_id=9)
-            commands = desk.commands(b"elsewhere", again)
-    assert Forget(2) in commands
-    [work] = [
-        each.message for each in commands if isinstance(each, SendToPeer) and each.node == b"a"
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (0, 0)
+    record, *answers = desk.commands(b"b", desk.a_push(other, change=3.0))
+    assert isinstance(record, Record)
+    assert [(each.version, each.steps.start, each.together) for each in record.applied] == [
+        (1, one.steps.start, 2),
+        (1, other.steps.start, 2),
     ]
-    assert isinstance(work, Work)
-    assert (work.request_id, work.steps.start, work.steps.stop) == (
-        2,
-        other.steps.start,
-        other.steps.stop,
-    )
+    assert {answer.node for answer in answers} == {b"a", b"b"}
+    assert all(answer.message.state is desk.state for answer in answers)
+    assert (desk.state[SIZE:] == (1 if consistency is BSP else 2)).all()  # the mean of the steps
+    assert desk.run.ledger.applied_samples == other.steps.stop
 
 
-# The end
+def test_a_synchronous_step_is_the_mean_of_one_step_of_each_worker() -> None:
+    desk, one, other = two_workers(consistency=BSP, local_steps=None)
+    assert [work.steps.samples for work in (one, other)] == [2, 2]
+    desk.answers(b"a", desk.a_push(one, 1.0))
+    desk.answers(b"b", desk.a_push(other, 3.0))
+    np.testing.assert_array_equal(desk.state[:SIZE], 2.0)
 
 
-def test_at_the_end_every_worker_is_told_and_counted_out(desk: Desk) -> None:
-    desk.join(b"a")
-    assert desk.trained(b"a", 1) == FINISHED
+@pytest.mark.parametrize("consistency", [ROUNDS, BSP])
+def test_the_mean_of_a_round_is_the_same_in_any_order_of_arrival(
+    consistency: Consistency,
+) -> None:
+    random = np.random.default_rng(0)
+    states = random.standard_normal((3, STATE_SIZE)).astype(np.float32)
+    states[:, -1] = 1, 1, 1.5  # steps
+    found = set()
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        desk = Desk(a_run(consistency=consistency, local_steps=None, batch_size=8))
+        nodes = [b"a", b"b", b"c"]
+        for node in nodes:
+            desk.join(node)
+        works = [desk.pull(node, number) for number, node in enumerate(nodes, 1)]
+        for index in order:
+            desk.answers(nodes[index], desk.a_push(works[index], state=states[index]))
+        assert desk.run.store.version == 1
+        found.add(desk.state.tobytes())
+    assert len(found) == 1
+
+
+def test_the_result_of_a_worker_with_parts_weighs_as_much_as_those_of_as_many_workers() -> None:
+    desk = Desk(a_run(consistency=BSP, local_steps=None, samples=48, batch_size=8))
+    desk.join(b"host", parts=3)
     desk.join(b"b")
-    assert desk.pull(b"b", 2) == FINISHED
-    assert desk.report()["state"] == "finished"
-    assert len(desk.server.run.members) == 2
+    one, other = desk.pull(b"host", 1), desk.pull(b"b", 2)
+    assert (one.steps.parts, one.steps.samples, other.steps.samples) == (3, 6, 2)
+    assert {(work.steps.batch_size, work.steps.pace) for work in (one, other)} == {(2, 8)}
+    desk.answers(b"host", desk.a_push(one, 1.0))
+    desk.answers(b"b", desk.a_push(other, 5.0))
+    np.testing.assert_array_equal(desk.state[:SIZE], 2.0)
+
+
+def test_all_leases_of_a_round_have_the_same_learning_rates() -> None:
+    desk, one, other = two_workers()
+    assert {(work.steps.progress, work.steps.pace) for work in (one, other)} == {(0, 4)}
+    desk.answers(b"a", desk.a_push(one))
+    following = desk.answers(b"b", desk.a_push(other))
+    assert {work.steps.progress for work in following.values()} == {other.steps.stop}
+
+
+@pytest.mark.parametrize("consistency", [ROUNDS, ASYNC])
+def test_two_workers_share_the_minibatches_of_a_short_run(consistency: Consistency) -> None:
+    desk, one, other = two_workers(consistency=consistency)
+    if consistency is ASYNC:  # its first worker was alone
+        one = desk.push(b"a", one)
+    assert one.steps.batch_size == other.steps.batch_size == 2
+    assert one.steps.samples == other.steps.samples == 2 * 2  # in two local steps
+    desk.answers(b"a", desk.a_push(one))
+    record, *_ = desk.commands(b"b", desk.a_push(other))
+    assert isinstance(record, Record)
+    assert {each.steps.batch_size for each in record.applied} == {2}
+    assert {each.outer for each in record.applied} <= {WHOLE, OuterStep(0.5, 0.0, 0.5)}
+    desk.leave(b"b", 2)
+    alone = desk.trained(b"a", 1, samples_at_most=desk.run.ledger.applied_samples + 1)
+    assert desk.push(b"a", alone).steps.batch_size == 4
+
+
+def test_a_worker_that_computes_an_ended_lease_has_no_share_of_the_next_rounds() -> None:
+    desk, one, other = two_workers(samples=400, local_steps=1)
+    desk.answers(b"a", desk.a_push(one))
+    desk.now += 100 * LATE_FACTOR
+    again = desk.answers(b"heart", Heartbeat(1, 0.0, desk.identities[1]))[b"a"]
+    assert (again.steps.start, again.steps.batch_size) == (other.steps.start, 2)
+    assert desk.push(b"a", again).steps.batch_size == 4
+
+
+def test_a_worker_that_joins_in_mid_round_waits_for_the_next() -> None:
+    desk, one, other = two_workers(batch_size=8)
+    desk.join(b"c")
+    assert desk.has_to_wait(b"c", desk.a_pull(3))
+    desk.answers(b"a", desk.a_push(one))
+    following = desk.answers(b"b", desk.a_push(other))
+    assert set(following) == {b"a", b"b", b"c"}
+    assert len({work.steps.start for work in following.values()}) == 3
+    desk.answers(b"a", desk.a_push(following[b"a"]))
+    desk.answers(b"b", desk.a_push(following[b"b"]))
+    assert desk.run.store.version == 1
+    desk.answers(b"c", desk.a_push(following[b"c"]))
+    assert desk.run.store.version == 2
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_worker_beyond_those_of_use_is_a_spare_and_replaces_one_that_leaves(
+    consistency: Consistency,
+) -> None:
+    """Four samples have two shares of two."""
+    desk, *works = two_workers(consistency=consistency, local_steps=None)
+    desk.join(b"c")
+    assert desk.has_to_wait(b"c", desk.a_pull(3))
+    assert "1 worker of 3 compute nothing" in desk.report()["worker_warning"]
+    for node, work in zip((b"a", b"b"), works, strict=True):
+        assert b"c" not in desk.answers(node, desk.a_push(work))
+    sends = [each for each in desk.leave(b"a", 1) if isinstance(each, SendToPeer)]
+    assert [each.node for each in sends] == [b"c"]
+    assert desk.report()["worker_warning"] is None
+
+
+def test_the_rates_of_a_round_end_where_its_samples_do() -> None:
+    """Workers of other speeds pass the same schedule, each in its own number of steps."""
+    desk, one, other = two_workers(samples=4000, local_steps=None)
+    for _ in range(6):
+        desk.now += 1.0
+        desk.has_to_wait(b"a", desk.a_push(one, computed_s=one.steps.samples * 0.01))
+        following = desk.answers(b"b", desk.a_push(other, computed_s=other.steps.samples * 0.03))
+        one, other = following[b"a"], following[b"b"]
+    together = one.steps.samples + other.steps.samples
+    assert one.steps.samples > 1.5 * other.steps.samples
+    for work in (one, other):
+        steps = len(work.steps.edges) - 1
+        assert together - steps < work.steps.pace * steps <= together  # the pace is whole
+
+
+def test_the_lease_of_a_worker_that_leaves_in_mid_round_goes_to_a_waiting_one() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one, 1.0))
+    _, answer = desk.leave(b"b", 2)
+    assert answer.node == b"a"
+    again = answer.message
+    assert (again.steps[:3], again.state) == (other.steps[:3], desk.state)
+    desk.push(b"a", again, 3.0)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
+    assert (desk.state[SIZE:] == 2.0).all()
+
+
+def test_the_result_of_a_worker_that_left_stays_in_its_round() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one, 1.0))
     desk.leave(b"a", 1)
-    desk.now += 2.0
+    desk.push(b"b", other, 3.0)
+    assert (desk.run.store.version, desk.run.ledger.applied_samples) == (1, other.steps.stop)
+
+
+def test_a_round_whose_workers_are_all_gone_is_completed_by_the_next_worker() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    desk.leave(b"a", 1)
+    desk.leave(b"b", 2)
+    desk.join(b"c")
+    work = desk.pull(b"c", 3)
+    assert (work.steps.start, work.steps.stop) == (other.steps.start, other.steps.stop)
+    assert desk.push(b"c", work).state is desk.state
+    assert desk.run.ledger.applied_samples == other.steps.stop
+
+
+def test_an_idle_worker_shares_a_late_lease_and_the_first_result_counts() -> None:
+    desk, slow, fast = two_workers()
+    desk.now += 0.2
+    assert desk.has_to_wait(b"b", desk.a_push(fast))
+    desk.now += 0.2 * LATE_FACTOR - 0.21
     assert desk.server.tick(desk.now) == []
-    assert len(desk.server.run.members) == 0
-    assert desk.report()["workers_lost"] == 0
+    desk.now += 0.02
+    [shared] = desk.server.tick(desk.now)
+    assert (shared.node, shared.message[3:6]) == (b"b", slow[3:6])
+    following = desk.push(b"b", shared.message)
+    assert (desk.run.store.version, following.state is desk.state) == (1, True)
+    # The next round is the fast worker's; the slow one takes part in the round after that.
+    assert desk.has_to_wait(b"a", desk.a_push(slow))
+    assert (desk.run.store.version, desk.report()["duplicates_dropped"]) == (1, 1)
+    answers = desk.answers(b"b", desk.a_push(following))
+    assert (desk.run.store.version, set(answers)) == (2, {b"a", b"b"})
+    assert answers[b"a"].lease_id > slow.lease_id
 
 
-def test_a_heartbeat_after_the_end_is_answered_with_stop(desk: Desk) -> None:
-    """A worker in mid-lease leaves at once, instead of computing for minutes in vain."""
-    desk.join(b"idle")
-    desk.join(b"busy")
-    desk.server.stop("interrupted")
-    assert desk.beat(1) == Stop("interrupted", finished=False)
-    desk.now += 2.0
-    desk.server.tick(desk.now)
-    assert desk.report()["workers_lost"] == 0  # the run is over for the worker that is silent
+def test_a_round_is_late_by_the_time_of_the_last_one() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    desk.now += 10.0
+    following = desk.answers(b"b", desk.a_push(other))
+    desk.answers(b"a", desk.a_push(following[b"a"]))
+    for _ in range(29):
+        desk.now += 1.0
+        desk.beat(1)
+        desk.beat(2)
+        assert desk.server.tick(desk.now) == []
+    desk.now += 1.1
+    shared = desk.answers(b"observer", StatusRequest(0))[b"a"]
+    assert shared.steps == following[b"b"].steps
 
 
-def test_a_worker_that_waits_is_told_of_the_end_at_once(desk: Desk) -> None:
+def test_a_round_whose_mean_is_not_finite_is_blamed_on_the_state() -> None:
+    """Each result is below the limit of weights; the outer step goes as far again."""
+    desk, one, other = two_workers(samples=20_000)
+    assert one.steps.batch_size == 4
+    works, change = {b"a": one, b"b": other}, 1.8e19
+    while isinstance(works[b"a"], Work):
+        starts = {work.steps.start for work in works.values()}
+        assert min(starts) == desk.report()["samples"]  # of the samples, none is lost
+        assert desk.has_to_wait(b"a", desk.a_push(works[b"a"], change))
+        works = desk.answers(b"b", desk.a_push(works[b"b"], change))
+        change = 0.4e19
+    assert desk.run.store.version == 1
+    assert all(isinstance(each, Stop) for each in works.values())
+    assert "learning rate below 0.5" in desk.server.stop_reason
+
+
+def test_the_rounds_of_an_epoch_are_equally_long() -> None:
+    desk = Desk(a_run(samples=44, local_steps=4))  # 11 minibatches
     desk.join(b"a")
-    desk.join(b"b")
-    one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    assert desk.has_to_wait(b"a", desk.a_push(one))
-    answers = desk.answers(b"observer", Shutdown("interrupted"))
-    assert answers[b"a"] == Stop("interrupted", finished=False)
-    assert desk.push(b"b", other) == Stop("interrupted", finished=False)
-
-
-def test_all_workers_of_the_last_round_are_told_that_the_run_is_finished() -> None:
-    desk = Desk(a_run(samples=8, epochs=1))
-    desk.join(b"a")
-    desk.join(b"b")
-    one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    assert one.steps.stop == other.steps.start
-    assert desk.has_to_wait(b"a", desk.a_push(one))
-    assert desk.answers(b"b", desk.a_push(other)) == {b"a": FINISHED, b"b": FINISHED}
-
-
-def test_a_shutdown_stops_the_workers_and_applies_nothing_more(desk: Desk) -> None:
-    desk.join(b"a")
+    lengths = []
     work = desk.pull(b"a", 1)
-    status = desk.ask(b"observer", Shutdown("interrupted"))
-    assert json.loads(status.report)["state"] == "stopping"
-    assert desk.push(b"a", work) == Stop("interrupted", finished=False)
+    while isinstance(work, Work):
+        lengths.append(work.steps.samples)
+        work = desk.push(b"a", work)
+    assert lengths == [16, 16, 12] * 2
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_workers_of_other_speeds_take_leases_of_other_lengths(consistency: Consistency) -> None:
+    desk = Desk(a_run(samples=4000, batch_size=8, local_steps=None, consistency=consistency))
+    speeds = {b"a": 0.1, b"b": 0.1, b"c": 0.4}  # seconds for a minibatch
+    working: list[tuple[float, bytes, Work]] = []
+    trained = Counter[bytes]()
+
+    def begin(works: dict[bytes, Any]) -> None:
+        for node, work in works.items():
+            if isinstance(work, Work):
+                took_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
+                heappush(working, (desk.now + took_s, node, work))
+
+    for node in speeds:
+        desk.join(node)
+    for worker_id, node in enumerate(speeds, 1):
+        begin(desk.answers(node, desk.a_pull(worker_id)))
+    while working:
+        desk.now, node, work = heappop(working)
+        trained[node] += work.steps.samples
+        for worker_id in (1, 2, 3):
+            begin(desk.answers(b"heart", Heartbeat(worker_id, 0.0, desk.identities[worker_id])))
+        computed_s = speeds[node] * -(-work.steps.samples // work.steps.batch_size)
+        begin(desk.answers(node, desk.a_push(work, computed_s=computed_s)))
     report = desk.report()
-    assert (report["samples"], report["pushes_rejected"]) == (0, 1)
-    assert desk.server.stop_reason == "interrupted"
+    assert (report["samples"], report["workers_lost"]) == (8000, 0)
+    if consistency is ROUNDS:
+        assert report["waiting_share"] < 0.25  # with equal leases, 0.5
+    if consistency is not BSP:
+        assert 3 < trained[b"a"] / trained[b"c"] < 5
 
 
-# Observers
+# Asynchronous results
 
 
-def test_a_message_that_no_server_receives_is_dropped(desk: Desk) -> None:
-    assert desk.commands(b"a", Alive()) == []
+def test_an_asynchronous_result_is_applied_at_once_divided_by_the_workers() -> None:
+    desk, one, other = two_workers(consistency=ASYNC)
+    following = desk.push(b"a", one, 1.0)
+    assert (following.state is desk.state, desk.run.store.version) == (True, 1)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.5)
+    # The other's change of the weights counts on the weights of now; all else moves to its values.
+    desk.push(b"b", other, 3.0)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.5 + 3.0 / 2)
+    np.testing.assert_array_equal(desk.state[SIZE:], (1 + 2) / 2)
+    report = desk.report()
+    assert (report["staleness_max"], report["staleness_mean"]) == (1, 0.5)
+    assert report["staleness_histogram"] == [1, 1]
 
 
-def test_a_server_without_a_recipe_to_offer_refuses_the_request(desk: Desk) -> None:
-    assert isinstance(desk.ask(b"a", RecipeRequest()), Refuse)
+def test_an_asynchronous_result_of_a_worker_with_parts_counts_as_often() -> None:
+    desk = Desk(a_run(consistency=ASYNC, batch_size=8))
+    desk.join(b"host", parts=3)
+    desk.join(b"b")
+    desk.push(b"host", desk.pull(b"host", 1), 1.0)
+    np.testing.assert_array_equal(desk.state[:SIZE], 0.75)
 
 
-def test_an_observer_receives_a_snapshot_that_never_changes(desk: Desk) -> None:
-    desk.join(b"a")
-    work = desk.push(b"a", desk.pull(b"a", 1))
-    snapshot = desk.ask(b"observer", SnapshotRequest())
-    assert isinstance(snapshot, Snapshot)
-    desk.push(b"a", work)
-    assert (snapshot.version, snapshot.samples, snapshot.weights.size) == (1, 8, SIZE)
-    assert (snapshot.weights == 1.0).all()
+def test_an_asynchronous_worker_never_waits_and_shares_the_last_leases() -> None:
+    desk, slow, fast = two_workers(consistency=ASYNC)
+    while (fast := desk.push(b"b", fast)).steps[:3] != slow.steps[:3]:
+        pass
+    assert fast.lease_id != slow.lease_id
+    assert desk.push(b"b", fast) == Stop("every epoch is done", finished=True)
+    assert desk.push(b"a", slow) == Stop("every epoch is done", finished=True)
+    report = desk.report()
+    assert (report["samples"], report["duplicates_dropped"]) == (SETTINGS.samples_total, 1)
 
 
-def test_the_report_of_a_finished_run(desk: Desk) -> None:
-    assert desk.report()["state"] == "waiting"
+def test_one_asynchronous_step_to_a_lease_is_a_push_for_each_minibatch() -> None:
+    desk = Desk(a_run(consistency=ASYNC, local_steps=1))
     desk.join(b"a")
     desk.trained(b"a", 1)
-    desk.now += 0.25
-    report = desk.report()
-    records = report.pop("records")
-    [worker] = report.pop("workers")
-    assert report == {
-        "recipe": "digits",
-        "consistency": "rounds",
-        "state": "finished",
-        "incarnation": "b7",
-        "server_starts": 1,
-        "samples": 80,
-        "samples_total": 80,
-        "samples_per_update": 8.0,
-        "epochs": 2,
-        "seconds": pytest.approx(1.0),
-        "samples_per_s": pytest.approx(80.0),
-        "version": 10,
-        "pushes_applied": 10,
-        "pushes_rejected": 0,
-        "duplicates_dropped": 0,
-        "gradients_refused": 0,
-        "waiting_share": 0.0,
-        "staleness_mean": 0.0,
-        "staleness_max": 0,
-        "staleness_histogram": [10],
-        "workers_joined": 1,
-        "workers_lost": 0,
-        "workers_restarted": 0,
-        "worker_count": 1,
-        "samples_done_again": 0,
-        "checkpoints_failed": 0,
-        "journal_failures": 0,
-        "bytes_received_per_sample": 0.0,
-        "bytes_sent_per_sample": 0.0,
-        "next_record": len(records),
-        "checkpoint_version": None,
-        "checkpoint_error": None,
-        "versions_since_checkpoint": 10,
-        "journal_lag_records": 0,
-        "journal_lag_bytes": 0,
-        "journal_lag_s": 0.0,
-        "journal_unwritten_bytes": 0,
-        "journal_error": None,
-        "loss_warning": None,
-        "worker_warning": None,
-        "resume_warnings": [],
-    }
-    assert worker == {
-        "id": 1,
-        "name": "a",
-        "starts": 1,
-        **UNKNOWN_EQUIPMENT._asdict(),
-        "processes": 1,
-        "pushes": 10,
-        "samples_per_s": pytest.approx(80.0, rel=0.1),
-        "staleness_mean": 0.0,
-        "round_trip_s": 0.0,
-        "heard_s_ago": pytest.approx(0.25),
-        "progress_s_ago": pytest.approx(0.25),
-        "speed_share": None,
-        "is_slow": False,
-        "slow_because": [],
-    }
-    assert records[-1] == {
-        "samples": 80,
-        "epoch": 2.0,
-        "version": 10,
-        "loss": 2.0,
-        "accuracy": 3 / 8,
-        "staleness_mean": 0.0,
-        "samples_per_s": pytest.approx(80.0),
-        "seconds": pytest.approx(1.0),
-        "learning_rate": 0.5,
-    }
+    assert desk.run.store.version == 20
 
 
-def test_a_round_counts_the_time_that_its_workers_wait(desk: Desk) -> None:
-    desk.join(b"a")
-    desk.join(b"b")
+# Results between hosts, and from an old base
+
+
+def test_a_packed_result_changes_the_state_as_the_worker_changed_its_rounded_base() -> None:
+    run = a_run(optimizer=Adam(), momenta=(0.9,))
+    packing, rule = run.settings.packing, run.store.rule
+    random = np.random.default_rng(0)
+    run.store.apply(random.random(rule.state_size, np.float32), WHOLE)
+    state = run.store.state
+    base = np.empty_like(state)
+    packing.unpack_base(run.packed_state(), out=base)
+    change = np.linspace(-1, 1, rule.state_size, dtype=np.float32)
+    result = run.result_of(packing.pack_result(base, base + change), state, is_packed=True)
+    np.testing.assert_allclose(result[:4], state[:4] + change[:4], atol=1 / 127)
+    np.testing.assert_array_equal(result[4:6], (base + change)[4:6])  # buffers are exact
+    assert result[-1] == (base + change)[-1]
+    assert result is not state
+
+
+def test_a_state_is_packed_once_for_all_workers_of_a_version() -> None:
+    desk = Desk()
+    desk.join(b"a", shares_memory=False)
+    desk.join(b"b", shares_memory=False)
     one, other = desk.pull(b"a", 1), desk.pull(b"b", 2)
-    desk.now += 1.0
-    assert desk.has_to_wait(b"a", desk.a_push(one))
-    desk.now += 0.5
-    desk.answers(b"b", desk.a_push(other))
-    assert desk.report()["waiting_share"] == pytest.approx(0.5 / 3.0)
+    assert one.state is other.state
+    assert desk.run.packed_state() is one.state
 
 
-def test_a_report_names_which_checkpoint_is_on_disk_and_whether_a_newer_one_failed(
-    desk: Desk,
+# Refused results
+
+
+@pytest.mark.parametrize("loss_sum", [np.nan, np.inf, -np.inf, 1e200, -1e200])
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_huge_or_infinite_loss_is_refused_and_the_checkpoint_stays_readable(
+    consistency: Consistency, loss_sum: float
 ) -> None:
-    desk.server.checkpoint_written(7)
-    desk.server.checkpoint_failed("no space left")
-    report = desk.report()
-    assert (report["checkpoint_version"], report["checkpoint_error"]) == (7, "no space left")
-    desk.server.checkpoint_written(9)
-    report = desk.report()
-    assert (report["checkpoint_version"], report["checkpoint_error"]) == (9, None)
-    assert report["checkpoints_failed"] == 1
-
-
-def test_a_report_states_how_far_the_disk_is_behind_the_journal_and_how_often_that_failed(
-    desk: Desk,
-) -> None:
-    for lag in (JournalLag(128, 1.5, 64, "full"), JournalLag(192, 2.5, 128, "full"), JournalLag()):
-        desk.server.journal_lags(lag)
-        report = desk.report()
-        assert report["journal_lag_bytes"] == 64 * report["journal_lag_records"]
-        told = (report["journal_lag_bytes"], report["journal_lag_s"])
-        assert (*told, report["journal_unwritten_bytes"], report["journal_error"]) == lag
-    assert report["journal_failures"] == 1
-
-
-def test_a_worker_that_was_started_again_is_counted_and_says_what_it_has(desk: Desk) -> None:
-    desk.join(b"a", name="one", identity=1)
-    desk.join(b"b", name="one", identity=1, request_id=7)  # the network was cut
-    equipment = Equipment(threads=3, blas="openblas 0.3")
-    desk.join(b"c", name="one", identity=2, equipment=equipment)
-    report = desk.report()
-    assert (report["workers_joined"], report["workers_restarted"]) == (3, 1)
-    newest = report["workers"][-1]
-    assert (newest["starts"], newest["threads"], newest["blas"]) == (2, 3, "openblas 0.3")
-
-
-def test_a_heartbeat_returns_with_its_time(desk: Desk) -> None:
-    desk.join(b"a")
-    assert desk.beat(1, 7.5).sent_s == 7.5
-
-
-def test_a_report_has_the_time_of_an_exchange(desk: Desk) -> None:
+    local_steps = None if consistency is BSP else 2
+    settings = replace(SETTINGS, consistency=consistency, local_steps=local_steps)
+    desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
     work = desk.pull(b"a", 1)
-    assert desk.report()["workers"][0]["round_trip_s"] == 0.0
-    desk.now += 1.25
-    desk.push(b"a", work, computed_s=1.0)
-    assert desk.report()["workers"][0]["round_trip_s"] == 0.25
+    for _ in range(2):
+        again = desk.push(b"a", work, loss_sum=loss_sum)
+        assert (again.steps.start, again.steps.stop, again.lease_id > work.lease_id) == (
+            *(work.steps.start, work.steps.stop),
+            True,
+        )
+        work = again
+    desk.push(b"a", work, loss_sum=1e99)
+    checkpoint = desk.run.checkpoint()
+    counters = json.loads(json.dumps(checkpoint.counters, allow_nan=False))
+    resumed = RunState.resumed(settings, replace(checkpoint, counters=counters))
+    assert resumed.metrics.gradients_refused == 2
+    assert resumed.metrics.records[-1]["loss"] == pytest.approx(1e99 / work.steps.samples)
 
 
-def test_a_report_fits_into_a_message_whatever_its_workers_are_called() -> None:
-    desk = Desk()
-    run = desk.run
-    widest = "\U0001f40d"
-    for number in range(WORKERS_PER_REPORT + 5):
-        node = b"%d" % number
-        equipment = Equipment(255 * widest, 1, threads=9, blas=128 * widest)
-        desk.join(node, name=128 * widest, identity=number, equipment=equipment)
-    desk.now += 1.0  # silent, so that all causes are named
-    for record in range(RECORDS_PER_REPORT):
-        run.metrics.window.samples = run.metrics.window.pushes = 1
-        run.metrics.record(record, 40, 1, 0.1)
-    [frame] = encode(desk.answers(b"observer", StatusRequest(0))[b"observer"])
-    assert len(frame) < MAX_HEADER_BYTES
+@pytest.mark.parametrize("place", range(STATE_SIZE))
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_result_that_is_not_finite_anywhere_enters_no_round(place: int, bad: float) -> None:
+    desk, good, other = two_workers()
+    assert desk.has_to_wait(b"a", desk.a_push(good))
+    push = desk.a_push(other)
+    assert push.state is not None
+    push.state[place] = bad
+    again = desk.ask(b"b", push)
+    assert (again.steps.start, again.steps.stop) == (other.steps.start, other.steps.stop)
+    desk.answers(b"b", desk.a_push(again))
     report = desk.report()
-    assert len(report["workers"]) == WORKERS_PER_REPORT
-    assert report["worker_count"] == WORKERS_PER_REPORT + 5
+    assert (report["gradients_refused"], report["version"], report["pushes_applied"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("steps", [-1e9, -1.0, 0.0, 0.5])
+def test_a_result_of_fewer_than_one_step_is_refused(steps: float) -> None:
+    """Adam's next step would divide by 0, in every worker."""
+    desk = Desk(a_run(optimizer=Adam()))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    push = desk.a_push(work)
+    assert push.state is not None
+    push.state[-1] = steps
+    again = desk.ask(b"a", push)
+    assert (again.steps.start, again.state is work.state) == (work.steps.start, True)
+    assert desk.report()["gradients_refused"] == 1
+
+
+BATCH_NORM = (("weight", (4,)), ("norm.running_mean", (1,)), ("norm.running_var", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "optimizer", "fault"),
+    [
+        (5, -1e-3, SGD(), "norm.running_var is negative"),
+        (4, -1e-3, SGD(), None),
+        (6, -1e-3, Momentum(), None),
+        (6, -1e-3, AdaGrad(), "accumulator is negative"),
+        (13, -1e-9, Adam(), "mean_square is negative"),
+        (9, -1e-9, Adam(), None),
+        (0, 2e19, SGD(), "not finite"),
+        (-1, 1e6, SGD(), "number of steps"),
+    ],
+)
+def test_each_part_of_a_result_has_its_own_limits(
+    place: int, value: float, optimizer: Optimizer, fault: str | None
+) -> None:
+    """A mean square below 0 would make every later gradient's step nan."""
+    run = a_run(layout=BATCH_NORM, momenta=(0.9, 0.9), optimizer=optimizer)
+    desk = Desk(run)
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    push = desk.a_push(work)
+    assert push.state is not None
+    push.state[place] = value
+    desk.ask(b"a", push)
+    assert desk.run.store.version == (fault is None)
+    assert desk.report()["gradients_refused"] == (fault is not None)
+    state = work.state.copy()
+    state[place] = value
+    assert fault is None or fault in run.store.rule.fault_of(state, work.state, 2)
+
+
+def test_a_worker_that_fails_first_waits_for_the_results_of_others() -> None:
+    desk, work, other = two_workers()
+    for _ in range(5):
+        work = desk.push(b"a", work, np.nan)
+    assert desk.has_to_wait(b"b", desk.a_push(other))
+    refused = desk.answers(b"a", desk.a_push(work, np.nan))[b"a"]
+    assert "those of other workers can" in refused.reason
+
+
+def test_a_state_from_which_every_worker_fails_is_blamed_instead_of_them() -> None:
+    desk, one, other = two_workers()
+    desk.server.checkpoint_written(0)
+    works = {b"a": one, b"b": other}
+    for node in (b"a", b"b", b"a", b"b", b"a"):
+        works[node] = desk.push(node, works[node], np.nan) if node in works else None
+    assert works[b"a"] == Stop(desk.server.stop_reason, finished=False)
+    assert "version 0" in desk.server.stop_reason
+    assert "dist-net replay" in desk.server.stop_reason  # the checkpoint has that state too
+    assert len(desk.server.run.members) == 2
+
+
+# Warnings
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("consistency", Consistency)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(consistency: Consistency) -> None:
+    local_steps = None if consistency is BSP else 2
+    settings = replace(
+        SETTINGS,
+        optimizer=Momentum(0.9),
+        average_decay=0.5,
+        consistency=consistency,
+        local_steps=local_steps,
+    )
+    whole = Desk(RunState(settings, vector(0.0)))
+    whole.join(b"a")
+    whole.trained(b"a", 1)
+
+    first = Desk(RunState(settings, vector(0.0)))
+    first.join(b"a")
+    first.trained(b"a", 1, samples_at_most=52)  # in mid-epoch
+    checkpoint = first.run.checkpoint()
+    first.trained(b"a", 1)
+    second = Desk(RunState.resumed(settings, checkpoint))
+    second.now = 7000.0
+    second.join(b"a")
+    second.trained(b"a", 1)
+
+    np.testing.assert_array_equal(second.state, whole.state)
+    np.testing.assert_array_equal(second.run.store.outer_momentum, whole.run.store.outer_momentum)
+    expected, report = whole.report(), second.report()
+    for name in ("samples", "version", "pushes_applied", "staleness_histogram", "next_record"):
+        assert report[name] == expected[name]
+    assert report["seconds"] == pytest.approx(expected["seconds"])
+    assert report["workers_joined"] == 2
+
+
+def test_collected_results_of_a_round_are_computed_again_after_a_resume() -> None:
+    desk, one, other = two_workers()
+    desk.answers(b"a", desk.a_push(one))
+    resumed = Desk(RunState.resumed(SETTINGS, desk.run.checkpoint()))
+    resumed.join(b"a")
+    resumed.join(b"b")
+    assert [resumed.pull(node, number).steps.start for node, number in ((b"a", 1), (b"b", 2))] == [
+        one.steps.start,
+        other.steps.start,
+    ]
+
+
+def test_other_settings_may_change_when_a_run_is_resumed() -> None:
+    checkpoint = a_run().checkpoint()
+    changed = replace(SETTINGS, batch_size=8, epochs=5, learning_rate=0.1, local_steps=4)
+    run = RunState.resumed(changed, checkpoint)
+    assert (run.settings, run.is_resumed) == (changed, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"samples": 41},
+        {"optimizer": Momentum()},
+        {"consistency": ASYNC},
+        {"layout": (("weight", (2, 2)), ("bias", (1, 2)))},
+    ],
+)
+def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any]) -> None:
+    checkpoint = a_run().checkpoint()
+    with pytest.raises(CheckpointError, match=naming("'digits'", "expected")):
+        RunState.resumed(replace(SETTINGS, **change), checkpoint)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 0},
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"batch_size": -1},
+        {"batch_size": 41},
+        {"local_steps": 0},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"clip_norm": -1.0},
+        {"average_decay": 1.0},
+        {"heartbeat_interval_s": 0.0},
+        {"heartbeat_timeout_s": 0.5},
+        {"layout": ()},
+        {"layout": (("a", (1,)), ("a", (1,)))},
+        {"layout": (("a", (0,)),)},
+        {"layout": (("optimizer/velocity", (1,)),)},
+        {"momenta": (1.0,)},
+        {"momenta": (-0.1,)},
+        {"momenta": (0.9, 0.9)},
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_its_value(change: dict[str, Any]) -> None:
+    [name] = change
+    with pytest.raises(SettingError, match=rf"\b{name}=") as caught:
+        replace(SETTINGS, **change)
+    assert isinstance(caught.value, DistNetError)
+    assert caught.value.exit_code == 2
+
+
+def test_synchronous_runs_have_one_local_step() -> None:
+    with pytest.raises(SettingError, match=naming("local_steps=2", "bsp", "rounds")):
+        replace(SETTINGS, consistency=BSP)
+    assert replace(SETTINGS, consistency=BSP, local_steps=1).local_steps == 1
+
+
+def test_settings_are_kept_as_json() -> None:
+    kept = json.loads(json.dumps(replace(SETTINGS, optimizer=SGD()).to_json()))
+    assert kept["optimizer"] == "SGD()"
+    assert (kept["samples"], kept["consistency"]) == (40, "rounds")

@@ -21,7 +21,7 @@ from dist_net.nn import (
     mean_squared_error,
 )
 from dist_net.training.run.evaluation import Evaluator
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 from dist_net.training.worker.local_steps import Minibatch
 from dist_net.training.worker.step import MAX_PLANS, TrainingStep
 from dist_net.vector import Vector

@@ -73,7 +73,7 @@ class Reconnect(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """Wait for a message, then call ``WorkerState.received``."""
+    """Wait for a message, then call ``WorkerCycle.received``."""
 
     timeout_s: float
 
@@ -85,7 +85,7 @@ class Begin(NamedTuple):
 
 
 class Compute(NamedTuple):
-    """Take the local steps of ``lease``, then call ``WorkerState.computed``.
+    """Take the local steps of ``lease``, then call ``WorkerCycle.computed``.
 
     They begin from ``state``, which is packed; None: from the state in shared memory.
     """
@@ -111,7 +111,7 @@ class Phase(Enum):
     ENDED = auto()
 
 
-class WorkerState:
+class WorkerCycle:
     """One worker. It sends ``join`` each time it joins.
 
     ``address`` is only for messages to the user. The worker tries to join for ``join_timeout_s``.

@@ -7,7 +7,7 @@ from dist_net.errors import CheckpointError
 from dist_net.optim import SGD, Adam, Momentum, UpdateRule, start_rule
 from dist_net.optim.rule import STEPS
 from dist_net.training.server.consistency import WHOLE, OuterStep
-from dist_net.training.server.store import OUTER_MOMENTUM, StateStore
+from dist_net.training.server.state_versions import OUTER_MOMENTUM, StateVersions
 from dist_net.vector import AVERAGE, Vector
 
 LAYOUT = (("weight", (3,)), ("variance", (2,)))
@@ -19,9 +19,9 @@ def vector(*values: float) -> Vector:
     return np.array(values, np.float32)
 
 
-def a_store(rule: UpdateRule | None = None) -> StateStore:
+def a_store(rule: UpdateRule | None = None) -> StateVersions:
     """Parameters 1, 2, 3 and buffers 4, 5; with momentum, a state of 9 elements."""
-    return StateStore(rule or start_rule(Momentum(0.5), LAYOUT, (0.9,)), vector(1, 2, 3, 4, 5))
+    return StateVersions(rule or start_rule(Momentum(0.5), LAYOUT, (0.9,)), vector(1, 2, 3, 4, 5))
 
 
 def a_result(value: float = 8.0, size: int = 9) -> Vector:
@@ -115,7 +115,7 @@ def test_a_variance_stays_between_the_values_of_the_workers(share: float) -> Non
         assert (store.state[3:5] <= 5).all()
 
 
-def trained(store: StateStore, values: list[float]) -> StateStore:
+def trained(store: StateVersions, values: list[float]) -> StateVersions:
     for value in values:
         assert store.apply(a_result(value, store.state.size), NESTEROV)
     return store
@@ -147,10 +147,10 @@ def test_the_average_is_evaluated_and_buffers_as_they_are() -> None:
 
 def test_an_average_is_begun_or_left_out_when_a_run_is_resumed() -> None:
     parts = {OUTER_MOMENTUM: np.zeros(3, np.float32), STEPS: vector(9)}
-    begun = StateStore(UpdateRule(SGD(), 3, average_decay=0.5), np.zeros(3, np.float32))
+    begun = StateVersions(UpdateRule(SGD(), 3, average_decay=0.5), np.zeros(3, np.float32))
     begun.restore(9, vector(7, 7, 7), parts)
     np.testing.assert_array_equal(begun.evaluated_weights, [7, 7, 7])
-    without = StateStore(UpdateRule(SGD(), 3), np.zeros(3, np.float32))
+    without = StateVersions(UpdateRule(SGD(), 3), np.zeros(3, np.float32))
     without.restore(9, vector(7, 7, 7), parts | {AVERAGE: vector(1, 1, 1)})
     np.testing.assert_array_equal(without.evaluated_weights, [7, 7, 7])
 

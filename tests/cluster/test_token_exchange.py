@@ -11,9 +11,9 @@ import pytest
 from dist_net.errors import AddressError, NoAnswerError, TokenError
 from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import Alive, Heartbeat
-from dist_net.wire.reaching import ServerAccess, join_by_token
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.token import TRAINING, JoinToken
+from dist_net.wire.token_exchange import ServerAccess, join_by_token
 from dist_net.wire.transport import ClientSocket, ServerSocket
 from naming import naming
 

@@ -22,7 +22,7 @@ def frozen(vector: Vector) -> Vector:
     return vector
 
 
-class StateStore:
+class StateVersions:
     """The state of a run, ``state``, after ``version`` outer steps; see ``UpdateRule``.
 
     ``outer_momentum`` is the momentum of the outer steps, of the parameters' length.

@@ -1,6 +1,6 @@
 """A script between a Ray actor and a server: Ray kills actors together with their children.
 
-    python sheltered.py MODULE ARGUMENTS...
+    python ray_parent.py MODULE ARGUMENTS...
 
 When this process is killed, the kernel sends SIGTERM to the server, which can end in order. SIGTERM
 is passed on to the server, and the server's exit code is returned. The script imports nothing of

@@ -12,7 +12,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.worker.state import (
+from dist_net.training.worker.cycle import (
     FIRST_TRY_S,
     MAX_TRAVEL_S,
     MAX_TRY_S,
@@ -25,7 +25,7 @@ from dist_net.training.worker.state import (
     Reconnect,
     SendToServer,
     WorkerCommand,
-    WorkerState,
+    WorkerCycle,
 )
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import (
@@ -74,33 +74,33 @@ def push(request_id: int, computed_s: float, lease_id: int = 7) -> SendToServer:
     return SendToServer(Push(3, 1, request_id, lease_id, 0.5, 3, computed_s, None))
 
 
-def joining() -> WorkerState:
-    worker = WorkerState(JOIN, "tcp://server:5555")
+def joining() -> WorkerCycle:
+    worker = WorkerCycle(JOIN, "tcp://server:5555")
     assert worker.start(0.0) == [join(1)]
     return worker
 
 
-def requesting() -> WorkerState:
+def requesting() -> WorkerCycle:
     """Return a worker that has just been welcomed and has requested work, at second 0."""
     worker = joining()
     assert worker.received(WELCOME, 0.0) == [Begin(WELCOME), pull(2)]
     return worker
 
 
-def computing() -> WorkerState:
+def computing() -> WorkerCycle:
     worker = requesting()
     assert worker.received(work(2), 0.0) == []
     return worker
 
 
-def ended() -> WorkerState:
+def ended() -> WorkerCycle:
     worker = requesting()
     assert worker.leave("enough") == [SendToServer(Leave(3, 1)), Ended("enough", finished=False)]
     return worker
 
 
 @pytest.fixture
-def joined() -> WorkerState:
+def joined() -> WorkerCycle:
     return requesting()
 
 
@@ -192,7 +192,7 @@ def test_a_lease_is_computed_and_pushed_with_its_time() -> None:
     assert worker.computed(0.5, 3, None, 2.7) == [push(4, pytest.approx(0.1), 8)]
 
 
-def test_a_state_in_a_message_is_computed_from_and_the_result_pushed(joined: WorkerState) -> None:
+def test_a_state_in_a_message_is_computed_from_and_the_result_pushed(joined: WorkerCycle) -> None:
     joined.received(work(2)._replace(state=STATE), 0.0)
     [compute] = joined.next_commands(0.0)
     assert isinstance(compute, Compute)
@@ -204,7 +204,7 @@ def test_a_state_in_a_message_is_computed_from_and_the_result_pushed(joined: Wor
 
 
 @pytest.mark.parametrize("state", [joining, requesting, ended])
-def test_a_result_without_a_lease_is_a_mistake(state: Callable[[], WorkerState]) -> None:
+def test_a_result_without_a_lease_is_a_mistake(state: Callable[[], WorkerCycle]) -> None:
     with pytest.raises(RuntimeError, match=naming("computed()", "Compute")):
         state().computed(1.0, 1, STATE, 0.2)
 
@@ -214,23 +214,23 @@ def test_a_result_without_a_lease_is_a_mistake(state: Callable[[], WorkerState])
     [(requesting, Alive()), (computing, work(2)), (ended, work(2)), (joining, work(1))],
 )
 def test_an_answer_that_was_not_requested_is_an_error(
-    state: Callable[[], WorkerState], message: Message
+    state: Callable[[], WorkerCycle], message: Message
 ) -> None:
     with pytest.raises(ProtocolError, match=naming("tcp://server:5555", type(message).__name__)):
         state().received(message, 1.0)
 
 
-def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
+def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerCycle) -> None:
     with pytest.raises(WorkerRefusedError, match=naming("tcp://server:5555", "not finite")):
         joined.received(Refuse("not finite", may_rejoin=False), 1.0)
-    newcomer = WorkerState(JOIN, "tcp://server:5555")
+    newcomer = WorkerCycle(JOIN, "tcp://server:5555")
     newcomer.start(0.0)
     with pytest.raises(JoinRefusedError, match="another recipe"):
         newcomer.received(Refuse("another recipe", may_rejoin=False), 1.0)
 
 
 def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
-    worker = WorkerState(JOIN, "tcp://server:5555")
+    worker = WorkerCycle(JOIN, "tcp://server:5555")
     worker.start(0.0)
     assert worker.leave("interrupted") == [Ended("interrupted", finished=False)]
 
@@ -238,25 +238,25 @@ def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
 # Waiting
 
 
-def test_a_worker_waits_until_its_answer_is_overdue(joined: WorkerState) -> None:
+def test_a_worker_waits_until_its_answer_is_overdue(joined: WorkerCycle) -> None:
     assert joined.next_commands(0.0) == [Receive(MAX_WAIT_S)]
     assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
     assert joined.overdue_at_s == 4.5
 
 
-def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
+def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerCycle) -> None:
     assert joined.next_commands(100.0) == [Receive(MAX_WAIT_S)]
     assert joined.received(work(2), 100.1) == []
     assert joined.next_commands(100.1) == [LEASE]
 
 
-def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerState) -> None:
+def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerCycle) -> None:
     assert joined.received(None, 3.3, (Alive(3.0, 2, 1), 3.0)) == []
     assert joined.overdue_at_s == 7.5
     assert joined.received(None, 7.5, (Alive(3.0, 2, 1), 3.0)) == rejoin(3)
 
 
-def test_an_answer_that_waits_for_other_workers_is_waited_for(joined: WorkerState) -> None:
+def test_an_answer_that_waits_for_other_workers_is_waited_for(joined: WorkerCycle) -> None:
     waits = Alive(received_id=2, answered_id=1)
     for second in range(1, 1000):
         assert joined.received(None, second + 0.1, (waits, float(second))) == []
@@ -276,7 +276,7 @@ def test_a_lease_may_take_as_long_as_it_likes() -> None:
 # Requests and answers that are lost
 
 
-def test_a_lost_request_is_sent_again_after_the_next_heartbeat(joined: WorkerState) -> None:
+def test_a_lost_request_is_sent_again_after_the_next_heartbeat(joined: WorkerCycle) -> None:
     unheard = Alive(received_id=1, answered_id=1)
     assert joined.heartbeat_answered(unheard, MAX_TRAVEL_S, now=1.1) == []  # on its way
     assert joined.heartbeat_answered(unheard, 1.2, now=1.3) == [pull(2)]
@@ -306,7 +306,7 @@ def test_work_whose_answer_was_lost_is_requested_anew() -> None:
 def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_seen() -> None:
     size = 5_000_000
     state = np.zeros(size, np.float32)
-    worker = WorkerState(JOIN._replace(vector_size=size), "server")
+    worker = WorkerCycle(JOIN._replace(vector_size=size), "server")
     worker.start(0.0)
     worker.received(WELCOME._replace(segment=None), 0.0)
     unheard = Alive(received_id=1, answered_id=1)
@@ -338,14 +338,14 @@ def test_a_worker_that_joins_again_has_no_lease() -> None:
     assert worker.next_commands(3.0) == [LEASE]
 
 
-def test_answers_to_a_membership_that_ended_are_dropped(joined: WorkerState) -> None:
+def test_answers_to_a_membership_that_ended_are_dropped(joined: WorkerCycle) -> None:
     assert joined.tick(6.0) == rejoin(3)
     assert joined.received(work(2), 6.1) == []
     assert joined.phase is Phase.JOINING
     assert joined.overdue_at_s == 6.0 + FIRST_TRY_S
 
 
-def test_a_worker_without_memory_to_map_joins_again_and_says_so(joined: WorkerState) -> None:
+def test_a_worker_without_memory_to_map_joins_again_and_says_so(joined: WorkerCycle) -> None:
     framed = JOIN._replace(shares_memory=False, request_id=3)
     assert joined.rejoin_with_frames("cannot map", 1.0) == [Reconnect(), SendToServer(framed)]
     again = framed._replace(request_id=4)
@@ -355,7 +355,7 @@ def test_a_worker_without_memory_to_map_joins_again_and_says_so(joined: WorkerSt
 def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    worker = WorkerState(JOIN, "tcp://server:5555", rejoin_timeout_s=20.0)
+    worker = WorkerCycle(JOIN, "tcp://server:5555", rejoin_timeout_s=20.0)
     worker.start(0.0)
     worker.received(WELCOME, 0.0)
     assert worker.tick(4.6) == rejoin(3)
@@ -371,14 +371,14 @@ def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
     assert "timeout_s=20" in said
 
 
-def test_time_in_which_a_worker_stood_still_is_none_of_its_tries(joined: WorkerState) -> None:
+def test_time_in_which_a_worker_stood_still_is_none_of_its_tries(joined: WorkerCycle) -> None:
     assert joined.tick(4.6) == rejoin(3)
     assert joined.received(None, 10_000.0) == rejoin(4)
     welcome = WELCOME._replace(worker_id=4, request_id=4)
     assert joined.received(welcome, 10_000.5) == [Begin(welcome), pull(5, worker_id=4)]
 
 
-def test_a_worker_with_a_new_lease_has_as_much_patience_as_before(joined: WorkerState) -> None:
+def test_a_worker_with_a_new_lease_has_as_much_patience_as_before(joined: WorkerCycle) -> None:
     now = 0.0
     for number in range(3, 33, 3):
         now += 5.0
@@ -390,7 +390,7 @@ def test_a_worker_with_a_new_lease_has_as_much_patience_as_before(joined: Worker
 
 
 def test_a_server_that_lets_a_worker_in_and_says_no_more_is_lost_in_the_end(
-    joined: WorkerState,
+    joined: WorkerCycle,
 ) -> None:
 
     def let_in_and_leave_alone() -> None:
@@ -403,14 +403,14 @@ def test_a_server_that_lets_a_worker_in_and_says_no_more_is_lost_in_the_end(
         let_in_and_leave_alone()
 
 
-def test_a_worker_leaves_while_it_tries_to_join_again(joined: WorkerState) -> None:
+def test_a_worker_leaves_while_it_tries_to_join_again(joined: WorkerCycle) -> None:
     joined.tick(4.6)
     assert joined.leave("interrupted") == [Ended("interrupted", finished=False)]
     assert joined.overdue_at_s == math.inf
 
 
 def test_another_runs_server_at_the_address_refuses_a_worker_that_comes_back(
-    joined: WorkerState,
+    joined: WorkerCycle,
 ) -> None:
     joined.tick(4.6)
     with pytest.raises(JoinRefusedError, match=naming("tcp://server:5555", "another recipe")):
@@ -418,7 +418,7 @@ def test_another_runs_server_at_the_address_refuses_a_worker_that_comes_back(
 
 
 def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> None:
-    worker = WorkerState(JOIN, "tcp://nowhere:1", join_timeout_s=5.0)
+    worker = WorkerCycle(JOIN, "tcp://nowhere:1", join_timeout_s=5.0)
     worker.start(0.0)
     assert worker.tick(4.9) == []
     with pytest.raises(ServerLostError, match=naming("tcp://nowhere:1", "5.1 s")):
@@ -426,7 +426,7 @@ def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> Non
 
 
 def test_a_first_try_to_join_that_was_lost_is_followed_by_others() -> None:
-    worker = WorkerState(JOIN, "tcp://server:5555", join_timeout_s=11.0)
+    worker = WorkerCycle(JOIN, "tcp://server:5555", join_timeout_s=11.0)
     worker.start(0.0)
     assert worker.tick(MAX_TRY_S - 0.1) == []
     assert worker.tick(MAX_TRY_S) == rejoin(2)

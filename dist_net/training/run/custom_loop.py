@@ -23,8 +23,8 @@ from dist_net.training.worker.step import ShuffledRows, local_steps
 from dist_net.vector import Vector
 from dist_net.wire.address import contact_address
 from dist_net.wire.messages import StepSettings
-from dist_net.wire.reaching import REACH_WITHIN_S, join_by_token
 from dist_net.wire.token import TRAINING, JoinToken
+from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
 
 
 @dataclass(eq=False)

@@ -31,9 +31,9 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.loop import ServerFiles, opened_server
 from dist_net.training.worker import step
+from dist_net.training.worker.cycle import Ended
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
-from dist_net.training.worker.state import Ended
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 

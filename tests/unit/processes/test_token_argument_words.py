@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import TokenError
-from dist_net.processes.hidden_tokens import (
+from dist_net.processes.token_arguments import (
     add_token_arguments,
     hide_tokens,
     reveal_tokens,

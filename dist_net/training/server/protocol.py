@@ -1,0 +1,409 @@
+"""The parameter server as a state machine: messages in, commands out. No I/O.
+
+    message            from a member               from others
+    Join                                           a new member: Welcome | Refuse
+    Pull               Work, or it waits | Stop    Refuse
+    Push               collected or applied; Work, or it waits | Stop    Refuse
+    Heartbeat          Alive | Stop                Refuse
+    Leave              not a member any more       (nothing)
+    StatusRequest, SnapshotRequest, RecipeRequest, Shutdown: answered at once
+
+A member *waits* while everything is leased and none of it may be shared: until a round is applied,
+a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
+numbers. A silent member is lost until it is heard again: other members may compute its lease too,
+and the first result counts.
+
+``RunState`` holds the run's state; this module decides which change a message causes, and the
+answer.
+"""
+
+import json
+import logging
+from typing import NamedTuple
+
+from dist_net.training.server.journal import JournalLag
+from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
+from dist_net.training.server.members import Member
+from dist_net.training.server.run_report import run_report
+from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    RecipeOffer,
+    RecipeRequest,
+    Refuse,
+    Shutdown,
+    Snapshot,
+    SnapshotRequest,
+    StatusReport,
+    StatusRequest,
+    Stop,
+    Welcome,
+    Work,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class SendToPeer(NamedTuple):
+    """Send the message to the node; its arrays never change."""
+
+    node: bytes
+    message: Message
+
+
+class Forget(NamedTuple):
+    """The worker is gone: release its resources, such as its shared memory."""
+
+    worker_id: int
+
+
+class Record(NamedTuple):
+    """Write the applied results to the journal before any later command is carried out."""
+
+    applied: tuple[Applied, ...]
+
+
+ServerCommand = SendToPeer | Forget | Record
+
+
+class ParameterServer:
+    """A run's server. Times are seconds on one monotonic clock.
+
+    ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
+    recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
+    It ``diverges`` if nothing more can be learnt from its state.
+    """
+
+    def __init__(
+        self, run: RunState, incarnation: str = "", offer: RecipeOffer | None = None
+    ) -> None:
+        self.run = run
+        self._offer = offer
+        self._incarnation = incarnation
+        self.stop_reason: str | None = None
+        self.diverges = False
+        self.checkpoint_version: int | None = None
+        self._checkpoint_error: str | None = None
+        self.journal_lag = JournalLag()
+        self._waiting: dict[int, Member] = {}
+
+    @property
+    def state(self) -> str:
+        """The run's state: waiting (for a first worker), training, stopping or finished."""
+        if self.run.ledger.finished:
+            return "finished"
+        if self.stop_reason is not None:
+            return "stopping"
+        return "training" if len(self.run.members) else "waiting"
+
+    def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
+        """Process a message from ``node`` and return commands; a push's state is borrowed.
+
+        Log and drop messages that a server never receives.
+        """
+        commands: list[ServerCommand] = []
+        match message:
+            case Push() | Pull():
+                commands = self._requested(node, message, now)
+            case Heartbeat():
+                commands = [SendToPeer(node, self._heartbeat(message, now))]
+            case Join():
+                commands = self._join(node, message, now)
+            case Leave():
+                commands = self._leave(message, now)
+            case StatusRequest():
+                commands = [SendToPeer(node, self._status(message.first_record, now))]
+            case SnapshotRequest():
+                store, samples = self.run.store, self.run.ledger.applied_samples
+                snapshot = Snapshot(store.version, samples, store.evaluated_weights)
+                commands = [SendToPeer(node, snapshot)]
+            case Shutdown(reason):
+                self.stop(reason)
+                commands = [SendToPeer(node, self._status(self.run.metrics.next_record, now))]
+            case RecipeRequest():
+                none = Refuse("this server offers no recipe", may_rejoin=False)
+                commands = [SendToPeer(node, self._offer or none)]
+            case _:
+                kind = type(message).__name__
+                logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
+        return commands + self._answer_waiting(now)
+
+    def stop(self, reason: str) -> None:
+        """End the run: apply nothing more, and answer every request with ``Stop``."""
+        if self.stop_reason is None:
+            logger.info("stopping reason=%s", reason)
+            self.stop_reason = reason
+
+    def checkpoint_written(self, version: int) -> None:
+        """Record the version of the checkpoint on disk."""
+        self.checkpoint_version, self._checkpoint_error = version, None
+
+    def checkpoint_failed(self, error: str) -> None:
+        """Record a failed write; reports contain the error until a checkpoint is written."""
+        self._checkpoint_error = error
+        self.run.metrics.checkpoints_failed += 1
+
+    def journal_lags(self, lag: JournalLag) -> None:
+        """Record the lag of the disk behind the journal, for reports."""
+        if lag.error is not None and self.journal_lag.error is None:
+            self.run.metrics.journal_failures += 1
+        self.journal_lag = lag
+
+    def tick(self, now: float) -> list[ServerCommand]:
+        """Look for silent workers; call this several times a second.
+
+        Handle all received messages first: one may be a heartbeat.
+        """
+        run, commands = self.run, []
+        for member in run.members.overdue(now):
+            if member.worker_id not in run.members.silent:
+                self._count_loss(member, "overdue", now)
+                run.silence(member)
+            elif run.ledger.lease_of(member.worker_id) is None:
+                commands.append(self._remove(member))
+        return [*commands, *self._answer_waiting(now)]
+
+    def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
+        run, settings = self.run, self.run.settings
+        refusal = settings.refusal_of(join)
+        if refusal is not None:
+            logger.warning("join_refused name=%s reason=%s", join.name, refusal)
+            return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
+        commands: list[ServerCommand] = []
+        formers = run.members.former(node, join.identity)
+        for former in formers:
+            if former.identity == join.identity and former.received_id >= join.request_id:
+                return []  # a repeated message
+            commands.append(self._lose(former, "it joined again", now))
+        member = run.members.join(node, join, now)
+        run.metrics.workers_restarted += member.starts > 1 and not formers
+        run.metrics.workers_joined += 1
+        logger.info(
+            "worker_joined worker=%d name=%s shared=%s",
+            member.worker_id,
+            member.name,
+            member.shared,
+        )
+        welcome = Welcome(
+            member.worker_id,
+            self._incarnation,
+            settings.step_settings,
+            settings.heartbeat_interval_s,
+            settings.heartbeat_timeout_s,
+            None,
+            join.request_id,
+        )
+        return [*commands, SendToPeer(node, welcome)]
+
+    def _requested(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
+        """Process a member's next request; drop others."""
+        metrics = self.run.metrics
+        member = self._heard(request, now)
+        if member is None:
+            metrics.pushes_rejected += isinstance(request, Push)
+            return [SendToPeer(node, _unknown(request.worker_id))]
+        if request.request_id != member.received_id + 1:  # repeated, or premature
+            metrics.duplicates_dropped += request.request_id <= member.received_id
+            return []
+        member.received_id, member.node = request.request_id, node
+        member.progress_s = now
+        if isinstance(request, Push):
+            return self._push(member, request, now)
+        return self._answer(member, now)
+
+    def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+        run = self.run
+        if member.began_s is not None:
+            run.metrics.working_s += now - member.began_s
+        expected = run.store.state.size if member.shared else run.settings.packing.result_size
+        if push.state is None or push.state.size != expected:
+            run.metrics.pushes_rejected += 1
+            found = "no state" if push.state is None else f"a state of {push.state.size} elements"
+            return self._dismiss(member, f"{found}: expected {expected} elements", now)
+        if not member.shared:
+            run.metrics.bytes_received += push.state.nbytes
+        if run.ledger.lease_of(member.worker_id, push.lease_id) is None:
+            run.metrics.duplicates_dropped += 1  # usually, a rival's push was first
+            return self._answer(member, now)
+        if self.stop_reason is not None:
+            run.metrics.pushes_rejected += 1
+            return self._answer(member, now)
+        applied = run.accept(member, push, now)
+        if isinstance(applied, str):
+            return self._refuse_result(member, push, applied, now)
+        records: list[ServerCommand] = [Record(applied)] if applied else []
+        return [*records, *self._answer(member, now)]
+
+    def _refuse_result(
+        self, member: Member, push: Push, fault: str, now: float
+    ) -> list[ServerCommand]:
+        """Refuse a result; after several in a row, dismiss the worker, or blame the state.
+
+        The state is at fault if no worker arrives at a usable result from it. A worker that is
+        alone and never sent a usable result is dismissed: it may be the one at fault.
+        """
+        run = self.run
+        run.metrics.gradients_refused += 1
+        if not member.refusals:
+            member.refused_from = run.store.version
+        member.refusals += 1
+        logger.warning(
+            "result_refused worker=%d name=%s lease=%d loss_sum=%s in_a_row=%d reason=%s",
+            member.worker_id,
+            member.name,
+            push.lease_id,
+            push.loss_sum,
+            member.refusals,
+            fault,
+        )
+        if member.refusals >= REFUSALS_IN_A_ROW:
+            cause = f"{REFUSALS_IN_A_ROW} results in a row that cannot be applied: {fault}"
+            if run.has_succeeded_from(member.refused_from):
+                return self._dismiss(member, f"{cause}; those of other workers can", now)
+            if len(run.members) == 1 and not member.pushes:
+                rate = f"use a learning rate below {run.settings.learning_rate:g}"
+                return self._dismiss(member, f"{cause}; if other workers fail too, {rate}", now)
+            if all(each.refusals for each in run.members.members):
+                self._blame_state(fault)
+        return self._answer(member, now)
+
+    def _blame_state(self, fault: str) -> None:
+        """End the run without a checkpoint of its state."""
+        self.diverges = True
+        self.stop(
+            f"the training diverges: from version {self.run.store.version}, no worker arrives at a "
+            f"result that can be applied ({fault}). Use a learning rate below "
+            f"{self.run.settings.learning_rate:g}: --resume continues from version "
+            f"{self.checkpoint_version}, and dist-net replay writes checkpoints of earlier ones"
+        )
+
+    def _answer(self, member: Member, now: float) -> list[ServerCommand]:
+        """Answer the worker's request; return nothing if the answer depends on other workers."""
+        message = self._work(member, now)
+        if not isinstance(message, Work):
+            member.speed.waits(now)
+        if message is None:
+            self._waiting[member.worker_id] = member
+            return []
+        self.run.metrics.waiting_s += now - member.progress_s
+        self._waiting.pop(member.worker_id, None)
+        member.answered_id = member.received_id
+        return [SendToPeer(member.node, message)]
+
+    def _answer_waiting(self, now: float) -> list[ServerCommand]:
+        answers: list[ServerCommand] = []
+        for member in list(self._waiting.values()):
+            if member.worker_id in self.run.members.silent and self._stop() is None:
+                continue  # another worker would have to wait for it
+            answer = self._answer(member, now)
+            if not answer and not self.run.is_spare(member):
+                break  # later requests wait for the same event
+            answers += answer
+        return answers
+
+    def _work(self, member: Member, now: float) -> Message | None:
+        """Return the answer to a worker; None if it must wait for other workers."""
+        run = self.run
+        if (stop := self._stop()) is not None:
+            return stop
+        lease = run.grant(member, now)
+        if lease is None:
+            return None
+        run.metrics.lease_granted(now)
+        member.speed.has_work(now)
+        state = run.store.state if member.shared else run.packed_state()
+        if not member.shared:
+            run.metrics.bytes_sent += state.nbytes
+        return Work(
+            member.worker_id,
+            member.received_id,
+            lease.lease_id,
+            lease.steps,
+            state,
+        )
+
+    def _stop(self) -> Stop | None:
+        """Return the message to every worker once the run has ended."""
+        if self.run.ledger.finished:
+            return Stop("every epoch is done", finished=True)
+        return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
+
+    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
+        member = self._heard(heartbeat, now)
+        if member is None:
+            return _unknown(heartbeat.worker_id)
+        return self._stop() or Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+
+    def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
+        """Return the member that sent the message; a silent one is back."""
+        members = self.run.members
+        was_silent = message.worker_id in members.silent
+        member = members.heard(message.worker_id, message.identity, now)
+        if member is not None and was_silent:
+            self.run.metrics.workers_joined += 1
+            logger.info("worker_returned worker=%d name=%s", member.worker_id, member.name)
+        return member
+
+    def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
+        member = self._heard(leave, now)
+        if member is None:
+            return []
+        logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
+        return [self._remove(member)]
+
+    def _dismiss(self, member: Member, reason: str, now: float) -> list[ServerCommand]:
+        forget = self._lose(member, reason, now)
+        refuse = Refuse(f"worker {member.name!r} sent {reason}", may_rejoin=False)
+        return [forget, SendToPeer(member.node, refuse)]
+
+    def _lose(self, member: Member, reason: str, now: float) -> Forget:
+        self._count_loss(member, reason, now)
+        return self._remove(member)
+
+    def _count_loss(self, member: Member, reason: str, now: float) -> None:
+        if self._stop() is None and member.worker_id not in self.run.members.silent:
+            self.run.metrics.workers_lost += 1
+            logger.warning(
+                "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
+                member.worker_id,
+                member.name,
+                now - member.heard_s,
+                reason,
+            )
+
+    def _remove(self, member: Member) -> Forget:
+        self._waiting.pop(member.worker_id, None)
+        self.run.remove(member)
+        return Forget(member.worker_id)
+
+    def _status(self, first_record: int, now: float) -> StatusReport:
+        report = {
+            "state": self.state,
+            "incarnation": self._incarnation,
+            "recipe": self.run.settings.recipe,
+            "consistency": str(self.run.settings.consistency),
+            "checkpoint_version": self.checkpoint_version,
+            "checkpoint_error": self._checkpoint_error,
+            "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),
+            "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
+            "journal_lag_bytes": self.journal_lag.unsynced_bytes,
+            "journal_lag_s": self.journal_lag.unsynced_s,
+            "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
+            "journal_error": self.journal_lag.error,
+            **run_report(self.run, first_record, now),
+        }
+        return StatusReport(json.dumps(report, ensure_ascii=False))
+
+
+def _unknown(worker_id: int) -> Refuse:
+    return Refuse(
+        f"worker {worker_id} is not in this run: it was silent for too long, or the server "
+        f"was restarted; join again",
+        may_rejoin=True,
+    )
