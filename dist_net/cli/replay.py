@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
@@ -12,6 +13,7 @@ from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
+from dist_net.processes.kernels import restart_with
 from dist_net.processes.terminal import CountProgress, plain_console
 from dist_net.shared_facts import REMEDIES, difference
 from dist_net.training.run.prepared_run import PreparedRun
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     confirm_recipe(directory.path, arguments.trust_recipe)
     journal = read_journal(directory.journal)
     options = RunOptions.from_json(directory.options.read_text())
+    restart_with(options.bits, sys.orig_argv[1:])
     loaded, dataset, _, settings = PreparedRun.read(
         load_run_recipe(directory, arguments.trust_recipe), options, console
     )

@@ -17,6 +17,7 @@ from typing import IO, Protocol
 
 from dist_net.errors import BadInputError, ProcessFailedError
 from dist_net.processes.entry import FAILED, LOADING, READY
+from dist_net.processes.kernels import FAST, environment_of
 from dist_net.processes.token_arguments import hide_tokens
 
 POLL_S = 0.005
@@ -176,7 +177,7 @@ class Child(RunningChild):
 
     Its own process group keeps interrupts of the terminal from it: the parent ends its children in
     order. ``stdin``: its standard input, by default empty. ``inherited``: file descriptors that it
-    inherits. Tokens are hidden from its command line.
+    inherits. ``bits``: see ``kernels``. Tokens are hidden from its command line.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class Child(RunningChild):
         logs: Path,
         stdin: socket.socket | None = None,
         inherited: Sequence[int] = (),
+        bits: str = FAST,
     ) -> None:
         words, pipes = hide_tokens(arguments)
         try:
@@ -198,6 +200,7 @@ class Child(RunningChild):
                     stderr=errors,
                     process_group=0,
                     pass_fds=(*inherited, *pipes),
+                    env=environment_of(bits),
                 )
         finally:
             for pipe in pipes:

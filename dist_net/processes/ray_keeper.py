@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from dist_net.errors import RunDirectoryError
 from dist_net.processes import ray_parent
 from dist_net.processes.child import RunningChild, outputs
+from dist_net.processes.kernels import environment_of
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
 from dist_net.wire.address import bracketed
@@ -123,6 +124,7 @@ class RoleKeeper:
                 stdout=output,
                 stderr=errors,
                 process_group=0,
+                env=environment_of(role.bits),
             )
         self._process = process
         self._child = RunningChild(role.name, self._directory, process)
