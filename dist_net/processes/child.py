@@ -8,7 +8,6 @@ import os
 import shlex
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import IO, Protocol
 
 from dist_net.errors import BadInputError, ProcessFailedError
 from dist_net.processes.entry import FAILED, LOADING, READY
-from dist_net.processes.kernels import FAST, environment_of
+from dist_net.processes.kernels import FAST, python_with
 from dist_net.processes.token_arguments import hide_tokens
 
 POLL_S = 0.005
@@ -194,13 +193,12 @@ class Child(RunningChild):
         try:
             with outputs(name, logs) as (output, errors):
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, *words],
+                    [*python_with(bits), "-P", "-m", module, *words],
                     stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
                     stdout=output,
                     stderr=errors,
                     process_group=0,
                     pass_fds=(*inherited, *pipes),
-                    env=environment_of(bits),
                 )
         finally:
             for pipe in pipes:

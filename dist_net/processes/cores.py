@@ -44,10 +44,11 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1  # macOS has no such list
 
 
-def own_equipment(threads: int) -> Equipment:
+def own_equipment(threads: int, kernels: int = 0) -> Equipment:
     """Return the equipment of this process, which computes in ``threads``.
 
-    Its BLAS is named by version and kernels; "" if it is unknown.
+    Its BLAS is named by version and kernels; "" if it is unknown. ``kernels``: see
+    ``kernel_digest``.
     """
     return Equipment(
         socket.gethostname(),
@@ -56,6 +57,7 @@ def own_equipment(threads: int) -> Equipment:
         min(quotas(OWN_CGROUPS, CGROUPS), default=0.0),
         threads,
         ", ".join(blas_libraries())[:MAX_BLAS],
+        kernels,
     )
 
 

@@ -7,17 +7,20 @@ results are then the same on all of them. Only the environment of a new process 
 
 from __future__ import annotations
 
-import os
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from types import MappingProxyType
 
+import numpy as np
 from threadpoolctl import threadpool_info
 
 from dist_net.errors import SettingError
 
 FAST, PORTABLE = BITS = "fast", "portable"
 _ARCHITECTURE = "Haswell"
+_LARGEST = 1024
 _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {
         "OPENBLAS_CORETYPE": _ARCHITECTURE,
@@ -30,9 +33,15 @@ _ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 )
 
 
-def environment_of(bits: str) -> dict[str, str]:
-    """Return the environment for a new process that computes with these bits."""
-    return {**os.environ, **_ENVIRONMENT} if bits == PORTABLE else dict(os.environ)
+def environment_of(bits: str) -> Mapping[str, str]:
+    """Return the environment variables of a process that computes with these bits."""
+    return _ENVIRONMENT if bits == PORTABLE else {}
+
+
+def python_with(bits: str) -> list[str]:
+    """Return the command that starts Python with these bits; arguments may follow."""
+    variables = [f"{name}={value}" for name, value in environment_of(bits).items()]
+    return [*(["env", *variables] if variables else []), sys.executable]
 
 
 def blas_libraries() -> list[str]:
@@ -50,17 +59,12 @@ def blas_libraries() -> list[str]:
 def require_bits(bits: str) -> None:
     """Raise SettingError if this process does not compute with these bits."""
     found = blas_libraries()
-    if bits == PORTABLE and not all(each.endswith(f"({_ARCHITECTURE})") for each in found):
+    kernels = {each.rpartition(" ")[2] for each in found}
+    if bits == PORTABLE and kernels != {f"({_ARCHITECTURE})"}:
         raise SettingError(
             f"--bits portable with {', '.join(found)}: expected OpenBLAS on an x86-64 processor, "
             f"as in NumPy's wheels, and a process that 'dist-net train' or 'join' has started"
         )
-
-
-def restart_with(bits: str, words: Sequence[str]) -> None:
-    """Replace this process by ``words`` of Python with these bits, unless it has them."""
-    if bits == PORTABLE and os.environ.items() < environment_of(bits).items():
-        os.execve(sys.executable, [sys.executable, *words], environment_of(bits))
 
 
 def with_bits(digest: str, bits: str) -> str:
@@ -71,3 +75,22 @@ def with_bits(digest: str, bits: str) -> str:
 def bits_in(digest: str) -> str:
     """Invert ``with_bits``."""
     return PORTABLE if digest.endswith(with_bits("", PORTABLE)) else FAST
+
+
+def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
+    """Return a digest of fixed products and elementwise operations, by this process's kernels.
+
+    ``shapes``: those of the parameters, which the products have, up to ``_LARGEST`` in each
+    direction. Processes whose digests are equal round alike, as far as these operations show.
+    """
+    digest, random = blake2b(digest_size=7), np.random.default_rng(0)
+    sizes = {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1}
+    for height, width in sorted({(min(h, _LARGEST), min(w, _LARGEST)) for h, w in sizes}):
+        inputs = random.random((rows, height), np.float32) - np.float32(0.5)
+        outputs = inputs @ (random.random((height, width), np.float32) - np.float32(0.5))
+        digest.update(outputs.tobytes())
+        digest.update((inputs.T @ outputs).tobytes())
+    numbers = random.random(4096, np.float32)
+    for operation in (np.exp, np.log1p, np.tanh, np.sqrt, np.sum):
+        digest.update(operation(numbers).tobytes())
+    return int.from_bytes(digest.digest())

@@ -23,7 +23,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
-from dist_net.processes.kernels import BITS, FAST, require_bits, with_bits
+from dist_net.processes.kernels import BITS, FAST, kernel_digest, require_bits, with_bits
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
@@ -97,6 +97,9 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     dataset, size = loaded.recipe.load_dataset(), loaded.recipe.layout.size
     digest = with_bits(loaded.digest(dataset), arguments.bits)
 
+    shapes = [shape for _, shape in loaded.recipe.layout.shapes]
+    equipment = own_equipment(arguments.threads * arguments.parts, kernel_digest(shapes))
+
     def local_of(settings: StepSettings) -> LocalSteps:
         return local_steps(loaded.recipe, dataset, settings, arguments.threads)
 
@@ -118,7 +121,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
                 shares_memory=contact_address(arguments.connect).stays_on_this_host,
                 join_timeout_s=arguments.timeout,
                 rejoin_timeout_s=arguments.rejoin_timeout,
-                equipment=own_equipment(arguments.threads * arguments.parts),
+                equipment=equipment,
                 parts=arguments.parts,
                 processes=processes,
             )
