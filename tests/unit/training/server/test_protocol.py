@@ -710,5 +710,5 @@ def test_workers_that_round_differently_are_recorded_once_and_warned_of(desk: De
 
 def test_a_peer_that_joins_with_ever_new_kernels_does_not_fill_the_journal(desk: Desk) -> None:
     for kernels in range(1, 2 * MAX_KERNELS):
-        desk.join(b"a", equipment=UNKNOWN_EQUIPMENT._replace(kernels=kernels))
+        desk.join(b"%d" % kernels, equipment=UNKNOWN_EQUIPMENT._replace(kernels=kernels))
     assert len(desk.run.metrics.kernels) == MAX_KERNELS
