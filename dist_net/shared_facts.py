@@ -20,6 +20,7 @@ REMEDIES = {
     "samples, and each random split or draw a seed, such as "
     "generator=torch.Generator().manual_seed(0); where only rounding differs, use "
     "Recipe(digest=...)",
+    "bits": "start the workers of a run with --bits portable by 'dist-net train' or 'join'",
     "digest": "the recipes have other values of digest: give both hosts the same samples",
 }
 """The remedy for each part of ``LoadedRecipe.digest`` that may differ."""
@@ -51,7 +52,8 @@ def difference(theirs: str, own: str) -> tuple[str, str, str] | None:
     """Return the first fact that differs, cut short, in both texts, and the remedy; None: none."""
     for one, other in zip_longest(theirs.split("; "), own.split("; "), fillvalue="nothing"):
         if not _agree(one, other):
-            remedy = REMEDIES.get(other.partition(" ")[0], REMEDIES["recipe"])
+            known = [REMEDIES.get(each.partition(" ")[0]) for each in (other, one)]
+            remedy = next(filter(None, known), REMEDIES["recipe"])
             return one[:SHOWN], other[:SHOWN], remedy
     return None
 

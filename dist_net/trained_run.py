@@ -202,6 +202,7 @@ class RecipeKeywords(TypedDict, total=False):
     checkpoint_every_s: float
     keep_checkpoints: int
     sync: str
+    bits: str
     keeps_best: bool | None
     patience: int | None
     tensorboard: bool

@@ -28,6 +28,7 @@ from dist_net.photos.image_preparation import prepare_images
 from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
+from dist_net.processes.kernels import bits_in
 from dist_net.processes.own_directory import JOINED, log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         directory.make()
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
+        settings = replace(settings, bits=bits_in(offered.digest))
         if offered.reference == IMAGES:
             prepare_folder(offered, arguments.data, directory, console, opened)
         else:

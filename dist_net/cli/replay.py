@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
@@ -12,12 +14,14 @@ from dist_net.errors import JournalMismatchError, ReplayError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.entry import use_threads
+from dist_net.processes.kernels import blas_libraries, environment_of, kernel_digest
 from dist_net.processes.terminal import CountProgress, plain_console
 from dist_net.shared_facts import REMEDIES, difference
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.journal import read_journal
+from dist_net.training.server.journal_records import Journal
 from dist_net.training.worker.local_steps import GradientFunction
 from dist_net.training.worker.step import gradient_function
 
@@ -48,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     confirm_recipe(directory.path, arguments.trust_recipe)
     journal = read_journal(directory.journal)
     options = RunOptions.from_json(directory.options.read_text())
+    restart_with(options.bits)
     loaded, dataset, _, settings = PreparedRun.read(
         load_run_recipe(directory, arguments.trust_recipe), options, console
     )
@@ -59,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     if options.data and (facts := difference(settings.recipe_digest, options.data.digest)):
         here, in_the_run, remedy = facts
         raise JournalMismatchError(f"this process has {here}, the run has {in_the_run}: {remedy}")
+    use_threads(next(journal.starts()).threads)
+    require_kernels(journal, kernel_digest(shape for _, shape in settings.layout))
     begin = None if arguments.begin is None else read_checkpoint(arguments.begin)
     initial = begin or loaded.recipe.initial_weights(settings.seed)
     replay = Replay(settings, journal, gradient_of, initial)
@@ -87,3 +94,21 @@ def run(arguments: argparse.Namespace) -> int:
             f"and thread count as the run: rounding depends on them"
         )
     return 0
+
+
+def restart_with(bits: str) -> None:
+    """Replace this process by one that computes with these bits, unless it does."""
+    variables = environment_of(bits)
+    if not variables.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **variables})
+
+
+def require_kernels(journal: Journal, own: int) -> None:
+    """Raise JournalMismatchError if no worker of the run rounded as this process does."""
+    if journal.kernels and own not in journal.kernels:
+        raise JournalMismatchError(
+            f"this process rounds differently than the run's workers: it computes with "
+            f"{', '.join(blas_libraries())}; expected {' or '.join(journal.kernels.values())}. "
+            f"Replay on such a processor with the same libraries; any can replay a run with --bits "
+            f"portable"
+        )

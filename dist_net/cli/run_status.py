@@ -139,6 +139,7 @@ def _errors(report: Report) -> Iterator[Text]:
         ("journal_error", ERROR),
         ("loss_warning", WARNING),
         ("worker_warning", WARNING),
+        ("kernel_warning", WARNING),
     ):
         if report[name] is not None:
             yield _paragraph(report[name], style)

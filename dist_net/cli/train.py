@@ -31,6 +31,7 @@ from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe, load_run_recipe
 from dist_net.processes.cluster_options import add_cluster_arguments, ray_address, worker_count
+from dist_net.processes.kernels import BITS
 from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
@@ -142,6 +143,11 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         ("--sync", str, "WHEN", sync),
         ("--patience", int, "N", patience),
     )
+    text = (
+        "portable: kernels that round alike on every x86-64 processor, so that any can replay the "
+        "run; fast (default): those of this processor"
+    )
+    parser.add_argument("--bits", choices=BITS, help=text)
     parser.add_argument(
         "--checkpoint-every",
         dest="checkpoint_every_s",

@@ -8,7 +8,6 @@ import os
 import shlex
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import IO, Protocol
 
 from dist_net.errors import BadInputError, ProcessFailedError
 from dist_net.processes.entry import FAILED, LOADING, READY
+from dist_net.processes.kernels import FAST, python_with
 from dist_net.processes.token_arguments import hide_tokens
 
 POLL_S = 0.005
@@ -176,7 +176,7 @@ class Child(RunningChild):
 
     Its own process group keeps interrupts of the terminal from it: the parent ends its children in
     order. ``stdin``: its standard input, by default empty. ``inherited``: file descriptors that it
-    inherits. Tokens are hidden from its command line.
+    inherits. ``bits``: see ``kernels``. Tokens are hidden from its command line.
     """
 
     def __init__(
@@ -187,12 +187,13 @@ class Child(RunningChild):
         logs: Path,
         stdin: socket.socket | None = None,
         inherited: Sequence[int] = (),
+        bits: str = FAST,
     ) -> None:
         words, pipes = hide_tokens(arguments)
         try:
             with outputs(name, logs) as (output, errors):
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, *words],
+                    [*python_with(bits), "-P", "-m", module, *words],
                     stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
                     stdout=output,
                     stderr=errors,

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from threadpoolctl import threadpool_info
-
+from dist_net.processes.kernels import blas_libraries
 from dist_net.wire.messages import Equipment
 
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -45,24 +44,20 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1  # macOS has no such list
 
 
-def own_equipment(threads: int) -> Equipment:
+def own_equipment(threads: int, kernels: int = 0) -> Equipment:
     """Return the equipment of this process, which computes in ``threads``.
 
-    Its BLAS is named by version and kernels; "" if it is unknown.
+    Its BLAS is named by version and kernels; "" if it is unknown. ``kernels``: see
+    ``kernel_digest``.
     """
-    blas = {
-        f"{each['internal_api']} {each['version']}"
-        + (f" ({each['architecture']})" if each.get("architecture") else "")
-        for each in threadpool_info()
-        if each["user_api"] == "blas"
-    }
     return Equipment(
         socket.gethostname(),
         os.cpu_count() or 0,
         allowed_cores(),
         min(quotas(OWN_CGROUPS, CGROUPS), default=0.0),
         threads,
-        ", ".join(sorted(blas))[:MAX_BLAS],
+        ", ".join(blas_libraries())[:MAX_BLAS],
+        kernels,
     )
 
 

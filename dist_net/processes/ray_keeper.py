@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from dist_net.errors import RunDirectoryError
 from dist_net.processes import ray_parent
 from dist_net.processes.child import RunningChild, outputs
+from dist_net.processes.kernels import python_with
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
 from dist_net.wire.address import bracketed
@@ -118,7 +118,7 @@ class RoleKeeper:
             module = [ray_parent.__file__, role.module]
         with outputs(role.name, self._directory) as (output, errors):
             process = subprocess.Popen(
-                [sys.executable, "-P", *module, *role.words(given)],
+                [*python_with(role.bits), "-P", *module, *role.words(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,

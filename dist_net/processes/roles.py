@@ -20,6 +20,7 @@ from typing import Self
 
 from dist_net.processes.child import Child, RunningChild
 from dist_net.processes.cores import available_cores
+from dist_net.processes.kernels import FAST
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.wire.security import PeerKeys
 
@@ -45,7 +46,7 @@ class Role:
     The process ends when its parent, the process that started it, has ended. A role without a
     module is forked by a pool's fork server. ``cores``: the number of cores that it keeps busy.
     ``is_server``: the cluster's only server, which writes its state when it is terminated.
-    ``inherited``: file descriptors that a process on this host inherits.
+    ``inherited``: file descriptors that a process on this host inherits. ``bits``: see ``kernels``.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Role:
     cores: int = 1
     is_server: bool = False
     inherited: tuple[int, ...] = ()
+    bits: str = FAST
 
     def words(self, given: Mapping[Given, str]) -> list[str]:
         """Return the arguments, with the values for each ``Given``."""
@@ -111,7 +113,9 @@ class LocalProcesses:
         """Start a role's process; on Ray, it may wait for a free CPU."""
         given = {Given.RUN_DIRECTORY: str(self._run_directory), Given.SERVER: self.address}
         words = [*parent_option(), *role.words(given)]
-        return Child(role.name, role.module, words, self._logs, inherited=role.inherited)
+        return Child(
+            role.name, role.module, words, self._logs, inherited=role.inherited, bits=role.bits
+        )
 
     def cores_each(self, workers: int) -> int:
         """Return the number of cores per worker. Raise SettingError if there are too few."""

@@ -53,7 +53,8 @@ class Equipment(NamedTuple):
     """The hardware and libraries of a worker, as reported by the worker; 0 or "" if unknown.
 
     ``host`` has ``host_cores`` cores, ``cores`` of which the worker may use. ``core_quota`` is the
-    limit of its cgroups in cores (0: none). ``blas`` is the name and version of the BLAS library.
+    limit of its cgroups in cores (0: none). ``blas`` is the name and version of the BLAS library;
+    ``kernels``: see ``kernel_digest``.
     """
 
     host: HostName = ""
@@ -62,6 +63,7 @@ class Equipment(NamedTuple):
     core_quota: Annotated[float, Limits(high=65_536)] = 0.0
     threads: Count = 0
     blas: Name = ""
+    kernels: int = 0
 
 
 UNKNOWN_EQUIPMENT = Equipment()

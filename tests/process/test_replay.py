@@ -81,3 +81,55 @@ def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(
     trained = read_checkpoint(run / "checkpoint.safetensors")
     assert result["weights_sha256"] == sha256_of(trained.weights).hex()
     assert result["matches"] is True
+
+
+OTHER_KERNELS = ("env", "OPENBLAS_CORETYPE=Nehalem")  # which no processor with AVX has by itself
+
+
+def test_a_run_of_other_kernels_is_not_replayed(start: Start, run: Path) -> None:
+    start("train", "digits", "--epochs", "2", "--run-dir", str(run), "--json").result()
+    replayed = start("replay", str(run), prefix=OTHER_KERNELS)
+    assert replayed.ends() == 2
+    replayed.says(r"computes with openblas \S+ \(Nehalem\); expected openblas \S+ \((?!Nehalem)")
+
+
+CONVOLUTION = """
+from dist_net import Recipe, autodiff, nn
+
+recipe = Recipe(
+    network=nn.Sequential(
+        nn.Rescale(),
+        nn.Lambda(lambda images: autodiff.reshape(images, (*images.shape, 1))),
+        nn.Conv2D(8, 3),
+        nn.BatchNorm(),
+        nn.Lambda(nn.relu),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Dense(10),
+    ),
+    dataset="digits",
+    input_shape=(8, 8),
+    epochs=2,
+)
+"""
+
+
+def test_portable_bits_are_those_of_any_kernels(start: Start, run: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "convolution.py"
+    recipe.write_text(CONVOLUTION)
+    portable = ("--bits", "portable", "--run-dir", str(run), "--workers", "0")
+    train = start("train", str(recipe), *portable, "--listen", "tcp://0.0.0.0:0", "--json")
+    token = train.says(r"echo (\w+) \| dist-net join\n")[1]
+    start("join", token, "--workers", "1", "--trust-recipe", prefix=OTHER_KERNELS)
+    train.result()
+    weights = sha256_of(read_checkpoint(run / "checkpoint.safetensors").weights).hex()
+    result = start("replay", str(run), "--json", prefix=OTHER_KERNELS).result()
+    assert result == {"version": result["version"], "weights_sha256": weights, "matches": True}
+    assert len(read_journal(run / "journal").kernels) == 1
+
+
+def test_a_worker_without_the_portable_bits_of_its_run_is_refused(start: Start, run: Path) -> None:
+    train = start("train", "digits", "--bits", "portable", "--run-dir", str(run), "--workers", "0")
+    worker = start("worker", "digits", "--connect", train.address)
+    assert worker.ends() == 2
+    worker.says("'dist-net train' or 'join'")

@@ -19,6 +19,7 @@ from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
+from dist_net.processes.kernels import FAST
 from dist_net.processes.roles import POLL_S, LocalProcesses, Role
 from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
@@ -36,7 +37,8 @@ ANSWER_TIMEOUT_S = 5.0
 class JoinedRunSettings:
     """The number of workers that join, their threads, and their timeouts.
 
-    With ``may_fork``, one worker stands for several. Raise SettingError for values out of range.
+    With ``may_fork``, one worker stands for several. ``bits``: the run's, see ``kernels``.
+    Raise SettingError for values out of range.
     """
 
     workers: int
@@ -45,6 +47,7 @@ class JoinedRunSettings:
     join_timeout_s: float
     rejoin_timeout_s: float
     may_fork: bool = True
+    bits: str = FAST
 
     def __post_init__(self) -> None:
         timeouts = self.join_timeout_s, self.rejoin_timeout_s
@@ -116,13 +119,13 @@ class JoinedRun:
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
         arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
-        arguments += ["--parts", str(self._parts)]
+        arguments += ["--parts", str(self._parts), "--bits", settings.bits]
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
         if self._server.keys is not None:
             arguments += ["--keys", str(self._directory.keys)]
         module = "dist_net.training.run.training_worker_process"
-        return Role(name, module, tuple(arguments))
+        return Role(name, module, tuple(arguments), bits=settings.bits)
 
     def _is_training(self) -> bool:
         """Restart workers that have died; return whether any worker is left."""

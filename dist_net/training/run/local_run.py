@@ -262,15 +262,18 @@ class LocalRun:
             tuple(arguments),
             is_server=True,
             inherited=self._directory.lock_descriptors,
+            bits=self._options.bits,
         )
 
     def _worker(self, name: str) -> Role:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
+        arguments += ["--bits", self._options.bits]
         # Supervised workers wait for their server without a limit.
         arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
         module = "dist_net.training.run.training_worker_process"
-        return Role(name, module, tuple(arguments), cores=self._threads)
+        words = tuple(arguments)
+        return Role(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         self._ready(

@@ -23,6 +23,7 @@ from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
+from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.loop import ServerFiles, opened_server
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports = StartReports("the recipe")
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
+    require_bits(options.bits)
     loaded = load_run_recipe(directory, arguments.trust_recipe)
     settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None

@@ -13,6 +13,7 @@ from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.optim.ranges import count, use_plain_numbers
+from dist_net.processes.kernels import BITS, FAST, PORTABLE, with_bits
 from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
@@ -30,10 +31,10 @@ class DatasetFacts:
     digest: str
 
     @classmethod
-    def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
+    def from_dataset(cls, loaded: LoadedRecipe, dataset: Dataset, bits: str) -> Self:
         samples, names = len(dataset.train_targets), tuple(map(str, dataset.class_names))
         has_classes = loaded.recipe.targets(dataset).is_of_sample
-        return cls(samples, has_classes, names, loaded.digest(dataset))
+        return cls(samples, has_classes, names, with_bits(loaded.digest(dataset), bits))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class RunOptions:
     None means "not set": the recipe's own value, or the default. A ``clip_norm``,
     ``average_decay`` or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a
     ``patience`` sets it. ``consistency`` and ``local_steps``, by default "auto": see
-    ``RunSettings``; ``sync``: see ``sync_interval_s``; ``keep_checkpoints``: see
+    ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see
+    ``processes.kernels``; ``keep_checkpoints``: see
     ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
@@ -63,6 +65,7 @@ class RunOptions:
     checkpoint_every_s: float = 30.0
     keep_checkpoints: int = 3
     sync: str = NEVER
+    bits: str = FAST
     keeps_best: bool | None = None
     patience: int | None = None
     tensorboard: bool = False
@@ -75,6 +78,8 @@ class RunOptions:
         if self.local_steps not in (None, "auto"):
             count("local_steps", self.local_steps)
         sync_interval_s(self.sync)
+        if self.bits not in BITS:
+            raise SettingError(f"bits={self.bits!r}; expected {' or '.join(BITS)}")
         if self.patience and self.keeps_best is False:
             raise SettingError(
                 f"patience={self.patience}, which uses the best weights, with the last weights; "
@@ -85,7 +90,7 @@ class RunOptions:
 
     def on(self, loaded: LoadedRecipe, dataset: Dataset) -> Self:
         """Return these options for a run of this recipe on its dataset."""
-        data = DatasetFacts.from_dataset(loaded, dataset)
+        data = DatasetFacts.from_dataset(loaded, dataset, self.bits)
         if self.data is not None and difference(data.digest, self.data.digest) is None:
             data = self.data  # its fingerprints may be of another machine, and round differently
         return replace(self, recipe=loaded.reference, recipe_files=loaded.file_digests, data=data)
@@ -96,7 +101,7 @@ class RunOptions:
         Raise SettingError, and the errors of reading a dataset.
         """
         recipe = loaded.recipe
-        data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset())
+        data = self.data or DatasetFacts.from_dataset(loaded, recipe.load_dataset(), self.bits)
         chosen = {
             name: getattr(recipe if getattr(self, name) is None else self, name)
             for name in StepSettings._fields
@@ -105,6 +110,11 @@ class RunOptions:
         if self.keeps_best and not (recipe.network or recipe.evaluate):
             raise SettingError(
                 "keeps_best or patience for a recipe that is not evaluated; expected its evaluate"
+            )
+        if self.bits == PORTABLE and recipe.network is None:
+            raise SettingError(
+                "bits='portable' for a recipe with its own gradient function, whose library has "
+                "kernels of its own; expected a recipe with a network, or bits='fast'"
             )
         recipe.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(

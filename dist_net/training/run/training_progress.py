@@ -22,6 +22,7 @@ WARNINGS = {
     "metrics_error": "metrics can be written again",
     "loss_warning": None,
     "worker_warning": None,
+    "kernel_warning": None,
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 

@@ -23,6 +23,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
+from dist_net.processes.kernels import BITS, FAST, kernel_digest, require_bits, with_bits
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.training.worker.loop import WorkerLoop
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
     add_worker_arguments(parser)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--bits", choices=BITS, default=FAST, help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it ends
@@ -82,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
+    require_bits(arguments.bits)
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
@@ -92,7 +95,10 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     else:
         loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
     dataset, size = loaded.recipe.load_dataset(), loaded.recipe.layout.size
-    digest = loaded.digest(dataset)
+    digest = with_bits(loaded.digest(dataset), arguments.bits)
+
+    shapes = [shape for _, shape in loaded.recipe.layout.shapes]
+    equipment = own_equipment(arguments.threads * arguments.parts, kernel_digest(shapes))
 
     def local_of(settings: StepSettings) -> LocalSteps:
         return local_steps(loaded.recipe, dataset, settings, arguments.threads)
@@ -115,7 +121,7 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
                 shares_memory=contact_address(arguments.connect).stays_on_this_host,
                 join_timeout_s=arguments.timeout,
                 rejoin_timeout_s=arguments.rejoin_timeout,
-                equipment=own_equipment(arguments.threads * arguments.parts),
+                equipment=equipment,
                 parts=arguments.parts,
                 processes=processes,
             )

@@ -19,6 +19,7 @@ from dist_net.training.server.journal_records import (
     BLOCK_BYTES,
     Applied,
     Checkpointed,
+    Computing,
     Journal,
     Started,
     decode_journal,
@@ -68,7 +69,7 @@ def read_tail(
             except JournalDamagedError:  # torn when its host failed: ignore all records after it
                 kept_bytes, samples, last_version = offset, 0, version
                 continue
-            if isinstance(record, Checkpointed):  # of any earlier version
+            if isinstance(record, Checkpointed | Computing):  # of any earlier version
                 continue
             if record.version == version:
                 together += 1

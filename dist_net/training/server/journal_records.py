@@ -1,9 +1,10 @@
 """The format of a run's journal: the applied results in order, so that a run can be replayed. Pure.
 
-Little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then three kinds of
+Little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then four kinds of
 records. ``Applied`` is the result of a lease, written before its push is acknowledged; ``Started``,
 the start of a server; ``Checkpointed``, the hash of a version's weights. The journal contains no
-arrays: samples, seed and the state before determine the results.
+arrays: samples, seed and the state before determine the results, but for the rounding of a worker's
+kernels, which ``Computing`` names.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _KIND = struct.Struct("<B59x")
 _APPLIED = struct.Struct("<BBHQQIIIIQIIff")
 _STARTED = struct.Struct("<B3xQ8sdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
+_COMPUTING = struct.Struct("<B3xQQ40s")
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -79,7 +81,18 @@ class Checkpointed(NamedTuple):
     weights_sha256: bytes
 
 
-JournalRecord = Applied | Started | Checkpointed
+class Computing(NamedTuple):
+    """A worker with these ``kernels`` may have computed results after ``version``.
+
+    ``kernels``: see ``Equipment``; ``blas``: the beginning of its BLAS library's name.
+    """
+
+    version: int
+    kernels: int
+    blas: str
+
+
+JournalRecord = Applied | Started | Checkpointed | Computing
 
 
 def run_identity(recipe_digest: str, seed: int) -> bytes:
@@ -107,6 +120,9 @@ def encode_record(record: JournalRecord) -> bytes:
         version, incarnation, *whole, rate, clip_norm, decay = record
         name = bytes.fromhex(incarnation)
         return _with_checksum(_STARTED.pack(2, version, name, rate, clip_norm, decay, *whole))
+    if isinstance(record, Computing):
+        version, kernels, blas = record
+        return _with_checksum(_COMPUTING.pack(4, version, kernels, blas.encode()[:40]))
     return _with_checksum(_CHECKPOINTED.pack(3, *record))
 
 
@@ -128,7 +144,10 @@ def decode_record(block: bytes) -> JournalRecord:
         return Started(version, name.hex(), threads, batch_size, epochs, *limits)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
-    raise JournalDamagedError(f"its kind is {kind}, expected 1, 2 or 3")
+    if kind == 4:
+        _, version, kernels, blas = _COMPUTING.unpack(content)
+        return Computing(version, kernels, blas.rstrip(b"\0").decode(errors="replace"))
+    raise JournalDamagedError(f"its kind is {kind}, expected 1 to 4")
 
 
 def _with_checksum(content: bytes) -> bytes:
@@ -190,13 +209,15 @@ class Journal:
     """A journal up to its end, or up to the first damaged record.
 
     It covers ``first_version`` to ``version``. ``checkpoints`` maps versions to the SHA-256 of
-    their weights. ``fault`` describes the first damaged record; None if no record is damaged.
+    their weights, and ``kernels`` the workers' to their BLAS libraries. ``fault`` describes the
+    first damaged record; None if no record is damaged.
     """
 
     identity: bytes
     first_version: int
     version: int
     checkpoints: dict[int, bytes]
+    kernels: dict[int, str]
     content: bytes
     fault: str | None
 
@@ -246,6 +267,7 @@ def decode_journal(content: bytes) -> Journal:
     order = _RecordOrder()
     version, whole_bytes, fault = -1, BLOCK_BYTES, None
     checkpoints: dict[int, bytes] = {}
+    kernels: dict[int, str] = {}
     for offset in range(BLOCK_BYTES, len(content), BLOCK_BYTES):
         try:
             record = decode_record(content[offset : offset + BLOCK_BYTES])
@@ -255,6 +277,8 @@ def decode_journal(content: bytes) -> Journal:
             break
         if isinstance(record, Checkpointed):
             checkpoints[record.version] = record.weights_sha256
+        if isinstance(record, Computing):
+            kernels[record.kernels] = record.blas
         if order.is_whole:
             version, whole_bytes = order.version, offset + BLOCK_BYTES
     if fault is None and not order.is_whole:
@@ -265,9 +289,8 @@ def decode_journal(content: bytes) -> Journal:
             f"the journal contains no record: {fault or 'it is cut short'}; expected at least the "
             f"start of a server"
         )
-    return Journal(
-        identity, order.first_version, version, checkpoints, content[:whole_bytes], fault
-    )
+    versions = order.first_version, version
+    return Journal(identity, *versions, checkpoints, kernels, content[:whole_bytes], fault)
 
 
 def identity_in(block: bytes) -> bytes:

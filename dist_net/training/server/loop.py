@@ -369,8 +369,8 @@ class ServerLoop:
                     self._socket.send(node, work._replace(state=None))
                 case SendToPeer(node, message):
                     self._socket.send(node, message)
-                case Record(applied):
-                    self._record(*applied)
+                case Record(records):
+                    self._record(*records)
                 case Forget(worker_id):
                     if (shared := self._shared.pop(worker_id, None)) is not None:
                         shared.close()

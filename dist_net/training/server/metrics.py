@@ -25,6 +25,7 @@ NOT_REPORTED = {
     "waiting_s",
     "staleness_sum",
     "staleness_buckets",
+    "kernels",
     "bytes_received",
     "bytes_sent",
     "window",
@@ -119,7 +120,8 @@ class RunMetrics:
     ``staleness_buckets[n]`` counts pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to
     7, and so on; the last bucket also counts larger values. ``journal_failures`` counts the times
     when the journal became unwritable; ``samples_done_again``, the samples applied after the
-    checkpoints from which the run was resumed. ``bytes_received`` and ``bytes_sent`` count the
+    checkpoints from which the run was resumed. ``kernels`` maps those of the workers, see
+    ``Equipment``, to their BLAS libraries. ``bytes_received`` and ``bytes_sent`` count the
     arrays of workers that do not share memory.
     """
 
@@ -142,6 +144,7 @@ class RunMetrics:
     staleness_sum: int = 0
     staleness_max: int = 0
     staleness_buckets: list[int] = field(default_factory=list)
+    kernels: dict[str, str] = field(default_factory=dict)
     records: deque[dict[str, float | None]] = field(
         default_factory=lambda: deque(maxlen=RECORDS_KEPT)
     )
@@ -244,6 +247,7 @@ class RunMetrics:
         newest = list(self.records)[-RECORDS_IN_CHECKPOINT:]
         buckets = list(self.staleness_buckets)
         return state | {
+            "kernels": dict(self.kernels),
             "records": newest,
             "staleness_buckets": buckets,
             "window": asdict(self.window),
@@ -259,6 +263,7 @@ class RunMetrics:
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records, window = known.pop("records"), Window(**known.pop("window"))
         buckets = list(known.pop("staleness_buckets"))
+        kernels = {str(each): str(blas) for each, blas in known.pop("kernels", {}).items()}
         times = {name: known.pop(name) for name in ("seconds", "working_s", "waiting_s")}
         _require_numbers([*known.values(), *buckets, window.samples, window.pushes], int)
         _require_numbers([*times.values(), window.began_s, abs(window.loss)], int, float)
@@ -266,7 +271,7 @@ class RunMetrics:
         for record in records:
             numbers = [record["accuracy"] or 0, *(record[name] for name in RECORDED)]
             _require_numbers(map(abs, numbers), int, float)
-        metrics = cls(**known, **times, staleness_buckets=buckets, window=window)
+        metrics = cls(**known, **times, staleness_buckets=buckets, kernels=kernels, window=window)
         metrics.records.extend(records)
         metrics.server_starts += 1
         return metrics

@@ -19,10 +19,11 @@ answer.
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dist_net.training.server.journal import JournalLag
-from dist_net.training.server.journal_records import BLOCK_BYTES, Applied
+from dist_net.training.server.journal_records import BLOCK_BYTES, Computing, JournalRecord
 from dist_net.training.server.members import Member
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
@@ -49,6 +50,8 @@ from dist_net.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+MAX_KERNELS = 32
+
 
 class SendToPeer(NamedTuple):
     """Send the message to the node; its arrays never change."""
@@ -64,9 +67,9 @@ class Forget(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Write the applied results to the journal before any later command is carried out."""
+    """Write the records to the journal before any later command is carried out."""
 
-    applied: tuple[Applied, ...]
+    records: Sequence[JournalRecord]
 
 
 ServerCommand = SendToPeer | Forget | Record
@@ -92,6 +95,7 @@ class ParameterServer:
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
         self._waiting: dict[int, Member] = {}
+        self._kernels: set[int] = set()  # in the journal
 
     @property
     def state(self) -> str:
@@ -181,6 +185,11 @@ class ParameterServer:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
             commands.append(self._lose(former, "it joined again", now))
+        kernels, blas = join.equipment.kernels, join.equipment.blas
+        if kernels and kernels not in self._kernels and len(self._kernels) < MAX_KERNELS:
+            self._kernels.add(kernels)
+            run.metrics.kernels[f"{kernels:x}"] = blas
+            commands.append(Record([Computing(run.store.version, kernels, blas)]))
         member = run.members.join(node, join, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         run.metrics.workers_joined += 1

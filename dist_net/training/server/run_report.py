@@ -30,6 +30,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
         **run.metrics.report(applied_samples, first_record),
         "loss_warning": loss_warning(run),
         "worker_warning": worker_warning(run),
+        "kernel_warning": kernel_warning(run),
         "resume_warnings": run.resume_warnings,
         "worker_count": len(run.members),
         "workers": _worker_reports(run, now),
@@ -80,6 +81,17 @@ def worker_warning(run: RunState) -> str | None:
         f"twice as many up to a tenth of the loss: exchanges take more than half of its time, so "
         f"that a worker on this link does not pay off. It would with exchanges "
         f"{times_as_fast:.1f} times as fast, a larger batch_size or slower minibatches"
+    )
+
+
+def kernel_warning(run: RunState) -> str | None:
+    """The reason why no single machine can replay the run: its workers do not round alike."""
+    if len(run.metrics.kernels) < 2:
+        return None
+    return (
+        f"the workers round differently, since their processors have different kernels "
+        f"({', '.join(sorted(set(run.metrics.kernels.values())))}): no single machine can replay "
+        f"this run. With --bits portable, any can"
     )
 
 

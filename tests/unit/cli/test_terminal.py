@@ -71,6 +71,7 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
         consistency="async",
         loss_warning=None,
         worker_warning=None,
+        kernel_warning=None,
     )
     plain_console(stderr=False).print(run_view(shown))
     printed = capsys.readouterr().out

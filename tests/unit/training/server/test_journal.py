@@ -29,6 +29,7 @@ from dist_net.training.server.journal_records import (
     BLOCK_BYTES,
     Applied,
     Checkpointed,
+    Computing,
     Journal,
     JournalRecord,
     Started,
@@ -108,6 +109,16 @@ def test_the_share_of_an_asynchronous_result_has_the_same_float32_in_a_replay(
     record = decode_record(encode_record(APPLIED._replace(outer=outer)))
     assert isinstance(record, Applied)
     assert [np.float32(each) for each in record.outer] == [np.float32(each) for each in outer]
+
+
+def test_the_kernels_of_workers_are_recorded_between_results() -> None:
+    haswell = Computing(2, 2**56 - 1, "openblas 0.3.31 (Haswell)")
+    unknown = Computing(2, 1, "é" * 25)  # whose name is cut within a character
+    journal = decode_journal(encoded(*RECORDS, haswell, unknown, *ROUND))
+    assert journal.kernels == {2**56 - 1: "openblas 0.3.31 (Haswell)", 1: "é" * 20}
+    assert (journal.version, journal.fault) == (3, None)
+    within = decode_journal(encoded(*RECORDS, ROUND[0], haswell._replace(version=3)))
+    assert within.version == 2
 
 
 def test_a_record_is_64_bytes() -> None:

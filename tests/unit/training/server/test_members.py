@@ -122,6 +122,7 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
         "core_quota": 1.5,
         "threads": 2,
         "blas": "openblas 0.3",
+        "kernels": 0,
         "processes": 1,
         "pushes": 3,
         "samples_per_s": 0.0,

@@ -15,8 +15,14 @@ from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.loop import new_run
 from dist_net.training.server.members import RETURN_S
-from dist_net.training.server.metrics import RECORDS_PER_REPORT
-from dist_net.training.server.protocol import Forget, Record, SendToPeer, ServerCommand
+from dist_net.training.server.metrics import RECORDS_PER_REPORT, RunMetrics
+from dist_net.training.server.protocol import (
+    MAX_KERNELS,
+    Forget,
+    Record,
+    SendToPeer,
+    ServerCommand,
+)
 from dist_net.training.server.run_report import WORKERS_PER_REPORT
 from dist_net.training.server.state import RunState
 from dist_net.wire.codec import encode
@@ -577,6 +583,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "journal_error": None,
         "loss_warning": None,
         "worker_warning": None,
+        "kernel_warning": None,
         "resume_warnings": [],
     }
     assert worker == {
@@ -686,3 +693,22 @@ def test_a_report_fits_into_a_message_whatever_its_workers_are_called() -> None:
     report = desk.report()
     assert len(report["workers"]) == WORKERS_PER_REPORT
     assert report["worker_count"] == WORKERS_PER_REPORT + 5
+
+
+def test_workers_that_round_differently_are_recorded_once_and_warned_of(desk: Desk) -> None:
+    haswell = UNKNOWN_EQUIPMENT._replace(blas="openblas (Haswell)", kernels=1)
+    zen = UNKNOWN_EQUIPMENT._replace(blas="openblas (Zen)", kernels=2)
+    for node, equipment in ((b"a", haswell), (b"b", haswell), (b"c", UNKNOWN_EQUIPMENT)):
+        desk.join(node, equipment=equipment)
+        assert desk.report()["kernel_warning"] is None
+    desk.join(b"d", equipment=zen)
+    warning = desk.report()["kernel_warning"]
+    assert "openblas (Haswell), openblas (Zen)" in warning
+    assert "--bits portable" in warning
+    assert RunMetrics.from_json(desk.run.metrics.to_json()).kernels == desk.run.metrics.kernels
+
+
+def test_a_peer_that_joins_with_ever_new_kernels_does_not_fill_the_journal(desk: Desk) -> None:
+    for kernels in range(1, 2 * MAX_KERNELS):
+        desk.join(b"%d" % kernels, equipment=UNKNOWN_EQUIPMENT._replace(kernels=kernels))
+    assert len(desk.run.metrics.kernels) == MAX_KERNELS

@@ -42,7 +42,7 @@ def test_a_round_is_applied_once_all_its_results_have_arrived(consistency: Consi
     assert (desk.run.store.version, desk.run.ledger.applied_samples) == (0, 0)
     record, *answers = desk.commands(b"b", desk.a_push(other, change=3.0))
     assert isinstance(record, Record)
-    assert [(each.version, each.steps.start, each.together) for each in record.applied] == [
+    assert [(each.version, each.steps.start, each.together) for each in record.records] == [
         (1, one.steps.start, 2),
         (1, other.steps.start, 2),
     ]
@@ -111,8 +111,8 @@ def test_two_workers_share_the_minibatches_of_a_short_run(consistency: Consisten
     desk.answers(b"a", desk.a_push(one))
     record, *_ = desk.commands(b"b", desk.a_push(other))
     assert isinstance(record, Record)
-    assert {each.steps.batch_size for each in record.applied} == {2}
-    assert {each.outer for each in record.applied} <= {WHOLE, OuterStep(0.5, 0.0, 0.5)}
+    assert {each.steps.batch_size for each in record.records} == {2}
+    assert {each.outer for each in record.records} <= {WHOLE, OuterStep(0.5, 0.0, 0.5)}
     desk.leave(b"b", 2)
     alone = desk.trained(b"a", 1, samples_at_most=desk.run.ledger.applied_samples + 1)
     assert desk.push(b"a", alone).steps.batch_size == 4

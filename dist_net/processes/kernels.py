@@ -1,0 +1,96 @@
+"""The kernels that a process computes with, since they decide how results are rounded.
+
+OpenBLAS, NumPy and numba choose kernels for the processor, when they are loaded. With the bits
+``portable``, they use those of Haswell (2013), which every x86-64 processor since then has; the
+results are then the same on all of them. Only the environment of a new process makes the choice.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from types import MappingProxyType
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from dist_net.errors import SettingError
+
+FAST, PORTABLE = BITS = "fast", "portable"
+_ARCHITECTURE = "Haswell"
+_LARGEST = 1024
+_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {
+        "OPENBLAS_CORETYPE": _ARCHITECTURE,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "",  # those of the name
+        # As NumPy up to 2.3 and from 2.4 on calls them; it ignores the names that it lacks.
+        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL "
+        "AVX512_SPR X86_V4",
+    }
+)
+
+
+def environment_of(bits: str) -> Mapping[str, str]:
+    """Return the environment variables of a process that computes with these bits."""
+    return _ENVIRONMENT if bits == PORTABLE else {}
+
+
+def python_with(bits: str) -> list[str]:
+    """Return the command that starts Python with these bits; arguments may follow."""
+    variables = [f"{name}={value}" for name, value in environment_of(bits).items()]
+    return [*(["env", *variables] if variables else []), sys.executable]
+
+
+def blas_libraries() -> list[str]:
+    """Return the loaded BLAS libraries: names, versions and kernels."""
+    return sorted(
+        {
+            f"{each['internal_api']} {each['version']}"
+            + (f" ({each['architecture']})" if each.get("architecture") else "")
+            for each in threadpool_info()
+            if each["user_api"] == "blas"
+        }
+    )
+
+
+def require_bits(bits: str) -> None:
+    """Raise SettingError if this process does not compute with these bits."""
+    found = blas_libraries()
+    kernels = {each.rpartition(" ")[2] for each in found}
+    if bits == PORTABLE and kernels != {f"({_ARCHITECTURE})"}:
+        raise SettingError(
+            f"--bits portable with {', '.join(found)}: expected OpenBLAS on an x86-64 processor, "
+            f"as in NumPy's wheels, and a process that 'dist-net train' or 'join' has started"
+        )
+
+
+def with_bits(digest: str, bits: str) -> str:
+    """Return the shared facts of a run with its bits; see ``LoadedRecipe.digest``."""
+    return f"{digest}; bits {PORTABLE}" if bits == PORTABLE else digest
+
+
+def bits_in(digest: str) -> str:
+    """Invert ``with_bits``."""
+    return PORTABLE if digest.endswith(with_bits("", PORTABLE)) else FAST
+
+
+def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
+    """Return a digest of fixed products and elementwise operations, by this process's kernels.
+
+    ``shapes``: those of the parameters, which the products have, up to ``_LARGEST`` in each
+    direction. Processes whose digests are equal round alike, as far as these operations show.
+    """
+    digest, random = blake2b(digest_size=7), np.random.default_rng(0)
+    sizes = {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1}
+    for height, width in sorted({(min(h, _LARGEST), min(w, _LARGEST)) for h, w in sizes}):
+        inputs = random.random((rows, height), np.float32) - np.float32(0.5)
+        outputs = inputs @ (random.random((height, width), np.float32) - np.float32(0.5))
+        digest.update(outputs.tobytes())
+        digest.update((inputs.T @ outputs).tobytes())
+    numbers = random.random(4096, np.float32)
+    for operation in (np.exp, np.log1p, np.tanh, np.sqrt, np.sum):
+        digest.update(operation(numbers).tobytes())
+    return int.from_bytes(digest.digest())
