@@ -80,6 +80,7 @@ def test_a_peer_gives_our_answers(peer: Contestant, net: Configuration, tmp_path
     assert own.std() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", photos.PEERS, ids=lambda peer: peer.name)
 def test_a_peer_gives_our_answers_by_lite0(peer: Contestant, tmp_path: Path) -> None:
     require(peer)
@@ -122,6 +123,7 @@ def test_a_bench_of_photos_tells_every_case(capsys: pytest.CaptureFixture[str]) 
     assert "run 1 of 1 on a folder of 30 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_bench_measures_what_is_ours_without_a_peer(net: Configuration) -> None:
     said: list[str] = []
     measured = darknet53.contest(net, QUICK, with_peers=False, say=said.append)
