@@ -64,14 +64,14 @@ CASES: dict[str, tuple[Any, Any, list[np.ndarray]]] = {
         f"einsum {subscripts}": (
             lambda *x, subscripts=subscripts: ad.einsum(subscripts, *x),
             lambda *x, subscripts=subscripts: torch.einsum(subscripts, *x),
-            [X[:, :1], RANDOM.standard_normal((1, 2, 5, 4))[:, :, : shape[0], : shape[1]]],
+            [RANDOM.standard_normal(shape) for shape in shapes],
         )
-        for subscripts, shape in {
-            "...ij,...jk->...ik": (5, 4),
-            "...i,...i->...": (1, 1),
-            "...i,...i->i": (4, 1),
-            "a...,...b->ab": (1, 4),
-        }.items()
+        for subscripts, *shapes in (
+            ("...ij,...jk->...ik", (3, 1, 4, 5), (2, 5, 2)),
+            ("...i,...i->...", (3, 1, 4), (2, 4)),
+            ("...i,...i->i", (3, 4), (1, 4)),
+            ("a...,...b->ab", (3, 2, 2), (2, 5)),
+        )
     },
 }
 
