@@ -1,5 +1,6 @@
 """Layers of sequences, group norm and pools over time against PyTorch and finite differences."""
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.check import check_gradients
+from dist_net.data import records
 from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.sequences import Recurrent
 from given_parameters import Arrays, InFloat64
 from naming import naming
@@ -348,6 +351,23 @@ def test_each_group_has_mean_0_and_variance_1() -> None:
     of_group = found.reshape(3, 5, 2, 2)
     np.testing.assert_allclose(of_group.mean((1, 3)), 0, atol=1e-10)
     np.testing.assert_allclose(of_group.var((1, 3)), 1, rtol=1e-6)
+
+
+def test_inference_sessions_compute_layers_of_sequences() -> None:
+    heads = {
+        "padded": nn.Bidirectional(nn.LSTM(3, return_sequences=True)),
+        "mean": nn.GlobalAveragePool(),
+        "best": nn.Lambda(lambda x: ad.top_k(ad.var(x["sequence"], 1, ddof=1), 2)[0]),
+    }
+    inputs = records(sequence=X.astype(np.float32), mask=PADDED)
+    model = nn.Model(nn.NamedOutputs(heads), (), "mse", inputs.dtype)
+    model.weights = model.layout.initial(np.random.default_rng(0))
+    prepared = prepare(model, model.weights)
+    for is_reproducible in (False, True):
+        with closing(Inference(model, prepared, reproducible=is_reproducible)) as session:
+            found, wanted = session(inputs), model.predict(inputs)
+        for name in heads:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6)
 
 
 # What is refused
