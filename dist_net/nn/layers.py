@@ -326,10 +326,7 @@ def _places(name: str, x: Expression) -> range:
 
 
 def fields_of(name: str, x: Expression, first: str, *others: str) -> dict[str, Expression]:
-    """Return the inputs of a layer by name: the fields of a record, or ``x``, which is ``first``.
-
-    Raise ``ShapeError`` for a record without ``first``, or with a field that the layer lacks.
-    """
+    """Return the fields of a record, or ``x`` as the ``first``; raise ShapeError for others."""
     given = {each: x[each] for each in x.dtype.names} if x.dtype.names else {first: x}
     if first not in given or not given.keys() <= {first, *others}:
         raise ShapeError(f"{name}: fields {[*given]}; expected {first!r}, and any of {[*others]}")
@@ -441,8 +438,8 @@ class GroupNorm(Described):
 
 def _standardized(x: Expression, axes: int | Pair, epsilon: float) -> Expression:
     """Return (x - mean) / √(variance + epsilon) along these axes."""
-    deviation = ad.sqrt(ad.var(x, axes, keepdims=True) + epsilon)
-    return (x - ad.mean(x, axes, keepdims=True)) / deviation
+    centered = x - ad.mean(x, axes, keepdims=True)
+    return centered / ad.sqrt(ad.mean(ad.square(centered), axes, keepdims=True) + epsilon)
 
 
 def _scaled(x: Expression, scope: Scope) -> Expression:

@@ -20,8 +20,7 @@ from dist_net.nn.layers import AveragePool, Conv2D, Dense, Described, MaxPool, f
 from dist_net.nn.parameters import Initializer, Scope, glorot_uniform, zeros
 
 MAX_STEPS = 10_000  # a plan of more takes minutes to compile
-HIDDEN = -1e9
-"""The score of a place that a mask hides. It is finite, so a place that sees none has no nan."""
+HIDDEN = -1e9  # the score of a place that a mask hides; finite, so where all are hidden is no nan
 
 State = tuple[Expression, ...]
 """The output of a step, (N, units), called "state", and further arrays for the next step."""
