@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dist_net
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.check import check_gradients
@@ -368,6 +369,17 @@ def test_inference_sessions_compute_layers_of_sequences() -> None:
             found, wanted = session(inputs), model.predict(inputs)
         for name in heads:
             np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_learns_from_steps_that_its_mask_shows() -> None:
+    steps = RNG.integers(0, 2, (300, 6, 1)).astype(np.float32)
+    mask = np.arange(6) < RNG.integers(1, 7, (300, 1))
+    labels = ((steps[..., 0] > 0) & mask).any(1).astype(np.int64)
+    inputs = records(sequence=steps, mask=mask)
+    network = nn.Sequential(nn.Bidirectional(nn.GRU(6)), nn.Dense(2))
+    model = nn.Model(network, (), input_dtype=inputs.dtype)
+    dist_net.fit(model, inputs, labels, epochs=15, learning_rate=0.02)
+    assert model.evaluate(inputs, labels)["accuracy"] > 0.95
 
 
 # What is refused
