@@ -130,7 +130,16 @@ def residual(draw: Draw, shape: Shape) -> nn.Layer:
 
 
 def normalization(draw: Draw, shape: Shape) -> nn.Layer:
-    return draw(st.sampled_from([nn.BatchNorm(activation=draw(ACTIVATIONS)), nn.LayerNorm()]))
+    layers = [nn.BatchNorm(activation=draw(ACTIVATIONS)), nn.LayerNorm(), nn.GroupNorm(1)]
+    return draw(st.sampled_from(layers))
+
+
+def along_pixels(draw: Draw, shape: Shape) -> nn.Layer:
+    """A layer of sequences, whose steps are the pixels, row by row."""
+    layers = nn.Conv1D(4, 3, draw(st.sampled_from([1, 2]))), nn.MaxPool1D(2), nn.AveragePool1D(3, 1)
+    layer = draw(st.sampled_from([*layers, nn.MultiHeadAttention(1, draw(st.booleans()))]))
+    as_steps = nn.Lambda(lambda x: ad.reshape(x, (x.shape[0], -1, x.shape[-1])))
+    return nn.Sequential(as_steps, layer, nn.Lambda(lambda x: x[:, None]))
 
 
 def pooling(draw: Draw, shape: Shape) -> nn.Layer:
@@ -145,7 +154,7 @@ def dropout(draw: Draw, shape: Shape) -> nn.Layer:
 
 LAYERS = [
     *(convolution, convolution, pointwise, pointwise, winograd, residual),
-    *(dilated, enlarged, skipped, normalization, pooling, dropout),
+    *(dilated, enlarged, skipped, normalization, pooling, dropout, along_pixels),
 ]
 
 
@@ -163,7 +172,8 @@ def models(draw: Draw) -> nn.Model:
         with suppress(ShapeError):  # a window that is larger than what there is
             applied([*layers, layer], shape)
             layers.append(layer)
-    layers.append(draw(st.sampled_from([nn.GlobalAveragePool(), nn.Flatten()])))
+    ends = [nn.GlobalAveragePool(), nn.Flatten(), nn.GlobalMaxPool()]
+    layers.append(draw(st.sampled_from(ends)))
     if draw(st.booleans()):
         layers.append(sliced(draw, applied(layers, shape).shape[1:]))
     layers += [nn.Dense(6, draw(ACTIVATIONS)), nn.Dense(3)]

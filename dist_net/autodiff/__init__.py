@@ -24,8 +24,9 @@ from dist_net.autodiff.operations.classification import (
 from dist_net.autodiff.operations.convolution import conv2d, conv2d_transpose
 from dist_net.autodiff.operations.elementwise import (
     absolute, add, astype, clip, cos, divide, equal, erf, exp, expm1, gelu, greater, greater_equal,
-    leaky_relu, less, less_equal, log, log1p, logical_and, logical_not, maximum, minimum, multiply,
-    negative, power, relu, sigmoid, sign, silu, sin, softplus, sqrt, square, subtract, tanh, where,
+    leaky_relu, less, less_equal, log, log1p, logical_and, logical_not, logical_or, maximum,
+    minimum, multiply, negative, power, relu, sigmoid, sign, silu, sin, softplus, sqrt, square,
+    subtract, tanh, where,
 )
 from dist_net.autodiff.operations.indexing import take
 from dist_net.autodiff.operations.matmul import einsum, matmul
@@ -33,20 +34,24 @@ from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool
 from dist_net.autodiff.operations.records import record
 from dist_net.autodiff.operations.reduction import broadcast_to, cumsum, mean, sum
-from dist_net.autodiff.operations.selection import argmax, argmin, max, min, stop_gradient
+from dist_net.autodiff.operations.selection import (
+    argmax, argmin, argsort, masked_mean, max, min, prod, sort, std, stop_gradient,
+    take_along_axis, top_k, var,
+)
 from dist_net.autodiff.operations.shaping import (
     concatenate, matrix_transpose, pad, reshape, split, stack, transpose, zeros_around,
 )
 
 __all__ = [
-    "Array", "BoundPlan", "Expression", "Operation", "Plan", "Shape", "absolute", "add",
-    "apply", "argmax", "argmin", "astype", "average_pool", "batch_normalize", "broadcast_to",
+    "Array", "BoundPlan", "Expression", "Operation", "Plan", "Shape", "absolute", "add", "apply",
+    "argmax", "argmin", "argsort", "astype", "average_pool", "batch_normalize", "broadcast_to",
     "clip", "compile", "concatenate", "constant", "conv2d", "conv2d_transpose", "cos",
     "cross_entropy_of_logits", "cumsum", "divide", "einsum", "equal", "erf", "evaluate", "exp",
-    "expm1", "gelu", "gradients", "greater", "greater_equal", "leaky_relu", "less",
-    "less_equal", "log", "log1p", "log_softmax", "logical_and", "logical_not", "matmul",
-    "matrix_transpose", "max", "max_pool", "maximum", "mean", "min", "minimum", "multiply",
-    "negative", "pad", "power", "record", "relu", "reshape", "sigmoid", "sign", "silu", "sin",
-    "softmax", "softplus", "split", "sqrt", "square", "stack", "stop_gradient", "subtract",
-    "sum", "take", "tanh", "transpose", "uniform", "variable", "where", "zeros_around",
+    "expm1", "gelu", "gradients", "greater", "greater_equal", "leaky_relu", "less", "less_equal",
+    "log", "log1p", "log_softmax", "logical_and", "logical_not", "logical_or", "masked_mean",
+    "matmul", "matrix_transpose", "max", "max_pool", "maximum", "mean", "min", "minimum",
+    "multiply", "negative", "pad", "power", "prod", "record", "relu", "reshape", "sigmoid", "sign",
+    "silu", "sin", "softmax", "softplus", "sort", "split", "sqrt", "square", "stack", "std",
+    "stop_gradient", "subtract", "sum", "take", "take_along_axis", "tanh", "top_k", "transpose",
+    "uniform", "var", "variable", "where", "zeros_around",
 ]

@@ -26,7 +26,7 @@ EXAMINED_BYTES = 64 << 20
 class Dataset:
     """Inputs and targets, split into a part to train on and a part to test on.
 
-    Inputs are numbers of any shape and dtype; the first axis counts samples. Several inputs or
+    Inputs are numbers or bools of any shape; the first axis counts samples. Several inputs or
     targets per sample are the fields of a structured array: see ``records``. Targets are integers
     that index ``class_names``, of any dtype, or, without classes, floats (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
@@ -91,8 +91,8 @@ class Dataset:
         if isinstance(values, np.ndarray) and not values.ndim:
             self._refuse(f"{what} without an axis", "the first axis to count samples")
         kinds = {values.dtype[name].base.kind for name in values.dtype.names or ()}
-        if (kinds or {values.dtype.kind}) - {*"iuf"}:
-            self._refuse(f"{what} of dtype {values.dtype}", "numbers")
+        if (kinds or {values.dtype.kind}) - {*"biuf"}:
+            self._refuse(f"{what} of dtype {values.dtype}", "numbers or bools")
         if len(values) == 0:
             self._refuse(f"no {what}", "at least one")
         return samples

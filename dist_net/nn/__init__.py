@@ -7,9 +7,9 @@ from dist_net.autodiff import (
 )
 from dist_net.nn.layers import (
     AveragePool, BatchNorm, Concatenate, Conv2D, Conv2DTranspose, Dense, DepthwiseConv2D, Dropout,
-    Embedding, Features, Field, Flatten, FrozenBatchNorm, GlobalAveragePool, Lambda, Layer,
-    LayerNorm, MaxPool, MultiHeadAttention, NamedOutputs, Rescale, Residual, Sequential,
-    Unembedding, Upsample, linear, relu6,
+    Embedding, Features, Field, Flatten, Frozen, FrozenBatchNorm, GlobalAveragePool,
+    GlobalMaxPool, GroupNorm, Lambda, Layer, LayerNorm, MaxPool, NamedOutputs, Rescale, Residual,
+    Sequential, Unembedding, Upsample, linear, relu6,
 )
 from dist_net.nn.losses import (
     Weighted, binary_cross_entropy_of_logits, cross_entropy_of_probabilities, mean_absolute_error,
@@ -20,17 +20,19 @@ from dist_net.nn.parameters import (
     Buffer, Layout, Parameter, Scope, copy_of, glorot_uniform, he_normal, he_uniform, ones,
     small_normal, zeros,
 )
-from dist_net.nn.recurrent import GRU, LSTM
+from dist_net.nn.sequences import (
+    GRU, LSTM, AveragePool1D, Bidirectional, Conv1D, MaxPool1D, MultiHeadAttention,
+)
 
 __all__ = [
-    "GRU", "LSTM", "AveragePool", "BatchNorm", "Buffer", "Concatenate", "Conv2D",
-    "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dropout", "Embedding", "Features", "Field",
-    "Flatten", "FrozenBatchNorm", "GlobalAveragePool", "Lambda", "Layer", "LayerNorm", "Layout",
-    "MaxPool", "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor",
-    "Rescale", "Residual", "Scope", "Sequential", "Unembedding", "Upsample", "Weighted",
-    "binary_cross_entropy_of_logits", "copy_of", "cross_entropy_of_logits",
-    "cross_entropy_of_probabilities", "gelu", "glorot_uniform", "he_normal", "he_uniform",
-    "leaky_relu", "linear", "mean_absolute_error", "mean_squared_error", "one_hot", "ones",
-    "record", "relu", "relu6", "sigmoid", "silu", "small_normal", "softmax", "softplus", "tanh",
-    "zeros",
+    "GRU", "LSTM", "AveragePool", "AveragePool1D", "BatchNorm", "Bidirectional", "Buffer",
+    "Concatenate", "Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dropout",
+    "Embedding", "Features", "Field", "Flatten", "Frozen", "FrozenBatchNorm", "GlobalAveragePool",
+    "GlobalMaxPool", "GroupNorm", "Lambda", "Layer", "LayerNorm", "Layout", "MaxPool", "MaxPool1D",
+    "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor", "Rescale", "Residual",
+    "Scope", "Sequential", "Unembedding", "Upsample", "Weighted", "binary_cross_entropy_of_logits",
+    "copy_of", "cross_entropy_of_logits", "cross_entropy_of_probabilities", "gelu",
+    "glorot_uniform", "he_normal", "he_uniform", "leaky_relu", "linear", "mean_absolute_error",
+    "mean_squared_error", "one_hot", "ones", "record", "relu", "relu6", "sigmoid", "silu",
+    "small_normal", "softmax", "softplus", "tanh", "zeros",
 ]

@@ -159,40 +159,6 @@ class Unembedding(Described):
 
 
 @dataclass(frozen=True, repr=False)
-class MultiHeadAttention(Described):
-    """Self-attention: (N, T, D) to (N, T, D), for ``heads`` that divide D (Vaswani et al. 2017).
-
-    ``causal``: a place attends to itself and the places before it only. The parameters ``kernel``
-    and ``bias`` compute the queries, keys and values, in this order, each (heads, D / heads).
-    """
-
-    heads: int
-    causal: bool = False
-    kernel_initializer: Initializer = glorot_uniform
-
-    def __post_init__(self) -> None:
-        integer("MultiHeadAttention: heads", self.heads, 1)
-
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
-        if x.ndim != 3 or x.shape[2] % self.heads:
-            raise ShapeError(
-                f"MultiHeadAttention: expected (N, T, D) with D divisible by {self.heads} heads, "
-                f"got {x.shape}"
-            )
-        count, places, width = x.shape
-        kernel = scope.parameter("kernel", (width, 3 * width), self.kernel_initializer)
-        projected = x @ kernel + scope.parameter("bias", (3 * width,), zeros)
-        of_head = ad.reshape(projected, (count, places, 3, self.heads, width // self.heads))
-        queries, keys, values = (of_head[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
-        scores = (queries * (width // self.heads) ** -0.5) @ ad.matrix_transpose(keys)
-        if self.causal:
-            scores = scores + ad.constant(np.triu(np.full((places, places), -np.inf, x.dtype), 1))
-        attended = ad.reshape((ad.softmax(scores) @ values).transpose(0, 2, 1, 3), x.shape)
-        kernel = scope.parameter("output_kernel", (width, width), self.kernel_initializer)
-        return attended @ kernel + scope.parameter("output_bias", (width,), zeros)
-
-
-@dataclass(frozen=True, repr=False)
 class Conv2D(Described):
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
@@ -330,11 +296,41 @@ class AveragePool(Described):
 
 @dataclass(frozen=True, repr=False)
 class GlobalAveragePool(Described):
-    """The mean of each channel: (N, H, W, C) to (N, C)."""
+    """The mean of each channel: (N, ..., C) to (N, C).
+
+    Of a record, it is the mean of the ``sequence``, (N, T, C), where the ``mask``, bools (N, T), is
+    true, and 0 if it is true nowhere.
+    """
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        require_map("GlobalAveragePool", x)
-        return ad.mean(x, (1, 2))
+        given = fields_of("GlobalAveragePool", x, "sequence", "mask")
+        axes = _places("GlobalAveragePool", given["sequence"])
+        if "mask" not in given:
+            return ad.mean(given["sequence"], axes)
+        return ad.masked_mean(given["sequence"], given["mask"][..., None], axes)
+
+
+@dataclass(frozen=True, repr=False)
+class GlobalMaxPool(Described):
+    """The largest element of each channel: (N, ..., C) to (N, C)."""
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return ad.max(x, _places("GlobalMaxPool", x))
+
+
+def _places(name: str, x: Expression) -> range:
+    """Return the axes between samples and channels; raise ``ShapeError`` if there are none."""
+    if x.ndim < 3:
+        raise ShapeError(f"{name}: expected (N, ..., C) with places between, got {x.shape}")
+    return range(1, x.ndim - 1)
+
+
+def fields_of(name: str, x: Expression, first: str, *others: str) -> dict[str, Expression]:
+    """Return the fields of a record, or ``x`` as the ``first``; raise ShapeError for others."""
+    given = {each: x[each] for each in x.dtype.names} if x.dtype.names else {first: x}
+    if first not in given or not given.keys() <= {first, *others}:
+        raise ShapeError(f"{name}: fields {[*given]}; expected {first!r}, and any of {[*others]}")
+    return given
 
 
 @dataclass(frozen=True, repr=False)
@@ -369,16 +365,15 @@ class BatchNorm(Described):
             raise ShapeError(f"BatchNorm: expected (N, ..., channels), got {x.shape}")
         _expect_floats("BatchNorm", x)
         channels = x.shape[-1:]
-        gamma = scope.parameter("gamma", channels, ones)
-        beta = scope.parameter("beta", channels, zeros)
+        declared = scope.with_batch_norm("fixed", scope.batch_norm == "fixed")
+        gamma = declared.parameter("gamma", channels, ones)
+        beta = declared.parameter("beta", channels, zeros)
         mean = scope.buffer("mean", channels, zeros, self.momentum)
         variance = scope.buffer("variance", channels, ones, self.momentum)
         if not scope.training:
             scale = gamma / self._deviation(variance)
             return activate((x - mean) * scale + beta, self.activation)
         if scope.batch_norm != "batch" or x.size == x.shape[-1]:
-            if scope.batch_norm == "fixed":
-                gamma, beta = ad.stop_gradient(gamma), ad.stop_gradient(beta)
             scale = gamma / self._deviation(variance)
             shift = beta - mean * scale
             if isinstance(x.operation, convolution.Conv2D):
@@ -414,19 +409,51 @@ class LayerNorm(Described):
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_floats("LayerNorm", x)
-        centered = x - x.mean(-1, keepdims=True)
-        deviation = ad.sqrt(ad.square(centered).mean(-1, keepdims=True) + self.epsilon)
-        gamma = scope.parameter("gamma", x.shape[-1:], ones)
-        return centered / deviation * gamma + scope.parameter("beta", x.shape[-1:], zeros)
+        return _scaled(_standardized(x, -1, self.epsilon), scope)
+
+
+@dataclass(frozen=True, repr=False)
+class GroupNorm(Described):
+    """As ``LayerNorm``, with the mean and variance of each of ``groups`` of channels over all
+    places of a sample: (N, ..., C), with gamma and beta per channel (Wu and He 2018)."""
+
+    groups: int
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        integer("GroupNorm: groups", self.groups, 1)
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_floats("GroupNorm", x)
+        if x.ndim < 2 or x.shape[-1] % self.groups:
+            raise ShapeError(
+                f"GroupNorm: expected (N, ..., C) with C divisible by {self.groups} groups, got "
+                f"{x.shape}"
+            )
+        count, *places, channels = x.shape
+        groups = (count, math.prod(places), self.groups, channels // self.groups)
+        normal = _standardized(ad.reshape(x, groups), (1, 3), self.epsilon)
+        return _scaled(ad.reshape(normal, x.shape), scope)
+
+
+def _standardized(x: Expression, axes: int | Pair, epsilon: float) -> Expression:
+    """Return (x - mean) / √(variance + epsilon) along these axes."""
+    centered = x - ad.mean(x, axes, keepdims=True)
+    return centered / ad.sqrt(ad.mean(ad.square(centered), axes, keepdims=True) + epsilon)
+
+
+def _scaled(x: Expression, scope: Scope) -> Expression:
+    """Return x · gamma + beta for each channel, the last axis."""
+    gamma = scope.parameter("gamma", x.shape[-1:], ones)
+    return x * gamma + scope.parameter("beta", x.shape[-1:], zeros)
 
 
 @dataclass(frozen=True, repr=False)
 class FrozenBatchNorm(Described):
     """A network whose batch norm also uses its buffers in training; for fine-tuning.
 
-    Means and variances stay constant. Gamma and beta have gradients only if ``trained``; weight
-    decay changes them like every parameter, even without a gradient. Parameters and buffers keep
-    the network's names.
+    Means and variances stay constant, and so do gamma and beta unless ``trained``. Parameters and
+    buffers keep the network's names.
     """
 
     network: Layer
@@ -434,6 +461,21 @@ class FrozenBatchNorm(Described):
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         return self.network(x, scope.with_batch_norm("frozen" if self.trained else "fixed"))
+
+
+@dataclass(frozen=True, repr=False)
+class Frozen(Described):
+    """A network that is not trained: no gradient, weight decay or momentum changes it.
+
+    Its parameters become buffers of the same names, which stay constant, also in a cluster. Batch
+    norm uses its means and variances; dropout drops. A layer object that is used again must be
+    frozen in each place.
+    """
+
+    network: Layer
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return self.network(x, scope.with_batch_norm("frozen", is_frozen=True))
 
 
 @dataclass(frozen=True, repr=False)
@@ -512,9 +554,10 @@ class Sequential:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
-            inner = scope.child(type(layer).__name__.lower(), layer)
+            named = layer.network if isinstance(layer, Frozen) else layer
+            inner = scope.child(type(named).__name__.lower(), named)
             x = layer(x, inner)
-            if not isinstance(layer, Sequential):
+            if not isinstance(named, Sequential):
                 scope.outputs.append((inner.prefix, x))
         return x
 

@@ -23,7 +23,7 @@ from dist_net.autodiff.arrays import Shape, shown
 from dist_net.autodiff.expression import topological_order
 from dist_net.checkpoint import MALFORMED
 from dist_net.errors import DistNetError, ModelFileError, ParameterError
-from dist_net.nn import layers, recurrent
+from dist_net.nn import layers, sequences
 from dist_net.nn.losses import LOSSES, Loss, Weighted, loss_named
 from dist_net.nn.parameters import Scope
 
@@ -40,7 +40,7 @@ MAX_VALUE_BYTES = 1 << 28
 PARTS: dict[str, Any] = {
     **{
         name: part
-        for module in (layers, recurrent)
+        for module in (layers, sequences)
         for name, part in vars(module).items()
         if isinstance(part, type) and issubclass(part, layers.Described | layers.Sequential)
     },

@@ -101,14 +101,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Buffer(Parameter):
-    """An untrained array: a moving average, moving ← momentum·moving + (1-momentum)·new."""
+    """An untrained array: a moving average, moving ← momentum·moving + (1-momentum)·new.
+
+    A momentum of 1 makes it constant, as the parameters and buffers of ``Frozen`` layers are.
+    """
 
     momentum: float
 
 
 BatchNormMode = Literal["batch", "frozen", "fixed"]
 """The statistics that batch norm uses in training. "batch": the batch's mean and variance.
-"frozen": its buffers. "fixed": its buffers, and gamma and beta are not trained."""
+"frozen": its buffers. "fixed": its buffers, and gamma and beta are frozen too."""
 
 
 class Scope:
@@ -122,6 +125,7 @@ class Scope:
         self.training = training
         self.generator = generator if generator is not None else np.random.default_rng()
         self.batch_norm: BatchNormMode = "batch"
+        self.is_frozen = False
         self.parameters: dict[str, Parameter] = {}
         self.variables: dict[str, Expression] = {}
         self.buffers: dict[str, Buffer] = {}
@@ -138,11 +142,13 @@ class Scope:
         """Declare a parameter of the current layer and return its variable.
 
         A layer object that is used again gets its first variables. Raise ``ParameterError`` if the
-        layer already has a parameter of that name.
+        layer already has a parameter of that name, or is frozen in one place only.
         """
-        known = self.variables.get(self.prefix + name)
+        known = (self.buffers if self.is_frozen else self.parameters).get(self.prefix + name)
         if self._is_again and known is not None and known.shape == shape:
-            return known
+            return variable(known.name, shape)
+        if self.is_frozen:
+            return self.buffer(name, shape, initializer)
         full_name = self._new_name(name)
         place = variable(full_name, shape)
         self.parameters[full_name] = Parameter(full_name, place.shape, initializer)
@@ -163,6 +169,7 @@ class Scope:
             )
         full_name = self._new_name(name)
         place = variable(full_name, shape)
+        momentum = 1.0 if self.is_frozen else momentum
         self.buffers[full_name] = Buffer(full_name, place.shape, initializer, momentum)
         return place
 
@@ -189,14 +196,14 @@ class Scope:
         if full_name in self.parameters or full_name in self.buffers:
             raise ParameterError(
                 f"parameter {full_name!r} is declared twice; use another name, or another layer "
-                f"object if its shape differs or it has buffers"
+                f"object if its shape differs, it has buffers, or it is Frozen in one place only"
             )
         return full_name
 
-    def with_batch_norm(self, mode: BatchNormMode) -> Scope:
-        """Return this scope with another ``batch_norm``."""
+    def with_batch_norm(self, mode: BatchNormMode, is_frozen: bool = False) -> Scope:
+        """Return this scope with another ``batch_norm``, and with constant parameters if frozen."""
         other = copy(self)
-        other.batch_norm = mode
+        other.batch_norm, other.is_frozen = mode, self.is_frozen or is_frozen
         return other
 
     def forget(self, names: Set[str]) -> None:

@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.errors import ShapeError
+from dist_net.errors import SettingError, ShapeError
 from dist_net.optim.ranges import (
     TOO_LARGE,
     Floats,
@@ -124,12 +124,15 @@ def start_rule(
 ) -> UpdateRule:
     """Return a float32 rule for a flat vector of these arrays.
 
-    The last ``len(momenta)`` arrays are buffers with these momenta. ``clip_norm`` and
+    The last ``len(momenta)`` arrays are buffers with these momenta, from 0 to 1. ``clip_norm`` and
     ``average_decay``: see ``UpdateRule``.
     """
-    momenta = [fraction("momentum", each) for each in momenta]
     sizes = [math.prod(shape) for _, shape in shapes]
     trained = len(sizes) - len(momenta)
+    if trained < 1:
+        raise SettingError(
+            "the model has no parameter to train; expected a layer that is not Frozen"
+        )
     rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
     averaging_rates = np.concatenate([np.empty(0, np.float32), *rates])
     rule = UpdateRule(
@@ -137,7 +140,9 @@ def start_rule(
     )
     for index in range(trained, len(sizes)):
         name, start = shapes[index][0], sum(sizes[:index])
-        if name.replace(".", "/").rpartition("/")[2] in VARIANCES:
+        if momenta[index - trained] == 1:
+            rule.frozen.append(slice(start, start + sizes[index]))
+        elif name.replace(".", "/").rpartition("/")[2] in VARIANCES:
             rule.variances[name] = slice(start, start + sizes[index])
     return rule
 
@@ -154,7 +159,8 @@ class UpdateRule:
     is not dominated by its initial weights. Training never reads it (Polyak & Juditsky 1992).
 
     A state has ``state_size`` elements, of which the first ``size`` are the model's vector: the
-    parameters and the buffers. ``variances`` has the places of buffers that are never negative.
+    parameters and the buffers. ``variances`` has the places of buffers that are never negative,
+    ``frozen`` those of buffers that are constant.
     """
 
     def __init__(
@@ -179,6 +185,7 @@ class UpdateRule:
         self.state_size = self.size + len(self._names) * trained_size + 1
         self._scratch = np.empty(trained_size, dtype)
         self.variances: dict[str, slice] = {}
+        self.frozen: list[slice] = []
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

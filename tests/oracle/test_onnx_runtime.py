@@ -16,7 +16,7 @@ from dist_net import nn
 from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.data import records
-from dist_net.errors import MissingExtraError
+from dist_net.errors import ExportError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox
@@ -376,3 +376,51 @@ def test_several_inputs_and_outputs_have_their_names(tmp_path: Path) -> None:
     found = session.run(None, {name: inputs[name] for name in ("code", "numbers")})
     for name, output in zip(("two", "three"), found, strict=True):
         require_close(output, model.predict(inputs)[name])
+
+
+def statistics(x: Expression) -> Expression:
+    shares = ad.softmax(x)
+    parts = [ad.var(x, 1), ad.std(x, 1, ddof=1), ad.prod(shares, 1), ad.max(shares, 1)]
+    return ad.concatenate([*parts, ad.einsum("n...c,n...c->nc", x, shares)], -1)
+
+
+SEQUENCES = {
+    "attention": nn.MultiHeadAttention(2),
+    "causal attention": nn.MultiHeadAttention(2, causal=True),
+    "recurrent": nn.Bidirectional(nn.LSTM(3, return_sequences=True)),
+    "states": nn.Sequential(nn.GRU(3, return_state=True), nn.Field("state")),
+    "mean": nn.GlobalAveragePool(),
+}
+
+
+@pytest.mark.parametrize("layer", SEQUENCES.values(), ids=SEQUENCES)
+def test_masks_are_inputs(layer: nn.Layer, tmp_path: Path) -> None:
+    """Of bools, beside the sequence."""
+    first = "query" if isinstance(layer, nn.MultiHeadAttention) else "sequence"
+    random = np.random.default_rng(0)
+    inputs = records(
+        **{first: random.normal(size=(5, 6, 4)).astype(np.float32)},
+        mask=np.arange(6) < np.array([6, 1, 3, 0, 5])[:, None],
+    )
+    model = nn.Model(layer, (), lambda y, _: y.sum(), inputs.dtype)
+    model.weights = model.layout.initial(random)
+    dist_net.export_model(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for count in (1, 5):
+        given = {name: inputs[name][:count] for name in (first, "mask")}
+        require_close(session.run(None, given)[0], model.predict(inputs[:count]))
+
+
+def test_layers_along_t_and_statistics_are_exported() -> None:
+    layers = (
+        *(nn.Conv1D(8, 3, 2, activation="gelu"), nn.GroupNorm(2), nn.MaxPool1D(2, 1)),
+        *(nn.AveragePool1D(3, 1, "same"), nn.Lambda(statistics), nn.Dense(3)),
+    )
+    model = nn.Model(nn.Sequential(*layers), (20, 4), input_dtype=np.float32)
+    require_agreement(model, weights_of(model))
+
+
+def test_an_order_is_not_exported() -> None:
+    model = nn.Model(nn.Lambda(ad.sort), (4,), input_dtype=np.float32)
+    with pytest.raises(ExportError, match="sort and top_k"):
+        exported(model, np.empty(0, np.float32))

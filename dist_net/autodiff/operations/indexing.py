@@ -1,7 +1,8 @@
 """Indices: NumPy's ``x[index]`` for integers, slices, ``...``, None and arrays of integers.
 
 Arrays of integers, which may be expressions, choose elements along one or several axes. The VJP
-adds up what each element receives, as it may be chosen more than once.
+adds up what each element receives, as it may be chosen more than once. A boolean array is a mask
+if it is NumPy's: the shapes of a graph depend on no value that a plan computes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, apply, constant
 from dist_net.autodiff.operations.elementwise import where
 from dist_net.autodiff.operations.shaping import basic_index, reshape, transpose, without_dots
-from dist_net.errors import DTypeError, IndexRangeError
+from dist_net.errors import DTypeError, IndexRangeError, ShapeError
 
 Indices: TypeAlias = "Expression | NDArray[np.integer[Any]] | Sequence[int]"
 
@@ -124,11 +125,15 @@ class AddAt(Operation):
 
 
 def getitem(x: Expression, index: object) -> Expression:
-    """Return ``x[index]`` by NumPy's rules: a view, unless ``index`` has arrays of integers.
+    """Return ``x[index]`` by NumPy's rules: a view, unless ``index`` has arrays.
 
     Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` or ``DTypeError`` for
     other indices. Plans raise ``IndexRangeError`` for an integer out of range in an array.
     """
+    entries = index if isinstance(index, tuple) else (index,)
+    arrays = [np.asarray(each) for each in entries if isinstance(each, np.ndarray | list)]
+    if any(each.dtype == np.bool_ for each in arrays):
+        return _by_mask(x, index)
     given = without_dots(index, x.shape)
     if not any(isinstance(each, Expression | np.ndarray | list) for each in given):
         return basic_index(x, given)
@@ -158,9 +163,23 @@ def checked_indices(name: str, indices: Expression, length: int) -> Expression:
     return apply(CheckedIndices(name, length), indices)
 
 
+def _by_mask(x: Expression, index: object) -> Expression:
+    """Return ``x[index]`` for an index with a boolean array of NumPy, as NumPy computes it."""
+    try:
+        places = np.arange(x.size).reshape(x.shape, copy=False)[cast(Any, index)]
+    except IndexError as error:
+        raise ShapeError(f"index of shape {x.shape}: {error}") from error
+    return apply(Take(0), reshape(x, (x.size,)), constant(places))
+
+
 def _from_zero(given: object, length: int) -> Expression:
     """Return indices of an axis as intp; a negative index counts from the end."""
     indices = given if isinstance(given, Expression) else constant(np.asarray(given))
+    if indices.dtype.kind == "b":
+        raise DTypeError(
+            f"index: the mask {indices} is computed, so the shape of x[mask] is not known before; "
+            f"expected integers, or a mask of NumPy. Use where(mask, x, 0) or masked_mean(x, mask)"
+        )
     if indices.operation == CheckedIndices("index", length) or indices.dtype.kind == "u":
         return checked_indices("index", indices, length)
     checked = apply(CheckedIndices("index", length, -length), indices)

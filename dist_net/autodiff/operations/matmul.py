@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.reduction import sum, sum_to_shape
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
 from dist_net.errors import ShapeError
+
+PRIVATE = 0xE000  # a character that is no letter of a user
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,16 @@ def misfit(a: Expression, b: Expression) -> ShapeError:
 def einsum(subscripts: str, *expressions: Expression) -> Expression:
     """Return the sum of products in Einstein's notation, such as ``"nqd,nkd->nqk"``.
 
-    It is computed from left to right, as matrix products. Raise ``ShapeError`` unless each letter
-    has one length; a letter may not repeat within an input, and ``...`` is not supported.
+    It is computed from left to right, as matrix products. ``...`` stands for axes that broadcast.
+    Raise ``ShapeError`` unless each letter has one length; a letter may not repeat in an input.
     """
     given, arrow, output = subscripts.replace(" ", "").partition("->")
+    if not arrow:
+        output = "..." + "".join(sorted(c for c in {*given} - {*",."} if given.count(c) == 1))
     terms = given.split(",")
+    if len(terms) == len(expressions):
+        terms, output = _without_dots(terms, output, expressions)
     letters = "".join(terms)
-    output = output if arrow else "".join(sorted(c for c in letters if letters.count(c) == 1))
     lengths = dict(zip(letters, [n for x in expressions for n in x.shape], strict=False))
     shapes = [tuple(lengths.get(c) for c in term) for term in terms]
     repeats = any(len({*term}) < len(term) for term in (*terms, output))
@@ -105,6 +111,29 @@ def einsum(subscripts: str, *expressions: Expression) -> Expression:
         result, term = _contracted(result, term, x, terms[i], kept)
     result, term = _summed(result, term, output)
     return transpose(result, [term.index(c) for c in output])
+
+
+def _without_dots(
+    terms: Sequence[str], output: str, inputs: Sequence[Expression]
+) -> tuple[list[str], str]:
+    """Return the terms and the output of ``einsum`` with a letter for each axis of ``...``.
+
+    An axis that broadcasts gets a letter of its own, over which the product is then summed.
+    """
+    spans: list[Shape] = []
+    for term, x in zip(terms, inputs, strict=True):
+        start, dots, end = term.partition("...")
+        spans.append(x.shape[len(start) : x.ndim - len(end)][::-1] if dots else ())
+    longest = [max(lengths) for lengths in zip_longest(*spans, fillvalue=1)]
+    named = []
+    for number, (term, span) in enumerate(zip(terms, spans, strict=True), 1):
+        letters = [
+            chr(PRIVATE + place + (n == 1 < longest[place]) * number * len(longest))
+            for place, n in enumerate(span)
+        ]
+        named.append(term.replace("...", "".join(letters[::-1])))
+    everywhere = "".join(chr(PRIVATE + place) for place in range(len(longest)))
+    return named, output.replace("...", everywhere[::-1])
 
 
 def _contracted(

@@ -181,8 +181,8 @@ def _add_value(
     else:
         raise ExportError(
             f"the network contains a constant {node.dtype}{list(node.shape)} that depends on the "
-            f"number of inputs, as a mean over the batch does; expected outputs that depend on one "
-            f"input each"
+            f"number of inputs, as in a mean over the batch, sort and top_k; expected outputs that "
+            f"depend on one input each, by other operations"
         )
 
 

@@ -365,6 +365,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.minimum: _by("Min"),
     elementwise.Where: _by("Where"),
     elementwise.logical_and: _by("And"),
+    elementwise.logical_or: _by("Or"),
     elementwise.logical_not: _by("Not"),
     elementwise.Mask: _mask,
     elementwise.clipped: _by("Clip"),

@@ -92,8 +92,8 @@ class RunSettings:
             )
         self._require(
             "momenta",
-            f"numbers in [0, 1), fewer than the layout's {len(self.layout)} arrays",
-            len(self.momenta) < len(self.layout) and all(0 <= each < 1 for each in self.momenta),
+            f"numbers in [0, 1], fewer than the layout's {len(self.layout)} arrays",
+            len(self.momenta) < len(self.layout) and all(0 <= each <= 1 for each in self.momenta),
         )
 
     def _require(self, name: str, expected: str, holds: bool) -> None:

@@ -99,6 +99,8 @@ class StateVersions:
                 others -= rest
                 others *= np.float32(outer.share)
                 others += rest
+        for place in self.rule.frozen:  # the mean of equal numbers may be rounded
+            result[place] = self.state[place]
         if self.rule.fault_of(result) is not None:
             return False
         self.version += 1

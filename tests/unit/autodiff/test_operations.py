@@ -439,6 +439,13 @@ EINSUMS = {
     "ijk->kj": ((2, 3, 4),),
     "ab,bc,cd->ad": ((2, 3), (3, 4), (4, 2)),
     "ab,cd,bc->ad": ((2, 3), (4, 2), (3, 4)),
+    "...ij,...jk->...ik": ((3, 1, 4, 5), (2, 5, 2)),
+    "...ij,jk": ((2, 3, 4), (4, 2)),
+    "i...,...->...i": ((3, 2, 1), (4,)),
+    "...i->i...": ((2, 3, 4),),
+    "...,...": ((3, 1), (1, 4)),
+    "b...i,b...i->b...": ((2, 3, 4), (2, 1, 4)),
+    "ij->...ij": ((2, 3),),
 }
 
 
@@ -449,6 +456,136 @@ def test_einsum(subscripts):
         lambda *x: np.einsum(subscripts, *x),
         *(draw(*shape) for shape in EINSUMS[subscripts]),
     )
+
+
+def test_einsum_sums_over_the_dots_that_its_output_lacks():
+    holds(lambda x: ad.einsum("...i->i", x), lambda x: x.sum((0, 1)), draw(2, 3, 4))
+
+
+MASK = np.array([[True, False, True], [False, True, True]])
+MASKS = {
+    "all axes": MASK,
+    "first axis": MASK[0, :2],
+    "a list": [False, True],
+    "last axis": np.s_[..., np.array([True, False, True, True])],
+    "with an integer": np.s_[MASK, 1],
+    "with an array": np.s_[[0, 1, 0], [0, 1, 2], np.array([True, False, True, True])],
+    "with a new axis": np.s_[None, MASK],
+    "nothing": np.zeros((2, 3), bool),
+}
+
+
+@pytest.mark.parametrize("index", MASKS.values(), ids=MASKS)
+def test_masks_of_numpy_as_indices(index):
+    holds(lambda x: ad.square(x[index]), lambda x: x[index] ** 2, draw(2, 3, 4))
+
+
+def test_masks_are_combined_and_select_by_where():
+    holds(
+        lambda x: ad.where(((x > 0.0) & (x < 1.0)) | ~(x > -1.0), x * x, 0.0),
+        lambda x: np.where(((x > 0) & (x < 1)) | ~(x > -1), x * x, 0),
+        draw(5, 6),
+    )
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)], ids=str)
+def test_a_masked_mean_counts_what_the_mask_shows(axis):
+    mask = np.array([[True, False, False], [True, True, False]])
+    counts = np.maximum(mask.sum(axis), 1)
+    holds(
+        lambda x: ad.masked_mean(ad.square(x), ad.constant(mask), axis),
+        lambda x: (x**2 * mask).sum(axis) / counts,
+        draw(2, 3),
+    )
+    x = np.array([[1.0, np.nan], [3.0, 4.0]])
+    shown = np.array([[True], [False]])
+    (found,) = ad.evaluate([ad.masked_mean(ad.constant(x), ad.constant(shown), 0)])
+    np.testing.assert_array_equal(found, x[0])
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 1), (2, 5, 3)], ids=str)
+@pytest.mark.parametrize("axis", [0, -1])
+def test_elements_in_order_and_the_largest(shape, axis):
+    holds(lambda x: ad.square(ad.sort(x, axis)), lambda x: np.sort(x, axis) ** 2, draw(*shape))
+    holds(
+        lambda x: ad.sort(x, axis, descending=True) ** 3,
+        lambda x: np.flip(np.sort(x, axis), axis) ** 3,
+        draw(*shape),
+    )
+    k = min(2, shape[axis])
+    holds(
+        lambda x: ad.square(ad.top_k(x, k, axis)[0]),
+        lambda x: np.flip(np.sort(x, axis), axis).take(range(k), axis) ** 2,
+        draw(*shape),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8, np.bool_])
+def test_equal_elements_keep_their_order_and_nan_is_the_largest(dtype):
+    array = np.array([[1, 0, 1, 0], [0, 0, 1, 1]], dtype)
+    x = ad.variable("x", array.shape, dtype)
+    up, down, (values, indices) = ad.argsort(x), ad.argsort(x, descending=True), ad.top_k(x, 3)
+    found = ad.evaluate([up, down, values, indices], x=array)
+    for ours, wanted in zip(
+        found,
+        [
+            [[1, 3, 0, 2], [0, 1, 2, 3]],
+            [[0, 2, 1, 3], [2, 3, 0, 1]],
+            np.array([[1, 1, 0], [1, 1, 0]], dtype),
+            [[0, 2, 1], [2, 3, 0]],
+        ],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, wanted)
+    x = ad.constant(np.array([1.0, np.nan, 2.0]))
+    found = ad.evaluate([ad.argsort(x), ad.argsort(x, descending=True)])
+    np.testing.assert_array_equal(found, [[0, 2, 1], [1, 2, 0]])
+
+
+def test_elements_along_an_axis_at_indices():
+    indices = np.array([[2, 0], [1, 1]])
+    holds(
+        lambda x: ad.take_along_axis(x, ad.constant(indices), 1) ** 2,
+        lambda x: np.take_along_axis(x, indices, 1) ** 2,
+        draw(2, 3),
+    )
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("shape", "axes"), [each for each in REDUCED if 0 not in each[0]], ids=str)
+def test_products_variances_and_deviations(shape, axes, keep):
+    holds(
+        lambda x: ad.prod(x, axes, keep),
+        lambda x: np.prod(x, axis=axes, keepdims=keep),
+        draw(*shape),
+    )
+    holds(
+        lambda x: ad.var(x, axes, keep),
+        lambda x: np.var(x, axis=axes, keepdims=keep),
+        draw(*shape),
+    )
+
+
+def test_a_variance_may_divide_by_less_than_the_number_of_elements():
+    holds(lambda x: ad.var(x, 1, ddof=1), lambda x: np.var(x, axis=1, ddof=1), draw(3, 4))
+    holds(lambda x: ad.std(x, (0, 1)), lambda x: np.std(x, axis=(0, 1)), draw(3, 4))
+
+
+def test_a_product_has_slopes_where_elements_are_zero():
+    for zeros in ([1], [1, 3], [0, 2, 4]):
+        x = draw(5)
+        x[zeros] = 0
+        place = ad.variable("x", (5,), np.float64)
+        product = ad.prod(place)
+        found, slopes = ad.evaluate([product, *ad.gradients(product, [place])], x=x)
+        assert found == 0
+        others = [np.prod(np.delete(x, i)) for i in range(5)]
+        np.testing.assert_allclose(slopes, others, rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)], ids=str)
+def test_a_product_of_no_elements_is_one(shape):
+    holds(lambda x: ad.prod(x, 0), lambda x: np.prod(x, axis=0), np.empty(shape))
 
 
 def softmax(x):

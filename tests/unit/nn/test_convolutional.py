@@ -154,7 +154,6 @@ def test_pools_are_maxima_and_means_of_windows() -> None:
         (nn.Upsample(), "Upsample"),
         (nn.MaxPool(2), "max_pool"),
         (nn.AveragePool(2), "average_pool"),
-        (nn.GlobalAveragePool(), "GlobalAveragePool"),
     ],
 )
 def test_what_is_no_map_is_refused_by_name(layer: nn.Layer, name: str) -> None:

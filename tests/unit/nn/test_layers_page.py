@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import nn
 from dist_net.autodiff.arrays import shown
-from dist_net.nn import layers, recurrent
+from dist_net.nn import layers, sequences
 from dist_net.nn.layers import ACTIVATIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "layers.md"
@@ -15,7 +15,7 @@ LAYERS = [
     value
     for name, value in vars(nn).items()
     if inspect.isclass(value)
-    and value.__module__ in (layers.__name__, recurrent.__name__)
+    and value.__module__ in (layers.__name__, sequences.__name__)
     and name != "Layer"
 ]
 

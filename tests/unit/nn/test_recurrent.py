@@ -8,22 +8,11 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.check import check_gradients
 from dist_net.errors import ShapeError
-from dist_net.nn.recurrent import Recurrent
+from dist_net.nn.sequences import Recurrent
+from given_parameters import GivenParameters
 from naming import naming
 
 LAYERS = [nn.GRU, nn.LSTM]
-
-
-class GivenParameters(nn.Scope):
-    """A scope whose parameters are expressions, by their names, such as float64 variables."""
-
-    def __init__(self, given: dict[str, ad.Expression]) -> None:
-        super().__init__()
-        self._given = given
-
-    def parameter(self, name, shape, initializer):  # type: ignore[no-untyped-def]
-        assert self._given[self.prefix + name].shape == shape
-        return self._given[self.prefix + name]
 
 
 def parameters(layer: Recurrent, random: np.random.Generator) -> dict[str, np.ndarray]:

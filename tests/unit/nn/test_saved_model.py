@@ -164,6 +164,30 @@ def test_a_layer_of_the_same_name_is_not_taken_for_ours() -> None:
     }
 
 
+def of_sequences() -> nn.Layer:
+    cross = {
+        "query": Sequential(nn.Conv1D(4, 3, padding=((0, 0), (2, 0))), nn.GroupNorm(2)),
+        "value": nn.Bidirectional(nn.LSTM(2, return_sequences=True)),
+    }
+    ends = {
+        "output": nn.Bidirectional(nn.GRU(2, reverse=True)),
+        "largest": Sequential(nn.MaxPool1D(2), nn.AveragePool1D(2, 1), nn.GlobalMaxPool()),
+        "mean": nn.GlobalAveragePool(),
+    }
+    steps = nn.Lambda(nn.linear)
+    attention = nn.NamedOutputs(cross), nn.MultiHeadAttention(2)
+    return Sequential(nn.Rescale(), *attention, nn.Residual(steps), nn.NamedOutputs(ends))
+
+
+def test_layers_of_sequences_are_saved(tmp_path: Path) -> None:
+    model = Model(of_sequences(), (6, 4), "mse")
+    model.weights = model.layout.initial(np.random.default_rng(1))
+    model.save(tmp_path / "m")
+    loaded = Model.load(tmp_path / "m")
+    steps = RANDOM.integers(0, 256, (3, 6, 4), np.uint8)
+    np.testing.assert_array_equal(loaded.predict(steps), model.predict(steps))
+
+
 def test_layers_in_two_places_share_their_parameters_after_loading(tmp_path: Path) -> None:
     embedding, twice = nn.Embedding(5, 3), nn.Dense(3)
     network = Sequential(embedding, twice, nn.Residual(twice), nn.Unembedding(embedding))

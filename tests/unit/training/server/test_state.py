@@ -580,7 +580,7 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
         {"layout": (("a", (1,)), ("a", (1,)))},
         {"layout": (("a", (0,)),)},
         {"layout": (("optimizer/velocity", (1,)),)},
-        {"momenta": (1.0,)},
+        {"momenta": (1.1,)},
         {"momenta": (-0.1,)},
         {"momenta": (0.9, 0.9)},
     ],
