@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
-from dist_net.processes.forking import FORK_SERVER_OPTION, HEARTBEAT, READY_TO_FORK
+from dist_net.processes.forking import HEARTBEAT, READY_TO_FORK
 from dist_net.processes.roles import LocalProcesses, Role, parent_option
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ForkingProcesses(LocalProcesses):
 
     def __init__(self, module: str, logs: Path) -> None:
         super().__init__(logs)
-        self.fork_server = Role("fork-server", module, (FORK_SERVER_OPTION,))
+        self.fork_server = Role("fork-server", module, ())
         self._orders: deque[_ForkedProcess] = deque()
         self._heartbeat_at_s = self._answer_by_s = math.inf
         self._child: Child | None = None

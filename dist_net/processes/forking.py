@@ -27,7 +27,6 @@ from dist_net.errors import ProcessFailedError
 READY_TO_FORK = b"ready"
 HEARTBEAT = b"[]"
 """An order that forks no process; the fork server responds with ``READY_TO_FORK``."""
-FORK_SERVER_OPTION = "--fork-server"
 MAX_ORDER_BYTES = 1 << 16
 ADOPTION_POLL_S = 0.0005
 

@@ -1,6 +1,6 @@
 """Roles of a cluster, and the launcher of this host, which starts a process for a role.
 
-A role is a process of this project: a parameter server, a worker, a model loader, an inference
+A role is a process of this project: a parameter server, a worker, an inference
 worker. ``Supervisor`` starts roles through a launcher. Exit codes and output of a process mean:
 
     code 0                 its work is done

@@ -16,10 +16,12 @@ from dist_net.processes.child import RunningChild, end
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.roles import Role
 from dist_net.serving.gateway import pool_processes
+from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 
 Eventually = Callable[[Callable[[], Any]], Any]
 
+NO_MODELS = PoolSources({}, (), Path())
 MODULE = """
 import os, signal, socket, sys, time
 from pathlib import Path
@@ -214,8 +216,10 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
     ended: list[int] = []
 
     async def live() -> list[int]:
-        processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], logs)
-        supervising = processes.start(lambda process_id, *_: ended.append(process_id), is_member)
+        processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], NO_MODELS, logs)
+        supervising = processes.start(
+            lambda process_id, *_: ended.append(process_id), is_member, print
+        )
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -239,8 +243,10 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
     lives: list[int] = []
 
     async def live() -> None:
-        processes = PoolProcesses([Role("one", "no_such_module", ())], logs)
-        supervising = processes.start(lambda process_id, *_: lives.append(process_id), is_member)
+        processes = PoolProcesses([Role("one", "no_such_module", ())], NO_MODELS, logs)
+        supervising = processes.start(
+            lambda process_id, *_: lives.append(process_id), is_member, print
+        )
         try:
             async with asyncio.timeout(60):
                 while True:
@@ -267,11 +273,12 @@ def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
 
     async def live() -> None:
         roles = [Role(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
-        processes = PoolProcesses(roles, logs)
+        processes = PoolProcesses(roles, NO_MODELS, logs)
         processes.is_begun = True
         supervising = processes.start(
             lambda process_id, *_: ended.append(process_id),
             lambda process_id, _: process_id in members,
+            print,
         )
         async with asyncio.timeout(60):
             for name, joins in (("one", True), ("two", False)):

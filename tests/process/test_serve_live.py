@@ -97,7 +97,7 @@ def test_answers_follow_the_run_and_its_last_version_stays(
         with Client(pool.address) as client, pytest.raises(ReloadError, match="ipc://"):
             client.reload(LIVE, timeout_s=30)
         questions.go_on(eventually)
-        # The loader has long looked for another version, and found nobody to give it one.
+        # The run's reader has long looked for another version, and found nobody to give it one.
         assert questions.answers[-1].version >= last
         last = questions.answers[-1].version
         questions.go_on(eventually)
@@ -147,7 +147,7 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
         start("worker", "digits", "--connect", address)
         with Observer(address) as observer:
             eventually(lambda: observer.status()["version"] > 10)
-        for _ in range(25):  # the loader passes on two versions meanwhile, or three
+        for _ in range(25):  # two versions arrive meanwhile, or three
             time.sleep(0.1)
             with pytest.raises(DistNetError, match="unload"):
                 client.predict(LIVE, ROWS[:8])

@@ -27,12 +27,14 @@ from dist_net.serving.pool.requests import (
     EvictWorker,
     InferenceRequest,
     PoolCommand,
+    ReadModel,
+    RemoveArrays,
     Result,
     SendToNode,
     Status,
 )
 from dist_net.serving.pool.statistics import Histogram, ModelStatistics
-from dist_net.wire.serving_messages import ArraysPiece, FetchArrays
+from dist_net.wire.serving_messages import ArraysPiece, FetchArrays, ModelPrepared
 from dist_net.wire.transport import ServerSocket
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,11 @@ LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
 class Gateway:
-    """Runs one pool, whose workers and loader connect to ``socket``. Never blocks.
+    """Runs one pool, whose workers connect to ``socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
     ``kill(process_id, host, reason)`` ends and replaces an evicted worker if this host started it.
+    ``read`` reads models in other processes; ``prepared`` then receives the versions.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Gateway:
         pool: Pool,
         socket: ServerSocket,
         kill: Callable[[int, str, str], None],
+        read: Callable[[ReadModel | RemoveArrays], None],
         clock: Clock,
         ledger: ClientLedger,
     ) -> None:
         self._pool = pool
         self._socket = socket
         self._kill = kill
+        self._read = read
         self._clock = clock
         self._ledger = ledger
         self._futures: dict[int, asyncio.Future[Result]] = {}
@@ -165,6 +170,11 @@ class Gateway:
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
+    def prepared(self, message: ModelPrepared) -> None:
+        """Process a version of a model that was read, or the reason why it was not."""
+        self._execute(self._pool.prepared(message, self._clock.now()))
+        self._want_turn()
+
     def _future_of(self, admitted: int | Result) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
         if isinstance(admitted, Result):
@@ -252,6 +262,8 @@ class Gateway:
                 case EvictWorker(_, process_id, host, reason):
                     logger.warning("worker_evicted process=%s reason=%s", process_id, reason)
                     self._kill(process_id, host, reason)
+                case ReadModel() | RemoveArrays():
+                    self._read(command)
 
 
 def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:

@@ -87,7 +87,7 @@ class PoolCollector(LateCollector):
         lag = self._gateway.lag
         yield _histogram("loop_lag_seconds", "lateness of the gateway's timer", "", [((), lag)])
         ended = sorted(self._gateway.ended.items())
-        text = "workers and loaders that ended, and were replaced"
+        text = "workers that ended, and were replaced"
         yield counter_family("ended_processes", text, "host", ended)
 
 

@@ -4,12 +4,6 @@
 
 Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
 stderr.
-
-With ``--fork-server`` it forks the workers of the gateway's host instead. Orders arrive on stdin, a
-Unix socket: see ``dist_net.processes.forking``. It prints ``READY`` after importing the modules
-that workers need, and ends when the other end of the socket is closed. A forked worker starts at
-once, and needs a quarter of the memory of a worker that imports these modules itself, not counting
-its buffers.
 """
 
 import argparse
@@ -24,11 +18,8 @@ from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
-from dist_net.nn.inference import import_kernels
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
-from dist_net.processes.forking import FORK_SERVER_OPTION, fork_on_orders
-from dist_net.release import release
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.token import POOL
@@ -65,17 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
-    parser.add_argument(FORK_SERVER_OPTION, action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the gateway stops this worker; return the exit code."""
-    if arguments.fork_server:
-        import_kernels()
-        release()  # takes milliseconds, and is cached for all workers
-        print(READY, flush=True)
-        fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), main)
-        return 0
     settings = WorkerSettings(
         arguments.directory,
         arguments.threads,
