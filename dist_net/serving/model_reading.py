@@ -102,8 +102,8 @@ class ModelReader:
         """Report each new version of a training run, at most one per second; never return."""
         pause_s = FOLLOW_EVERY_S
         while True:
-            time.sleep(pause_s)
             pause_s = self.followed(pause_s)
+            time.sleep(pause_s)
 
     def followed(self, pause_s: float) -> float:
         """Report the training run's version if it is new; return the pause until the next call."""
@@ -264,6 +264,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Read the model once, or follow its training run until the gateway ends."""
     terminate_after(arguments.parent)
     os.nice(NICENESS)
+    if arguments.read == UNREQUESTED:
+        time.sleep(FOLLOW_EVERY_S)  # after the end of another process, which may end likewise
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     [named] = parse_pool_sources([arguments.source], arguments.weights, arguments.labels)
     file = answer_file(arguments.directory, named.name)

@@ -27,7 +27,6 @@ from dist_net.files import read_regular_file
 from dist_net.processes.child import RunningChild
 from dist_net.processes.roles import Role
 from dist_net.serving.model_reading import (
-    FOLLOW_EVERY_S,
     MAX_COMPUTING_S,
     READ_OPTION,
     UNREQUESTED,
@@ -76,7 +75,6 @@ class ModelReaders:
         self._clock = clock
         self._readings: dict[str, _Reading] = {}
         self._requested: dict[str, int] = {}  # versions that no process reads yet
-        self._follow_at_s: dict[str, float] = {}  # when to follow a run whose process has ended
         self._files: dict[str, dict[int, Path]] = defaultdict(dict)  # by model and version
 
     def execute(self, command: ReadModel | RemoveArrays) -> None:
@@ -98,25 +96,22 @@ class ModelReaders:
         for model in self._words:
             if (reading := self._readings.get(model)) is not None:
                 self._advance(model, reading, now, report)
-            is_due = model in self._requested or now >= self._follow_at_s.get(model, math.inf)
-            if is_due and model not in self._readings:
-                self._read(model, now)
-        return POLL_S if self._readings or self._follow_at_s else math.inf
+            if model in self._requested and model not in self._readings:
+                self._read(model, self._requested.pop(model), now)
+        return POLL_S if self._readings else math.inf
 
     def close(self) -> None:
         """Kill every process."""
         for reading in self._readings.values():
             reading.child.kill()
 
-    def _read(self, model: str, now: float) -> None:
+    def _read(self, model: str, version: int, now: float) -> None:
         with suppress(OSError):  # of a process that ended
             answer_file(self._directory, model).unlink()
-        version = self._requested.pop(model, UNREQUESTED)
         words = READ_OPTION, str(version), *self._words[model]
         until_s = math.inf if version == UNREQUESTED else now + MAX_READ_S
         child = self._start(Role(f"reader-{model}", "", words))
         self._readings[model] = _Reading(child, version, until_s)
-        self._follow_at_s.pop(model, None)
 
     def _advance(
         self, model: str, reading: _Reading, now: float, report: Callable[[ModelPrepared], None]
@@ -141,7 +136,11 @@ class ModelReaders:
             version, is_bad_input = reading.version, code == BadInputError.exit_code
             report(ModelPrepared(model, version, "", reason, version, is_bad_input))
         if code is not None:
-            self._ended(model, child, now)
+            for partial in self._directory.glob(f"*.{child.process_id}.partial"):
+                partial.unlink(missing_ok=True)
+            del self._readings[model]
+            if model in self._followed:
+                self._requested.setdefault(model, UNREQUESTED)
         elif (reason or model in self._requested) and child.process_id > 0:  # it was forked
             os.kill(child.process_id, signal.SIGKILL)
 
@@ -165,14 +164,6 @@ class ModelReaders:
                 return None
             self._files[model][prepared.version] = path
         return prepared
-
-    def _ended(self, model: str, child: RunningChild, now: float) -> None:
-        """Remove the file that a process has not completed."""
-        for partial in self._directory.glob(f"*.{child.process_id}.partial"):
-            partial.unlink(missing_ok=True)
-        del self._readings[model]
-        if model in self._followed:
-            self._follow_at_s[model] = now + FOLLOW_EVERY_S
 
 
 def _killed(by: str) -> str:
