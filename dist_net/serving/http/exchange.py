@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
 from random import getrandbits
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -35,6 +35,7 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
+from dist_net.serving.http.server import HttpConnection
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -112,7 +113,7 @@ class Guard:
             return
         try:
             await self.application(scope, receive, send)
-            connection: Connection | None = state.get("connection")
+            connection: HttpConnection | None = state.get("connection")
             if connection is not None and connection.has_unread:
                 await connection.until_read()
         finally:
@@ -121,7 +122,7 @@ class Guard:
     def _share(self, scope: Scope, credential: Credential) -> ClientShare:
         if self.settings.tokens is not None:
             return self.ledger.share_of(credential.name, credential.quota)
-        connection: Connection | None = scope["state"].get("connection")
+        connection: HttpConnection | None = scope["state"].get("connection")
         share = None if connection is None else connection.share
         if share is None:
             host, port = scope.get("client") or ("", 0)
@@ -211,18 +212,6 @@ def _is_this_host(host: str) -> bool:
         return False
 
 
-class Connection(Protocol):
-    """The connection of a request, in the server."""
-
-    share: ClientShare | None
-
-    def waited_s(self) -> float: ...
-    def time_out(self) -> None: ...
-    @property
-    def has_unread(self) -> bool: ...
-    async def until_read(self) -> None: ...
-
-
 class RequestMemory:
     """Limits the number of threads that parse requests, and knows the bodies that arrive.
 
@@ -251,7 +240,7 @@ class HttpExchange:
         self.headers: dict[bytes, bytes] = dict(request.scope["headers"])
         self._memory = memory
         self._receive = request.receive
-        self._connection: Connection | None = request.scope["state"].get("connection")
+        self._connection: HttpConnection | None = request.scope["state"].get("connection")
         self._opened: OpenRequest = request.scope["state"]["opened"]
 
     def size_header(self, name: bytes) -> int | None:

@@ -60,7 +60,7 @@ class HttpServer:
     ) -> None:
         self._connections = _Connections(settings, refusals or Refusals(), turn or TurnBudget())
         self._context = _tls_context(settings) if settings.has_tls else None
-        protocol: Any = partial(_HttpConnection, self._connections, None)
+        protocol: Any = partial(HttpConnection, self._connections, None)
         configuration = uvicorn.Config(
             _answering(application),
             http=protocol,
@@ -124,7 +124,7 @@ class HttpServer:
 
     async def _shake_hands(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
         connection = partial(
-            _HttpConnection,
+            HttpConnection,
             self._connections,
             asyncio.current_task(),
             config=self._server.config,
@@ -176,7 +176,7 @@ class _Server(uvicorn.Server):
 class _Connections:
     """Every open connection. Beyond the limit, drops the one that waits longest for its client.
 
-    Its key is the task of a TLS handshake, or an ``_HttpConnection``.
+    Its key is the task of a TLS handshake, or an ``HttpConnection``.
     """
 
     def __init__(self, settings: HttpSettings, refusals: Refusals, turn: TurnBudget) -> None:
@@ -218,7 +218,7 @@ class _Connections:
     def _check(self, now: float) -> None:
         # A function of its own: a variable of the task would keep the last connection in memory.
         for connection in list(self._open):  # asyncio limits the time of handshakes
-            if isinstance(connection, _HttpConnection):
+            if isinstance(connection, HttpConnection):
                 connection.check(now)
 
 
@@ -249,7 +249,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class _HttpConnection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """uvicorn's connection, with bounded memory, and bounded waits for its client.
 
     The parser buffers a head or a trailer until it is complete, so this class counts the bytes that
