@@ -21,21 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from dist_net.clock import SystemClock
 from dist_net.command_line import importing, joining_command
 from dist_net.errors import (
     INTERRUPTED,
     AddressError,
     ModelLoadError,
-    SettingError,
 )
 from dist_net.nets.sources import FollowedRun, ModelSource, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
-from dist_net.processes.own_directory import log_directory, temporary_directory
+from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Role
 from dist_net.release import release
@@ -127,7 +124,7 @@ async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> 
         limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
         with _naming("--listen"):
             clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
-        logs = _log_directory(options, directory, opened)
+        logs = open_logs(opened, LOGS, directory, options.log_directory)
         ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
         listen_options = options.listen_options
         worker_keys = options.keys if ray is None else ray.key_directory
@@ -258,23 +255,6 @@ def _served(gateway: Gateway, http: HttpServer | None) -> str:
     )
     page = f"; the page is {http.url}/" if http is not None else ""
     return printable(f"serving {names}{page}")
-
-
-def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
-    """Return the directory of the children's logs: the user's log directory, or ``--log-dir``.
-
-    Without such a directory, as in a container, logs are kept only while the pool runs.
-    """
-    parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
-    try:
-        return opened.enter_context(log_directory(parent))
-    except OSError as error:
-        if options.log_directory is not None:
-            raise SettingError(
-                f"--log-dir {parent}: {error.strerror}; expected a writable directory"
-            ) from error
-        logger.info("logs_not_kept directory=%s reason=%s", parent, error.strerror)
-        return directory
 
 
 def _pool_sources(
