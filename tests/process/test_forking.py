@@ -25,7 +25,7 @@ NO_MODELS = PoolSources({}, (), Path())
 MODULE = """
 import os, signal, socket, sys, time
 from pathlib import Path
-from dist_net.processes.forking import fork_on_orders
+from dist_net.processes.fork_server import fork_on_orders
 
 def work(arguments):
     _, _, what, gate = arguments
@@ -173,20 +173,6 @@ def test_a_fork_server_that_forks_nothing_is_killed(
     monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 60.0)
     forks.start()
     eventually(lambda: len(forks.born) == 2)
-
-
-def test_a_fork_server_that_hangs_without_an_order_is_killed(
-    forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fork_server, "HEARTBEAT_S", 0.0)
-    forks.order("one", "return")
-    eventually(lambda: forks.born)
-    for _ in range(100):
-        forks.launcher.receive()  # it answers heartbeats
-    assert forks.child.exit_code is None
-    monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 0.1)
-    os.kill(forks.child.process_id, signal.SIGSTOP)
-    eventually(lambda: forks.born and forks.child.exit_code is not None)
 
 
 def test_a_fork_server_that_hangs_while_it_starts_is_killed(

@@ -13,9 +13,8 @@ from typing import Any, cast
 from described import described
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Deadline, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings, Status

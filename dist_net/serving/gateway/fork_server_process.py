@@ -1,9 +1,9 @@
 """The fork server of a pool: forks workers of the gateway's host, and processes that read models.
 
-Orders arrive on stdin, a Unix socket: see ``dist_net.processes.forking``. It prints ``READY`` after
-importing the modules that these need, and ends when the other end of the socket is closed. A forked
-worker starts at once, and needs a quarter of the memory of a worker that imports these modules
-itself, not counting its buffers.
+Orders arrive on stdin, a Unix socket: see ``fork_on_orders``. It prints ``READY`` after importing
+the modules that these need, and ends when the other end of the socket is closed. A forked worker
+starts at once, and needs a quarter of the memory of a worker that imports these modules itself, not
+counting its buffers.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dist_net.nn.inference import import_kernels
 from dist_net.processes.entry import READY, entry_point
-from dist_net.processes.forking import fork_on_orders
+from dist_net.processes.fork_server import fork_on_orders
 from dist_net.release import release
 from dist_net.serving import model_reading
 from dist_net.serving.worker import inference_worker_process

@@ -37,12 +37,11 @@ from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.roles import Role
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses, is_running
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
-from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import (

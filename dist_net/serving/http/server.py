@@ -26,8 +26,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import AddressError, KeyFileError
-from dist_net.serving.gateway.client_ledger import ClientShare
-from dist_net.serving.gateway.turn_budget import TurnBudget
+from dist_net.serving.gateway.client_ledger import ClientShare, TurnBudget
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.waiting_clients import WaitingClients
