@@ -155,7 +155,7 @@ def read_regular_file(
         if offset < 0 or not 0 <= size <= min(left, most):
             raise ValueError(
                 f"{size:,} bytes from {offset:,} on of the {status.st_size:,} of {path.name}; "
-                f"expected at most {most:,} with external data"
+                f"expected at most {most:,}"
             )
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             file.seek(offset)
