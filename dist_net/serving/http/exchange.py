@@ -84,7 +84,11 @@ class Guard:
         request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
         send = self.refusals.noting(scope, send, request_id)
         credential = self._credential(scope, headers)
-        refusal = self._refusal(scope, headers, credential)
+        refusal = (
+            self._malformed(scope, headers)
+            or (self._foreign(headers) if self.settings.tokens is None else None)
+            or self._forbidden(scope["path"], credential.role)
+        )
         if refusal is not None:
             await error_reply(*refusal)(scope, receive, send)
         elif scope["path"] in self.open_paths:
@@ -139,17 +143,8 @@ class Guard:
         found = self.settings.tokens.credential(headers.get(b"authorization", b""))
         return found or Credential("", host)
 
-    def _refusal(
-        self, scope: Scope, headers: HeaderValues, credential: Credential
-    ) -> tuple[int, str] | None:
-        """Return a status code and the reason; None if the request is permitted."""
-        return (
-            self._malformed(scope, headers)
-            or (self._foreign(headers) if self.settings.tokens is None else None)
-            or self._forbidden(scope["path"], credential.role)
-        )
-
     def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
+        """Return a status code and the reason to refuse a request; as the following do."""
         sent: list[tuple[bytes, bytes]] = scope["headers"]
         limit, limit_bytes = self.settings.headers, self.settings.header_bytes
         size = len(scope["path"]) + len(scope.get("query_string", b""))
@@ -343,8 +338,11 @@ class HttpExchange:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             piece: bytes = message.get("body", b"")
-            self._require_size(len(body) + len(piece))
-            self._hold(len(body) + len(piece))
+            size = len(body) + len(piece)
+            self._require_size(size)
+            while not self._opened.hold(size) and self._memory.drop_stalled():
+                pass
+            self._opened.require(size)
             is_whole = not message.get("more_body", False)
             self._opened.share.account.received_bytes += len(piece)
             if is_whole and not body:
@@ -360,12 +358,6 @@ class HttpExchange:
             raise RequestTooLargeError(
                 f"the body has {size:,} bytes or more; expected at most {limit:,}"
             )
-
-    def _hold(self, size: int) -> None:
-        """Count ``size`` bytes for this request from now on; raise PoolUnavailableError."""
-        while not self._opened.hold(size) and self._memory.drop_stalled():
-            pass
-        self._opened.require(size)
 
 
 def served_model(gateway: Gateway, name: str) -> ServedModel:

@@ -12,17 +12,25 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+from dist_net.clock import SystemClock
 from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
-from dist_net.serving.worker.loop import connected_worker
+from dist_net.release import release
+from dist_net.serving.worker.loaded_models import LoadedModels, load_network
+from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import WorkerSettings
+from dist_net.wire.heartbeat import HeartbeatSender
+from dist_net.wire.serving_messages import JoinPool, PoolWelcome
 from dist_net.wire.token import POOL
+from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
@@ -70,14 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    gateway = server_given(arguments, POOL)
-    with connected_worker(
-        gateway.address,
-        arguments.name,
-        settings,
-        gateway.keys,
-        bears_silence=arguments.parent is not None,
-    ) as worker:
+    (address, keys), clock = server_given(arguments, POOL), SystemClock()
+
+    def start_heartbeats(welcome: PoolWelcome) -> HeartbeatSender:
+        interval_s = welcome.heartbeat_interval_s
+        sender = HeartbeatSender(address, keys, welcome.worker_id, interval_s, clock)
+        sender.start()
+        return sender
+
+    models = LoadedModels(partial(load_network, address, keys, settings))
+    join = JoinPool(arguments.name, socket.gethostname(), os.getpid(), release())
+    is_child = arguments.parent is not None
+    with (
+        ClientSocket(address, keys) as connection,
+        closing(
+            InferenceWorker(connection, models, start_heartbeats, join, is_child, clock)
+        ) as worker,
+    ):
         stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)
         reason = worker.serve()

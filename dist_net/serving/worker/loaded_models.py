@@ -10,11 +10,9 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_net.clock import Clock
 from dist_net.errors import DistNetError, ModelLoadError, ProtocolError
 from dist_net.files import replacing
 from dist_net.nn.inference import Prepared
@@ -146,43 +144,39 @@ def _close_result(future: Future[ServedNetwork]) -> None:
         future.result().close()
 
 
-@dataclass(frozen=True)
-class NetworkLoader:
-    """Loads versions in a separate thread, and fetches missing arrays from the gateway."""
+def load_network(
+    address: str,
+    keys: PeerKeys | None,
+    settings: WorkerSettings,
+    description: ModelDescription,
+    alike: ServedNetwork | None,
+    may_go_on: Callable[[], bool],
+) -> ServedNetwork:
+    """Return a version's network; missing arrays are fetched from the gateway at ``address``.
 
-    address: str
-    keys: PeerKeys | None
-    settings: WorkerSettings
-    clock: Clock
+    Raise a DistNetError or a recipe's exception.
+    """
 
-    def load(
-        self,
-        description: ModelDescription,
-        alike: ServedNetwork | None,
-        may_go_on: Callable[[], bool],
-    ) -> ServedNetwork:
-        """Return a version's network. Raise a DistNetError or a recipe's exception."""
+    def fetch(request: FetchArrays) -> ArraysPiece:
+        if not may_go_on():
+            raise ModelLoadError(f"{request.model} version {request.version} was dropped")
+        # Not the worker's socket, which belongs to the thread that answers.
+        with ClientSocket(address, keys) as connection:
+            connection.send(request)
+            answer = connection.receive(ANSWER_WITHIN_S)
+            if answer is None:
+                raise connection.no_answer(ANSWER_WITHIN_S)
+        if not isinstance(answer, ArraysPiece):
+            raise ProtocolError(
+                f"the gateway answered FetchArrays by {answer!r:.80}; expected ArraysPiece"
+            )
+        return answer
 
-        def fetch(request: FetchArrays) -> ArraysPiece:
-            if not may_go_on():
-                raise ModelLoadError(f"{request.model} version {request.version} was dropped")
-            # Not the worker's socket, which belongs to the thread that answers.
-            with ClientSocket(self.address, self.keys) as connection:
-                connection.send(request)
-                answer = connection.receive(ANSWER_WITHIN_S)
-                if answer is None:
-                    raise connection.no_answer(ANSWER_WITHIN_S)
-            if not isinstance(answer, ArraysPiece):
-                raise ProtocolError(
-                    f"the gateway answered FetchArrays by {answer!r:.80}; expected ArraysPiece"
-                )
-            return answer
-
-        prepared = mapped_arrays(description, self.settings.directory, fetch)
-        rebound = alike.rebound(description, prepared) if alike is not None else None
-        if rebound is not None:
-            return rebound
-        return ServedNetwork(description, prepared, self.settings, may_go_on, self.clock)
+    prepared = mapped_arrays(description, settings.directory, fetch)
+    rebound = alike.rebound(description, prepared) if alike is not None else None
+    if rebound is not None:
+        return rebound
+    return ServedNetwork(description, prepared, settings, may_go_on)
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
