@@ -123,7 +123,12 @@ class ModelReader:
         if found.version is not None:
             version = self._followed_version = found.version
         if isinstance(self.source, TrainedRun):
-            _compute_zeros(found)
+            # A net whose plan needs too much must not reach a worker.
+            inputs, outputs = found.specs
+            zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
+            session = open_session(found.model, found.prepared, batch_size=1, compiled=False)
+            with closing(session):
+                outputs_by_name(found.model, session, zeros, outputs)
         description = described(found, name, version, self.directory)
         samples = _samples(found, name)
         logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
@@ -140,14 +145,6 @@ def _as_own_errors() -> Iterator[None]:
     except Exception as error:
         logger.exception("not_read")
         raise ModelLoadError(f"{type(error).__name__}: {error}") from error
-
-
-def _compute_zeros(found: FoundModel) -> None:
-    """Compute a row of zeros: a net whose plan needs too much must not reach a worker."""
-    inputs, outputs = found.specs
-    zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
-    with closing(open_session(found.model, found.prepared, batch_size=1, compiled=False)) as one:
-        outputs_by_name(found.model, one, zeros, outputs)
 
 
 def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:

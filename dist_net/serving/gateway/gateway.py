@@ -241,11 +241,24 @@ class Gateway:
                 self._socket.answer_failure(node, message)
 
     def _send_piece(self, node: bytes, request: FetchArrays) -> None:
-        description = self._pool.catalogue.description(request.model, request.version)
-        self._socket.send(node, read_piece(description, request))
-        if description is not None and not Path(description.arrays_path).exists():
-            # This host's workers also request pieces once they cannot map the file.
-            self._pool.catalogue.prepare_again(request.model)
+        """Send a piece of a version's file of arrays to a worker on another host.
+
+        It is shorter at the end of the file, and without payload if the file is missing.
+        """
+        model, version, offset, size = request
+        piece = ArraysPiece(model, version, offset, 0, ())
+        description = self._pool.catalogue.description(model, version)
+        if description is not None and 0 < size <= LARGEST_PIECE:
+            try:
+                with Path(description.arrays_path).open("rb") as file:
+                    payloads = (os.pread(file.fileno(), size, offset),)
+                piece = piece._replace(total=description.arrays_bytes, payloads=payloads)
+            except FileNotFoundError:
+                # This host's workers also request pieces once they cannot map the file.
+                self._pool.catalogue.prepare_again(model)
+            except OSError as error:
+                logger.warning("arrays_not_read model=%s error=%s", model, error)
+        self._socket.send(node, piece)
 
     def _execute(self, commands: Iterable[PoolCommand]) -> None:
         for command in commands:
@@ -264,19 +277,3 @@ class Gateway:
                     self._kill(process_id, host, reason)
                 case ReadModel() | RemoveArrays():
                     self._read(command)
-
-
-def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:
-    """Return a piece of a version's file of arrays, for a worker on another host.
-
-    It is shorter at the end of the file, and without payload if the file is missing.
-    """
-    nothing = ArraysPiece(request.model, request.version, request.offset, 0, ())
-    if description is None or not 0 < request.size <= LARGEST_PIECE:
-        return nothing
-    try:
-        with Path(description.arrays_path).open("rb") as file:
-            piece = os.pread(file.fileno(), request.size, request.offset)
-    except OSError:
-        return nothing
-    return nothing._replace(total=description.arrays_bytes, payloads=(piece,))

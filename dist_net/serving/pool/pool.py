@@ -143,7 +143,7 @@ class Pool:
             return [] if batch.is_probe else [*self._requests.complete(batch, message, now)]
         match message:
             case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
-                worker = self._workers.with_id(worker_id)
+                worker = next((of for of in self._workers if of.worker_id == worker_id), None)
                 if worker is None:
                     return [SendToNode(node, UNKNOWN_WORKER)]
                 worker.heard_s = now

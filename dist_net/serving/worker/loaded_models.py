@@ -212,32 +212,25 @@ def keep_newest(directory: Path, name: str) -> None:
 
 def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
     """Fetch the file of arrays to ``path``, where it appears once it is complete."""
-    total = description.arrays_bytes
+    name, version, total = description.name, description.version, description.arrays_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(path) as partial, partial.open("wb") as file:
             while (offset := file.tell()) < total:
-                file.write(_piece(description, offset, min(PIECE_BYTES, total - offset), fetch))
+                size = min(PIECE_BYTES, total - offset)
+                found = fetch(FetchArrays(name, version, offset, size))
+                sizes = [len(each) for each in found.payloads]
+                if found[:4] != (name, version, offset, total) or sizes != [size]:
+                    raise ModelLoadError(
+                        f"the gateway sent pieces of {sizes} bytes at {found.offset:,} of "
+                        f"{found.total:,}, of {found.model} version {found.version}; expected one "
+                        f"of {size:,} at {offset:,} of {total:,}, of {name} version {version}, "
+                        f"which may have been dropped"
+                    )
+                file.write(found.payloads[0])
             file.flush()
     except OSError as error:
         raise ModelLoadError(
-            f"cannot write the arrays of {description.name} to {path.parent}: {error.strerror}; "
-            f"expected a directory with {total:,} bytes free"
+            f"cannot write the arrays of {name} to {path.parent}: {error.strerror}; expected a "
+            f"directory with {total:,} bytes free"
         ) from error
-
-
-def _piece(
-    description: ModelDescription, offset: int, size: int, fetch: Fetch
-) -> bytes | memoryview:
-    name, version = description.name, description.version
-    arrays = fetch(FetchArrays(name, version, offset, size))
-    sizes = [len(each) for each in arrays.payloads]
-    expected = ArraysPiece(name, version, offset, description.arrays_bytes, arrays.payloads)
-    if arrays != expected or sizes != [size]:
-        raise ModelLoadError(
-            f"the gateway sent pieces of {sizes} bytes at {arrays.offset:,} of {arrays.total:,}, "
-            f"of {arrays.model} version {arrays.version}; expected one of {size:,} at {offset:,} "
-            f"of {description.arrays_bytes:,}, of {name} version {version}, which may have been "
-            f"dropped"
-        )
-    return arrays.payloads[0]
