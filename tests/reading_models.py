@@ -22,14 +22,14 @@ class Readers:
         self.readers = ModelReaders(forks.start, sources, self)
         self.time_s = 0.0
         self._forks = forks
-        self._reported: list[ModelPrepared] = []
+        self.reported: list[ModelPrepared] = []
 
     def now(self) -> float:
         return self.time_s
 
     def poll(self) -> None:
         self._forks.receive()
-        self.readers.poll(self._reported.append)
+        self.readers.poll(self.reported.append)
         time.sleep(0.005)
 
     def requests(self, model: str, version: int) -> None:
@@ -40,10 +40,10 @@ class Readers:
 
     def hears(self) -> ModelPrepared:
         until_s = time.monotonic() + DEADLINE_S
-        while not self._reported:
+        while not self.reported:
             assert time.monotonic() < until_s
             self.poll()
-        return self._reported.pop(0)
+        return self.reported.pop(0)
 
     def answer(self, model: str, version: int) -> ModelPrepared:
         self.requests(model, version)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from dist_net.nets.sources import FollowedRun, FoundModel
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.serving.gateway.model_readers import MAX_READ_S
+from dist_net.serving.gateway.model_readers import MAX_READ_S, PoolSources
 from dist_net.serving.model_reading import ModelReader, answer_file
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared
@@ -164,6 +165,22 @@ def test_an_answer_of_a_process_that_its_file_controls_is_refused(
         readers.poll()
     assert not Path(f"/proc/{process_id}").exists()
     assert not readers.answer("m", 1).reason
+
+
+class Unborn:
+    """Stands in for a process that the fork server, which still starts, has not forked."""
+
+    process_id, exit_code = -1, None
+
+
+def test_the_time_to_read_begins_when_the_process_does(tmp_path: Path) -> None:
+    sources = PoolSources({"m": ()}, (), tmp_path)
+    readers = Readers(SimpleNamespace(start=lambda _: Unborn(), receive=print), sources)  # type: ignore[arg-type]
+    readers.requests("m", 1)
+    for _ in range(3):
+        readers.poll()
+        readers.time_s += MAX_READ_S
+    assert readers.reported == []
 
 
 def test_a_source_that_is_gone_says_so(read: Read, good: str) -> None:

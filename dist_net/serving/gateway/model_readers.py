@@ -118,6 +118,8 @@ class ModelReaders:
     ) -> None:
         """Report what the process of a model has read; kill one that is late or replaced."""
         child, code = reading.child, reading.child.exit_code  # before its last answer is read
+        if child.process_id < 0 and reading.until_s < math.inf:  # it was not forked yet
+            reading.until_s = now + MAX_READ_S
         reason = ""
         try:
             if (prepared := self._answer(model)) is not None:
