@@ -110,7 +110,12 @@ class ForkingProcesses(LocalProcesses):
             self._orders.remove(process)
 
     def _start_fork_server(self) -> Child:
-        adopt_orphans()
+        library = ctypes.CDLL(None)  # forked processes lose their parent, and get this one
+        can_adopt = hasattr(library, "prctl")
+        if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise ProcessFailedError(
+                f"on {sys.platform} a gateway cannot adopt forked workers; expected Linux"
+            )
         self.stop_forking()
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
@@ -174,16 +179,6 @@ class _ForkedProcess:
             self._exit_code = -number
         else:
             os.kill(self.pid, number)
-
-
-def adopt_orphans() -> None:
-    """Let this process adopt descendants whose parent has ended."""
-    library = ctypes.CDLL(None)
-    can_adopt = hasattr(library, "prctl")
-    if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise ProcessFailedError(
-            f"on {sys.platform} a gateway cannot adopt forked workers; expected Linux"
-        )
 
 
 READY_TO_FORK = b"ready"
