@@ -20,7 +20,7 @@ class EpochResult:
 
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
     evaluation of the last weights on the validation samples. ``model`` has these weights; None if
-    other processes train it.
+    other processes train it. ``learning_rate`` is that of the last step, None if unknown.
     """
 
     epoch: int
@@ -28,6 +28,7 @@ class EpochResult:
     accuracy: float | None
     validation: Evaluation | None = None
     model: Model | None = field(default=None, repr=False)
+    learning_rate: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Never
 
 import numpy as np
@@ -18,18 +17,15 @@ from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.spelling import refuse_options
-from dist_net.training.run.callbacks import (
-    Callback,
-    EarlyStopping,
-    EpochResult,
-    is_ended_by,
-    require_callbacks,
-)
+from dist_net.training.run.callbacks import Callback, EpochResult, require_callbacks
 from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.fit_report import FitReport
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
+
+REPORTS_PER_EPOCH = 50
 
 
 class SingleProcess:
@@ -66,21 +62,39 @@ class SingleProcess:
         """A copy of the weights to evaluate and to use: their average, if the recipe keeps one."""
         return evaluated_weights(self.weights, self._local.rule.parts(self._state)).copy()
 
-    def train(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
+    @property
+    def rate_factor(self) -> float:
+        """The factor of the schedule's learning rates from the next step on."""
+        return self._local.rate_factor
+
+    @rate_factor.setter
+    def rate_factor(self, factor: float) -> None:
+        self._local.rate_factor = factor
+
+    def train(
+        self, epoch: int, start: int, stop: int, progressed: Callable[[int], object] | None = None
+    ) -> tuple[float, int]:
         """Train from the ``start`` of a minibatch; return the summed loss and the right answers."""
         progress = epoch * self._samples + start
         size = self._recipe.batch_size
         order = self._first_order + epoch
         lease = LeaseSteps(order, start, stop, progress, pace=size, batch_size=size)
-        for _ in self._local.take(self._state, lease):
-            pass
+        steps = math.ceil((stop - start) / size)
+        for number, _ in enumerate(self._local.take(self._state, lease)):
+            if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
+                progressed(progress + number * size)
         self._state = self._local.state
         return self._local.loss_sum, self._local.correct
 
-    def epochs(self, initial_epoch: int = 0) -> Iterator[EpochResult]:
-        """Train an epoch per step of the iteration; raise NotFiniteError for such a loss."""
+    def epochs(
+        self, initial_epoch: int = 0, progressed: Callable[[int], object] | None = None
+    ) -> Iterator[EpochResult]:
+        """Train an epoch per step of the iteration; raise NotFiniteError for such a loss.
+
+        ``progressed`` is called with the samples so far, about ``REPORTS_PER_EPOCH`` times each.
+        """
         for epoch in range(initial_epoch, self._recipe.epochs):
-            loss, right = self.train(epoch, 0, self._samples)
+            loss, right = self.train(epoch, 0, self._samples, progressed)
             if not math.isfinite(loss):
                 raise NotFiniteError(
                     f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
@@ -88,7 +102,8 @@ class SingleProcess:
                     f"clip_norm"
                 )
             accuracy = right / self._samples if self._has_accuracy else None
-            yield EpochResult(epoch + 1, loss / self._samples, accuracy)
+            rate = self._local.learning_rate
+            yield EpochResult(epoch + 1, loss / self._samples, accuracy, learning_rate=rate)
 
 
 def dataset_of(
@@ -179,27 +194,4 @@ def fit(
     done = model.trained_epochs if initial_epoch is None else 0
     training = SingleProcess(recipe, recipe.load_dataset(), seed, threads, done)
     evaluate = Evaluator(model, dataset) if validation else None
-
-    def keep_weights() -> Vector:
-        weights = training.evaluated_weights
-        if np.isfinite(weights).all():
-            model.weights = weights
-        return weights
-
-    history = []
-    try:
-        for result in training.epochs(first):
-            weights = keep_weights()
-            model.trained_epochs = done + result.epoch
-            evaluation = evaluate(weights) if evaluate else None
-            result = replace(result, validation=evaluation, model=model)
-            history.append(result)
-            if is_ended_by(callbacks, result):
-                break
-    except BaseException:
-        keep_weights()
-        raise
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping):
-            callback.at_end(model)
-    return history
+    return FitReport(model, evaluate, callbacks).follow(training, first, done)
