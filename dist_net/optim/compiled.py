@@ -107,7 +107,26 @@ def adagrad(
         out[i] = weights[i] - g / math.sqrt(a + epsilon) * factors[0]
 
 
-LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
+def rmsprop(
+    weights: Vector,
+    gradient: Vector,
+    out: Vector,
+    factors: Factors,
+    mean_square: Vector,
+    next_mean_square: Vector,
+    towards: float,
+    epsilon: float,
+    crumb: float,
+) -> None:
+    """Move the mean towards g² by the given factor, then w ← w - η g / √(v + ε)."""
+    for i in range(weights.size):
+        g = gradient[i]
+        v = (mean_square[i] + (g * g - mean_square[i]) * towards + crumb) - crumb
+        next_mean_square[i] = v
+        out[i] = weights[i] - g / math.sqrt(v + epsilon) * factors[0]
+
+
+LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad, rmsprop)}
 
 
 @cache
