@@ -1,16 +1,20 @@
-"""Callbacks: functions that training calls at the end of each epoch, and two by Keras's names."""
+"""The results of epochs, and callbacks: functions that training calls with each result."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dist_net.errors import SettingError
 from dist_net.nn import Model
 from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.run.plots import plot_history
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
 
 
@@ -20,15 +24,16 @@ class EpochResult:
 
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
     evaluation of the last weights on the validation samples. ``model`` has these weights; None if
-    other processes train it. ``learning_rate`` is that of the last step, None if unknown.
+    other processes train it, as are its ``steps``, of this epoch and those that follow.
     """
 
     epoch: int
     loss: float
     accuracy: float | None
     validation: Evaluation | None = None
+    _: KW_ONLY
     model: Model | None = field(default=None, repr=False)
-    learning_rate: float | None = None
+    steps: LocalSteps | None = field(default=None, repr=False)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -57,6 +62,26 @@ class EpochResult:
         if self.model is None:
             raise SettingError("dist_net.train saves no Model; use dist_net.fit or keeps_best=True")
         return self.model
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:#.4g}" for name, value in self.metrics.items())
+
+
+class History(list[EpochResult]):
+    """The results of a training's epochs, in order; as in Keras, ``history`` has their metrics."""
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs{f': {self[-1]}' if self else ''})"
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """The metrics of each epoch by name; nan where an epoch has none."""
+        names = dict.fromkeys(name for result in self for name in result.metrics)
+        return {name: [each.metrics.get(name, math.nan) for each in self] for name in names}
+
+    def plot(self) -> Any:
+        """Return matplotlib's ``Figure`` of the metrics over epochs; raise MissingExtraError."""
+        return plot_history([each.epoch for each in self], self.history)
 
 
 Callback = Callable[[EpochResult], object]
@@ -107,6 +132,34 @@ class ModelCheckpoint:
             self.best = result
             path = str(self.filepath).format(epoch=result.epoch, **result.metrics)
             result.trained.save(path)
+
+
+@dataclass
+class ReduceLROnPlateau:
+    """Multiplies the rates of ``fit`` by ``factor`` after ``patience`` epochs without improvement.
+
+    As in Keras, they do not fall below ``min_lr``, and a gain exceeds ``min_delta``.
+    """
+
+    monitor: str = "val_loss"
+    factor: float = 0.1
+    patience: int = 10
+    _: KW_ONLY
+    min_delta: float = 1e-4
+    min_lr: float = 0.0
+    best: EpochResult | None = field(default=None, init=False)
+    _waited: int = field(default=0, init=False, repr=False)
+
+    def __call__(self, result: EpochResult) -> None:
+        if result.steps is None:
+            raise SettingError("ReduceLROnPlateau in train; expected dist_net.fit, or a schedule")
+        self._waited += 1
+        if result.improves(self.best, self.monitor, self.min_delta):
+            self.best, self._waited = result, 0
+        if self._waited >= max(self.patience, 1) and result.steps.learning_rate > self.min_lr:
+            least = self.min_lr / result.steps.learning_rate
+            result.steps.rate_factor *= max(self.factor, least)
+            self._waited = 0
 
 
 def require_callbacks(callbacks: Sequence[Callback]) -> None:

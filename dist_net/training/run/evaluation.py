@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class Evaluation:
     loss: float
     samples: int
     classes: int
-    labels: NDArray[np.intp]
-    answers: NDArray[np.intp]
+    labels: NDArray[np.intp] = field(repr=False)
+    answers: NDArray[np.intp] = field(repr=False)
     measured_accuracy: float | None = None
 
     @property
