@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from dist_net.training.run.plots import plot_history
 from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
 
+RISING = "accuracy", "auc", "f1", "precision", "recall"
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -25,6 +27,7 @@ class EpochResult:
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
     evaluation of the last weights on the validation samples. ``model`` has these weights; None if
     other processes train it, as are its ``steps``, of this epoch and those that follow.
+    ``measured`` has the metrics of the last weights, by the names of ``metrics``.
     """
 
     epoch: int
@@ -34,6 +37,7 @@ class EpochResult:
     _: KW_ONLY
     model: Model | None = field(default=None, repr=False)
     steps: LocalSteps | None = field(default=None, repr=False)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -41,12 +45,13 @@ class EpochResult:
         figures = {"loss": self.loss, "accuracy": self.accuracy}
         if self.validation is not None:
             figures |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
+        figures |= self.measured
         return {name: value for name, value in figures.items() if value is not None}
 
     def improves(self, best: EpochResult | None, monitor: str, min_delta: float = 0.0) -> bool:
         """Return whether a metric is better than in ``best``, or this is the first epoch.
 
-        A better accuracy is higher, a better loss lower. Raise SettingError without such a metric.
+        Higher is better if the name ends in one of RISING. Raise SettingError for another metric.
         """
         if monitor not in self.metrics:
             known = ", ".join(self.metrics)
@@ -54,7 +59,7 @@ class EpochResult:
         if best is None or self.epoch == 1:
             return True
         gain = self.metrics[monitor] - best.metrics[monitor]
-        return (gain if monitor.endswith("accuracy") else -gain) > abs(min_delta)
+        return (gain if monitor.endswith(RISING) else -gain) > abs(min_delta)
 
     @property
     def trained(self) -> Model:

@@ -18,7 +18,7 @@ from dist_net.data import Dataset, records
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
-from dist_net.nn import Model, Weighted
+from dist_net.nn import Model, Predictor, Weighted
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.optim.ranges import fraction
 from dist_net.processes.terminal import bar_on, plain_console
@@ -31,7 +31,7 @@ from dist_net.training.run.callbacks import (
     is_ended_by,
     require_callbacks,
 )
-from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
@@ -109,10 +109,15 @@ class SingleProcess:
 
 @dataclass
 class FitReport:
-    """Keeps the newest weights in the model, evaluates and shows them, and calls the callbacks."""
+    """Keeps the newest weights in the model, evaluates and shows them, and calls the callbacks.
+
+    ``metrics`` are measured ``on`` inputs and targets, by the prefix of their names.
+    """
 
     model: Model
     evaluate: Evaluator | None
+    metrics: Mapping[str, Metric]
+    on: Mapping[str, tuple[Any, Any]]
     callbacks: Sequence[Callback]
     console: Console
 
@@ -131,6 +136,7 @@ class FitReport:
                     self.model.trained_epochs = earlier + result.epoch
                     validation = self.evaluate(weights) if self.evaluate else None
                     result = replace(result, validation=validation, model=self.model)
+                    result = replace(result, measured=self._measured(weights))
                     history.append(result)
                     self.console.print(f"epoch {result.epoch}/{last}: {result}")
                     if is_ended_by(self.callbacks, result):
@@ -142,6 +148,14 @@ class FitReport:
             if isinstance(callback, EarlyStopping):
                 callback.at_end(self.model)
         return history
+
+    def _measured(self, weights: Vector) -> dict[str, float]:
+        measured, predict = {}, Predictor(self.model, weights)
+        for prefix, (inputs, targets) in self.on.items():
+            outputs = predict(inputs)
+            for name, metric in self.metrics.items():
+                measured[prefix + name] = float(metric(outputs, targets))
+        return measured
 
     def _keep_weights(self, training: SingleProcess) -> Vector:
         weights = training.evaluated_weights
@@ -214,6 +228,7 @@ def fit(
     validation_split: float = 0.0,
     class_weight: Mapping[int, float] | None = None,
     sample_weight: NDArray[Any] | None = None,
+    metrics: Sequence[str | Metric] = (),
     epochs: int = 10,
     initial_epoch: int | None = None,
     batch_size: int = 32,
@@ -234,8 +249,9 @@ def fit(
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
     each epoch; ``validation_split`` takes this share from the end of the arrays. The loss of a
     sample is multiplied by its ``sample_weight``, (N,), and by the ``class_weight`` of its class.
-    For the other settings see ``Recipe``; ``threads`` share the work of a step. Each epoch has a
-    line on stderr, a terminal also a bar; ``verbose=0``: none.
+    ``metrics`` are functions of all outputs and targets, or names such as "mae" and
+    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step.
+    Each epoch has a line on stderr, a terminal also a bar; ``verbose=0``: none.
 
     After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
     call begins with a fresh optimizer, and with other orders of the samples and random numbers of
@@ -280,7 +296,13 @@ def fit(
         average_decay=average_decay,
     )
     evaluate = Evaluator(model, dataset) if validation else None
-    report = FitReport(model, evaluate, callbacks, plain_console(quiet=not verbose))
+    given = samples_of(dataset.train_targets)
+    measured = metrics_named(metrics, model.targets(given.shape, given.dtype))
+    on = {"": (dataset.train_inputs, dataset.train_targets)} if measured else {}
+    if measured and validation:
+        on["val_"] = dataset.test_inputs, dataset.test_targets
+    console = plain_console(quiet=not verbose)
+    report = FitReport(model, evaluate, measured, on, callbacks, console)
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
     training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)

@@ -30,7 +30,7 @@ def classifier(loss: Loss | str = "cross_entropy_of_logits", units: int = 3) -> 
 
 
 def test_each_epoch_has_a_line_outside_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    dist_net.fit(classifier(), ROWS, LABELS, validation_split=0.2, epochs=3)
+    dist_net.fit(classifier(), ROWS, LABELS, validation_split=0.2, epochs=3, metrics=["accuracy"])
     printed = capsys.readouterr()
     assert printed.out == ""
     figures = r"loss [\d.]+, accuracy [\d.]+, val_loss [\d.]+, val_accuracy [\d.]+"
@@ -74,12 +74,13 @@ def test_a_history_is_drawn_as_one_picture_for_each_metric(tmp_path: Any) -> Non
         ROWS,
         NUMBERS,
         validation_split=0.5,
+        metrics=["mae"],
         epochs=4,
         verbose=0,
     )
     figure: Any = history.plot()
-    assert [axes.get_title() for axes in figure.axes] == ["loss"]
-    for axes, name in zip(figure.axes, ("loss",), strict=True):
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "mae"]
+    for axes, name in zip(figure.axes, ("loss", "mae"), strict=True):
         lines = {line.get_label(): line.get_data() for line in axes.lines}
         for label, key in (("train", name), ("validation", f"val_{name}")):
             np.testing.assert_allclose(lines[label], ([1, 2, 3, 4], history.history[key]))
@@ -207,6 +208,8 @@ def test_class_weights_are_those_of_weighted_also_for_tokens_and_binary_labels()
         ({"sample_weight": np.ones(59)}, naming("sample_weight", "60")),
         ({"sample_weight": np.full(60, np.nan)}, "sample_weight"),
         ({"sample_weight": np.full(60, np.inf)}, "weight inf"),
+        ({"metrics": ["mae"]}, naming("'mae'", "top_3_accuracy")),
+        ({"metrics": ["f1"]}, naming("'f1'", "accuracy")),
     ],
 )
 def test_weights_and_metrics_that_do_not_suit_are_refused(
@@ -227,6 +230,51 @@ def test_labels_out_of_range_are_refused_with_weights_too(
         dist_net.fit(classifier(), ROWS, labels, **options)
     with pytest.raises(DatasetError, match=naming(f"target {label}", "index 7", "0 to 2")):
         dist_net.fit(classifier(), ROWS, LABELS, validation=(ROWS, labels), **options)
+
+
+# Metrics
+
+
+def test_metrics_are_of_the_weights_after_the_epoch_on_both_parts() -> None:
+    def precision(outputs: Any, labels: Any) -> float:
+        return float(np.mean(labels[outputs.argmax(1) == 1] == 1))
+
+    model = classifier()
+    history = dist_net.fit(
+        model,
+        ROWS,
+        LABELS,
+        validation_split=0.5,
+        metrics=["accuracy", "top_2_accuracy", precision],
+        learning_rate=0.1,
+        epochs=5,
+    )
+    outputs = model.predict(ROWS)
+    is_top = (np.argsort(-outputs)[:, :2] == LABELS[:, None]).any(1)
+    for prefix, part in (("", slice(30)), ("val_", slice(30, 60))):
+        figures = history[-1].metrics
+        assert figures[f"{prefix}top_2_accuracy"] == pytest.approx(is_top[part].mean())
+        expected = precision(outputs[part], LABELS[part])
+        assert figures[f"{prefix}precision"] == pytest.approx(expected)
+
+
+def test_metrics_are_pytorchs() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    many, labels = RANDOM.normal(size=(60, 20)).astype(np.float32), RANDOM.integers(0, 20, 60)
+    model = Model(Dense(20), (20,), input_dtype=np.float32)
+    history = dist_net.fit(
+        model, many, labels, epochs=1, metrics=["top_3_accuracy", "top_10_accuracy"]
+    )
+    outputs = torch.tensor(model.predict(many))
+    for count in (3, 10):
+        right = (outputs.topk(count).indices == torch.tensor(labels)[:, None]).any(1)
+        expected = float(right.float().mean())
+        assert history[0].metrics[f"top_{count}_accuracy"] == pytest.approx(expected)
+    regression = Model(Dense(2), (4,), "huber", np.float32)
+    history = dist_net.fit(regression, ROWS, NUMBERS, epochs=1, metrics=["mae", "mse"])
+    pair = torch.tensor(regression.predict(ROWS)), torch.tensor(NUMBERS)
+    assert history[0].metrics["mae"] == pytest.approx(float(torch.nn.L1Loss()(*pair)), rel=1e-5)
+    assert history[0].metrics["mse"] == pytest.approx(float(torch.nn.MSELoss()(*pair)), rel=1e-5)
 
 
 # A learning rate that falls
