@@ -113,7 +113,7 @@ def _add_learning_arguments(group: argparse._ArgumentGroup) -> None:
         group,
         ("--epochs", int, "N", "passes over the training samples"),
         ("--batch-size", int, "N", "samples per minibatch of a worker"),
-        ("--optimizer", str, "NAME", "sgd, momentum, nesterov, adam, adamw, adagrad"),
+        ("--optimizer", str, "NAME", "sgd, momentum, nesterov, adam, adamw, adagrad, rmsprop"),
         ("--learning-rate", float, "RATE", "factor of each update, before the recipe's schedule"),
         ("--weight-decay", float, "SHARE", decay),
         ("--clip-norm", float, "NORM", "scale larger gradients down to NORM; 0: none"),
