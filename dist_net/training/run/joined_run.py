@@ -14,7 +14,13 @@ from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
-from dist_net.errors import InterruptedRunError, NoAnswerError, ProtocolError, SettingError
+from dist_net.errors import (
+    AccessRefusedError,
+    InterruptedRunError,
+    NoAnswerError,
+    ProtocolError,
+    SettingError,
+)
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
@@ -144,14 +150,14 @@ class JoinedRun:
         try:
             with Observer(*self._server, ANSWER_TIMEOUT_S, self._wait) as observer:
                 self.report = observer.status(self._next_record)
+        except (AccessRefusedError, ProtocolError) as error:
+            self._is_refused = True  # the server refuses the workers too, and they end
+            self._display.warned(str(error))
+            return
         except NoAnswerError as error:
             if self._is_training() and not self._is_silent:
                 self._display.warned(f"{error}; the workers try again")
             self._is_silent = True
-            return
-        except ProtocolError as error:
-            self._is_refused = True  # the server refuses the workers too, and they end
-            self._display.warned(str(error))
             return
         if self._is_silent:
             self._display.warned(f"the server at {self._server.address} answers again")

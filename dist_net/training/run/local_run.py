@@ -231,6 +231,7 @@ class LocalRun:
                     self._launcher.keys,
                     ANSWER_TIMEOUT_S,
                     while_waiting=partial(self._wait, child),
+                    nobody_s=ANSWER_TIMEOUT_S,
                 ) as observer:
                     outcome = self._watch(observer, child)
                 self._await_checkpoint(child)
