@@ -29,6 +29,7 @@ from dist_net.training.server.journal_records import (
     Checkpointed,
     JournalRecord,
     Started,
+    WorkersCounted,
     encode_record,
     run_identity,
     sha256_of,
@@ -105,6 +106,7 @@ def opened_journal(
     sync: str = NEVER,
     disk: Disk = HOST_DISK,
     random: Random = _RANDOM,
+    clock: Clock | None = None,
 ) -> Iterator[JournalFile]:
     """Yield the open journal of a new or resumed run, and close it at the end.
 
@@ -122,7 +124,7 @@ def opened_journal(
     kept_bytes = 0
     if run.is_resumed and disk.exists(path):
         try:
-            kept_bytes, samples, last_version = read_tail(path, identity, version, disk)
+            tail = read_tail(path, identity, version, disk)
         except UNUSABLE as error:
             kept = put_aside(path, disk)
             run.resume_warnings.append(
@@ -130,15 +132,21 @@ def opened_journal(
                 f"renamed to {kept}, and a new journal begins"
             )
         else:
-            if last_version > version:
+            kept_bytes = tail.kept_bytes
+            if tail.last_version > version:
                 run.resume_warnings.append(
-                    f"{samples:,} samples are done again: they were applied after the resumed "
-                    f"checkpoint, in versions {version + 1:,} to {last_version:,}"
+                    f"{tail.samples:,} samples are done again: they were applied after the resumed "
+                    f"checkpoint, in versions {version + 1:,} to {tail.last_version:,}"
                 )
-            run.metrics.samples_done_again += samples
+            run.metrics.samples_done_again += tail.samples
+            if tail.counted is not None:
+                run.metrics.continue_counting(tail.counted.joined, tail.counted.lost)
         for warning in run.resume_warnings:
             logger.warning("resumed version=%d warning=%s", version, warning)
-    journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync), disk=disk)
+    now = (clock or SystemClock()).now()
+    journal = JournalFile(
+        path, kept_bytes, identity, started, sync_interval_s(sync), now=now, disk=disk
+    )
     try:
         yield journal
     finally:
@@ -220,6 +228,7 @@ class ServerLoop:
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
+        self._counted = run.metrics.workers_joined, run.metrics.workers_lost
 
     @property
     def version(self) -> int:
@@ -408,8 +417,11 @@ class ServerLoop:
 
     def _look_after_journal(self, now: float, writer: Executor) -> None:
         """Retry unwritten records, report the lag, and sync the journal if a sync is due."""
-        journal = self._journal
-        self._record()
+        journal, metrics = self._journal, self._run.metrics
+        counted = metrics.workers_joined, metrics.workers_lost
+        changed = [] if counted == self._counted else [WorkersCounted(self.version, *counted)]
+        self._record(*changed)
+        self._counted = counted
         lag = journal.lag(now)
         if lag.error != self._server.journal_lag.error:
             logger.error("journal_error_changed error=%s", lag.error)
