@@ -21,7 +21,7 @@ from typing import Self
 from dist_net.processes.child import Child, RunningChild
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import FAST
-from dist_net.processes.own_directory import temporary_directory
+from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.wire.security import PeerKeys
 
 POLL_S = 0.1
@@ -91,9 +91,11 @@ class LocalProcesses:
         self._run_directory = run_directory
         self._stack = ExitStack()
         self._address = ""
+        self._directory = Path()
 
     def __enter__(self) -> Self:
-        self._address = f"ipc://{self._stack.enter_context(temporary_directory())}/server"
+        self._directory = self._stack.enter_context(temporary_directory())
+        self._address = f"ipc://{self._directory}/server"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,6 +110,10 @@ class LocalProcesses:
     def address(self) -> str:
         """The address at which this process reaches the newest server."""
         return self._address
+
+    def announce(self, addresses: Sequence[str], keys: Path) -> None:
+        """Let ``dist-net status`` find these keys by an address of the server."""
+        announce(self._directory, addresses, keys)
 
     def start(self, role: Role) -> RunningChild:
         """Start a role's process; on Ray, it may wait for a free CPU."""

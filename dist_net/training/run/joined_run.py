@@ -29,9 +29,8 @@ from dist_net.processes.kernels import FAST
 from dist_net.processes.roles import POLL_S, LocalProcesses, Role
 from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
-from dist_net.wire.security import write_peer_keys
 from dist_net.wire.segment import available
 from dist_net.wire.token_exchange import ServerAccess
 
@@ -76,7 +75,8 @@ def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
 class JoinedRun:
     """This host's part in the run of a server that has admitted it.
 
-    ``directory`` holds the recipe, see ``OfferedRecipe.keep``; the processes' logs go to ``logs``.
+    ``directory`` holds its keys and the recipe, see ``OfferedRecipe.keep``; the processes' logs go
+    to ``logs``.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class JoinedRun:
         self._supervisor = Supervisor(LocalProcesses(logs), settings.restarts, display.warned)
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
-        self._is_silent = self._is_refused = False
+        self._silence = Silence(display.warned, f"the server at {server.address} answers again")
+        self._is_refused = False
         # One worker stands for up to MAX_PARTS of this host, and exchanges states for all of them.
         parts = MAX_PARTS if settings.may_fork and available() else 1
         self._count = math.ceil(settings.workers / parts)
@@ -106,9 +107,6 @@ class JoinedRun:
 
         Raise ProcessFailedError once no worker is left. No process outlives the call.
         """
-        if self._server.keys is not None:
-            write_peer_keys(self._directory.keys, self._server.keys)
-            self._directory.write(self._directory.server, self._server.address)
         try:
             self._show_progress()
             self._supervisor.add_workers(self._role, self._count)
@@ -155,13 +153,10 @@ class JoinedRun:
             self._display.warned(str(error))
             return
         except NoAnswerError as error:
-            if self._is_training() and not self._is_silent:
-                self._display.warned(f"{error}; the workers try again")
-            self._is_silent = True
+            if self._is_training():
+                self._silence.begins(f"{error}; the workers try again")
             return
-        if self._is_silent:
-            self._display.warned(f"the server at {self._server.address} answers again")
-        self._is_silent = False
+        self._silence.ends()
         self._next_record = self.report["next_record"]
         self._display.progressed(self.report)
 

@@ -228,6 +228,7 @@ class ServerLoop:
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
+        self._is_suspended = False
         self._counted = run.metrics.workers_joined, run.metrics.workers_lost
 
     @property
@@ -238,6 +239,11 @@ class ServerLoop:
     def stop(self, reason: str) -> None:
         """End the run in the next turn of the loop; may be called by a signal handler."""
         self._stop_requested = reason
+
+    def suspend(self, reason: str) -> None:
+        """As ``stop``, but workers are not told: they wait for a server that resumes the run."""
+        self._is_suspended = True
+        self.stop(reason)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Return when the run was shut down and its last checkpoint is on disk.
@@ -294,7 +300,7 @@ class ServerLoop:
             self._carry_out(self._server.tick(now))
             self._look_after_journal(now, writer)
             if self._stop_requested is not None:
-                self._server.stop(self._stop_requested)
+                self._server.stop(self._stop_requested, is_suspended=self._is_suspended)
             if written is not None and written.done():
                 self._take_written(written)
                 written = None
@@ -328,7 +334,11 @@ class ServerLoop:
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
-        while len(self._run.members) and self._clock.now() < deadline:
+        while (
+            len(self._run.members)
+            and self._clock.now() < deadline
+            and not self._server.is_suspended
+        ):
             self._handle((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:

@@ -93,6 +93,7 @@ class ParameterServer:
         self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
+        self.is_suspended = False
         self.diverges = False
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
@@ -143,11 +144,14 @@ class ParameterServer:
                 logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
         return commands + self._answer_waiting(now)
 
-    def stop(self, reason: str) -> None:
-        """End the run: apply nothing more, and answer every request with ``Stop``."""
+    def stop(self, reason: str, *, is_suspended: bool = False) -> None:
+        """End the run: apply nothing more, and answer every request with ``Stop``.
+
+        If it is suspended, leave requests unanswered: another server will resume the run.
+        """
         if self.stop_reason is None:
-            logger.info("stopping reason=%s", reason)
-            self.stop_reason = reason
+            logger.info("stopping reason=%s suspended=%s", reason, is_suspended)
+            self.stop_reason, self.is_suspended = reason, is_suspended
 
     def checkpoint_written(self, version: int) -> None:
         """Record the version of the checkpoint on disk."""
@@ -318,7 +322,7 @@ class ParameterServer:
     def _work(self, member: Member, now: float) -> Message | None:
         """Return the answer to a worker; None if it must wait for other workers."""
         run = self.run
-        if (stop := self._stop()) is not None:
+        if (stop := self._stop()) is not None or self.is_suspended:
             return stop
         lease = run.grant(member, now)
         if lease is None:
@@ -340,7 +344,9 @@ class ParameterServer:
         """Return the message to every worker once the run has ended."""
         if self.run.ledger.finished:
             return Stop("every epoch is done", finished=True)
-        return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
+        if self.stop_reason is None or self.is_suspended:
+            return None
+        return Stop(self.stop_reason, finished=False)
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
         member = self._heard(heartbeat, now)
