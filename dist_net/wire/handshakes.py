@@ -50,11 +50,11 @@ _STATES: Mapping[int, Contact] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Contact.MISMATCH,
 }
 _CAUSES = {
-    None: "its host does not answer: is it running, and the address right?",
-    Contact.NOBODY: "no server listens on it: has it ended, and is the address right?",
+    None: "its host does not answer: it is down, or the address is wrong",
+    Contact.NOBODY: "no server listens on it: it has ended, or has not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
-    Contact.STRANGER: "it is not a dist-net server: is the port right?",
+    Contact.STRANGER: "it is not a dist-net server: the port may be wrong",
 }
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3)
 _NO_WAIT = int(zmq.NOBLOCK)

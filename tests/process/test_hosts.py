@@ -243,7 +243,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
 def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_killed(
     start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
-    run, epochs = tmp_path / "run", 200
+    run, epochs = tmp_path / "run", 400
     server = start(
         *("train", "digits", "--workers", "0", "--epochs", str(epochs), "--local-steps", "8"),
         *("--listen", "tcp://0.0.0.0:0", "--run-dir", str(run), "--json"),
