@@ -51,7 +51,7 @@ _STATES: Mapping[int, Contact] = {
 }
 _CAUSES = {
     None: "its host does not answer: it is down, or the address is wrong",
-    Contact.NOBODY: "no server listens on it: it has ended, or has not begun, or the address is wrong",
+    Contact.NOBODY: "no server listens on it: it has ended or not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
     Contact.STRANGER: "it is not a dist-net server: the port may be wrong",
