@@ -360,7 +360,13 @@ class ImageRun:
                 f"to train on, {settings.epochs} epochs"
             )
             return LocalRun(
-                directory, loaded, dataset, options, self.local, display, reason_to_stop
+                directory,
+                loaded,
+                dataset,
+                options,
+                local=self.local,
+                display=display,
+                reason_to_stop=reason_to_stop,
             ).run()
 
 

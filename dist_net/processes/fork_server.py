@@ -110,7 +110,7 @@ class ForkingProcesses(LocalProcesses):
         self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
         role = self.fork_server
         with remote:
-            self._child = Child(role.name, role.module, role.words({}), self._logs, remote)
+            self._child = Child(role.name, role.module, role.words({}), self._logs, stdin=remote)
         return self._child
 
     def _read(self) -> None:

@@ -74,6 +74,7 @@ class Supervisor:
         launcher: LocalProcesses,
         restarts: float,
         notify: Callable[[str], None],
+        *,
         may_restart: Callable[[RunningChild], bool] = lambda child: child.has_died,
         now: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -49,7 +49,7 @@ class PoolProcesses:
         self._roles = [*roles]
         if not all(each.module for each in roles):
             self._roles.insert(0, self._local.fork_server)
-        self._here = Supervisor(self._local, math.inf, _notify, self._may_restart)
+        self._here = Supervisor(self._local, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors = [self._here]
         self._start_on_ray: Callable[[], None] = lambda: None
         self._ends: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class PoolProcesses:
 
     def add_ray(self, ray: RayCluster, worker: Callable[[str], Role], count: int | None) -> None:
         """Also keep workers running on Ray's nodes; see ``Supervisor.add_workers``."""
-        on_ray = Supervisor(ray, math.inf, _notify, self._may_restart)
+        on_ray = Supervisor(ray, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors.append(on_ray)
         self._start_on_ray = partial(on_ray.add_workers, worker, count)
 

@@ -40,6 +40,7 @@ def connected_worker(
     name: str,
     settings: WorkerSettings,
     keys: PeerKeys | None = None,
+    *,
     bears_silence: bool = False,
 ) -> Iterator[InferenceWorker]:
     """Yield an inference worker in this process for the gateway at ``address``."""

@@ -101,9 +101,9 @@ def join(
                 f"{socket.gethostname()[:100]}:{os.getpid()}",
                 offered.digest,
                 recipe.layout.size,
-                server.keys,
-                contact_address(server.address).stays_on_this_host,
-                timeout_s,
+                keys=server.keys,
+                shares_memory=contact_address(server.address).stays_on_this_host,
+                join_timeout_s=timeout_s,
                 equipment=own_equipment(threads=1),
             )
         )

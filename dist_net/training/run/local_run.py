@@ -158,6 +158,7 @@ class LocalRun:
         loaded: LoadedRecipe,
         dataset: Dataset,
         options: RunOptions,
+        *,
         local: LocalRunSettings,
         display: TrainingProgress,
         reason_to_stop: ReasonToStop = never,
@@ -185,7 +186,12 @@ class LocalRun:
         if options.keeps_best:
             best = BestWeights(directory.best, options.settings(loaded), options.patience)
         self._evaluations = PeriodicEvaluation(
-            loaded.recipe, dataset, best, self._metrics, display, reason_to_stop
+            loaded.recipe,
+            dataset,
+            best=best,
+            metrics=self._metrics,
+            display=display,
+            reason_to_stop=reason_to_stop,
         )
 
     @property

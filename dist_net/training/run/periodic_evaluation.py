@@ -36,6 +36,7 @@ class PeriodicEvaluation:
         self,
         recipe: Recipe,
         dataset: Dataset,
+        *,
         best: BestWeights | None,
         metrics: MetricsFiles,
         display: TrainingProgress,

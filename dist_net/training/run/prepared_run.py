@@ -64,7 +64,9 @@ class PreparedRun(NamedTuple):
                 f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
                 f"{settings.batch_size}; {workers}"
             )
-            training = LocalRun(directory, loaded, self.dataset, self.options, local, display)
+            training = LocalRun(
+                directory, loaded, self.dataset, self.options, local=local, display=display
+            )
             try:
                 return training.run()
             finally:

@@ -102,6 +102,7 @@ def new_run(
 def opened_journal(
     path: Path,
     run: RunState,
+    *,
     threads: int = 1,
     sync: str = NEVER,
     disk: Disk = HOST_DISK,
@@ -186,7 +187,7 @@ def opened_server(
     checkpoint = read_resumable_checkpoint(files.checkpoint) if resumes else None
     run = new_run(settings, initial_weights, checkpoint)
     with (
-        opened_journal(files.journal, run, threads, files.sync) as journal,
+        opened_journal(files.journal, run, threads=threads, sync=files.sync) as journal,
         ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
     ):
         loop = ServerLoop(run, socket, files, journal, offer=offer, ownership=ownership)

@@ -138,6 +138,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         name: str,
         recipe_digest: str,
         vector_size: int,
+        *,
         keys: PeerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
