@@ -36,9 +36,9 @@ from dist_net.nets.sources import is_live, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.own_directory import log_directory, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Role
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.client_ledger import ClientLedger
@@ -134,8 +134,8 @@ async def serve(options: ServingOptions) -> int:
             release=release(),
             is_running=is_running,
         )
-        roles = _roles(options, places.workers.contact_addresses[0], places.directory, token)
-        processes = PoolProcesses(roles, places.logs)
+        specs = _specs(options, places.workers.contact_addresses[0], places.directory, token)
+        processes = PoolProcesses(specs, places.logs)
         if places.ray is not None:
             places.ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)
@@ -298,7 +298,7 @@ def _secret_file(directory: Path, token: str) -> Path:
     return path
 
 
-def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
+def _specs(options: ServingOptions, address: str, directory: Path, token: str) -> list[ProcessSpec]:
     connect = ("--connect", address, "--directory", str(directory))
     secret = str(_secret_file(directory, token))
     loader = [*connect, "--engine", options.engine, "--token-file", secret]
@@ -312,8 +312,8 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
     worker = (*connect, *_worker_options(options))
     names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
     return [
-        Role("model-loader", "dist_net.serving.model_loader", arguments),
-        *(Role(name, "", (*worker, "--name", name)) for name in names),
+        ProcessSpec("model-loader", "dist_net.serving.model_loader", arguments),
+        *(ProcessSpec(name, "", (*worker, "--name", name)) for name in names),
     ]
 
 
@@ -328,11 +328,11 @@ def _worker_options(options: ServingOptions) -> list[str]:
     return worker
 
 
-def _ray_worker(options: ServingOptions, name: str) -> Role:
+def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
     """A worker on one of Ray's nodes."""
     arguments = (*RayCluster.worker_options, *_worker_options(options), "--name", name)
     module = "dist_net.serving.worker.inference_worker_process"
-    return Role(name, module, arguments, cores=options.threads)
+    return ProcessSpec(name, module, arguments, cores=options.threads)
 
 
 def _http(

@@ -26,7 +26,7 @@ from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.kernels import FAST
-from dist_net.processes.roles import POLL_S, LocalProcesses, Role
+from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import Silence, TrainingProgress
@@ -109,7 +109,7 @@ class JoinedRun:
         """
         try:
             self._show_progress()
-            self._supervisor.add_workers(self._role, self._count)
+            self._supervisor.add_workers(self._spec, self._count)
             while self._is_training():
                 self._show_progress()
                 time.sleep(POLL_S)
@@ -118,7 +118,7 @@ class JoinedRun:
         if (failure := self._supervisor.failure) is not None:
             raise failure
 
-    def _role(self, name: str) -> Role:
+    def _spec(self, name: str) -> ProcessSpec:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
@@ -129,7 +129,7 @@ class JoinedRun:
         if self._server.keys is not None:
             arguments += ["--keys", str(self._directory.keys)]
         module = "dist_net.training.run.training_worker_process"
-        return Role(name, module, tuple(arguments), bits=settings.bits)
+        return ProcessSpec(name, module, tuple(arguments), bits=settings.bits)
 
     def _is_training(self) -> bool:
         """Restart workers that have died; return whether any worker is left."""

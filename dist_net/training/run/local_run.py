@@ -34,9 +34,9 @@ from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
+from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
@@ -269,7 +269,7 @@ class LocalRun:
         if waited_s > SILENCE_S:
             self._silence.begins("the parameter server does not answer: is it stopped?")
 
-    def _server(self) -> Role:
+    def _server(self) -> ProcessSpec:
         arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
@@ -277,7 +277,7 @@ class LocalRun:
         if self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
-        return Role(
+        return ProcessSpec(
             "parameter-server",
             "dist_net.training.run.parameter_server_process",
             tuple(arguments),
@@ -286,7 +286,7 @@ class LocalRun:
             bits=self._options.bits,
         )
 
-    def _worker(self, name: str) -> Role:
+    def _worker(self, name: str) -> ProcessSpec:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
         arguments += ["--bits", self._options.bits]
@@ -294,7 +294,7 @@ class LocalRun:
         arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
         module = "dist_net.training.run.training_worker_process"
         words = tuple(arguments)
-        return Role(name, module, words, cores=self._threads, bits=self._options.bits)
+        return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         self._ready(

@@ -120,9 +120,9 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):
-        rate, momentum, share = record.outer
+        rate, momentum, rate_of_others = record.outer
         epoch, start, stop, *how, parts = record.steps
-        bits = record.is_packed + 2 * (share == 1) + 4 * (parts - 1)
+        bits = record.is_packed + 2 * (rate_of_others == 1) + 4 * (parts - 1)
         staleness = record.version - record.base_version
         numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
         return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, rate, momentum))

@@ -75,11 +75,11 @@ class WorkersSocket(Protocol):
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
 
-Share = Callable[[int, int], SharedVectors | None]
+CreateMemory = Callable[[int, int], SharedVectors | None]
 """Create vectors of a size in shared memory; return None, or raise ``SegmentError``, without."""
 
 
-def share(vectors: int, size: int) -> SharedVectors | None:
+def create_memory(vectors: int, size: int) -> SharedVectors | None:
     return Segment.create(vectors, size) if available() else None
 
 
@@ -198,8 +198,8 @@ class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
-    each wait; ``serve`` drives it and waits. ``share`` creates the memory that a worker of this
-    host shares with the server.
+    each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
+    of this host shares with the server.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class ServerLoop:
         journal: JournalFile,
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
-        share: Share = share,
+        create_memory: CreateMemory = create_memory,
         offer: RecipeOffer | None = None,
         ownership: RunOwnership | None = None,
     ) -> None:
@@ -224,7 +224,7 @@ class ServerLoop:
         self._sync: Future[None] | None = None  # the last one
         self._clock = clock or SystemClock()
         self._disk = disk
-        self._share = share
+        self._create_memory = create_memory
         self._server = ParameterServer(run, journal.incarnation, offer)
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
@@ -409,7 +409,7 @@ class ServerLoop:
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""
         try:
-            return self._share(2, self._run.store.state.size)
+            return self._create_memory(2, self._run.store.state.size)
         except SegmentError as error:
             logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
             return None
