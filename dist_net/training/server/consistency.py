@@ -40,7 +40,8 @@ class OuterStep(NamedTuple):
     With w the weights, r those of the result: Δ = w - r; m ← ``momentum`` m + Δ;
     w ← w - ``rate`` (Δ + ``momentum`` m), which is Nesterov's rule. All else moves by
     ``rate_of_others`` of the way towards the result, and so stays between the values of the
-    workers: a variance never becomes negative. With rates of 1 and no momentum, the result is the new state.
+    workers: a variance never becomes negative. With rates of 1 and no momentum, the result is the
+    new state.
     """
 
     rate: float
