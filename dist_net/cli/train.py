@@ -49,6 +49,7 @@ from dist_net.training.run.training_progress import Publish, TrainingProgress
 from dist_net.training.server.consistency import Consistency
 
 DEFAULT_RECIPE = "fashion-mnist"
+RESTORED = "workers", "listen", "keys", "contact"
 OPTIONS_OF_RUNS = [each.name for each in fields(RunOptions) if each.name != "recipe"]
 
 
@@ -198,26 +199,17 @@ def restore_cluster(
     arguments: argparse.Namespace, directory: RunDirectory | None, console: Console
 ) -> None:
     """Set options of the cluster that are not given to those of the resumed run; print them."""
-    given, known = vars(arguments), {}
+    given, words = vars(arguments), []
+    absent: list[Any] = [None, [], ()]
     if directory is not None and arguments.cluster == "local":
         before = LocalRunSettings.of_run(directory)
-        known = {name: getattr(before.listening, name) for name in ("listen", "keys", "contact")}
-        known = {"workers": before.workers, **known}
-    absent: list[Any] = [None, [], ()]
-    restored = {
-        name: value
-        for name, value in known.items()
-        if value not in absent and given.get(name) in absent
-    }
-    words = [
-        word
-        for name, value in restored.items()
-        for each in (value if name == "listen" else [value])
-        for word in (f"--{name}", str(each))
-    ]
+        for name, value in {"workers": before.workers, **vars(before.listening)}.items():
+            if name in RESTORED and given.get(name) in absent and value not in absent:
+                given[name] = value
+                for each in value if name == "listen" else [value]:
+                    words += [f"--{name}", str(each)]
     if words:
         console.print(f"resuming with the run's {shlex.join(words)}")
-    given.update(restored)
     given.setdefault("workers", DEFAULT_WORKERS)
 
 

@@ -70,7 +70,7 @@ class Turns:
         self._turns_s[name] = self.of(name) + seconds
 
 
-class Choice(NamedTuple):
+class BatchPlace(NamedTuple):
     """The worker for a batch, and the version that answers."""
 
     worker: Worker
@@ -251,7 +251,7 @@ class Scheduler:
 
     def _choose(
         self, request: InferenceRequest, is_short: bool, free: list[Worker]
-    ) -> Choice | None:
+    ) -> BatchPlace | None:
         """Return the worker and the version for a batch; None if it must wait.
 
         Prefer idle workers, then workers that are not loading, then those with the newest version.
@@ -265,7 +265,7 @@ class Scheduler:
                 continue
             rank = 4 * bool(worker.loading) + 2 * busy + (version != model.newest_number)
             if rank < best_rank:
-                best, best_rank = Choice(worker, version), rank
+                best, best_rank = BatchPlace(worker, version), rank
                 if rank == 0:
                     break
         return best

@@ -128,7 +128,7 @@ def test_a_restored_store_continues_bit_for_bit() -> None:
     whole, first, second = (a_store(rule()) for _ in range(3))
     trained(whole, [8.0, 1.0, 0.5])
     trained(first, [8.0, 1.0])
-    second.restore(first.version, first.weights, first.parts)
+    second.restore(first.version, first.weights, first.vectors)
     trained(second, [0.5])
     assert second.version == whole.version == 3
     np.testing.assert_array_equal(second.state, whole.state)
