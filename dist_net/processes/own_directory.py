@@ -49,12 +49,10 @@ def _parent() -> Path:
 
 
 def announce(directory: Path, addresses: Sequence[str], keys: Path) -> None:
-    """Let commands of this user find the keys for a server, while the temporary ``directory`` is.
-
-    Raise OSError.
-    """
-    (directory / KEYS).symlink_to(keys.resolve())
-    (directory / ADDRESSES).write_text("\n".join(addresses))
+    """Let commands of this user find the keys for a server, while the temporary ``directory`` is."""
+    with suppress(OSError):  # a full disk: they require --keys, as from other hosts
+        (directory / KEYS).symlink_to(keys.resolve())
+        (directory / ADDRESSES).write_text("\n".join(addresses))
 
 
 def announced_keys(address: str) -> Path | None:

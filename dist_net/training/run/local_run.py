@@ -348,8 +348,10 @@ class LocalRun:
             self._display.answers(self._launcher.address, self._launcher.key_directory)
         self._was_ready = True
         opened = addresses[len(addresses) - len(self._listen) :]
-        self._listen = tuple(map(with_port_of, self._local.listening.listen, opened))
-        self._write_settings()
+        listen = tuple(map(with_port_of, self._local.listening.listen, opened))
+        if listen != self._listen:  # not again after a restart: the disk may be full by then
+            self._listen = listen
+            self._write_settings()
         self._next_record = 0
         self._has_workers = False
 
