@@ -49,7 +49,7 @@ def _parent() -> Path:
 
 
 def announce(directory: Path, addresses: Sequence[str], keys: Path) -> None:
-    """Let commands of this user find the keys for a server, while the temporary ``directory`` is."""
+    """Let commands of this user find a server's keys while the temporary ``directory`` exists."""
     with suppress(OSError):  # a full disk: they require --keys, as from other hosts
         (directory / KEYS).symlink_to(keys.resolve())
         (directory / ADDRESSES).write_text("\n".join(addresses))
