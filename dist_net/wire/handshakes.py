@@ -1,7 +1,7 @@
 """The state of a client socket's connections, by the events that ZeroMQ reports.
 
     event                         state       meaning
-    CLOSED                        NOBODY      no process listens on the address
+    CLOSED                        NOBODY      no connection can be made to the address
     CONNECTED                     OPEN        a process listens; the handshake is not over
     HANDSHAKE_SUCCEEDED           REACHED     the server admits this key
     HANDSHAKE_FAILED_NO_DETAIL    HUNG_UP     it closed the connection: its own keys are others
@@ -51,7 +51,8 @@ _STATES: Mapping[int, Contact] = {
 }
 _CAUSES = {
     None: "its host does not answer: it is down, or the address is wrong",
-    Contact.NOBODY: "no server listens on it: it has ended or not begun, or the address is wrong",
+    Contact.NOBODY: "no server listens on it, or its host is unreachable: the server has ended or "
+    "not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
     Contact.STRANGER: "it is not a dist-net server: the port may be wrong",
