@@ -505,4 +505,5 @@ class ClientSocket(FramedSocket):
         while self.contact in (None, Contact.OPEN) and (left_s := until_s - time.monotonic()) > 0:
             self._handshakes.take_in(left_s)
         cause = silence_cause(self.contact, self._has_keys)
-        return NoAnswerError(f"no answer from {self._address.text} in {round(waited_s, 1):g} s; {cause}")
+        waited = f"{round(waited_s, 1):g} s"
+        return NoAnswerError(f"no answer from {self._address.text} in {waited}; {cause}")
