@@ -1,6 +1,6 @@
 """Train neural nets across processes and machines, with NumPy and ZeroMQ.
 
-``fit``: train a model in this process; ``EarlyStopping``, ``ModelCheckpoint``: its callbacks.
+``fit``: train a model in this process; ``EarlyStopping`` and others: its callbacks.
 ``train``: train a recipe with processes on this host, and return a ``Run``. ``load``: return the
 ``Run`` in a directory, or in the file of a saved model. ``join``: take part in a run by a loop of
 your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what to
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 # fmt: off
 __all__ = [
-    "Client", "EarlyStopping", "LoadedRecipe", "LocalCluster", "ModelCheckpoint", "Recipe", "Run",
-    "__version__", "autodiff", "data", "export_model", "fit", "fit_image", "join", "load",
-    "load_recipe", "nn", "optim", "train",
+    "Client", "EarlyStopping", "LoadedRecipe", "LocalCluster", "ModelCheckpoint", "Recipe",
+    "ReduceLROnPlateau", "Run", "__version__", "autodiff", "data", "export_model", "fit",
+    "fit_image", "join", "load", "load_recipe", "nn", "optim", "train",
 ]
 # fmt: on
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dist_net.release import VERSION as __version__
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
-    from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint
+    from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
     from dist_net.training.run.custom_loop import join
     from dist_net.training.run.fit import fit
     from dist_net.training.run.local_cluster import LocalCluster
@@ -42,7 +42,7 @@ else:
         "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
         "dist_net.serving.client.client": "Client",
         "dist_net.trained_run": "Run load train",
-        "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint",
+        "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint ReduceLROnPlateau",
         "dist_net.training.run.local_cluster": "LocalCluster",
         "dist_net.training.run.custom_loop": "join",
         "dist_net.training.run.fit": "fit",

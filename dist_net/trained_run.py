@@ -36,7 +36,13 @@ from dist_net.photos.image_report import train_and_report
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import plain_console
 from dist_net.spelling import refuse_options
-from dist_net.training.run.callbacks import Callback, EpochResult, is_ended_by, require_callbacks
+from dist_net.training.run.callbacks import (
+    Callback,
+    EpochResult,
+    History,
+    is_ended_by,
+    require_callbacks,
+)
 from dist_net.training.run.evaluation import Evaluation, evaluate_recipe
 from dist_net.training.run.fit import dataset_of
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
@@ -64,7 +70,7 @@ class Run:
     ) -> None:
         self.path = Path(path)
         self.report = dict(report or {})
-        self.history = list(history)
+        self.history = History(history)
         self._trust_recipe = trust_recipe
 
     def __repr__(self) -> str:
@@ -164,7 +170,7 @@ class WatchedTraining(TrainingProgress):
         super().__init__(console)
         self._callbacks = callbacks
         self._records: list[dict[str, Any]] = []
-        self.history: list[EpochResult] = []
+        self.history = History()
 
     def progressed(self, report: dict[str, Any]) -> None:
         super().progressed(report)

@@ -12,8 +12,8 @@ from dist_net.nn.layers import (
     Sequential, Unembedding, Upsample, linear, relu6,
 )
 from dist_net.nn.losses import (
-    Weighted, binary_cross_entropy_of_logits, cross_entropy_of_probabilities, mean_absolute_error,
-    mean_squared_error, one_hot,
+    Huber, Weighted, binary_cross_entropy_of_logits, binary_cross_entropy_of_probabilities,
+    cross_entropy_of_probabilities, mean_absolute_error, mean_squared_error, one_hot,
 )
 from dist_net.nn.model import Model, Predictor
 from dist_net.nn.parameters import (
@@ -28,11 +28,12 @@ __all__ = [
     "GRU", "LSTM", "AveragePool", "AveragePool1D", "BatchNorm", "Bidirectional", "Buffer",
     "Concatenate", "Conv1D", "Conv2D", "Conv2DTranspose", "Dense", "DepthwiseConv2D", "Dropout",
     "Embedding", "Features", "Field", "Flatten", "Frozen", "FrozenBatchNorm", "GlobalAveragePool",
-    "GlobalMaxPool", "GroupNorm", "Lambda", "Layer", "LayerNorm", "Layout", "MaxPool", "MaxPool1D",
-    "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor", "Rescale", "Residual",
-    "Scope", "Sequential", "Unembedding", "Upsample", "Weighted", "binary_cross_entropy_of_logits",
-    "copy_of", "cross_entropy_of_logits", "cross_entropy_of_probabilities", "gelu",
-    "glorot_uniform", "he_normal", "he_uniform", "leaky_relu", "linear", "mean_absolute_error",
-    "mean_squared_error", "one_hot", "ones", "record", "relu", "relu6", "sigmoid", "silu",
-    "small_normal", "softmax", "softplus", "tanh", "zeros",
+    "GlobalMaxPool", "GroupNorm", "Huber", "Lambda", "Layer", "LayerNorm", "Layout", "MaxPool",
+    "MaxPool1D", "Model", "MultiHeadAttention", "NamedOutputs", "Parameter", "Predictor",
+    "Rescale", "Residual", "Scope", "Sequential", "Unembedding", "Upsample", "Weighted",
+    "binary_cross_entropy_of_logits", "binary_cross_entropy_of_probabilities", "copy_of",
+    "cross_entropy_of_logits", "cross_entropy_of_probabilities", "gelu", "glorot_uniform",
+    "he_normal", "he_uniform", "leaky_relu", "linear", "mean_absolute_error", "mean_squared_error",
+    "one_hot", "ones", "record", "relu", "relu6", "sigmoid", "silu", "small_normal", "softmax",
+    "softplus", "tanh", "zeros",
 ]

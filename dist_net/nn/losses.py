@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Shape, integer
 from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
+from dist_net.autodiff.operations.records import field_types
 from dist_net.errors import DatasetError, DTypeError, ParameterError, ShapeError
 from dist_net.spelling import suggestion
 
@@ -54,6 +55,15 @@ def binary_cross_entropy_of_logits(logits: Expression, labels: Expression) -> Ex
     return ad.mean(losses, range(1, logits.ndim))
 
 
+def binary_cross_entropy_of_probabilities(p: Expression, labels: Expression) -> Expression:
+    """Return the same of p instead of its logit, bounded by 1e-7 as in Keras.
+
+    If the network ends in a sigmoid, remove it: ``binary_cross_entropy_of_logits`` needs no bound.
+    """
+    bounded = ad.clip(p, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    return binary_cross_entropy_of_logits(ad.log(bounded / (1.0 - bounded)), labels)
+
+
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     """Return the mean squared difference between the outputs and ``labels``.
 
@@ -71,18 +81,36 @@ def mean_absolute_error(outputs: Expression, labels: Expression) -> Expression:
 
 
 @dataclass(frozen=True)
+class Huber:
+    """The mean of d²/2 for a difference d up to ``delta``, of delta (d - delta/2) beyond it."""
+
+    delta: float = 1.0
+
+    def __call__(self, outputs: Expression, labels: Expression) -> Expression:
+        distance = abs(outputs - _targets_like("Huber", outputs, labels))
+        bounded = ad.minimum(distance, self.delta)
+        return ad.mean(bounded * (distance - bounded * 0.5), range(1, outputs.ndim))
+
+
+@dataclass(frozen=True)
 class Weighted:
     """``loss`` with the weight ``class_weights[label]`` for each label, 0 for ``ignored``.
 
     Labels are as for ``loss``, of samples, tokens or pixels. The loss of a sample is the sum of its
     weighted losses divided by the number of its labels that are not ignored, or 0 without any.
-    ``class_weights`` has a number for each class, two for ``binary_cross_entropy_of_logits``. Raise
-    ``ParameterError`` for other weights, and ``DTypeError`` if labels to weight are floats.
+    ``class_weights`` has a number for each class, two for a binary cross-entropy. With
+    ``label_smoothing``, a label of ``cross_entropy_of_logits`` has a probability that is smaller by
+    that, which all classes share (Szegedy et al. 2016, arXiv 1512.00567). Targets may be a record
+    of such labels, ``target``, and of a ``weight`` for each sample, which multiplies its loss. The
+    mean of a batch is divided by the number of samples, as in Keras.
+
+    Raise ``ParameterError`` for other weights, and ``DTypeError`` if labels to weight are floats.
     """
 
     loss: Loss | str
     class_weights: Sequence[float] | Mapping[int, float] | None = None
-    ignored: int = -1
+    ignored: int | None = -1
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", loss_named(self.loss))
@@ -99,8 +127,18 @@ class Weighted:
                 f"number from 0 for each class, or a dict of them with the keys 0, 1, 2, ..."
             )
         object.__setattr__(self, "class_weights", weights)
+        if self.label_smoothing and self.loss is not ad.cross_entropy_of_logits:
+            raise ParameterError(
+                f"Weighted: label_smoothing={self.label_smoothing!r}; expected it for the loss "
+                f"cross_entropy_of_logits"
+            )
 
     def __call__(self, outputs: Expression, labels: Expression) -> Expression:
+        if labels.dtype.names:
+            losses = self(outputs, labels["target"])
+            return losses * ad.astype(labels["weight"], losses.dtype)
+        if (self.class_weights, self.ignored, self.label_smoothing) == (None, None, 0):
+            return loss_named(self.loss)(outputs, labels)
         if labels.shape not in (outputs.shape, outputs.shape[:-1]):
             raise ShapeError(
                 f"Weighted: targets of shape {of_samples(labels)} for outputs of shape "
@@ -112,6 +150,9 @@ class Weighted:
         each = loss_named(self.loss)(
             rows, ad.reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
         )
+        if self.label_smoothing:
+            of_any = ad.mean(-ad.log_softmax(rows), 1)
+            each = each * (1.0 - self.label_smoothing) + of_any * self.label_smoothing
         counted = ad.reshape(ad.astype(is_counted, outputs.dtype), (labels.shape[0], -1))
         weighted = each * self._weights(rows, ad.reshape(known, (count,)))
         total = ad.sum(ad.reshape(weighted, counted.shape) * counted, 1)
@@ -119,6 +160,8 @@ class Weighted:
 
     def counts(self, labels: Expression) -> Expression:
         """Return which labels are not ignored, bools."""
+        if self.ignored is None:
+            return ad.broadcast_to(ad.constant(np.array(True)), labels.shape)
         # An unsigned integer cannot be -1.
         return (ad.astype(labels, np.intp) if labels.dtype.kind in "iu" else labels) != self.ignored
 
@@ -126,7 +169,7 @@ class Weighted:
         """Return the weight of each label, (labels,), for its row of outputs."""
         if self.class_weights is None:
             return 1.0
-        is_binary = rows.shape[1] == 1 and self.loss is binary_cross_entropy_of_logits
+        is_binary = rows.shape[1] == 1 and of_label(self) in BINARY_LOSSES
         if labels.dtype.kind not in "iu" and not is_binary:
             raise DTypeError(
                 f"Weighted: class_weights for targets of dtype {labels.dtype}; expected integers, "
@@ -181,17 +224,22 @@ def _reshaped(targets: Expression, outputs: Expression) -> str:
 
 LOSSES: dict[str, Loss] = {
     "binary_cross_entropy_of_logits": binary_cross_entropy_of_logits,
+    "binary_cross_entropy_of_probabilities": binary_cross_entropy_of_probabilities,
+    "binary_crossentropy": binary_cross_entropy_of_probabilities,
     "cross_entropy_of_logits": ad.cross_entropy_of_logits,
     "cross_entropy_of_probabilities": cross_entropy_of_probabilities,
+    "huber": Huber(),
     "mae": mean_absolute_error,
     "mean_absolute_error": mean_absolute_error,
     "mean_squared_error": mean_squared_error,
     "mse": mean_squared_error,
-    "sparse_categorical_crossentropy": cross_entropy_of_probabilities,  # Keras's default
+    "sparse_categorical_crossentropy": cross_entropy_of_probabilities,
 }
+"""The losses by name; those in Keras's spelling take probabilities, which is Keras's default."""
 
-
+LOSS_CLASSES = Huber, Weighted
 CLASS_LOSSES = ad.cross_entropy_of_logits, cross_entropy_of_probabilities
+BINARY_LOSSES = binary_cross_entropy_of_logits, binary_cross_entropy_of_probabilities
 
 
 def of_label(loss: Loss) -> Loss:
@@ -232,26 +280,30 @@ class TargetMeaning:
     """The meaning of targets of one shape and dtype to a loss of outputs.
 
     ``classes``: the number of classes that labels index; 0: targets are numbers, none of which is
-    right or wrong. ``is_binary``: each output has a label from 0 to 1, and a logit above 0 predicts
-    1. ``is_of_sample``: a sample has one label, an index of its outputs. ``weighted``: the loss, if
-    it ignores a label.
+    right or wrong. ``threshold``: each output has a label from 0 to 1, and one above the threshold
+    predicts 1. ``is_of_sample``: a sample has one label, an index of its outputs. ``weighted``: the
+    loss, if it ignores a label. ``field``: that of the labels, if the targets are a record.
     """
 
     classes: int = 0
-    is_binary: bool = False
+    threshold: float | None = None
     is_of_sample: bool = False
     weighted: Weighted | None = None
+    field: str = ""
 
     @classmethod
     def of(cls, loss: Loss, output_shape: Shape, shape: Shape, dtype: np.dtype[Any]) -> Self:
         """Return the meaning of targets with this shape and dtype per sample."""
-        weighted = loss if isinstance(loss, Weighted) else None
+        if isinstance(loss, Weighted) and "target" in (dtype.names or ()):
+            own_dtype, own_shape = field_types(dtype, shape)["target"]
+            return replace(cls.of(loss, output_shape, own_shape, own_dtype), field="target")
+        weighted, bare = loss if isinstance(loss, Weighted) else None, of_label(loss)
         has_index = dtype.kind in "iu" and output_shape[-1:] and shape == output_shape[:-1]
-        if has_index and (output_shape[-1] > 1 or of_label(loss) in CLASS_LOSSES):
+        if has_index and (output_shape[-1] > 1 or bare in CLASS_LOSSES):
             return cls(output_shape[-1], is_of_sample=shape == (), weighted=weighted)
-        is_binary = dtype.kind in "iuf" and of_label(loss) is binary_cross_entropy_of_logits
-        if is_binary and shape == output_shape:
-            return cls(2, is_binary=True, weighted=weighted)
+        if dtype.kind in "iuf" and bare in BINARY_LOSSES and shape == output_shape:
+            threshold = 0.0 if bare is binary_cross_entropy_of_logits else 0.5
+            return cls(2, threshold, weighted=weighted)
         return cls()
 
     def require(
@@ -263,6 +315,7 @@ class TargetMeaning:
         """
         if not self.classes:
             return
+        values = values[self.field] if self.field else values
         last = self.classes - 1
         is_valid = (values >= 0) & (values <= last)
         expected = f"0 to {last} for {self.classes} classes"
@@ -281,8 +334,9 @@ class TargetMeaning:
         """
         if not self.classes:
             return []
-        if self.is_binary:
-            answers = ad.astype(outputs > 0.0, np.intp)
+        targets = targets[self.field] if self.field else targets
+        if self.threshold is not None:
+            answers = ad.astype(outputs > self.threshold, np.intp)
             labels = ad.astype(ad.astype(targets, np.float32) > 0.5, np.intp)
         else:
             answers, labels = ad.argmax(outputs, -1), ad.astype(targets, np.intp)

@@ -264,6 +264,13 @@ class Model:
         """Return the variable of a batch of inputs."""
         return ad.variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
 
+    def inputs_of(self, inputs: Any) -> Any:
+        """Return arrays of bools, or of floats for a model of floats, in the model's dtype."""
+        kind, own = inputs.dtype.kind if isinstance(inputs, np.ndarray) else "", self.input_dtype
+        is_converted = (kind == "b" and own.kind in "iuf") or kind == own.kind == "f"
+        with np.errstate(over="ignore"):  # inf is refused where it matters
+            return inputs.astype(own, copy=False) if is_converted else inputs
+
     def require_inputs(self, inputs: Batch) -> None:
         """Raise ``ShapeError`` unless ``inputs`` are (N, *input_shape) with the model's dtype."""
         found = f"of type {type(inputs).__name__}"
@@ -351,6 +358,7 @@ class Predictor:
 
         Raise ``ShapeError`` if the inputs have another shape or dtype.
         """
+        inputs = self._model.inputs_of(inputs)
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
         start = 0

@@ -24,7 +24,7 @@ from dist_net.autodiff.expression import topological_order
 from dist_net.checkpoint import MALFORMED
 from dist_net.errors import DistNetError, ModelFileError, ParameterError
 from dist_net.nn import layers, sequences
-from dist_net.nn.losses import LOSSES, Loss, Weighted, loss_named
+from dist_net.nn.losses import LOSS_CLASSES, LOSSES, Loss, loss_named
 from dist_net.nn.parameters import Scope
 
 FORMAT = 1
@@ -46,7 +46,7 @@ PARTS: dict[str, Any] = {
     },
     **layers.ACTIVATIONS,
     **LOSSES,
-    "Weighted": Weighted,
+    **{each.__name__: each for each in LOSS_CLASSES},
 }
 INVALID = DistNetError, *MALFORMED, IndexError, MemoryError, ZeroDivisionError
 

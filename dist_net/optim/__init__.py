@@ -4,12 +4,12 @@
 # isort: off
 from dist_net.optim.optimizers import (
     OPTIMIZERS, SGD, AdaGrad, Adam, AdamW, ConstantRate, Cosine, LearningRate, Momentum, Nesterov,
-    Schedule, StepDecay, WarmUp, optimizer_named, schedule_named,
+    RMSprop, Schedule, StepDecay, WarmUp, optimizer_named, schedule_named,
 )
 from dist_net.optim.rule import Optimizer, UpdateRule, start_rule
 
 __all__ = [
     "OPTIMIZERS", "SGD", "AdaGrad", "Adam", "AdamW", "ConstantRate", "Cosine", "LearningRate",
-    "Momentum", "Nesterov", "Optimizer", "Schedule", "StepDecay", "UpdateRule", "WarmUp",
+    "Momentum", "Nesterov", "Optimizer", "RMSprop", "Schedule", "StepDecay", "UpdateRule", "WarmUp",
     "optimizer_named", "schedule_named", "start_rule",
 ]

@@ -1,118 +1,104 @@
 """Optimizer steps in one pass over memory. Needs the extra ``fast``.
 
 The loop over elements is vectorised. Its results are bit-identical to the optimizer's ``step``.
-Vectors are float32. No vector is both read and written, because LLVM does not vectorise in-place
-loops.
+Vectors are float32. ``old`` and ``new`` have the optimizer's vectors as rows. No vector is both
+read and written, because LLVM does not vectorise in-place loops.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
-from numba.types import UniTuple
+from numba import types
+from numpy.typing import NDArray
 
 from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
 from dist_net.vector import Vector
 
-Factors = tuple[float, ...]
+Numbers = tuple[float, ...]
+Rows = NDArray[Any]
 
 
-def sgd(weights: Vector, gradient: Vector, out: Vector, factors: Factors) -> None:
+def sgd(
+    w: Vector, g: Vector, out: Vector, factors: Numbers, _old: Rows, _new: Rows, _settings: Numbers
+) -> None:
     """w ← w - η g."""
-    for i in range(weights.size):
-        out[i] = weights[i] - factors[0] * gradient[i]
+    for i in range(w.size):
+        out[i] = w[i] - factors[0] * g[i]
 
 
 def momentum(
-    weights: Vector,
-    gradient: Vector,
-    out: Vector,
-    factors: Factors,
-    velocity: Vector,
-    next_velocity: Vector,
-    momentum: float,
-    crumb: float,
+    w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
 ) -> None:
     """v ← μ v - η g;  w ← w + v."""
-    for i in range(weights.size):
-        v = (momentum * velocity[i] - factors[0] * gradient[i] + crumb) - crumb
-        next_velocity[i] = v
-        out[i] = weights[i] + v
+    momentum, crumb = settings
+    for i in range(w.size):
+        v = (momentum * old[0, i] - factors[0] * g[i] + crumb) - crumb
+        new[0, i] = v
+        out[i] = w[i] + v
 
 
 def nesterov(
-    weights: Vector,
-    gradient: Vector,
-    out: Vector,
-    factors: Factors,
-    velocity: Vector,
-    next_velocity: Vector,
-    momentum: float,
-    crumb: float,
+    w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
 ) -> None:
     """v ← μ v - η g;  w ← w - η g + μ v."""
-    for i in range(weights.size):
-        change = factors[0] * gradient[i]
-        v = (momentum * velocity[i] - change + crumb) - crumb
-        next_velocity[i] = v
-        out[i] = weights[i] - change + momentum * v
+    momentum, crumb = settings
+    for i in range(w.size):
+        change = factors[0] * g[i]
+        v = (momentum * old[0, i] - change + crumb) - crumb
+        new[0, i] = v
+        out[i] = w[i] - change + momentum * v
 
 
 def adam(
-    weights: Vector,
-    gradient: Vector,
-    out: Vector,
-    factors: Factors,
-    mean: Vector,
-    mean_square: Vector,
-    next_mean: Vector,
-    next_mean_square: Vector,
-    towards: float,
-    towards_square: float,
-    epsilon: float,
-    crumb: float,
+    w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
 ) -> None:
     """Move the means towards g and g² by the given factors, then w ← w - η m / (√v + ε).
 
     If ``factors`` also holds a decay d, w ← w - d w comes first.
     """
+    towards, towards_square, epsilon, crumb = settings
     has_decay = len(factors) > 1  # known when the loop is compiled
-    for i in range(weights.size):
-        g = gradient[i]
-        w = weights[i]
+    for i in range(w.size):
+        weight = w[i]
         if has_decay:
-            w -= w * factors[1]
-        m = (mean[i] + (g - mean[i]) * towards + crumb) - crumb
-        v = (mean_square[i] + (g * g - mean_square[i]) * towards_square + crumb) - crumb
-        next_mean[i] = m
-        next_mean_square[i] = v
-        out[i] = w - m / (math.sqrt(v) + epsilon) * factors[0]
+            weight -= weight * factors[1]
+        m = (old[0, i] + (g[i] - old[0, i]) * towards + crumb) - crumb
+        v = (old[1, i] + (g[i] * g[i] - old[1, i]) * towards_square + crumb) - crumb
+        new[0, i] = m
+        new[1, i] = v
+        out[i] = weight - m / (math.sqrt(v) + epsilon) * factors[0]
 
 
 def adagrad(
-    weights: Vector,
-    gradient: Vector,
-    out: Vector,
-    factors: Factors,
-    accumulator: Vector,
-    next_accumulator: Vector,
-    epsilon: float,
+    w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
 ) -> None:
     """a ← a + g²;  w ← w - η g / √(a + ε)."""
-    for i in range(weights.size):
-        g = gradient[i]
-        a = accumulator[i] + g * g
-        next_accumulator[i] = a
-        out[i] = weights[i] - g / math.sqrt(a + epsilon) * factors[0]
+    for i in range(w.size):
+        a = old[0, i] + g[i] * g[i]
+        new[0, i] = a
+        out[i] = w[i] - g[i] / math.sqrt(a + settings[0]) * factors[0]
 
 
-LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
+def rmsprop(
+    w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
+) -> None:
+    """Move the mean towards g² by the given factor, then w ← w - η g / √(v + ε)."""
+    towards, epsilon, crumb = settings
+    for i in range(w.size):
+        v = (old[0, i] + (g[i] * g[i] - old[0, i]) * towards + crumb) - crumb
+        new[0, i] = v
+        out[i] = w[i] - g[i] / math.sqrt(v + epsilon) * factors[0]
+
+
+LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad, rmsprop)}
 
 
 @cache
-def compiled(name: str, factors: int, states: int, constants: int) -> Loop:
+def compiled(name: str, factors: int, constants: int) -> Loop:
     """Compile one of ``LOOPS``; ``factors``: 1, the rate, or 2, with a decay."""
-    vectors = (READ, READ, WRITTEN, UniTuple(REAL, factors))
-    arguments = (*vectors, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
-    return jit(*arguments)(LOOPS[name])
+    old, new = (types.Array(REAL, 2, "C", readonly=is_old) for is_old in (True, False))
+    rates, settings = (types.Tuple([REAL] * count) for count in (factors, constants))
+    return jit(READ, READ, WRITTEN, rates, old, new, settings)(LOOPS[name])

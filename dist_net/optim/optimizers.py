@@ -197,7 +197,45 @@ class AdaGrad(Optimizer):
         np.subtract(w, scratch, out=out)
 
 
-_ALL = SGD(), Momentum(), Nesterov(), Adam(), AdamW(), AdaGrad()
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """v ← r v + (1-r) g²;  w ← w - η g / √(v + ε).
+
+    r is ``rho``. Tieleman & Hinton 2012 as in Keras, with ε inside the root and without momentum;
+    PyTorch adds ε to the root, and its ``alpha`` is 0.99 by default.
+    """
+
+    rho: float = 0.9
+    epsilon: float = 1e-7
+
+    loop = "rmsprop"
+    squares = "mean_square"
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        return {"mean_square": 0.0}
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return 1 - self.rho, self.epsilon, CRUMB
+
+    def step(
+        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
+    ) -> None:
+        (mean_square,) = state
+        np.multiply(g, g, out=scratch)
+        scratch -= mean_square
+        scratch *= 1 - self.rho
+        mean_square += scratch
+        keep_normal(mean_square)
+        np.add(mean_square, self.epsilon, out=scratch)
+        np.sqrt(scratch, out=scratch)
+        np.divide(g, scratch, out=scratch)
+        scratch *= rate
+        np.subtract(w, scratch, out=out)
+
+
+_ALL = SGD(), Momentum(), Nesterov(), Adam(), AdamW(), AdaGrad(), RMSprop()
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
     {type(each).__name__.lower(): each for each in _ALL}
 )

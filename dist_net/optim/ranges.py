@@ -79,7 +79,7 @@ NUMBERS: Mapping[str, Callable[[str, Any], float]] = {
     **dict.fromkeys(("epochs", "batch_size", "keep_checkpoints"), count),
     "patience": partial(whole, least=0),
     "seed": partial(whole, least=0, most=2**63 - 1),
-    **dict.fromkeys(("momentum", "beta1", "beta2", "average_decay"), fraction),
+    **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "average_decay"), fraction),
     **dict.fromkeys(("weight_decay", "initial_accumulator", "clip_norm", "final"), not_negative),
     **dict.fromkeys(("learning_rate", "epsilon", "every_epochs", "factor"), positive),
     **dict.fromkeys(("checkpoint_every_s", "heartbeat_interval_s"), positive),

@@ -244,29 +244,30 @@ class UpdateRule:
         ``out`` must not overlap ``state``.
         """
         self._require_length("gradient", gradient, self.size)
-        before, after = self.parts(state), self.parts(out)
-        n = self.trained_size
+        self._require_length("state", state, self.state_size)
+        self._require_length("out", out, self.state_size)
+        n, moments = self.trained_size, len(self.optimizer.initial_state)
+        end = self.size + moments * n
+        olds, news = (of[self.size : end].reshape(moments, n, copy=False) for of in (state, out))
         weights, following, descent = state[:n], out[:n], gradient[:n]
         if self._rates.size:
             self._average(state[n : self.size], gradient[n:], out[n : self.size])
         if self._clip_norm:
             descent = self._within_norm(descent, self._clip_norm)
-        np.add(before[STEPS], 1, out=after[STEPS])
-        step = float(after[STEPS][0])
+        np.add(state[-1:], 1, out=out[-1:])
+        step = float(out[-1])
         scale = self.optimizer.rate_scale(share)  # the decay does not depend on gradients
         factors = [float(scale * self.optimizer.rate(learning_rate, step))]
         decay = self.optimizer.decay(learning_rate)
         if decay is not None:
             factors.append(float(decay))
-        olds, news = ([of[name] for name in self.optimizer.initial_state] for of in (before, after))
         # Gradients in received messages may be unaligned; the compiled loops require alignment.
         if self._loop is not None and descent.flags.aligned:
             constants = self.optimizer.constants
-            self._loop(weights, descent, following, tuple(factors), *olds, *news, *constants)
+            self._loop(weights, descent, following, tuple(factors), olds, news, constants)
         else:
             with np.errstate(all="ignore"):
-                for old, new in zip(olds, news, strict=True):
-                    np.copyto(new, old)
+                np.copyto(news, olds)
                 for share_lost in factors[1:]:
                     np.multiply(weights, share_lost, out=self._scratch)
                     np.subtract(weights, self._scratch, out=following)
@@ -275,7 +276,7 @@ class UpdateRule:
                 self.optimizer.step(weights, descent, following, rate, self._scratch, *news)
         if self._average_decay:
             rate = 1 - min(self._average_decay, (1 + step) / (10 + step))
-            average, averaged = before[AVERAGE], after[AVERAGE]
+            average, averaged = state[end:-1], out[end:-1]
             np.subtract(following, average, out=averaged)
             averaged *= rate
             averaged += average
@@ -303,7 +304,7 @@ class UpdateRule:
         logger.info("updates_begun rule=%s loops=compiled", name)
         factors = 1 if self.optimizer.decay(1.0) is None else 2
         optimizer = self.optimizer
-        return compiled(loop, factors, len(optimizer.initial_state), len(optimizer.constants))
+        return compiled(loop, factors, len(optimizer.constants))
 
     def _within_norm(self, gradient: Floats, clip_norm: float) -> Floats:
         """Return the gradient, or a copy scaled down to ``clip_norm``."""

@@ -73,7 +73,8 @@ from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.evaluation import model_only
-from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings, ReasonToStop
+from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
+from dist_net.training.run.periodic_evaluation import ReasonToStop, never
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
@@ -343,7 +344,7 @@ class ImageRun:
         images: PreparedImages,
         recipe: ImageRecipe,
         initial: Vector | None,
-        reason_to_stop: ReasonToStop | None = None,
+        reason_to_stop: ReasonToStop = never,
     ) -> dict[str, Any]:
         """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
         directory = self.directory
@@ -359,7 +360,13 @@ class ImageRun:
                 f"to train on, {settings.epochs} epochs"
             )
             return LocalRun(
-                directory, loaded, dataset, options, self.local, display, reason_to_stop
+                directory,
+                loaded,
+                dataset,
+                options,
+                local=self.local,
+                display=display,
+                reason_to_stop=reason_to_stop,
             ).run()
 
 

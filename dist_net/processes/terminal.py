@@ -59,7 +59,9 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
 
 def bar_on(console: Console, *columns: ProgressColumn) -> Progress:
     """Return a bar that a terminal shows until it is stopped; nothing elsewhere."""
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    # Rich calls a notebook a terminal, where a bar would need ipywidgets.
+    shows_bars = console.is_terminal and not console.is_jupyter
+    return Progress(*columns, console=console, transient=True, disable=not shows_bars)
 
 
 class FetchProgress(AbstractContextManager["FetchProgress"]):

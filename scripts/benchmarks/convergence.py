@@ -62,6 +62,7 @@ RATES = {
     "adam": 0.001,
     "adamw": 0.001,
     "adagrad": 0.02,
+    "rmsprop": 0.001,
 }
 """The highest rate that is drawn for minibatches of 32 samples or more; the lowest is a third."""
 

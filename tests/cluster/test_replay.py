@@ -12,6 +12,7 @@ from dist_net import nn
 from dist_net.checkpoint import read_checkpoint
 from dist_net.files import AppendedFile
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.optim import RMSprop
 from dist_net.training.run.local_cluster import InProcessWorker, LocalCluster
 from dist_net.training.run.replayed_run import Replay
 from dist_net.training.run.run_options import RunOptions
@@ -32,6 +33,7 @@ WITH_DROPOUT_AND_BUFFERS = replace(
         nn.Dropout(0.2),
         nn.Dense(10),
     ),
+    optimizer=RMSprop(),
     clip_norm=1.0,
     average_decay=0.9,
 )

@@ -19,9 +19,18 @@ history = dist_net.fit(
     optimizer=Adam(beta1=0.8),
     schedule=WarmUp(1, Cosine()),
     callbacks=[EarlyStopping(patience=2), ModelCheckpoint("best.safetensors")],
+    class_weight={0: 2.0},
+    verbose=0,
 )
 first: float = history[0].loss
+losses: list[float] = history.history["val_loss"]
 classes: list[int] = np.argmax(model.predict(digits.test_inputs[:3]), axis=1).tolist()
 model.save("digits.safetensors")
 dist_net.export_model(nn.Model.load("digits.safetensors"), "digits.npz")
-print(dist_net.__version__, first, classes, model.evaluate(digits.test_inputs, digits.test_targets))
+print(
+    dist_net.__version__,
+    first,
+    losses,
+    classes,
+    model.evaluate(digits.test_inputs, digits.test_targets),
+)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -107,6 +107,7 @@ class Recipe:
     dataset: str | Callable[[], Dataset] = ""
     input_shape: tuple[int, ...] = ()
     loss: Loss | str = cross_entropy_of_logits
+    _: KW_ONLY
     optimizer: Optimizer | str = Adam()  # noqa: RUF009 - immutable
     learning_rate: float = 0.001
     schedule: Schedule = ConstantRate()  # noqa: RUF009 - immutable

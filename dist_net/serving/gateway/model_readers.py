@@ -25,7 +25,7 @@ from dist_net.clock import Clock
 from dist_net.errors import BadInputError, ProtocolError
 from dist_net.files import read_regular_file
 from dist_net.processes.child import RunningChild
-from dist_net.processes.roles import Role
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.serving.model_reading import (
     MAX_COMPUTING_S,
     READ_OPTION,
@@ -68,7 +68,7 @@ class ModelReaders:
     """Reads models, each by one process of ``start`` at a time, and follows training runs."""
 
     def __init__(
-        self, start: Callable[[Role], RunningChild], sources: PoolSources, clock: Clock
+        self, start: Callable[[ProcessSpec], RunningChild], sources: PoolSources, clock: Clock
     ) -> None:
         self._start = start
         self._words, self._followed, self._directory = sources
@@ -110,7 +110,7 @@ class ModelReaders:
             answer_file(self._directory, model).unlink()
         words = READ_OPTION, str(version), *self._words[model]
         until_s = math.inf if version == UNREQUESTED else now + MAX_READ_S
-        child = self._start(Role(f"reader-{model}", "", words))
+        child = self._start(ProcessSpec(f"reader-{model}", "", words))
         self._readings[model] = _Reading(child, version, until_s)
 
     def _advance(

@@ -1,17 +1,23 @@
-"""Callbacks: functions that training calls at the end of each epoch, and two by Keras's names."""
+"""The results of epochs, and callbacks: functions that training calls with each result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dist_net.errors import SettingError
 from dist_net.nn import Model
 from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.run.plots import plot_history
+from dist_net.training.worker.local_steps import LocalSteps
 from dist_net.vector import Vector
+
+RISING = "accuracy", "auc", "f1", "precision", "recall"
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,18 @@ class EpochResult:
 
     ``epoch`` counts from 1. ``accuracy`` is None if the targets are no classes. ``validation``: the
     evaluation of the last weights on the validation samples. ``model`` has these weights; None if
-    other processes train it.
+    other processes train it, as are its ``steps``, of this epoch and those that follow.
+    ``measured`` has the metrics of the last weights, by the names of ``metrics``.
     """
 
     epoch: int
     loss: float
     accuracy: float | None
     validation: Evaluation | None = None
+    _: KW_ONLY
     model: Model | None = field(default=None, repr=False)
+    steps: LocalSteps | None = field(default=None, repr=False)
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -35,12 +45,13 @@ class EpochResult:
         figures = {"loss": self.loss, "accuracy": self.accuracy}
         if self.validation is not None:
             figures |= {"val_loss": self.validation.loss, "val_accuracy": self.validation.accuracy}
+        figures |= self.measured
         return {name: value for name, value in figures.items() if value is not None}
 
     def improves(self, best: EpochResult | None, monitor: str, min_delta: float = 0.0) -> bool:
         """Return whether a metric is better than in ``best``, or this is the first epoch.
 
-        A better accuracy is higher, a better loss lower. Raise SettingError without such a metric.
+        Higher is better if the name ends in one of RISING. Raise SettingError for another metric.
         """
         if monitor not in self.metrics:
             known = ", ".join(self.metrics)
@@ -48,7 +59,7 @@ class EpochResult:
         if best is None or self.epoch == 1:
             return True
         gain = self.metrics[monitor] - best.metrics[monitor]
-        return (gain if monitor.endswith("accuracy") else -gain) > abs(min_delta)
+        return (gain if monitor.endswith(RISING) else -gain) > abs(min_delta)
 
     @property
     def trained(self) -> Model:
@@ -56,6 +67,26 @@ class EpochResult:
         if self.model is None:
             raise SettingError("dist_net.train saves no Model; use dist_net.fit or keeps_best=True")
         return self.model
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:#.4g}" for name, value in self.metrics.items())
+
+
+class History(list[EpochResult]):
+    """The results of a training's epochs, in order; as in Keras, ``history`` has their metrics."""
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs{f': {self[-1]}' if self else ''})"
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """The metrics of each epoch by name; nan where an epoch has none."""
+        names = dict.fromkeys(name for result in self for name in result.metrics)
+        return {name: [each.metrics.get(name, math.nan) for each in self] for name in names}
+
+    def plot(self) -> Any:
+        """Return matplotlib's ``Figure`` of the metrics over epochs; raise MissingExtraError."""
+        return plot_history([each.epoch for each in self], self.history)
 
 
 Callback = Callable[[EpochResult], object]
@@ -106,6 +137,34 @@ class ModelCheckpoint:
             self.best = result
             path = str(self.filepath).format(epoch=result.epoch, **result.metrics)
             result.trained.save(path)
+
+
+@dataclass
+class ReduceLROnPlateau:
+    """Multiplies the rates of ``fit`` by ``factor`` after ``patience`` epochs without improvement.
+
+    As in Keras, they do not fall below ``min_lr``, and a gain exceeds ``min_delta``.
+    """
+
+    monitor: str = "val_loss"
+    factor: float = 0.1
+    patience: int = 10
+    _: KW_ONLY
+    min_delta: float = 1e-4
+    min_lr: float = 0.0
+    best: EpochResult | None = field(default=None, init=False)
+    _waited: int = field(default=0, init=False, repr=False)
+
+    def __call__(self, result: EpochResult) -> None:
+        if result.steps is None:
+            raise SettingError("ReduceLROnPlateau in train; expected dist_net.fit, or a schedule")
+        self._waited += 1
+        if result.improves(self.best, self.monitor, self.min_delta):
+            self.best, self._waited = result, 0
+        if self._waited >= max(self.patience, 1) and result.steps.learning_rate > self.min_lr:
+            least = self.min_lr / result.steps.learning_rate
+            result.steps.rate_factor *= max(self.factor, least)
+            self._waited = 0
 
 
 def require_callbacks(callbacks: Sequence[Callback]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from dist_net.autodiff import BoundPlan
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
-from dist_net.errors import CheckpointError
+from dist_net.errors import CheckpointError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
+from dist_net.nn.losses import TargetMeaning
 from dist_net.training.server.metrics import loss_change
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
@@ -38,8 +40,8 @@ class Evaluation:
     loss: float
     samples: int
     classes: int
-    labels: NDArray[np.intp]
-    answers: NDArray[np.intp]
+    labels: NDArray[np.intp] = field(repr=False)
+    answers: NDArray[np.intp] = field(repr=False)
     measured_accuracy: float | None = None
 
     @property
@@ -68,12 +70,42 @@ def confusion_of(
     return counts.reshape(classes, classes, copy=False)
 
 
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+"""A function of the outputs and the targets of all samples, each (N, ...)."""
+
+
+def _top_accuracy(count: int, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+    scores = np.take_along_axis(outputs, labels[:, None].astype(np.intp), 1)
+    return float(np.mean((outputs > scores).sum(1) < count))
+
+
+NUMBER_METRICS: dict[str, Metric] = {
+    "mae": lambda outputs, targets: float(np.mean(abs(outputs - targets))),
+    "mse": lambda outputs, targets: float(np.mean((outputs - targets) ** 2)),
+}
+CLASS_METRICS: dict[str, Metric] = {
+    f"top_{count}_accuracy": partial(_top_accuracy, count) for count in (2, 3, 5, 10)
+}
+
+
+def metrics_named(metrics: Sequence[str | Metric], meaning: TargetMeaning) -> dict[str, Metric]:
+    """Return metrics by name, without "accuracy", which is measured anyway. Raise SettingError."""
+    named = CLASS_METRICS if meaning.is_of_sample else {} if meaning.classes else NUMBER_METRICS
+    known = {*named, "accuracy"} if meaning.classes else {*named}
+    for metric in metrics:
+        if not callable(metric) and metric not in known:
+            names = ", ".join(sorted(known))
+            raise SettingError(f"metrics: {metric!r:.80}: expected a function, or of {names}")
+    own = {getattr(each, "__name__", repr(each)): each for each in metrics if callable(each)}
+    return own | {name: metric for name, metric in named.items() if name in metrics}
+
+
 EvaluationBatch = tuple[NDArray[Any], NDArray[Any], BoundPlan]
 """The inputs and targets of minibatches of one size, and the plan that reads these arrays."""
 
 
 class Evaluator:
-    """Evaluate a model repeatedly on the test part of a dataset."""
+    """Evaluate a model repeatedly on the test samples of a dataset."""
 
     def __init__(self, model: Model, dataset: Dataset) -> None:
         self._model = model

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Never
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Never
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from dist_net.autodiff.arrays import integer
 from dist_net.checkpoint import evaluated_weights
-from dist_net.data import Dataset
+from dist_net.data import Dataset, records
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nets.recipes.recipe import Recipe
-from dist_net.nn import Model
+from dist_net.nn import Model, Predictor, Weighted
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
+from dist_net.optim.ranges import fraction
+from dist_net.processes.terminal import bar_on, plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.callbacks import (
     Callback,
     EarlyStopping,
     EpochResult,
+    History,
     is_ended_by,
     require_callbacks,
 )
-from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
+
+Progressed = Callable[[float], object]
+REPORTS_PER_EPOCH = 50  # calls of ``progressed`` with the epochs so far, such as 2.5
 
 
 class SingleProcess:
@@ -43,6 +52,7 @@ class SingleProcess:
         self,
         recipe: Recipe,
         dataset: Dataset,
+        *,
         seed: int = 0,
         threads: int = 1,
         first_order: int = 0,
@@ -66,21 +76,27 @@ class SingleProcess:
         """A copy of the weights to evaluate and to use: their average, if the recipe keeps one."""
         return evaluated_weights(self.weights, self._local.rule.parts(self._state)).copy()
 
-    def train(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
+    def train(
+        self, epoch: int, start: int, stop: int, progressed: Progressed | None = None
+    ) -> tuple[float, int]:
         """Train from the ``start`` of a minibatch; return the summed loss and the right answers."""
         progress = epoch * self._samples + start
         size = self._recipe.batch_size
         order = self._first_order + epoch
         lease = LeaseSteps(order, start, stop, progress, pace=size, batch_size=size)
-        for _ in self._local.take(self._state, lease):
-            pass
+        steps = math.ceil((stop - start) / size)
+        for number, _ in enumerate(self._local.take(self._state, lease)):
+            if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
+                progressed((progress + number * size) / self._samples)
         self._state = self._local.state
         return self._local.loss_sum, self._local.correct
 
-    def epochs(self, initial_epoch: int = 0) -> Iterator[EpochResult]:
+    def epochs(
+        self, initial_epoch: int = 0, progressed: Progressed | None = None
+    ) -> Iterator[EpochResult]:
         """Train an epoch per step of the iteration; raise NotFiniteError for such a loss."""
         for epoch in range(initial_epoch, self._recipe.epochs):
-            loss, right = self.train(epoch, 0, self._samples)
+            loss, right = self.train(epoch, 0, self._samples, progressed)
             if not math.isfinite(loss):
                 raise NotFiniteError(
                     f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
@@ -88,7 +104,64 @@ class SingleProcess:
                     f"clip_norm"
                 )
             accuracy = right / self._samples if self._has_accuracy else None
-            yield EpochResult(epoch + 1, loss / self._samples, accuracy)
+            yield EpochResult(epoch + 1, loss / self._samples, accuracy, steps=self._local)
+
+
+@dataclass
+class FitReport:
+    """Keeps the newest weights in the model, evaluates and shows them, and calls the callbacks.
+
+    ``metrics`` are measured ``on`` inputs and targets, by the prefix of their names.
+    """
+
+    model: Model
+    evaluate: Evaluator | None
+    metrics: Mapping[str, Metric]
+    on: Mapping[str, tuple[Any, Any]]
+    callbacks: Sequence[Callback]
+    console: Console
+
+    def follow(self, training: SingleProcess, first: int, last: int, earlier: int) -> History:
+        """Train the epochs from ``first`` up to ``last``; earlier calls had ``earlier``.
+
+        Return the history. An exception also leaves the model with the newest weights.
+        """
+        history = History()
+        bar = bar_on(self.console, TextColumn("training"), BarColumn(), TimeRemainingColumn())
+        task = bar.add_task("", total=last)
+        try:
+            with bar:
+                for result in training.epochs(first, lambda done: bar.update(task, completed=done)):
+                    weights = self._keep_weights(training)
+                    self.model.trained_epochs = earlier + result.epoch
+                    validation = self.evaluate(weights) if self.evaluate else None
+                    result = replace(result, validation=validation, model=self.model)
+                    result = replace(result, measured=self._measured(weights))
+                    history.append(result)
+                    self.console.print(f"epoch {result.epoch}/{last}: {result}")
+                    if is_ended_by(self.callbacks, result):
+                        break
+        except BaseException:
+            self._keep_weights(training)
+            raise
+        for callback in self.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.at_end(self.model)
+        return history
+
+    def _measured(self, weights: Vector) -> dict[str, float]:
+        measured, predict = {}, Predictor(self.model, weights)
+        for prefix, (inputs, targets) in self.on.items():
+            outputs = predict(inputs)
+            for name, metric in self.metrics.items():
+                measured[prefix + name] = float(metric(outputs, targets))
+        return measured
+
+    def _keep_weights(self, training: SingleProcess) -> Vector:
+        weights = training.evaluated_weights
+        if np.isfinite(weights).all():
+            self.model.weights = weights
+        return weights
 
 
 def dataset_of(
@@ -96,8 +169,8 @@ def dataset_of(
 ) -> Dataset:
     """Return these samples as a dataset for ``model``, with others to test on if given.
 
-    Integers that are no class indices become float32. Raise DatasetError for values other than
-    arrays, and for lengths that differ, and DTypeError for targets that are no numbers.
+    Integers that are no class indices become float32; inputs: see ``Model.inputs_of``. Raise
+    DatasetError for lengths that differ and other types, DTypeError if targets are no numbers.
     """
     if not isinstance(model, Model):
         shape, dtype = samples_of(inputs, "inputs").shape, inputs.dtype
@@ -106,6 +179,7 @@ def dataset_of(
             f"Model(network, {shape}, input_dtype=np.{dtype})"
         )
     test_inputs, test_targets = tests or (inputs, targets)
+    inputs, test_inputs = map(model.inputs_of, (inputs, test_inputs))
     targets, test_targets = (
         model.targets_of(each) if isinstance(each, np.ndarray) else each
         for each in (targets, test_targets)
@@ -116,12 +190,45 @@ def dataset_of(
     return Dataset("given", inputs, targets, test_inputs, test_targets, names)
 
 
+def split_off(share: float, *arrays: Any) -> list[list[Any]]:
+    """Return the first and the last samples of arrays, as in Keras; this share of them are last."""
+    if not all(isinstance(each, np.ndarray | None) for each in arrays):
+        raise SettingError(f"validation_split={share!r}: expected arrays of inputs and targets")
+    kept = math.floor(len(arrays[0]) * (1 - fraction("validation_split", share)))
+    parts = slice(kept), slice(kept, None)
+    return [[each if each is None else each[part] for each in arrays] for part in parts]
+
+
+def weighted(
+    model: Model, data: Dataset, class_weight: Mapping[int, float], weights: NDArray[Any] | None
+) -> tuple[Weighted, Dataset]:
+    """Return the loss with weights of classes, 1 if missing, and the data with those of samples."""
+    targets, tests = np.asarray(data.train_targets), np.asarray(data.test_targets)
+    classes = model.targets(targets.shape[1:], targets.dtype).classes
+    if not class_weight.keys() <= {*range(classes)}:
+        raise SettingError(f"class_weight={class_weight!r:.80}: expected classes below {classes}")
+    loss = model.loss if isinstance(model.loss, Weighted) else Weighted(model.loss, ignored=None)
+    by_class = [class_weight.get(label, 1.0) for label in range(classes)] if class_weight else None
+    loss = replace(loss, class_weights=by_class or loss.class_weights)
+    if weights is None:
+        return loss, data
+    if weights.shape != (len(targets),) or not (weights >= 0).all():
+        raise SettingError(f"sample_weight: expected {len(targets)} numbers, 0 or above")
+    trained = records(target=targets, weight=weights.astype(np.float32))
+    tested = records(target=tests, weight=np.ones(len(tests), np.float32))
+    return loss, replace(data, train_targets=trained, test_targets=tested, class_names=())
+
+
 def fit(
     model: Model,
     inputs: Values,
     targets: Values,
     *,
     validation: tuple[Values, Values] | None = None,
+    validation_split: float = 0.0,
+    class_weight: Mapping[int, float] | None = None,
+    sample_weight: NDArray[Any] | None = None,
+    metrics: Sequence[str | Metric] = (),
     epochs: int = 10,
     initial_epoch: int | None = None,
     batch_size: int = 32,
@@ -133,13 +240,18 @@ def fit(
     seed: int = 0,
     threads: int = 1,
     callbacks: Sequence[Callback] = (),
+    verbose: int | str = "auto",
     **unknown: Never,
-) -> list[EpochResult]:
+) -> History:
     """Train a model in this process, from its own weights if it has any; return its history.
 
     ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
-    each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
+    each epoch; ``validation_split`` takes this share from the end of the arrays. The loss of a
+    sample is multiplied by its ``sample_weight``, (N,), and by the ``class_weight`` of its class.
+    ``metrics`` are functions of all outputs and targets, or names such as "mae" and
+    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step.
+    Each epoch has a line on stderr, a terminal also a bar; ``verbose=0``: none.
 
     After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
     call begins with a fresh optimizer, and with other orders of the samples and random numbers of
@@ -154,52 +266,44 @@ def fit(
     integer("fit: threads", threads, 1)
     first = integer("fit: initial_epoch", initial_epoch or 0, 0)
     require_callbacks(callbacks)
+    if verbose not in (0, 1, 2, "auto"):
+        raise SettingError(f"verbose={verbose!r:.40}: expected 0, 1, 2 or 'auto'")
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         raise SettingError(
-            f"validation={validation!r:.40}: expected arrays, (inputs, targets). To keep the last "
-            f"tenth: n = len(inputs) * 9 // 10; fit(model, inputs[:n], targets[:n], "
-            f"validation=(inputs[n:], targets[n:]))"
+            f"validation={validation!r:.40}: expected (inputs, targets), or validation_split=0.1"
         )
+    weights = None if sample_weight is None else np.asarray(sample_weight)
+    if validation_split and validation is None:
+        parts = split_off(validation_split, inputs, targets, weights)
+        (inputs, targets, weights), validation = parts[0], (parts[1][0], parts[1][1])
     dataset = dataset_of(model, inputs, targets, validation)
+    loss, to_train = model.loss, dataset
+    if class_weight or weights is not None:
+        loss, to_train = weighted(model, dataset, class_weight or {}, weights)
     recipe = Recipe(
         model.network,
-        lambda: dataset,
+        lambda: to_train,
         model.input_shape,
-        model.loss,
-        optimizer,
-        learning_rate,
-        schedule,
-        batch_size,
-        epochs,
+        loss,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        batch_size=batch_size,
+        epochs=epochs,
         input_dtype=model.input_dtype,
         weights=model.weights,
         clip_norm=clip_norm,
         average_decay=average_decay,
     )
-    done = model.trained_epochs if initial_epoch is None else 0
-    training = SingleProcess(recipe, recipe.load_dataset(), seed, threads, done)
     evaluate = Evaluator(model, dataset) if validation else None
-
-    def keep_weights() -> Vector:
-        weights = training.evaluated_weights
-        if np.isfinite(weights).all():
-            model.weights = weights
-        return weights
-
-    history = []
-    try:
-        for result in training.epochs(first):
-            weights = keep_weights()
-            model.trained_epochs = done + result.epoch
-            evaluation = evaluate(weights) if evaluate else None
-            result = replace(result, validation=evaluation, model=model)
-            history.append(result)
-            if is_ended_by(callbacks, result):
-                break
-    except BaseException:
-        keep_weights()
-        raise
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping):
-            callback.at_end(model)
-    return history
+    given = samples_of(dataset.train_targets)
+    measured = metrics_named(metrics, model.targets(given.shape, given.dtype))
+    on = {"": (dataset.train_inputs, dataset.train_targets)} if measured else {}
+    if measured and validation:
+        on["val_"] = dataset.test_inputs, dataset.test_targets
+    console = plain_console(quiet=not verbose)
+    report = FitReport(model, evaluate, measured, on, callbacks, console)
+    done = model.trained_epochs if initial_epoch is None else 0
+    to_train = recipe.load_dataset()  # checks it
+    training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)
+    return report.follow(training, first, epochs, done)

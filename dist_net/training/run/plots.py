@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,24 @@ def plot_training(
     figure.savefig(path, dpi=120, format="png")
 
 
+def plot_history(epochs: Sequence[int], figures: Mapping[str, Sequence[float]]) -> Figure:
+    """Return a figure of the metrics of epochs; ``val_`` begins those of validation."""
+    names = [name for name in figures if not name.startswith("val_")]
+    figure = new_figure(5 * max(1, len(names)), 4.2)
+    for place, name in enumerate(names, 1):
+        records = [
+            {"kind": kind, "epoch": epoch, name: value}
+            for kind, key in (("train", name), ("validation", f"val_{name}"))
+            for epoch, value in zip(epochs, figures.get(key, ()), strict=False)
+        ]
+        draw_curve(figure.add_subplot(1, len(names), place), records, name)
+    return figure
+
+
 def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
-    """Draw a quantity of TITLES over epochs, in training and on test samples."""
-    axes.set_title(TITLES[quantity])
-    for kind, style in (("train", "-"), ("test", "o-")):
+    """Draw a quantity over epochs, in training and on test samples."""
+    axes.set_title(TITLES.get(quantity, quantity), **AS_IT_IS)
+    for kind, style in (("train", "-"), ("test", "o-"), ("validation", "o-")):
         chosen = [
             each for each in records if each["kind"] == kind and each.get(quantity) is not None
         ]
@@ -145,4 +160,13 @@ def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, in inches; raise MissingExtraError without matplotlib."""
     with importing("plots", "a plot"):
         from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), layout="constrained")
+
+    class ShownFigure(Figure):
+        """A figure that a notebook shows as the result of a cell."""
+
+        def _repr_png_(self) -> bytes:
+            content = BytesIO()
+            self.savefig(content, format="png")
+            return content.getvalue()
+
+    return ShownFigure(figsize=(width, height), layout="constrained")

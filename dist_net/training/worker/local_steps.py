@@ -46,7 +46,7 @@ class LocalSteps:
     """Take the local steps of leases by ``rule``, with the gradients of ``gradient_at``.
 
     ``learning_rate_at`` returns the learning rate after a number of samples of the run, for
-    minibatches of ``batch_size``.
+    minibatches of ``batch_size``; ``rate_factor`` scales it, and ``learning_rate`` is the last.
     ``state`` is the training state after the last lease: the mean of its parts. It is valid until
     the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. ``due`` has the
     weights and the minibatch of the next step. Allocate two vectors at first, and a third with the
@@ -62,6 +62,7 @@ class LocalSteps:
     ) -> None:
         self.rule = rule
         self._learning_rate_at = learning_rate_at
+        self.rate_factor, self.learning_rate = 1.0, 0.0
         self._gradient_at = gradient_at
         self._batch_size = batch_size
         # A step reads one state and writes the other.
@@ -100,8 +101,9 @@ class LocalSteps:
             self.due = weights, Minibatch(part.epoch, start, stop)
             yield
             loss, gradient, correct = self._gradient_at(*self.due)
-            rate = self._learning_rate_at(part.progress + number * part.pace)
-            self.rule.step(state, gradient, rate, self._other[0], share)
+            scheduled = self._learning_rate_at(part.progress + number * part.pace)
+            self.learning_rate = self.rate_factor * scheduled
+            self.rule.step(state, gradient, self.learning_rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest
             loss_sum += loss
             right += correct

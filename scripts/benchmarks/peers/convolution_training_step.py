@@ -28,7 +28,7 @@ def steps_of(
 ) -> Callable[[], np.float32]:
     """A function that takes a recipe's step on the next whole minibatch; it gives the loss."""
     threadpool_limits(threads)
-    training = SingleProcess(recipe, dataset, SEED, threads)
+    training = SingleProcess(recipe, dataset, seed=SEED, threads=threads)
     count = len(dataset.train_targets) // batch
     position = 0
 

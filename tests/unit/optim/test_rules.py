@@ -18,6 +18,7 @@ from dist_net.optim import (
     Momentum,
     Nesterov,
     Optimizer,
+    RMSprop,
     UpdateRule,
     optimizer_named,
     start_rule,
@@ -83,6 +84,14 @@ def adagrad_by_hand(weight, gradients):
     return weight
 
 
+def rmsprop_by_hand(weight, gradients):
+    mean_square = 0.0
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        mean_square = 0.7 * mean_square + 0.3 * gradient**2
+        weight = weight - rate * gradient / math.sqrt(mean_square + 1e-3)
+    return weight
+
+
 CASES = {
     "sgd": (SGD(), sgd_by_hand),
     "momentum": (Momentum(0.8), momentum_by_hand),
@@ -90,6 +99,7 @@ CASES = {
     "adam": (Adam(0.7, 0.95, 1e-3), adam_by_hand),
     "adamw": (AdamW(0.7, 0.95, 1e-3, 0.2), adamw_by_hand),
     "adagrad": (AdaGrad(1e-3, 0.25), adagrad_by_hand),
+    "rmsprop": (RMSprop(0.7, 1e-3), rmsprop_by_hand),
 }
 
 
@@ -140,6 +150,21 @@ def test_float32_stays_float32_and_close_to_float64(name: str) -> None:
 
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_rmsprop_is_pytorchs_for_gradients_far_above_epsilon() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    random = np.random.default_rng(5)
+    weights = random.standard_normal(100)
+    gradients = random.uniform(1, 2, (len(LEARNING_RATES), 100))
+    theirs = torch.tensor(weights)
+    optimizer = torch.optim.RMSprop([theirs], alpha=0.9, eps=1e-12)
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        theirs.grad = torch.tensor(gradient)
+        optimizer.step()
+    state = run(RMSprop(epsilon=1e-12).start(100, np.float64), weights, gradients)
+    np.testing.assert_allclose(state[:100], theirs.numpy(), rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +274,7 @@ def test_a_users_own_optimizer_computes_its_own_step(optimizer: type[Optimizer])
 @pytest.mark.usefixtures("extra")
 @pytest.mark.parametrize(
     "optimizer",
-    [Momentum(0.9), Nesterov(0.9), Adam(beta2=0.99)],
+    [Momentum(0.9), Nesterov(0.9), Adam(beta2=0.99), RMSprop()],
     ids=lambda each: type(each).__name__,
 )
 def test_what_decays_does_not_become_subnormal(optimizer: Optimizer) -> None:
@@ -306,6 +331,7 @@ def test_the_parts_of_a_state_are_named_for_a_checkpoint() -> None:
         "adam": {"mean", "mean_square", STEPS},
         "adamw": {"mean", "mean_square", STEPS},
         "adagrad": {"accumulator", STEPS},
+        "rmsprop": {"mean_square", STEPS},
     }
 
 
@@ -425,6 +451,7 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
         (lambda: AdamW(weight_decay=-0.1), "weight_decay=-0.1"),
         (lambda: AdaGrad(epsilon=float("inf")), "epsilon=inf"),
         (lambda: AdaGrad(initial_accumulator=-1.0), "initial_accumulator=-1.0"),
+        (lambda: RMSprop(rho=1.0), "rho=1.0"),
     ],
 )
 def test_settings_outside_their_range_are_refused(build, setting):

@@ -141,7 +141,7 @@ def test_the_average_of_the_weights_is_what_is_left() -> None:
 def bad_calls() -> Iterator[tuple[type[Exception], str, tuple[object, object]]]:
     yield DatasetError, "target 7.*index 2.*0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
     yield RecipeError, "float64.*mean_squared_error", (INPUTS, LABELS / 2)
-    yield RecipeError, "float64.*input_dtype=float32", (INPUTS.astype(float), LABELS)
+    yield RecipeError, "int64.*input_dtype=float32", (INPUTS.astype(int), LABELS)
     yield DatasetError, "list", (INPUTS.tolist(), LABELS)
 
 
@@ -206,7 +206,7 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
         (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
         (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
-        (SettingError, lambda: fit_with(validation=0.2), r"validation=\(inputs\[n:\]"),
+        (SettingError, lambda: fit_with(validation=0.2), "validation_split=0.1"),
         (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
