@@ -84,6 +84,23 @@ def train(start: Start, run: Path) -> Any:
     return start("train", "digits", "--epochs", "100000", "--workers", "1", "--run-dir", str(run))
 
 
+def test_a_run_is_followed_by_its_token_which_is_exchanged_once(
+    serve: Any, start: Start, run: Path
+) -> None:
+    options = ("--epochs", "100000", "--run-dir", str(run), "--listen", "tcp://0.0.0.0:0")
+    train = start("train", "digits", *options)
+    token = train.says(r"    echo (\w+) \| dist-net join\n")[1]
+    pool = serve(f"{LIVE}={token}", "--workers", "1")
+    for file in (run / "keys" / "tokens").glob("*.key"):
+        file.unlink()  # as after its expiry
+    with Client(pool.address, timeout_s=60) as client:
+        first = client.predict(LIVE, ROWS[:1]).version
+        assert client.reload(LIVE, timeout_s=60) > first
+    assert len([*(run / "keys" / "clients").glob("*.key")]) == 1
+    train.process.send_signal(signal.SIGINT)
+    train.ends()
+
+
 def test_answers_follow_the_run_and_its_last_version_stays(
     serve: Any, train: Any, eventually: Eventually
 ) -> None:
@@ -97,7 +114,7 @@ def test_answers_follow_the_run_and_its_last_version_stays(
         with Client(pool.address) as client, pytest.raises(ReloadError, match="ipc://"):
             client.reload(LIVE, timeout_s=30)
         questions.go_on(eventually)
-        # The loader has long looked for another version, and found nobody to give it one.
+        # The run's reader has long looked for another version, and found nobody to give it one.
         assert questions.answers[-1].version >= last
         last = questions.answers[-1].version
         questions.go_on(eventually)
@@ -147,7 +164,7 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
         start("worker", "digits", "--connect", address)
         with Observer(address) as observer:
             eventually(lambda: observer.status()["version"] > 10)
-        for _ in range(25):  # the loader passes on two versions meanwhile, or three
+        for _ in range(25):  # two versions arrive meanwhile, or three
             time.sleep(0.1)
             with pytest.raises(DistNetError, match="unload"):
                 client.predict(LIVE, ROWS[:8])

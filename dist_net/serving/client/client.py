@@ -356,8 +356,12 @@ class Client(AbstractContextManager["Client"]):
     def _described(self, exchange: Exchange) -> tuple[list[str], ModelSummary | None]:
         """Return the names of the models, and the summary of the model of a ``Describe``."""
         description = self._connection.reply_to(exchange, Description)
-        names, *summary = map(bytes, description.payloads or (b"[]",))
-        return names_from_json(names), summary_from_json(*summary) if summary else None
+        text, *summary = map(bytes, description.payloads or (b"[]",))
+        try:
+            names = [str(name) for name in json.loads(text)]
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
+        return names, summary_from_json(*summary) if summary else None
 
     def _fitting(
         self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
@@ -567,7 +571,7 @@ class GatewayConnection:
         if answer.status == Status.UNAVAILABLE:
             return PoolUnavailableError(answer.reason, answer.retry_after_s)
         if answer.status == Status.EXPIRED and not answer.reason:  # given up on this side
-            if not self._conversation.was_heard_since(time.monotonic() - 2 * SILENCE_S):
+            if self._conversation.heard_s < time.monotonic() - 2 * SILENCE_S:
                 return self._socket.no_answer(exchange.deadline.timeout_s)
             return RequestExpiredError(
                 f"no answer within {exchange.deadline.timeout_s:g} s, though the gateway is there: "
@@ -576,14 +580,6 @@ class GatewayConnection:
         if answer.status not in ERRORS:
             return unexpected(answer)
         return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
-
-
-def names_from_json(text: bytes) -> list[str]:
-    """Return the names in a ``Description``. Raise ProtocolError."""
-    try:
-        return [str(name) for name in json.loads(text)]
-    except (ValueError, TypeError) as error:
-        raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
 
 
 def unexpected(reply: GatewayReply | None) -> ProtocolError:

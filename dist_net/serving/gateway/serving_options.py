@@ -142,8 +142,8 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
     text = (
-        "directory for the logs of workers and loader, of the last 10 pools (default: the user's "
-        "log directory)"
+        "directory for the logs of workers and model readers of the last 10 pools (default: the "
+        "user's log directory)"
     )
     option("--log-dir", dest="log_directory", type=Path, metavar="DIR", help=text)
 

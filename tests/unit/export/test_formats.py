@@ -30,8 +30,7 @@ pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
 from onnx import helper
 
-from dist_net.export.onnx.onnx_model import onnx_graph
-from dist_net.export.onnx.preprocessing import GRAPH_FITTINGS
+from dist_net.export.onnx.onnx_model import GRAPH_FITTINGS, onnx_graph
 from naming import naming
 
 DIGITS = RecipeArchitecture("digits", "digits", ())
