@@ -20,7 +20,8 @@ from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import OnnxFile, parse_named_source
+from dist_net.nets.sources.named_source import parse_named_source
+from dist_net.nets.sources.onnx_file import OnnxFile
 from dist_net.nets.trained_model import (
     calibrated_weights,
     load_trained,

@@ -19,7 +19,8 @@ from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
-from dist_net.nets.sources import MODELS, FoundModel, parse_pool_sources
+from dist_net.nets.sources.found_model import MODELS, FoundModel
+from dist_net.nets.sources.named_source import parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.cores import available_cores

@@ -13,7 +13,7 @@ from dist_net.command_line import importing
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import written
-from dist_net.nets.sources import found_model
+from dist_net.nets.sources.found_model import found_model
 from dist_net.nets.trained_model import saved_recipe
 from dist_net.nn import Model
 from dist_net.spelling import suggestion

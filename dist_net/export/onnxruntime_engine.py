@@ -22,7 +22,7 @@ from dist_net.nets.foreign_onnx import (
     package,
 )
 from dist_net.nets.onnx_gate import ABSOLUTE_TOLERANCE, accepted_graph, random_rows
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 
 NUMPY = "numpy"
 ONNXRUNTIME = "onnxruntime"

@@ -14,7 +14,7 @@ from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, require_labels, top_predictions
 from dist_net.nets.foreign_onnx import ForeignModel, open_session
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared, softmax
 from dist_net.nn.model import Batch

@@ -34,7 +34,8 @@ from dist_net.nets.foreign_onnx import open_session
 from dist_net.nets.onnx_base import read_backbone
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
 from dist_net.nets.run_directory import suggest_runs
-from dist_net.nets.sources import FoundModel, parse_named_source
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.nn.inference import prepare
 from dist_net.nn.prepared import key_of_vector

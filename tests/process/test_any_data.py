@@ -12,7 +12,8 @@ from dist_net.errors import ModelSourceError
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources import FoundModel, model_source
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import model_source
 from dist_net.nn.inference import prepare
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status

@@ -20,7 +20,7 @@ from dist_net.export.formats import write_exported
 from dist_net.nets import darknet
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources import model_source
+from dist_net.nets.sources.named_source import model_source
 from dist_net.serving.client.client import Client
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess

@@ -18,7 +18,7 @@ from dist_net import Client
 from dist_net.autodiff import Expression
 from dist_net.data import records
 from dist_net.errors import BadRequestError, ExportError, ReloadError, ShapeError
-from dist_net.nets.sources import parse_named_source
+from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.nn import (
     Concatenate,
     Dense,

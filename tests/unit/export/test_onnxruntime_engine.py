@@ -14,7 +14,9 @@ from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
 from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.classifier import classifier_from, outputs_for
 from dist_net.nets.onnx_gate import PixelOptions
-from dist_net.nets.sources import FoundModel, OnnxFile, TrainedRun
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.onnx_file import OnnxFile
+from dist_net.nets.sources.run_files import TrainedRun
 from dist_net.nn import (
     Concatenate,
     Dense,

@@ -26,7 +26,8 @@ from dist_net.nets.classifier import Classifier, classifier_from
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
-from dist_net.nets.sources import DarknetFiles, model_source
+from dist_net.nets.sources.darknet_files import DarknetFiles
+from dist_net.nets.sources.named_source import model_source
 from dist_net.nn import Model, Scope
 from naming import naming
 

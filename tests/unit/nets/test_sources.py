@@ -26,7 +26,6 @@ from dist_net.errors import (
 )
 from dist_net.images.fitting import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets import sources
 from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.classifier import classifier_from
 from dist_net.nets.darknet.configuration import parse_configuration
@@ -37,13 +36,10 @@ from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import trust
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import (
-    FollowedRun,
-    NamedSource,
-    TrainedRun,
-    model_source,
-    parse_named_source,
-)
+from dist_net.nets.sources import named_source
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.named_source import NamedSource, model_source, parse_named_source
+from dist_net.nets.sources.run_files import TrainedRun
 from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
@@ -491,7 +487,7 @@ def test_a_server_may_not_name_the_file_that_is_run(
 def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = PeerKeys.new(b"")
     monkeypatch.setattr(
-        sources, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
+        named_source, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
     )
     token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
     followed = model_source(token.text, None, None, progress)
