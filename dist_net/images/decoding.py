@@ -107,7 +107,7 @@ def load_image(
         raise _error(name, f"{reason}; expected an image file") from error
 
 
-def name_of(source: ImageSource) -> str:
+def name_of(source: object) -> str:
     """Return the name of an image in error messages."""
     return str(source) if isinstance(source, str | Path) else "image"
 

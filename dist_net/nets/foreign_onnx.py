@@ -20,7 +20,7 @@ from dist_net.autodiff.arrays import Shape
 from dist_net.command_line import importing
 from dist_net.data.samples import records
 from dist_net.errors import DistNetError, ForeignModelError, TensorInputError
-from dist_net.nets.tensor_specs import INPUT, Specs, Tensors
+from dist_net.nets.tensor_specs import INPUT, Inputs, Specs, Tensors
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
 
@@ -89,7 +89,7 @@ class OnnxSession:
                 prepared[ONNX].tobytes(), options, ["CPUExecutionProvider"]
             )
 
-    def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
+    def predict(self, inputs: Inputs) -> Tensors:
         """Return the outputs by name, of the inputs by name, or of the only input.
 
         Raise TensorInputError if the inputs do not fit the model.

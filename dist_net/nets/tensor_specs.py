@@ -18,6 +18,9 @@ from safetensors.numpy import load, save
 
 Tensors = dict[str, NDArray[Any]]
 
+Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
+"""The only input of a model, or its inputs by name."""
+
 TYPE_CODES = {
     **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
     **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},

@@ -81,7 +81,7 @@ def saved_recipe(model: Model, name: str) -> LoadedRecipe:
     def no_samples() -> Dataset:
         raise DatasetError(
             f"{name} is a saved model, which has no samples of its own; expected those to evaluate "
-            f"it on: dist_net.load(FILE).evaluate((inputs, targets))"
+            f"it on: dist_net.load(FILE).evaluate(inputs, targets)"
         )
 
     shape, dtype = model.input_shape, model.input_dtype

@@ -19,6 +19,7 @@ from dist_net.nets.darknet.weights import read_weights, unreadable
 from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn import Model
 from dist_net.nn.inference import prepare
+from dist_net.nn.losses import cross_entropy_of_probabilities
 from dist_net.nn.prepared import key_of, map_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class DarknetFiles:
         """
         configuration, weights = self.configuration(), self.weights()
         network = DarknetNetwork(configuration)
-        model = Model(network, network.input_shape, input_dtype=np.float32)
+        loss = cross_entropy_of_probabilities
+        model = Model(network, network.input_shape, loss, np.float32)
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)

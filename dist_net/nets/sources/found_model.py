@@ -118,7 +118,7 @@ def class_names_of(
     loaded: LoadedRecipe,
     labels: Path | None,
     recorded: tuple[str, ...] | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> tuple[str, ...]:
     """Return the names of a recipe's classes: from ``labels``, the run's record, or the dataset.
 

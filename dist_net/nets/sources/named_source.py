@@ -19,7 +19,7 @@ from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.onnx_file import OnnxFile
 from dist_net.nets.sources.pretrained_net import PretrainedNet
-from dist_net.nets.sources.run_files import TrainedRun
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.spelling import did_you_mean
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
@@ -31,7 +31,7 @@ FILE_NAMES = "weights", "labels"
 OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
 
-ModelSource = DarknetFiles | PretrainedNet | TrainedRun | OnnxFile | FollowedRun
+ModelSource = DarknetFiles | PretrainedNet | RunFiles | OnnxFile | FollowedRun
 """Each source's ``read`` returns the current model, or raises a DistNetError."""
 
 
@@ -42,9 +42,9 @@ def files_of(source: ModelSource) -> list[Path]:
             return onnx_files(path)
         case DarknetFiles():
             return [source.weights()]
-        case TrainedRun(path) if path.is_dir():
+        case RunFiles(path) if path.is_dir():
             return [*path.iterdir()]
-        case TrainedRun(path):
+        case RunFiles(path):
             return [path, RunDirectory(path.parent).held_out]
         case _:
             return []
@@ -97,7 +97,7 @@ def model_source(
             f"{model} is a run or an .onnx file, which has its own weights; expected no --weights"
         )
     if not is_live(model):
-        return TrainedRun(path, labels, progress, trust_recipe)
+        return RunFiles(path, labels, progress, trust_recipe)
     if not model.startswith(LIVE):
         token = JoinToken.parse(model)
         token.require_kind(TRAINING)

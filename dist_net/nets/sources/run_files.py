@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dist_net.checkpoint import Checkpoint, how_to_convert
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError, NotACheckpointError
-from dist_net.nets.recipes.recipe import RecipeRecord
+from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
 from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
 from dist_net.nets.trained_model import (
     calibrated_weights,
@@ -19,31 +20,39 @@ from dist_net.nets.trained_model import (
 
 
 @dataclass(frozen=True)
-class TrainedRun:
+class RunFiles:
     """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
 
     path: Path
     labels: Path | None
-    progress: Progress
+    progress: Progress | None
     trust_recipe: bool = False
 
     def read(self) -> FoundModel:
-        """Return the model of the current checkpoint.
+        """Return the model of the current checkpoint; raise the errors of ``contents``."""
+        return self.model_of(*self.contents())
+
+    def contents(self) -> tuple[LoadedRecipe, Checkpoint]:
+        """Return the recipe and the current checkpoint.
 
         Raise ModelSourceError if the file is not a checkpoint, and see ``load_trained``.
         """
         try:
-            loaded, checkpoint = load_trained(self.path, self.trust_recipe)
+            return load_trained(self.path, self.trust_recipe)
         except NotACheckpointError as error:
             if self.path.is_dir():
                 raise
-            raise ModelSourceError(f"{self.path} is not a model; expected {MODELS}") from error
+            expected = how_to_convert(self.path) or f"expected {MODELS}"
+            raise ModelSourceError(f"{self.path} is not a model; {expected}") from error
+
+    def model_of(self, loaded: LoadedRecipe, checkpoint: Checkpoint) -> FoundModel:
+        """Return the model of these contents; raise ModelSourceError without a network."""
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         recorded = (record.class_names or None) if has_classes else ()
-        names = class_names_of(loaded, self.labels, recorded, self.progress)
-        calibration = calibration_of(checkpoint)
         weights = calibrated_weights(loaded, checkpoint)
+        calibration = calibration_of(checkpoint)
+        names = class_names_of(loaded, self.labels, recorded, self.progress)
         return replace(
             found_model(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,

@@ -42,7 +42,7 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.images.labels import Prediction, is_unknown, top_predictions
-from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
+from dist_net.nets.tensor_specs import Inputs, Tensors, from_bytes, to_bytes
 from dist_net.serving.client.conversation import (
     SILENCE_S,
     ClientRequest,
@@ -74,9 +74,6 @@ from dist_net.wire.serving_messages import (
     Unload,
 )
 from dist_net.wire.transport import ClientSocket
-
-Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
-"""The only input of a model, or its inputs by name."""
 
 ImageInput = str | Path | bytes | NDArray[np.uint8]
 """The path of an image, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
@@ -220,7 +217,24 @@ class Client(AbstractContextManager["Client"]):
         self._summaries = {summary.name: summary for summary in found}
         return found
 
-    def predict(
+    def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
+        """Return the output, an array; with several outputs, a dict of arrays by name.
+
+        See ``infer``. The outputs of a classifier are probabilities, those of each row flat.
+        """
+        outputs = self.infer(model, inputs, timeout_s=timeout_s)
+        return outputs.tensors if len(outputs.tensors) > 1 else outputs.values
+
+    def probabilities(
+        self, model: str, inputs: Inputs, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the probability of each class, (rows, classes).
+
+        Raise BadRequestError for a model that predicts numbers, and the errors of ``infer``.
+        """
+        return self.infer(model, inputs, timeout_s=timeout_s).probabilities
+
+    def infer(
         self,
         model: str,
         inputs: Inputs,
