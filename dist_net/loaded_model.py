@@ -16,6 +16,7 @@ from dist_net.checkpoint import Checkpoint
 from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import (
+    DatasetError,
     DistNetError,
     ImageError,
     ModelSourceError,
@@ -203,8 +204,10 @@ class LoadedModel:
         ``progress``. A run on a folder without test/ returns its figures out of fold. Raise
         ModelSourceError for a model that has no samples, DatasetError for samples that do not fit.
         """
-        if inputs is None or targets is None:
+        if inputs is None:
             return self._evaluate_own(progress)
+        if targets is None:
+            raise DatasetError("evaluate has no targets; expected evaluate(inputs, targets)")
         model, weights = self.found.model, self.found.weights()
         if isinstance(model, ForeignModel):  # it has no loss, so its probabilities are judged
             inputs, weights = self.probabilities(np.asarray(inputs)), np.empty(0, np.float32)
@@ -216,7 +219,8 @@ class LoadedModel:
 
     def _evaluate_own(self, progress: Progress | None) -> Evaluation:
         raise ModelSourceError(
-            f"{self.name} has no test samples of its own; expected evaluate(inputs, targets)"
+            f"{self.name} has no test samples of its own; in Python: "
+            f"dist_net.load(MODEL).evaluate(inputs, targets)"
         )
 
     def read(self) -> None:
@@ -331,6 +335,11 @@ def load(
     ``trust_recipe``, the ``--trust-recipe`` of the commands. Raise BadInputError if the model does
     not exist, is damaged, or its recipe is not trusted, and the errors of downloading.
     """
+    for name, path in {"model": model, "weights": weights, "labels": labels}.items():
+        if not isinstance(path, str | Path | None):
+            raise SettingError(
+                f"{name} of type {type(path).__name__}; expected the path of a file, or a name"
+            )
     files = (None if each is None else Path(each) for each in (weights, labels))
     (named,) = parse_pool_sources([str(model)], *files)
     with FetchProgress(plain_console()) as progress:

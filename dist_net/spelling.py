@@ -10,13 +10,31 @@ USUAL_NAMES = {
     "criterion": "loss",
     "validation_data": "validation",
     "validation_split": "validation",
+    "port": "http",
+    "linear": "dense",
+    "module": "layer",
+    "crossentropyloss": "cross_entropy_of_logits",
+    "bceloss": "binary_cross_entropy_of_probabilities",
+    "bcewithlogitsloss": "binary_cross_entropy_of_logits",
+    "mseloss": "mean_squared_error",
+    "l1loss": "mean_absolute_error",
 }
-"""Options of Keras and PyTorch, and our names for them."""
+"""Options and names of Keras and PyTorch, in lower case, and our names for them."""
+
+OF_TRAINING = "it is an option of fit, train and Recipe"
+ELSEWHERE = {"learning_rate": OF_TRAINING, "lr": OF_TRAINING, "loss": "it is an argument of Model"}
+"""Where to pass options that other libraries expect elsewhere."""
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the known name most similar to ``word``; None if none is similar."""
-    return next(iter(get_close_matches(word, list(known), 1)), None)
+    names = {_plain(name): name for name in known}
+    word = USUAL_NAMES.get(_plain(word), _plain(word))
+    return next((names[each] for each in get_close_matches(word, names, 1)), None)
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -35,6 +53,5 @@ def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) ->
     """Raise UnknownOptionError, with a suggestion, if any option is given."""
     names = [each for each in known if not each.startswith("_")]
     for name in given:
-        usual = USUAL_NAMES.get(name)
-        hint = f"did you mean {usual}?" if usual in names else suggestion(name, names)
-        raise UnknownOptionError(f"{function} has no option {name}; {hint}")
+        guess = did_you_mean(name, names) or ELSEWHERE.get(name) or suggestion(name, names)
+        raise UnknownOptionError(f"{function} has no option {name}; {guess}")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
-from dist_net.loaded_model import Run
+from dist_net.loaded_model import Run, load
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -32,10 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         path = RunDirectory.newest().path
         console.print(f"evaluating {path}, the newest run")
     confirm_recipe(path, arguments.trust_recipe)
-    evaluated = Run(path, trust_recipe=arguments.trust_recipe)
-    loaded, checkpoint = evaluated.contents
+    model = load(path, trust_recipe=arguments.trust_recipe)
     with FetchProgress(console) as progress:
-        evaluation = evaluated.evaluate(progress=progress)
+        evaluation = model.evaluate(progress=progress)
+    assert isinstance(model, Run)  # no other has samples of its own
+    loaded, checkpoint = model.contents
     on = f" on {evaluation.samples:,} samples" if evaluation.samples else ""
     plain_console(stderr=False).print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation}{on}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.errors import EngineMismatchError
+from dist_net.errors import EngineMismatchError, SettingError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of
 from dist_net.nets.architecture import OnnxArchitecture
@@ -38,6 +38,8 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     inputs differ by more than ``ABSOLUTE_TOLERANCE`` and ``RELATIVE_TOLERANCE``, and
     MissingExtraError without the extra.
     """
+    if engine not in ENGINES:
+        raise SettingError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
     if engine == NUMPY or isinstance(found.model, ForeignModel):
         return found
     exported = ExportedModel(found.recipe, found, found.weights())

@@ -20,7 +20,7 @@ from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.onnx_file import OnnxFile
 from dist_net.nets.sources.pretrained_net import PretrainedNet
 from dist_net.nets.sources.run_files import RunFiles
-from dist_net.spelling import did_you_mean
+from dist_net.spelling import did_you_mean, suggestion
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
@@ -149,6 +149,9 @@ def parse_named_source(text: str) -> NamedSource:
         source = rest
     else:
         name = ""
+    if (wrong := re.search(r",(\w+)=", source)) and not Path(source).exists():
+        hint = suggestion(wrong[1], OPTION_NAMES)
+        raise ModelSourceError(f"{text} has an unknown option {wrong[1]}; {hint}")
     given = dict(zip(options[::2], options[1::2], strict=True))
     files = {name: Path(given.pop(name)) for name in FILE_NAMES if name in given}
     name = name or ("live" if is_live(source) else _name_after(source))

@@ -234,7 +234,7 @@ def fit(
     batch_size: int = 32,
     optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
-    schedule: Schedule = ConstantRate(),  # noqa: B008 - immutable
+    schedule: Schedule | str = ConstantRate(),  # noqa: B008 - immutable
     clip_norm: float = 0.0,
     average_decay: float = 0.0,
     seed: int = 0,
