@@ -79,10 +79,7 @@ class LoadedModel:
     @cached_property
     def found(self) -> FoundModel:
         """What was found in the source, read once; raise the errors of ``load``."""
-        return computed_by(self._found(), self._engine)
-
-    def _found(self) -> FoundModel:
-        return self._source.read()
+        return computed_by(self._source.read(), self._engine)
 
     @cached_property
     def _session(self) -> Inference | OnnxSession:
@@ -180,16 +177,26 @@ class LoadedModel:
                 f"{list(found.model.input_shape)}; expected rows of such inputs, in a .npy or .csv "
                 f"file, or in Python: dist_net.load(MODEL).predict(INPUTS)"
             )
-        fitting, waiting = ImageInputs(found.model, fitting=found.fitting), iter(images)
+        fit, waiting = ImageInputs(found.model, fitting=found.fitting).fit, iter(images)
         while batch := list(islice(waiting, IMAGES_AT_ONCE)):
-            inputs = [_fitted(fitting, image) for image in batch]
+            inputs: list[NDArray[Any] | ImageError] = []
+            for image in batch:
+                try:
+                    inputs.append(fit(image))
+                except ImageError as error:
+                    inputs.append(error)
             usable = [each for each in inputs if not isinstance(each, ImageError)]
-            rows = iter(self.probabilities(np.stack(usable)) if usable else ())
+            rows = iter([*self.probabilities(np.stack(usable))] if usable else [])
             for image, each in zip(batch, inputs, strict=True):
                 if isinstance(each, ImageError):
                     yield each
+                elif np.isfinite(row := next(rows)).all():
+                    yield top_predictions(row, found.labels, top)
                 else:
-                    yield _likeliest(next(rows), found.labels, image, top)
+                    yield NotFiniteError(
+                        f"{name_of(image)}: the net's outputs are not finite; expected "
+                        f"probabilities. The weights are too large, or belong to another net"
+                    )
 
     def evaluate(
         self,
@@ -228,29 +235,6 @@ class LoadedModel:
         self.found  # noqa: B018 - reads
 
 
-def _fitted(
-    fitting: ImageInputs, image: ImageSource | NDArray[np.uint8]
-) -> NDArray[np.generic] | ImageError:
-    try:
-        return fitting.fit(image)
-    except ImageError as error:
-        return error
-
-
-def _likeliest(
-    probabilities: NDArray[np.float32],
-    names: Sequence[str],
-    image: ImageSource | NDArray[np.uint8],
-    top: int,
-) -> list[Prediction] | NotFiniteError:
-    if not np.isfinite(probabilities).all():
-        return NotFiniteError(
-            f"{name_of(image)}: the net's outputs are not finite; expected probabilities. "
-            f"The weights are too large, or belong to another net"
-        )
-    return top_predictions(probabilities, names, top)
-
-
 class Run(LoadedModel):
     """A run of training, and its model. ``path`` is the run directory, or a checkpoint file.
 
@@ -261,27 +245,23 @@ class Run(LoadedModel):
 
     def __init__(
         self,
-        path: str | Path,
+        source: RunFiles,
+        engine: str = NUMPY,
         report: Mapping[str, Any] | None = None,
         history: Sequence[EpochResult] = (),
-        *,
-        labels: Path | None = None,
-        trust_recipe: bool = False,
-        engine: str = NUMPY,
     ) -> None:
-        self.path = Path(path)
-        self.report = dict(report or {})
-        self.history = History(history)
-        self._files = RunFiles(self.path, labels, None, trust_recipe)
-        super().__init__(self._files, str(path), engine)
+        super().__init__(source, str(source.path), engine)
+        self._files, self.path = source, source.path
+        self.report, self.history = dict(report or {}), History(history)
 
     @cached_property
     def contents(self) -> tuple[LoadedRecipe, Checkpoint]:
         """The recipe and the checkpoint, read once; raise the errors of ``load``."""
         return self._files.contents()
 
-    def _found(self) -> FoundModel:
-        return self._files.model_of(*self.contents)
+    @cached_property
+    def found(self) -> FoundModel:
+        return computed_by(self._files.model_of(*self.contents), self._engine)
 
     @property
     def weights(self) -> Vector:
@@ -346,8 +326,7 @@ def load(
         source = named.open(progress, trust_recipe=trust_recipe)
         found = LoadedModel(source, named.source, engine)
         if isinstance(source, RunFiles):
-            own: dict[str, Any] = {"labels": source.labels, "trust_recipe": trust_recipe}
-            found = Run(source.path, **own, engine=engine)
+            found = Run(source, engine)
         try:
             found.read()
         except UntrustedRecipeError as error:

@@ -15,6 +15,7 @@ from dist_net.loaded_model import Run
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.optim import Optimizer, optimizer_named
 from dist_net.optim.ranges import whole
 from dist_net.photos.image_options import ImageOptions, new_run
@@ -157,4 +158,4 @@ def train(
         prepared = PreparedRun.read(loaded, RunOptions(loaded.reference, **of_run), console)
         run = RunDirectory.create(directory, loaded.name, datetime.now())
         report = prepared.train(run, local, console, display)
-    return Run(run.path, report, display.history)
+    return Run(RunFiles(run.path), report=report, history=display.history)

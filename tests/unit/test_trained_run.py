@@ -72,7 +72,7 @@ def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
     assert (held_out.samples, held_out.accuracy) == (12, 1.0)
     given = run.evaluate(red, np.array([1]))
     assert (given.samples, given.accuracy) == (1, 0.0)
-    assert (dist_net.Run(path).predict(red) == run.predict(red)).all()
+    assert (dist_net.load(path).predict(red) == run.predict(red)).all()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -58,8 +58,8 @@ class FollowedRun:
                 f"host's recipe {reference} has {size:,}; expected the same recipe on both hosts"
             )
         names = class_names_of(self._loaded, self.labels, self._class_names, self.progress)
-        fitting = self._loaded.recipe.fitting
-        return found_model(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+        found = found_model(self._loaded, snapshot.weights, names)
+        return replace(found, version=snapshot.version)
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
         """Load a built-in recipe, or one sent by the server, which cannot choose a file to run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,6 +74,29 @@ class FoundModel:
     def __post_init__(self) -> None:
         if self.labels:
             require_labels(self.labels, self.model.classes)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        weights: Vector,
+        architecture: Architecture,
+        labels: tuple[str, ...],
+        fitting: str,
+        recipe: str = "",
+    ) -> Self:
+        """Return a model of dist_net with these weights, prepared."""
+        return cls(
+            model,
+            architecture,
+            labels,
+            prepare(model, weights),
+            key_of_vector(model, weights),
+            lambda: weights,
+            bool(labels) and of_label(model.loss) is cross_entropy_of_logits,
+            recipe,
+            fitting=fitting,
+        )
 
     @property
     def takes_images(self) -> bool:
@@ -146,7 +169,6 @@ def found_model(
     weights: Vector,
     names: tuple[str, ...],
     fitting: str = "",
-    version: int | None = None,
 ) -> FoundModel:
     """Return the model of a recipe with these weights and names of its classes."""
     model = loaded.recipe.model
@@ -155,15 +177,5 @@ def found_model(
         architecture = FolderArchitecture(image_recipe_of(loaded).as_net().to_json())
     elif loaded.reference == SAVED:
         architecture = LayersArchitecture(loaded.files[MODEL_JSON].decode())
-    return FoundModel(
-        model,
-        architecture,
-        names,
-        prepare(model, weights),
-        key_of_vector(model, weights),
-        lambda: weights,
-        has_logits=bool(names) and of_label(model.loss) is cross_entropy_of_logits,
-        recipe=loaded.name,
-        fitting=fitting or loaded.recipe.fitting,
-        version=version,
-    )
+    fitting = fitting or loaded.recipe.fitting
+    return FoundModel.of(model, weights, architecture, names, fitting, loaded.name)

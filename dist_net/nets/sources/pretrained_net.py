@@ -9,8 +9,6 @@ from dist_net.images.labels import read_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nn.inference import prepare
-from dist_net.nn.prepared import key_of_vector
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,5 @@ class PretrainedNet:
         names = lite0.imagenet_labels()
         if self.labels is not None:
             names = read_labels(self.labels, model.classes)
-        return FoundModel(
-            model,
-            PublishedArchitecture(lite0.NAME),
-            names,
-            prepare(model, weights),
-            key_of_vector(model, weights),
-            lambda: weights,
-            has_logits=True,
-            fitting=lite0.FITTING,
-        )
+        architecture = PublishedArchitecture(lite0.NAME)
+        return FoundModel.of(model, weights, architecture, names, lite0.FITTING)

@@ -24,8 +24,8 @@ class RunFiles:
     """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
 
     path: Path
-    labels: Path | None
-    progress: Progress | None
+    labels: Path | None = None
+    progress: Progress | None = None
     trust_recipe: bool = False
 
     def read(self) -> FoundModel:
