@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
     from dist_net.release import VERSION as __version__
     from dist_net.serving.client.client import Client
-    from dist_net.trained_run import train
+    from dist_net.train_by_processes import train
     from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
     from dist_net.training.run.custom_loop import join
     from dist_net.training.run.fit import fit
@@ -41,7 +41,7 @@ else:
         "dist_net.loaded_model": "LoadedModel Run export_model load",
         "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
         "dist_net.serving.client.client": "Client",
-        "dist_net.trained_run": "train",
+        "dist_net.train_by_processes": "train",
         "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint ReduceLROnPlateau",
         "dist_net.training.run.local_cluster": "LocalCluster",
         "dist_net.training.run.custom_loop": "join",

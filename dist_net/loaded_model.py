@@ -33,16 +33,16 @@ from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, top_predictions
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
 from dist_net.nets.recipes.recipe import LoadedRecipe
-from dist_net.nets.sources.found_model import FoundModel, found_model
-from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
-from dist_net.nets.sources.run_files import RunFiles
-from dist_net.nets.tensor_specs import Inputs, Specs, Tensors
-from dist_net.nets.trained_model import (
+from dist_net.nets.run_contents import (
     calibrated_weights,
     read_held_out,
     read_out_of_fold,
     saved_recipe,
 )
+from dist_net.nets.sources.found_model import FoundModel, found_model
+from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
+from dist_net.nets.sources.run_files import RunFiles
+from dist_net.nets.tensor_specs import Inputs, Specs, Tensors
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, softmax
 from dist_net.nn.losses import cross_entropy_of_probabilities
@@ -230,10 +230,6 @@ class LoadedModel:
             f"dist_net.load(MODEL).evaluate(inputs, targets)"
         )
 
-    def read(self) -> None:
-        """Read the model now; raise the errors of ``load``."""
-        self.found  # noqa: B018 - reads
-
 
 class Run(LoadedModel):
     """A run of training, and its model. ``path`` is the run directory, or a checkpoint file.
@@ -289,10 +285,6 @@ class Run(LoadedModel):
             )
         return evaluation
 
-    def read(self) -> None:
-        if self.contents[0].recipe.network is not None:
-            super().read()
-
 
 def load(
     model: str | Path,
@@ -324,15 +316,18 @@ def load(
     (named,) = parse_pool_sources([str(model)], *files)
     with FetchProgress(plain_console()) as progress:
         source = named.open(progress, trust_recipe=trust_recipe)
-        found = LoadedModel(source, named.source, engine)
-        if isinstance(source, RunFiles):
-            found = Run(source, engine)
         try:
-            found.read()
+            if isinstance(source, RunFiles):
+                run = Run(source, engine)
+                if run.contents[0].recipe.network is not None:
+                    run.found  # noqa: B018 - reads now
+                return run
+            loaded = LoadedModel(source, named.source, engine)
+            loaded.found  # noqa: B018 - reads now
+            return loaded
         except UntrustedRecipeError as error:
             error.add_note(f"in Python: dist_net.load({str(model)!r}, trust_recipe=True)")
             raise
-    return found
 
 
 def export_model(model: Model | LoadedModel, path: str | Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
 from dist_net.loaded_model import Run, load
+from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 

@@ -19,8 +19,8 @@ from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.loaded_model import ClassifiedImage, LoadedModel, load
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
+from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.found_model import MODELS, FoundModel
-from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 
 BAR_LENGTH = 20

@@ -61,7 +61,7 @@ MAY_IMPORT = {
         "training"
     ),
     "loaded_model": ("errors vector checkpoint nn images data nets export processes training"),
-    "trained_run": "errors spelling optim nets processes training photos loaded_model",
+    "train_by_processes": "errors spelling optim nets processes training photos loaded_model",
     "adapters": "errors vector data nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
@@ -69,7 +69,8 @@ MAY_IMPORT = {
     ),
     "__main__": "cli",
     "dist_net": (
-        "release autodiff nn optim images data nets training serving loaded_model trained_run"
+        "release autodiff nn optim images data nets training serving loaded_model "
+        "train_by_processes"
     ),
 }
 SIBLINGS = {"training", "serving"}

@@ -204,7 +204,7 @@ def test_a_model_that_takes_no_images_is_refused(shape: tuple[int, ...]) -> None
 def test_labels_that_do_not_fit_are_refused() -> None:
     model = Model(averages, (8, 12, 3), input_dtype=np.float32)
     with pytest.raises(ModelFileError, match=naming("2 labels", "3 classes")):
-        loaded(model, NAMES[:2]).read()
+        loaded(model, NAMES[:2]).found  # noqa: B018
 
 
 @pytest.fixture
@@ -251,17 +251,17 @@ def test_kernels_are_prepared_once_for_a_file_of_weights(
     assert prepared.stat().st_ino != before.st_ino
     prepared.unlink()
     prepared.mkdir()
-    darknet_classifier(configuration, weights, NAMES).read()
+    darknet_classifier(configuration, weights, NAMES).found  # noqa: B018
     assert "kernels_not_kept" in caplog.text
 
 
 def test_the_files_of_a_net_have_to_fit_it(weights: Path) -> None:
     configuration = parse_configuration(TINY, "tiny")
     with pytest.raises(ModelFileError, match=naming("none", "No such file")):
-        darknet_classifier(configuration, weights, weights.with_name("none")).read()
+        darknet_classifier(configuration, weights, weights.with_name("none")).found  # noqa: B018
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(ModelFileError):
-        darknet_classifier(configuration, weights, NAMES).read()
+        darknet_classifier(configuration, weights, NAMES).found  # noqa: B018
 
 
 def test_efficientnet_lite0_knows_a_photograph() -> None:

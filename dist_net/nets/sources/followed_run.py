@@ -12,9 +12,9 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.recipe import LoadedRecipe, built_in_recipe, recipe_names
 from dist_net.nets.recipes.recipe_files import is_trusted
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import FoundModel, class_names_of, found_model
-from dist_net.nets.trained_model import load_run_recipe
 from dist_net.wire.security import PeerKeys
 
 ANSWER_WITHIN_S = 5.0

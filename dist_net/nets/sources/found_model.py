@@ -28,8 +28,8 @@ from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nets.onnx_gate import LETTERBOX
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.nets.run_contents import MODEL_JSON, image_recipe_of
 from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
-from dist_net.nets.trained_model import MODEL_JSON, image_recipe_of
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.losses import of_label

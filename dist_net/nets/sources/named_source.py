@@ -64,7 +64,7 @@ def model_source(
     ``model`` may also be the address of a parameter server, to connect to with ``keys``, or a join
     token. A published classifier's weights are downloaded if necessary, reported to ``progress``,
     unless ``weights`` is their file. The lines of the file ``labels`` replace the class names.
-    ``trust_recipe``: see ``load_trained``. ``pixels`` applies to an .onnx file.
+    ``trust_recipe``: see ``read_run``. ``pixels`` applies to an .onnx file.
 
     Raise ModelSourceError if there is no such model, or if ``weights`` or ``labels`` are missing
     or not applicable, ModelFileError for a damaged .cfg file, and for a

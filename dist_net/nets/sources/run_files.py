@@ -10,13 +10,13 @@ from dist_net.checkpoint import Checkpoint, how_to_convert
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError, NotACheckpointError
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
-from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
-from dist_net.nets.trained_model import (
+from dist_net.nets.run_contents import (
     calibrated_weights,
     calibration_of,
-    load_trained,
     read_held_out,
+    read_run,
 )
+from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class RunFiles:
     def contents(self) -> tuple[LoadedRecipe, Checkpoint]:
         """Return the recipe and the current checkpoint.
 
-        Raise ModelSourceError if the file is not a checkpoint, and see ``load_trained``.
+        Raise ModelSourceError if the file is not a checkpoint, and see ``read_run``.
         """
         try:
-            return load_trained(self.path, self.trust_recipe)
+            return read_run(self.path, self.trust_recipe)
         except NotACheckpointError as error:
             if self.path.is_dir():
                 raise

@@ -35,12 +35,12 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import trust
+from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import named_source
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.named_source import NamedSource, model_source, parse_named_source
 from dist_net.nets.sources.run_files import RunFiles
-from dist_net.nets.trained_model import load_trained, recipe_code_digests
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
@@ -328,7 +328,7 @@ def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run
         run.checkpoint.unlink()
         if content is not None:
             run.checkpoint.write_bytes(content)
-        for read in (source.read, partial(load, run.path), partial(load_trained, run.checkpoint)):
+        for read in (source.read, partial(load, run.path), partial(read_run, run.checkpoint)):
             with pytest.raises(CheckpointError, match=naming(run.checkpoint)):
                 read()
     run.checkpoint.write_bytes(whole)
