@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 from dist_net.errors import UnknownOptionError
 
@@ -11,6 +12,7 @@ USUAL_NAMES = {
     "validation_data": "validation",
     "validation_split": "validation",
     "port": "http",
+    "kernel_size": "size",
     "linear": "dense",
     "module": "layer",
     "crossentropyloss": "cross_entropy_of_logits",
@@ -22,7 +24,11 @@ USUAL_NAMES = {
 """Options and names of Keras and PyTorch, in lower case, and our names for them."""
 
 OF_TRAINING = "it is an option of fit, train and Recipe"
-ELSEWHERE = {"learning_rate": OF_TRAINING, "lr": OF_TRAINING, "loss": "it is an argument of Model"}
+OF_MODEL = "it is an argument of Model"
+ELSEWHERE = {
+    **dict.fromkeys(("learning_rate", "lr"), OF_TRAINING),
+    **dict.fromkeys(("input_shape", "input_dim", "loss"), OF_MODEL),
+}
 """Where to pass options that other libraries expect elsewhere."""
 
 
@@ -55,3 +61,12 @@ def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) ->
     for name in given:
         guess = did_you_mean(name, names) or ELSEWHERE.get(name) or suggestion(name, names)
         raise UnknownOptionError(f"{function} has no option {name}; {guess}")
+
+
+class KnownOptions:
+    """A dataclass that refuses unknown arguments with UnknownOptionError and the nearest name."""
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        fields = getattr(cls, "__dataclass_fields__", given)
+        refuse_options(cls.__name__, given.keys() - fields.keys(), fields)
+        return super().__new__(cls)

@@ -23,7 +23,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Sequence
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -37,7 +37,7 @@ from dist_net.optim.ranges import (
     not_negative,
     use_plain_numbers,
 )
-from dist_net.spelling import refuse_options
+from dist_net.spelling import KnownOptions
 from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ MIN_COMPILED = 4096
 """
 
 
-class Optimizer(ABC):
+class Optimizer(KnownOptions, ABC):
     """The settings and arithmetic of an update: a frozen dataclass, so several rules may share it.
 
     Its text, which repeats its fields, names it on other hosts.
@@ -67,11 +67,6 @@ class Optimizer(ABC):
     loop: ClassVar[str | None] = None
     squares: ClassVar[str | None] = None
     """The state vector that is a mean or sum of g², by the root of which steps are divided."""
-
-    def __new__(cls, *_: object, **given: object) -> Self:
-        fields = getattr(cls, "__dataclass_fields__", given)
-        refuse_options(cls.__name__, given.keys() - fields.keys(), fields)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)

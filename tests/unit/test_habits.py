@@ -47,6 +47,8 @@ NET: Any = Model(Dense(2), (3,), input_dtype=np.float32)
         (lambda: Model(1, (3,)), ParameterError, ["network=1", "Dense(10)"]),  # type: ignore[arg-type]
         (lambda: dist_net.Recipe(1, "digits", (8, 8)), BadInputError, ["network=1", "Dense(10)"]),  # type: ignore[arg-type]
         (lambda: Adam(learning_rate=0.1), UnknownOptionError, ["learning_rate", "fit"]),  # type: ignore[call-arg]
+        (lambda: ANY.Dense(3, input_shape=(784,)), UnknownOptionError, ["input_shape", "Model"]),
+        (lambda: ANY.Conv2D(8, kernel_size=3), UnknownOptionError, ["did you mean size?"]),
         (lambda: Adam(beta_1=0.1), UnknownOptionError, ["beta_1", "beta1"]),  # type: ignore[call-arg]
         (lambda: dist_net.load(NET), SettingError, ["Model", "path"]),
         (lambda: dist_net.load("n.onnx,label=names"), ModelSourceError, ["label", "labels"]),

@@ -69,14 +69,14 @@ from dist_net.optim import (
 from dist_net.optim.ranges import count, use_plain_numbers
 from dist_net.release import release
 from dist_net.shared_facts import fingerprint
-from dist_net.spelling import did_you_mean, refuse_options
+from dist_net.spelling import KnownOptions, did_you_mean
 from dist_net.vector import Vector
 
 BUILT_IN = Path(__file__).parent / "built_in"
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class Recipe(KnownOptions):
     """A network and its dataset, or a gradient function, with the settings of training.
 
     ``dataset`` is the name of a dataset, or a function that returns a dataset with inputs of
@@ -126,10 +126,6 @@ class Recipe:
     state_dict: StateOfWeights | None = None
     digest: str = ""
     _one_call: Lock = field(default_factory=Lock, init=False, repr=False)
-
-    def __new__(cls, *_: object, **given: object) -> Self:
-        refuse_options("Recipe", given.keys() - cls.__dataclass_fields__, cls.__dataclass_fields__)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)
