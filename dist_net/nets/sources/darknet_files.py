@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from dist_net.errors import ModelFileError, PreparedKernelsError
 from dist_net.images.labels import read_labels
 from dist_net.nets.architecture import DarknetArchitecture
@@ -17,9 +15,7 @@ from dist_net.nets.darknet.configuration import Configuration, configuration_tex
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, unreadable
 from dist_net.nets.sources.found_model import FoundModel
-from dist_net.nn import Model
 from dist_net.nn.inference import prepare
-from dist_net.nn.losses import cross_entropy_of_probabilities
 from dist_net.nn.prepared import key_of, map_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
@@ -44,8 +40,7 @@ class DarknetFiles:
         """
         configuration, weights = self.configuration(), self.weights()
         network = DarknetNetwork(configuration)
-        loss = cross_entropy_of_probabilities
-        model = Model(network, network.input_shape, loss, np.float32)
+        model = network.model
         labels = self.labels
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
