@@ -28,6 +28,7 @@ from dist_net.training.run.callbacks import (
     History,
     is_ended_by,
     require_callbacks,
+    require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluation
 from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
@@ -145,6 +146,7 @@ def train(
     directory = None if run_dir is None else Path(run_dir)
     workers = whole("workers", workers)
     require_callbacks(callbacks)
+    require_monitors(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     display = WatchedTraining(console, callbacks)
     if is_folder:

@@ -102,6 +102,24 @@ def test_the_command_line_suggests_an_option_only_if_one_is_near(
     assert hint is None or f"did you mean {hint}?" in error
 
 
+@pytest.mark.parametrize(
+    ("callback", "words"),
+    [
+        (dist_net.EarlyStopping("val_acc"), ["val_acc", "accuracy", "validation=(inputs"]),
+        (dist_net.EarlyStopping("val_loss"), ["val_loss", "validation=(inputs, targets)"]),
+        (dist_net.ModelCheckpoint("m", "f1", save_best_only=True), ["f1", "loss, accuracy"]),
+        (dist_net.EarlyStopping, ["EarlyStopping()"]),
+    ],
+)
+def test_a_callback_that_could_never_act_is_refused_before_training(
+    callback: Any, words: list[str]
+) -> None:
+    model = Model(Dense(2), (3,), input_dtype=np.float32)
+    with pytest.raises(SettingError, match=naming(*words)):
+        dist_net.fit(model, np.zeros((4, 3), np.float32), np.zeros(4, int), callbacks=[callback])
+    assert model.weights is None
+
+
 def written(path: Path, opset: int = 18, ir: int = 8) -> Path:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -30,6 +30,7 @@ from dist_net.training.run.callbacks import (
     History,
     is_ended_by,
     require_callbacks,
+    require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.worker.step import local_steps
@@ -306,4 +307,7 @@ def fit(
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
     training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)
+    has_accuracy = model.targets(given.shape, given.dtype).classes > 0
+    names = ["loss", *["accuracy"] * has_accuracy, *measured]
+    require_monitors(callbacks, names, has_validation=validation is not None)
     return report.follow(training, first, epochs, done)
