@@ -22,7 +22,6 @@ from dist_net.errors import (
     ModelSourceError,
     NotFiniteError,
     SettingError,
-    TensorInputError,
     UntrustedRecipeError,
 )
 from dist_net.export.exported_model import ExportedModel
@@ -42,7 +41,7 @@ from dist_net.nets.run_contents import (
 from dist_net.nets.sources.found_model import FoundModel, found_model
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.nets.sources.run_files import RunFiles
-from dist_net.nets.tensor_specs import Inputs, Specs, Tensors
+from dist_net.nets.tensor_specs import Inputs, Specs, fitting_inputs
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, softmax
 from dist_net.nn.losses import cross_entropy_of_probabilities
@@ -115,28 +114,20 @@ class LoadedModel:
     def predict(self, inputs: Inputs) -> Any:
         """Return the output, an array; with several outputs, a dict of arrays by name.
 
-        ``inputs`` have the shape ``(N, *shape)`` and the dtype in ``inputs``; several are a dict or
-        a structured array. The outputs of a classifier may be logits: see ``probabilities``. Raise
-        ShapeError or TensorInputError for inputs that do not fit.
+        ``inputs`` have the shape ``(N, *shape)``, or ``shape`` for one sample, and the type in
+        ``inputs`` or of the same kind; several are a dict or a structured array. The outputs of a
+        classifier may be logits: see ``probabilities``. Raise ShapeError or DTypeError for inputs
+        that do not fit, and TensorInputError if an ONNX file refuses them.
         """
-        model, (_, outputs) = self.found.model, self.found.specs
-        tensors = self._by_name(inputs)
+        found = self.found
+        specs, of_model = found.specs
+        tensors, rows = fitting_inputs(inputs, specs, found.is_batched, self.name)
+        tensors = {each.name: tensors[each.name].astype(each.dtype, copy=False) for each in specs}
         with self._turn:
-            found = outputs_by_name(model, self._session, tensors, outputs)
-        return found if len(found) > 1 else next(iter(found.values()))
-
-    def _by_name(self, inputs: Inputs) -> Tensors:
-        if isinstance(inputs, Mapping):
-            tensors = dict(inputs)
-        elif isinstance(inputs, np.ndarray) and inputs.dtype.names:
-            tensors = {name: inputs[name] for name in inputs.dtype.names}
-        else:
-            tensors = {self.inputs[0].name: inputs}
-        if tensors.keys() != {each.name for each in self.inputs}:
-            expected = ", ".join(f"{each.name} {each.shape}" for each in self.inputs)
-            per_sample = ", each with an axis of samples before" * self.found.is_batched
-            raise TensorInputError(f"{self.name}: {[*tensors]}; expected {expected}{per_sample}")
-        return tensors
+            outputs = outputs_by_name(found.model, self._session, tensors, of_model)
+        if rows is None and found.is_batched:
+            outputs = {name: each[0] for name, each in outputs.items()}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def probabilities(self, inputs: Inputs) -> NDArray[np.float32]:
         """Return the probability of each class, ``(N, classes)``, of the inputs of ``predict``.
@@ -149,7 +140,9 @@ class LoadedModel:
                 f"predict. The classes of an ONNX file are named by labels=FILE"
             )
         outputs: NDArray[np.float32] = self.predict(inputs)
-        return softmax(outputs) if self.found.has_logits else outputs
+        if not self.found.has_logits:
+            return outputs
+        return softmax(np.atleast_2d(outputs)).reshape(outputs.shape, copy=False)
 
     def classify(self, image: ImageSource | NDArray[np.uint8], top: int = 5) -> list[Prediction]:
         """Return the ``top`` likeliest classes of an image, the likeliest first.

@@ -17,13 +17,14 @@ from dist_net.autodiff import Expression, astype, mean, reshape
 from dist_net.data import records
 from dist_net.errors import (
     DatasetError,
+    DTypeError,
     ImageError,
     ModelFileError,
     ModelSourceError,
     NotFiniteError,
     RecipeError,
     SettingError,
-    TensorInputError,
+    ShapeError,
 )
 from dist_net.images.fitting import letterbox, pad
 from dist_net.images.labels import Prediction
@@ -289,6 +290,10 @@ def test_a_single_output_is_an_array_and_several_are_found_by_name() -> None:
     one = linear(np.float32, Dense(2))
     np.testing.assert_array_equal(one.predict(rows), [[4, 4], [13, 13]])
     np.testing.assert_array_equal(one.predict({"input": rows}), one.predict(rows))
+    np.testing.assert_array_equal(one.predict(rows[1]), [13, 13])
+    np.testing.assert_array_equal(one.predict(rows.astype(float)), one.predict(rows))
+    with pytest.raises(DTypeError, match=naming("complex128", "float32")):
+        one.predict(rows.astype(complex))
     heads = Sequential(Field("a"), NamedOutputs({"sum": Dense(1), "more": Dense(2)}))
     several = linear([("a", np.float32, (3,)), ("b", np.float32, (1,))], heads)
     assert [(each.name, each.shape) for each in several.inputs] == [("a", (3,)), ("b", (1,))]
@@ -298,7 +303,7 @@ def test_a_single_output_is_an_array_and_several_are_found_by_name() -> None:
     for name, each in several.predict(records(**named)).items():
         np.testing.assert_array_equal(each, outputs[name])
     for wrong in (rows, {"a": rows}):
-        with pytest.raises(TensorInputError, match=naming("a (3,)", "b (1,)", "axis of samples")):
+        with pytest.raises(ShapeError, match=naming("a (3,)", "b (1,)", "axis of rows")):
             several.predict(wrong)
 
 
