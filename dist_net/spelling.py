@@ -13,6 +13,8 @@ USUAL_NAMES = {
     "validation_split": "validation",
     "port": "http",
     "kernel_size": "size",
+    **dict.fromkeys(("maxpool2d", "maxpooling2d"), "maxpool"),
+    **dict.fromkeys(("avgpool2d", "averagepooling2d"), "averagepool"),
     "linear": "dense",
     "module": "layer",
     "crossentropyloss": "cross_entropy_of_logits",
