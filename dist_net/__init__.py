@@ -58,7 +58,9 @@ else:
             return import_module("dist_net.release").VERSION
         if name in __all__:
             return import_module(f"dist_net.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        is_layer = name[0].isupper() and name in import_module("dist_net.nn").__all__
+        hint = f"; did you mean dist_net.nn.{name}?" * is_layer
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
     def __dir__():
         return __all__

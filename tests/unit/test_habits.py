@@ -40,6 +40,7 @@ NET: Any = Model(Dense(2), (3,), input_dtype=np.float32)
         (lambda: NET.predict_proba(), AttributeError, ["predict_proba", "softmax"]),
         (lambda: NET.sumary(), UnknownAttributeError, ["sumary", "did you mean summary?"]),
         (lambda: setattr(NET, "weights", [1.0, 2.0]), ShapeError, ["list[2]", "float32[8]"]),
+        (lambda: getattr(dist_net, "Model"), AttributeError, ["dist_net.nn.Model"]),  # noqa: B009
         (lambda: ANY.Linear(3, 2), AttributeError, ["Linear", "Dense"]),
         (lambda: ANY.ReLU(), AttributeError, ["ReLU", "did you mean relu?"]),
         (lambda: ANY.CrossEntropyLoss(), AttributeError, ["cross_entropy_of_logits"]),
