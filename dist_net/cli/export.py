@@ -9,9 +9,10 @@ from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
+from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import LIVE, MODELS, model_source, parse_named_source
-from dist_net.nets.trained_model import confirm_recipe
+from dist_net.nets.sources.found_model import MODELS
+from dist_net.nets.sources.named_source import LIVE, parse_pool_sources
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 
@@ -41,17 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     format = format_of(file, arguments.format, arguments.preprocessing)
     require_another_file(arguments.model, arguments.weights, file)
     confirm_recipe(arguments.model, arguments.trust_recipe)
+    (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
     with FetchProgress(plain_console()) as progress:
-        source = model_source(
-            arguments.model,
-            arguments.weights,
-            arguments.labels,
-            progress,
-            trust_recipe=arguments.trust_recipe,
-        )
-        found = source.read()
-    name = parse_named_source(arguments.model).name
-    exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
+        found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
+    exported = ExportedModel(named.name, found, found.weights(), arguments.preprocessing)
     written = write_exported(file, format, exported)
     plain_console(stderr=False).print(
         f"{file}: {exported.name} as {format}, {found.own_model.layout.size:,} parameters, "

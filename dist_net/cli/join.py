@@ -21,8 +21,8 @@ from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
+from dist_net.nets.run_contents import confirm_code, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given

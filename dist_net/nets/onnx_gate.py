@@ -141,7 +141,13 @@ def session_of(content: bytes, what: str, threads: int) -> OnnxSession:
 
 def _read(path: Path) -> Any:
     """Return the ModelProto in a file; its weights may be in files beside it."""
-    proto = package("onnx").load_from_string(read_regular_file(path, MAX_FILE_BYTES))
+    content = read_regular_file(path, MAX_FILE_BYTES)
+    try:
+        proto = package("onnx").load_from_string(content)
+        if not proto.ir_version:
+            raise ValueError("it has no IR version")
+    except Exception as error:  # protobuf's classes have no common base
+        raise ValueError("it is no ONNX file or cut short; export or copy it again") from error
     left = MAX_FILE_BYTES - proto.ByteSize()
     for tensor in proto.graph.initializer:
         if tensor.external_data:
@@ -164,6 +170,8 @@ def _bring_in(tensor: Any, directory: Path, most: int) -> int:
     if name in ("", ".", "..") or not {"/", "\\"}.isdisjoint(name):
         raise ValueError(f"external data in {name!r:.80}; expected a file beside the model")
     size = int(place["length"]) if "length" in place else None
+    if not (directory / name).exists():
+        raise ValueError(f"its weights, {name!r}, are missing; expected that file beside it")
     with translating(ForeignModelError, "external data"):  # which is no symbolic link either
         offset = int(place.get("offset", 0))
         tensor.raw_data = read_regular_file(directory / name, most, os.O_NOFOLLOW, offset, size)

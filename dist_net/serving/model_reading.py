@@ -35,14 +35,10 @@ from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.files import replacing
 from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
-from dist_net.nets.sources import (
-    FollowedRun,
-    FoundModel,
-    ModelSource,
-    TrainedRun,
-    files_of,
-    parse_pool_sources,
-)
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import ModelSource, files_of, parse_pool_sources
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.processes.entry import entry_point, terminate_after
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -122,7 +118,7 @@ class ModelReader:
         name, found = self.model, computed_by(self.source.read(), self.engine)
         if found.version is not None:
             version = self._followed_version = found.version
-        if isinstance(self.source, TrainedRun):
+        if isinstance(self.source, RunFiles):
             # A net whose plan needs too much must not reach a worker.
             inputs, outputs = found.specs
             zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}

@@ -15,7 +15,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 from PIL import Image
 
-from dist_net.nets.sources import FollowedRun, FoundModel
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.found_model import FoundModel
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.serving.gateway.model_readers import MAX_READ_S, PoolSources
 from dist_net.serving.model_reading import ModelReader, answer_file

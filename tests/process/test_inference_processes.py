@@ -20,7 +20,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.processes.child import Child

@@ -161,13 +161,13 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
     assert f"serving {TINY} (version 1); the page is {page}\n" in pool.command.stderr
     with Client(pool.address) as client:
         np.testing.assert_allclose(
-            client.predict(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
+            client.infer(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
         )
         np.testing.assert_allclose(
-            client.predict(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
+            client.infer(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
         )
         # More than a batch.
-        np.testing.assert_allclose(client.predict(TINY, ROWS).probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(client.infer(TINY, ROWS).probabilities, expected, atol=1e-6)
     body = {
         "inputs": [
             {
@@ -298,7 +298,7 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
                 for index in [0, 1] * 8:
                     try:
                         inputs = ROWS[:8].reshape(8, *shapes[index])
-                        answered.append((index, client.predict(TINY, inputs).version))
+                        answered.append((index, client.infer(TINY, inputs).version))
                     except (ShapeError, BadRequestError):
                         pass
             eventually(lambda: all(load.versions for load in loads))
@@ -351,7 +351,7 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
         with pytest.raises(DistNetError):
             client.reload("other", timeout_s=0.1)
         assert client.reload(TINY, timeout_s=60) == 2
-        assert client.predict("other", ROWS[0]).version == 1
+        assert client.infer("other", ROWS[0]).version == 1
 
 
 def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expected, eventually):
@@ -363,7 +363,7 @@ def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expec
         os.kill(process_id, signal.SIGKILL)
     eventually(lambda: pool.get(f"/v2/models/{TINY}/versions/2/ready")[0] == 200)
     with Client(pool.address, timeout_s=60) as client:
-        found = client.predict(TINY, ROWS[:8])
+        found = client.infer(TINY, ROWS[:8])
     np.testing.assert_allclose(found.probabilities, expected[:8], atol=1e-6)
     assert prepared.exists()
 
@@ -405,9 +405,9 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
     assert pool.post(f"/v1/models/{TINY}/classify", b"image")[0] == 404
     with Client(pool.address) as client:
         with pytest.raises(ModelNotServedError, match="unload"):
-            client.predict(TINY, ROWS[0])
+            client.infer(TINY, ROWS[0])
         assert client.reload(TINY, timeout_s=60) == 2
-        assert client.predict(TINY, ROWS[0]).version == 2
+        assert client.infer(TINY, ROWS[0]).version == 2
 
 
 @pytest.mark.parametrize(
@@ -487,9 +487,7 @@ def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
     time.sleep(5.0)  # longer than the silence that a worker of another host accepts, 4.5 s
     os.kill(process_id, signal.SIGCONT)
     with Client(pool.address, timeout_s=60) as client:
-        np.testing.assert_array_equal(
-            client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
-        )
+        np.testing.assert_array_equal(client.infer(net.name, ROWS[:8]).probabilities, expected[:8])
     assert pool.workers() == before
 
 

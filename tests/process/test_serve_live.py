@@ -48,7 +48,7 @@ class Questions(threading.Thread):
         with Client(self._address, timeout_s=30) as client:
             while not self._stopped.wait(0.002):
                 try:
-                    result = client.predict(LIVE, ROWS[:8])
+                    result = client.infer(LIVE, ROWS[:8])
                     self.answers.append(Answered(result.version, result.probabilities))
                 except DistNetError as error:
                     self.errors.append(error)
@@ -155,7 +155,7 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
     address = server.says(r"--connect (tcp://\S+)")[1]
     pool = serve(f"{LIVE}={address}", "--workers", "1")
     with Client(pool.address, timeout_s=30) as client:
-        first = client.predict(LIVE, ROWS[:8])
+        first = client.infer(LIVE, ROWS[:8])
         assert first.version == 0
         np.testing.assert_allclose(first.probabilities, of_snapshot(address)[:8], atol=1e-6)
         assert client.reload(LIVE) == 0  # there is no other
@@ -167,9 +167,9 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
         for _ in range(25):  # two versions arrive meanwhile, or three
             time.sleep(0.1)
             with pytest.raises(DistNetError, match="unload"):
-                client.predict(LIVE, ROWS[:8])
+                client.infer(LIVE, ROWS[:8])
         again = client.reload(LIVE)
-        assert client.predict(LIVE, ROWS[:8]).version >= again > 10
-        eventually(lambda: client.predict(LIVE, ROWS[:8]).version > again)
+        assert client.infer(LIVE, ROWS[:8]).version >= again > 10
+        eventually(lambda: client.infer(LIVE, ROWS[:8]).version > again)
     pool.command.process.send_signal(signal.SIGTERM)
     assert pool.command.ends() == 0, pool.command.stderr

@@ -13,7 +13,8 @@ from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import MODELS, parse_named_source
+from dist_net.nets.sources.found_model import MODELS
+from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
     add_cluster_arguments,

@@ -28,8 +28,9 @@ from dist_net.errors import (
     AddressError,
     ModelLoadError,
 )
-from dist_net.nets.sources import FollowedRun, ModelSource, parse_pool_sources
-from dist_net.nets.trained_model import confirm_recipe
+from dist_net.nets.run_contents import confirm_recipe
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec

@@ -24,7 +24,7 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
 from dist_net.images.fitting import FITTINGS
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
