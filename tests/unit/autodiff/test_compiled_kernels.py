@@ -38,6 +38,7 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
+from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
@@ -50,6 +51,8 @@ WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
     compiled_depthwise.add_gradient,
+    compiled_direct.convolve,
+    compiled_direct.add_filter_gradient,
     compiled.from_product,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
@@ -237,6 +240,7 @@ IN_PYTHON = {
     "pointer": lambda array: array,
     "load": checked_load,
     "store": checked_store,
+    "value_at": lambda source, index: source[index],
     "spread": lambda value: np.full(vectors.LANES, value, np.float32),
     "larger": np.maximum,
     "smaller": np.minimum,
@@ -272,7 +276,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_depthwise, compiled_winograd):
+    for module in (compiled, compiled_depthwise, compiled_direct, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -325,6 +329,26 @@ def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
     assert {"correlate", "add_gradient"} <= {*loops_in_python}
 
 
+def test_no_direct_loop_leaves_its_arrays(loops_in_python):
+    random = np.random.default_rng(0)
+    for size, stride, columns in (((3, 3), (1, 1), 11), ((2, 1), (2, 3), 6), ((1, 4), (1, 2), 3)):
+        windows = Windows(size, stride, ((0, 0), (0, 0)))
+        height, width = 2 * stride[0] + size[0], (columns - 1) * stride[1] + size[1]
+        x = random.standard_normal((2, height, width, 3), np.float32)
+        filters = random.standard_normal((*size, 3, 32), np.float32)
+        out = np.zeros((2, 3, 2 * columns, 32), np.float32)[:, :, ::2]
+        taps = np.ascontiguousarray(compiled_direct.laid_out(filters))
+        compiled_direct.convolution(windows, x, taps, out)()
+        seen = windows.over(x)
+        expected = np.einsum("nhwijc,ijco->nhwo", seen, filters)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        total = np.zeros_like(filters)
+        compiled_direct.gradient(windows, x, expected, total)()
+        expected = np.einsum("nhwijc,nhwo->ijco", seen, expected)
+        np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
+    assert {"convolve", "add_filter_gradient"} <= {*loops_in_python}
+
+
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
@@ -347,7 +371,7 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 def test_numba_compiles_only_functions_with_loops():
     # It optimises each by itself: with straight-line code too, compiling took three times as long.
-    modules = (compiled, compiled_depthwise, compiled_winograd)
+    modules = (compiled, compiled_depthwise, compiled_direct, compiled_winograd)
     values = [value for module in modules for value in vars(module).values()]
     sources = [inspect.getsource(each.py_func) for each in values if hasattr(each, "py_func")]
     assert sources
@@ -355,8 +379,10 @@ def test_numba_compiles_only_functions_with_loops():
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels.compiled import depthwise_loops, im2row_loops, winograd_loops
+from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
+from dist_net.autodiff.kernels.compiled import im2row_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
+loops += [direct_loops.convolve, direct_loops.add_filter_gradient]
 loops += [im2row_loops.from_product]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])

@@ -152,6 +152,13 @@ def store(target: Pointer, index: Any, value: Lanes) -> None:
     value.builder.store(value.value, _address(target, index), align=_ALIGNMENT)
 
 
+@traced(types.float32)
+def value_at(source: Pointer, index: Any) -> Any:
+    """Return the value at ``index`` of a flat array, given its pointer."""
+    builder = source.builder
+    return Tracer(builder, builder.load(builder.gep(source.value, [index.value])))
+
+
 @traced(VECTOR)
 def spread(value: Any) -> Lanes:
     """Return a vector of one value."""

@@ -126,14 +126,25 @@ class Patches:
         if self._are_pixels:
             return [(0,), (0,)]
         images, rows, _ = block.size
+        pixels = images * rows * self.result[1]
+        return [self.padded_shape(block), (self.groups, pixels, self.length)]
+
+    def padded_shape(self, block: Block) -> Shape:
+        """Return the shape of the part of the map that a block's windows cover."""
+        images, rows, _ = block.size
         height, width = (
             (n - 1) * stride + extent
             for n, stride, extent in zip(
                 (rows, self.result[1]), self.windows.stride, self.windows.extent, strict=True
             )
         )
-        pixels = images * rows * self.result[1]
-        return [(images, height, width, self.map_shape[3]), (self.groups, pixels, self.length)]
+        return images, height, width, self.map_shape[3]
+
+    def take(self, x: Array, block: Block, padded: Array) -> Sequence[Call]:
+        """Return the calls that copy the part of the map that a block's windows cover."""
+        (above, _), (left, _) = self.windows.padding
+        top = block.rows.start * self.windows.stride[0] - above
+        return take_padded(x[block.images], top, -left, padded)
 
     def rows(
         self, x: Array, block: Block, padded: Array, matrix: Array
@@ -143,9 +154,7 @@ class Patches:
             return [], by_group(x[block.images, block.rows], self.groups)
         if matrix.size == 0:
             return [], matrix
-        (above, _), (left, _) = self.windows.padding
-        top = block.rows.start * self.windows.stride[0] - above
-        padding = take_padded(x[block.images], top, -left, padded)
+        padding = self.take(x, block, padded)
         windows = self.windows.over(padded)
         grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
         if self.channels <= FEW_CHANNELS:  # copy runs of pixels to columns instead

@@ -1,14 +1,17 @@
-"""Convolution in training: the product and both of its gradients, each by BLAS, strip by strip.
+"""Convolution in training: the product and both of its gradients, strip by strip.
 
 A strip is a range of pixels of a result. Their windows are copied to the rows of a matrix, which
-stays in the L2 cache until BLAS has read it. Each function returns one call with its arrays bound.
-All arrays are C-contiguous. Maps are (N, H, W, C), filters (kh, kw, C / groups, O).
+stays in the L2 cache until BLAS has read it. With the extra ``fast``, compiled loops read the
+windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), filters
+(kh, kw, C / groups, O).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib import import_module
 from itertools import product
 from types import ModuleType
 from typing import NamedTuple
@@ -23,11 +26,19 @@ from dist_net.autodiff.kernels.convolution.depthwise import (
     sized_blocks,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Patches, by_group
-from dist_net.autodiff.kernels.convolution.problem import Block, Blocking
+from dist_net.autodiff.kernels.convolution.problem import (
+    Arrays,
+    Block,
+    Blocking,
+    Epilogue,
+    Problem,
+)
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
+TILES = 128  # of 2x2 outputs in a block of Winograd's
+MIN_CHANNELS = 16  # of Winograd's maps and filters
 MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
 
 
@@ -47,9 +58,7 @@ def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
     """Convolve ``x`` by ``filters``: return the tasks that fill ``out``, (N, H', W', O)."""
-    depthwise = is_depthwise(x.shape, groups, out.shape)
-    matrix = filters[:, :, 0] if depthwise else by_group(filters, groups)
-    return BlockTasks([], *_correlated(windows, groups, x, matrix, out, pool))
+    return _correlated(windows, groups, x, _grouped(filters, groups), out, pool)
 
 
 def input_gradient(
@@ -65,7 +74,6 @@ def input_gradient(
     before: list[Call] = []
     blocks: list[Block] = []
     tasks: list[Task] = []
-    depthwise = is_depthwise(out.shape, groups, cotangent.shape)
     (top, _), (left, _) = windows.padding
     (down, across), (tall, wide) = windows.stride, windows.dilation
     for row, column in product(range(down), range(across)):
@@ -78,11 +86,11 @@ def input_gradient(
         elif pixels.size > 0:
             sides = (above, 0), (beside, 0)
             seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
-            turn, matrix = _turned_taps(taps) if depthwise else _turned(taps, groups)
-            before.append(turn)
-            of_phase = _correlated(seen, groups, cotangent, matrix, pixels, pool)
-            blocks += of_phase[0]
-            tasks += of_phase[1]
+            turned = _grouped(taps[::-1, ::-1], groups).transpose(0, 1, 4, 3, 2)
+            of_phase = _correlated(seen, groups, cotangent, turned, pixels, pool)
+            before += of_phase.before
+            blocks += of_phase.blocks
+            tasks += of_phase.tasks
     return BlockTasks(before, blocks, tasks)
 
 
@@ -103,14 +111,17 @@ def filter_gradient(
     if not parts:
         return partial(out.fill, 0)
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
+    loops = _direct_loops(windows, groups, x, out.shape[3])
+    kernels = _depthwise_loops(windows, x) if depthwise else None
+    if kernels and x.shape[3] % kernels.LANES:
+        kernels = None  # the last vector would overlap the one before, and count twice
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
         if depthwise:
-            kernels = _depthwise_kernels(windows, x)
-            if kernels and x.shape[3] % kernels.LANES:
-                kernels = None  # the last vector would overlap the one before, and count twice
             of_taps = total[:, :, 0]
             tasks.append(gradient_task(windows, x, cotangent, part, of_taps, pool, kernels))
+        elif loops:
+            tasks.append(one_task(_direct_sum(loops, patches, x, part, cotangent, total, pool)))
         else:
             tasks.append(one_task(_tasks_of_sum(patches, x, part, cotangent, total, pool)))
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
@@ -128,45 +139,70 @@ def _strips(patches: Patches, result: Array) -> list[Block]:
 
 
 @cache
-def compiled_kernels() -> ModuleType | None:
-    """Return the module of the compiled kernels; None without the extra ``fast``."""
+def compiled_loops(name: str) -> ModuleType | None:
+    """Return a module of ``kernels.compiled``; None without the extra ``fast``."""
     try:
-        from dist_net.autodiff.kernels.compiled import depthwise_loops
+        return import_module(f"dist_net.autodiff.kernels.compiled.{name}")
     except ImportError:
         return None
-    return depthwise_loops
 
 
-def _depthwise_kernels(windows: Windows, x: Array) -> ModuleType | None:
-    """Return the compiled kernels of depthwise convolution, if they support these arguments."""
-    kernels = compiled_kernels()
-    is_suitable = x.dtype == np.float32 and windows.dilation == (1, 1)
-    return kernels if kernels and is_suitable and x.shape[3] >= kernels.LANES else None
+def _depthwise_loops(windows: Windows, x: Array) -> ModuleType | None:
+    """Return the compiled loops of depthwise convolution, if they support these arguments."""
+    if x.dtype != np.float32 or windows.dilation != (1, 1):
+        return None
+    loops = compiled_loops("depthwise_loops")
+    return loops if loops and x.shape[3] >= loops.LANES else None
+
+
+def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> ModuleType | None:
+    """Return the compiled loops that need no rows of windows, if they support these arguments.
+
+    A pointwise convolution has none: its rows are the map's pixels.
+    """
+    if x.dtype != np.float32 or groups > 1 or windows.dilation != (1, 1) or windows.size == (1, 1):
+        return None
+    loops = compiled_loops("direct_loops")
+    return loops if loops and filters % loops.BLOCK == 0 else None
+
+
+def _suits_winograd(windows: Windows, x: Array, out: Array) -> bool:
+    """Return whether F(2x2, 3x3) takes less time than direct loops, which support the arguments."""
+    _, height, width, filters = out.shape
+    is_of_three = windows.size == (3, 3) and windows.stride == (1, 1)
+    is_even = height % 2 == width % 2 == 0 and out.flags.c_contiguous
+    return is_of_three and is_even and min(x.shape[3], filters) >= MIN_CHANNELS
 
 
 def _pair(shape: Shape) -> Pair:
     return shape[0], shape[1]
 
 
-def _turned_taps(taps: Array) -> tuple[Call, Array]:
-    """Return the call that flips depthwise filters, (kh, kw, 1, C), and the taps that it writes."""
-    turned = np.empty((*taps.shape[:2], taps.shape[3]), taps.dtype)
-    return partial(np.copyto, turned, taps[::-1, ::-1, 0]), turned
+def _grouped(filters: Array, groups: int) -> Array:
+    """Return filters (kh, kw, C / groups, O) as a view (kh, kw, C / groups, groups, O / groups)."""
+    *axes, count = filters.shape
+    return filters.reshape(*axes, groups, count // groups, copy=False)
 
 
-def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
-    """Return the call that flips (kh, kw, C / groups, O), and the array that it writes.
+def _contiguous(view: Array) -> tuple[list[Call], Array]:
+    """Return a contiguous array with the values of a view, and the calls that copy them to it."""
+    if view.flags.c_contiguous:
+        return [], view
+    copied = np.empty(view.shape, view.dtype)
+    return [partial(np.copyto, copied, view)], copied
 
-    The array, (groups, kh · kw · O / groups, C / groups), is column-major, so that outputs are
-    copied in runs.
+
+def _matrices(filters: Array) -> tuple[list[Call], Array]:
+    """Return filters by group as matrices, and the calls that write them.
+
+    Filters that are no contiguous view are copied column by column, in runs of outputs.
     """
-    height, width, channels, out_channels = taps.shape
-    source = taps[::-1, ::-1].reshape(
-        height, width, channels, groups, out_channels // groups, copy=False
-    )
-    turned = np.empty((groups, channels, height, width, out_channels // groups), taps.dtype)
-    call = partial(np.copyto, turned, source.transpose(3, 2, 0, 1, 4))
-    return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
+    *line, groups, columns = filters.shape
+    length = math.prod(line)
+    if filters.flags.c_contiguous:
+        return [], filters.reshape(length, groups, columns, copy=False).transpose(1, 0, 2)
+    turn, by_column = _contiguous(filters.transpose(3, 4, 0, 1, 2))
+    return turn, by_column.reshape(groups, columns, length, copy=False).transpose(0, 2, 1)
 
 
 MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
@@ -193,17 +229,32 @@ def _tasks(
 
 
 def _correlated(
-    windows: Windows, groups: int, x: Array, matrix: Array, out: Array, pool: ThreadPool
-) -> tuple[Sequence[Block], Sequence[Task]]:
-    """Return the blocks of ``out``, which may be a strided view, and the task that fills each.
+    windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
+) -> BlockTasks:
+    """Return the tasks that fill the blocks of ``out``, which may be a strided view.
 
-    ``matrix`` has the filters by group, or is (kh, kw, C) if the convolution is depthwise.
+    ``filters`` are (kh, kw, C / groups, groups, O / groups), a view.
     """
     if is_depthwise(x.shape, groups, out.shape):
-        tasks = correlations(windows, x, matrix, out, pool, _depthwise_kernels(windows, x))
-        return sized_blocks(out.shape, windows), tasks
+        turn, taps = _contiguous(filters[:, :, 0, :, 0])
+        tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
+        return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
+    loops = _direct_loops(windows, groups, x, out.shape[3])
+    if loops and _suits_winograd(windows, x, out):
+        return _by_winograd(windows, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
     strips = _strips(patches, out)
+    if loops:
+        turn, laid_out = _contiguous(loops.laid_out(filters[:, :, :, 0]))
+
+        def convolve_strip(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+            part = out[strips[i].images, strips[i].rows]
+            call = loops.convolution(windows, scratch[0], laid_out, part)
+            return [*patches.take(x, strips[i], scratch[0]), call]
+
+        shapes = [[patches.padded_shape(strip)] for strip in strips]
+        return BlockTasks(turn, strips, pool.tasks(shapes, x.dtype, convolve_strip))
+    turn, matrix = _matrices(filters)
 
     def spare_shapes(strip: Block) -> list[Shape]:
         part = out[strip.images, strip.rows]
@@ -218,7 +269,41 @@ def _correlated(
             partial(np.copyto, part, spare[0]),
         ]
 
-    return strips, _tasks(patches, x, strips, spare_shapes, multiply, pool)
+    tasks = _tasks(patches, x, strips, spare_shapes, multiply, pool)
+    return BlockTasks(turn, strips, tasks)
+
+
+def _by_winograd(
+    windows: Windows, x: Array, filters: Array, out: Array, pool: ThreadPool
+) -> BlockTasks:
+    """Return the tasks of ``_correlated`` by F(2x2, 3x3), for filters (3, 3, C, O)."""
+    loops = compiled_loops("winograd_loops")
+    assert loops is not None
+    algorithm = loops.CompiledWinograd(2, 1, pool.gemm)
+    problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+    turn, contiguous = _contiguous(filters)
+    prepared = np.empty(algorithm.prepared_shape(problem), x.dtype)
+
+    def prepare() -> None:
+        np.copyto(prepared, algorithm.prepare(problem, contiguous))
+
+    arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
+    _, height, width, filter_count = out.shape
+    tiles = width // 2
+    per_image = height // 2 * tiles
+    blocking = Blocking(
+        max(1, TILES // per_image), 2 * max(1, min(height // 2, TILES // tiles)), filter_count
+    )
+    blocks = [*blocking.blocks(out.shape, algorithm.row_step)]
+    pool.reserve(max(algorithm.scratch_bytes(problem, each) for each in blocks))
+    tasks = [
+        [
+            algorithm.calls(problem, block, arrays, pool.scratch(thread))
+            for thread in range(pool.threads)
+        ]
+        for block in blocks
+    ]
+    return BlockTasks([*turn, prepare], blocks, tasks)
 
 
 def _tasks_of_sum(
@@ -242,3 +327,24 @@ def _tasks_of_sum(
         return [call] if product is total else [call, partial(np.add, total, product, total)]
 
     return _tasks(patches, x, strips, spare_shapes, multiply, pool)
+
+
+def _direct_sum(
+    loops: ModuleType,
+    patches: Patches,
+    x: Array,
+    strips: Sequence[Block],
+    cotangent: Array,
+    total: Array,
+    pool: ThreadPool,
+) -> list[Task]:
+    """Return tasks as ``_tasks_of_sum``, by the compiled loops."""
+
+    def add_strip(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+        part = cotangent[strips[i].images, strips[i].rows]
+        call = loops.gradient(patches.windows, scratch[0], part, total)
+        return [*patches.take(x, strips[i], scratch[0]), call]
+
+    tasks = pool.tasks([[patches.padded_shape(strip)] for strip in strips], x.dtype, add_strip)
+    fill: Task = [[partial(total.fill, 0)]] * pool.threads
+    return [fill, *tasks]
