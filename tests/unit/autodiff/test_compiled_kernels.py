@@ -40,6 +40,7 @@ from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
 from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
+from dist_net.autodiff.kernels.compiled import recurrent_loops as compiled_recurrent
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
@@ -47,6 +48,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
+MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_winograd
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
@@ -54,6 +56,8 @@ LOOPS = [
     compiled_direct.convolve,
     compiled_direct.add_filter_gradient,
     compiled.from_product,
+    compiled_recurrent.lstm_step,
+    compiled_recurrent.lstm_step_back,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
 ]
@@ -276,7 +280,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_depthwise, compiled_direct, compiled_winograd):
+    for module in MODULES:
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -349,6 +353,16 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
     assert {"convolve", "add_filter_gradient"} <= {*loops_in_python}
 
 
+def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
+    projected, record = np.zeros(2 * 64, np.float32), np.zeros(6 * 2 * 16, np.float32)
+    product, *cotangents = projected.copy(), *np.ones((3, 2 * 16), np.float32)
+    compiled_recurrent.lstm_step(projected, product, record.copy(), record, 16)
+    compiled_recurrent.lstm_step_back(record, record.copy(), *cotangents, projected, 16)
+    assert (record.reshape(6, -1)[2:5] == 0.5).all()  # gates
+    assert (projected.reshape(2, 4, 16)[:, 3] != 0).all()
+    assert {"lstm_step", "lstm_step_back"} <= {*loops_in_python}
+
+
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
@@ -371,8 +385,7 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 def test_numba_compiles_only_functions_with_loops():
     # It optimises each by itself: with straight-line code too, compiling took three times as long.
-    modules = (compiled, compiled_depthwise, compiled_direct, compiled_winograd)
-    values = [value for module in modules for value in vars(module).values()]
+    values = [value for module in MODULES for value in vars(module).values()]
     sources = [inspect.getsource(each.py_func) for each in values if hasattr(each, "py_func")]
     assert sources
     assert [source for source in sources if " for " not in source] == []
@@ -380,10 +393,11 @@ def test_numba_compiles_only_functions_with_loops():
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
-from dist_net.autodiff.kernels.compiled import im2row_loops, winograd_loops
+from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
 loops += [direct_loops.convolve, direct_loops.add_filter_gradient]
 loops += [im2row_loops.from_product]
+loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

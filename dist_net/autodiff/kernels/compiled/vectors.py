@@ -79,17 +79,24 @@ class Tracer:
         self.value = value
 
     def _append(self, instruction: str, other: Any) -> Tracer:
-        type_ = self.value.type
-        is_vector = type_ == _LLVM
-        if not isinstance(other, Tracer):
-            constant = ir.Constant(type_, [float(other)] * LANES if is_vector else other)
-            other = Tracer(self.builder, constant)
-        method = getattr(self.builder, f"f{instruction}" if is_vector else instruction)
-        return Tracer(self.builder, method(self.value, other.value))
+        method = getattr(self.builder, f"f{instruction}" if self.is_vector else instruction)
+        return Tracer(self.builder, method(self.value, self.alike(other).value))
+
+    @property
+    def is_vector(self) -> bool:
+        return bool(self.value.type == _LLVM)
+
+    def alike(self, other: Any) -> Tracer:
+        """Return a Python number as a constant of the same type."""
+        if isinstance(other, Tracer):
+            return other
+        value = [float(other)] * LANES if self.is_vector else other
+        return Tracer(self.builder, ir.Constant(self.value.type, value))
 
     __add__ = partialmethod(_append, "add")
     __sub__ = partialmethod(_append, "sub")
     __mul__ = __rmul__ = partialmethod(_append, "mul")
+    __truediv__ = partialmethod(_append, "div")
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:
@@ -180,7 +187,7 @@ def smaller(a: Lanes, b: Lanes) -> Lanes:
 
 
 def _b_where(comparison: str, a: Lanes, b: Lanes) -> Lanes:
-    builder = a.builder
+    builder, b = a.builder, a.alike(b)
     chosen = builder.fcmp_ordered(comparison, b.value, a.value)
     return Tracer(builder, builder.select(chosen, b.value, a.value))
 
