@@ -53,8 +53,7 @@ WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
     compiled_depthwise.add_gradient,
-    compiled_direct.convolve,
-    compiled_direct.add_filter_gradient,
+    compiled_direct.multiply,
     compiled.from_product,
     compiled_recurrent.lstm_step,
     compiled_recurrent.lstm_step_back,
@@ -341,16 +340,19 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
         x = random.standard_normal((2, height, width, 3), np.float32)
         filters = random.standard_normal((*size, 3, 32), np.float32)
         out = np.zeros((2, 3, 2 * columns, 32), np.float32)[:, :, ::2]
-        taps = np.ascontiguousarray(compiled_direct.laid_out(filters))
-        compiled_direct.convolution(windows, x, taps, out)()
         seen = windows.over(x)
+        lines = seen.reshape(*seen.shape[:4], -1)
+        compiled_direct.products(
+            lines[:, :, :, np.newaxis], filters.reshape(1, size[0], -1, 32), out, False
+        )()
         expected = np.einsum("nhwijc,ijco->nhwo", seen, filters)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-        total = np.zeros_like(filters)
-        compiled_direct.gradient(windows, x, expected, total)()
-        expected = np.einsum("nhwijc,nhwo->ijco", seen, expected)
+        total = np.ones((1, size[0], 3 * size[1], 32), np.float32)
+        by_value = lines.transpose(3, 4, 0, 1, 2)[np.newaxis]
+        compiled_direct.products(by_value, expected, total, True)()
+        expected = np.einsum("nhwijc,nhwo->ijco", seen, expected).reshape(total.shape) + 1
         np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
-    assert {"convolve", "add_filter_gradient"} <= {*loops_in_python}
+    assert "multiply" in loops_in_python
 
 
 def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
@@ -395,7 +397,7 @@ SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
 from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
-loops += [direct_loops.convolve, direct_loops.add_filter_gradient]
+loops += [direct_loops.multiply]
 loops += [im2row_loops.from_product]
 loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
 loops += [winograd_loops.to_points, winograd_loops.from_points]

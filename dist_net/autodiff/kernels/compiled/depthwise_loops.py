@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 from numba import types
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
@@ -24,6 +23,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     epilogue_of,
     flat,
     geometry,
+    memory_of,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
@@ -78,10 +78,8 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     nothing = np.zeros(x.shape[3], np.float32)
     numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
     apart = tuple(each // out.itemsize for each in out.strides[:3])
-    last = sum((n - 1) * step for n, step in zip(out.shape[:3], apart, strict=True))
-    values = as_strided(out, (last + out.shape[3],), out.strides[3:])
     seen = geometry(windows, first_row)
-    epilogue = values, nothing, False, nothing, numbers, (0, *apart)
+    epilogue = memory_of(out), nothing, False, nothing, numbers, (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
 
 

@@ -1,8 +1,7 @@
-"""Convolution without rows of windows, compiled by numba: sums of a few pixels stay in registers.
+"""Sums of products of strided views, compiled by numba: convolution without rows of windows.
 
-In maps (N, H, W, C), a line of a window is one run of values. ``convolve`` multiplies each value of
-the windows of neighbouring pixels by a vector of ``BLOCK`` filters; ``add_filter_gradient``
-multiplies neighbouring values of a line by a vector of the cotangent. Needs the extra ``fast``.
+The windows of a map are a view of it. ``multiply`` keeps the sums of eight of its elements times
+``BLOCK`` neighbouring values in registers. Needs the extra ``fast``.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from functools import partial
 
 import numpy as np
 from numba import types
-from numpy.lib.stride_tricks import as_strided
 
 from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.kernels.compiled.im2row_loops import flat
+from dist_net.autodiff.kernels.compiled.im2row_loops import memory_of
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     VECTOR,
@@ -32,19 +30,29 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     traced,
     value_at,
 )
-from dist_net.autodiff.kernels.windows import Windows
-from dist_net.compiling import INTEGER, READ, WRITTEN, jit
+from dist_net.compiling import BOOLEAN, INTEGER, READ, WRITTEN, jit
 
-BLOCK = 2 * LANES  # filters at a time: two vectors for each pixel
+BLOCK = 2 * LANES
+NOTHING = np.zeros(BLOCK, np.float32)
 
 Sums = tuple[Lanes, ...]
+Three = tuple[int, int, int]
+Place = tuple[Pointer, int, int]
+"""An array, the place of a first pair of vectors, and how far apart the next ones are."""
 
 
-def products_of(count: int) -> Callable[..., Sums]:
-    """Return a function that adds a pair of vectors times each of ``count`` values to the sums.
+def at_a_time(count: int) -> Callable[..., None]:
+    """Return the inner loops of ``multiply`` for ``count`` elements."""
 
-    The values are ``apart`` values apart.
-    """
+    @traced(types.UniTuple(VECTOR, 2 * count))
+    def load_pairs(source: Pointer, place: int, apart: int) -> Sums:
+        places = [place + n // 2 * apart + n % 2 * LANES for n in range(2 * count)]
+        return tuple(load(source, each) for each in places)
+
+    @traced()
+    def store_pairs(sums: Sums, out: Pointer, place: int, apart: int) -> None:
+        for n, each in enumerate(sums):
+            store(out, place + n // 2 * apart + n % 2 * LANES, each)
 
     @traced(types.UniTuple(VECTOR, 2 * count))
     def with_products(sums: Sums, x: Pointer, i: int, apart: int, vectors: Pointer, j: int) -> Sums:
@@ -52,193 +60,78 @@ def products_of(count: int) -> Callable[..., Sums]:
         values = [spread(value_at(x, i + n * apart)) for n in range(count)]
         return tuple(multiply_add(values[n // 2], pair[n % 2], each) for n, each in enumerate(sums))
 
-    return with_products
-
-
-def reading(count: int) -> Callable[..., Sums]:
-    """Return a function that reads ``count`` pairs of vectors, ``apart`` values apart."""
-
-    @traced(types.UniTuple(VECTOR, 2 * count))
-    def load_pairs(source: Pointer, place: int, apart: int) -> Sums:
-        places = [place + n // 2 * apart + n % 2 * LANES for n in range(2 * count)]
-        return tuple(load(source, each) for each in places)
-
-    return load_pairs
-
-
-@traced()
-def store_pairs(sums: Sums, out: Pointer, place: int, apart: int) -> None:
-    """Write pairs of vectors, ``apart`` values apart."""
-    for n, each in enumerate(sums):
-        store(out, place + n // 2 * apart + n % 2 * LANES, each)
-
-
-def side_by_side(count: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the inner loops of ``convolve`` and ``add_filter_gradient`` for ``count`` pairs."""
-    load_pairs, with_products = reading(count), products_of(count)
-
     @inlined
-    def write_pixels(
-        x: Pointer,
-        i: int,
-        window: tuple[int, int, int, int],
-        taps: Pointer,
-        j: int,
-        out: Pointer,
-        place: int,
-        apart: int,
-        zeros: Pointer,
+    def write_sums(
+        start: Place, x: Place, x_steps: Three, y: Place, y_steps: Three, counts: Three, out: Place
     ) -> None:
-        lines, line, row_length, across = window
-        sums = load_pairs(zeros, 0, 0)
-        for _ in range(lines):
-            for k in range(line):
-                sums = with_products(sums, x, i + k, across, taps, j + k * BLOCK)
-            i += row_length
-            j += line * BLOCK
-        store_pairs(sums, out, place, apart)
+        sums = load_pairs(start[0], start[1], start[2])
+        for c in range(counts[0]):
+            for d in range(counts[1]):
+                i = x[1] + c * x_steps[0] + d * x_steps[1]
+                j = y[1] + c * y_steps[0] + d * y_steps[1]
+                for _ in range(counts[2]):
+                    sums = with_products(sums, x[0], i, x[2], y[0], j)
+                    i += x_steps[2]
+                    j += y_steps[2]
+        store_pairs(sums, out[0], out[1], out[2])
 
-    @inlined
-    def add_taps(
-        x: Pointer,
-        first: int,
-        strides: tuple[int, int, int],
-        grid: tuple[int, int, int],
-        cotangent: Pointer,
-        j: int,
-        total: Pointer,
-        place: int,
-        filters: int,
-    ) -> None:
-        per_image, per_row, per_pixel = strides
-        images, rows, columns = grid
-        sums = load_pairs(total, place, filters)
-        for image in range(images):
-            for row in range(rows):
-                i = first + image * per_image + row * per_row
-                for _ in range(columns):
-                    sums = with_products(sums, x, i, 1, cotangent, j)
-                    i += per_pixel
-                    j += filters
-        store_pairs(sums, total, place, filters)
-
-    return write_pixels, add_taps
+    return write_sums
 
 
-write_8_pixels, add_8_taps = side_by_side(8)
-write_4_pixels, add_4_taps = side_by_side(4)
-write_pixel, add_tap = side_by_side(1)
+write_8, write_4, write_1 = at_a_time(8), at_a_time(4), at_a_time(1)
 
 
-@jit(READ, integers(3), READ, integers(4), integers(3), WRITTEN, integers(4), READ)
-def convolve(
+@jit(READ, *[integers(3)] * 4, READ, integers(3), WRITTEN, integers(3), INTEGER, BOOLEAN, READ)
+def multiply(
     x: Flat,
-    shape: tuple[int, int, int],
-    filters: Flat,
-    windows: tuple[int, int, int, int],
-    grid: tuple[int, int, int],
+    counts: Three,
+    x_apart: Three,
+    inner: Three,
+    x_steps: Three,
+    y: Flat,
+    y_steps: Three,
     out: Flat,
-    place: tuple[int, int, int, int],
+    out_apart: Three,
+    columns: int,
+    adds: bool,
     nothing: Flat,
 ) -> None:
-    """Write the windows of padded maps times the filters: a ``grid`` of (N, rows, columns) pixels.
+    """out[a, b, m] = Σ x[a, b, m, c, d, e] · y[c, d, e], or add it; the last axis is ``columns``.
 
-    ``shape`` is (H, W, C) of the maps; filters are (O / BLOCK, kh, kw, C, BLOCK); ``windows`` are
-    kh, kw and the strides. ``place`` is the number of blocks of filters, and the strides of images,
-    rows and pixels of ``out``. ``nothing`` has ``BLOCK`` zeros.
+    ``counts`` and ``inner`` are the lengths of both axes, the others their strides. ``nothing`` has
+    ``BLOCK`` zeros.
     """
-    height, width, channels = shape
-    lines, line, down, across = windows
-    images, rows, columns = grid
-    blocks, per_image, per_row, per_pixel = place
-    pixels, taps, result, zeros = pointer(x), pointer(filters), pointer(out), pointer(nothing)
-    apart, row_length = across * channels, width * channels
-    window = lines, line * channels, row_length, apart
-    for block in range(blocks):
-        j = block * lines * line * channels * BLOCK
-        for image in range(images):
-            for row in range(rows):
-                target = image * per_image + row * per_row + block * BLOCK
-                source = (image * height + row * down) * row_length
-                column = 0
-                while column < columns:
-                    # The last pixels may overlap those before.
-                    if columns >= 8 and columns - column > 4:
-                        column = min(column, columns - 8)
-                        i, k = source + column * apart, target + column * per_pixel
-                        write_8_pixels(pixels, i, window, taps, j, result, k, per_pixel, zeros)
-                        column += 8
-                    elif columns >= 4:
-                        column = min(column, columns - 4)
-                        i, k = source + column * apart, target + column * per_pixel
-                        write_4_pixels(pixels, i, window, taps, j, result, k, per_pixel, zeros)
-                        column += 4
+    values, vectors, result, zeros = pointer(x), pointer(y), pointer(out), pointer(nothing)
+    apart, result_apart = x_apart[2], out_apart[2]
+    for column in range(0, columns, BLOCK):
+        factors = vectors, column, 0
+        for a in range(counts[0]):
+            for b in range(counts[1]):
+                source = a * x_apart[0] + b * x_apart[1]
+                target = a * out_apart[0] + b * out_apart[1] + column
+                m = 0
+                while m < counts[2]:
+                    left = counts[2] - m
+                    at_once = 8 if left >= 8 else 4 if left >= 4 else 1
+                    if not adds and left < 8 and counts[2] >= 4:
+                        # May compute some elements before again.
+                        at_once = 8 if left > 4 and counts[2] >= 8 else 4
+                        m = min(m, counts[2] - at_once)
+                    seen = values, source + m * apart, apart
+                    place = result, target + m * result_apart, result_apart
+                    start = place if adds else (zeros, 0, 0)
+                    if at_once == 8:
+                        write_8(start, seen, x_steps, factors, y_steps, inner, place)
+                    elif at_once == 4:
+                        write_4(start, seen, x_steps, factors, y_steps, inner, place)
                     else:
-                        i, k = source + column * apart, target + column * per_pixel
-                        write_pixel(pixels, i, window, taps, j, result, k, per_pixel, zeros)
-                        column += 1
+                        write_1(start, seen, x_steps, factors, y_steps, inner, place)
+                    m += at_once
 
 
-@jit(READ, integers(3), READ, integers(4), integers(3), WRITTEN, INTEGER)
-def add_filter_gradient(
-    x: Flat,
-    shape: tuple[int, int, int],
-    cotangent: Flat,
-    windows: tuple[int, int, int, int],
-    grid: tuple[int, int, int],
-    total: Flat,
-    filters: int,
-) -> None:
-    """Add each window times its cotangent, (N, rows, columns, O), to ``total``, (kh, kw, C, O).
-
-    The arguments are as for ``convolve``; ``filters`` is O.
-    """
-    height, width, channels = shape
-    lines, line, down, across = windows
-    line *= channels
-    pixels, factors, totals = pointer(x), pointer(cotangent), pointer(total)
-    strides = height * width * channels, down * width * channels, across * channels
-    for tap in range(lines):
-        for c in range(0, filters, BLOCK):
-            k = 0
-            while k < line:
-                i, place = tap * width * channels + k, (tap * line + k) * filters + c
-                if line - k >= 8:
-                    add_8_taps(pixels, i, strides, grid, factors, c, totals, place, filters)
-                    k += 8
-                elif line - k >= 4:
-                    add_4_taps(pixels, i, strides, grid, factors, c, totals, place, filters)
-                    k += 4
-                else:
-                    add_tap(pixels, i, strides, grid, factors, c, totals, place, filters)
-                    k += 1
-
-
-NOTHING = np.zeros(BLOCK, np.float32)
-
-
-def laid_out(filters: Array) -> Array:
-    """Return a view (O / BLOCK, kh, kw, C, BLOCK) of (kh, kw, C, O), of which ``convolve`` reads
-    a contiguous copy."""
-    *axes, count = filters.shape
-    return filters.reshape(*axes, count // BLOCK, BLOCK, copy=False).transpose(3, 0, 1, 2, 4)
-
-
-def convolution(windows: Windows, padded: Array, filters: Array, out: Array) -> Call:
-    """Return the call that convolves padded maps by filters, which are laid out.
-
-    ``out`` is a range of rows, a view of one array with contiguous channels.
-    """
-    apart = tuple(each // out.itemsize for each in out.strides[:3])
-    last = sum((n - 1) * step for n, step in zip(out.shape[:3], apart, strict=True))
-    values = as_strided(out, (last + out.shape[3],), out.strides[3:])
-    seen = *windows.size, *windows.stride
-    of_x = flat(padded), padded.shape[1:], flat(filters), seen, out.shape[:3]
-    return partial(convolve, *of_x, values, (len(filters), *apart), NOTHING)
-
-
-def gradient(windows: Windows, padded: Array, cotangent: Array, total: Array) -> Call:
-    """Return the call that adds the filters' gradient to ``total``, (kh, kw, C, O)."""
-    seen = *windows.size, *windows.stride
-    of_x = flat(padded), padded.shape[1:], flat(cotangent), seen, cotangent.shape[:3]
-    return partial(add_filter_gradient, *of_x, flat(total), total.shape[3])
+def products(x: Array, y: Array, out: Array, adds: bool) -> Call:
+    """Return the call of ``multiply``: x (a, b, m, c, d, e), y (c, d, e, columns) to out (a, b, m,
+    columns), for multiples of ``BLOCK`` columns. All are views; columns are contiguous."""
+    of_x, of_y, of_out = (tuple(n // each.itemsize for n in each.strides) for each in (x, y, out))
+    given = memory_of(x), x.shape[:3], of_x[:3], x.shape[3:], of_x[3:], memory_of(y), of_y[:3]
+    return partial(multiply, *given, memory_of(out), of_out[:3], out.shape[3], adds, NOTHING)

@@ -115,15 +115,27 @@ def filter_gradient(
     kernels = _depthwise_loops(windows, x) if depthwise else None
     if kernels and x.shape[3] % kernels.LANES:
         kernels = None  # the last vector would overlap the one before, and count twice
-    tasks: list[Task] = []
-    for part, total in zip(parts, sums, strict=True):
+
+    def add_part(part: Sequence[Block], total: Array) -> Task:
         if depthwise:
-            of_taps = total[:, :, 0]
-            tasks.append(gradient_task(windows, x, cotangent, part, of_taps, pool, kernels))
-        elif loops:
-            tasks.append(one_task(_direct_sum(loops, patches, x, part, cotangent, total, pool)))
-        else:
-            tasks.append(one_task(_tasks_of_sum(patches, x, part, cotangent, total, pool)))
+            return gradient_task(windows, x, cotangent, part, total[:, :, 0], pool, kernels)
+
+        def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
+            of_strip = cotangent[strip.images, strip.rows]
+            if loops:
+                by_value = _lines(windows, rows).transpose(3, 4, 0, 1, 2)[np.newaxis]
+                lines = total.reshape(1, len(total), -1, total.shape[3], copy=False)
+                return [loops.products(by_value, of_strip, lines, True)]
+            product = product.reshape(total.shape, copy=False)
+            factors = rows.transpose(0, 2, 1), by_group(of_strip, groups)
+            call = partial(np.matmul, *factors, by_group(product, groups))
+            return [call, partial(np.add, total, product, total)]
+
+        sizes = [total.size] * len(part)
+        fill: Task = [[partial(total.fill, 0)]] * pool.threads
+        return one_task([fill, *_tasks(patches, x, part, sizes, multiply, pool, loops)])
+
+    tasks = [add_part(*each) for each in zip(parts, sums, strict=True)]
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
@@ -192,6 +204,12 @@ def _contiguous(view: Array) -> tuple[list[Call], Array]:
     return [partial(np.copyto, copied, view)], copied
 
 
+def _lines(windows: Windows, padded: Array) -> Array:
+    """Return the lines of all windows of a padded map, a view (N, H', W', kh, kw · C)."""
+    seen = windows.over(padded)
+    return seen.reshape(*seen.shape[:4], -1, copy=False)
+
+
 def _matrices(filters: Array) -> tuple[list[Call], Array]:
     """Return filters by group as matrices, and the calls that write them.
 
@@ -205,23 +223,33 @@ def _matrices(filters: Array) -> tuple[list[Call], Array]:
     return turn, by_column.reshape(groups, columns, length, copy=False).transpose(0, 2, 1)
 
 
-MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
-"""Maps a strip, its rows and its spare arrays to the calls that multiply."""
+MultiplyBlock = Callable[[Block, Array, Array], Sequence[Call]]
+"""Maps a strip, its rows, and spare memory to the calls that multiply."""
 
 
 def _tasks(
     patches: Patches,
     x: Array,
     strips: Sequence[Block],
-    spare_shapes: Callable[[Block], list[Shape]],
+    spare_sizes: Sequence[int],
     multiply: MultiplyBlock,
     pool: ThreadPool,
+    loops: ModuleType | None,
 ) -> list[Task]:
-    """Return the calls that write each strip's rows and multiply them, for each thread."""
-    shapes = [[*patches.shapes(strip), *spare_shapes(strip)] for strip in strips]
+    """Return the calls that write each strip's rows and multiply them, for each thread.
+
+    Compiled ``loops`` multiply the padded part of the map instead of rows.
+    """
+    shapes: list[list[Shape]] = [[patches.padded_shape(strip)] for strip in strips]
+    if not loops:
+        sized = zip(strips, spare_sizes, strict=True)
+        shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
 
     def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, matrix, *spare = scratch
+        if loops:
+            (padded,) = scratch
+            return [*patches.take(x, strips[i], padded), *multiply(strips[i], padded, padded)]
+        padded, matrix, spare = scratch
         gather, rows = patches.rows(x, strips[i], padded, matrix)
         return [*gather, *multiply(strips[i], rows, spare)]
 
@@ -243,34 +271,20 @@ def _correlated(
     if loops and _suits_winograd(windows, x, out):
         return _by_winograd(windows, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
+    turn, matrix = _contiguous(filters[:, :, :, 0]) if loops else _matrices(filters)
+
+    def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
+        part = out[strip.images, strip.rows]
+        if loops:
+            lines = matrix.reshape(1, len(matrix), -1, out.shape[3], copy=False)
+            return [loops.products(_lines(windows, rows)[:, :, :, np.newaxis], lines, part, False)]
+        target = part if part.flags.c_contiguous else product.reshape(part.shape, copy=False)
+        call = partial(np.matmul, rows, matrix, by_group(target, groups))
+        return [call] if target is part else [call, partial(np.copyto, part, target)]
+
     strips = _strips(patches, out)
-    if loops:
-        turn, laid_out = _contiguous(loops.laid_out(filters[:, :, :, 0]))
-
-        def convolve_strip(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-            part = out[strips[i].images, strips[i].rows]
-            call = loops.convolution(windows, scratch[0], laid_out, part)
-            return [*patches.take(x, strips[i], scratch[0]), call]
-
-        shapes = [[patches.padded_shape(strip)] for strip in strips]
-        return BlockTasks(turn, strips, pool.tasks(shapes, x.dtype, convolve_strip))
-    turn, matrix = _matrices(filters)
-
-    def spare_shapes(strip: Block) -> list[Shape]:
-        part = out[strip.images, strip.rows]
-        return [(0,) if part.flags.c_contiguous else part.shape]
-
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
-        part = out[strip.images, strip.rows]
-        if part.flags.c_contiguous:
-            return [partial(np.matmul, rows, matrix, by_group(part, groups))]
-        return [
-            partial(np.matmul, rows, matrix, by_group(spare[0], groups)),
-            partial(np.copyto, part, spare[0]),
-        ]
-
-    tasks = _tasks(patches, x, strips, spare_shapes, multiply, pool)
-    return BlockTasks(turn, strips, tasks)
+    sizes = [out[each.images, each.rows].size for each in strips]
+    return BlockTasks(turn, strips, _tasks(patches, x, strips, sizes, multiply, pool, loops))
 
 
 def _by_winograd(
@@ -304,47 +318,3 @@ def _by_winograd(
         for block in blocks
     ]
     return BlockTasks([*turn, prepare], blocks, tasks)
-
-
-def _tasks_of_sum(
-    patches: Patches,
-    x: Array,
-    strips: Sequence[Block],
-    cotangent: Array,
-    total: Array,
-    pool: ThreadPool,
-) -> list[Task]:
-    """Return tasks that write the first strip's product to ``total`` and add the others to it."""
-    groups = patches.groups
-
-    def spare_shapes(strip: Block) -> list[Shape]:
-        return [(0,) if strip is strips[0] else total.shape]
-
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
-        part = by_group(cotangent[strip.images, strip.rows], groups)
-        product = total if strip is strips[0] else spare[0]
-        call = partial(np.matmul, rows.transpose(0, 2, 1), part, by_group(product, groups))
-        return [call] if product is total else [call, partial(np.add, total, product, total)]
-
-    return _tasks(patches, x, strips, spare_shapes, multiply, pool)
-
-
-def _direct_sum(
-    loops: ModuleType,
-    patches: Patches,
-    x: Array,
-    strips: Sequence[Block],
-    cotangent: Array,
-    total: Array,
-    pool: ThreadPool,
-) -> list[Task]:
-    """Return tasks as ``_tasks_of_sum``, by the compiled loops."""
-
-    def add_strip(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        part = cotangent[strips[i].images, strips[i].rows]
-        call = loops.gradient(patches.windows, scratch[0], part, total)
-        return [*patches.take(x, strips[i], scratch[0]), call]
-
-    tasks = pool.tasks([[patches.padded_shape(strip)] for strip in strips], x.dtype, add_strip)
-    fill: Task = [[partial(total.fill, 0)]] * pool.threads
-    return [fill, *tasks]
