@@ -324,8 +324,7 @@ def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
         vectors_of = (*x[:3], -(-x[3] // 8) * 8)
         compiled_depthwise.gradient(
             windows,
-            np.ones(vectors_of, dtype),
-            1,
+            np.ones((x[0], x[1] + 9, x[2] + 9, vectors_of[3]), dtype),
             np.ones((*problem.out[:3], vectors_of[3]), dtype)[:, 1:].copy(),
             np.zeros((*windows.size, vectors_of[3]), dtype),
         )()

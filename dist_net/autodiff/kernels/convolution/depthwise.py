@@ -131,22 +131,15 @@ def gradient_task(
     ``kernels`` as for ``correlations``.
     """
     fill: Task = [[partial(total.fill, 0)]] * pool.threads
-    if kernels:
-        calls = [
-            kernels.gradient(
-                windows, x[each.images], each.rows.start, _part(cotangent, each), total
-            )
-            for each in blocks
-        ]
-        return one_task([fill, [calls] * pool.threads])
-
     patches = _patches(windows, x.shape, cotangent.shape)
 
     def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
         padded, sums = scratch
-        part = _part(cotangent, blocks[i])
+        part, gather = _part(cotangent, blocks[i]), patches.take(x, blocks[i], padded)
+        if kernels:
+            return [*gather, kernels.gradient(windows, padded, part, total)]
         return [
-            *patches.take(x, blocks[i], padded),
+            *gather,
             partial(np.einsum, SUM_OF_WINDOWS, windows.over(padded), part, out=sums),
             partial(np.add, total, sums, total),
         ]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.kernels.convolution.choice import Choice, choose
 from dist_net.autodiff.kernels.convolution.depthwise import (
     correlations,
     gradient_task,
@@ -33,12 +34,11 @@ from dist_net.autodiff.kernels.convolution.problem import (
     Epilogue,
     Problem,
 )
+from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
-TILES = 128  # of 2x2 outputs in a block of Winograd's
-MIN_CHANNELS = 16  # of Winograd's maps and filters
 MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
 
 
@@ -84,7 +84,10 @@ def input_gradient(
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
-            sides = (above, 0), (beside, 0)
+            sides = (
+                (above, tall * (len(taps) - 1) - above),
+                (beside, wide * (taps.shape[1] - 1) - beside),
+            )
             seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
             turned = _grouped(taps[::-1, ::-1], groups).transpose(0, 1, 4, 3, 2)
             of_phase = _correlated(seen, groups, cotangent, turned, pixels, pool)
@@ -178,14 +181,6 @@ def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> Modu
     return loops if loops and filters % loops.BLOCK == 0 else None
 
 
-def _suits_winograd(windows: Windows, x: Array, out: Array) -> bool:
-    """Return whether F(2x2, 3x3) takes less time than direct loops, which support the arguments."""
-    _, height, width, filters = out.shape
-    is_of_three = windows.size == (3, 3) and windows.stride == (1, 1)
-    is_even = height % 2 == width % 2 == 0 and out.flags.c_contiguous
-    return is_of_three and is_even and min(x.shape[3], filters) >= MIN_CHANNELS
-
-
 def _pair(shape: Shape) -> Pair:
     return shape[0], shape[1]
 
@@ -268,8 +263,12 @@ def _correlated(
         tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
         return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
     loops = _direct_loops(windows, groups, x, out.shape[3])
-    if loops and _suits_winograd(windows, x, out):
-        return _by_winograd(windows, x, filters[:, :, :, 0], out, pool)
+    if loops and out.flags.c_contiguous:
+        problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+        # For one thread, so that the blocks and all bits are the same for any number.
+        choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
+        if isinstance(choice.algorithm, Winograd):
+            return _by_winograd(problem, choice, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
     turn, matrix = _contiguous(filters[:, :, :, 0]) if loops else _matrices(filters)
 
@@ -288,33 +287,15 @@ def _correlated(
 
 
 def _by_winograd(
-    windows: Windows, x: Array, filters: Array, out: Array, pool: ThreadPool
+    problem: Problem, choice: Choice, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
-    """Return the tasks of ``_correlated`` by F(2x2, 3x3), for filters (3, 3, C, O)."""
-    loops = compiled_loops("winograd_loops")
-    assert loops is not None
-    algorithm = loops.CompiledWinograd(2, 1, pool.gemm)
-    problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+    """Return the tasks of ``_correlated`` by Winograd's algorithm, for filters (3, 3, C, O)."""
     turn, contiguous = _contiguous(filters)
-    prepared = np.empty(algorithm.prepared_shape(problem), x.dtype)
+    prepared = np.empty(choice.algorithm.prepared_shape(problem), x.dtype)
 
     def prepare() -> None:
-        np.copyto(prepared, algorithm.prepare(problem, contiguous))
+        np.copyto(prepared, choice.algorithm.prepare(problem, contiguous))
 
     arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
-    _, height, width, filter_count = out.shape
-    tiles = width // 2
-    per_image = height // 2 * tiles
-    blocking = Blocking(
-        max(1, TILES // per_image), 2 * max(1, min(height // 2, TILES // tiles)), filter_count
-    )
-    blocks = [*blocking.blocks(out.shape, algorithm.row_step)]
-    pool.reserve(max(algorithm.scratch_bytes(problem, each) for each in blocks))
-    tasks = [
-        [
-            algorithm.calls(problem, block, arrays, pool.scratch(thread))
-            for thread in range(pool.threads)
-        ]
-        for block in blocks
-    ]
-    return BlockTasks([*turn, prepare], blocks, tasks)
+    tasks = choice.tasks(problem, arrays, pool)
+    return BlockTasks([*turn, prepare], choice.blocks(problem), tasks)
