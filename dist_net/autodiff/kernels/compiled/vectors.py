@@ -79,18 +79,15 @@ class Tracer:
         self.value = value
 
     def _append(self, instruction: str, other: Any) -> Tracer:
-        method = getattr(self.builder, f"f{instruction}" if self.is_vector else instruction)
+        prefix = "f" if self.value.type == _LLVM else ""
+        method = getattr(self.builder, prefix + instruction)
         return Tracer(self.builder, method(self.value, self.alike(other).value))
-
-    @property
-    def is_vector(self) -> bool:
-        return bool(self.value.type == _LLVM)
 
     def alike(self, other: Any) -> Tracer:
         """Return a Python number as a constant of the same type."""
         if isinstance(other, Tracer):
             return other
-        value = [float(other)] * LANES if self.is_vector else other
+        value = [float(other)] * LANES if self.value.type == _LLVM else other
         return Tracer(self.builder, ir.Constant(self.value.type, value))
 
     __add__ = partialmethod(_append, "add")

@@ -8,7 +8,6 @@ windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), fi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import import_module
@@ -205,19 +204,6 @@ def _lines(windows: Windows, padded: Array) -> Array:
     return seen.reshape(*seen.shape[:4], -1, copy=False)
 
 
-def _matrices(filters: Array) -> tuple[list[Call], Array]:
-    """Return filters by group as matrices, and the calls that write them.
-
-    Filters that are no contiguous view are copied column by column, in runs of outputs.
-    """
-    *line, groups, columns = filters.shape
-    length = math.prod(line)
-    if filters.flags.c_contiguous:
-        return [], filters.reshape(length, groups, columns, copy=False).transpose(1, 0, 2)
-    turn, by_column = _contiguous(filters.transpose(3, 4, 0, 1, 2))
-    return turn, by_column.reshape(groups, columns, length, copy=False).transpose(0, 2, 1)
-
-
 MultiplyBlock = Callable[[Block, Array, Array], Sequence[Call]]
 """Maps a strip, its rows, and spare memory to the calls that multiply."""
 
@@ -235,16 +221,13 @@ def _tasks(
 
     Compiled ``loops`` multiply the padded part of the map instead of rows.
     """
-    shapes: list[list[Shape]] = [[patches.padded_shape(strip)] for strip in strips]
-    if not loops:
-        sized = zip(strips, spare_sizes, strict=True)
-        shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
+    sized = zip(strips, spare_sizes, strict=True)
+    shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
 
     def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        if loops:
-            (padded,) = scratch
-            return [*patches.take(x, strips[i], padded), *multiply(strips[i], padded, padded)]
         padded, matrix, spare = scratch
+        if loops:
+            return [*patches.take(x, strips[i], padded), *multiply(strips[i], padded, spare)]
         gather, rows = patches.rows(x, strips[i], padded, matrix)
         return [*gather, *multiply(strips[i], rows, spare)]
 
@@ -270,13 +253,14 @@ def _correlated(
         if isinstance(choice.algorithm, Winograd):
             return _by_winograd(problem, choice, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
-    turn, matrix = _contiguous(filters[:, :, :, 0]) if loops else _matrices(filters)
+    turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
+    shape = (1, len(filters), -1) if loops else (groups, patches.length)
+    matrix = taps.reshape(*shape, out.shape[3] // groups, copy=False)
 
     def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
         part = out[strip.images, strip.rows]
         if loops:
-            lines = matrix.reshape(1, len(matrix), -1, out.shape[3], copy=False)
-            return [loops.products(_lines(windows, rows)[:, :, :, np.newaxis], lines, part, False)]
+            return [loops.products(_lines(windows, rows)[:, :, :, np.newaxis], matrix, part, False)]
         target = part if part.flags.c_contiguous else product.reshape(part.shape, copy=False)
         call = partial(np.matmul, rows, matrix, by_group(target, groups))
         return [call] if target is part else [call, partial(np.copyto, part, target)]
