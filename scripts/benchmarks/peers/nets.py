@@ -20,7 +20,7 @@ from dist_net import nn
 from dist_net.data import Dataset
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 LEARNING_RATE = 1e-3
 SEED = 0

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import nets
 from benchmarks.peers import pytorch_nets
 from benchmarks.peers.nets import NETS, recipe
-from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.run.fit import SingleProcess
 
 
 @pytest.mark.parametrize("name", NETS)
