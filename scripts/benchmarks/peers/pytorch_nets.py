@@ -24,7 +24,7 @@ def network_of(name: str) -> Any:
     from torch import nn
     from torch.nn import functional
 
-    class Recurrent(nn.Module):
+    class Recurrent(nn.Module):  # type: ignore[misc]
         def __init__(self, kind: Callable[..., Any]) -> None:
             super().__init__()
             self.recurrent, self.dense = kind(32, 64, batch_first=True), nn.Linear(64, 10)
@@ -32,7 +32,7 @@ def network_of(name: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.dense(self.recurrent(x)[0][:, -1])
 
-    class Table(nn.Module):
+    class Table(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.embedding = nn.Embedding(8 * CODES, 16)
@@ -42,7 +42,7 @@ def network_of(name: str) -> Any:
         def forward(self, x: Any) -> Any:
             return self.dense(self.embedding(x + self.first).flatten(1))
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.norm, self.other_norm = nn.LayerNorm(128), nn.LayerNorm(128)
@@ -57,7 +57,7 @@ def network_of(name: str) -> Any:
             x = x + self.out(attended.transpose(1, 2).reshape(count, places, 128))
             return x + self.dense(self.other_norm(x))
 
-    class Places(nn.Module):
+    class Places(nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x.transpose(1, 2)
 
@@ -71,7 +71,7 @@ def network_of(name: str) -> Any:
         first, second = (nn.Conv2d(each, filters, 3, 1, 1) for each in (channels, filters))
         return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
-    class Skip(nn.Module):
+    class Skip(nn.Module):  # type: ignore[misc]
         def __init__(self, *layers: Any) -> None:
             super().__init__()
             self.layers = nn.Sequential(*layers)
@@ -89,7 +89,7 @@ def network_of(name: str) -> Any:
         convolution = nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
         return [convolution, nn.BatchNorm2d(filters)]
 
-    class Shortcut(nn.Module):
+    class Shortcut(nn.Module):  # type: ignore[misc]
         def __init__(self, channels: int, filters: int, stride: int) -> None:
             super().__init__()
             first, second = normalized(channels, filters, stride), normalized(filters, filters)
