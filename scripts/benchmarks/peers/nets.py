@@ -12,18 +12,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from benchmarks.peers.convolution_training_step import SEED, steps_of
 from benchmarks.peers.orders import Peer
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.data import Dataset
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam
-from dist_net.training.run.fit import SingleProcess
 
 LEARNING_RATE = 1e-3
-SEED = 0
 WORDS = 64  # in the transformer's vocabulary
 CODES = 1000  # in each column of the table
 
@@ -163,9 +161,7 @@ def recipe(net: Net) -> tuple[Recipe, Dataset]:
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], np.float32]:
     """A function that takes a step of the net named on the command line; it returns the loss."""
-    threadpool_limits(threads)
-    training = SingleProcess(*recipe(NETS[sys.argv[2]]), SEED, threads)
-    return lambda: np.float32(training.train(0, 0, batch)[0] / batch)
+    return steps_of(*recipe(NETS[sys.argv[2]]), batch, threads)
 
 
 if __name__ == "__main__":
