@@ -94,7 +94,7 @@ def test_a_run_is_followed_by_its_token_which_is_exchanged_once(
     for file in (run / "keys" / "tokens").glob("*.key"):
         file.unlink()  # as after its expiry
     with Client(pool.address, timeout_s=60) as client:
-        first = client.predict(LIVE, ROWS[:1]).version
+        first = client.infer(LIVE, ROWS[:1]).version
         assert client.reload(LIVE, timeout_s=60) > first
     assert len([*(run / "keys" / "clients").glob("*.key")]) == 1
     train.process.send_signal(signal.SIGINT)
