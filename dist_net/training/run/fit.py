@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Never
 
@@ -33,6 +34,7 @@ from dist_net.training.run.callbacks import (
     require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
+from dist_net.training.run.rounds import Workers, divided_steps
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
@@ -46,7 +48,8 @@ class SingleProcess:
     """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
     ``threads`` is how many share the work of a step; see ``TrainingStep``. Epoch e has the order of
-    the samples, and the random numbers of layers, of epoch ``first_order`` + e.
+    the samples, and the random numbers of layers, of epoch ``first_order`` + e. Other ``workers``
+    than 1 are processes that take the steps until ``close``; see ``divided_steps``.
     """
 
     def __init__(
@@ -57,15 +60,23 @@ class SingleProcess:
         seed: int = 0,
         threads: int = 1,
         first_order: int = 0,
+        workers: Workers = 1,
     ) -> None:
         self._recipe = recipe
         self._first_order = first_order
         self._samples = len(dataset.train_targets)
         recipe.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
-        self._local = local_steps(recipe, dataset, settings, threads)
-        self._state = self._local.rule.initial(recipe.initial_weights(seed))
+        local = local_steps(recipe, dataset, settings, threads)
+        self._state = local.rule.initial(recipe.initial_weights(seed))
+        epoch = LeaseSteps(first_order, 0, self._samples, 0, recipe.batch_size, recipe.batch_size)
+        facts = workers, threads, isinstance(dataset.train_inputs, np.ndarray)
+        self._local = divided_steps(local, self._state, settings, epoch, *facts)
         self._has_accuracy = recipe.targets(dataset).classes > 0
+
+    def close(self) -> None:
+        """End the workers."""
+        self._local.close()
 
     @property
     def weights(self) -> Vector:
@@ -86,10 +97,12 @@ class SingleProcess:
         order = self._first_order + epoch
         lease = LeaseSteps(order, start, stop, progress, pace=size, batch_size=size)
         steps = math.ceil((stop - start) / size)
-        for number, _ in enumerate(self._local.take(self._state, lease)):
-            if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
-                progressed((progress + number * size) / self._samples)
-        self._state = self._local.state
+        try:
+            for number, _ in enumerate(self._local.take(self._state, lease)):
+                if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
+                    progressed((progress + number * size) / self._samples)
+        finally:
+            self._state = self._local.state
         return self._local.loss_sum, self._local.correct
 
     def epochs(
@@ -240,6 +253,7 @@ def fit(
     average_decay: float = 0.0,
     seed: int = 0,
     threads: int = 1,
+    workers: Workers = "auto",
     callbacks: Sequence[Callback] = (),
     verbose: int | str = "auto",
     **unknown: Never,
@@ -306,8 +320,10 @@ def fit(
     report = FitReport(model, evaluate, measured, on, callbacks, console)
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
-    training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)
     has_accuracy = model.targets(given.shape, given.dtype).classes > 0
     names = ["loss", *["accuracy"] * has_accuracy, *measured]
     require_monitors(callbacks, names, has_validation=validation is not None)
-    return report.follow(training, first, epochs, done)
+    options: Any = {"seed": seed, "threads": threads, "first_order": done}
+    options |= {"workers": workers, "notify": report.console.print}
+    with closing(SingleProcess(recipe, to_train, **options)) as training:
+        return report.follow(training, first, epochs, done)
