@@ -48,8 +48,8 @@ class SingleProcess:
     """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
     ``threads`` is how many share the work of a step; see ``TrainingStep``. Epoch e has the order of
-    the samples, and the random numbers of layers, of epoch ``first_order`` + e. Other ``workers``
-    than 1 are processes that take the steps until ``close``; see ``divided_steps``.
+    the samples, and the random numbers of layers, of epoch ``first_order`` + e. For ``workers``,
+    which end with ``close``, see ``divided_steps``.
     """
 
     def __init__(
@@ -258,23 +258,24 @@ def fit(
     verbose: int | str = "auto",
     **unknown: Never,
 ) -> History:
-    """Train a model in this process, from its own weights if it has any; return its history.
+    """Train a model on this host, from its own weights if it has any; return its history.
 
     ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
     each epoch; ``validation_split`` takes this share from the end of the arrays. The loss of a
     sample is multiplied by its ``sample_weight``, (N,), and by the ``class_weight`` of its class.
     ``metrics`` are functions of all outputs and targets, or names such as "mae" and
-    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step.
-    Each epoch has a line on stderr, a terminal also a bar; ``verbose=0``: none.
+    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step,
+    and ``workers``, forked processes of one thread, the steps: see docs/python.md. Each epoch has a
+    line on stderr, a terminal also a bar; ``verbose=0``: none.
 
     After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
     call begins with a fresh optimizer, and with other orders of the samples and random numbers of
     layers than the epochs before. With ``initial_epoch``, as in Keras, the epochs from that one up
     to ``epochs`` are trained, with the orders and learning rates that they have in a single call.
 
-    Raise DatasetError and RecipeError if data and model do not fit each other, and NotFiniteError
-    when the loss is no longer a finite number.
+    Raise DatasetError and RecipeError if data and model do not fit each other, NotFiniteError when
+    the loss is no longer a finite number, and SettingError if no process can be forked safely.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)

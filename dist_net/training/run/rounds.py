@@ -37,34 +37,28 @@ logger = logging.getLogger(__name__)
 
 Workers = int | Literal["auto"]
 
-SHORTEST_STEP_S, SHORTEST_RUN_S, FEWEST_MINIBATCHES, MEASURED_STEPS = 0.005, 2.0, 100, 2
+SHORTEST_STEP_S, SHORTEST_RUN_S, FEWEST_MINIBATCHES, SMALLEST_SPEEDUP = 0.005, 2.0, 100, 1.25
 """Exchanges, the start of processes and the measured steps take too large a part of less."""
 
-LATE_FACTOR, LATE_S, STARTS = 10, 60.0, 4
+LATE_FACTOR, LATE_S, STARTS, MEASURED_STEPS = 10, 60.0, 4, 2
 """Processes are lost after ``LATE_FACTOR`` times the expected time of a lease, or ``LATE_S``."""
 
 
 class Rounds(LocalSteps):
-    """Local steps by ``workers`` forked processes with copies of ``local``, from ``state`` on.
+    """Local steps by ``count`` forked processes with copies of ``local``.
 
     A step is expected to take ``step_s``. If a process ends, is late or cannot start, this process
     takes the steps of the lease: no sample and no bit is lost, and an exception is raised here.
     """
 
     def __init__(
-        self,
-        local: LocalSteps,
-        state: Vector,
-        settings: StepSettings,
-        run: PlannedRun,
-        workers: int,
-        step_s: float,
+        self, local: LocalSteps, settings: StepSettings, run: PlannedRun, count: int, step_s: float
     ) -> None:
         self.rule, self.rate_factor = local.rule, 1.0
         self._local = self._steps = local
-        self._settings, self._run, self._workers = settings, run, workers
+        self._settings, self._run, self._count = settings, run, count
         self._late_s = max(LATE_S, LATE_FACTOR * USUAL_STEPS * step_s)
-        self._store = StateVersions(local.rule, state[: local.rule.size])
+        self._store = StateVersions(local.rule, local.state[: local.rule.size])
         self._starts = STARTS
         self._blas = threadpool_limits(1)  # forked processes inherit it
 
@@ -83,7 +77,7 @@ class Rounds(LocalSteps):
         left = lease
         while left.samples:
             # Constant times: leases have the same lengths in every run.
-            times = LeaseTimes(0.0, MIN_STEP_S, self._workers)
+            times = LeaseTimes(0.0, MIN_STEP_S, self._count)
             plan = plan_round(self._run, [times], left.samples)
             (parts,), (steps,) = plan.parts, plan.steps
             pace = max(1, plan.samples // steps)
@@ -102,7 +96,7 @@ class Rounds(LocalSteps):
         if self._steps is self._local and self._starts and fork_hazard() is None:
             self._starts -= 1
             try:
-                facts = self._workers, self.rule.state_size, lambda _: self._local
+                facts = self._count, self.rule.state_size, lambda _: self._local
                 self._steps = PartProcesses(*facts).steps_of(self._settings)
             except (SegmentError, OSError) as error:
                 logger.warning("workers_not_started reason=%s", str(error))
@@ -170,13 +164,13 @@ def divided_steps(
     if obstacle:
         raise SettingError(f"workers={workers}: {obstacle}; expected workers=1")
     share_s = step_s(divided_minibatch(run, count).batch_size)  # compiles, once for all
-    return Rounds(local, state, settings, run, count, share_s)
+    return Rounds(local, settings, run, count, share_s)
 
 
 def useful_workers(
     run: PlannedRun, cores: int, step_s: Callable[[int, int | None], float]
 ) -> tuple[int, str]:
-    """Return the number of processes that end ``run`` earliest, and the reason.
+    """Return the number of processes that are worthwhile for ``run``, and the reason.
 
     ``step_s`` measures the seconds of a step, by the size of the minibatch and threads of BLAS.
     """
@@ -188,7 +182,7 @@ def useful_workers(
     reason = f"{run.minibatches} steps of {1e3 * alone_s:.3g} ms"
     if alone_s < SHORTEST_STEP_S or run.minibatches * alone_s < SHORTEST_RUN_S:
         return 1, reason
-    samples_per_s = {run.batch_size / alone_s: 1}
+    samples_per_s = {SMALLEST_SPEEDUP * run.batch_size / alone_s: 1}
     for each in divisions:
         samples_per_s[each.workers * each.batch_size / step_s(each.batch_size, 1)] = each.workers
     return samples_per_s[max(samples_per_s)], reason

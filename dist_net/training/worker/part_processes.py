@@ -33,14 +33,14 @@ POLL_S = 0.2
 def fork_hazard() -> str | None:
     """Return why this process cannot be forked safely; None if it can.
 
-    No thread releases a lock there that another thread holds now. Daemons, such as the threads of
-    a notebook's kernel, hold none that a local step needs.
+    In a forked process, nobody releases the locks that other threads hold. Daemons, such as the
+    threads of a notebook's kernel, hold none that a local step needs.
     """
     if not available() or current_process().daemon:
         return "this system, or multiprocessing's pool, forks no processes that share memory"
-    others = {each.name for each in threading.enumerate() if not each.daemon}
-    others.discard(threading.current_thread().name)
-    return f"other threads run ({', '.join(others):.80})" if others else None
+    threads = {each.name for each in threading.enumerate() if not each.daemon}
+    others = ", ".join(threads - {threading.current_thread().name})
+    return f"other threads run ({others:.80})" if others else None
 
 
 class PartProcesses(LocalSteps):
