@@ -98,7 +98,7 @@ def test_two_are_as_accurate_as_one_and_equal_calls_end_with_equal_bits() -> Non
     assert [each.epoch for each in history] == [each.epoch for each in alone]
     assert history[-1].loss < 1.1 * alone[-1].loss
     assert history[-1].validation.loss < 1.1 * alone[-1].validation.loss
-    assert history[-1].learning_rate == alone[-1].learning_rate
+    assert history[-1].steps.learning_rate == alone[-1].steps.learning_rate
     np.testing.assert_array_equal(model.weights, again.weights)
 
 
@@ -201,6 +201,22 @@ def test_a_callback_may_change_the_model_and_end_the_training() -> None:
         assert not model.weights.any()
 
 
+def test_a_callback_may_lower_the_learning_rate() -> None:
+    model = counter()
+
+    def halve(result: EpochResult) -> None:
+        result.steps.rate_factor /= 2
+
+    dist_net.fit(model, ONE_HOT, NOTHING, epochs=3, workers=2, callbacks=[halve], **COUNTED)
+    np.testing.assert_allclose(counts(model), 1 + 1 / 2 + 1 / 4, rtol=1e-5)
+
+
+def test_the_shared_memory_is_released_before_the_history() -> None:
+    history = dist_net.fit(counter(), ONE_HOT, NOTHING, epochs=1, workers=2, **COUNTED)
+    assert "/memfd:dist-net" not in Path("/proc/self/maps").read_text()
+    assert len(history) == 1
+
+
 def test_another_call_continues() -> None:
     model = counter()
     for _ in range(2):
@@ -233,6 +249,25 @@ def test_a_process_with_other_threads_is_not_forked(caplog: pytest.LogCaptureFix
     caplog.set_level(logging.INFO, "dist_net")
     dist_net.fit(counter(), ONE_HOT, NOTHING, **COUNTED)
     assert "workers=1 reason=other threads run (other)" in caplog.text
+
+
+def test_auto_starts_as_many_as_pay_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for limit in ("SHORTEST_STEP_S", "SHORTEST_RUN_S", "SMALLEST_SPEEDUP"):
+        monkeypatch.setattr(rounds, limit, 0.0)
+    monkeypatch.setattr(rounds, "available_cores", lambda: 2)
+    model, two = counter(), counter()
+    dist_net.fit(model, ONE_HOT, NOTHING, epochs=10, **COUNTED)
+    assert capsys.readouterr().err.startswith("2 workers: 120 steps of ")
+    dist_net.fit(two, ONE_HOT, NOTHING, epochs=10, workers=2, **COUNTED)
+    np.testing.assert_array_equal(model.weights, two.weights)
+
+
+def test_auto_does_not_fork_readers_of_files(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dist_net")
+    dist_net.fit(counter(), Rows(lambda: None), NOTHING, **COUNTED)
+    assert "workers=1 reason=the samples are no array" in caplog.text
 
 
 def test_workers_need_a_number_and_no_threads() -> None:

@@ -47,9 +47,8 @@ REPORTS_PER_EPOCH = 50  # calls of ``progressed`` with the epochs so far, such a
 class SingleProcess:
     """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
-    ``threads`` is how many share the work of a step; see ``TrainingStep``. Epoch e has the order of
-    the samples, and the random numbers of layers, of epoch ``first_order`` + e. For ``workers``,
-    which end with ``close``, see ``divided_steps``.
+    ``threads`` share a step: see ``TrainingStep``; for ``workers`` see ``divided_steps``. Epoch e
+    has the order of the samples, and the random numbers of layers, of epoch ``first_order`` + e.
     """
 
     def __init__(
@@ -61,6 +60,7 @@ class SingleProcess:
         threads: int = 1,
         first_order: int = 0,
         workers: Workers = 1,
+        notify: Callable[[str], object] = str,
     ) -> None:
         self._recipe = recipe
         self._first_order = first_order
@@ -70,7 +70,7 @@ class SingleProcess:
         local = local_steps(recipe, dataset, settings, threads)
         self._state = local.rule.initial(recipe.initial_weights(seed))
         epoch = LeaseSteps(first_order, 0, self._samples, 0, recipe.batch_size, recipe.batch_size)
-        facts = workers, threads, isinstance(dataset.train_inputs, np.ndarray)
+        facts = workers, threads, isinstance(dataset.train_inputs, np.ndarray), notify
         self._local = divided_steps(local, self._state, settings, epoch, *facts)
         self._has_accuracy = recipe.targets(dataset).classes > 0
 
@@ -324,6 +324,10 @@ def fit(
     has_accuracy = model.targets(given.shape, given.dtype).classes > 0
     names = ["loss", *["accuracy"] * has_accuracy, *measured]
     require_monitors(callbacks, names, has_validation=validation is not None)
+    options: Any = {"seed": seed, "threads": threads, "first_order": done}
+    options |= {"workers": workers, "notify": report.console.print}
+    with closing(SingleProcess(recipe, to_train, **options)) as training:
+        return report.follow(training, first, epochs, done)
     options: Any = {"seed": seed, "threads": threads, "first_order": done}
     options |= {"workers": workers, "notify": report.console.print}
     with closing(SingleProcess(recipe, to_train, **options)) as training:

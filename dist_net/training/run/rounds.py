@@ -76,8 +76,7 @@ class Rounds(LocalSteps):
         self.state = self._store.state = base
         left = lease
         while left.samples:
-            # Constant times: leases have the same lengths in every run.
-            times = LeaseTimes(0.0, MIN_STEP_S, self._count)
+            times = LeaseTimes(0.0, MIN_STEP_S, self._count)  # constant: equal leases in every run
             plan = plan_round(self._run, [times], left.samples)
             (parts,), (steps,) = plan.parts, plan.steps
             pace = max(1, plan.samples // steps)
@@ -128,6 +127,7 @@ def divided_steps(
     workers: Workers,
     threads: int,
     is_array: bool,
+    notify: Callable[[str], object],
 ) -> LocalSteps:
     """Return ``local``, or the steps of ``workers`` processes from ``state``.
 
@@ -145,11 +145,11 @@ def divided_steps(
     def step_s(batch_size: int, blas_threads: int | None = 1) -> float:
         lease = epoch._replace(batch_size=batch_size, pace=batch_size).first(MEASURED_STEPS)
         with threadpool_limits(blas_threads):
-            for _ in range(2):  # the first time, it compiles
-                began_s = time.perf_counter()
+            for _ in range(2):  # the first time, it compiles; other programs do not count
+                began_s = time.thread_time()
                 for _ in local.take(state, lease):
                     pass
-        return (time.perf_counter() - began_s) / minibatches_in(lease.samples, batch_size)
+        return (time.thread_time() - began_s) / minibatches_in(lease.samples, batch_size)
 
     obstacle = fork_hazard() if threads == 1 else f"{threads} threads share the steps"
     if workers != "auto":
@@ -158,6 +158,8 @@ def divided_steps(
         count, reason = 1, obstacle or "the samples are no array"
     else:
         count, reason = useful_workers(run, available_cores(), step_s)
+        if count > 1:
+            notify(f"{count} workers: {reason}")
     logger.info("fit workers=%d reason=%s", count, reason)
     if count == 1:
         return local
@@ -174,9 +176,8 @@ def useful_workers(
 
     ``step_s`` measures the seconds of a step, by the size of the minibatch and threads of BLAS.
     """
-    halves = (divided_minibatch(run, cores >> halved) for halved in range(cores.bit_length()))
-    divisions = [each for each in halves if each.workers > 1]
-    if run.minibatches < FEWEST_MINIBATCHES or not divisions:
+    divisions = [divided_minibatch(run, cores >> half) for half in range(cores.bit_length() - 1)]
+    if run.minibatches < FEWEST_MINIBATCHES or divided_minibatch(run, cores).workers == 1:
         return 1, f"{cores} cores, {run.minibatches} minibatches of {run.batch_size}"
     alone_s = step_s(run.batch_size, None)
     reason = f"{run.minibatches} steps of {1e3 * alone_s:.3g} ms"

@@ -58,27 +58,24 @@ class PartProcesses(LocalSteps):
         self._base, *self._results = map(self._shared.vector, range(count + 1))
         self._local_of = local_of
         self._settings: StepSettings | None = None
-        self.due, self.rate_factor = (self._base, Minibatch(0, 0, 0)), 1.0
+        self.due, self.rate_factor = (np.empty(0, np.float32), Minibatch(0, 0, 0)), 1.0
         self._channels: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self.process_ids: list[int] = []
+        fork, parent = get_context("fork"), os.getpid()
         try:
             for result in self._results:
-                self._start(result, local_of)
+                own, other = fork.Pipe()
+                self._channels.append(own)
+                with other:
+                    serving = other, self._base, result, local_of, parent
+                    process = fork.Process(target=_serve, args=serving, daemon=True)
+                    process.start()
+                self._processes.append(process)
+                self.process_ids.append(process.pid or 0)
         except BaseException:
             self.close()
             raise
-
-    def _start(self, result: Vector, local_of: LocalStepsOf) -> None:
-        fork = get_context("fork")
-        own, other = fork.Pipe()
-        self._channels.append(own)
-        with other:
-            serving = other, self._base, result, local_of, os.getpid()
-            process = fork.Process(target=_serve, args=serving, daemon=True)
-            process.start()
-        self._processes.append(process)
-        self.process_ids.append(process.pid or 0)
 
     def __len__(self) -> int:
         return len(self._channels)
