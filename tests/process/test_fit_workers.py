@@ -32,7 +32,7 @@ COUNTED: dict[str, Any] = {"optimizer": "sgd", "learning_rate": RATE, "batch_siz
 def counter() -> Model:
     """A model whose weights count how often each sample was trained on.
 
-    The loss is a lambda, so that nothing here can be pickled.
+    The loss is a lambda, which cannot be pickled.
     """
     model = Model(Dense(1), (SAMPLES,), lambda outputs, _: outputs.sum(-1), np.float32)
     model.weights = np.zeros(model.layout.size, np.float32)
@@ -62,7 +62,7 @@ class Rows:
 
 
 def once(path: Path, action: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that calls ``action`` in the first process that gets here, once."""
+    """Return a function that calls ``action`` once, in the first process that calls it."""
 
     def act() -> None:
         try:

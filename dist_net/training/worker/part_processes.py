@@ -162,6 +162,6 @@ def _serve(
             np.copyto(result[:size], local.state)
             sums = local.loss_sum, local.correct, local.learning_rate
             channel.send_bytes(json.dumps(sums).encode())
-    except Exception as error:  # the top of a process; whoever takes the steps again raises it
+    except Exception as error:  # the top of a process; taken again, the steps raise it
         logger.info("part_failed error=%r", error, exc_info=True)
         raise SystemExit(1) from error
