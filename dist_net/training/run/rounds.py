@@ -138,8 +138,8 @@ def divided_steps(
     if workers != "auto" and not (type(workers) is int and 1 <= workers <= MAX_PARTS):
         raise SettingError(f"workers={workers!r}: expected 1 to {MAX_PARTS}, or 'auto'")
     minibatches = settings.epochs * minibatches_in(epoch.samples, epoch.batch_size)
-    has_statistics = local.rule.size > local.rule.trained_size
-    run = PlannedRun(Consistency.ROUNDS, minibatches, epoch.batch_size, has_statistics)
+    size, has_statistics = epoch.batch_size, local.rule.has_statistics
+    run = PlannedRun(Consistency.ROUNDS, minibatches, size, has_statistics)
 
     @cache
     def step_s(batch_size: int, blas_threads: int | None = 1) -> float:
