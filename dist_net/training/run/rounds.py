@@ -157,7 +157,7 @@ def divided_steps(
     elif obstacle or not is_array:
         count, reason = 1, obstacle or "the samples are no array"
     else:
-        count, reason = useful_workers(run, available_cores(), step_s)
+        count, reason = useful_workers(run, min(available_cores(), MAX_PARTS), step_s)
         if count > 1:
             notify(f"{count} workers: {reason}")
     logger.info("fit workers=%d reason=%s", count, reason)
