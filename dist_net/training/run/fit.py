@@ -328,7 +328,3 @@ def fit(
     options |= {"workers": workers, "notify": report.console.print}
     with closing(SingleProcess(recipe, to_train, **options)) as training:
         return report.follow(training, first, epochs, done)
-    options: Any = {"seed": seed, "threads": threads, "first_order": done}
-    options |= {"workers": workers, "notify": report.console.print}
-    with closing(SingleProcess(recipe, to_train, **options)) as training:
-        return report.follow(training, first, epochs, done)
