@@ -161,7 +161,7 @@ class UpdateRule:
 
     A state has ``state_size`` elements, of which the first ``size`` are the model's vector: the
     parameters and the buffers. ``variances`` has the places of buffers that are never negative,
-    ``frozen`` those of buffers that are constant.
+    ``frozen`` those of buffers that are constant; ``has_statistics``: there are others.
     """
 
     def __init__(
@@ -177,6 +177,7 @@ class UpdateRule:
         self.trained_size = trained_size
         self._dtype = np.dtype(dtype)
         self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
+        self.has_statistics = bool(self._rates.any())
         self._difference = np.empty_like(self._rates)
         self.size = trained_size + self._rates.size
         self._clip_norm = not_negative("clip_norm", clip_norm)

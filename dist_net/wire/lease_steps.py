@@ -36,6 +36,12 @@ class LeaseSteps(NamedTuple):
     batch_size: Annotated[int, Limits(low=1)]
     parts: Parts = 1
 
+    def first(self, minibatches: int) -> "LeaseSteps":
+        """Return the first ``minibatches``, or all, in at most as many parts."""
+        count = minibatches_in(self.samples, self.batch_size)
+        stop = self.stop if minibatches >= count else self.start + minibatches * self.batch_size
+        return self._replace(stop=stop, parts=min(self.parts, minibatches, count))
+
     @property
     def samples(self) -> int:
         return self.stop - self.start

@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def local_of(settings: StepSettings) -> LocalSteps:
     return LocalSteps(Bowl(settings.seed), rule, settings.batch_size, lambda at: rate / (1 + at))
 
 
-def taken(steps: LocalSteps | PartProcesses, lease: LeaseSteps) -> tuple[bytes, float, int]:
+def taken(steps: LocalSteps, lease: LeaseSteps) -> tuple[bytes, float, int]:
     for _ in steps.take(BASE, lease):
         pass
     return steps.state.tobytes(), steps.loss_sum, steps.correct
@@ -56,15 +57,19 @@ def taken(steps: LocalSteps | PartProcesses, lease: LeaseSteps) -> tuple[bytes, 
 
 def test_processes_compute_what_one_computes_bit_for_bit() -> None:
     alone = local_of(STEPS)
-    with PartProcesses(2, STATE_SIZE + 99, local_of) as processes:
-        processes.begin(STEPS)
+    with closing(PartProcesses(2, STATE_SIZE + 99, local_of)) as processes:
+        processes.steps_of(STEPS)
         for parts in (1, 2, 5):  # also a lease of a host with more processes
             lease = LeaseSteps(3, 10, 33, 100, 4, 2, parts)
             assert taken(processes, lease) == taken(alone, lease)
         for changed in (STEPS._replace(seed=6), STEPS._replace(learning_rate=0.2)):
-            processes.begin(changed)
+            processes.steps_of(changed)
             assert taken(processes, lease) != taken(alone, lease)
             assert taken(processes, lease) == taken(local_of(changed), lease)
+        alone.rate_factor = processes.rate_factor = 0.5
+        processes.steps_of(STEPS)
+        assert taken(processes, lease) == taken(alone, lease)
+        assert processes.learning_rate == alone.learning_rate
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -73,8 +78,8 @@ def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
 ) -> None:
     """Also while it is idle, and while the parts of others would take for ever."""
     monkeypatch.setattr(module, "POLL_S", 3600.0)
-    with PartProcesses(3, STATE_SIZE, local_of) as processes:
-        processes.begin(STEPS)
+    with closing(PartProcesses(3, STATE_SIZE, local_of)) as processes:
+        processes.steps_of(STEPS)
         taken(processes, LeaseSteps(0, 0, 12, 0, 1, 2, 3))
         os.kill(processes.process_ids[number], signal.SIGKILL)
         select.select([processes._channels[number]], [], [], 60)
@@ -88,8 +93,8 @@ def test_the_end_of_any_process_is_noticed_at_once_and_the_others_end_too(
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -> None:
-    with PartProcesses(3, STATE_SIZE, local_of) as processes:
-        processes.begin(STEPS)
+    with closing(PartProcesses(3, STATE_SIZE, local_of)) as processes:
+        processes.steps_of(STEPS)
         steps = processes.take(BASE, LeaseSteps(0, 1002, 1006, 0, 1, 2, 2))
         next(steps)
         os.kill(processes.process_ids[number], signal.SIGKILL)
@@ -98,9 +103,26 @@ def test_a_process_that_is_killed_while_others_compute_is_noticed(number: int) -
                 pass
 
 
+def test_if_one_process_cannot_start_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fork fails, as at a limit of processes; the checks after a test find the first."""
+    fork, forked = os.fork, []
+
+    def limited() -> int:
+        if forked:
+            raise BlockingIOError("no room")
+        forked.append(fork())
+        return forked[0]
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(BlockingIOError):
+        PartProcesses(3, STATE_SIZE, local_of)
+    with pytest.raises(ProcessLookupError):
+        os.kill(forked[0], 0)
+
+
 def test_a_worker_may_leave_while_its_processes_compute() -> None:
-    with PartProcesses(2, STATE_SIZE, local_of) as processes:
-        processes.begin(STEPS)
+    with closing(PartProcesses(2, STATE_SIZE, local_of)) as processes:
+        processes.steps_of(STEPS)
         steps = processes.take(BASE, LeaseSteps(0, 1002, 1008, 0, 1, 2, 2))
         for _ in range(3):  # several times a second
             next(steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Never
 
@@ -33,6 +34,7 @@ from dist_net.training.run.callbacks import (
     require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
+from dist_net.training.run.rounds import Workers, divided_steps
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
@@ -45,8 +47,8 @@ REPORTS_PER_EPOCH = 50  # calls of ``progressed`` with the epochs so far, such a
 class SingleProcess:
     """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
-    ``threads`` is how many share the work of a step; see ``TrainingStep``. Epoch e has the order of
-    the samples, and the random numbers of layers, of epoch ``first_order`` + e.
+    ``threads`` share a step: see ``TrainingStep``; for ``workers`` see ``divided_steps``. Epoch e
+    has the order of the samples, and the random numbers of layers, of epoch ``first_order`` + e.
     """
 
     def __init__(
@@ -57,15 +59,24 @@ class SingleProcess:
         seed: int = 0,
         threads: int = 1,
         first_order: int = 0,
+        workers: Workers = 1,
+        notify: Callable[[str], object] = str,
     ) -> None:
         self._recipe = recipe
         self._first_order = first_order
         self._samples = len(dataset.train_targets)
         recipe.require_batch_size(min(recipe.batch_size, self._samples))
         settings = StepSettings.of(recipe, seed=seed, optimizer=str(recipe.optimizer))
-        self._local = local_steps(recipe, dataset, settings, threads)
-        self._state = self._local.rule.initial(recipe.initial_weights(seed))
+        local = local_steps(recipe, dataset, settings, threads)
+        self._state = local.rule.initial(recipe.initial_weights(seed))
+        epoch = LeaseSteps(first_order, 0, self._samples, 0, recipe.batch_size, recipe.batch_size)
+        facts = workers, threads, isinstance(dataset.train_inputs, np.ndarray), notify
+        self._local = divided_steps(local, self._state, settings, epoch, *facts)
         self._has_accuracy = recipe.targets(dataset).classes > 0
+
+    def close(self) -> None:
+        """End the workers."""
+        self._local.close()
 
     @property
     def weights(self) -> Vector:
@@ -86,10 +97,12 @@ class SingleProcess:
         order = self._first_order + epoch
         lease = LeaseSteps(order, start, stop, progress, pace=size, batch_size=size)
         steps = math.ceil((stop - start) / size)
-        for number, _ in enumerate(self._local.take(self._state, lease)):
-            if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
-                progressed((progress + number * size) / self._samples)
-        self._state = self._local.state
+        try:
+            for number, _ in enumerate(self._local.take(self._state, lease)):
+                if progressed is not None and number % max(1, steps // REPORTS_PER_EPOCH) == 0:
+                    progressed((progress + number * size) / self._samples)
+        finally:
+            self._state = self._local.state
         return self._local.loss_sum, self._local.correct
 
     def epochs(
@@ -240,27 +253,29 @@ def fit(
     average_decay: float = 0.0,
     seed: int = 0,
     threads: int = 1,
+    workers: Workers = "auto",
     callbacks: Sequence[Callback] = (),
     verbose: int | str = "auto",
     **unknown: Never,
 ) -> History:
-    """Train a model in this process, from its own weights if it has any; return its history.
+    """Train a model on this host, from its own weights if it has any; return its history.
 
     ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
     each epoch; ``validation_split`` takes this share from the end of the arrays. The loss of a
     sample is multiplied by its ``sample_weight``, (N,), and by the ``class_weight`` of its class.
     ``metrics`` are functions of all outputs and targets, or names such as "mae" and
-    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step.
-    Each epoch has a line on stderr, a terminal also a bar; ``verbose=0``: none.
+    "top_5_accuracy". For the other settings see ``Recipe``; ``threads`` share the work of a step,
+    and ``workers``, forked processes of one thread, the steps: see docs/python.md. Each epoch has a
+    line on stderr, a terminal also a bar; ``verbose=0``: none.
 
     After each epoch, and when training is interrupted, ``model.weights`` are the newest; another
     call begins with a fresh optimizer, and with other orders of the samples and random numbers of
     layers than the epochs before. With ``initial_epoch``, as in Keras, the epochs from that one up
     to ``epochs`` are trained, with the orders and learning rates that they have in a single call.
 
-    Raise DatasetError and RecipeError if data and model do not fit each other, and NotFiniteError
-    when the loss is no longer a finite number.
+    Raise DatasetError and RecipeError if data and model do not fit each other, NotFiniteError when
+    the loss is no longer a finite number, and SettingError if no process can be forked safely.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
     integer("fit: seed", seed, 0)
@@ -306,8 +321,10 @@ def fit(
     report = FitReport(model, evaluate, measured, on, callbacks, console)
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
-    training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)
     has_accuracy = model.targets(given.shape, given.dtype).classes > 0
     names = ["loss", *["accuracy"] * has_accuracy, *measured]
     require_monitors(callbacks, names, has_validation=validation is not None)
-    return report.follow(training, first, epochs, done)
+    options: Any = {"seed": seed, "threads": threads, "first_order": done}
+    options |= {"workers": workers, "notify": report.console.print}
+    with closing(SingleProcess(recipe, to_train, **options)) as training:
+        return report.follow(training, first, epochs, done)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
@@ -25,7 +25,7 @@ from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
 from dist_net.processes.kernels import BITS, FAST, kernel_digest, require_bits, with_bits
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Ended
-from dist_net.training.worker.local_steps import LocalSteps
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf
 from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.training.worker.step import local_steps
@@ -104,15 +104,14 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
         return local_steps(loaded.recipe, dataset, settings, arguments.threads)
 
     with ExitStack() as opened:
-        processes = None
+        steps_of: LocalStepsOf = local_of
         if arguments.parts > 1:
             reports.close()  # its thread must not be forked
-            processes = opened.enter_context(
-                PartProcesses(arguments.parts, loaded.recipe.max_state_size, local_of)
-            )
+            facts = arguments.parts, loaded.recipe.max_state_size, local_of
+            steps_of = opened.enter_context(closing(PartProcesses(*facts))).steps_of
         worker = opened.enter_context(
             WorkerLoop(
-                local_of,
+                steps_of,
                 arguments.connect,
                 arguments.name,
                 recipe_digest=digest,
@@ -123,7 +122,6 @@ def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
                 rejoin_timeout_s=arguments.rejoin_timeout,
                 equipment=equipment,
                 parts=arguments.parts,
-                processes=processes,
             )
         )
         stop_on_signals(worker.stop, arguments.parent)

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointError, SettingError
-from dist_net.wire.lease_steps import LeaseSteps, minibatches_in
+from dist_net.wire.lease_steps import LeaseSteps
 
 
 class Range(NamedTuple):
@@ -102,15 +102,11 @@ class LeaseLedger:
         if not self._pool:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
-        epoch, start, end = self._pool.popleft()
-        left = minibatches_in(end - start, batch_size)
-        stop = end
-        if minibatches < left:
-            stop = start + batch_size * minibatches
-            self._pool.appendleft(Range(epoch, stop, end))
-        self._unleased -= stop - start
-        parts = min(parts, minibatches, left)
-        steps = LeaseSteps(epoch, start, stop, self.applied_samples, pace, batch_size, parts)
+        left = self._pool.popleft()
+        steps = LeaseSteps(*left, self.applied_samples, pace, batch_size, parts).first(minibatches)
+        if steps.stop < left.stop:
+            self._pool.appendleft(left._replace(start=steps.stop))
+        self._unleased -= steps.samples
         return self._lease(worker_id, steps)
 
     def _lease(self, worker_id: int, steps: LeaseSteps, rival: int | None = None) -> Lease:

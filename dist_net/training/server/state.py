@@ -58,8 +58,7 @@ class RunState:
         self.resume_warnings: list[str] = []
         self._is_async = settings.consistency is Consistency.ASYNC
         facts = settings.consistency, settings.minibatches, settings.batch_size
-        has_statistics = any(momentum < 1 for momentum in settings.momenta)
-        self._planned = PlannedRun(*facts, has_statistics, settings.local_steps)
+        self._planned = PlannedRun(*facts, self.store.rule.has_statistics, settings.local_steps)
         self._plan: RoundPlan | None = None
         self._lots: dict[int, tuple[int, int]] = {}  # of the round: parts and steps, by worker id
         self._waits_for: set[int] = set()  # workers that have not begun

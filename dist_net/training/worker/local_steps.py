@@ -47,10 +47,10 @@ class LocalSteps:
 
     ``learning_rate_at`` returns the learning rate after a number of samples of the run, for
     minibatches of ``batch_size``; ``rate_factor`` scales it, and ``learning_rate`` is the last.
-    ``state`` is the training state after the last lease: the mean of its parts. It is valid until
-    the next lease. ``loss_sum`` and ``correct`` are sums over the last lease. ``due`` has the
-    weights and the minibatch of the next step. Allocate two vectors at first, and a third with the
-    first lease of several parts.
+    ``state`` is the training state after the last step, or the mean of the parts after a lease of
+    several; it is valid until the next step. ``loss_sum`` and ``correct`` are sums over the last
+    lease. ``due`` has the weights and the minibatch of the next step. Allocate two vectors at
+    first, and a third with the first lease of several parts.
     """
 
     def __init__(
@@ -73,12 +73,14 @@ class LocalSteps:
         self.loss_sum, self.correct = 0.0, 0
         self.due = self._latest[1], Minibatch(0, 0, 0)
 
+    def close(self) -> None:
+        """Release what other processes use."""
+
     def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
         """Take the steps of ``lease`` from ``base``; yield before each minibatch."""
-        self.loss_sum, self.correct = 0.0, 0
+        self.loss_sum, self.correct, self.state = 0.0, 0, base
         if lease.parts == 1:
             yield from self._take_part(base, lease)
-            self.state = self._latest[0]
             return
         if self._mean is None:
             self._mean = np.empty(self.rule.state_size, np.float32)
@@ -105,6 +107,7 @@ class LocalSteps:
             self.learning_rate = self.rate_factor * scheduled
             self.rule.step(state, gradient, self.learning_rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest
+            self.state = self._latest[0]
             loss_sum += loss
             right += correct
         self.loss_sum += loss_sum

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
 from random import Random, SystemRandom
 from typing import Protocol
@@ -30,7 +30,6 @@ from dist_net.training.worker.cycle import (
     WorkerCycle,
 )
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
-from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
 from dist_net.wire.handshakes import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
@@ -127,8 +126,8 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
     must equal the server's. With ``shares_memory``, states stay in shared memory, for a server on
     this host. The server must answer the first message within ``join_timeout_s``. Later, if it is
     silent for longer than its heartbeat timeout, the worker tries to rejoin for
-    ``rejoin_timeout_s``. The server's status shows ``equipment``. With ``processes``, these take
-    the parts of a lease at the same time.
+    ``rejoin_timeout_s``. The server's status shows ``equipment``. ``parts`` of a lease are taken at
+    the same time.
     """
 
     def __init__(
@@ -145,7 +144,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
         parts: int = 1,
-        processes: PartProcesses | None = None,
         environment: Environment | None = None,
     ) -> None:
         around = environment or ProcessEnvironment(address, keys, shares_memory)
@@ -153,7 +151,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         self._clock = around.clock
         self._local_of = local_of
         self._local: tuple[StepSettings, LocalSteps] | None = None
-        self._processes = processes
         self._join_timeout_s = join_timeout_s
         self._socket = around.connect()
         self._heartbeats: Heartbeats | None = None
@@ -182,18 +179,14 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         until the rejoin timeout, and ``JoinRefusedError`` or ``WorkerRefusedError`` if it refuses
         this worker.
         """
-        steps = self.steps()
-        try:
-            while True:
-                next(steps)
-        except StopIteration as end:
-            ended: Ended = end.value
-            return ended
+        for _ in self.steps():
+            pass
+        return self.ended
 
-    def steps(self) -> Generator[tuple[Vector, Minibatch], None, Ended]:
+    def steps(self) -> Iterator[tuple[Vector, Minibatch]]:
         """Yield the weights and the minibatch before each local step, and wait for messages.
 
-        Return and raise as ``train`` does.
+        Set ``ended`` at the end, and raise as ``train`` does.
         """
         turns, message = self.turns(), None
         try:
@@ -205,8 +198,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
                 elif self._local is not None:
                     yield self._local[1].due
         except StopIteration as end:
-            ended: Ended = end.value
-            return ended
+            self.ended: Ended = end.value
 
     def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
         """Yield before each wait, to be sent the message or None, and before each local step.
@@ -239,7 +231,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         """Take the local steps of a lease; yield before each, and stop early on request."""
         assert self._local is not None
         _, local = self._local
-        steps = self._processes or local
         packing = StatePacking(*local.rule.sizes)
         if self._shared is not None:
             base = self._shared.vector(BASE)
@@ -249,7 +240,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         else:
             raise ProtocolError("the server sent no state; expected one with each lease")
         seen = None
-        for _ in steps.take(base, command.lease):
+        for _ in local.take(base, command.lease):
             yield command
             if self._stop_requested is not None:
                 return self._state.leave(self._stop_requested)
@@ -258,11 +249,11 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
                 if seen and (ended := self._state.heartbeat_answered(*seen, self._clock.now())):
                     return ended
         if self._shared is None:
-            sent = packing.pack_result(base, steps.state)
+            sent = packing.pack_result(base, local.state)
         else:
             sent = None
-            np.copyto(self._shared.vector(RESULT), steps.state)
-        return self._state.computed(steps.loss_sum, steps.correct, sent, self._clock.now())
+            np.copyto(self._shared.vector(RESULT), local.state)
+        return self._state.computed(local.loss_sum, local.correct, sent, self._clock.now())
 
     def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
@@ -288,8 +279,6 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         _, local = self._local
         if welcome.segment is not None:
             self._shared = self._around.attach(welcome.segment, local.rule.state_size)
-        if self._processes is not None:
-            self._processes.begin(welcome.steps)
         logger.info(
             "joined worker=%d incarnation=%s shared_memory=%s",
             welcome.worker_id,

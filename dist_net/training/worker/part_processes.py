@@ -5,11 +5,13 @@ the worker; orders and results are short messages in pipes.
 """
 
 import json
+import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
-from multiprocessing import get_context
+from contextlib import suppress
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from select import select
@@ -17,66 +19,87 @@ from select import select
 import numpy as np
 
 from dist_net.processes.entry import terminate_after
-from dist_net.training.worker.local_steps import LocalStepsOf
+from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps
 from dist_net.wire.messages import StepSettings
-from dist_net.wire.segment import Segment
+from dist_net.wire.segment import Segment, available
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 
 
-class PartProcesses(AbstractContextManager["PartProcesses"]):
+def fork_hazard() -> str | None:
+    """Return why this process cannot be forked safely; None if it can.
+
+    In a forked process, nobody releases the locks that other threads hold. Daemons, such as the
+    threads of a notebook's kernel, hold none that a local step needs.
+    """
+    if not available() or current_process().daemon:
+        return "this system, or multiprocessing's pool, forks no processes that share memory"
+    threads = {each.name for each in threading.enumerate() if not each.daemon}
+    others = ", ".join(threads - {threading.current_thread().name})
+    return f"other threads run ({others:.80})" if others else None
+
+
+class PartProcesses(LocalSteps):
     """``count`` processes that take local steps as ``LocalSteps`` does, several parts at a time.
 
     The results are the same, bit for bit. Create this object before the process has threads or
     sockets, which forked processes would share; at that time, the size of a state is unknown, and
-    ``max_state_size`` limits it. The processes end with the context, or with their parent. Raise
-    ``SegmentError`` without shared memory.
+    ``max_state_size`` limits it. The processes end with ``close``, or with their parent. Raise
+    ``SegmentError`` without shared memory, and ``OSError`` if a process cannot start.
     """
 
     def __init__(self, count: int, max_state_size: int, local_of: LocalStepsOf) -> None:
         # Memory is allocated only where it is written.
         self._shared = Segment.create(count + 1, max_state_size)
         self._base, *self._results = map(self._shared.vector, range(count + 1))
+        self._local_of = local_of
         self._settings: StepSettings | None = None
-        self.state = self._base
-        self.loss_sum, self.correct = 0.0, 0
+        self.due, self.rate_factor = (np.empty(0, np.float32), Minibatch(0, 0, 0)), 1.0
         self._channels: list[Connection] = []
         self._processes: list[BaseProcess] = []
+        self.process_ids: list[int] = []
         fork, parent = get_context("fork"), os.getpid()
-        for result in self._results:
-            own, other = fork.Pipe()
-            serving = other, self._base, result, local_of, parent
-            self._processes.append(fork.Process(target=_serve, args=serving, daemon=True))
-            self._processes[-1].start()
-            self._channels.append(own)
-            other.close()
+        try:
+            for result in self._results:
+                own, other = fork.Pipe()
+                self._channels.append(own)
+                with other:
+                    serving = other, self._base, result, local_of, parent
+                    process = fork.Process(target=_serve, args=serving, daemon=True)
+                    process.start()
+                self._processes.append(process)
+                self.process_ids.append(process.pid or 0)
+        except BaseException:
+            self.close()
+            raise
 
     def __len__(self) -> int:
         return len(self._channels)
 
-    @property
-    def process_ids(self) -> list[int]:
-        return [each.pid for each in self._processes if each.pid is not None]
-
-    def __exit__(self, *_: object) -> None:
-        for process, channel in zip(self._processes, self._channels, strict=True):
+    def close(self) -> None:
+        """End the processes."""
+        for channel in self._channels:
             channel.close()
+        for process in self._processes:
             process.kill()
             process.join()
-        self._results.clear()
+            process.close()
+        self._processes, self._results, self._base = [], [], np.empty(0, np.float32)
         self._shared.close()
 
-    def begin(self, settings: StepSettings) -> None:
-        """Take the steps of a run with these settings from now on."""
-        self._settings = settings
+    def steps_of(self, settings: StepSettings) -> LocalSteps:
+        """Return this object, which takes the steps of a run with these settings from now on."""
+        self.rule, self._settings = self._local_of(settings).rule, settings
+        return self
 
     def take(self, base: Vector, lease: LeaseSteps) -> Iterator[None]:
         """Take the steps of ``lease`` as ``LocalSteps.take``; yield several times a second.
 
-        Raise ``ChildProcessError`` as soon as a process has ended: then this one must end too, and
-        with it the lease.
+        Raise ``ChildProcessError`` as soon as a process has ended: no lease can be taken then.
         """
         assert self._settings is not None
         np.copyto(self._base[: base.size], base)
@@ -87,7 +110,8 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
             taken = dict(zip(self._channels, parts[first : first + len(self)], strict=False))
             for channel, part in taken.items():
                 with suppress(ConnectionError):  # ``_receive`` notices too
-                    channel.send_bytes(json.dumps([self._settings, part]).encode())
+                    order = self._settings, part, self.rate_factor
+                    channel.send_bytes(json.dumps(order).encode())
             waiting, sums = {*taken}, {}
             while waiting:
                 # A process that is idle reports only its end.
@@ -96,7 +120,7 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
                     waiting.discard(channel)
                 yield
             for channel, result in zip(taken, self._results, strict=False):
-                loss_sum, correct = sums[channel]
+                loss_sum, correct, self.learning_rate = sums[channel]
                 self.loss_sum += loss_sum
                 self.correct += correct
                 own = result[: base.size]
@@ -105,17 +129,17 @@ class PartProcesses(AbstractContextManager["PartProcesses"]):
         mean *= np.float32(1 / lease.parts)
         self.state = mean
 
-    def _receive(self, channel: Connection) -> tuple[float, int]:
-        """Return a part's loss and correct predictions."""
+    def _receive(self, channel: Connection) -> tuple[float, int, float]:
+        """Return a part's loss, correct predictions and last learning rate."""
         try:
-            loss_sum, correct = json.loads(channel.recv_bytes())
+            loss_sum, correct, learning_rate = json.loads(channel.recv_bytes())
         except (EOFError, ConnectionError):
             number = self._channels.index(channel)
             raise ChildProcessError(
-                f"process {self.process_ids[number]}, which took local steps for this worker, has "
-                f"ended: the worker ends too, and its lease is computed again"
+                f"process {self.process_ids[number]}, which took local steps, has ended; its lease "
+                f"is computed again"
             ) from None
-        return loss_sum, correct
+        return loss_sum, correct, learning_rate
 
 
 def _serve(
@@ -123,14 +147,21 @@ def _serve(
 ) -> None:
     """Take the steps of each part that arrives, until this process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler
     terminate_after(parent)
     settings, local = None, None
-    while True:
-        requested, part = json.loads(channel.recv_bytes())
-        if local is None or requested != settings:
-            settings, local = requested, local_of(StepSettings(*requested))
-        size = local.rule.state_size
-        for _ in local.take(base[:size], LeaseSteps(*part)):
-            pass
-        np.copyto(result[:size], local.state)
-        channel.send_bytes(json.dumps([local.loss_sum, local.correct]).encode())
+    try:
+        while True:
+            requested, part, rate_factor = json.loads(channel.recv_bytes())
+            if local is None or requested != settings:
+                settings, local = requested, local_of(StepSettings(*requested))
+            local.rate_factor = rate_factor
+            size = local.rule.state_size
+            for _ in local.take(base[:size], LeaseSteps(*part)):
+                pass
+            np.copyto(result[:size], local.state)
+            sums = local.loss_sum, local.correct, local.learning_rate
+            channel.send_bytes(json.dumps(sums).encode())
+    except Exception as error:  # the top of a process; taken again, the steps raise it
+        logger.info("part_failed error=%r", error, exc_info=True)
+        raise SystemExit(1) from error

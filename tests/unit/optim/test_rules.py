@@ -507,3 +507,11 @@ def test_weights_decay_as_much_in_a_share_as_in_the_whole() -> None:
         rule.step(rule.initial(np.ones(3, np.float32)), np.zeros(3, np.float32), 0.5, out, share)
     np.testing.assert_array_equal(*states)
     assert (states[:, :3] == np.float32(1 - 0.5 * 0.004)).all()
+
+
+def test_frozen_arrays_are_no_statistics() -> None:
+    """Minibatches of a net without others may be divided further."""
+    shapes = ("w", (4,)), ("frozen", (3,)), ("mean", (2,))
+    assert not start_rule(Adam(), shapes[:1]).has_statistics
+    assert not start_rule(Adam(), shapes[:2], (1.0,)).has_statistics
+    assert start_rule(Adam(), shapes, (1.0, 0.9)).has_statistics

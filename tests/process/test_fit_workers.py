@@ -1,0 +1,306 @@
+"""``fit`` with several processes: as exact and as well-behaved as with one."""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dist_net
+from dist_net.data import dataset_named
+from dist_net.errors import NotFiniteError, SettingError
+from dist_net.nn import BatchNorm, Dense, Dropout, Flatten, Model, Rescale, Sequential
+from dist_net.training.run import rounds
+from dist_net.training.run.callbacks import EpochResult
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+SAMPLES, BATCH, RATE = 192, 16, 0.5
+ONE_HOT = np.eye(SAMPLES, dtype=np.float32)
+NOTHING = np.zeros((SAMPLES, 1), np.float32)
+COUNTED: dict[str, Any] = {"optimizer": "sgd", "learning_rate": RATE, "batch_size": BATCH}
+
+
+def counter() -> Model:
+    """A model whose weights count how often each sample was trained on.
+
+    The loss is a lambda, which cannot be pickled.
+    """
+    model = Model(Dense(1), (SAMPLES,), lambda outputs, _: outputs.sum(-1), np.float32)
+    model.weights = np.zeros(model.layout.size, np.float32)
+    return model
+
+
+def counts(model: Model) -> np.ndarray:
+    return -model.weights[:SAMPLES] * BATCH / RATE
+
+
+class Rows:
+    """One-hot inputs that call ``read_in_worker`` before a worker, not the caller, reads them."""
+
+    shape, dtype = (SAMPLES,), np.dtype(np.float32)
+
+    def __init__(self, read_in_worker: Callable[[], object]) -> None:
+        self._caller = os.getpid()
+        self._read_in_worker = read_in_worker
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def read(self, indices: np.ndarray, out: np.ndarray) -> None:
+        if os.getpid() != self._caller:
+            self._read_in_worker()
+        out[:] = ONE_HOT[indices]
+
+
+def once(path: Path, action: Callable[[], object]) -> Callable[[], None]:
+    """Return a function that calls ``action`` once, in the first process that calls it."""
+
+    def act() -> None:
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        action()
+
+    return act
+
+
+def digits_net() -> Model:
+    layers = Rescale(), Flatten(), Dense(32, "relu"), BatchNorm(), Dropout(0.1), Dense(10)
+    return Model(Sequential(*layers), (8, 8))
+
+
+def fitted(workers: int, epochs: int = 6) -> tuple[Model, list[EpochResult]]:
+    digits, model = dataset_named("digits"), digits_net()
+    data = digits.train_inputs, digits.train_targets
+    tests = digits.test_inputs, digits.test_targets
+    history = dist_net.fit(model, *data, validation=tests, epochs=epochs, workers=workers)
+    return model, history
+
+
+def test_each_sample_is_counted_once_in_each_epoch() -> None:
+    model = counter()
+    dist_net.fit(model, ONE_HOT, NOTHING, epochs=3, workers=2, **COUNTED)
+    np.testing.assert_allclose(counts(model), 3, rtol=1e-5)
+
+
+def test_two_are_as_accurate_as_one_and_equal_calls_end_with_equal_bits() -> None:
+    (_, alone), (model, history), (again, _) = fitted(1), fitted(2), fitted(2)
+    assert [each.epoch for each in history] == [each.epoch for each in alone]
+    assert history[-1].loss < 1.1 * alone[-1].loss
+    assert history[-1].validation.loss < 1.1 * alone[-1].validation.loss
+    assert history[-1].steps.learning_rate == alone[-1].steps.learning_rate
+    np.testing.assert_array_equal(model.weights, again.weights)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_no_bit_is_lost_with_a_worker(
+    end: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-lease. A stopped one counts as lost after a time."""
+    monkeypatch.setattr(rounds, "LATE_S", 1.0)
+    fall = once(tmp_path / "fallen", lambda: os.kill(os.getpid(), end))
+    weights = []
+    for rows in (ONE_HOT, Rows(fall)):
+        model = counter()
+        dist_net.fit(model, rows, NOTHING, epochs=3, workers=2, **COUNTED)
+        weights.append(model.weights)
+    assert (tmp_path / "fallen").exists()
+    np.testing.assert_array_equal(*weights)
+
+
+def test_without_room_for_processes_one_takes_the_same_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = fitted(2, epochs=2)
+
+    def no_room() -> int:
+        raise BlockingIOError("no room for a process")
+
+    monkeypatch.setattr(os, "fork", no_room)
+    model, _ = fitted(2, epochs=2)
+    np.testing.assert_array_equal(model.weights, expected.weights)
+    assert "no room for a process" in caplog.text
+
+
+def test_an_exception_of_the_users_code_is_raised_as_with_one_process() -> None:
+    class OwnError(Exception):
+        pass
+
+    class BrokenRows(Rows):
+        def read(self, indices: np.ndarray, out: np.ndarray) -> None:
+            if 77 in indices:
+                raise OwnError("row 77")
+            super().read(indices, out)
+
+    with pytest.raises(OwnError, match="row 77") as raised:
+        dist_net.fit(counter(), BrokenRows(lambda: None), NOTHING, workers=2, **COUNTED)
+    assert raised.value.__context__ is None
+
+
+def test_an_exception_of_a_callback_ends_the_workers() -> None:
+    model = counter()
+
+    def fail(result: EpochResult) -> None:
+        if result.epoch == 2:
+            raise LookupError("of the callback")
+
+    with pytest.raises(LookupError, match="of the callback"):
+        dist_net.fit(model, ONE_HOT, NOTHING, workers=2, callbacks=[fail], **COUNTED)
+    np.testing.assert_allclose(counts(model), 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_the_newest_weights(workers: int, tmp_path: Path) -> None:
+    """SIGINT arrives in the second epoch."""
+    model, caller, reads = counter(), os.getpid(), []
+
+    class InterruptingRows(Rows):
+        def read(self, indices: np.ndarray, out: np.ndarray) -> None:
+            super().read(indices, out)
+            reads.append(len(indices))
+            if sum(reads) > 4 * SAMPLES:
+                once(tmp_path / "interrupted", lambda: os.kill(caller, signal.SIGINT))()
+
+    rows = InterruptingRows(lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        dist_net.fit(model, rows, NOTHING, epochs=100_000, workers=workers, **COUNTED)
+    assert 1 <= np.round(counts(model)).min() <= np.round(counts(model)).max()
+
+
+def test_a_loss_that_is_no_number_is_refused_and_the_last_good_weights_stay() -> None:
+    model = counter()
+    inputs = np.full_like(ONE_HOT, 1e30)
+    with pytest.raises(NotFiniteError, match="epoch 1"):
+        dist_net.fit(model, inputs, NOTHING, workers=2, **COUNTED | {"learning_rate": 1e9})
+    assert np.isfinite(model.weights).all()
+
+
+def test_a_callback_may_change_the_model_and_end_the_training() -> None:
+    models = [counter(), counter()]
+    for workers, model in enumerate(models, 1):
+
+        def change(result: EpochResult) -> bool:
+            result.model.weights = np.zeros_like(result.model.weights)
+            return result.epoch == 3
+
+        history = dist_net.fit(
+            model, ONE_HOT, NOTHING, workers=workers, callbacks=[change], **COUNTED
+        )
+        assert len(history) == 3
+    for model in models:
+        assert not model.weights.any()
+
+
+def test_a_callback_may_lower_the_learning_rate() -> None:
+    model = counter()
+
+    def halve(result: EpochResult) -> None:
+        result.steps.rate_factor /= 2
+
+    dist_net.fit(model, ONE_HOT, NOTHING, epochs=3, workers=2, callbacks=[halve], **COUNTED)
+    np.testing.assert_allclose(counts(model), 1 + 1 / 2 + 1 / 4, rtol=1e-5)
+
+
+def test_the_shared_memory_is_released_before_the_history() -> None:
+    history = dist_net.fit(counter(), ONE_HOT, NOTHING, epochs=1, workers=2, **COUNTED)
+    assert "/memfd:dist-net" not in Path("/proc/self/maps").read_text()
+    assert len(history) == 1
+
+
+def test_another_call_continues() -> None:
+    model = counter()
+    for _ in range(2):
+        dist_net.fit(model, ONE_HOT, NOTHING, epochs=2, workers=2, **COUNTED)
+    np.testing.assert_allclose(counts(model), 4, rtol=1e-5)
+
+
+def test_many_more_minibatches_take_turns() -> None:
+    """Two groups take whole minibatches in a run of 5,000, and the outer momentum makes up."""
+    (alone, two) = (counter(), counter())
+    for workers, model in enumerate((alone, two), 1):
+        dist_net.fit(model, ONE_HOT, NOTHING, epochs=420, workers=workers, **COUNTED)
+    assert counts(two).mean() == pytest.approx(counts(alone).mean(), rel=0.05)
+
+
+@pytest.fixture
+def other_thread() -> Iterator[None]:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="other")
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("other_thread")
+def test_a_process_with_other_threads_is_not_forked(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SettingError, match=r"workers=2.*other.*expected workers=1"):
+        dist_net.fit(counter(), ONE_HOT, NOTHING, workers=2, **COUNTED)
+    caplog.set_level(logging.INFO, "dist_net")
+    dist_net.fit(counter(), ONE_HOT, NOTHING, **COUNTED)
+    assert "workers=1 reason=other threads run (other)" in caplog.text
+
+
+def test_auto_starts_as_many_as_pay_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for limit in ("SHORTEST_STEP_S", "SHORTEST_RUN_S", "SMALLEST_SPEEDUP"):
+        monkeypatch.setattr(rounds, limit, 0.0)
+    monkeypatch.setattr(rounds, "available_cores", lambda: 2)
+    model, two = counter(), counter()
+    dist_net.fit(model, ONE_HOT, NOTHING, epochs=10, **COUNTED)
+    assert capsys.readouterr().err.startswith("2 workers: 120 steps of ")
+    dist_net.fit(two, ONE_HOT, NOTHING, epochs=10, workers=2, **COUNTED)
+    np.testing.assert_array_equal(model.weights, two.weights)
+
+
+def test_auto_does_not_fork_readers_of_files(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dist_net")
+    dist_net.fit(counter(), Rows(lambda: None), NOTHING, **COUNTED)
+    assert "workers=1 reason=the samples are no array" in caplog.text
+
+
+def test_workers_need_a_number_and_no_threads() -> None:
+    for workers in (0, 33, "two", 1.5, True):
+        with pytest.raises(SettingError, match=r"expected 1 to 32, or 'auto'"):
+            dist_net.fit(counter(), ONE_HOT, NOTHING, workers=workers, **COUNTED)
+    with pytest.raises(SettingError, match="2 threads share"):
+        dist_net.fit(counter(), ONE_HOT, NOTHING, workers=2, threads=2, **COUNTED)
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+import dist_net
+from dist_net.nn import Dense, Model
+
+def show(result):
+    if result.epoch == 1:
+        print(*Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), flush=True)
+
+model = Model(Dense(1), (4,), "mse", np.float32)
+data = np.ones((64, 4), np.float32), np.ones((64, 1), np.float32)
+dist_net.fit(model, *data, epochs=10**6, workers=2, callbacks=[show])
+"""
+
+
+def test_workers_end_with_a_caller_that_is_killed() -> None:
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # adopt orphans
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE) as caller:
+        assert caller.stdout is not None
+        workers = [int(each) for each in caller.stdout.readline().split()]
+        caller.kill()
+    assert len(workers) == 2
+    for worker in workers:
+        assert os.waitpid(worker, 0)[0] == worker
