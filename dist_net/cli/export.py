@@ -10,13 +10,13 @@ from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import LIVE, MODELS, model_source, parse_named_source
+from dist_net.nets.sources import LIVE, MODELS, RUN_PRECISION, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
     )
@@ -39,19 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     file = arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
-    require_another_file(arguments.model, arguments.weights, file)
-    confirm_recipe(arguments.model, arguments.trust_recipe)
+    (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
+    require_another_file(named.source, named.weights, file)
+    confirm_recipe(named.source, arguments.trust_recipe)
     with FetchProgress(plain_console()) as progress:
-        source = model_source(
-            arguments.model,
-            arguments.weights,
-            arguments.labels,
-            progress,
-            trust_recipe=arguments.trust_recipe,
-        )
-        found = source.read()
-    name = parse_named_source(arguments.model).name
-    exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
+        found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
+    exported = ExportedModel(named.name, found, found.weights(), arguments.preprocessing)
     written = write_exported(file, format, exported)
     plain_console(stderr=False).print(
         f"{file}: {exported.name} as {format}, {found.own_model.layout.size:,} parameters, "

@@ -19,7 +19,7 @@ from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
 from dist_net.images.labels import is_unknown, top_predictions
 from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
-from dist_net.nets.sources import MODELS, FoundModel, parse_pool_sources
+from dist_net.nets.sources import MODELS, RUN_PRECISION, FoundModel, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.cores import available_cores
@@ -34,7 +34,7 @@ ANSWER_COLUMNS = "image", "answer", "label", "probability", "error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
     parser.add_argument(
         "files",
         metavar="FILE",
@@ -69,11 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"--output {arguments.output}: expected a {' or '.join(suffixes)} file name for the "
             f"outputs of {'rows' if has_rows else 'images'}"
         )
-    confirm_recipe(arguments.model, arguments.trust_recipe)
+    (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
+    confirm_recipe(named.source, arguments.trust_recipe)
     # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
-        (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
         found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
         found = computed_by(found, arguments.engine)
     return predict_rows(arguments, found, files) if has_rows else classify(arguments, found, files)

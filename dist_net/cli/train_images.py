@@ -186,6 +186,7 @@ def _answers(content: Mapping[str, Any]) -> str:
     if answered < images:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
+        text += ". To have more answered, serve RUN,precision=SHARE with a lower share"
     return text
 
 

@@ -85,11 +85,13 @@ MODELS = (
     f"checkpoint of a run, a file of Model.save, an .onnx file, or a .cfg file with --weights FILE "
     f"and --labels FILE"
 )
+RUN_PRECISION = "RUN,precision=SHARE: at least this share of a folder's answers is to be right"
 LIVE = ("tcp://", "ipc://")
 ANSWER_WITHIN_S = 5.0
 FILE_NAMES = "weights", "labels"
-OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
+OPTION_NAMES = (*FILE_NAMES, "precision", *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
+NO_PRECISION = "{} has no threshold to choose by a precision; expected a run on a folder of images"
 
 
 @dataclass(frozen=True)
@@ -234,17 +236,22 @@ class PretrainedNet:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
+    """A run directory or a checkpoint file; ``labels`` replace the names of its classes.
+
+    ``precision`` replaces that for which training chose the threshold of unknown images.
+    """
 
     path: Path
     labels: Path | None
     progress: Progress
     trust_recipe: bool = False
+    precision: float | None = None
 
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint.
 
-        Raise ModelSourceError if the file is not a checkpoint, and see ``load_trained``.
+        Raise ModelSourceError if the file is not a checkpoint, SettingError for a precision that
+        its images do not prove, and see ``load_trained``.
         """
         try:
             loaded, checkpoint = load_trained(self.path, self.trust_recipe)
@@ -257,6 +264,10 @@ class TrainedRun:
         recorded = (record.class_names or None) if has_classes else ()
         names = _class_names(loaded, self.labels, recorded, self.progress)
         calibration = calibration_of(checkpoint)
+        if self.precision is not None:
+            if calibration is None:
+                raise ModelSourceError(NO_PRECISION.format(self.path))
+            calibration = calibration.promising(self.precision)
         weights = calibrated_weights(loaded, checkpoint)
         return replace(
             found_model(loaded, weights, names, record.fitting),
@@ -492,20 +503,26 @@ def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelS
 
 
 class NamedSource(NamedTuple):
-    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``, and the PixelOptions."""
+    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``, PixelOptions and a precision."""
 
     name: str
     source: str
     weights: Path | None
     labels: Path | None
     pixels: PixelOptions = NO_PIXEL_OPTIONS
+    precision: float | None = None
 
     def open(
         self, progress: Progress, keys: PeerKeys | None = None, trust_recipe: bool = False
     ) -> ModelSource:
-        """Return the source; see ``model_source``."""
+        """Return the source; see ``model_source``. Only a run on a folder has a precision."""
         files = self.weights, self.labels
-        return model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
+        source = model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
+        if self.precision is None:
+            return source
+        if not isinstance(source, TrainedRun):
+            raise ModelSourceError(NO_PRECISION.format(self.source))
+        return replace(source, precision=self.precision)
 
 
 def parse_named_source(text: str) -> NamedSource:
@@ -528,8 +545,13 @@ def parse_named_source(text: str) -> NamedSource:
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
             f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
-    pixels = PixelOptions(**given)
-    return NamedSource(name, source, files.get("weights"), files.get("labels"), pixels)
+    text = given.pop("precision", None)
+    try:
+        precision = None if text is None else float(text)
+    except ValueError:
+        raise ModelSourceError(f"precision={text}: expected a share, such as 0.9") from None
+    weights, labels = map(files.get, FILE_NAMES)
+    return NamedSource(name, source, weights, labels, PixelOptions(**given), precision)
 
 
 def parse_pool_sources(

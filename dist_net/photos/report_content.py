@@ -14,7 +14,6 @@ from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,
     calibration_error,
-    lower_bounds,
     wilson_interval,
 )
 from dist_net.photos.unknown_images import LeftOutClass
@@ -64,7 +63,7 @@ def report_content(
         "calibration": {
             **asdict(calibration),
             **_calibration_errors(judged, calibration),
-            "is_proven": _is_proven(judged, calibration),
+            "is_proven": calibration.is_proven,
             "measured_on": measured[0]["data"],
             "answered": measured[-1]["answered_share"],
             "right_of_answered": measured[-1]["right_of_answered"],
@@ -108,15 +107,6 @@ def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[
     before = calibration_error(softmax(judged.logits), judged.targets)
     after = calibration_error(judged.probabilities(calibration), judged.targets)
     return {"error_before": before, "error_after": after}
-
-
-def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
-    """Return whether the images prove that the answers reach the requested precision."""
-    probabilities = judged.probabilities(calibration)
-    is_answered = probabilities.max(1) >= calibration.threshold
-    is_right = probabilities.argmax(1) == judged.targets
-    bounds = lower_bounds(is_right[is_answered], judged.groups[is_answered])
-    return bool(len(bounds) and bounds[-1] >= calibration.precision)
 
 
 def answered_curve(

@@ -254,8 +254,9 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         (1.0, "100 % answered"),
     )
     section = (
-        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold; with "
-        f"another --precision, the model answers more or fewer images.</p>"
+        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold. To have "
+        f"more images answered, serve the model with a lower precision: "
+        f"<code>dist-net serve RUN,precision=0.8</code>.</p>"
         f'<div class="charts">{figure}</div>'
     )
     if not left_out:

@@ -154,8 +154,9 @@ def test_few_images_are_counted_and_many_are_a_share():
 
 
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
-    assert not content()["calibration"]["is_proven"]
-    assert content(calibration=Calibration(1.0, 0.5, 0.2))["calibration"]["is_proven"]
+    for precision, is_proven in ((0.75, False), (0.2, True)):
+        found = content(calibration=judged().calibrate(precision))["calibration"]
+        assert found["is_proven"] == is_proven
 
 
 def test_similar_images_are_counted_once() -> None:
@@ -163,12 +164,8 @@ def test_similar_images_are_counted_once() -> None:
     assert [each["measured"][0]["groups"] for each in (apart, alike)] == [100, 10]
     widths = [np.ptp(each["measured"][0]["accuracy_interval"]) for each in (apart, alike)]
     assert widths[1] > 2 * widths[0]
-    assert content(judged=judged(20), calibration=Calibration(1.0, 0.5, 0.5))["calibration"][
-        "is_proven"
-    ]
-    assert not content(judged=judged(20, in_group=10), calibration=Calibration(1.0, 0.5, 0.5))[
-        "calibration"
-    ]["is_proven"]
+    assert judged(20).calibrate(0.6).is_proven
+    assert not judged(20, in_group=10).calibrate(0.6).is_proven
     assert "100 images in 10 groups" in Seen(report_page(alike, {})).text
 
 
