@@ -186,7 +186,8 @@ def _answers(content: Mapping[str, Any]) -> str:
     if answered < images:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
-        text += ". To have more answered, serve RUN,precision=SHARE with a lower share"
+        if lower := content["calibration"]["lower_precision"]:
+            text += f"; more are answered by RUN,precision={lower:g}"
     return text
 
 

@@ -253,10 +253,12 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         "{:.0%}",
         (1.0, "100 % answered"),
     )
+    more = ""
+    if lower := calibration["lower_precision"]:
+        more = f" More images are answered by <code>dist-net serve RUN,precision={lower:g}</code>."
     section = (
-        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold. To have "
-        f"more images answered, serve the model with a lower precision: "
-        f"<code>dist-net serve RUN,precision=0.8</code>.</p>"
+        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold."
+        f"{more}</p>"
         f'<div class="charts">{figure}</div>'
     )
     if not left_out:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.photos.photo_statistics import JudgedImages
-from dist_net.photos.report_content import class_table, report_content
+from dist_net.photos.report_content import class_table, lower_precision, report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
 
@@ -157,6 +157,14 @@ def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
     for precision, is_proven in ((0.75, False), (0.2, True)):
         found = content(calibration=judged().calibrate(precision))["calibration"]
         assert found["is_proven"] == is_proven
+
+
+def test_a_lower_precision_is_proposed_that_the_images_prove() -> None:
+    for precision in (0.65, 0.99):
+        found = judged(20).calibrate(precision)
+        proposed = content(calibration=found)["calibration"]["lower_precision"]
+        assert found.promising(proposed).threshold < found.threshold
+    assert lower_precision(judged().calibrate(0.2)) == 0
 
 
 def test_similar_images_are_counted_once() -> None:
