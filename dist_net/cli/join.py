@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
         logs = _log_directory(directory, opened)
-        display = opened.enter_context(TrainingProgress(console, evaluates=False))
+        display = opened.enter_context(TrainingProgress(console))
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )
