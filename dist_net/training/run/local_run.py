@@ -41,6 +41,7 @@ from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
+from dist_net.vector import Vector
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
@@ -130,12 +131,15 @@ REPORTED = (
 )
 
 
-ReasonToStop = Callable[[int, float], str]
-"""Called with the samples so far and the test loss; training ends unless it returns ""."""
+Judge = Callable[[int, Vector], tuple[Evaluation | None, str]]
+"""Evaluates the weights after some samples; training ends unless the reason returned is ""."""
 
 
 class LocalRun:
-    """The run in ``directory``. ``options``: returned by ``RunOptions.on``."""
+    """The run in ``directory``. ``options``: returned by ``RunOptions.on``.
+
+    ``judge`` evaluates instead of the recipe.
+    """
 
     def __init__(
         self,
@@ -145,7 +149,7 @@ class LocalRun:
         options: RunOptions,
         local: LocalRunSettings,
         display: TrainingProgress,
-        reason_to_stop: ReasonToStop | None = None,
+        judge: Judge | None = None,
     ) -> None:
         fault = options.settings(loaded).size_fault
         if fault and (local.listening.listen or local.ray_address is not None):
@@ -155,7 +159,8 @@ class LocalRun:
         self._options = options
         self._best: BestWeights | None = None
         self._samples = len(dataset.train_targets)
-        self._evaluate = evaluate_recipe(loaded.recipe, dataset)
+        evaluate = evaluate_recipe(loaded.recipe, dataset)
+        self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
         self._local = local
         self._display = display
         self._launcher = local.launcher(directory)
@@ -172,7 +177,6 @@ class LocalRun:
         self._warnings = RunWarnings(display.warned)
         self._has_workers = False
         self._stop_reason = ""
-        self._reason_to_stop = reason_to_stop
 
     def stop(self, reason: str) -> None:
         """End the run at the next report, as if every epoch were done."""
@@ -401,7 +405,7 @@ class LocalRun:
 
     def _evaluate_now(self, observer: Observer) -> Evaluation | None:
         snapshot = observer.snapshot()
-        evaluation = self._evaluate(snapshot.weights)
+        evaluation, reason = self._judge(snapshot.samples, snapshot.weights)
         if evaluation is None:
             return None
         record = {
@@ -413,10 +417,8 @@ class LocalRun:
         }
         self._metrics.append([record])
         self._display.evaluated(snapshot.samples, evaluation)
-        if self._reason_to_stop and (
-            why := self._reason_to_stop(snapshot.samples, evaluation.loss)
-        ):
-            self.stop(why)
+        if reason:
+            self.stop(reason)
         if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation
