@@ -34,7 +34,7 @@ GAINS = (
 """What is known of tuning, by ``scripts/bench photos-tuning``: see docs/photos.md."""
 USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 60
 TIMED = 8
-UNDECIDED, FEWEST_EVALUATIONS = 0.4, 4
+UNDECIDED, STOPS_AFTER, FEWEST_EVALUATIONS = 0.4, 0.25, 4
 """See ``TuningJudge``."""
 
 
@@ -89,17 +89,18 @@ class TuningJudge:
     """Evaluate a net in tuning against the head with the logits ``head`` of the validation split.
 
     ``groups`` has the group of every image in the folder's list. A call returns the evaluation
-    after some samples of the run, and the reason to stop: "" unless no net was better than the head
-    in ``FEWEST_EVALUATIONS`` and ``UNDECIDED`` of the run. One that is resumed later had a reason.
+    after some samples of the run, and the reason to stop: "" unless ``UNDECIDED`` of the run is
+    over, and no net was better than the head in the last ``STOPS_AFTER`` of it.
     """
 
     def __init__(
         self, recipe: ImageRecipe, head: Scores, images: PreparedImages, groups: SampleIndices
     ) -> None:
         self._recipe, self._head, self._images, self._groups = recipe, head, images, groups
-        self._undecided_until = UNDECIDED * recipe.epochs * len(images.rows(TRAIN))
+        samples = recipe.epochs * len(images.rows(TRAIN))
+        self._patience = STOPS_AFTER * samples
+        self._led_at = UNDECIDED * samples - self._patience
         self._evaluations = 0
-        self._has_led = False
 
     def compare(self, weights: Vector) -> Comparison:
         tuned = judged_by(self._recipe, weights, self._images, self._groups, VALIDATION)
@@ -111,12 +112,12 @@ class TuningJudge:
     def __call__(self, samples: int, weights: Vector) -> tuple[Evaluation, str]:
         found = self.compare(weights)
         logits, targets = found.tuned.logits, found.tuned.targets
-        is_late = samples > self._undecided_until
-        self._has_led |= found.is_better or (is_late and not self._evaluations)
+        if found.is_better or not self._evaluations:  # a resumed run may have led before
+            self._led_at = max(self._led_at, samples)
         self._evaluations += 1
         reason = ""
-        if is_late and not self._has_led and self._evaluations >= FEWEST_EVALUATIONS:
-            reason = f"in {self._evaluations} evaluations no net was better than the head"
+        if self._evaluations >= FEWEST_EVALUATIONS and samples - self._led_at >= self._patience:
+            reason = f"no net of the last {STOPS_AFTER:.0%} of the run was better than the head"
         loss = float(cross_entropies(logits, targets).mean())
         answers = targets.astype(np.intp), logits.argmax(1)
         return Evaluation(loss, len(targets), logits.shape[1], *answers), reason
