@@ -53,7 +53,7 @@ def usual_epochs(images: int) -> int:
     return min(max(round(USUAL_SAMPLES / images), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
-class Comparison(NamedTuple):
+class HeadComparison(NamedTuple):
     """A tuned net and the head on the same images, on which neither was trained.
 
     ``lead`` is how much lower the net's loss is, and ``error`` its standard error; both losses are
@@ -102,12 +102,12 @@ class TuningJudge:
         self._led_at = UNDECIDED * samples - self._patience
         self._evaluations = 0
 
-    def compare(self, weights: Vector) -> Comparison:
+    def compare(self, weights: Vector) -> HeadComparison:
         tuned = judged_by(self._recipe, weights, self._images, self._groups, VALIDATION)
         of_head, of_net = (
             calibrated_losses(each, tuned.targets) for each in (self._head, tuned.logits)
         )
-        return Comparison(tuned, self._head, *mean_and_error(of_head - of_net, tuned.groups))
+        return HeadComparison(tuned, self._head, *mean_and_error(of_head - of_net, tuned.groups))
 
     def __call__(self, samples: int, weights: Vector) -> tuple[Evaluation, str]:
         found = self.compare(weights)

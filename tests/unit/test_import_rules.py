@@ -113,7 +113,6 @@ CAN_DO_WITHOUT = {
     "join": "fsspec",
     "plots": "matplotlib",
     "serving_run": "uvloop",
-    "image_report": "matplotlib",
     "ray_cluster": "ray",
     "ray_keeper": "ray",
 }
