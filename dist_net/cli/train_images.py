@@ -52,7 +52,12 @@ WITH_VALUES: tuple[Option, ...] = (
         "share of predictions that must be right; less certain ones are reported as unknown "
         "(default: 0.95)",
     ),
-    ("--cache-bytes", int, "N", "size beyond which other folders leave the cache", CACHE_BYTES),
+    (
+        "--cache-bytes",
+        int,
+        "N",
+        f"size beyond which other folders leave the cache (default: {CACHE_BYTES:,})",
+    ),
 )
 
 SWITCHES = {
