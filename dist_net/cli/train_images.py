@@ -192,7 +192,7 @@ def _answers(content: Mapping[str, Any]) -> str:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
         if lower := content["calibration"]["lower_precision"]:
-            text += f"; more are answered by RUN,precision={lower:g}"
+            text += f"; to have more answered, serve RUN,precision={lower:g}"
     return text
 
 
