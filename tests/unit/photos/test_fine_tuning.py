@@ -93,11 +93,11 @@ def judge_of_nets(monkeypatch: pytest.MonkeyPatch) -> TuningJudge:
 @pytest.mark.parametrize(
     ("right", "stops_after"),
     [
-        ([20] * 10, 4),
-        ([10] * 10, 4),
-        ([21] * 10, 4),  # better by less than the standard error
-        ([20, 32, 20, 20, 20, 20, 20, 20, 20, 20], 5),
-        ([20, 20, 20, 32, 20, 20, 32, 20, 20, 32], None),
+        ([20] * 10, 7),
+        ([10] * 10, 7),
+        ([21] * 10, 7),  # better by less than the standard error
+        ([20, 20, 20, 20, 20, 32, 20, 20, 20, 20], 9),
+        ([20, 20, 20, 20, 20, 20, 32, 20, 20, 32], None),  # late, as with Fashion-MNIST
     ],
 )
 def test_tuning_stops_if_no_net_was_better_in_a_quarter_of_the_run(
