@@ -34,7 +34,7 @@ GAINS = (
 """What is known of tuning, by ``scripts/bench photos-tuning``: see docs/photos.md."""
 USUAL_SAMPLES, FEWEST_EPOCHS, MOST_EPOCHS = 4500, 8, 60
 TIMED = 8
-UNDECIDED, STOPS_AFTER, FEWEST_EVALUATIONS = 0.65, 0.25, 4
+UNDECIDED, STOPS_AFTER, FEWEST_EVALUATIONS = 0.8, 0.25, 4
 """See ``TuningJudge``."""
 
 
