@@ -84,6 +84,10 @@ class NoAnswerError(DistNetError):
     """No answer arrived from an address in time."""
 
 
+class AccessRefusedError(NoAnswerError):
+    """A server refuses this process's keys, or is not the server that they are for."""
+
+
 class SegmentError(DistNetError):
     """A shared-memory segment cannot be made or attached."""
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -31,6 +32,11 @@ pytest_plugins = ["pytester"]
 # Without bytecode each of the hundreds of processes that are started compiles the package anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Tests put Unix sockets below their directories, at paths that have at most 107 bytes (unix(7)).
+MAX_TEMPORARY_BYTES = 12
+if len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_BYTES:
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 # Endings that were asked for may still be under way: a worker whose server has just gone, a
 # ZeroMQ context that closes its sockets. Nothing waits unless something is left.

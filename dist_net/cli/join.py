@@ -29,12 +29,13 @@ from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import bits_in
-from dist_net.processes.own_directory import JOINED, log_directory, temporary_directory
+from dist_net.processes.own_directory import announce, log_directory, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
+from dist_net.wire.security import write_peer_keys
 from dist_net.wire.token import TRAINING
 
 
@@ -60,8 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     console = plain_console()
     server = server_given(arguments, TRAINING, arguments.timeout)
     with ExitStack() as opened:
-        directory = RunDirectory(opened.enter_context(temporary_directory()) / JOINED)
+        temporary = opened.enter_context(temporary_directory())
+        directory = RunDirectory(temporary / "run")
         directory.make()
+        if server.keys is not None:
+            write_peer_keys(directory.keys, server.keys)
+            announce(temporary, [server.address], directory.keys)
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
         settings = replace(settings, bits=bits_in(offered.digest))

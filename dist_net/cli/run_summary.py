@@ -37,6 +37,10 @@ def show_summary(
             f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
             f"{summary['samples_per_s']:,.0f} samples/s; {exchange_facts(summary)}"
         )
+    if summary["workers_joined"]:
+        console.print(
+            f"workers: {summary['workers_joined']:,} joined, {summary['workers_lost']:,} lost"
+        )
     received, sent = summary["bytes_received_per_sample"], summary["bytes_sent_per_sample"]
     if received or sent:
         console.print(f"network: {received:,.0f} bytes received and {sent:,.0f} sent per sample")
@@ -69,15 +73,11 @@ def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory) -> str:
     if not directory.holds_run:
         return "the run has not begun"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
-    workers = arguments.workers
-    if arguments.command == "train" and workers != DEFAULT_WORKERS:
-        words += ["--workers", AUTO if workers is None else workers]
     if arguments.cluster != "local":
-        words += ["--cluster", arguments.cluster]
+        workers = AUTO if arguments.workers is None else arguments.workers
+        words += ["--cluster", arguments.cluster, "--workers", workers]
         words += ["--address", arguments.address] if arguments.address else []
-    for address in arguments.listen:
-        words += ["--listen", address]
-    for option in ("contact", "keys", "metrics", "metrics-token-file"):
+    for option in ("metrics", "metrics-token-file"):
         if (value := vars(arguments).get(option.replace("-", "_"))) is not None:
             words += [f"--{option}", value]
     return f"resume with: {command_line(*words)}"

@@ -15,14 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_net.cli.run_status import run_line, run_view
-from dist_net.command_line import add_options, number_above_zero
-from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.command_line import add_options, command_line, number_above_zero
+from dist_net.errors import (
+    AccessRefusedError,
+    InsecureAddressError,
+    NoAnswerError,
+    ProtocolError,
+)
 from dist_net.nets.observer import NO_RECORDS, Observer
-from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted, printable_report
-from dist_net.processes.own_directory import JOINED, own_directories
+from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
-from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
+from dist_net.wire.security import CLIENT, OPERATOR, PeerKeys, load_peer_keys
 
 OVER = ("finished", "stopping")
 
@@ -35,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(
         parser,
-        ("--keys", Path, "DIR", "a client's keys (default: those of join)"),
+        ("--keys", Path, "DIR", "a client's keys (default: those of a run or join of this user)"),
         ("--timeout", number_above_zero, "SECONDS", "to wait for a report", 5.0),
         ("--every", number_above_zero, "SECONDS", "interval of --follow", 1.0),
     )
@@ -48,8 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    given = arguments.keys or keys_of_join(arguments.address)
+    given = arguments.keys or announced_keys(arguments.address)
     keys = load_peer_keys(given, CLIENT) if given else None
+    try:
+        return _show(arguments, keys)
+    except (AccessRefusedError, InsecureAddressError) as error:
+        keys_of_run = Path("RUN_DIRECTORY", "keys", OPERATOR)
+        command = command_line("status", arguments.address, "--keys", keys_of_run)
+        error.add_note(f"as the user and on the host of the run: {command}")
+        raise
+
+
+def _show(arguments: argparse.Namespace, keys: PeerKeys | None) -> int:
     console = plain_console(stderr=False)
     if arguments.follow:
         is_live = console.is_terminal and not arguments.json
@@ -71,14 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
         for report in reports:
             print(line(report), flush=True)
     return 0
-
-
-def keys_of_join(address: str) -> Path | None:
-    """Return the directory of the keys by which ``join`` reaches a server from this host."""
-    for joined in (RunDirectory(each / JOINED) for each in own_directories()):
-        if joined.server.is_file() and joined.server.read_text() == address:
-            return joined.keys
-    return None
 
 
 def followed(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -36,13 +38,18 @@ from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
 from dist_net.serving.http.settings import HttpSettings, TokenFile
-from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRunSettings
+from dist_net.training.run.local_run import (
+    KILLED_RUN_ENDS_S,
+    START_TIMEOUT_S,
+    LocalRunSettings,
+)
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress
 from dist_net.training.server.consistency import Consistency
 
 DEFAULT_RECIPE = "fashion-mnist"
+RESTORED = "workers", "listen", "keys", "contact"
 OPTIONS_OF_RUNS = [each.name for each in fields(RunOptions) if each.name != "recipe"]
 
 
@@ -57,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=DEFAULT_WORKERS,
+        default=argparse.SUPPRESS,  # of the resumed run, or DEFAULT_WORKERS
         metavar="N",
-        help="worker processes (default: %(default)s); 0: all workers join from other hosts; auto, "
-        "with --cluster ray: as many as Ray has room for",
+        help=f"worker processes (default: {DEFAULT_WORKERS}); 0: all workers join from other "
+        "hosts; auto, with --cluster ray: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
     _add_learning_arguments(parser.add_argument_group("learning (default: the recipe's values)"))
@@ -171,6 +178,9 @@ def _add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    console = plain_console()
+    directory = resumed_directory(arguments)
+    restore_cluster(arguments, directory, console)
     arguments.ray = ray_address(arguments, arguments.workers)
     if arguments.ray and (arguments.listen or arguments.keys or arguments.workers == 0):
         raise SettingError(
@@ -181,13 +191,34 @@ def run(arguments: argparse.Namespace) -> int:
         raise AddressError(
             "no address to listen on; pass --listen tcp://HOST:PORT, this host's address"
         )
-    console = plain_console()
     with served_metrics(arguments, console) as publish:
-        return _train(arguments, console, publish)
+        return _train(arguments, directory, console, publish)
 
 
-def _train(arguments: argparse.Namespace, console: Console, publish: Publish | None) -> int:
-    directory = resumed_directory(arguments)
+def restore_cluster(
+    arguments: argparse.Namespace, directory: RunDirectory | None, console: Console
+) -> None:
+    """Set options of the cluster that are not given to those of the resumed run; print them."""
+    given, words = vars(arguments), []
+    absent: list[Any] = [None, [], ()]
+    if directory is not None and arguments.cluster == "local":
+        before = LocalRunSettings.of_run(directory)
+        for name, value in {"workers": before.workers, **vars(before.listening)}.items():
+            if name in RESTORED and given.get(name) in absent and value not in absent:
+                given[name] = value
+                for each in value if name == "listen" else [value]:
+                    words += [f"--{name}", str(each)]
+    if words:
+        console.print(f"resuming with the run's {shlex.join(words)}")
+    given.setdefault("workers", DEFAULT_WORKERS)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    directory: RunDirectory | None,
+    console: Console,
+    publish: Publish | None,
+) -> int:
     given = {name: vars(arguments).get(name) for name in OPTIONS_OF_RUNS}
     if arguments.keep is not None:
         given["keeps_best"] = arguments.keep == "best"
@@ -251,4 +282,6 @@ def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
         raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
     if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
         return None
-    return RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
+    run = RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
+    with run.locked(KILLED_RUN_ENDS_S):  # the server of a killed run writes its checkpoint first
+        return run

@@ -23,7 +23,7 @@ from dist_net.photos.image_options import ImageOptions, new_run
 from dist_net.photos.image_report import train_and_report
 from dist_net.printable import counted
 from dist_net.processes.terminal import plain_console
-from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
+from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress
 
@@ -162,8 +162,7 @@ def train_images(
         )
 
     display = TrainingProgress(console, publish=publish)
-    patience_s = KILLED_RUN_ENDS_S if resumed else 0.0
-    with directory.locked(patience_s), explained_end(arguments, directory):
+    with directory.locked(), explained_end(arguments, directory):
         summary = train_and_report(directory, options, local, console, display)
     content = json.loads(directory.report.with_suffix(".json").read_text(encoding="utf-8"))
     more = [_answers(content), *_bad_classes(content["classes"])]

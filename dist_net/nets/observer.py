@@ -13,6 +13,7 @@ from dist_net.errors import ProtocolError, RecipeError
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
+from dist_net.wire.handshakes import SETTLED_S, Contact
 from dist_net.wire.messages import (
     Message,
     RecipeOffer,
@@ -39,6 +40,7 @@ class Observer(AbstractContextManager["Observer"]):
     Calls from several threads take turns, because a ZeroMQ socket must not be used by two at once.
     ``while_waiting`` is called several times a second during a call, with the seconds since its
     request, and may raise to end it. Frames of more than ``max_array_bytes`` are not received.
+    If no process listens on the address, a call ends after ``nobody_s``.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Observer(AbstractContextManager["Observer"]):
         timeout_s: float = 10.0,
         while_waiting: Callable[[float], None] = lambda _: None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
+        nobody_s: float = SETTLED_S,
     ) -> None:
         self._address = address
         self._socket = ClientSocket(address, keys, max_array_bytes)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
+        self._nobody_s = nobody_s
         self._turn = threading.Lock()
 
     def __exit__(self, *_: object) -> None:
@@ -105,11 +109,13 @@ class Observer(AbstractContextManager["Observer"]):
                 if isinstance(reply, Refuse) and not reply.may_rejoin:
                     name = type(request).__name__
                     raise ProtocolError(f"the server refused {name}: {reply.reason}")
+                if waited_s > self._nobody_s and self._socket.contact is Contact.NOBODY:
+                    break
                 self._while_waiting(waited_s)
                 if isinstance(reply, Refuse):
                     time.sleep(POLL_S)
                     self._socket.send(request)
-            raise self._socket.no_answer(self._timeout_s)
+            raise self._socket.no_answer(waited_s)
 
 
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:

@@ -60,7 +60,7 @@ class RunDirectory:
         self.held_out = path / "held_out.npy"  # images to evaluate on; .json has their labels
         self.report = path / "report.html"
         self.keys = path / KEYS  # of a server that listens beyond this host
-        self.server = path / "server"  # the address of the server that a joined host's keys are for
+        self.cluster = path / "cluster.json"  # workers and addresses, which ``--resume`` restores
         self.logs = path / "logs"
         self.owner = path / "owner"  # the server that started last; see ``RunOwnership``
         self._lock = path / "lock"  # held by the processes that write here; names the holder

@@ -62,7 +62,8 @@ from dist_net.photos.unknown_images import DIRECTIONS
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.evaluation import model_only
-from dist_net.training.run.local_run import REPORTED, Judge, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
+from dist_net.training.run.periodic_evaluation import Judge
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
@@ -323,7 +324,9 @@ class ImageRun:
                 + "; pass --no-flip if mirrored images are of another class"
                 * self.options.flip
             )
-            return LocalRun(directory, loaded, dataset, options, self.local, display, judge).run()
+            return LocalRun(
+                directory, loaded, dataset, options, local=self.local, display=display, judge=judge
+            ).run()
 
 
 def _head_report(

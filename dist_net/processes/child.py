@@ -185,6 +185,7 @@ class Child(RunningChild):
         module: str,
         arguments: Sequence[str],
         logs: Path,
+        *,
         stdin: socket.socket | None = None,
         inherited: Sequence[int] = (),
         bits: str = FAST,

@@ -178,19 +178,24 @@ def use_threads(count: int) -> None:
     threadpool_limits(count)
 
 
-def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> None:
+def stop_on_signals(
+    stop: Callable[[str], None],
+    parent: int | None = None,
+    orphaned: Callable[[str], None] | None = None,
+) -> None:
     """Call ``stop`` with a reason when this process is interrupted or terminated.
 
-    With ``parent``, the parent's process id, also call it when the parent ends. A second interrupt
-    ends this process at once; a second SIGTERM does not, since a service manager and the parent may
-    both send it.
+    With ``parent``, the parent's process id, also call it, or ``orphaned``, when the parent ends. A
+    second interrupt ends this process at once; a second SIGTERM does not, since a service manager
+    and the parent may both send it.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        is_orphaned = parent is not None and os.getppid() != parent
-        received = f"{signal.Signals(number).name} received"
-        stop("the process that started this one is gone" if is_orphaned else received)
+        if parent is not None and os.getppid() != parent:
+            (orphaned or stop)("the process that started this one is gone")
+        else:
+            stop(f"{signal.Signals(number).name} received")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

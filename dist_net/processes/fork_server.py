@@ -18,7 +18,7 @@ from pathlib import Path
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
 from dist_net.processes.forking import FORK_SERVER_OPTION, HEARTBEAT, READY_TO_FORK
-from dist_net.processes.roles import LocalProcesses, Role, parent_option
+from dist_net.processes.launcher import LocalProcesses, ProcessSpec, parent_option
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class ForkingProcesses(LocalProcesses):
-    """A launcher that forks roles without a module from the process of the role ``fork_server``.
+    """A launcher that forks processes without a module from the process ``fork_server``.
 
     See ``fork_on_orders`` for ``module``. Forked processes become children of this process. A fork
     server that is started after another has ended receives the orders that are pending. Linux only.
@@ -40,7 +40,7 @@ class ForkingProcesses(LocalProcesses):
 
     def __init__(self, module: str, logs: Path) -> None:
         super().__init__(logs)
-        self.fork_server = Role("fork-server", module, (FORK_SERVER_OPTION,))
+        self.fork_server = ProcessSpec("fork-server", module, (FORK_SERVER_OPTION,))
         self._orders: deque[_ForkedProcess] = deque()
         self._heartbeat_at_s = self._answer_by_s = math.inf
         self._child: Child | None = None
@@ -49,17 +49,17 @@ class ForkingProcesses(LocalProcesses):
     def poll_s(self) -> float:
         return POLL_S if self._orders else IDLE_POLL_S
 
-    def start(self, role: Role) -> RunningChild:
+    def start(self, spec: ProcessSpec) -> RunningChild:
         """Start a process; a forked one may be born later. Raise ProcessFailedError, OSError."""
-        if role == self.fork_server:
+        if spec == self.fork_server:
             return self._start_fork_server()
-        if role.module:
-            return super().start(role)
-        words = [role.name, *parent_option(), *role.words({})]
-        process = _ForkedProcess(self, json.dumps(words).encode(), role.name)
+        if spec.module:
+            return super().start(spec)
+        words = [spec.name, *parent_option(), *spec.words({})]
+        process = _ForkedProcess(self, json.dumps(words).encode(), spec.name)
         self._orders.append(process)
         self.receive()
-        return RunningChild(role.name, self._logs, process)
+        return RunningChild(spec.name, self._logs, process)
 
     def stop_forking(self) -> None:
         """Kill the fork server; forked processes keep running."""
@@ -108,9 +108,9 @@ class ForkingProcesses(LocalProcesses):
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self._retry_at_s, self._answer_by_s = 0.0, time.monotonic() + STARTS_WITHIN_S
-        role = self.fork_server
+        spec = self.fork_server
         with remote:
-            self._child = Child(role.name, role.module, role.words({}), self._logs, remote)
+            self._child = Child(spec.name, spec.module, spec.words({}), self._logs, stdin=remote)
         return self._child
 
     def _read(self) -> None:

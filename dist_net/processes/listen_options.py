@@ -15,6 +15,7 @@ from dist_net.wire.address import checked_host, listen_address, reachable_addres
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
+LOOPBACK = "127.0.0.1", "localhost"
 COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
 
 
@@ -51,17 +52,27 @@ class ListenOptions:
             listen_address(each).stays_on_this_host for each in self.listen
         )
 
+    def reachable(self, bound: Sequence[str]) -> tuple[str, ...]:
+        """Return the TCP addresses for other hosts; ``bound``: see ``token``."""
+        found: list[str] = []
+        for listen, address in zip(self.listen, bound, strict=True):
+            if address.startswith("tcp://"):
+                found += reachable_addresses(listen, address, self.contact)
+        return tuple(dict.fromkeys(found))
+
+    def known_as(self, bound: Sequence[str]) -> list[str]:
+        """Return the addresses by which a user of this host may name the server."""
+        known = {*bound, *self.reachable(bound)}
+        ports = {each.rpartition(":")[2] for each in known if each.startswith("tcp://")}
+        return sorted(known | {f"tcp://{host}:{port}" for port in ports for host in LOOPBACK})
+
     def token(self, keys: Path | None, bound: Sequence[str]) -> JoinToken | None:
         """Return a new token of a listening server; None if it listens on Unix sockets only.
 
         ``keys``: the directory of its keys, if it has any; ``bound``: its addresses in the order of
         ``listen``, with the chosen ports.
         """
-        found: list[str] = []
-        for listen, address in zip(self.listen, bound, strict=True):
-            if address.startswith("tcp://"):
-                found += reachable_addresses(listen, address, self.contact)
-        addresses = tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
+        addresses = self.reachable(bound)[:MAX_ADDRESSES]
         if not addresses:
             return None
         if keys is None:

@@ -9,14 +9,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dist_net.errors import FileWriteError
 
 TEMPORARY = "dist-net-"
-JOINED = "run"  # in the temporary directory of ``join``: the files of the run
+ADDRESSES, KEYS = "addresses", "keys-for-them"  # in the directory of a process: see ``announce``
 MAX_PARENT_BYTES = 80
 """A Unix socket's path has at most 107 bytes (unix(7)); names below the parent take up to 26."""
 
@@ -29,9 +29,7 @@ LOGS_KEPT = 10
 def temporary_directory() -> Iterator[Path]:
     """Create a private directory with a path for Unix sockets; raise ``FileWriteError``."""
     try:
-        parent = Path(tempfile.gettempdir())
-        if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
-            parent = Path("/tmp")
+        parent = _parent()
         _remove_abandoned(parent, TEMPORARY, kept=0)
         directory = tempfile.TemporaryDirectory(
             prefix=TEMPORARY, dir=parent, ignore_cleanup_errors=True
@@ -44,12 +42,27 @@ def temporary_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def own_directories() -> Iterator[Path]:
-    """Yield this user's temporary directories, of running processes and of killed ones."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        with suppress(OSError):  # it is removed meanwhile
-            if directory.lstat().st_uid == os.getuid():
-                yield directory
+def _parent() -> Path:
+    """Return the system's temporary directory, or /tmp if its path is too long for sockets."""
+    parent = Path(tempfile.gettempdir())
+    return parent if len(os.fsencode(parent)) <= MAX_PARENT_BYTES else Path("/tmp")
+
+
+def announce(directory: Path, addresses: Sequence[str], keys: Path) -> None:
+    """Let commands of this user find a server's keys while the temporary ``directory`` exists."""
+    with suppress(OSError):  # a full disk: they require --keys, as from other hosts
+        (directory / KEYS).symlink_to(keys.resolve())
+        (directory / ADDRESSES).write_text("\n".join(addresses))
+
+
+def announced_keys(address: str) -> Path | None:
+    """Return the directory of the keys that a process of this user announced for an address."""
+    for directory in _parent().glob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # it is removed meanwhile, or announces none
+            is_own = directory.lstat().st_uid == os.getuid()
+            if is_own and address in (directory / ADDRESSES).read_text().splitlines():
+                return (directory / KEYS).resolve()
+    return None
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A cluster on Ray, which places processes on nodes with free CPUs and reports lost nodes.
 
-An actor per role starts the role's process and watches it. Arrays do not travel through Ray, but
+An actor per process starts and watches it. Arrays do not travel through Ray, but
 between the processes, encrypted with keys that the actors receive. Each node needs the extra
 ``ray``. The actors, and with them the processes, end with the process of ``RayCluster``.
 """
@@ -24,9 +24,9 @@ from dist_net.errors import DistNetError, ProcessFailedError, RayClusterError, S
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.child import RunningChild, output_files, outputs
 from dist_net.processes.cores import cores_beside_server
+from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.own_directory import temporary_directory
-from dist_net.processes.ray_keeper import KEYS, RUN, RoleActor, Seen, ServerPlace, SharedRun
-from dist_net.processes.roles import Given, LocalProcesses, Role, Word
+from dist_net.processes.ray_keeper import KEYS, RUN, KeeperActor, Seen, ServerPlace, SharedRun
 from dist_net.wire.address import bracketed, contact_address
 from dist_net.wire.security import OPERATOR, WORKER, add_keys, create_keys, load_peer_keys
 
@@ -232,32 +232,32 @@ class RayCluster(LocalProcesses):
         """Set the addresses of this process, which is the server."""
         self._place = ServerPlace(self._node, near, beyond)
 
-    def start(self, role: Role) -> RunningChild:
+    def start(self, spec: ProcessSpec) -> RunningChild:
         """Start a process. A worker may wait for a free CPU after the return.
 
         Raise ProcessFailedError if the server has no free CPU in time.
         """
-        with outputs(role.name, self._logs):
+        with outputs(spec.name, self._logs):
             pass  # create and truncate them
-        if role.is_server:
+        if spec.is_server:
             if self._keeper is None or (self._server is not None and self._server.lost):
-                self._place_server(role)
+                self._place_server(spec)
             actor = self._keeper
         else:
-            actor = self._actor(role, self._worker_files(), None)
+            actor = self._actor(spec, self._worker_files(), None)
         shared = None
         if self._run is not None:
             shared = SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
-        started = actor.start.remote(role, self._place, shared)
-        files = output_files(role.name, self._logs)
-        listens_at = self._place.beyond if role.is_server and self._place else ""
+        started = actor.start.remote(spec, self._place, shared)
+        files = output_files(spec.name, self._logs)
+        listens_at = self._place.beyond if spec.is_server and self._place else ""
         process = RayProcess(self._ray, actor, started, files, listens_at)
-        if role.is_server:
+        if spec.is_server:
             self._server = process
         else:
             self._workers = [each for each in self._workers if each.poll() is None]
             self._workers.append(process)
-        return RunningChild(role.name, self._logs, process)
+        return RunningChild(spec.name, self._logs, process)
 
     def cores_each(self, workers: int) -> int:
         cores = self._cores_of_nodes()
@@ -281,7 +281,7 @@ class RayCluster(LocalProcesses):
         alive = (node for node in self._ray.nodes() if node["Alive"])
         return [int(node["Resources"].get("CPU", 0)) for node in alive]
 
-    def _place_server(self, role: Role) -> None:
+    def _place_server(self, spec: ProcessSpec) -> None:
         """Create the server's actor, on the node of this process if it has a free CPU."""
         self._end_server()
         for process in self._workers:  # of a lost server: they hold all CPUs
@@ -292,28 +292,28 @@ class RayCluster(LocalProcesses):
         deadline = time.monotonic() + self._start_timeout_s
         self._place = None
         while self._place is None:
-            self._keeper = self._actor(role, self._server_files(), near)
+            self._keeper = self._actor(spec, self._server_files(), near)
             placed = self._keeper.place_server.remote()
             if not self._ray.wait([placed], timeout=SOON_PLACED_S)[0]:
-                logger.warning("no CPU is free yet for %s", role.name)
+                logger.warning("no CPU is free yet for %s", spec.name)
             left_s = max(0.0, deadline - time.monotonic())
             try:
                 self._place = self._ray.get(placed, timeout=left_s)
             except self._ray.exceptions.GetTimeoutError as error:
                 raise ProcessFailedError(
-                    f"no CPU for {role.name} has become free in {self._start_timeout_s:g} s; this "
+                    f"no CPU for {spec.name} has become free in {self._start_timeout_s:g} s; this "
                     f"Ray cluster has {sum(self._cores_of_nodes())}, and others use them: 'ray "
                     f"status' shows who; or wait for longer, with --start-timeout"
                 ) from error
             except self._ray.exceptions.RayError as error:
                 if not _is_lost(error):
                     raise ProcessFailedError(
-                        f"Ray could not start {role.name}: {_in_a_line(error)}"
+                        f"Ray could not start {spec.name}: {_in_a_line(error)}"
                     ) from error
 
-    def _actor(self, role: Role, files: dict[str, bytes], strategy: Any) -> Any:
-        made = self._ray.remote(RoleActor).options(
-            num_cpus=role.cores,
+    def _actor(self, spec: ProcessSpec, files: dict[str, bytes], strategy: Any) -> Any:
+        made = self._ray.remote(KeeperActor).options(
+            num_cpus=spec.cores,
             max_concurrency=METHODS_AT_ONCE,
             scheduling_strategy=strategy or "SPREAD",
         )

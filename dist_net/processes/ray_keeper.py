@@ -1,4 +1,4 @@
-"""A Ray actor for one role: it starts the role's process on its node and watches it.
+"""A Ray actor for one process: it starts the process on its node and watches it.
 
 Arrays do not pass through actors: processes exchange them in messages of dist_net.
 """
@@ -19,8 +19,8 @@ from dist_net.errors import RunDirectoryError
 from dist_net.processes import ray_parent
 from dist_net.processes.child import RunningChild, outputs
 from dist_net.processes.kernels import python_with
+from dist_net.processes.launcher import Given, ProcessSpec, parent_option
 from dist_net.processes.own_directory import temporary_directory
-from dist_net.processes.roles import Given, Role, parent_option
 from dist_net.wire.address import bracketed
 
 POLL_S = 0.01  # it grows up to MAX_POLL_S while nothing happens
@@ -66,8 +66,8 @@ class Seen(NamedTuple):
     is_shortened: bool = False
 
 
-class RoleKeeper:
-    """Run one role on the node ``node``, whose IP address is ``host``.
+class ProcessKeeper:
+    """Run one process on the node ``node``, whose IP address is ``host``.
 
     ``files``, by path, are written to a private directory of the node. Other methods may be called
     while ``watch`` runs.
@@ -96,10 +96,10 @@ class RoleKeeper:
         beyond = f"tcp://{bracketed(self._host)}:{held.getsockname()[1]}"
         return ServerPlace(self._node, f"ipc://{self._directory}/server", beyond)
 
-    def start(self, role: Role, server: ServerPlace, run: SharedRun | None) -> Seen:
+    def start(self, spec: ProcessSpec, server: ServerPlace, run: SharedRun | None) -> Seen:
         """Start the process; raise RunDirectoryError if a server's run is not on this node."""
         is_seen = run is not None and run.is_seen()
-        if role.is_server and run is not None and not is_seen:
+        if spec.is_server and run is not None and not is_seen:
             raise RunDirectoryError(
                 f"the run directory {run.path} is not seen on the node {self._host}, where the "
                 f"parameter server was placed; expected storage that all nodes see, or a free CPU "
@@ -111,21 +111,21 @@ class RoleKeeper:
             Given.KEYS: str(self._directory / KEYS),
             Given.RUN_DIRECTORY: run.path if run and is_seen else str(self._directory / RUN),
         }
-        self._role = role
+        self._spec = spec
         self._offsets = [0, 0]
-        module = ["-m", role.module, *parent_option()]
-        if role.is_server:
-            module = [ray_parent.__file__, role.module]
-        with outputs(role.name, self._directory) as (output, errors):
+        module = ["-m", spec.module, *parent_option()]
+        if spec.is_server:
+            module = [ray_parent.__file__, spec.module]
+        with outputs(spec.name, self._directory) as (output, errors):
             process = subprocess.Popen(
-                [*python_with(role.bits), "-P", *module, *role.words(given)],
+                [*python_with(spec.bits), "-P", *module, *spec.words(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
                 process_group=0,
             )
         self._process = process
-        self._child = RunningChild(role.name, self._directory, process)
+        self._child = RunningChild(spec.name, self._directory, process)
         return self._seen()
 
     def watch(self) -> Seen:
@@ -138,7 +138,7 @@ class RoleKeeper:
             if said or logged:
                 return self._seen(said, logged, is_shortened)
             if exit_code is not None:
-                if not self._role.is_server:
+                if not self._spec.is_server:
                     self.close()
                 return self._seen(exit_code=exit_code)
             if time.monotonic() > deadline:
@@ -173,8 +173,8 @@ class RoleKeeper:
         return content, is_shortened
 
 
-class RoleActor(RoleKeeper):
-    """``RoleKeeper`` as a Ray actor; asks Ray for its node."""
+class KeeperActor(ProcessKeeper):
+    """``ProcessKeeper`` as a Ray actor; asks Ray for its node."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         import ray

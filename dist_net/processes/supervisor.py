@@ -12,7 +12,7 @@ from functools import partial
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import RunningChild, end
-from dist_net.processes.roles import LocalProcesses, Role
+from dist_net.processes.launcher import LocalProcesses, ProcessSpec
 
 RESTARTS = 3
 FIRST_PAUSE_S = 0.2
@@ -49,9 +49,9 @@ class RestartBudget:
 
 @dataclass(eq=False)
 class SupervisedProcess:
-    """The newest process of a role. ``is_over``: it has ended, and will not be restarted."""
+    """The newest process of a ``spec``. ``is_over``: it has ended, and will not be restarted."""
 
-    role: Callable[[], Role]
+    spec: Callable[[], ProcessSpec]
     budget: RestartBudget
     child: RunningChild = field(init=False)
     started_s: float = 0.0
@@ -61,7 +61,7 @@ class SupervisedProcess:
 
 
 class Supervisor:
-    """Keep a process running for each role, as ``launcher`` starts them.
+    """Keep a process running for each spec, as ``launcher`` starts them.
 
     ``may_restart`` is called once with each process that has ended. By default only a process that
     died is restarted: after it printed a reason, such as bad input, the next would end likewise.
@@ -74,6 +74,7 @@ class Supervisor:
         launcher: LocalProcesses,
         restarts: float,
         notify: Callable[[str], None],
+        *,
         may_restart: Callable[[RunningChild], bool] = lambda child: child.has_died,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,7 +85,7 @@ class Supervisor:
         self._now = now
         self._servers: list[SupervisedProcess] = []
         self._workers: list[SupervisedProcess] = []
-        self._worker: Callable[[str], Role] | None = None
+        self._worker: Callable[[str], ProcessSpec] | None = None
         self._count: int | None = 0
         self._workers_started = 0
         self._address = ""  # the server's, when the workers were started
@@ -93,16 +94,16 @@ class Supervisor:
         self._is_stopped = threading.Event()
         self._watching: Future[None] = Future()
 
-    def add(self, role: Role | Callable[[], Role]) -> SupervisedProcess:
-        """Start a process; a function returns the role of each start. Raise ProcessFailedError."""
-        role_of = role if callable(role) else lambda: role
-        process = SupervisedProcess(role_of, RestartBudget(self._restarts))
+    def add(self, spec: ProcessSpec | Callable[[], ProcessSpec]) -> SupervisedProcess:
+        """Start a process; a function returns the spec of each start. Raise ProcessFailedError."""
+        spec_of = spec if callable(spec) else lambda: spec
+        process = SupervisedProcess(spec_of, RestartBudget(self._restarts))
         self._start(process)
         self._servers.append(process)
         return process
 
-    def add_workers(self, worker: Callable[[str], Role], count: int | None) -> None:
-        """Start ``count`` workers, with the roles that ``worker`` returns for their names.
+    def add_workers(self, worker: Callable[[str], ProcessSpec], count: int | None) -> None:
+        """Start ``count`` workers, with the specs that ``worker`` returns for their names.
 
         None: as many as there is room for. Raise ProcessFailedError if one cannot be started.
         """
@@ -112,7 +113,7 @@ class Supervisor:
 
     @property
     def children(self) -> list[RunningChild]:
-        """The newest process of each role."""
+        """The newest process of each spec."""
         return [each.child for each in (*self._servers, *self._workers)]
 
     @property
@@ -234,12 +235,12 @@ class Supervisor:
 
     def _start(self, process: SupervisedProcess) -> None:
         with self._lock:
-            role = process.role()
+            spec = process.spec()
             process.started_s = self._now()
             try:
-                process.child = self._launcher.start(role)
+                process.child = self._launcher.start(spec)
             except OSError as error:  # no free descriptor, or the logs cannot be opened
-                raise ProcessFailedError(f"{role.name} cannot be started: {error}") from error
+                raise ProcessFailedError(f"{spec.name} cannot be started: {error}") from error
             process.restart_at_s, process.is_over = None, False
 
     def _start_workers(self) -> None:
@@ -250,9 +251,9 @@ class Supervisor:
     def _add_workers(self, count: int) -> None:
         assert self._worker is not None
         for _ in range(count):
-            role = partial(self._worker, f"worker-{self._workers_started}")
+            spec = partial(self._worker, f"worker-{self._workers_started}")
             self._workers_started += 1
-            process = SupervisedProcess(role, RestartBudget(self._restarts))
+            process = SupervisedProcess(spec, RestartBudget(self._restarts))
             self._start(process)
             self._workers.append(process)
 

@@ -77,6 +77,7 @@ class ModelLoader(AbstractContextManager["ModelLoader"]):
         sources: Mapping[str, ModelSource],
         directory: Path,
         token: bytes = b"",
+        *,
         clock: Clock | None = None,
         engine: str = NUMPY,
     ) -> None:

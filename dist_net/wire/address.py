@@ -1,4 +1,4 @@
-"""Addresses: parsing, this host's addresses for others, and the causes of missing replies.
+"""Addresses: parsing, and this host's addresses for others.
 
 tcp://HOST:PORT     HOST is a name, an IPv4 address, an [IPv6 address], or * for all interfaces;
                     with PORT 0 the system chooses the port to listen on
@@ -37,14 +37,6 @@ _LISTEN_REMEDIES = {
     errno.EPERM: "it is not permitted: choose a port from 1024 up, or your own directory",
     errno.ENOENT: "its directory does not exist: create it",
 }
-
-# A ZeroMQ peer's greeting states whether it requires keys (ZMTP 3.1, RFC 37).
-_GREETING_BYTES = 64
-_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
-_MECHANISM = slice(12, 32)
-# The peer sends its greeting after these bytes. A complete greeting with another mechanism would
-# make it close the connection first.
-_OPENING = _SIGNATURE + b"\x03\x01"
 
 _IPV4_TABLE = Path("/proc/net/fib_trie")
 _IPV4_OF_THIS_HOST = re.compile(r"-- (\S+)\n\s+/32 host LOCAL")
@@ -239,62 +231,11 @@ def refuse_taken_path(address: Address) -> None:
             "choose another path"
         )
     try:
-        _connection(address, timeout_s=1.0).close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            probe.connect(address.host)
     except ConnectionRefusedError:
         return  # the socket of a process that has ended
     except OSError as error:
         raise AddressError(f"cannot listen on {address.text!r}: {error.strerror}") from error
     raise listen_error(address, errno.EADDRINUSE)
-
-
-def silence_cause(address: Address, has_keys: bool, timeout_s: float = 1.0) -> str:
-    """Return the likely cause of a missing reply, and the remedy, within about ``timeout_s``."""
-    try:
-        with _connection(address, timeout_s) as connection:
-            greeting = _exchange_greetings(connection)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return f"no server listens on it ({reason}): is the server running, and the address right?"
-    if greeting[:1] != _SIGNATURE[:1] or len(greeting) < _MECHANISM.stop:
-        return "it is not a dist-net server: is the port right?"
-    requires_keys = greeting[_MECHANISM].rstrip(b"\0") == b"CURVE"
-    if requires_keys and not has_keys:
-        return "the server requires keys: pass --keys DIR"
-    if requires_keys:
-        return (
-            "the server is busy, or refuses these keys: check that its workers, clients or "
-            "operators directory contains this key, and that both hosts have the same server.key"
-        )
-    if has_keys:
-        return "the server uses no keys: start it with --keys, or this process without"
-    return "the server is busy or stuck: see its log"
-
-
-def _connection(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connected plain socket; raise ``OSError`` if no process listens."""
-    if address.is_tcp:
-        return socket.create_connection((address.host, address.port), timeout_s)
-    path = f"\0{address.host[1:]}" if address.host.startswith("@") else address.host
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_s)
-    try:
-        connection.connect(path)
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _exchange_greetings(connection: socket.socket) -> bytes:
-    """Return the peer's greeting; less if the peer is silent or closes the connection."""
-    received = b""
-    try:
-        connection.sendall(_OPENING)
-        while len(received) < _GREETING_BYTES:
-            chunk = connection.recv(_GREETING_BYTES - len(received))
-            if not chunk:
-                break
-            received += chunk
-    except OSError:
-        return received
-    return received

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from contextlib import suppress
 
 from dist_net.clock import Clock
-from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.errors import AccessRefusedError, NoAnswerError, ProtocolError
 from dist_net.wire.messages import Alive, Heartbeat, Message
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket
@@ -48,14 +49,14 @@ class HeartbeatSender(threading.Thread):
 
     def run(self) -> None:
         """Send heartbeats until stopped; skip a heartbeat that cannot be sent."""
-        with ClientSocket(self._address, self._keys) as socket:
+        with ClientSocket(self._address, self._keys, hang_ups_s=math.inf) as socket:
             try:
                 while not self._stopped.is_set():
                     sent_s = self._clock.now()
                     with suppress(NoAnswerError):
                         socket.send(Heartbeat(self._worker_id, sent_s, self._identity))
                     self._listen(socket, sent_s)
-            except ProtocolError as error:
+            except (AccessRefusedError, ProtocolError) as error:
                 logger.warning("heartbeat_ended reason=%s", error)
 
     def _listen(self, socket: ClientSocket, sent_s: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,8 +11,9 @@ from typing import NamedTuple
 import zmq
 
 from dist_net.errors import AddressError, NoAnswerError, TokenError
-from dist_net.wire.address import bracketed, contact_address, silence_cause
+from dist_net.wire.address import bracketed, contact_address
 from dist_net.wire.fields import MAX_HEADER_BYTES
+from dist_net.wire.handshakes import FAILED, FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.invitation import duration_text, peer_keys_of
 from dist_net.wire.messages import Enroll, Enrolled, Refuse
 from dist_net.wire.security import WORKER, PeerKeys, secure_client
@@ -21,18 +21,6 @@ from dist_net.wire.token import JoinToken
 from dist_net.wire.transport import ClientSocket
 
 REACH_WITHIN_S = 10.0
-HANG_UPS_COUNT_AFTER_S = 1.0
-"""A server that still closes the connection after this time has other keys."""
-
-# zmq_socket_monitor(3)
-_EVENT = struct.Struct("=Hi")
-_HUNG_UP = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_DISCONNECTED
-)
-_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _HUNG_UP
 
 
 class ServerAccess(NamedTuple):
@@ -72,7 +60,7 @@ def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) ->
 
     Raise the errors of ``join_by_token``.
     """
-    seen = dict.fromkeys(_resolved(token.addresses), 0)  # the events of each address
+    addresses = _resolved(token.addresses)
     with ExitStack() as opened:
         context = opened.enter_context(zmq.Context())
         dealer = opened.enter_context(context.socket(zmq.DEALER))
@@ -80,37 +68,30 @@ def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) ->
         dealer.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
         if keys is not None:
             secure_client(dealer, keys)
-        monitor = opened.enter_context(dealer.get_monitor_socket(_EVENTS))
-        opened.callback(dealer.disable_monitor)  # an event without a reader would block ZeroMQ
-        for address in seen:
+        handshakes = opened.enter_context(Handshakes(dealer))
+        for address in addresses:
             dealer.setsockopt(zmq.IPV6, int("[" in address))
             dealer.connect(address)
+        contacts: dict[str, Contact | None] = dict.fromkeys(addresses)
         begun_s = now = time.monotonic()
         while (left_s := begun_s + timeout_s - now) > 0:
-            if monitor.poll(int(min(left_s, 0.1) * 1000)):
-                what, endpoint = monitor.recv_multipart()
-                event, _ = _EVENT.unpack(what)
-                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    return str(endpoint.decode())
-                seen[endpoint.decode()] = seen.get(endpoint.decode(), 0) | event
+            handshakes.take_in(min(left_s, 0.1))
+            contacts |= handshakes.contacts
+            if reached := [each for each in addresses if contacts[each] is Contact.REACHED]:
+                return reached[0]
             now = time.monotonic()
-            final = _REFUSED | _HUNG_UP if now > begun_s + HANG_UPS_COUNT_AFTER_S else _REFUSED
-            if all(events & final for events in seen.values()):
+            is_settled = now > begun_s + SETTLED_S
+            if all(each in (FAILED if is_settled else FINAL) for each in contacts.values()):
                 break
-    refused = [address for address, events in seen.items() if events & _REFUSED]
+    refused = [each for each in addresses if contacts[each] is Contact.REFUSED]
     if refused:
         raise TokenError(_why_refused(token, refused[0]))
-    causes = "; ".join(f"{each}: {_cause(each, seen[each], keys)}" for each in seen)
-    if all(events & _HUNG_UP for events in seen.values()):
+    causes = "; ".join(
+        f"{each}: {silence_cause(contacts[each], keys is not None)}" for each in addresses
+    )
+    if Contact.HUNG_UP in contacts.values():
         raise TokenError(f"this token is of another run or server; {causes}")
     raise NoAnswerError(f"no server answered this token in {now - begun_s:.1f} s; {causes}")
-
-
-def _cause(address: str, events: int, keys: PeerKeys | None) -> str:
-    """Return why no server was reached at the address."""
-    if events & _HUNG_UP:
-        return "the server closes the connection: it has other keys, or is not a dist-net server"
-    return silence_cause(contact_address(address), keys is not None)
 
 
 def _resolved(addresses: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Self
 
 import zmq
 
-from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.errors import AccessRefusedError, NoAnswerError, ProtocolError
 from dist_net.wire.address import (
     Address,
     contact_address,
@@ -26,11 +26,11 @@ from dist_net.wire.address import (
     listen_error,
     refuse_taken_path,
     require_keys,
-    silence_cause,
 )
 from dist_net.wire.codec import MAX_ARRAY_BYTES, Frame, decode, encode
 from dist_net.wire.connections import Connections
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
+from dist_net.wire.handshakes import FINAL, SETTLED_S, Contact, Handshakes, silence_cause
 from dist_net.wire.invitation import enroll
 from dist_net.wire.messages import Enroll, Message, Refuse
 from dist_net.wire.security import (
@@ -401,7 +401,8 @@ class ServerSocket(FramedSocket):
 class ClientSocket(FramedSocket):
     """A worker's or an observer's end: connected to one server.
 
-    It connects in the background, and again after a lost connection. Raise ``AddressError``, and
+    It connects in the background, and again after a lost connection. Unless a server was reached,
+    hang-ups are tolerated for ``hang_ups_s`` only. Raise ``AddressError``, and
     ``InsecureAddressError`` for a TCP address beyond loopback without keys.
     """
 
@@ -411,6 +412,7 @@ class ClientSocket(FramedSocket):
         keys: PeerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
+        hang_ups_s: float = SETTLED_S,
     ) -> None:
         self._address = contact_address(address)
         require_keys(self._address, keys, "connect to")
@@ -421,6 +423,8 @@ class ClientSocket(FramedSocket):
         self._socket.setsockopt(zmq.IPV6, int(":" in self._address.host))
         if keys is not None and self._address.is_tcp:
             secure_client(self._socket, keys)
+        self._hang_ups_until_s = time.monotonic() + hang_ups_s
+        self._handshakes = Handshakes(self._socket)
         self._socket.connect(self._address.endpoint)
 
     @property
@@ -428,17 +432,25 @@ class ClientSocket(FramedSocket):
         """The server's address, as passed to the constructor."""
         return self._address.text
 
+    @property
+    def contact(self) -> Contact | None:
+        """The state of the connection; None until it is known."""
+        self._handshakes.take_in()
+        return next(iter(self._handshakes.contacts.values()), None)
+
     def send(self, message: Message) -> None:
         """Queue a message without waiting; arrays are copied.
 
-        Raise ``NoAnswerError`` if the queue is full, or gone after a failed handshake or ``close``.
+        Raise ``NoAnswerError`` if the queue is full, or gone after ``close``, and
+        ``AccessRefusedError`` as ``receive`` does.
         """
         try:
             self._send_frames(*encode(message))
         except zmq.Again as error:
+            self._require_access()
             raise NoAnswerError(
                 f"the server at {self._address.text} has not read the last "
-                f"{self._high_water_mark} messages, or refuses the connection: see its log"
+                f"{self._high_water_mark} messages: see its log"
             ) from error
         except zmq.ZMQError as error:
             raise NoAnswerError(f"the connection to {self._address.text} is closed") from error
@@ -447,14 +459,18 @@ class ClientSocket(FramedSocket):
         """Return the next message, or None after the timeout. Arrays in it are read-only views.
 
         If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
-        message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``ProtocolError`` if the
-        server does not use this protocol.
+        message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``AccessRefusedError`` if
+        the server does not accept the connection, and ``ProtocolError`` if it does not use this
+        protocol.
         """
         began_s = time.monotonic()
         frames = self._frames_within(timeout_s)
         if frames is None and time.monotonic() - began_s > timeout_s + STOPPED_S:
             frames = self._frames_within(RECEIVE_AGAIN_S)
-        return None if frames is None else decode(frames)
+        if frames is None:
+            self._require_access()
+            return None
+        return decode(frames)
 
     def _frames_within(self, timeout_s: float) -> list[Frame] | None:
         self._set_deadline(timeout_s)
@@ -463,12 +479,31 @@ class ClientSocket(FramedSocket):
         except zmq.Again:
             return None
 
+    def _require_access(self) -> None:
+        """Raise ``AccessRefusedError`` if no answer will ever arrive on this socket."""
+        contact = self.contact
+        is_hung_up = contact is Contact.HUNG_UP and not self._handshakes.was_reached
+        if contact in FINAL or (is_hung_up and time.monotonic() > self._hang_ups_until_s):
+            raise AccessRefusedError(
+                f"no access to {self._address.text}: {silence_cause(contact, self._has_keys)}"
+            )
+
     def abandon(self) -> None:
         """Close at once, and discard unsent messages."""
         self._socket.setsockopt(zmq.LINGER, 0)
         self.close()
 
+    def close(self) -> None:
+        """Send the last messages for at most half a second, then close."""
+        if not self._socket.closed:
+            self._handshakes.__exit__()
+        super().close()
+
     def no_answer(self, waited_s: float) -> NoAnswerError:
         """Return the error for a server that was silent for ``waited_s``, with its likely cause."""
-        cause = silence_cause(self._address, self._has_keys)
-        return NoAnswerError(f"no answer from {self._address.text} in {waited_s:g} s; {cause}")
+        until_s = time.monotonic() + SETTLED_S
+        while self.contact in (None, Contact.OPEN) and (left_s := until_s - time.monotonic()) > 0:
+            self._handshakes.take_in(left_s)
+        cause = silence_cause(self.contact, self._has_keys)
+        waited = f"{round(waited_s, 1):g} s"
+        return NoAnswerError(f"no answer from {self._address.text} in {waited}; {cause}")

@@ -10,7 +10,7 @@ from benchmarks import synthetic
 from benchmarks.training import EPOCHS, train_records
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.processes.cores import available_cores
-from dist_net.processes.roles import share_of_cores
+from dist_net.processes.launcher import share_of_cores
 from dist_net.training.planner.capacity import ClusterPlan
 from dist_net.training.planner.costs import ClusterCosts, Network
 from dist_net.training.run.measuring import measure_step, measure_transport

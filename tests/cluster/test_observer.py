@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dist_net.errors import ProtocolError, RecipeError
+from dist_net.errors import NoAnswerError, ProtocolError, RecipeError
 from dist_net.nets import observer as observer_module
 from dist_net.nets.observer import Observer, recipe_at
 from dist_net.nets.recipes.image_recipe import IMAGES
@@ -39,6 +39,17 @@ def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
             pytest.raises(ProtocolError, match=reason),
         ):
             observer.run_value("version")
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "ipc://@nobody"])
+def test_a_run_that_has_ended_is_not_waited_for(address: str) -> None:
+    with (
+        Observer(address, timeout_s=1e6) as observer,
+        pytest.raises(
+            NoAnswerError, match=naming(address, "no server listens on it", "the server has ended")
+        ),
+    ):
+        observer.status()
 
 
 def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dist_net.errors import RunDirectoryError
-from dist_net.processes.ray_keeper import RoleKeeper, Seen, ServerPlace, SharedRun
-from dist_net.processes.roles import Given, Role
+from dist_net.processes.launcher import Given, ProcessSpec
+from dist_net.processes.ray_keeper import ProcessKeeper, Seen, ServerPlace, SharedRun
 from naming import naming
 
 Eventually = Callable[[Callable[[], Any]], Any]
@@ -29,15 +29,15 @@ ARGUMENTS = (Given.RUN_DIRECTORY, Given.SERVER, Given.KEYS)
 
 
 @pytest.fixture
-def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RoleKeeper]:
+def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessKeeper]:
     (tmp_path / "module_on_ray.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    made = RoleKeeper("here", "127.0.0.1", {"keys/worker.key": b"a key", "run/recipe.py": b"1"})
+    made = ProcessKeeper("here", "127.0.0.1", {"keys/worker.key": b"a key", "run/recipe.py": b"1"})
     yield made
     made.close()
 
 
-def heard(keeper: RoleKeeper) -> list[Seen]:
+def heard(keeper: ProcessKeeper) -> list[Seen]:
     """All that is told until the end."""
     told = [keeper.watch()]
     while told[-1].exit_code is None:
@@ -45,8 +45,10 @@ def heard(keeper: RoleKeeper) -> list[Seen]:
     return told
 
 
-def test_a_worker_is_told_where_things_are_and_its_outputs_are_copied(keeper: RoleKeeper) -> None:
-    keeper.start(Role("worker", "module_on_ray", ARGUMENTS), SERVER, None)
+def test_a_worker_is_told_where_things_are_and_its_outputs_are_copied(
+    keeper: ProcessKeeper,
+) -> None:
+    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, None)
     first = keeper.watch()
     while not (first.said and first.logged):
         more = keeper.watch()
@@ -63,17 +65,17 @@ def test_a_worker_is_told_where_things_are_and_its_outputs_are_copied(keeper: Ro
     assert not run.exists()
 
 
-def test_what_is_killed_is_told_by_its_signal(keeper: RoleKeeper) -> None:
-    keeper.start(Role("worker", "module_on_ray", ARGUMENTS), SERVER, None)
+def test_what_is_killed_is_told_by_its_signal(keeper: ProcessKeeper) -> None:
+    keeper.start(ProcessSpec("worker", "module_on_ray", ARGUMENTS), SERVER, None)
     keeper.signal(signal.SIGKILL)
     assert heard(keeper)[-1].exit_code == -signal.SIGKILL
 
 
 def test_a_server_is_not_started_where_its_run_directory_is_not_seen(
-    keeper: RoleKeeper, tmp_path: Path
+    keeper: ProcessKeeper, tmp_path: Path
 ) -> None:
     (tmp_path / "mark").write_text("of another run")
     run = SharedRun(str(tmp_path), "mark", "of this run")
-    role = Role("parameter-server", "module_on_ray", ARGUMENTS, is_server=True)
+    spec = ProcessSpec("parameter-server", "module_on_ray", ARGUMENTS, is_server=True)
     with pytest.raises(RunDirectoryError, match=naming("node 127.0.0.1", "run directory")):
-        keeper.start(role, SERVER, run)
+        keeper.start(spec, SERVER, run)

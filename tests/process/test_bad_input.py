@@ -172,7 +172,7 @@ def test_nobody_answers_a_worker(
     closed, silent = f"tcp://127.0.0.1:{free_port}", f"tcp://127.0.0.1:{port}"
     within = ("--timeout", "0.2")
     refuses(
-        rf"{closed} in 0.2 s.*refused",
+        rf"{closed} in 0.2 s.*no server listens",
         *(*command, closed, *within),
         exit_code=1,
     )
@@ -186,7 +186,7 @@ def test_nobody_answers_a_worker(
 def test_nobody_answers_an_observer(refuses: Refuses, free_port: int) -> None:
     address = f"tcp://127.0.0.1:{free_port}"
     refuses(
-        rf"{address} in 0.2 s.*refused",
+        rf"{address} in 0.2 s.*no server listens",
         *("status", address, "--timeout", "0.2"),
         exit_code=1,
     )
@@ -197,7 +197,7 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
 ) -> None:
     monkeypatch.setattr("dist_net.cli.reload.ANSWER_WITHIN_S", 0.2)
     address = f"tcp://127.0.0.1:{free_port}"
-    says = rf"{address} in 0.2 s.*refused"
+    says = rf"{address} in 0.2 s.*no server listens"
     refuses(says, "reload", "net", "--connect", address, exit_code=1)
 
 

@@ -51,7 +51,7 @@ def assert_noticed(run: Path, victim: str) -> None:
     """The server has counted out the victim, and nobody else, when it had been silent for long
     enough but not for longer."""
     log = (run / "logs" / "parameter-server.log").read_text()
-    ((name, silent_s),) = re.findall(r"worker_lost worker=\d+ name=(\S+) silent_s=(\S+)", log)
+    ((name, silent_s),) = re.findall(r"worker_lost .*name=(\S+) silent_s=(\S+)", log)
     assert name == victim
     assert float(silent_s) < SILENCE_S
 
@@ -226,11 +226,8 @@ def assert_end_by_themselves(orphans: dict[str, int], eventually: Eventually) ->
         return len(codes) == len(orphans)
 
     eventually(all_have_ended)
-    assert {name: codes[process_id] for name, process_id in orphans.items()} == {
-        "server": 0,
-        "worker-0": 130,
-        "worker-1": 130,
-    }
+    for name, process_id in orphans.items():
+        assert codes[process_id] == (0 if name == "server" else 130)
 
 
 def test_the_command_itself_is_killed(
@@ -247,6 +244,46 @@ def test_the_command_itself_is_killed(
     assert train.ends() == -signal.SIGKILL
     assert_end_by_themselves(orphans, eventually)
     assert_goes_on_exactly()
+
+
+def test_a_joined_host_waits_for_the_command_that_was_killed_and_its_losses_are_counted(
+    start: Start, counting: str, run: Path, eventually: Eventually
+) -> None:
+    """The command that resumes the run needs no option: it listens where it did, with a worker."""
+    train = start(
+        *("train", counting, "--workers", "1", "--epochs", "100000", "--run-dir", str(run)),
+        *("--listen", "tcp://127.0.0.1:0", "--checkpoint-every", "1"),
+    )
+    token = train.says(r"    echo (\w+) \| dist-net join\n")[1]
+    joined = start("join", token, "--workers", "2", "--trust-recipe")
+    train.says(r": 2 workers joined\n")
+    train.report(lambda report: report["samples"] > SAMPLES and report["checkpoint_version"] > 0)
+    [worker] = [number for name, number in joined.children.items() if name != "fork-server"]
+    os.kill(worker, signal.SIGSTOP)
+    train.says(r": 2 workers lost: silent for \d+\.\d s\n")
+    os.kill(worker, signal.SIGCONT)
+    train.says(r": 2 workers back\n")
+    before = train.report(lambda report: len(report["workers"]) == 2)
+    orphans = {each: train.children[each] for each in ("server", "worker-0")}
+    os.kill(train.process.pid, signal.SIGKILL)
+    assert train.ends() == -signal.SIGKILL
+    assert_end_by_themselves(orphans, eventually)
+    joined.says("the workers try again")
+
+    begun = assert_each_sample_once(run, SAMPLES)
+    resumed = start(
+        *("train", "--resume", "auto", "--run-dir", str(run), "--json"),
+        *("--epochs", str(begun + 100)),
+    )
+    resumed.says(r"resuming with the run's --workers 1 --listen tcp://127\.0\.0\.1:\d+\n")
+    resumed.says(r": \d workers joined\n")
+    summary = resumed.result()
+    assert joined.ends() == 0
+    assert_exact(run, begun + 100)
+    assert summary["workers_lost"] >= before["workers_lost"] >= 1
+    assert summary["workers_joined"] >= before["workers_joined"] + 2
+    counts = rf"workers: {summary['workers_joined']} joined, {summary['workers_lost']} lost\n"
+    assert re.search(counts, resumed.stdout)
 
 
 def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(

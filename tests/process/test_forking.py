@@ -14,7 +14,7 @@ from dist_net.errors import ProcessFailedError
 from dist_net.processes import fork_server
 from dist_net.processes.child import RunningChild, end
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.processes.roles import Role
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.serving.gateway import pool_processes
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 
@@ -68,8 +68,8 @@ class Forks:
         self.child = self.launcher.start(self.launcher.fork_server)
 
     def order(self, name: str, what: str) -> None:
-        role = Role(name, "", (what, str(self.gate)))
-        self.ordered.append(self.launcher.start(role))
+        spec = ProcessSpec(name, "", (what, str(self.gate)))
+        self.ordered.append(self.launcher.start(spec))
 
     @property
     def born(self) -> list[RunningChild]:
@@ -214,7 +214,7 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
     ended: list[int] = []
 
     async def live() -> list[int]:
-        processes = PoolProcesses([Role("one", "", ("wait", str(logs / "gate")))], logs)
+        processes = PoolProcesses([ProcessSpec("one", "", ("wait", str(logs / "gate")))], logs)
         supervising = processes.start(lambda process_id, *_: ended.append(process_id), is_member)
         lives = []
         async with asyncio.timeout(60):
@@ -239,7 +239,7 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
     lives: list[int] = []
 
     async def live() -> None:
-        processes = PoolProcesses([Role("one", "no_such_module", ())], logs)
+        processes = PoolProcesses([ProcessSpec("one", "no_such_module", ())], logs)
         supervising = processes.start(lambda process_id, *_: lives.append(process_id), is_member)
         try:
             async with asyncio.timeout(60):
@@ -266,8 +266,8 @@ def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
     members: set[int] = set()
 
     async def live() -> None:
-        roles = [Role(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
-        processes = PoolProcesses(roles, logs)
+        specs = [ProcessSpec(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
+        processes = PoolProcesses(specs, logs)
         processes.is_begun = True
         supervising = processes.start(
             lambda process_id, *_: ended.append(process_id),

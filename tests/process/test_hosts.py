@@ -165,18 +165,20 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
 ) -> None:
     address = server.says(rf"--connect (tcp://{SERVER}:\d+)")[1]
     # Who knows the server's key, which is no secret, but is not known to the server.
-    stranger = tmp_path / "others" / "worker"
+    others, stranger = tmp_path / "others" / "client", tmp_path / "others" / "worker"
     shutil.copy(keys / "server.key", stranger / "server.key")
 
     def worker(*arguments: str) -> Any:
         return start(
-            *("worker", "--connect", address, "--timeout", "3", *arguments),
+            # None of them waits for a timeout.
+            *("worker", "--connect", address, "--timeout", "1e6", *arguments),
             prefix=hosts.on("worker-0"),
         )
 
     refused = {
         "without keys: create keys with 'dist-net keys create DIR'": (2, worker(counting)),
-        "or refuses these keys": (1, worker(counting, "--keys", str(stranger))),
+        "the server refuses these keys": (1, worker(counting, "--keys", str(stranger))),
+        "not those of server.key": (1, worker(counting, "--keys", str(others))),
         "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
         "may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
         "pass the path of the same file on this host": (2, worker("--keys", str(keys))),
@@ -241,7 +243,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
 def test_a_hosts_processes_exchange_once_and_lose_nothing_when_one_of_them_is_killed(
     start: Start, here: Callable[..., Any], hosts: Hosts, tmp_path: Path
 ) -> None:
-    run, epochs = tmp_path / "run", 200
+    run, epochs = tmp_path / "run", 400
     server = start(
         *("train", "digits", "--workers", "0", "--epochs", str(epochs), "--local-steps", "8"),
         *("--listen", "tcp://0.0.0.0:0", "--run-dir", str(run), "--json"),

@@ -114,8 +114,9 @@ def test_a_run_is_placed_by_cpus_and_shares_memory_on_the_servers_node(
     assert training.command.ends() == 130
     assert assert_each_sample_once(training.run, SAMPLES) >= 1
     # A worker that a loaded machine keeps from sending heartbeats joins again, and counts twice.
-    joined = r"worker_joined .*name=(\S+) shared=(\w+)"
-    shares_memory = dict(re.findall(joined, training.log("parameter-server")))
+    joined = r"worker_joined .*shared=(\w+) name=(\S+)"
+    found = re.findall(joined, training.log("parameter-server"))
+    shares_memory = {name: shared for shared, name in found}
     assert sorted(shares_memory) == ["worker-0", "worker-1", "worker-2"]
     assert sorted(shares_memory.values()) == ["False", "False", "True"]
     assert "joined worker=" in training.log("worker-0")

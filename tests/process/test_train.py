@@ -42,7 +42,8 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     train = start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json")
     report = train.result()
     assert report.keys() == REPORTED
-    summary, directory, following, _ = train.stdout.splitlines()
+    summary, workers, directory, following, _ = train.stdout.splitlines()
+    assert workers == "workers: 2 joined, 0 lost"
     assert f"{report['test_accuracy']:.2%}" in summary
     assert directory.endswith(str(run))
     assert "evaluate" in following
@@ -153,7 +154,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     says, _, command = interrupted.stderr.splitlines()[-1].partition("; resume with: ")
     assert says == "dist-net train: interrupted"
     go_on = shlex.split(command)[1:]
-    assert go_on == ["train", "--resume", "--run-dir", str(run), "--workers", "3"]
+    assert go_on == ["train", "--resume", "--run-dir", str(run)]
     assert interrupted.stdout == ""
     assert (run / "training.png").exists()
     assert not interrupted.children
@@ -222,18 +223,25 @@ def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run
     assert f"parameter server on {socket.gethostname()}" in joined.stderr.splitlines()[-1]
 
 
-def test_a_resumed_run_says_that_other_hosts_need_it_to_listen_again(
+def test_status_finds_the_keys_of_a_run_or_prints_the_command_that_names_them(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
-    run = "--run-dir", str(tmp_path / "run")
-    open_run = start("train", counting, "--epochs", "100000", *run, "--listen", "tcp://0.0.0.0:0")
-    open_run.report(lambda report: report["samples"] > 256)
-    open_run.process.send_signal(signal.SIGINT)
-    assert open_run.ends() == 130
-    resumed = start("train", "--resume", *run)
-    resumed.says("--listen")
-    resumed.process.send_signal(signal.SIGINT)
-    assert resumed.ends() == 130
+    server = start(
+        *("parameter-server", counting, "--epochs", "100000", "--run-dir", str(tmp_path / "run")),
+        *("--listen", "tcp://0.0.0.0:0"),
+    )
+    port = server.says(r"its state: .* status tcp://\S+:(\d+)")[1]
+    same_user = ["env", f"TMPDIR={server.temporary}"]
+    for host in (socket.gethostname(), "127.0.0.1"):
+        status = start("status", f"tcp://{host}:{port}", "--json", prefix=same_user)
+        assert status.result()["state"] == "waiting"
+    elsewhere = start("status", f"tcp://127.0.0.1:{port}")
+    assert elsewhere.ends() == 1
+    [said] = elsewhere.stderr.splitlines()
+    assert "the server requires keys: pass --keys DIR" in said
+    assert said.endswith(f"status tcp://127.0.0.1:{port} --keys RUN_DIRECTORY/keys/operator")
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130
 
 
 def test_several_interrupts_lose_nothing_of_how_to_go_on(

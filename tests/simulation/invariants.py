@@ -162,7 +162,7 @@ class RunChecks:
             steps = minibatches_in(record.steps.samples, record.steps.batch_size)
             base = self._versions[record.base_version].state[-1]
             mean += (base * record.steps.parts + steps) / parts
-        expected = before[-1] + records[0].outer.share * (mean - before[-1])
+        expected = before[-1] + records[0].outer.rate_of_others * (mean - before[-1])
         is_mean = abs(state[-1] - expected) < 1e-3 * (1 + expected)
         require(is_mean, f"the state has {state[-1]} steps, expected {expected}")
 

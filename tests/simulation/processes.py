@@ -345,7 +345,14 @@ class ServerProcess(VirtualProcess):
         run = new_run(self._settings, lambda: weights, checkpoint, self.random)
         vars(run)["accept"] = self._checks.accept
         journal = self._context.enter_context(
-            opened_journal(JOURNAL, run, 1, self._options.sync, disk, self.random)
+            opened_journal(
+                JOURNAL,
+                run,
+                sync=self._options.sync,
+                disk=disk,
+                random=self.random,
+                clock=self.schedule,
+            )
         )
         self._checks.begin(run, journal)
         self.schedule.note(self.name, "continues from version %d", run.store.version)

@@ -46,7 +46,9 @@ class TimedCluster:
         share = partial(self._memory.share, next(self._process_ids))
         disk = VirtualDisk(np.random.default_rng(0))
         self._context = ExitStack()
-        journal = self._context.enter_context(opened_journal(JOURNAL, run, disk=disk))
+        journal = self._context.enter_context(
+            opened_journal(JOURNAL, run, disk=disk, clock=self.schedule)
+        )
         files = ServerFiles(CHECKPOINT, JOURNAL, math.inf)
         self._loop = ServerLoop(run, self._socket, files, journal, self.schedule, disk, share)
         self.server = self._loop._server

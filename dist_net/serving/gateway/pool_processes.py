@@ -23,8 +23,8 @@ from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
 from dist_net.printable import printable
 from dist_net.processes.child import RunningChild
 from dist_net.processes.fork_server import ForkingProcesses
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Role
 from dist_net.processes.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -37,19 +37,19 @@ MAX_EARLY_ENDS = 3
 
 
 class PoolProcesses:
-    """Keep a process of this host running for each of ``roles``.
+    """Keep a process of this host running for each of ``specs``.
 
     Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
     the pool has been ready; before that, an end that would be repeated makes ``require_startable``
     raise.
     """
 
-    def __init__(self, roles: Sequence[Role], logs: Path) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], logs: Path) -> None:
         self._local = ForkingProcesses(FORK_SERVER, logs)
-        self._roles = [*roles]
-        if not all(each.module for each in roles):
-            self._roles.insert(0, self._local.fork_server)
-        self._here = Supervisor(self._local, math.inf, _notify, self._may_restart)
+        self._specs = [*specs]
+        if not all(each.module for each in specs):
+            self._specs.insert(0, self._local.fork_server)
+        self._here = Supervisor(self._local, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors = [self._here]
         self._start_on_ray: Callable[[], None] = lambda: None
         self._ends: Counter[str] = Counter()
@@ -58,9 +58,11 @@ class PoolProcesses:
         self._member_s: dict[tuple[int, str], float] = {}  # when each started, or was a member last
         self.is_begun = False
 
-    def add_ray(self, ray: RayCluster, worker: Callable[[str], Role], count: int | None) -> None:
+    def add_ray(
+        self, ray: RayCluster, worker: Callable[[str], ProcessSpec], count: int | None
+    ) -> None:
         """Also keep workers running on Ray's nodes; see ``Supervisor.add_workers``."""
-        on_ray = Supervisor(ray, math.inf, _notify, self._may_restart)
+        on_ray = Supervisor(ray, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors.append(on_ray)
         self._start_on_ray = partial(on_ray.add_workers, worker, count)
 
@@ -78,8 +80,8 @@ class PoolProcesses:
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
         self._supervising = loop.create_task(self._supervise())
-        for role in self._roles:
-            self._here.add(role)
+        for spec in self._specs:
+            self._here.add(spec)
         self._start_on_ray()
         return self._supervising
 

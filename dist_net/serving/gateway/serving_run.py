@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 
@@ -36,9 +36,9 @@ from dist_net.nets.sources import is_live, parse_pool_sources
 from dist_net.nets.trained_model import confirm_recipe
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.own_directory import log_directory, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Role
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.client_ledger import ClientLedger
@@ -105,6 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
         return runner.run(serve(options))
 
 
+class PoolPlaces(NamedTuple):
+    """Where a pool listens, for clients and for workers, and where its files are."""
+
+    directory: Path
+    logs: Path
+    ray: RayCluster | None
+    clients: ServerSocket
+    workers: ServerSocket
+    worker_keys: Path | None
+
+
 async def serve(options: ServingOptions) -> int:
     """Serve until a signal arrives and admitted requests are answered; return the exit code.
 
@@ -112,28 +123,7 @@ async def serve(options: ServingOptions) -> int:
     """
     stop = StopSignals()
     with ExitStack() as opened:
-        keys = load_server_keys(options.keys) if options.keys else None
-        directory = opened.enter_context(temporary_directory())
-        # One incomplete request of the largest size, but not one of each connection.
-        unread_bytes = max(2 * MAX_REQUEST_BYTES, options.queue_bytes) // 2 + (2 << 20)
-        limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
-        with _naming("--listen"):
-            clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
-        logs = _log_directory(options, directory, opened)
-        ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
-        listen_options = options.listen_options
-        worker_keys = options.keys if ray is None else ray.key_directory
-        if listen_options.needs_keys:  # they last as long as the pool
-            make_keys(worker_keys := directory / "keys")
-        listen = listen_options.listen if ray is None else ray.listen
-        with _naming("--listen-workers"):
-            # Workers of this host connect to a private path.
-            places = [f"ipc://{directory}/pool", *listen]
-            admitting = load_server_keys(worker_keys) if worker_keys else None
-            # The answers to a batch together: the ledger has admitted them all.
-            batch_bytes = max(MIN_BATCH_BYTES, options.queue_bytes)
-            socket = ServerSocket(places, admitting, batch_bytes)
-            workers = opened.enter_context(socket)
+        places = _open(options, opened)
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(
             options.pool,
@@ -144,36 +134,66 @@ async def serve(options: ServingOptions) -> int:
             release=release(),
             is_running=is_running,
         )
-        roles = _roles(options, workers.contact_addresses[0], directory, token)
-        processes = PoolProcesses(roles, logs)
-        if ray is not None:
-            ray.serve_at(*workers.contact_addresses)
-            processes.add_ray(ray, partial(_ray_worker, options), options.workers)
+        specs = _specs(options, places.workers.contact_addresses[0], places.directory, token)
+        processes = PoolProcesses(specs, places.logs)
+        if places.ray is not None:
+            places.ray.serve_at(*places.workers.contact_addresses)
+            processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)
         ledger = ClientLedger(options.queue_bytes, options.quota)
-        gateway = Gateway(pool, workers, processes.kill, clock, ledger)
+        gateway = Gateway(pool, places.workers, processes.kill, clock, ledger)
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
         turn = TurnBudget()
-        desk = ClientDesk(gateway, clients, secrets.token_bytes(16), ledger, may_rule, turn)
+        desk = ClientDesk(gateway, places.clients, secrets.token_bytes(16), ledger, may_rule, turn)
         with _naming("--http"):
             http = _http(options, gateway, ledger, turn)
-        for address in (
-            workers.contact_addresses[1:] if ray is None else ()
-        ):  # before READY, which may wait for them
-            joining = joining_command("inference-worker", address=address, keys=worker_keys)
-            print(f"workers may join: {joining}", file=sys.stderr, flush=True)
-        if listen_options.listen:
-            lines = listen_options.lines(worker_keys, workers.contact_addresses[1:], worker_keys)
-            print("\n".join(lines), file=sys.stderr, flush=True)
-        said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
+        _print_joining(options, places)
+        zmq = places.clients.contact_addresses[0]
+        said = f"{READY} {f'http={http.url} ' if http else ''}zmq={zmq}"
         try:
             is_drained = await _run(options, gateway, desk, http, processes, stop, said)
         except ModelLoadError as error:
-            error.args = (f"{error} (logs: {logs})",)
+            error.args = (f"{error} (logs: {places.logs})",)
             raise
     if not is_drained:
         logger.warning("not_drained grace_s=%g", options.grace)
     return stop.exit_code if is_drained else 1
+
+
+def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
+    """Create the pool's directories, keys and sockets, which last as long as ``opened``."""
+    keys = load_server_keys(options.keys) if options.keys else None
+    directory = opened.enter_context(temporary_directory())
+    # One incomplete request of the largest size, but not one of each connection.
+    unread_bytes = max(2 * MAX_REQUEST_BYTES, options.queue_bytes) // 2 + (2 << 20)
+    limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
+    with _naming("--listen"):
+        clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
+    logs = _log_directory(options, directory, opened)
+    ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
+    worker_keys = options.keys if ray is None else ray.key_directory
+    if options.listen_options.needs_keys:  # they last as long as the pool
+        make_keys(worker_keys := directory / "keys")
+    with _naming("--listen-workers"):
+        # Workers of this host connect to a private path.
+        listen = options.listen_options.listen if ray is None else ray.listen
+        admitting = load_server_keys(worker_keys) if worker_keys else None
+        # The answers to a batch together: the ledger has admitted them all.
+        batch_bytes = max(MIN_BATCH_BYTES, options.queue_bytes)
+        socket = ServerSocket([f"ipc://{directory}/pool", *listen], admitting, batch_bytes)
+        workers = opened.enter_context(socket)
+    return PoolPlaces(directory, logs, ray, clients, workers, worker_keys)
+
+
+def _print_joining(options: ServingOptions, places: PoolPlaces) -> None:
+    """Print how workers join, before READY, which may wait for them."""
+    listening, keys = options.listen_options, places.worker_keys
+    addresses = places.workers.contact_addresses[1:]
+    for address in addresses if places.ray is None else ():
+        joining = joining_command("inference-worker", address=address, keys=keys)
+        print(f"workers may join: {joining}", file=sys.stderr, flush=True)
+    if listening.listen:
+        print("\n".join(listening.lines(keys, addresses, keys)), file=sys.stderr, flush=True)
 
 
 async def _run(
@@ -278,7 +298,7 @@ def _secret_file(directory: Path, token: str) -> Path:
     return path
 
 
-def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
+def _specs(options: ServingOptions, address: str, directory: Path, token: str) -> list[ProcessSpec]:
     connect = ("--connect", address, "--directory", str(directory))
     secret = str(_secret_file(directory, token))
     loader = [*connect, "--engine", options.engine, "--token-file", secret]
@@ -292,8 +312,8 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
     worker = (*connect, *_worker_options(options))
     names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
     return [
-        Role("model-loader", "dist_net.serving.model_loader", arguments),
-        *(Role(name, "", (*worker, "--name", name)) for name in names),
+        ProcessSpec("model-loader", "dist_net.serving.model_loader", arguments),
+        *(ProcessSpec(name, "", (*worker, "--name", name)) for name in names),
     ]
 
 
@@ -308,11 +328,11 @@ def _worker_options(options: ServingOptions) -> list[str]:
     return worker
 
 
-def _ray_worker(options: ServingOptions, name: str) -> Role:
+def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
     """A worker on one of Ray's nodes."""
     arguments = (*RayCluster.worker_options, *_worker_options(options), "--name", name)
     module = "dist_net.serving.worker.inference_worker_process"
-    return Role(name, module, arguments, cores=options.threads)
+    return ProcessSpec(name, module, arguments, cores=options.threads)
 
 
 def _http(

@@ -51,6 +51,7 @@ def application(
     gateway: Gateway,
     settings: HttpSettings,
     clock: Clock | None = None,
+    *,
     page: Path = PAGE,
     refusals: Refusals | None = None,
     ledger: ClientLedger | None = None,

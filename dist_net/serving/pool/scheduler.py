@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.membership import NO_PROOF, PoolMembership, RunningBatch, Worker
@@ -67,6 +68,13 @@ class Turns:
     def charge(self, name: Hashable, seconds: float) -> None:
         """Move the next turn of ``name`` back by the time that it used."""
         self._turns_s[name] = self.of(name) + seconds
+
+
+class BatchPlace(NamedTuple):
+    """The worker for a batch, and the version that answers."""
+
+    worker: Worker
+    version: int
 
 
 class Scheduler:
@@ -243,8 +251,8 @@ class Scheduler:
 
     def _choose(
         self, request: InferenceRequest, is_short: bool, free: list[Worker]
-    ) -> tuple[Worker, int] | None:
-        """Return the worker for a batch and the version that answers; None if it must wait.
+    ) -> BatchPlace | None:
+        """Return the worker and the version for a batch; None if it must wait.
 
         Prefer idle workers, then workers that are not loading, then those with the newest version.
         """
@@ -257,7 +265,7 @@ class Scheduler:
                 continue
             rank = 4 * bool(worker.loading) + 2 * busy + (version != model.newest_number)
             if rank < best_rank:
-                best, best_rank = (worker, version), rank
+                best, best_rank = BatchPlace(worker, version), rank
                 if rank == 0:
                     break
         return best

@@ -1,11 +1,19 @@
-"""The versions of one model, each loading, serving or closing.
+"""The versions of one model as a state machine. No I/O.
 
-    LOADING ─ a worker has loaded it ▶ SERVING ─ replaced, unloaded ▶ CLOSING ─ unbound ▶ dropped
-       └───── no worker can load it ─────────────────────────────────▲
+    state      event                                             next state    method
+    waiting    the target is settled, no version is closing      LOADING       advance
+    waiting    a newer version arrives, the model is unloaded    unused        _replace_waiting
+    LOADING    a worker has loaded it                            SERVING       refresh
+    LOADING    no worker can load it, and there are others       CLOSING       _settle
+    SERVING    no worker has it any more                         LOADING       refresh
+    SERVING    every worker that has it has the target too       CLOSING       _settle
+    any        the model is unloaded                             CLOSING       unload
+    CLOSING    no request is bound to it                         unused        _drop_closed
 
-Workers load a new version one after the other, so that the rest continue to serve; only workers
-without a version of the model load it at once. A version that arrives meanwhile waits until every
-worker has loaded it or failed to, and no version is closing; or until a newer one arrives.
+The *target* is the version that every worker should have. It is settled once every worker has
+loaded it or failed to. If no worker can load it, the last version that a worker has is the target
+again. Workers load a new version one after the other, so that the rest continue to serve; only
+workers without a version of the model load it at once.
 """
 
 from __future__ import annotations
@@ -92,7 +100,7 @@ class ModelVersions:
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
         self.recent = RecentLatencies()
-        self._target: Version | None = None  # the version that every worker should have
+        self._target: Version | None = None
         self._waiting: Version | None = None
         self.unused: list[int] = []
 
@@ -250,10 +258,7 @@ class ModelVersions:
         )
 
     def _settle(self, workers: PoolMembership) -> None:
-        """Close the versions that the target replaces; or the target, if no worker could load it.
-
-        Then the last version that a worker has is the target again, or else the waiting version.
-        """
+        """Close the versions that the target replaces, or the target if no worker can load it."""
         target = self._target
         if target is None:
             return

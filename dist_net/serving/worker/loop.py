@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import JoinRefusedError, NoAnswerError, ServerLostError, ShapeError
+from dist_net.errors import JoinRefusedError, ServerLostError, ShapeError
 from dist_net.release import release
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels, NetworkLoader
@@ -40,6 +40,7 @@ def connected_worker(
     name: str,
     settings: WorkerSettings,
     keys: PeerKeys | None = None,
+    *,
     bears_silence: bool = False,
 ) -> Iterator[InferenceWorker]:
     """Yield an inference worker in this process for the gateway at ``address``."""
@@ -109,7 +110,6 @@ class InferenceWorker:
         replying, and ``JoinRefusedError`` if it refuses this worker.
         """
         while self.leave_reason is None:
-            # ``tick`` joins before a gateway that refuses the keys closes the connection.
             message = self._socket.receive(self.tick())
             if message is not None:
                 self.handle(message)
@@ -194,10 +194,7 @@ class InferenceWorker:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
         if now >= self._join_at_s:
             self._join_at_s = now + JOIN_AGAIN_AFTER_S
-            try:
-                self._socket.send(self._join)
-            except NoAnswerError as error:  # a gateway that refuses the keys ends the connection
-                raise self._socket.no_answer(now - self._heard_s) from error
+            self._socket.send(self._join)
 
     def _tick_joined(self, now: float, timeout_s: float) -> None:
         if self._heartbeats is not None and self._heartbeats.answer is not None:

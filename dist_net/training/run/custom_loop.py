@@ -15,7 +15,7 @@ from dist_net.nets.recipes.gradient_recipe import checked_gradient
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
-from dist_net.processes.own_directory import JOINED, temporary_directory
+from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.joined_run import offered_by
 from dist_net.training.worker.local_steps import LocalSteps, MinibatchGradient
 from dist_net.training.worker.loop import WorkerLoop
@@ -74,7 +74,7 @@ def join(
     server = join_by_token(parsed, timeout_s=timeout_s)
     offered = offered_by(server, timeout_s)
     with ExitStack() as opened:
-        directory = RunDirectory(opened.enter_context(temporary_directory()) / JOINED)
+        directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
         offered.keep(directory, data=data)
         recipe = load_run_recipe(directory, trust_recipe).recipe
@@ -101,9 +101,9 @@ def join(
                 f"{socket.gethostname()[:100]}:{os.getpid()}",
                 offered.digest,
                 recipe.layout.size,
-                server.keys,
-                contact_address(server.address).stays_on_this_host,
-                timeout_s,
+                keys=server.keys,
+                shares_memory=contact_address(server.address).stays_on_this_host,
+                join_timeout_s=timeout_s,
                 equipment=own_equipment(threads=1),
             )
         )

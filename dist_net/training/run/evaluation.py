@@ -105,7 +105,7 @@ EvaluationBatch = tuple[NDArray[Any], NDArray[Any], BoundPlan]
 
 
 class Evaluator:
-    """Evaluate a model repeatedly on the test part of a dataset."""
+    """Evaluate a model repeatedly on the test samples of a dataset."""
 
     def __init__(self, model: Model, dataset: Dataset) -> None:
         self._model = model

@@ -14,18 +14,23 @@ from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
-from dist_net.errors import InterruptedRunError, NoAnswerError, ProtocolError, SettingError
+from dist_net.errors import (
+    AccessRefusedError,
+    InterruptedRunError,
+    NoAnswerError,
+    ProtocolError,
+    SettingError,
+)
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.kernels import FAST
-from dist_net.processes.roles import POLL_S, LocalProcesses, Role
+from dist_net.processes.launcher import POLL_S, LocalProcesses, ProcessSpec
 from dist_net.processes.supervisor import Supervisor
 from dist_net.training.run.local_run import WORKER_GRACE_S
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
-from dist_net.wire.security import write_peer_keys
 from dist_net.wire.segment import available
 from dist_net.wire.token_exchange import ServerAccess
 
@@ -70,7 +75,8 @@ def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
 class JoinedRun:
     """This host's part in the run of a server that has admitted it.
 
-    ``directory`` holds the recipe, see ``OfferedRecipe.keep``; the processes' logs go to ``logs``.
+    ``directory`` holds its keys and the recipe, see ``OfferedRecipe.keep``; the processes' logs go
+    to ``logs``.
     """
 
     def __init__(
@@ -88,7 +94,8 @@ class JoinedRun:
         self._supervisor = Supervisor(LocalProcesses(logs), settings.restarts, display.warned)
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
-        self._is_silent = self._is_refused = False
+        self._silence = Silence(display.warned, f"the server at {server.address} answers again")
+        self._is_refused = False
         # One worker stands for up to MAX_PARTS of this host, and exchanges states for all of them.
         parts = MAX_PARTS if settings.may_fork and available() else 1
         self._count = math.ceil(settings.workers / parts)
@@ -100,12 +107,9 @@ class JoinedRun:
 
         Raise ProcessFailedError once no worker is left. No process outlives the call.
         """
-        if self._server.keys is not None:
-            write_peer_keys(self._directory.keys, self._server.keys)
-            self._directory.write(self._directory.server, self._server.address)
         try:
             self._show_progress()
-            self._supervisor.add_workers(self._role, self._count)
+            self._supervisor.add_workers(self._spec, self._count)
             while self._is_training():
                 self._show_progress()
                 time.sleep(POLL_S)
@@ -114,7 +118,7 @@ class JoinedRun:
         if (failure := self._supervisor.failure) is not None:
             raise failure
 
-    def _role(self, name: str) -> Role:
+    def _spec(self, name: str) -> ProcessSpec:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
@@ -125,7 +129,7 @@ class JoinedRun:
         if self._server.keys is not None:
             arguments += ["--keys", str(self._directory.keys)]
         module = "dist_net.training.run.training_worker_process"
-        return Role(name, module, tuple(arguments), bits=settings.bits)
+        return ProcessSpec(name, module, tuple(arguments), bits=settings.bits)
 
     def _is_training(self) -> bool:
         """Restart workers that have died; return whether any worker is left."""
@@ -144,18 +148,15 @@ class JoinedRun:
         try:
             with Observer(*self._server, ANSWER_TIMEOUT_S, self._wait) as observer:
                 self.report = observer.status(self._next_record)
-        except NoAnswerError as error:
-            if self._is_training() and not self._is_silent:
-                self._display.warned(f"{error}; the workers try again")
-            self._is_silent = True
-            return
-        except ProtocolError as error:
+        except (AccessRefusedError, ProtocolError) as error:
             self._is_refused = True  # the server refuses the workers too, and they end
             self._display.warned(str(error))
             return
-        if self._is_silent:
-            self._display.warned(f"the server at {self._server.address} answers again")
-        self._is_silent = False
+        except NoAnswerError as error:
+            if self._is_training():
+                self._silence.begins(f"{error}; the workers try again")
+            return
+        self._silence.ends()
         self._next_record = self.report["next_record"]
         self._display.progressed(self.report)
 

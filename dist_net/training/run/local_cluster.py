@@ -163,8 +163,8 @@ class LocalCluster:
             f"worker-{len(self._workers)}",
             _loaded(recipe).digest(dataset),
             recipe.layout.size,
-            self._worker_keys,
-            shares_memory,
+            keys=self._worker_keys,
+            shares_memory=shares_memory,
             equipment=own_equipment(threads=1),
         )
         self._workers.append(InProcessWorker(loop, self._threads))

@@ -10,10 +10,11 @@ them, evaluates the weights, and writes the run directory.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,27 +23,27 @@ from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
     DistNetError,
-    FileWriteError,
     InterruptedRunError,
     ProcessFailedError,
+    RunDirectoryError,
     SettingError,
 )
+from dist_net.json_records import record_from_json
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
-from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
+from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
-from dist_net.processes.roles import Given, LocalProcesses, Role, Word
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
-from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
+from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
+from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.training_progress import RunWarnings, TrainingProgress
+from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
-from dist_net.vector import Vector
-from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -50,8 +51,6 @@ START_TIMEOUT_S = 300.0
 REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
 SILENCE_S = 5.0  # until the user is notified that the server does not answer
 ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # for how long the workers tolerate a stopped server
-EVALUATION_SHARE = 0.05  # of the time, for short evaluations; the workers need the cores
-EVALUATION_PAUSE_S = 1.0  # between long evaluations
 WORKER_GRACE_S = 1.5  # until workers are killed: an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
 SLOW_DISK_BYTES_PER_S = 5e6  # a network disk or a memory card
@@ -101,6 +100,25 @@ class LocalRunSettings:
         ServerSocket(listening.listen, keys).close()
         return local
 
+    @classmethod
+    def of_run(cls, directory: RunDirectory) -> Self:
+        """Return the settings with which a run was last started; raise RunDirectoryError."""
+        try:
+            return record_from_json(cls, json.loads(directory.cluster.read_bytes()))
+        except FileNotFoundError:  # a run of an earlier release, or one that never began
+            return cls(workers=None)
+        except (*UNREADABLE, DistNetError) as error:
+            raise RunDirectoryError(
+                f"{directory.cluster}: {error!r:.80}; expected the settings of a run's cluster. "
+                f"Delete the file, and pass --workers and --listen again"
+            ) from error
+
+    def to_json(self, listen: Sequence[str]) -> str:
+        """Return the settings for ``of_run``; ``listen``: the addresses with the chosen ports."""
+        keys = self.listening.keys and str(self.listening.keys.resolve())
+        listening = asdict(self.listening) | {"listen": listen, "keys": keys}
+        return json.dumps(asdict(self) | {"listening": listening})
+
     def launcher(self, directory: RunDirectory) -> LocalProcesses:
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
@@ -131,10 +149,6 @@ REPORTED = (
 )
 
 
-Judge = Callable[[int, Vector], tuple[Evaluation | None, str]]
-"""Evaluates the weights after some samples; training ends unless the reason returned is ""."""
-
-
 class LocalRun:
     """The run in ``directory``. ``options``: returned by ``RunOptions.on``.
 
@@ -147,6 +161,7 @@ class LocalRun:
         loaded: LoadedRecipe,
         dataset: Dataset,
         options: RunOptions,
+        *,
         local: LocalRunSettings,
         display: TrainingProgress,
         judge: Judge | None = None,
@@ -157,30 +172,35 @@ class LocalRun:
         self._directory = directory
         self._loaded = loaded
         self._options = options
-        self._best: BestWeights | None = None
-        self._samples = len(dataset.train_targets)
-        evaluate = evaluate_recipe(loaded.recipe, dataset)
-        self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
         self._local = local
         self._display = display
         self._launcher = local.launcher(directory)
-        self._threads = 1
         self._supervisor = Supervisor(self._launcher, local.restarts, display.warned)
-        self._next_record = 0
-        self._evaluated_epochs = 0
-        self._evaluate_after_s = 0.0
+        self._threads = 1
         self._listen = local.listening.listen
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
         self._was_ready = False
-        self._is_silent = False
-        self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
-        self._warnings = RunWarnings(display.warned)
         self._has_workers = False
-        self._stop_reason = ""
+        self._next_record = 0
+        self._silence = Silence(display.warned, "the parameter server answers again")
+        self._notices = RunNotices(display.warned)
+        self._metrics = MetricsFiles(directory, options.tensorboard)
+        best: BestWeights | None = None
+        if options.keeps_best:
+            best = BestWeights(directory.best, options.settings(loaded), options.patience)
+        self._evaluations = PeriodicEvaluation(
+            loaded.recipe,
+            dataset,
+            best=best,
+            metrics=self._metrics,
+            display=display,
+            judge=judge,
+        )
 
-    def stop(self, reason: str) -> None:
-        """End the run at the next report, as if every epoch were done."""
-        self._stop_reason = reason
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """Of the best weights, or else of the last."""
+        return self._evaluations.evaluation
 
     def run(self) -> dict[str, Any]:
         """Train to the end; return the JSON object that ``dist-net train --json`` prints.
@@ -189,7 +209,7 @@ class LocalRun:
         every worker has ended and is not restarted. The server leaves a checkpoint if it can. No
         process outlives the call.
         """
-        self._write_directory()
+        self._begin()
         if self._local.listening.needs_keys:
             make_keys(self._directory.keys)
         with self._launcher:
@@ -201,16 +221,16 @@ class LocalRun:
                 finally:
                     self._end()
 
-    def _write_directory(self) -> None:
+    def _begin(self) -> None:
         loaded, options = self._loaded, self._options
         files = {} if loaded.is_built_in else loaded.files
         self._directory.begin(options.to_json(), files)
-        self._metrics = MetricsFiles(self._directory, options.tensorboard)
+        self._write_settings()
         if RECIPE_FILE in files:
             trust(options.recipe_files)
-        if options.keeps_best:
-            settings = options.settings(loaded)
-            self._best = BestWeights(self._directory.best, settings, options.patience)
+
+    def _write_settings(self) -> None:
+        self._directory.write(self._directory.cluster, self._local.to_json(self._listen))
 
     def _start_and_watch(self) -> dict[str, Any]:
         server = self._supervisor.add(self._server)
@@ -235,6 +255,7 @@ class LocalRun:
                     self._launcher.keys,
                     ANSWER_TIMEOUT_S,
                     while_waiting=partial(self._wait, child),
+                    nobody_s=ANSWER_TIMEOUT_S,
                 ) as observer:
                     outcome = self._watch(observer, child)
                 self._await_checkpoint(child)
@@ -248,11 +269,10 @@ class LocalRun:
         """Check during a request that the server runs; raise ProcessFailedError if not."""
         server.require_running()
         self._supervisor.require_running()
-        if not self._is_silent and waited_s > SILENCE_S:
-            self._is_silent = True
-            self._display.warned("the parameter server does not answer: is it stopped?")
+        if waited_s > SILENCE_S:
+            self._silence.begins("the parameter server does not answer: is it stopped?")
 
-    def _server(self) -> Role:
+    def _server(self) -> ProcessSpec:
         arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
@@ -260,7 +280,7 @@ class LocalRun:
         if self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
-        return Role(
+        return ProcessSpec(
             "parameter-server",
             "dist_net.training.run.parameter_server_process",
             tuple(arguments),
@@ -269,7 +289,7 @@ class LocalRun:
             bits=self._options.bits,
         )
 
-    def _worker(self, name: str) -> Role:
+    def _worker(self, name: str) -> ProcessSpec:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
         arguments += ["--bits", self._options.bits]
@@ -277,7 +297,7 @@ class LocalRun:
         arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
         module = "dist_net.training.run.training_worker_process"
         words = tuple(arguments)
-        return Role(name, module, words, cores=self._threads, bits=self._options.bits)
+        return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
         self._ready(
@@ -286,7 +306,8 @@ class LocalRun:
             )
         )
         self._begin_metrics(observer.status())
-        while True:
+        reason = ""
+        while not reason:
             self._wait(server)  # it may have been replaced during an evaluation
             # Taken before the report: workers that leave a stopping server have not failed.
             ended = self._supervisor.ended_workers
@@ -297,21 +318,18 @@ class LocalRun:
                 server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
-            self._evaluate_if_due(observer, report)
-            if self._best is not None and self._best.is_out_of_patience:
-                self.stop("no progress for as many evaluations as --patience allows")
+            self._evaluations.take_if_due(observer, report["samples"])
+            reason = self._evaluations.stop_reason
             if self._display.wants_end:
-                self.stop("a callback returned True")
-            if self._stop_reason:
-                self._display.warned(f"stopped early: {self._stop_reason}")
-                break
-            time.sleep(REPORT_EVERY_S)
-        while report["records"] and not self._stop_reason:
+                reason = "a callback returned True"
+            time.sleep(0.0 if reason else REPORT_EVERY_S)
+        if reason:
+            self._display.warned(f"stopped early: {reason}")
+        while report["records"] and not reason:
             report = self._poll(observer)
-        last = self.evaluation if self._stop_reason else None
-        evaluation = last or self._evaluate_now(observer)
+        evaluation = (self.evaluation if reason else None) or self._evaluations.take(observer)
         self._wait(server)
-        observer.shut_down(self._stop_reason or "every epoch is done")
+        observer.shut_down(reason or "every epoch is done")
         return self._summary(report, self.evaluation or evaluation)
 
     def _summary(self, report: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
@@ -322,7 +340,7 @@ class LocalRun:
             "test_accuracy": evaluation and evaluation.accuracy,
             "test_loss": evaluation and evaluation.loss,
             **{name: report[name] for name in REPORTED},
-            "warnings": self._warnings.last,
+            "warnings": self._notices.warnings,
         }
 
     def _ready(self, addresses: list[str]) -> None:
@@ -333,7 +351,10 @@ class LocalRun:
             self._display.answers(self._launcher.address, self._launcher.key_directory)
         self._was_ready = True
         opened = addresses[len(addresses) - len(self._listen) :]
-        self._listen = tuple(map(with_port_of, self._local.listening.listen, opened))
+        listen = tuple(map(with_port_of, self._local.listening.listen, opened))
+        if listen != self._listen:  # not again after a restart: the disk may be full by then
+            self._listen = listen
+            self._write_settings()
         self._next_record = 0
         self._has_workers = False
 
@@ -346,10 +367,10 @@ class LocalRun:
         if listening.listen:
             where = listening.keys or self._directory.path
             self._display.opened(listening.lines(self._keys, addresses[1:], where))
-        elif self._directory.keys.is_dir():
-            self._display.warned("other hosts cannot join again: that needs --listen, as before")
         if listening.needs_keys:
             self._display.answers(addresses[1], self._directory.keys / OPERATOR)
+        if self._keys is not None:
+            self._launcher.announce(listening.known_as(addresses[1:]), self._keys)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drop records after the checkpoint, and those that the server repeats."""
@@ -363,17 +384,15 @@ class LocalRun:
         self._metrics.replace(kept)
         for warning in report["resume_warnings"]:
             self._display.warned(warning)
-        self._evaluated_epochs = report["samples"] // self._samples
+        self._evaluations.resume(report["samples"])
 
     def _poll(self, observer: Observer) -> dict[str, Any]:
         report = observer.status(self._next_record)
-        if self._is_silent:
-            self._is_silent = False
-            self._display.warned("the parameter server answers again")
+        self._silence.ends()
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warnings.notify_changes(report | {"metrics_error": self._metrics.error})
+        self._notices.notify_changes(report | {"metrics_error": self._metrics.error})
         return report
 
     def _while_starting(self, server: RunningChild) -> None:
@@ -392,45 +411,6 @@ class LocalRun:
         if self._has_workers and not has_workers:
             self._display.warned("no worker is left: the run goes on when one joins")
         self._has_workers = has_workers
-
-    def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
-        epochs = report["samples"] // self._samples
-        began_s = time.monotonic()
-        if epochs > self._evaluated_epochs and began_s >= self._evaluate_after_s:
-            self._evaluated_epochs = epochs
-            self._evaluate_now(observer)
-            ended_s = time.monotonic()
-            pause_s = min(EVALUATION_PAUSE_S, (ended_s - began_s) / EVALUATION_SHARE)
-            self._evaluate_after_s = ended_s + pause_s
-
-    def _evaluate_now(self, observer: Observer) -> Evaluation | None:
-        snapshot = observer.snapshot()
-        evaluation, reason = self._judge(snapshot.samples, snapshot.weights)
-        if evaluation is None:
-            return None
-        record = {
-            "kind": "test",
-            "samples": snapshot.samples,
-            "version": snapshot.version,
-            "loss": evaluation.loss,
-            "accuracy": evaluation.accuracy,
-        }
-        self._metrics.append([record])
-        self._display.evaluated(snapshot.samples, evaluation)
-        if reason:
-            self.stop(reason)
-        if self._best is None or self._is_best(self._best, snapshot, evaluation):
-            self.evaluation = evaluation
-        return evaluation
-
-    def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
-        """Return whether these weights are the best so far, and were written."""
-        score = evaluation.accuracy, evaluation.loss
-        try:
-            return best.take(*score, snapshot.version, snapshot.weights)
-        except FileWriteError as error:
-            self._display.warned(f"the best weights so far are not kept: {error}")
-            return False
 
     def _await_checkpoint(self, server: RunningChild) -> None:
         grace_s = checkpoint_grace_s(self._directory.checkpoint)

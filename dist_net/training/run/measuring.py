@@ -34,7 +34,6 @@ from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
 STEP_SECONDS, MIN_STEPS = 1.0, 5
 EXCHANGE_CPU_SECONDS, MIN_EXCHANGES = 0.5, 50
 SAMPLES, NO_CHECKPOINT_S = 2**32 - 1, 1e9  # more than a measurement takes
-TIMEOUTS_S = 10.0, 10.0  # to join, and to join again
 PARTS = 2  # of the worker's leases: several, so that the server takes outer steps
 # By the number of vectors, all that an exchange depends on.
 OPTIMIZER_OF = {len(each.initial_state): each for each in OPTIMIZERS.values()}
@@ -112,9 +111,11 @@ def measure_exchange(shares_memory: bool, parameters: int, vectors: int) -> list
             ThreadPoolExecutor(1, "server") as threads,
         ):
             served = threads.submit(_serve, server)
-            facts = address, "worker", "", parameters, keys, shares_memory, *TIMEOUTS_S
+            who = address, "worker", "", parameters
             try:
-                with WorkerLoop(lambda _: local, *facts, parts=PARTS) as worker:
+                with WorkerLoop(
+                    lambda _: local, *who, keys=keys, shares_memory=shares_memory, parts=PARTS
+                ) as worker:
                     local.done = lambda: worker.stop("measured")
                     worker.train()
             finally:

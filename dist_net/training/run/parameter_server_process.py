@@ -5,7 +5,8 @@
 
 Prints ``LOADING WHAT`` on stdout every second at first, then ``READY ADDRESS...``, quoted for a
 shell, when there is a first checkpoint and workers may connect, or ``FAILED REASON`` when it ends
-for a reason of its own. Logs go to stderr. When ``--parent`` has ended, the run ends.
+for a reason of its own. Logs go to stderr. When ``--parent`` has ended, the run is suspended: see
+``ServerLoop.suspend``.
 
 It reads the run's options from the run directory, with facts about the dataset; it does not read
 the dataset. ``--threads``: how many threads each worker of this host uses, for the journal.
@@ -74,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         ownership=ownership,
     ) as (loop, addresses):
         stopped = f"the parameter server on {socket.gethostname()} was stopped: "
-        stop_on_signals(lambda reason: loop.stop(stopped + reason), arguments.parent)
+        stop_on_signals(
+            lambda reason: loop.stop(stopped + reason), arguments.parent, orphaned=loop.suspend
+        )
         loop.serve(ready=lambda: reports.ready(shlex.join(addresses)))
     return 0
 

@@ -15,7 +15,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import LocalRun, LocalRunSettings
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -52,9 +52,7 @@ class PreparedRun(NamedTuple):
         Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
         """
         loaded, settings = self.loaded, self.settings
-        # The server of a killed run writes its checkpoint first.
-        patience_s = KILLED_RUN_ENDS_S if directory.options.exists() else 0.0
-        with directory.locked(patience_s), display:
+        with directory.locked(), display:
             if directory.has_begun:
                 # Raises if the checkpoint does not fit, before any file of the run is changed.
                 RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
@@ -66,7 +64,9 @@ class PreparedRun(NamedTuple):
                 f"samples, {counted(settings.epochs, 'epoch')} of minibatches of "
                 f"{settings.batch_size}; {workers}"
             )
-            training = LocalRun(directory, loaded, self.dataset, self.options, local, display)
+            training = LocalRun(
+                directory, loaded, self.dataset, self.options, local=local, display=display
+            )
             try:
                 return training.run()
             finally:

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -157,13 +158,36 @@ class TrainingProgress:
         self._console.print(text, style=style)
 
 
-class RunWarnings:
-    """Pass each warning in a run's reports to ``notify``: once, until it is over. No I/O."""
+class Silence:
+    """Notify of a server's silence once, and of its end. No I/O."""
+
+    def __init__(self, notify: Callable[[str], None], end: str) -> None:
+        self._notify = notify
+        self._end = end
+        self._is_silent = False
+
+    def begins(self, text: str) -> None:
+        if not self._is_silent:
+            self._is_silent = True
+            self._notify(text)
+
+    def ends(self) -> None:
+        if self._is_silent:
+            self._is_silent = False
+            self._notify(self._end)
+
+
+class RunNotices:
+    """Pass the warnings and the events of members in a run's reports to ``notify``. No I/O.
+
+    Each warning is passed once, until it is over; each event once, those of a host in one line.
+    """
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self._notify = notify
         self._open: dict[str, str] = {}
         self._last: dict[str, str] = {}
+        self._next_event = "", 0  # of an incarnation of the server
 
     def notify_changes(self, report: dict[str, Any]) -> None:
         """Notify of the changes since the report before."""
@@ -178,6 +202,21 @@ class RunWarnings:
             elif before is not None and when_over is not None:
                 self._notify(when_over)
 
+        self._notify_events(report["incarnation"], report["events"])
+
+    def _notify_events(self, incarnation: str, events: Sequence[dict[str, Any]]) -> None:
+        known, following = self._next_event
+        new = [each for each in events if incarnation != known or each["number"] >= following]
+        if events:
+            self._next_event = incarnation, events[-1]["number"] + 1
+        processes: Counter[tuple[str, str]] = Counter()
+        for each in new:
+            what = f"{each['what']}: {each['reason']}" if each["reason"] else each["what"]
+            processes[each["host"], what] += each["processes"]
+        for (host, what), count in processes.items():
+            self._notify(f"{host}: {counted(count, 'worker')} {what}")
+
     @property
-    def last(self) -> list[str]:
+    def warnings(self) -> list[str]:
+        """The last warning of each kind."""
         return list(self._last.values())

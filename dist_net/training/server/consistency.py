@@ -38,14 +38,15 @@ class OuterStep(NamedTuple):
     """How the mean result of a round, or a single result, moves the server's state.
 
     With w the weights, r those of the result: Δ = w - r; m ← ``momentum`` m + Δ;
-    w ← w - ``rate`` (Δ + ``momentum`` m), which is Nesterov's rule. All else moves by ``share`` of
-    the way towards the result, and so stays between the values of the workers: a variance never
-    becomes negative. With a rate and a share of 1 and no momentum, the result is the new state.
+    w ← w - ``rate`` (Δ + ``momentum`` m), which is Nesterov's rule. All else moves by
+    ``rate_of_others`` of the way towards the result, and so stays between the values of the
+    workers: a variance never becomes negative. With rates of 1 and no momentum, the result is the
+    new state.
     """
 
     rate: float
     momentum: float
-    share: float
+    rate_of_others: float
 
 
 WHOLE = OuterStep(1.0, 0.0, 1.0)

@@ -22,6 +22,7 @@ from dist_net.training.server.journal_records import (
     Computing,
     Journal,
     Started,
+    WorkersCounted,
     decode_journal,
     decode_record,
     encode_header,
@@ -44,14 +45,22 @@ def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
         return decode_journal(disk.read(path))
 
 
-def read_tail(
-    path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK
-) -> tuple[int, int, int]:
+class JournalTail(NamedTuple):
+    """The end of a journal, after the version of a checkpoint, which ends at ``kept_bytes``.
+
+    Later records, up to ``last_version``, applied ``samples``. ``counted``: the newest counters.
+    """
+
+    kept_bytes: int
+    samples: int
+    last_version: int
+    counted: WorkersCounted | None
+
+
+def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
     """Read only a journal's header and, from the end, its records back to ``version``.
 
-    Return the number of bytes up to the end of that version, the number of samples in later
-    records, and the last version. Raise one of ``UNUSABLE`` for a journal that cannot be continued
-    from that version.
+    Raise one of ``UNUSABLE`` for a journal that cannot be continued from that version.
     """
     with _errors_of(path):
         beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
@@ -63,11 +72,15 @@ def read_tail(
                 f"the journal begins at version {first_version}, expected at most {version}"
             )
         kept_bytes, samples, last_version, together = disk.size(path), 0, version, 0
+        counted: WorkersCounted | None = None
         for offset, block in _blocks_from_the_end(path, kept_bytes, disk):
             try:
                 record = decode_record(block)
             except JournalDamagedError:  # torn when its host failed: ignore all records after it
-                kept_bytes, samples, last_version = offset, 0, version
+                kept_bytes, samples, last_version, counted = offset, 0, version, None
+                continue
+            if isinstance(record, WorkersCounted):
+                counted = counted or record
                 continue
             if isinstance(record, Checkpointed | Computing):  # of any earlier version
                 continue
@@ -75,7 +88,7 @@ def read_tail(
                 together += 1
                 if isinstance(record, Applied) and together < record.together:
                     continue  # a result applied with it may be damaged
-                return kept_bytes, samples, last_version
+                return JournalTail(kept_bytes, samples, last_version, counted)
             if record.version < version:
                 break
             kept_bytes, last_version = offset, max(last_version, record.version)
@@ -168,7 +181,8 @@ class JournalFile:
         identity: bytes,
         started: Started,
         sync_interval_s: float | None = None,
-        now: float = 0.0,
+        *,
+        now: float,
         disk: Disk = HOST_DISK,
     ) -> None:
         """Truncate the file to ``kept_bytes`` and append the start.

@@ -1,8 +1,9 @@
 """The format of a run's journal: the applied results in order, so that a run can be replayed. Pure.
 
-Little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then four kinds of
+Little-endian blocks of 64 bytes, each ending in a CRC-32 of the rest: a header, then five kinds of
 records. ``Applied`` is the result of a lease, written before its push is acknowledged; ``Started``,
-the start of a server; ``Checkpointed``, the hash of a version's weights. The journal contains no
+the start of a server; ``Checkpointed``, the hash of a version's weights; ``WorkersCounted``, the
+counters of workers, which a restarted server continues. The journal contains no
 arrays: samples, seed and the state before determine the results, but for the rounding of a worker's
 kernels, which ``Computing`` names.
 """
@@ -35,6 +36,7 @@ _APPLIED = struct.Struct("<BBHQQIIIIQIIff")
 _STARTED = struct.Struct("<B3xQ8sdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _COMPUTING = struct.Struct("<B3xQQ40s")
+_WORKERS_COUNTED = struct.Struct("<B3xQQQ32x")
 _CHECKSUM = struct.Struct("<I")
 
 
@@ -92,7 +94,15 @@ class Computing(NamedTuple):
     blas: str
 
 
-JournalRecord = Applied | Started | Checkpointed | Computing
+class WorkersCounted(NamedTuple):
+    """The numbers of workers that had joined and that were lost, when one of them changed."""
+
+    version: int
+    joined: int
+    lost: int
+
+
+JournalRecord = Applied | Started | Checkpointed | Computing | WorkersCounted
 
 
 def run_identity(recipe_digest: str, seed: int) -> bytes:
@@ -110,9 +120,9 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):
-        rate, momentum, share = record.outer
+        rate, momentum, rate_of_others = record.outer
         epoch, start, stop, *how, parts = record.steps
-        bits = record.is_packed + 2 * (share == 1) + 4 * (parts - 1)
+        bits = record.is_packed + 2 * (rate_of_others == 1) + 4 * (parts - 1)
         staleness = record.version - record.base_version
         numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
         return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, rate, momentum))
@@ -123,6 +133,8 @@ def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Computing):
         version, kernels, blas = record
         return _with_checksum(_COMPUTING.pack(4, version, kernels, blas.encode()[:40]))
+    if isinstance(record, WorkersCounted):
+        return _with_checksum(_WORKERS_COUNTED.pack(5, *record))
     return _with_checksum(_CHECKPOINTED.pack(3, *record))
 
 
@@ -147,7 +159,9 @@ def decode_record(block: bytes) -> JournalRecord:
     if kind == 4:
         _, version, kernels, blas = _COMPUTING.unpack(content)
         return Computing(version, kernels, blas.rstrip(b"\0").decode(errors="replace"))
-    raise JournalDamagedError(f"its kind is {kind}, expected 1 to 4")
+    if kind == 5:
+        return WorkersCounted(*_WORKERS_COUNTED.unpack(content)[1:])
+    raise JournalDamagedError(f"its kind is {kind}, expected 1 to 5")
 
 
 def _with_checksum(content: bytes) -> bytes:

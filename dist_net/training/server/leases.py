@@ -123,7 +123,7 @@ class LeaseLedger:
         self._next_lease_id += 1
         return lease
 
-    def share(self, worker_id: int, holders: Container[int] | None = None) -> Lease | None:
+    def rival_lease(self, worker_id: int, holders: Container[int] | None = None) -> Lease | None:
         """Lease the oldest lease (of ``holders``) without a rival again; None if there is none."""
         for holder, lease in self._leases.items():
             if lease.rival is None and (holders is None or holder in holders):

@@ -29,6 +29,7 @@ from dist_net.training.server.journal_records import (
     Checkpointed,
     JournalRecord,
     Started,
+    WorkersCounted,
     encode_record,
     run_identity,
     sha256_of,
@@ -74,11 +75,11 @@ class WorkersSocket(Protocol):
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
 
-Share = Callable[[int, int], SharedVectors | None]
+CreateMemory = Callable[[int, int], SharedVectors | None]
 """Create vectors of a size in shared memory; return None, or raise ``SegmentError``, without."""
 
 
-def share(vectors: int, size: int) -> SharedVectors | None:
+def create_memory(vectors: int, size: int) -> SharedVectors | None:
     return Segment.create(vectors, size) if available() else None
 
 
@@ -101,10 +102,12 @@ def new_run(
 def opened_journal(
     path: Path,
     run: RunState,
+    *,
     threads: int = 1,
     sync: str = NEVER,
     disk: Disk = HOST_DISK,
     random: Random = _RANDOM,
+    clock: Clock | None = None,
 ) -> Iterator[JournalFile]:
     """Yield the open journal of a new or resumed run, and close it at the end.
 
@@ -122,7 +125,7 @@ def opened_journal(
     kept_bytes = 0
     if run.is_resumed and disk.exists(path):
         try:
-            kept_bytes, samples, last_version = read_tail(path, identity, version, disk)
+            tail = read_tail(path, identity, version, disk)
         except UNUSABLE as error:
             kept = put_aside(path, disk)
             run.resume_warnings.append(
@@ -130,15 +133,21 @@ def opened_journal(
                 f"renamed to {kept}, and a new journal begins"
             )
         else:
-            if last_version > version:
+            kept_bytes = tail.kept_bytes
+            if tail.last_version > version:
                 run.resume_warnings.append(
-                    f"{samples:,} samples are done again: they were applied after the resumed "
-                    f"checkpoint, in versions {version + 1:,} to {last_version:,}"
+                    f"{tail.samples:,} samples are done again: they were applied after the resumed "
+                    f"checkpoint, in versions {version + 1:,} to {tail.last_version:,}"
                 )
-            run.metrics.samples_done_again += samples
+            run.metrics.samples_done_again += tail.samples
+            if tail.counted is not None:
+                run.metrics.continue_counting(tail.counted.joined, tail.counted.lost)
         for warning in run.resume_warnings:
             logger.warning("resumed version=%d warning=%s", version, warning)
-    journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync), disk=disk)
+    now = (clock or SystemClock()).now()
+    journal = JournalFile(
+        path, kept_bytes, identity, started, sync_interval_s(sync), now=now, disk=disk
+    )
     try:
         yield journal
     finally:
@@ -178,7 +187,7 @@ def opened_server(
     checkpoint = read_resumable_checkpoint(files.checkpoint) if resumes else None
     run = new_run(settings, initial_weights, checkpoint)
     with (
-        opened_journal(files.journal, run, threads, files.sync) as journal,
+        opened_journal(files.journal, run, threads=threads, sync=files.sync) as journal,
         ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
     ):
         loop = ServerLoop(run, socket, files, journal, offer=offer, ownership=ownership)
@@ -189,8 +198,8 @@ class ServerLoop:
     """Serve a run until it is shut down; write checkpoints at intervals and at the end.
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
-    each wait; ``serve`` drives it and waits. ``share`` creates the memory that a worker of this
-    host shares with the server.
+    each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
+    of this host shares with the server.
     """
 
     def __init__(
@@ -201,7 +210,7 @@ class ServerLoop:
         journal: JournalFile,
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
-        share: Share = share,
+        create_memory: CreateMemory = create_memory,
         offer: RecipeOffer | None = None,
         ownership: RunOwnership | None = None,
     ) -> None:
@@ -215,11 +224,13 @@ class ServerLoop:
         self._sync: Future[None] | None = None  # the last one
         self._clock = clock or SystemClock()
         self._disk = disk
-        self._share = share
+        self._create_memory = create_memory
         self._server = ParameterServer(run, journal.incarnation, offer)
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
+        self._is_suspended = False
+        self._counted = run.metrics.workers_joined, run.metrics.workers_lost
 
     @property
     def version(self) -> int:
@@ -229,6 +240,11 @@ class ServerLoop:
     def stop(self, reason: str) -> None:
         """End the run in the next turn of the loop; may be called by a signal handler."""
         self._stop_requested = reason
+
+    def suspend(self, reason: str) -> None:
+        """As ``stop``, but workers are not told: they wait for a server that resumes the run."""
+        self._is_suspended = True
+        self.stop(reason)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Return when the run was shut down and its last checkpoint is on disk.
@@ -285,7 +301,7 @@ class ServerLoop:
             self._carry_out(self._server.tick(now))
             self._look_after_journal(now, writer)
             if self._stop_requested is not None:
-                self._server.stop(self._stop_requested)
+                self._server.stop(self._stop_requested, is_suspended=self._is_suspended)
             if written is not None and written.done():
                 self._take_written(written)
                 written = None
@@ -319,7 +335,11 @@ class ServerLoop:
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
-        while len(self._run.members) and self._clock.now() < deadline:
+        while (
+            len(self._run.members)
+            and self._clock.now() < deadline
+            and not self._server.is_suspended
+        ):
             self._handle((yield TICK_S))
 
     def _drain(self) -> Generator[float, Received, None]:
@@ -389,7 +409,7 @@ class ServerLoop:
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""
         try:
-            return self._share(2, self._run.store.state.size)
+            return self._create_memory(2, self._run.store.state.size)
         except SegmentError as error:
             logger.warning("shared_memory_unavailable name=%s reason=%s", join.name, error)
             return None
@@ -408,8 +428,11 @@ class ServerLoop:
 
     def _look_after_journal(self, now: float, writer: Executor) -> None:
         """Retry unwritten records, report the lag, and sync the journal if a sync is due."""
-        journal = self._journal
-        self._record()
+        journal, metrics = self._journal, self._run.metrics
+        counted = metrics.workers_joined, metrics.workers_lost
+        changed = [] if counted == self._counted else [WorkersCounted(self.version, *counted)]
+        self._record(*changed)
+        self._counted = counted
         lag = journal.lag(now)
         if lag.error != self._server.journal_lag.error:
             logger.error("journal_error_changed error=%s", lag.error)

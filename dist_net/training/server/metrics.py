@@ -154,6 +154,11 @@ class RunMetrics:
     def __post_init__(self) -> None:
         self._began_s: float | None = None
 
+    def continue_counting(self, workers_joined: int, workers_lost: int) -> None:
+        """Continue the counters of a journal, which may be ahead of the checkpoint's."""
+        self.workers_joined = max(self.workers_joined, workers_joined)
+        self.workers_lost = max(self.workers_lost, workers_lost)
+
     def lease_granted(self, now: float) -> None:
         """Start the run's clock at the first lease."""
         if self._began_s is None:

@@ -19,8 +19,9 @@ answer.
 
 import json
 import logging
+from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Computing, JournalRecord
@@ -51,6 +52,8 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 MAX_KERNELS = 32
+EVENTS_REPORTED = 100
+"""The newest events of members that a report contains, for observers that poll it."""
 
 
 class SendToPeer(NamedTuple):
@@ -90,12 +93,15 @@ class ParameterServer:
         self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
+        self.is_suspended = False
         self.diverges = False
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
         self._waiting: dict[int, Member] = {}
         self._kernels: set[int] = set()  # in the journal
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_REPORTED)
+        self._next_event = 0
 
     @property
     def state(self) -> str:
@@ -138,11 +144,14 @@ class ParameterServer:
                 logger.warning("unexpected_message node=%s kind=%s", node.hex(), kind)
         return commands + self._answer_waiting(now)
 
-    def stop(self, reason: str) -> None:
-        """End the run: apply nothing more, and answer every request with ``Stop``."""
+    def stop(self, reason: str, *, is_suspended: bool = False) -> None:
+        """End the run: apply nothing more, and answer every request with ``Stop``.
+
+        If it is suspended, leave requests unanswered: another server will resume the run.
+        """
         if self.stop_reason is None:
-            logger.info("stopping reason=%s", reason)
-            self.stop_reason = reason
+            logger.info("stopping reason=%s suspended=%s", reason, is_suspended)
+            self.stop_reason, self.is_suspended = reason, is_suspended
 
     def checkpoint_written(self, version: int) -> None:
         """Record the version of the checkpoint on disk."""
@@ -167,7 +176,7 @@ class ParameterServer:
         run, commands = self.run, []
         for member in run.members.overdue(now):
             if member.worker_id not in run.members.silent:
-                self._count_loss(member, "overdue", now)
+                self._lost(member, f"silent for {now - member.heard_s:.1f} s", now)
                 run.silence(member)
             elif run.ledger.lease_of(member.worker_id) is None:
                 commands.append(self._remove(member))
@@ -184,7 +193,7 @@ class ParameterServer:
         for former in formers:
             if former.identity == join.identity and former.received_id >= join.request_id:
                 return []  # a repeated message
-            commands.append(self._lose(former, "it joined again", now))
+            commands.append(self._lose(former, "its connection was lost", now))
         kernels, blas = join.equipment.kernels, join.equipment.blas
         if kernels and kernels not in self._kernels and len(self._kernels) < MAX_KERNELS:
             self._kernels.add(kernels)
@@ -192,13 +201,7 @@ class ParameterServer:
             commands.append(Record([Computing(run.store.version, kernels, blas)]))
         member = run.members.join(node, join, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
-        run.metrics.workers_joined += 1
-        logger.info(
-            "worker_joined worker=%d name=%s shared=%s",
-            member.worker_id,
-            member.name,
-            member.shared,
-        )
+        self._event("back" if formers else "joined", member, now)
         welcome = Welcome(
             member.worker_id,
             self._incarnation,
@@ -319,7 +322,7 @@ class ParameterServer:
     def _work(self, member: Member, now: float) -> Message | None:
         """Return the answer to a worker; None if it must wait for other workers."""
         run = self.run
-        if (stop := self._stop()) is not None:
+        if (stop := self._stop()) is not None or self.is_suspended:
             return stop
         lease = run.grant(member, now)
         if lease is None:
@@ -341,7 +344,9 @@ class ParameterServer:
         """Return the message to every worker once the run has ended."""
         if self.run.ledger.finished:
             return Stop("every epoch is done", finished=True)
-        return None if self.stop_reason is None else Stop(self.stop_reason, finished=False)
+        if self.stop_reason is None or self.is_suspended:
+            return None
+        return Stop(self.stop_reason, finished=False)
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
         member = self._heard(heartbeat, now)
@@ -355,16 +360,16 @@ class ParameterServer:
         was_silent = message.worker_id in members.silent
         member = members.heard(message.worker_id, message.identity, now)
         if member is not None and was_silent:
-            self.run.metrics.workers_joined += 1
-            logger.info("worker_returned worker=%d name=%s", member.worker_id, member.name)
+            self._event("back", member, now)
         return member
 
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
         member = self._heard(leave, now)
         if member is None:
             return []
-        logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
-        return [self._remove(member)]
+        removed = self._remove(member)
+        self._event("left", member, now)
+        return [removed]
 
     def _dismiss(self, member: Member, reason: str, now: float) -> list[ServerCommand]:
         forget = self._lose(member, reason, now)
@@ -372,19 +377,45 @@ class ParameterServer:
         return [forget, SendToPeer(member.node, refuse)]
 
     def _lose(self, member: Member, reason: str, now: float) -> Forget:
-        self._count_loss(member, reason, now)
+        self._lost(member, reason, now)
         return self._remove(member)
 
-    def _count_loss(self, member: Member, reason: str, now: float) -> None:
-        if self._stop() is None and member.worker_id not in self.run.members.silent:
-            self.run.metrics.workers_lost += 1
-            logger.warning(
-                "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
-                member.worker_id,
-                member.name,
-                now - member.heard_s,
-                reason,
-            )
+    def _lost(self, member: Member, reason: str, now: float) -> None:
+        if member.worker_id not in self.run.members.silent:
+            self._event("lost", member, now, reason)
+
+    def _event(
+        self,
+        what: Literal["joined", "lost", "back", "left"],
+        member: Member,
+        now: float,
+        reason: str = "",
+    ) -> None:
+        """Log what happened to a member; count and report it unless the run has ended."""
+        logger.log(
+            logging.WARNING if what == "lost" else logging.INFO,
+            "worker_%s worker=%d shared=%s name=%s silent_s=%.2f reason=%s",
+            what,
+            member.worker_id,
+            member.shared,
+            member.name,
+            now - member.heard_s,
+            reason,
+        )
+        if self._stop() is not None:
+            return
+        self.run.metrics.workers_joined += what in ("joined", "back")
+        self.run.metrics.workers_lost += what == "lost"
+        self._events.append(
+            {
+                "number": self._next_event,
+                "what": what,
+                "host": member.equipment.host or member.name,
+                "processes": member.parts,
+                "reason": reason,
+            }
+        )
+        self._next_event += 1
 
     def _remove(self, member: Member) -> Forget:
         self._waiting.pop(member.worker_id, None)
@@ -405,6 +436,7 @@ class ParameterServer:
             "journal_lag_s": self.journal_lag.unsynced_s,
             "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
             "journal_error": self.journal_lag.error,
+            "events": list(self._events),
             **run_report(self.run, first_record, now),
         }
         return StatusReport(json.dumps(report, ensure_ascii=False))

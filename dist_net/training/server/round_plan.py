@@ -186,12 +186,12 @@ def outer_step(consistency: Consistency, division: Division, parts: int = 1) -> 
     An asynchronous result, of ``parts`` workers, is one of several that change the same state.
     """
     if consistency is Consistency.ASYNC:
-        share = min(1.0, parts / division.workers)
-        return OuterStep(share, 0.0, share)
+        rate = min(1.0, parts / division.workers)
+        return OuterStep(rate, 0.0, rate)
     if not division.takes_turns:
         return WHOLE
-    share = 0.3 / math.sqrt(division.turns)
-    return OuterStep(share * division.turns, 1 - share, 1.0)
+    fade = 0.3 / math.sqrt(division.turns)
+    return OuterStep(fade * division.turns, 1 - fade, 1.0)
 
 
 def _step_limits(run: PlannedRun, division: Division) -> tuple[float, float]:

@@ -68,8 +68,8 @@ def worker_warning(run: RunState) -> str | None:
             f"{sum(plan.parts)} without loss of accuracy. More would compute with a larger "
             f"batch_size"
         )
-    known = [each for each in members if each.lease_times.step_s]
-    if run.settings.local_steps is not None or all(each.shared for each in known):
+    known = [each for each in members if each.lease_times.step_s and not each.shared]
+    if run.settings.local_steps is not None or not known:
         return None
     slowest = max(known, key=lambda each: each.round_trip_s)
     times = slowest.lease_times

@@ -1,6 +1,6 @@
-"""The state of a run, and the changes that keep its parts consistent. No I/O.
+"""The state of a run, and the changes that keep it consistent. No I/O.
 
-The parts are the workers (``members``), their leases (``ledger``), the training state (``store``)
+It consists of the workers (``members``), their leases (``ledger``), the training state (``store``)
 and the counters (``metrics``).
 """
 
@@ -114,18 +114,18 @@ class RunState:
             ledger=self.ledger.to_json(),
             counters={"metrics": self.metrics.to_json()},
             weights=self.store.weights,
-            optimizer_state=self.store.parts,
+            optimizer_state=self.store.vectors,
         )
 
     def grant(self, member: Member, now: float) -> Lease | None:
         """Return the worker's lease, or grant it one; None if it must wait for other workers."""
         ledger, member.began_s = self.ledger, None
         worker_id, silent = member.worker_id, self.members.silent
-        lease = ledger.lease_of(worker_id) or ledger.share(worker_id, silent)
+        lease = ledger.lease_of(worker_id) or ledger.rival_lease(worker_id, silent)
         if lease is None and self._has_room:
             lease = self._next_lease(member, now)
         if lease is None and self._has_late_leases(now):
-            lease = ledger.share(worker_id)
+            lease = ledger.rival_lease(worker_id)
         if lease is not None:
             lease.version = self.store.version
             lease.steps = lease.steps._replace(progress=self.ledger.applied_samples)

@@ -41,16 +41,16 @@ class StateVersions:
         return self.state[: self.rule.size]
 
     @property
-    def parts(self) -> dict[str, Vector]:
+    def vectors(self) -> dict[str, Vector]:
         """The vectors for a checkpoint besides the weights, by name."""
         return self.rule.parts(self.state) | {OUTER_MOMENTUM: self.outer_momentum}
 
     @property
     def evaluated_weights(self) -> Vector:
         """The weights for evaluation and inference: their average, if one is kept."""
-        return evaluated_weights(self.weights, self.parts)
+        return evaluated_weights(self.weights, self.vectors)
 
-    def restore(self, version: int, weights: Vector, parts: Mapping[str, Vector]) -> None:
+    def restore(self, version: int, weights: Vector, vectors: Mapping[str, Vector]) -> None:
         """Continue from a checkpoint's ``version``, with copies of its vectors.
 
         An average of the weights that the checkpoint lacks starts afresh, and one that this run
@@ -58,10 +58,10 @@ class StateVersions:
         """
         state = self.rule.initial(weights)
         own = self.rule.parts(state) | {OUTER_MOMENTUM: self._at_rest.copy()}
-        optional = {AVERAGE} & own.keys() ^ {AVERAGE} & parts.keys()
+        optional = {AVERAGE} & own.keys() ^ {AVERAGE} & vectors.keys()
         shapes, found = (
             {name: vector.shape for name, vector in of.items() if name not in optional}
-            for of in (own, parts)
+            for of in (own, vectors)
         )
         if shapes != found:
             raise CheckpointError(
@@ -69,7 +69,7 @@ class StateVersions:
                 f"{sorted(shapes)} of the parameters' length; resume from another checkpoint"
             )
         for name in found:
-            np.copyto(own[name], parts[name])
+            np.copyto(own[name], vectors[name])
         if (fault := self.rule.fault_of(state)) is not None:
             raise CheckpointError(
                 f"the checkpoint of version {version:,} is no state of a run: {fault}; resume from "
@@ -94,10 +94,10 @@ class StateVersions:
                     change += np.multiply(momentum, np.float32(outer.momentum), out=moved)
                 change *= np.float32(outer.rate)
                 np.subtract(weights, change, out=moved)
-            if outer.share != 1:
+            if outer.rate_of_others != 1:
                 rest, others = self.state[n:], result[n:]
                 others -= rest
-                others *= np.float32(outer.share)
+                others *= np.float32(outer.rate_of_others)
                 others += rest
         for place in self.rule.frozen:  # the mean of equal numbers may be rounded
             result[place] = self.state[place]

@@ -7,6 +7,7 @@ drives it and waits. The ``Environment`` is this process's or a simulation's.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from dist_net.training.worker.cycle import (
 from dist_net.training.worker.local_steps import LocalSteps, LocalStepsOf, Minibatch
 from dist_net.training.worker.part_processes import PartProcesses
 from dist_net.vector import Vector
+from dist_net.wire.handshakes import SETTLED_S
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import (
     UNKNOWN_EQUIPMENT,
@@ -97,12 +99,15 @@ class ProcessEnvironment:
     def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
         self._address = address
         self._keys = keys
+        self._hang_ups_s = SETTLED_S
         self.shares_memory = shares_memory and available()
         self.clock: Clock = SystemClock()
         self.random: Random = SystemRandom()
 
     def connect(self) -> ServerConnection:
-        return ClientSocket(self._address, self._keys)
+        """Connect; only the first time, hang-ups mean other keys: later, a proxy without server."""
+        hang_ups_s, self._hang_ups_s = self._hang_ups_s, math.inf
+        return ClientSocket(self._address, self._keys, hang_ups_s=hang_ups_s)
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats:
         sender = HeartbeatSender(
@@ -133,6 +138,7 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         name: str,
         recipe_digest: str,
         vector_size: int,
+        *,
         keys: PeerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.processes.cores import available_cores, cores_beside_server, quotas
-from dist_net.processes.roles import LocalProcesses
+from dist_net.processes.launcher import LocalProcesses
 from dist_net.serving.gateway.serving_options import add_arguments
 
 

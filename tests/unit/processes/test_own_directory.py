@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import FileWriteError
-from dist_net.processes.own_directory import LOGS_KEPT, log_directory, temporary_directory
+from dist_net.processes.own_directory import (
+    LOGS_KEPT,
+    announce,
+    announced_keys,
+    log_directory,
+    temporary_directory,
+)
 from dist_net.wire.address import listen_address
 
 SCRIPT = """
@@ -69,6 +75,9 @@ def test_a_socket_fits_into_it_however_long_the_temporary_directorys_path_is(
         with temporary_directory() as own:
             assert listen_address(f"ipc://{own}/server")
             assert (own.parent == parent) == (size <= 80)
+            announce(own, ["tcp://host:1", f"tcp://host:{size}"], tmp_path)
+            assert announced_keys(f"tcp://host:{size}") == tmp_path
+        assert announced_keys(f"tcp://host:{size}") is None
 
 
 def test_cleaners_that_respect_locks_spare_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import RunningChild
-from dist_net.processes.roles import Role
+from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.supervisor import (
     FIRST_PAUSE_S,
     HEALTHY_S,
@@ -18,7 +18,10 @@ from dist_net.processes.supervisor import (
     Supervisor,
 )
 
-SERVER, WORKER = Role("server", "module", (), is_server=True), Role("worker", "module", ())
+SERVER, WORKER = (
+    ProcessSpec("server", "module", (), is_server=True),
+    ProcessSpec("worker", "module", ()),
+)
 
 
 class FakeProcess:
@@ -63,12 +66,12 @@ class FakeLauncher:
         self.fault: Exception | None = None
         self.free = 0
 
-    def start(self, role: Role) -> RunningChild:
+    def start(self, spec: ProcessSpec) -> RunningChild:
         if self.fault is not None:
             raise self.fault
-        process = FakeProcess(self._logs / f"{role.name}.out")
-        self.started.append((role.name, process))
-        return RunningChild(role.name, self._logs, process)
+        process = FakeProcess(self._logs / f"{spec.name}.out")
+        self.started.append((spec.name, process))
+        return RunningChild(spec.name, self._logs, process)
 
     def room(self) -> int:
         free, self.free = self.free, 0
@@ -149,9 +152,9 @@ def test_a_process_that_printed_a_reason_is_not_restarted(fakes: Supervised) -> 
 
 
 def test_a_role_is_made_before_each_start(fakes: Supervised) -> None:
-    roles = iter([Role("one", "module", ()), Role("two", "module", ())])
+    specs = iter([ProcessSpec("one", "module", ()), ProcessSpec("two", "module", ())])
     supervisor = fakes.supervisor(restarts=1)
-    supervisor.add(lambda: next(roles))
+    supervisor.add(lambda: next(specs))
     fakes.launcher.newest.end(-9)
     fakes.poll_until(supervisor, starts=2)
     assert fakes.launcher.names == ["one", "two"]
@@ -159,7 +162,7 @@ def test_a_role_is_made_before_each_start(fakes: Supervised) -> None:
 
 def test_a_failed_worker_is_reported_once_when_the_run_continues(fakes: Supervised) -> None:
     supervisor = fakes.supervisor(restarts=0)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), 2)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), 2)
     fakes.launcher.newest.end(1, "FAILED no memory\n")
     supervisor.poll()
     assert not fakes.said
@@ -176,7 +179,7 @@ def test_a_failed_worker_is_reported_once_when_the_run_continues(fakes: Supervis
 
 def test_a_worker_that_was_done_is_restarted_if_the_run_continues(fakes: Supervised) -> None:
     supervisor = fakes.supervisor(restarts=0)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), 1)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), 1)
     fakes.launcher.newest.end(0)
     supervisor.poll()
     assert supervisor.failure is None
@@ -189,7 +192,7 @@ def test_a_worker_that_was_done_is_restarted_if_the_run_continues(fakes: Supervi
 def test_workers_fill_the_room_there_is_and_lost_ones_are_forgotten(fakes: Supervised) -> None:
     fakes.launcher.free = 2
     supervisor = fakes.supervisor(restarts=3)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), None)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), None)
     lost = fakes.launcher.newest
     lost.lost = "its node is gone"
     lost.end(-9)
@@ -203,7 +206,7 @@ def test_workers_fill_the_room_there_is_and_lost_ones_are_forgotten(fakes: Super
 
 def test_workers_are_started_anew_when_the_server_has_moved(fakes: Supervised) -> None:
     supervisor = fakes.supervisor(restarts=3)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), 1)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), 1)
     before = fakes.launcher.newest
     fakes.launcher.address = "elsewhere"
     supervisor.poll()
@@ -221,7 +224,7 @@ def test_a_start_that_the_system_refuses_is_an_error_at_first_and_repeated_later
     with pytest.raises(ProcessFailedError, match="worker cannot be started: no descriptor"):
         supervisor.add(WORKER)
     with pytest.raises(ProcessFailedError, match="worker-0 cannot be started: no descriptor"):
-        supervisor.add_workers(lambda name: Role(name, "module", ()), 2)
+        supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), 2)
     for _ in range(20):
         fakes.now_s += supervisor.poll()
     assert any("server cannot be started: no descriptor" in line for line in fakes.said)
@@ -243,7 +246,7 @@ def test_each_end_is_judged_once_and_may_forbid_a_restart(fakes: Supervised) -> 
 def test_after_the_end_nothing_is_started(fakes: Supervised) -> None:
     supervisor = fakes.supervisor(restarts=3)
     supervisor.add(SERVER)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), 1)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), 1)
     supervisor.end(0.0)
     supervisor.poll()
     assert [process.ended_by for _, process in fakes.launcher.started] == ["SIGKILL"] * 2
@@ -252,7 +255,7 @@ def test_after_the_end_nothing_is_started(fakes: Supervised) -> None:
 
 def test_an_error_of_the_watching_thread_is_raised(fakes: Supervised) -> None:
     supervisor = fakes.supervisor(restarts=3)
-    supervisor.add_workers(lambda name: Role(name, "module", ()), None)
+    supervisor.add_workers(lambda name: ProcessSpec(name, "module", ()), None)
 
     def room() -> int:
         raise ProcessFailedError("no place in time")

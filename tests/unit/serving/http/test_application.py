@@ -78,7 +78,7 @@ def asking(
     service: FakeService, page: Path, ledger: ClientLedger | None = None, **settings: Any
 ) -> Ask:
     """A function that sends one request to the application and gives the response."""
-    app = application(service, HttpSettings(**settings), FixedClock(), page, ledger=ledger)
+    app = application(service, HttpSettings(**settings), FixedClock(), page=page, ledger=ledger)
 
     def ask(method: str, path: str, **keywords: Any) -> httpx.Response:
         async def one() -> httpx.Response:

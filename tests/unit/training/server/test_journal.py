@@ -33,6 +33,7 @@ from dist_net.training.server.journal_records import (
     Journal,
     JournalRecord,
     Started,
+    WorkersCounted,
     decode_journal,
     decode_record,
     encode_header,
@@ -231,7 +232,7 @@ def test_what_a_full_disk_refuses_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal"
-    journal = JournalFile(path, 0, IDENTITY, STARTED)
+    journal = JournalFile(path, 0, IDENTITY, STARTED, now=0.0)
 
     def write_a_part(descriptor: int, content: bytes) -> int:
         if path.stat().st_size >= 3 * BLOCK_BYTES - 10:
@@ -256,7 +257,7 @@ def test_what_a_full_disk_refuses_is_written_later(
 def test_a_journal_that_lacks_what_was_refused_is_not_synced_until_that_is_written() -> None:
     """Else a checkpoint would be newer than the journal, and no server would go on from it."""
     disk = VirtualDisk(np.random.default_rng(0))
-    journal = JournalFile(Path("journal"), 0, IDENTITY, STARTED, disk=disk)
+    journal = JournalFile(Path("journal"), 0, IDENTITY, STARTED, now=0.0, disk=disk)
     disk.failure = errno.EROFS
     journal.append(encode_record(APPLIED))
     disk.failure = None
@@ -298,7 +299,7 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileWriteError, match=naming("no/journal", "No such file or directory")):
-        JournalFile(tmp_path / "no" / "journal", 0, IDENTITY, STARTED)
+        JournalFile(tmp_path / "no" / "journal", 0, IDENTITY, STARTED, now=0.0)
 
 
 def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +307,7 @@ def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", synced.append)
     path = tmp_path / "journal"
     for interval_s, times in ((None, 0), (5.0, 0), (0.0, 2)):
-        journal = JournalFile(path, 0, IDENTITY, STARTED, interval_s)
+        journal = JournalFile(path, 0, IDENTITY, STARTED, interval_s, now=0.0)
         journal.append(encode_record(APPLIED))
         journal.append()
         journal.close()
@@ -352,9 +353,20 @@ def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path, torn: 
 def test_what_is_behind_a_damaged_record_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(WHOLE[:-140] + bytes(140))  # all behind the first of the two
-    assert read_tail(path, IDENTITY, 1) == (len(encoded(*RECORDS[:3])), 32, 2)
+    assert read_tail(path, IDENTITY, 1) == (len(encoded(*RECORDS[:3])), 32, 2, None)
     path.write_bytes(WHOLE[:-30] + bytes(30))
-    assert read_tail(path, IDENTITY, 2) == (len(encoded(*RECORDS[:6])), 0, 2)
+    assert read_tail(path, IDENTITY, 2) == (len(encoded(*RECORDS[:6])), 0, 2, None)
+
+
+def test_the_newest_counters_of_workers_are_read_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    counted = [WorkersCounted(2, 3, lost) for lost in (0, 1, 2)]
+    path.write_bytes(encoded(*RECORDS, *counted))
+    assert tuple(read_journal(path).records())[-3:] == tuple(counted)
+    assert read_tail(path, IDENTITY, 2).counted == counted[-1]
+    assert read_tail(path, IDENTITY, 1) == (len(encoded(*RECORDS[:3])), 33, 2, counted[-1])
+    path.write_bytes(encoded(*RECORDS, *counted)[:-30])
+    assert read_tail(path, IDENTITY, 2).counted == counted[1]
 
 
 def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
@@ -371,7 +383,7 @@ def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
         return decoded[-1]
 
     monkeypatch.setattr(module, "decode_record", note)
-    assert read_tail(path, IDENTITY, 4990) == (64 * 4992, 320, 5000)
+    assert read_tail(path, IDENTITY, 4990) == (64 * 4992, 320, 5000, None)
     assert len(decoded) == 13
     assert go_on(path, 4990).version == 4990
 

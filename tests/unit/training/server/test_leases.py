@@ -26,7 +26,7 @@ class Accountant:
         if ledger.lease_of(worker_id) is not None:
             return
         if ledger.everything_is_leased:
-            ledger.share(worker_id)
+            ledger.rival_lease(worker_id)
         else:
             ledger.grant(worker_id, minibatches, self._batch_size)
 
@@ -144,7 +144,7 @@ def test_a_worker_has_one_lease_and_its_number_never_returns() -> None:
 def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
     ledger = LeaseLedger(4, 1)
     first = ledger.grant(1, 2, 2, pace=8, parts=2)
-    second = ledger.share(2)
+    second = ledger.rival_lease(2)
     assert second is not None
     return ledger, first, second
 
@@ -169,11 +169,11 @@ def test_of_two_rivals_only_the_first_push_counts(winner: int) -> None:
 
 def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
     ledger, _, second = two_rivals()
-    assert ledger.share(3) is None
+    assert ledger.rival_lease(3) is None
     assert ledger.to_json()["remaining"] == [[0, 0, 4]]
     ledger.release(1)
     assert ledger.to_json()["remaining"] == [[0, 0, 4]]
-    third = ledger.share(3)
+    third = ledger.rival_lease(3)
     assert third is not None
     assert (third.rival, second.rival) == (2, 3)
     ledger.release(3)
@@ -186,7 +186,7 @@ def test_the_oldest_lease_is_shared_first() -> None:
     ledger = LeaseLedger(8, 1)
     ledger.grant(1, 2, 2)
     ledger.grant(2, 2, 2)
-    shared = [ledger.share(worker_id) for worker_id in (3, 4, 5)]
+    shared = [ledger.rival_lease(worker_id) for worker_id in (3, 4, 5)]
     assert [each.range.start for each in shared if each] == [0, 4]
 
 

@@ -105,6 +105,22 @@ def test_a_server_resumes_on_a_full_disk() -> None:
     assert [each.version for each in read_journal(JOURNAL, disk).starts()] == [0, 0]
 
 
+def test_a_resumed_server_continues_the_counters_of_workers_and_the_age_of_its_journal() -> None:
+    """A server is killed after a worker has joined, long before the next checkpoint."""
+    bench = ServerBench()
+    assert isinstance(bench.join(), Welcome)
+    for _ in range(200):  # without a heartbeat
+        bench.schedule.now_s += next(bench.turns) or 0.01
+    bench.turns.close()
+    run = RunState.resumed(bench.run.settings, checkpoint_on(bench.disk, CHECKPOINT))
+    assert (run.metrics.workers_joined, run.metrics.workers_lost) == (0, 0)
+    clock = TracedSchedule()
+    clock.now_s = 1e6  # of a host that has run for days
+    with opened_journal(JOURNAL, run, disk=bench.disk, clock=clock) as journal:
+        assert (run.metrics.workers_joined, run.metrics.workers_lost) == (1, 1)
+        assert journal.lag(clock.now_s + 2.0).unsynced_s == 2.0
+
+
 class DiskThatOpens(VirtualDisk):
     """Opens files to append to whatever fails: a full disk has room for that."""
 
@@ -208,7 +224,7 @@ class ServerBench:
         self.memory: list[Memory] = []
         self.socket = Socket()
         self.run = RunState(replace(SETTINGS, local_steps=1), np.ones(3, np.float32))
-        schedule, disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
+        self.schedule, self.disk = TracedSchedule(), VirtualDisk(np.random.default_rng(0))
 
         def share(vectors: int, size: int) -> Memory:
             assert (vectors, size) == (2, 4)
@@ -218,8 +234,9 @@ class ServerBench:
             return self.memory[-1]
 
         self._context = ExitStack()
-        journal = self._context.enter_context(opened_journal(JOURNAL, self.run, disk=disk))
-        self.loop = ServerLoop(self.run, self.socket, FILES, journal, schedule, disk, share)
+        journal = self._context.enter_context(opened_journal(JOURNAL, self.run, disk=self.disk))
+        around = self.schedule, self.disk, share
+        self.loop = ServerLoop(self.run, self.socket, FILES, journal, *around)
         self.turns = self.loop.turns(SlowWriter())
         next(self.turns)
 

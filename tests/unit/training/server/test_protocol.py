@@ -534,6 +534,26 @@ def test_an_observer_receives_a_snapshot_that_never_changes(desk: Desk) -> None:
     assert (snapshot.weights == 1.0).all()
 
 
+def event(number: int, what: str, reason: str = "") -> dict[str, Any]:
+    return {"number": number, "what": what, "host": "a", "processes": 1, "reason": reason}
+
+
+def test_a_report_has_what_happened_to_each_member(desk: Desk) -> None:
+    desk.join(b"a")
+    ticks(desk, 2.0)
+    desk.beat(1)
+    desk.join(b"a", request_id=1)
+    desk.commands(b"a", Leave(2, desk.identities[2]))
+    assert desk.report()["events"] == [
+        event(0, "joined"),
+        event(1, "lost", "silent for 1.6 s"),
+        event(2, "back"),
+        event(3, "lost", "its connection was lost"),
+        event(4, "back"),
+        event(5, "left"),
+    ]
+
+
 def test_the_report_of_a_finished_run(desk: Desk) -> None:
     assert desk.report()["state"] == "waiting"
     desk.join(b"a")
@@ -585,6 +605,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "worker_warning": None,
         "kernel_warning": None,
         "resume_warnings": [],
+        "events": [event(0, "joined")],
     }
     assert worker == {
         "id": 1,

@@ -71,13 +71,13 @@ def test_a_version_never_changes(outer: OuterStep) -> None:
     store = a_store()
     versions = []
     for value in (8.0, 1.0, 0.5):
-        versions.append((store.state, store.state.copy(), store.parts, store.parts.copy()))
+        versions.append((store.state, store.state.copy(), store.vectors, store.vectors.copy()))
         store.apply(a_result(value), outer)
     for state, copy, parts, copies in versions:
         np.testing.assert_array_equal(state, copy)
         for name, part in parts.items():
             np.testing.assert_array_equal(part, copies[name])
-    for array in (store.state, store.weights, *store.parts.values()):
+    for array in (store.state, store.weights, *store.vectors.values()):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1.0
 
@@ -128,7 +128,7 @@ def test_a_restored_store_continues_bit_for_bit() -> None:
     whole, first, second = (a_store(rule()) for _ in range(3))
     trained(whole, [8.0, 1.0, 0.5])
     trained(first, [8.0, 1.0])
-    second.restore(first.version, first.weights, first.parts)
+    second.restore(first.version, first.weights, first.vectors)
     trained(second, [0.5])
     assert second.version == whole.version == 3
     np.testing.assert_array_equal(second.state, whole.state)
@@ -160,7 +160,7 @@ def test_an_average_is_begun_or_left_out_when_a_run_is_resumed() -> None:
 )
 def test_vectors_of_another_optimizer_are_refused(wrong: dict[str, Vector]) -> None:
     store = a_store()
-    parts = {name: part for name, part in store.parts.items() if name != "velocity"} | wrong
+    parts = {name: part for name, part in store.vectors.items() if name != "velocity"} | wrong
     with pytest.raises(CheckpointError, match="velocity"):
         store.restore(1, store.weights, parts)
     assert store.version == 0

@@ -1,7 +1,7 @@
-"""Roles of a cluster, and the launcher of this host, which starts a process for a role.
+"""Specifications of a cluster's processes, and the launcher of this host, which starts them.
 
-A role is a process of this project: a parameter server, a worker, a model loader, an inference
-worker. ``Supervisor`` starts roles through a launcher. Exit codes and output of a process mean:
+The processes are parameter servers, workers, model loaders and inference workers. ``Supervisor``
+starts them through a launcher. Exit codes and output of a process mean:
 
     code 0                 its work is done
     FAILED and a reason    another start would end likewise: bad input, a run that is over
@@ -21,14 +21,14 @@ from typing import Self
 from dist_net.processes.child import Child, RunningChild
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import FAST
-from dist_net.processes.own_directory import temporary_directory
+from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.wire.security import PeerKeys
 
 POLL_S = 0.1
 
 
 class Given(Enum):
-    """An argument of a role that its launcher fills in."""
+    """An argument of a process that its launcher fills in."""
 
     RUN_DIRECTORY = auto()
     SERVER = auto()  # the address of the cluster's server: on the server's host, a Unix socket
@@ -40,10 +40,10 @@ Word = str | Given
 
 
 @dataclass(frozen=True)
-class Role:
+class ProcessSpec:
     """``python -m MODULE --parent PROCESS_ID ARGUMENTS...``; its name is for logs and messages.
 
-    The process ends when its parent, the process that started it, has ended. A role without a
+    The process ends when its parent, the process that started it, has ended. A process without a
     module is forked by a pool's fork server. ``cores``: the number of cores that it keeps busy.
     ``is_server``: the cluster's only server, which writes its state when it is terminated.
     ``inherited``: file descriptors that a process on this host inherits. ``bits``: see ``kernels``.
@@ -91,9 +91,11 @@ class LocalProcesses:
         self._run_directory = run_directory
         self._stack = ExitStack()
         self._address = ""
+        self._directory = Path()
 
     def __enter__(self) -> Self:
-        self._address = f"ipc://{self._stack.enter_context(temporary_directory())}/server"
+        self._directory = self._stack.enter_context(temporary_directory())
+        self._address = f"ipc://{self._directory}/server"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,12 +111,16 @@ class LocalProcesses:
         """The address at which this process reaches the newest server."""
         return self._address
 
-    def start(self, role: Role) -> RunningChild:
-        """Start a role's process; on Ray, it may wait for a free CPU."""
+    def announce(self, addresses: Sequence[str], keys: Path) -> None:
+        """Let ``dist-net status`` find these keys by an address of the server."""
+        announce(self._directory, addresses, keys)
+
+    def start(self, spec: ProcessSpec) -> RunningChild:
+        """Start a process; on Ray, it may wait for a free CPU."""
         given = {Given.RUN_DIRECTORY: str(self._run_directory), Given.SERVER: self.address}
-        words = [*parent_option(), *role.words(given)]
+        words = [*parent_option(), *spec.words(given)]
         return Child(
-            role.name, role.module, words, self._logs, inherited=role.inherited, bits=role.bits
+            spec.name, spec.module, words, self._logs, inherited=spec.inherited, bits=spec.bits
         )
 
     def cores_each(self, workers: int) -> int:

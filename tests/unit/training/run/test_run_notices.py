@@ -4,17 +4,42 @@ from typing import Any
 
 import pytest
 
-from dist_net.training.run.training_progress import WARNINGS, RunWarnings
+from dist_net.training.run.training_progress import WARNINGS, RunNotices
 
-QUIET: dict[str, Any] = dict.fromkeys(WARNINGS)
+QUIET: dict[str, Any] = dict.fromkeys(WARNINGS) | {"incarnation": "a", "events": []}
 
 
 def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
     said: list[str] = []
-    warnings = RunWarnings(said.append)
+    notices = RunNotices(said.append)
     for report in reports:
-        warnings.notify_changes(QUIET | report)
-    return said, warnings.last
+        notices.notify_changes(QUIET | report)
+    return said, notices.warnings
+
+
+def event(number: int, host: str, what: str, processes: int = 1, reason: str = "") -> Any:
+    return {
+        "number": number,
+        "host": host,
+        "what": what,
+        "processes": processes,
+        "reason": reason,
+    }
+
+
+def test_each_event_of_a_host_is_said_once_with_the_number_of_its_workers() -> None:
+    joined = [event(0, "a", "joined"), event(1, "b", "joined", 4), event(2, "a", "joined")]
+    lost = event(3, "b", "lost", 4, "silent for 1.6 s")
+    restarted = {"incarnation": "b", "events": [event(0, "b", "joined", 4)]}
+    said, _ = said_of(
+        {"events": joined}, {"events": joined}, {"events": [*joined, lost]}, restarted, restarted
+    )
+    assert said == [
+        "a: 2 workers joined",
+        "b: 4 workers joined",
+        "b: 4 workers lost: silent for 1.6 s",
+        "b: 4 workers joined",
+    ]
 
 
 def test_an_error_is_said_once_until_it_is_over_or_another() -> None:

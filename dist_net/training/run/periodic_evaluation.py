@@ -1,0 +1,95 @@
+"""The evaluations of a run in progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dist_net.data import Dataset
+from dist_net.errors import FileWriteError
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import Recipe
+from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
+from dist_net.training.run.metrics_files import MetricsFiles
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.vector import Vector
+from dist_net.wire.messages import Snapshot
+
+MAX_SHARE = 0.05  # of the time, for short evaluations; the workers need the cores
+MAX_PAUSE_S = 1.0  # between long evaluations
+
+Judge = Callable[[int, Vector], tuple[Evaluation | None, str]]
+"""Evaluates the weights after some samples; training ends unless the reason returned is ""."""
+
+
+class PeriodicEvaluation:
+    """Evaluate a server's weights after an epoch, and keep those in ``best``.
+
+    ``judge`` evaluates instead of the recipe. ``evaluation`` is of the best weights, or else of
+    the last. Training should end once
+    ``stop_reason`` is not "".
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        *,
+        best: BestWeights | None,
+        metrics: MetricsFiles,
+        display: TrainingProgress,
+        judge: Judge | None = None,
+    ) -> None:
+        self.evaluation: Evaluation | None = None
+        self.stop_reason = ""
+        evaluate = evaluate_recipe(recipe, dataset)
+        self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
+        self._samples_per_epoch = len(dataset.train_targets)
+        self._best = best
+        self._metrics = metrics
+        self._display = display
+        self._epochs = 0
+        self._next_s = 0.0
+
+    def resume(self, samples: int) -> None:
+        """Continue after ``samples``, whose epochs are not evaluated again."""
+        self._epochs = samples // self._samples_per_epoch
+
+    def take_if_due(self, observer: Observer, samples: int) -> None:
+        epochs, began_s = samples // self._samples_per_epoch, time.monotonic()
+        if epochs > self._epochs and began_s >= self._next_s:
+            self._epochs = epochs
+            self.take(observer)
+            ended_s = time.monotonic()
+            self._next_s = ended_s + min(MAX_PAUSE_S, (ended_s - began_s) / MAX_SHARE)
+
+    def take(self, observer: Observer) -> Evaluation | None:
+        """Evaluate and record the server's weights; return None if the recipe does not say how."""
+        snapshot = observer.snapshot()
+        evaluation, reason = self._judge(snapshot.samples, snapshot.weights)
+        if evaluation is None:
+            return None
+        record = {
+            "kind": "test",
+            "samples": snapshot.samples,
+            "version": snapshot.version,
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+        }
+        self._metrics.append([record])
+        self._display.evaluated(snapshot.samples, evaluation)
+        if self._best is None or self._is_best(self._best, snapshot, evaluation):
+            self.evaluation = evaluation
+        if self._best is not None and self._best.is_out_of_patience:
+            self.stop_reason = "no progress for as many evaluations as --patience allows"
+        self.stop_reason = reason or self.stop_reason
+        return evaluation
+
+    def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
+        """Return whether these weights are the best so far, and were written."""
+        score = evaluation.accuracy, evaluation.loss
+        try:
+            return best.take(*score, snapshot.version, snapshot.weights)
+        except FileWriteError as error:
+            self._display.warned(f"the best weights so far are not kept: {error}")
+            return False
