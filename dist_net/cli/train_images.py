@@ -52,12 +52,7 @@ WITH_VALUES: tuple[Option, ...] = (
         "share of predictions that must be right; less certain ones are reported as unknown "
         "(default: 0.95)",
     ),
-    (
-        "--cache-bytes",
-        int,
-        "N",
-        f"size beyond which other folders leave the cache (default: {CACHE_BYTES:,})",
-    ),
+    ("--cache-bytes", int, "N", f"size of the cache of prepared images (default: {CACHE_BYTES:,})"),
 )
 
 SWITCHES = {

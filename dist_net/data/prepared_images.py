@@ -3,7 +3,7 @@
 ``KEY`` is a digest of the files' names, sizes and times, and of the preprocessing. The cache
 directory contains:
 
-- ``KEY.pixels``: one row of uint8 per image.
+- ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
 - ``KEY.features``: features of the images; the key is another.
 - ``KEY.json``: the files, and the skipped images; written last, when the preparation is complete.
 - ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
@@ -35,7 +35,7 @@ from dist_net.data.dataset import Dataset
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_split import TRAIN, VALIDATION, LeftOut
 from dist_net.data.samples import ArraySamples, SampleIndices, Samples
-from dist_net.errors import DatasetError, FetchError, RecipeError
+from dist_net.errors import DatasetError, FetchError, ImageError, RecipeError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
@@ -46,9 +46,9 @@ from dist_net.json_records import record_from_json
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05
 
-Decode = Callable[[Path, Sequence[int]], Mapping[str, str]]
-"""Decode the images with these indices, write their rows to the file, and return the reason for
-each skipped image, by path."""
+Decode = Callable[[Path | None, Sequence[int]], Mapping[str, str]]
+"""Decode the images with these indices, write their rows to the file unless it is None, and return
+the reason for each skipped image, by path."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,33 @@ class ImagePreprocessing:
     def input_of(self, path: Path) -> NDArray[np.uint8]:
         """Return the image, decoded and fitted, ``shape`` uint8; raise ``ImageError``."""
         return fit_image(path, self.shape, self.fitting, self.max_pixels)
+
+
+class DecodedImages:
+    """Images that are decoded when they are read; all were readable when they were prepared."""
+
+    def __init__(self, root: Path, paths: Sequence[str], preprocessing: ImagePreprocessing) -> None:
+        self._root = root
+        self._paths = paths
+        self._preprocessing = preprocessing
+        self.shape = preprocessing.shape
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the images at ``indices``.
+
+        Raise ``DatasetError`` for an image that has become unreadable.
+        """
+        for place, index in enumerate(indices.tolist()):
+            try:
+                out[place] = self._preprocessing.input_of(self._root / self._paths[index])
+            except ImageError as error:
+                raise DatasetError(
+                    f"{error}; it could be read when the images were prepared; prepare them again"
+                ) from error
 
 
 class AugmentedImages:
@@ -97,7 +124,7 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
         self,
         folder: ImageFolder,
         preprocessing: ImagePreprocessing,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[np.uint8] | None,
         skipped: Mapping[str, str],
         lock: IO[bytes],
     ) -> None:
@@ -138,17 +165,23 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
         """Return the class index of each usable image of a part, ``(N,)`` int64."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> ArraySamples:
-        return ArraySamples(self.pixels, self.rows(part))
+    def samples(self, part: str) -> ArraySamples | DecodedImages:
+        return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
         """Return the indices of all usable images in the folder's list, whatever their part."""
         images = enumerate(self.folder.images)
         return np.array([row for row, each in images if each.path not in self._skipped], np.int64)
 
-    def usable_samples(self) -> ArraySamples:
+    def usable_samples(self) -> ArraySamples | DecodedImages:
         """Return the usable images of all parts, in the order of ``usable_rows``."""
-        return ArraySamples(self.pixels, self.usable_rows())
+        return self._samples(self.usable_rows())
+
+    def _samples(self, rows: SampleIndices) -> ArraySamples | DecodedImages:
+        if self.pixels is not None:
+            return ArraySamples(self.pixels, rows)
+        paths = [self.folder.images[row].path for row in rows]
+        return DecodedImages(self.folder.root, paths, self.preprocessing)
 
     def dataset(self, test_part: str, augmentation: Augmentation | None = None) -> Dataset:
         """Return the training images, with ``augmentation`` if given, and ``test_part``."""
@@ -168,7 +201,7 @@ class ImageCache:
     """The cache entry of one folder's images with one preprocessing.
 
     ``cache_bytes`` limits the whole cache directory. To make room, the least recently used entries
-    are removed, except those in use; an entry that exceeds the limit by itself remains alone.
+    are removed, except those in use; images that exceed the limit by themselves are not stored.
     Networks are evaluated on ``test_part`` during training. ``digests`` are the SHA-256 of the
     usable images' pixels, in hexadecimal; none until they are computed. Every method except
     ``to_json`` and ``read`` raises ``FetchError`` if the directory is not usable.
@@ -253,7 +286,7 @@ class ImageCache:
                     lock = self._lock(fcntl.LOCK_SH)
                 assert lock is not None
                 found = self._opened(lock)
-                if found:
+                if found and (found.pixels is not None or self._bytes > self.cache_bytes):
                     return found
                 lock.close()
                 lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -266,17 +299,22 @@ class ImageCache:
     def _fill(self, decode: Decode) -> None:
         """Decode all images and write the record; the caller must hold the exclusive lock."""
         with self._translated():
-            self._make_room()
-            with replacing(self._path("pixels")) as partial:
-                with partial.open("wb") as file:  # a full disk raises before any decoding
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(file.fileno(), 0, self._bytes)
-                    else:  # macOS
-                        file.truncate(self._bytes)
-                skipped = decode(partial, self._copy_rows(partial))
+            is_stored = self._bytes <= self.cache_bytes
+            if is_stored:
+                self._make_room()
+                with replacing(self._path("pixels")) as partial:
+                    with partial.open("wb") as file:  # a full disk raises before any decoding
+                        if hasattr(os, "posix_fallocate"):
+                            os.posix_fallocate(file.fileno(), 0, self._bytes)
+                        else:  # macOS
+                            file.truncate(self._bytes)
+                    skipped = decode(partial, self._copy_rows(partial))
+            else:
+                skipped = decode(None, range(len(self._files)))
             record = {
                 "source": [self._root, self._preparation],
                 "files": self._files,
+                "is_stored": is_stored,
                 "skipped": dict(skipped),
             }
             with replacing(self._path("json")) as partial:
@@ -326,8 +364,10 @@ class ImageCache:
         try:
             record = json.loads(self._path("json").read_text())
             skipped = {str(path): str(reason) for path, reason in record["skipped"].items()}
-            # A file that is too short raises ValueError.
-            pixels = np.memmap(self._path("pixels"), np.uint8, "r", shape=self._array_shape)
+            pixels = None
+            if record["is_stored"]:
+                # A file that is too short raises ValueError.
+                pixels = np.memmap(self._path("pixels"), np.uint8, "r", shape=self._array_shape)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             lock.close()
             return None

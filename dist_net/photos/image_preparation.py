@@ -49,11 +49,14 @@ class ImageChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageJob:
-    """The directory of the images, their preprocessing, and the file of rows."""
+    """The directory of the images, their preprocessing, and the file of rows.
+
+    Without ``pixels`` the images are decoded, and nothing is written.
+    """
 
     root: Path
     preprocessing: ImagePreprocessing
-    pixels: Path
+    pixels: Path | None
     max_s_per_image: float = MAX_S_PER_IMAGE
 
     def decode(self, chunk: ImageChunk) -> dict[str, str]:
@@ -75,7 +78,8 @@ class ImageJob:
                 skipped[path] = str(error).removeprefix(prefix).strip()
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        write_rows(self.pixels, chunk.first_row, rows)
+        if self.pixels is not None:
+            write_rows(self.pixels, chunk.first_row, rows)
         return skipped
 
 
@@ -109,9 +113,9 @@ def prepare_images(
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
-    def decode(pixels: Path, rows: Sequence[int]) -> dict[str, str]:
+    def decode(pixels: Path | None, rows: Sequence[int]) -> dict[str, str]:
         root = cache.folder.root.absolute()
-        job = ImageJob(root, cache.preprocessing, pixels.absolute(), max_s_per_image)
+        job = ImageJob(root, cache.preprocessing, pixels and pixels.absolute(), max_s_per_image)
         images = cache.folder.images
         decoding = _Decoding(job, len(rows), logs / "image-workers.log", show)
         chunks = deque(

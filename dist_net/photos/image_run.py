@@ -54,6 +54,7 @@ from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
+    mirrored_classes,
     near_duplicates,
     scene_of_each,
     thumbnails_and_digests,
@@ -268,6 +269,13 @@ class ImageRun:
             groups.tolist(), self.options.validation, self.options.run.seed
         )
         self._warn_of_few_groups(groups[rows], labels[rows], folder.class_names)
+        for pair in mirrored_classes(thumbnails, labels[rows], groups[rows]):
+            one, other = (folder.class_names[label] for label in pair)
+            self.console.print(
+                f"classes {one!r} and {other!r} are mirror images of each other; see --no-flip in "
+                f"docs/photos.md",
+                style="yellow",
+            )
         return groups, digests
 
     def _warn_of_few_groups(
@@ -321,8 +329,6 @@ class ImageRun:
             self.console.print(
                 f"whole net: {settings.parameter_count:,} parameters, {settings.samples:,} images "
                 f"to train on, {settings.epochs} epochs"
-                + "; pass --no-flip if mirrored images are of another class"
-                * self.options.flip
             )
             return LocalRun(
                 directory, loaded, dataset, options, local=self.local, display=display, judge=judge

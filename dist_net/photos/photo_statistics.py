@@ -28,6 +28,7 @@ Losses = NDArray[np.float64]
 Groups = NDArray[np.integer]
 """The group of each image, (N,): a number of at least 0 that only similar images share."""
 
+BINS = 15
 CONFIDENCE = 0.95
 """The confidence of every interval and bound in this module."""
 
@@ -201,3 +202,12 @@ def mean_and_error(values: Losses, groups: Groups) -> tuple[float, float]:
     if count < 2:
         return mean, float("inf")
     return mean, float(np.sqrt(np.square(of_groups).sum() * count / (count - 1)) / len(values))
+
+
+def calibration_error(probabilities: Scores, targets: Targets) -> float:
+    """Return the expected calibration error: the mean gap of confidence and accuracy in 15 bins."""
+    confidence = probabilities.max(1).astype(np.float64)
+    is_right = probabilities.argmax(1) == targets
+    bins = np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
+    gaps = np.bincount(bins, confidence - is_right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(confidence))

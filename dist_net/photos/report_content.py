@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.nets.run_directory import Calibration
+from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,
+    calibration_error,
     wilson_interval,
 )
 from dist_net.photos.unknown_images import LeftOutClass
@@ -26,6 +28,8 @@ FEW_IMAGES = 20
 """A class has few images below this number and half of the median class's."""
 CURVE_POINTS = 100
 LOWER_BY = 0.05
+MIN_CALIBRATION_IMAGES = 300
+"""With fewer images the measured calibration error would be mostly chance."""
 
 
 def report_content(
@@ -60,6 +64,7 @@ def report_content(
         "confusion": confusion.tolist(),
         "calibration": {
             **asdict(calibration),
+            **_calibration_errors(judged, calibration),
             "is_proven": calibration.is_proven,
             "lower_precision": lower_precision(calibration),
             "measured_on": measured[0]["data"],
@@ -96,6 +101,15 @@ def _figures(judged: JudgedImages, calibration: Calibration, data: str) -> dict[
         "right_of_answered": answered_right / answered if answered else None,
         "right_of_answered_interval": judged.interval(is_right, is_answered) if answered else None,
     }
+
+
+def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[str, float | None]:
+    """Return the errors before and after; None for fewer than ``MIN_CALIBRATION_IMAGES``."""
+    if len(judged.targets) < MIN_CALIBRATION_IMAGES:
+        return {"error_before": None, "error_after": None}
+    before = calibration_error(softmax(judged.logits), judged.targets)
+    after = calibration_error(judged.probabilities(calibration), judged.targets)
+    return {"error_before": before, "error_after": after}
 
 
 def lower_precision(calibration: Calibration) -> float:

@@ -238,6 +238,11 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         f"Below a probability of {calibration['threshold']:.1%} the answer is <b>unknown</b>: "
         f"{chosen}. Chosen on {escape(calibration['measured_on'])}."
     )
+    if calibration["error_after"] is not None:
+        text += (
+            f" The expected calibration error is {calibration['error_after']:.1%}; it was "
+            f"{calibration['error_before']:.1%} before calibration."
+        )
     curve = [(each["answered"], each["right"]) for each in calibration["curve"]]
     here = [(calibration["answered"], calibration["right_of_answered"] or 0)]
     figure = _chart(

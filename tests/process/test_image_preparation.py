@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dist_net import fit_image
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import (
+    CACHE_BYTES,
     ImageCache,
     ImagePreprocessing,
     PreparedImages,
@@ -71,10 +72,11 @@ def folder(tmp_path: Path) -> ImageFolder:
 def prepare(
     folder: ImageFolder,
     preprocessing: ImagePreprocessing = FIVE,
+    cache_bytes: int = CACHE_BYTES,
     **options: Any,
 ) -> PreparedImages:
     beside = folder.root.parent
-    cache = ImageCache(beside / "cache", folder, preprocessing)
+    cache = ImageCache(beside / "cache", folder, preprocessing, cache_bytes)
     return prepare_images(cache, beside, **options)
 
 
@@ -87,12 +89,21 @@ def hang(path: Path) -> None:
 def test_every_image_is_in_its_row(folder: ImageFolder) -> None:
     shown: list[tuple[int, int]] = []
     with prepare(folder, workers=2, show=lambda *state: shown.append(state)) as images:
+        assert images.pixels is not None
         for row, image in zip(images.pixels, folder.images, strict=True):
             expected = fit_image(folder.root / image.path, (5, 5, 3), "pad")
             np.testing.assert_array_equal(row, expected)
     assert shown[0] == (0, 40)
     assert shown[-1] == (40, 40)
     assert shown == sorted(shown)
+
+
+def test_without_room_in_the_cache_they_are_tried_all_the_same(folder: ImageFolder) -> None:
+    (folder.root / "cat" / "07.png").write_text("text")
+    folder = ImageFolder.read(folder.root)
+    with prepare(folder, workers=1, cache_bytes=10) as images:
+        assert images.pixels is None
+        assert [path for path, _ in images.skipped] == ["cat/07.png"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -104,6 +115,7 @@ def test_images_that_end_their_process_cost_those_images_only(
     with prepare(folder, deadly, workers=workers, show=lambda done, _: shown.append(done)) as found:
         reason = "the process that decoded it ended by signal 11, Segmentation fault"
         assert found.skipped == [("cat/03.png", reason), ("cat/04.png", reason)]
+        assert found.pixels is not None
         is_black = (found.pixels == 0).all(axis=(1, 2, 3))
         assert np.flatnonzero(is_black).tolist() == [3, 4]
     assert shown == sorted(shown)

@@ -1,12 +1,31 @@
-"""Images as the inputs of a dataset."""
+"""Images as the inputs of a dataset: the same whether they were prepared or are decoded now."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dist_net import fit_image
 from dist_net.data import AugmentedSamples, Samples
-from dist_net.data.prepared_images import AugmentedImages
+from dist_net.data.prepared_images import (
+    AugmentedImages,
+    DecodedImages,
+    ImagePreprocessing,
+)
 from dist_net.data.samples import ArraySamples
+from dist_net.errors import DatasetError
 from dist_net.images.augmentation import Augmentation
+from drawn_images import cats_and_dogs
+from naming import naming
+
+SIX = ImagePreprocessing((6, 6, 3), "stretch")
+PATHS = [f"cat/{index:02}.png" for index in range(4)]
+
+
+@pytest.fixture
+def decoded(tmp_path: Path) -> DecodedImages:
+    cats_and_dogs(tmp_path, each=4)
+    return DecodedImages(tmp_path, PATHS, SIX)
 
 
 def read(samples: Samples, *indices: int) -> np.ndarray:
@@ -20,6 +39,18 @@ def test_mapped_rows_are_read_by_their_place_in_the_part() -> None:
     samples = ArraySamples(pixels, np.array([1, 3, 4]))
     assert (len(samples), samples.shape, samples.dtype) == (3, (2, 2, 3), np.uint8)
     np.testing.assert_array_equal(read(samples, 2, 0), pixels[[4, 1]])
+
+
+def test_images_are_decoded_when_they_are_read(decoded: DecodedImages, tmp_path: Path) -> None:
+    expected = [fit_image(tmp_path / path, (6, 6, 3), "stretch") for path in PATHS]
+    np.testing.assert_array_equal(read(decoded, 3, 0), [expected[3], expected[0]])
+    assert (len(decoded), decoded.shape, decoded.dtype) == (4, (6, 6, 3), np.uint8)
+
+
+def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
+    (tmp_path / PATHS[2]).write_bytes(b"no more")
+    with pytest.raises(DatasetError, match=naming("cat/02.png")):
+        read(decoded, 2)
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 3), (6, 6, 1), (6, 6)])

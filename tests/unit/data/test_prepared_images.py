@@ -30,7 +30,7 @@ class Decoder:
         self._preprocessing = preprocessing
         self.calls = 0
 
-    def __call__(self, path: Path, missing: Sequence[int]) -> Mapping[str, str]:
+    def __call__(self, path: Path | None, missing: Sequence[int]) -> Mapping[str, str]:
         self.calls += 1
         self.decoded = [self._folder.images[row].path for row in missing]
         shape = (len(self._folder.images), *self._preprocessing.shape)
@@ -46,7 +46,7 @@ class Decoder:
         return skipped
 
 
-def not_asked(_path: Path, _rows: Sequence[int]) -> NoReturn:
+def not_asked(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
     raise AssertionError("it is decoded again")
 
 
@@ -70,6 +70,7 @@ def folder(tmp_path: Path) -> ImageFolder:
 def test_images_are_decoded_once(tmp_path: Path, folder: ImageFolder) -> None:
     decode = Decoder(folder)
     with prepared(tmp_path / "cache", folder, decode) as first:
+        assert first.pixels is not None
         assert first.pixels.shape == (20, 5, 5, 3)
         assert not first.pixels.flags.writeable
     with prepared(tmp_path / "cache", folder, not_asked) as again:
@@ -166,7 +167,7 @@ def test_a_copy_of_the_folder_has_the_same_place(tmp_path: Path, folder: ImageFo
 
 
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path, folder: ImageFolder) -> None:
-    def interrupted(_path: Path, _rows: Sequence[int]) -> NoReturn:
+    def interrupted(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -188,7 +189,7 @@ def test_what_a_killed_process_left_is_not_taken_for_whole(
     assert files(tmp_path / "cache") == [".json", ".lock", ".pixels"]
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", '{"skipped": 3}'])
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"is_stored": true, "skipped": 3}'])
 def test_a_damaged_record_is_made_anew(tmp_path: Path, folder: ImageFolder, record: str) -> None:
     prepared(tmp_path / "cache", folder, Decoder(folder)).close()
     (path,) = (tmp_path / "cache" / "images").glob("*.json")
@@ -226,7 +227,7 @@ def test_a_cache_that_is_no_directory_is_one_clear_error(
 def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def slowly(path: Path, rows: Sequence[int]) -> Mapping[str, str]:
+    def slowly(path: Path | None, rows: Sequence[int]) -> Mapping[str, str]:
         begun.set()
         assert may_go_on.wait(60)
         return Decoder(folder)(path, rows)
@@ -237,7 +238,8 @@ def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: ImageFol
         assert begun.wait(60)
         cache = ImageCache(tmp_path / "cache", folder, FIVE)
         assert cache.find() is None
-        cache.prepare(not_asked, waiting=may_go_on.set).close()
+        with cache.prepare(not_asked, waiting=may_go_on.set) as second:
+            assert second.pixels is not None
     finally:
         may_go_on.set()
         first.join()
@@ -254,7 +256,7 @@ def test_two_may_use_the_same(tmp_path: Path, folder: ImageFolder) -> None:
 def test_who_waited_for_one_that_failed_does_it_itself(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def failing(_path: Path, _rows: Sequence[int]) -> NoReturn:
+    def failing(_path: Path | None, _rows: Sequence[int]) -> NoReturn:
         begun.set()
         assert may_go_on.wait(60)
         raise FetchError("as a test")
@@ -278,15 +280,21 @@ def test_who_waited_for_one_that_failed_does_it_itself(tmp_path: Path, folder: I
 # How much room
 
 
-def test_a_folder_larger_than_the_cache_is_stored_alone(
+def test_what_is_too_large_for_the_cache_is_decoded_when_it_is_read(
     tmp_path: Path, folder: ImageFolder
 ) -> None:
-    other = cats_and_dogs(tmp_path / "other", each=5)
-    prepared(tmp_path / "cache", other, Decoder(other)).close()
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as mapped:
+        expected = mapped.dataset("validation").digest()
+    decode = Decoder(folder)
     small = {"cache_bytes": 20 * ROW_BYTES - 1}
-    prepared(tmp_path / "cache", folder, Decoder(folder), **small).close()
-    prepared(tmp_path / "cache", folder, not_asked, **small).close()
-    assert ImageCache(tmp_path / "cache", other, FIVE).find() is None
+    with prepared(tmp_path / "small", folder, decode, **small) as decoded:
+        assert decoded.pixels is None
+        assert decoded.dataset("validation").digest() == expected
+    prepared(tmp_path / "small", folder, not_asked, **small).close()
+    assert files(tmp_path / "small") == [".json", ".lock"]
+    with prepared(tmp_path / "small", folder, decode) as stored:
+        assert stored.pixels is not None
+    assert decode.calls == 2
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
@@ -325,7 +333,7 @@ def test_a_file_that_another_process_removes_meanwhile_is_no_fault(
 
     monkeypatch.setattr(ImageCache, "_files_of", list_and_remove)
     with prepared(tmp_path / "cache", second, Decoder(second)) as images:
-        assert len(images.pixels) == 10
+        assert images.pixels is not None
 
 
 def test_what_is_in_use_stays(tmp_path: Path) -> None:

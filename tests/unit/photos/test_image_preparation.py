@@ -108,8 +108,6 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def decode(root: Path, first_row: int, names: Iterable[str], pixels: Path | None = None) -> Any:
-    pixels = pixels or root.with_name("pixels")
-    pixels.touch()
     return ImageJob(root, FOUR, pixels).decode(ImageChunk(first_row, list(names)))
 
 

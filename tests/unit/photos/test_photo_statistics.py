@@ -1,4 +1,4 @@
-"""Intervals, temperatures and thresholds, on answers of known truth."""
+"""Intervals, temperatures, thresholds and the calibration error, on answers of known truth."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from dist_net.nets.run_directory import Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,
+    calibration_error,
     effective_count,
     lower_bounds,
     proven_precisions,
@@ -37,14 +38,6 @@ def test_the_temperature_undoes_what_made_a_net_too_sure_or_too_unsure(factor):
     assert temperature_of(logits * np.float32(factor), targets, 4000) == pytest.approx(
         factor, rel=0.05
     )
-
-
-def calibration_error(probabilities, targets):
-    """The mean gap between the confidence and the share of right answers, in 15 bins."""
-    confidence = probabilities.max(1)
-    is_right = probabilities.argmax(1) == targets
-    gaps = np.bincount((confidence * 14.999).astype(int), confidence - is_right)
-    return np.abs(gaps).sum() / len(targets)
 
 
 def test_calibrated_probabilities_are_as_often_right_as_they_say():
@@ -177,3 +170,9 @@ def test_an_interval_is_wider_out_of_fold_and_for_similar_images():
         assert wider.high > plain.high
     nothing = judged(logits, targets).interval(is_right, ~is_counted)
     assert nothing == (0, 1)
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    probabilities = np.array([[0.75, 0.25]] * 4, np.float32)
+    assert calibration_error(probabilities, np.array([0, 0, 0, 1])) == pytest.approx(0)
+    assert calibration_error(probabilities, np.array([0, 1, 1, 1])) == pytest.approx(0.5)

@@ -137,6 +137,13 @@ def test_images_of_test_are_reported_beside_those_that_calibrated():
     assert sum(map(sum, found["confusion"])) == 10
 
 
+def test_a_calibration_error_needs_300_images():
+    assert content(judged=judged(59))["calibration"]["error_after"] is None
+    assert content(judged=judged(60))["calibration"]["error_after"] > 0
+    assert "calibration error" not in report_page(content(), {})
+    assert "calibration error" in report_page(content(judged=judged(60)), {})
+
+
 def test_few_images_are_counted_and_many_are_a_share():
     few, many = (Seen(report_page(content(judged=judged(times)), {})).text for times in (1, 6))
     assert "3 of 5 (" in few
