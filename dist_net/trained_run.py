@@ -221,6 +221,7 @@ class TrainKeywords(RecipeKeywords, total=False):
     labels_csv: str | None
     validation: float
     fine_tune: int | Literal["auto"]
+    views: int
     precision: float
     cache_bytes: int
     group_by: str | None

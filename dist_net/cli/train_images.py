@@ -36,6 +36,7 @@ WITH_VALUES: tuple[Option, ...] = (
         f"then train the whole net for EPOCHS; {AUTO}: as many as suit the images, and none for "
         "heads that are good enough (default: 0, and an estimate)",
     ),
+    ("--views", int, "N", "augmented variants per image to compute features of"),
     ("--rotate", float, "DEGREES", "turn training images by up to DEGREES (default: 5)"),
     ("--zoom", float, "PERCENT", "crop up to PERCENT of each side in training (default: 20)"),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dist_net.data.samples import Samples
 from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.files import replacing
+from dist_net.images.augmentation import Augmentation
 from dist_net.images.fitting import is_image_shape
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.architecture import PublishedArchitecture
@@ -162,6 +164,15 @@ def joined_weights(
     return weights
 
 
+@dataclass(frozen=True)
+class Views:
+    """The variants of each image to compute features of; the first is the unchanged image."""
+
+    count: int = 1
+    seed: int = 0
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - immutable
+
+
 class FeatureExtractor:
     """Compute a base's features of images, with ``threads`` threads of this process.
 
@@ -172,6 +183,7 @@ class FeatureExtractor:
     def __init__(
         self,
         found: FoundBase,
+        views: Views,
         threads: int,
         cache: ImageCache,
         engine: str = NUMPY,
@@ -183,15 +195,19 @@ class FeatureExtractor:
         self._model = model
         # ONNX Runtime computes an ONNX file whatever the engine.
         self._engine = NUMPY if found.base.kind == "onnx" else engine
+        self._views = views
         self._threads = threads
         others = () if self._engine == NUMPY else (self._engine,)
-        self._path = cache.features(key_of_vector(model, self._weights), *others)
-        self._row = np.dtype([("digest", "V32"), ("features", np.float32, (model.classes,))])
+        drawn = views if views.count > 1 else Views()
+        self._path = cache.features(key_of_vector(model, self._weights), drawn, *others)
+        self._row = np.dtype(
+            [("digest", "V32"), ("features", np.float32, (views.count, model.classes))]
+        )
 
     def compute(
         self, samples: Samples, digests: Sequence[bytes], show: Show
     ) -> NDArray[np.float32]:
-        """Return the features, (N, F), of images with these SHA-256 digests of pixels.
+        """Return the features, (N, views, F), of images with these SHA-256 digests of pixels.
 
         Compute the features that the file lacks, and write them to it. Raise FetchError if it
         cannot be written.
@@ -237,5 +253,12 @@ class FeatureExtractor:
                 rows = new[start : start + BATCH_SIZE]
                 images = batch[: len(rows)]
                 samples.read(rows, images)
-                table["features"][rows] = inference(images)
+                # A variant depends on the pixels, so that it can be found again as well.
+                seeds = [int.from_bytes(each[:8]) for each in table["digest"][rows].tolist()]
+                for view in range(self._views.count):
+                    variants = images.copy()
+                    if view:
+                        with_channels = variants.reshape(*images.shape[:3], -1, copy=False)
+                        self._views.augmentation.apply(with_channels, self._views.seed, view, seeds)
+                    table["features"][rows, view] = inference(variants)
                 show(start + len(rows), len(new))

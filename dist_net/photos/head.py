@@ -66,7 +66,7 @@ class TrainedHeads(NamedTuple):
         with threadpool_limits(1, "blas"):
             problem = self.problem.without_class(label)
             weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
-            return problem.out_of_fold(weights)
+            return problem.out_of_fold(weights)[: len(self.logits)]
 
 
 def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
@@ -95,26 +95,29 @@ def train_heads(
     classes: int,
     folds: ClassIndices,
     penalties: tuple[float, ...] = PENALTIES,
+    judged: int | None = None,
 ) -> TrainedHeads:
     """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
 
     Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
     The loss punishes confident mistakes most: the penalty with the least loss is often too strong
-    for the most right answers.
+    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
+    are variants of the same images.
     """
     with threadpool_limits(1, "blas"):
         problem = HeadProblem(features, labels, classes, folds)
+        count = judged or len(labels)
         least = chosen = None
         weights = problem.zeros()
         steps = 0
         for penalty in penalties:
             weights, taken = problem.solve(penalty, weights)
             steps += taken
-            logits = problem.out_of_fold(weights)
-            losses = calibrated_losses(logits, labels)
+            logits = problem.out_of_fold(weights)[:count]
+            losses = calibrated_losses(logits, labels[:count])
             if least is None:
                 least = losses
-            excess, error = mean_and_error(losses - least, np.arange(len(labels)))
+            excess, error = mean_and_error(losses - least, np.arange(count))
             if excess > error:
                 break
             chosen = penalty, weights, logits

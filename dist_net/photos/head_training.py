@@ -16,9 +16,11 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.photos.head import (
     FOLDS,
+    PENALTIES,
     ClassIndices,
     FeatureRows,
     HeadWeights,
+    TrainedHeads,
     fold_of_each,
     train_heads,
 )
@@ -33,10 +35,11 @@ BATCH_SIZE = 8
 class HeadTraining:
     """The head of all images except test/, and its logits out of fold.
 
-    ``features`` is (N, F), ``labels`` and ``groups`` are (N,); a group shares a fold, unless it
-    leaves a class too few folds. There are at most as many folds as the smallest class has groups,
-    so that each head trains on about the same share of every class. ``rows`` are the indices of the
-    images in the folder's list.
+    ``features`` is (views, N, F): the head trains on every view and is judged on the first view.
+    ``labels`` and ``groups`` are (N,); a group shares a fold, unless it leaves a class too few
+    folds. There are at most as many folds as the smallest class has groups, so that each head
+    trains on about the same share of every class. ``rows`` are the indices of the images in the
+    folder's list.
     """
 
     def __init__(
@@ -48,17 +51,19 @@ class HeadTraining:
         seed: int,
         rows: SampleIndices,
     ) -> None:
+        self._views = features.reshape(-1, features.shape[2], copy=False)
+        self._count = len(features)
         self._names = names
         self._classes = int(labels.max()) + 1
-        self.features, self.labels, self.rows = features, labels, rows
+        self.features, self.labels, self.rows = features[0], labels, rows
         self._groups = groups
         divided = divided_groups(groups, labels)
         smallest = min(len(np.unique(divided[labels == label])) for label in np.unique(labels))
         self.folds = min(FOLDS, max(MIN_GROUPS, smallest), len(np.unique(divided)))
         self.fold_of = fold_of_each(labels, divided, self.folds, seed)
-        self.heads = train_heads(features, labels, self._classes, self.fold_of)
+        self.heads = self._train(self.fold_of, PENALTIES)
         distances, self.distance = distances_out_of_fold(
-            features, labels, self._classes, self.fold_of
+            self.features, labels, self._classes, self.fold_of
         )
         self._out_of_fold = tempered_by(distances, self.heads.logits)
 
@@ -68,14 +73,20 @@ class HeadTraining:
     ) -> Self:
         """Train on a folder's images.
 
-        ``features`` is (N, F) for the usable images; ``groups`` has the group of every image
+        ``features`` is (N, views, F) for the usable images; ``groups`` has the group of every image
         in the folder's list.
         """
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
         labels = np.array(images.folder.labels, np.int64)[rows]
         names = [images.folder.images[row].path for row in rows.tolist()]
         is_used = np.isin(images.usable_rows(), rows)
-        return cls(features[is_used], labels, groups[rows], names, seed, rows)
+        views = np.ascontiguousarray(features[is_used].swapaxes(0, 1))
+        return cls(views, labels, groups[rows], names, seed, rows)
+
+    def _train(self, folds: ClassIndices, penalties: tuple[float, ...]) -> TrainedHeads:
+        labels, folds = (np.tile(each, self._count) for each in (self.labels, folds))
+        judged = len(self.labels)
+        return train_heads(self._views, labels, self._classes, folds, penalties, judged)
 
     def __call__(self, features: FeatureRows) -> FeatureRows:
         """Return the logits of new images, computed as the trained net computes them."""
@@ -93,8 +104,7 @@ class HeadTraining:
     def without(self, rows: SampleIndices) -> tuple[HeadWeights, FeatureRows]:
         """Train a head without these rows; return the head and its logits of these rows."""
         is_out = np.isin(self.rows, rows)
-        folds, penalties = np.where(is_out, 0, 1), (self.heads.penalty,)
-        heads = train_heads(self.features, self.labels, self._classes, folds, penalties)
+        heads = self._train(np.where(is_out, 0, 1), (self.heads.penalty,))
         return heads.of_folds[0], heads.of_folds[0](self.features[is_out])
 
 

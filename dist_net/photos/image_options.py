@@ -45,6 +45,7 @@ class ImageOptions:
     labels_csv: str | None = None
     validation: float = VALIDATION_SHARE
     fine_tune: int | Literal["auto"] = 0
+    views: int = 1
     precision: float = 0.95
     cache_bytes: int = CACHE_BYTES
     group_by: str | None = None
@@ -58,7 +59,7 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)
-        for name, least in (("fine_tune", 0), ("cache_bytes", 0)):
+        for name, least in (("fine_tune", 0), ("views", 1), ("cache_bytes", 0)):
             if (value := getattr(self, name)) != AUTO and value < least:
                 raise SettingError(f"{name}={value}: expected at least {least}")
         for name, most in (("rotate", 180), ("zoom", 90)):
@@ -76,10 +77,10 @@ class ImageOptions:
             fitting_named(self.fitting)
         if self.engine not in ENGINES:
             raise SettingError(f"engine={self.engine!r}: expected {' or '.join(ENGINES)}")
-        if self.base == NONE and self.fine_tune:
+        if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
             raise SettingError(
-                f"fine_tune={self.fine_tune} with base {NONE}, a net that is trained from the "
-                f"beginning; expected 0, or a base that is trained already"
+                f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
+                f"trained from the beginning; expected 1 and 0, or a base that is trained already"
             )
         if self.base != NONE:
             self._require_effect()
@@ -115,8 +116,7 @@ class ImageOptions:
         """Read the output of ``to_json`` from a file; raise RunDirectoryError if it is invalid."""
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
-            for former in ("colour", "views"):  # options until 0.1.0 and 0.2.0
-                told.pop(former, None)
+            told.pop("colour", None)  # an option until 0.1.0; colours now vary unless turned off
             run = told.pop("run")
             if told["base"] != NONE:  # until 0.2.0 runs kept these, and ignored them
                 run |= {"epochs": None} | ({} if told["fine_tune"] else {"learning_rate": None})

@@ -1,10 +1,12 @@
-"""Train on a folder of images; write the model and the report, as HTML and JSON."""
+"""Train on a folder of images; write the model and the report, as HTML, JSON and PNG."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from dist_net.data.image_split import PARTS, TEST, TRAIN
 from dist_net.data.prepared_images import AugmentedImages, PreparedImages
+from dist_net.errors import MissingExtraError
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.head_training import judged_by
 from dist_net.photos.image_options import ImageOptions
@@ -21,8 +24,14 @@ from dist_net.photos.report_content import report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import left_out_classes
 from dist_net.training.run.local_run import LocalRunSettings
+from dist_net.training.run.plots import AS_IT_IS, draw_confusion, draw_curve, new_figure
 from dist_net.training.run.training_progress import TrainingProgress
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_SHOWN = 6
+MAX_BARS = 40
 THUMBNAIL_SIDE = 160
 VARIANTS = 12
 
@@ -67,10 +76,9 @@ def train_and_report(
         )
         write_model(directory, options, trained)
         thumbnails = _thumbnails(images, content)
-        if recipe.base.kind == "small" or trained.tuning:
+        if recipe.base.kind == "small" or trained.tuning or options.views > 1:
             thumbnails |= _variants(images, options)
-        directory.write(directory.report.with_suffix(".json"), json.dumps(content, indent=1))
-        directory.write(directory.report, report_page(content, thumbnails))
+        _write_report(directory, content, thumbnails, console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     return trained.report | {"checkpoint": str(directory.trained)} | measured
 
@@ -125,3 +133,72 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     file = BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def _write_report(
+    directory: RunDirectory,
+    content: dict[str, Any],
+    thumbnails: dict[str, bytes],
+    console: Console,
+) -> None:
+    report = directory.report
+    directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
+    directory.write(report, report_page(content, thumbnails))
+    try:
+        with directory.replacing(report.with_suffix(".png")) as file:
+            draw_report(content, thumbnails, file)
+    except MissingExtraError as error:
+        console.print(str(error))
+
+
+def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
+    """Draw a report's ``content`` as a PNG: curves, matrix, classes, the worst mistakes.
+
+    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError without the extra, and
+    OSError if ``path`` cannot be written.
+    """
+    names = [each["name"] for each in content["classes"]]
+    figure = new_figure(14, 13)
+    figure.suptitle(f"{content['name']}: {content['description']}", **AS_IT_IS)
+    rows = (3, 6, 3) if content["curves"] else (6, 3)
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=rows)
+    *curves, tables, images = parts[:, 0]
+    for part in curves:
+        for axes, quantity in zip(part.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            draw_curve(axes, content["curves"], quantity)
+    matrix, bars = tables.subplots(1, 2)
+    draw_confusion(matrix, np.array(content["confusion"]), names)
+    figures = content["measured"][-1]
+    low, high = figures["accuracy_interval"]
+    right = f"{figures['right']:,} of {figures['images']:,} right ({low:.0%} to {high:.0%})"
+    matrix.set_title(f"{figures['data']}\n{right}")
+    draw_classes(bars, content)
+    images.suptitle("the most confident mistakes")
+    shown = images.subplots(1, MAX_SHOWN)
+    for axes in shown:
+        axes.axis("off")
+    for axes, mistake in zip(shown, content["mistakes"], strict=False):
+        _draw_image(axes, mistake, thumbnails)
+    figure.savefig(path, dpi=90, format="png")
+
+
+def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
+    """Draw the precision and recall of each class as bars."""
+    classes = content["classes"][:MAX_BARS]
+    places = np.arange(len(classes))
+    for offset, quantity in ((-0.2, "precision"), (0.2, "recall")):
+        shares = [each[quantity] or 0 for each in classes]
+        axes.barh(places + offset, shares, 0.38, label=quantity)
+    axes.set_yticks(places, [each["name"] for each in classes], **AS_IT_IS)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set_title("by class")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+
+
+def _draw_image(axes: Axes, mistake: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:
+    if mistake["image"] in thumbnails:
+        axes.imshow(np.asarray(Image.open(BytesIO(thumbnails[mistake["image"]]))))
+    title = f"{mistake['answer']} {mistake['probability']:.0%}\n(labelled {mistake['label']})"
+    axes.set_title(title, fontsize="small", **AS_IT_IS)

@@ -38,7 +38,13 @@ from dist_net.errors import (
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import Calibration, RunDirectory
-from dist_net.photos.bases import FeatureExtractor, FoundBase, base_called, joined_weights
+from dist_net.photos.bases import (
+    FeatureExtractor,
+    FoundBase,
+    Views,
+    base_called,
+    joined_weights,
+)
 from dist_net.photos.fine_tuning import (
     GAINS,
     UNDECIDED,
@@ -106,7 +112,8 @@ class ImageRun:
             weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
             judged = judged_by(whole, weights, images, groups, VALIDATION)
             return TrainedImages(images, whole, weights, judged, groups, None, report, "")
-        extractor = FeatureExtractor(found, available_cores(), cache, self.options.engine)
+        views = Views(self.options.views, self.options.run.seed, self.options.augmentation)
+        extractor = FeatureExtractor(found, views, available_cores(), cache, self.options.engine)
         with CountProgress(self.console, "computing features", "features computed") as shown:
             features = extractor.compute(images.usable_samples(), digests, shown)
         head = HeadTraining.from_images(images, features, groups, self.options.run.seed)

@@ -158,7 +158,7 @@ def test_launch_installs_what_a_folder_of_photos_needs(machine: Machine) -> None
     (machine.home / "photos").mkdir()
     code, printed, told = machine.run("scripts/launch", "photos", "--workers", "2")
     assert (code, printed) == (0, f"dist-net train photos --workers 2\n{machine.home}\n")
-    assert "installing dist_net[fast,pretrained] " in told
+    assert "installing dist_net[fast,plots,pretrained] " in told
 
 
 def test_a_second_call_only_trains(machine: Machine) -> None:

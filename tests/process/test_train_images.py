@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     start: Start, photos: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    report = start("train", str(photos), "--run-dir", str(run), "--json").result()
+    report = start("train", str(photos), "--run-dir", str(run), "--json", draws=True).result()
     assert set(REPORTED) < report.keys()
     assert report["recipe"] == "photos"
     assert report["test_accuracy"] > 0.6
@@ -53,6 +53,7 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert "circle/broken.jpg" in (run / "skipped.csv").read_text()
     assert [each["name"] for each in told["classes"]] == ["circle", "square", "triangle"]
     assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
 
     moved = tmp_path / "moved"
     shutil.move(run, moved)
@@ -129,6 +130,7 @@ def test_a_handful_of_images_goes_on_from_wherever_the_command_was_killed(
     [
         (["--base", "efficientnet-lite"], "did you mean efficientnet-lite0"),
         (["--listen", "tcp://127.0.0.1:0"], "--listen .*--fine-tune .*--base none"),
+        (["--views", "0"], "views=0: expected at least 1"),
         (["--keep", "best"], "keeps_best=True.*validation"),
         (["--patience", "2"], "patience=2.*validation"),
         (["--group-by", "("], "group_by="),

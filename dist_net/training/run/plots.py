@@ -105,7 +105,13 @@ def plot_confusion(
     side = 0.6 * min(len(class_names), MAX_CLASSES_NAMED)
     figure = new_figure(2 + side, 1.8 + side)
     axes = figure.subplots()
+    draw_confusion(axes, confusion, class_names)
     axes.set_title(f"{recipe}: test images", **AS_IT_IS)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """Draw counts of (true class, predicted class), shaded by their share of the true class."""
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
@@ -117,7 +123,6 @@ def plot_confusion(
         for row, column in np.argwhere(confusion > 0):
             color, count = "white" if shares[row, column] > 0.5 else "black", confusion[row, column]
             axes.text(column, row, str(count), ha="center", va="center", color=color)
-    figure.savefig(path, dpi=100, format="png")
 
 
 def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: Figure) -> None:

@@ -16,7 +16,7 @@ from benchmarks.peers.orders import Peer
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.prepared_images import ImageCache, ImagePreprocessing
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.photos.bases import FeatureExtractor, base_called
+from dist_net.photos.bases import FeatureExtractor, Views, base_called
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.photos.similar_images import thumbnails_and_digests
 
@@ -33,10 +33,10 @@ def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.
             cache = ImageCache(place, folder, preprocessing)
             images = prepare_images(cache, place, workers=threads)
             with images:
-                extractor = FeatureExtractor(found, threads, cache)
+                extractor = FeatureExtractor(found, Views(), threads, cache)
                 samples = images.usable_samples()
                 digests = thumbnails_and_digests(samples)[1]
-                return extractor.compute(samples, digests, lambda *_: None)
+                return extractor.compute(samples, digests, lambda *_: None)[:, 0]
 
     return run
 

@@ -23,7 +23,7 @@ from dist_net.data.image_split import TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_images import ImageCache
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos import image_run
-from dist_net.photos.bases import FeatureExtractor, FoundBase, base_called
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
 from dist_net.photos.similar_images import thumbnails_and_digests
 
 STRENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0
@@ -83,11 +83,11 @@ class ImageRuns:
         images = cache.find()
         assert images is not None
         base = base_called("efficientnet-lite0", lambda _: None)
-        extractor = FeatureExtractor(base, 1, cache)
+        extractor = FeatureExtractor(base, Views(), 1, cache)
         with images:
             samples = images.usable_samples()
             digests = thumbnails_and_digests(samples)[1]
-            features = extractor.compute(samples, digests, lambda *_: None)
+            features = extractor.compute(samples, digests, lambda *_: None)[:, 0]
             labels = np.array(images.folder.labels)[images.usable_rows()]
             is_tested = np.isin(images.usable_rows(), images.rows(TEST))
             trained = np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)])

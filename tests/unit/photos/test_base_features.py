@@ -11,7 +11,7 @@ from dist_net.data.samples import ArraySamples
 from dist_net.errors import FetchError, MissingExtraError, ModelSourceError
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.recipes.image_recipe import small_base
-from dist_net.photos.bases import FeatureExtractor, FoundBase, base_called
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.similar_images import thumbnails_and_digests
 from dist_net.training.run.run_options import RunOptions
@@ -30,13 +30,13 @@ def test_a_missing_default_base_names_its_extra_and_the_choice_without_it(
         base_called(ImageOptions("photos", RunOptions("images")).base, lambda *_: None)
 
 
-def extractor(place: Path) -> FeatureExtractor:
+def extractor(place: Path, views: Views = Views()) -> FeatureExtractor:  # noqa: B008 - immutable
     if not (place / "photos").exists():
         cats_and_dogs(place / "photos", 2)
     folder = ImageFolder.read(place / "photos")
     cache = ImageCache(place, folder, ImagePreprocessing(BASE.input_shape, BASE.fitting))
     weights = np.random.default_rng(0).normal(size=BASE.model.layout.size).astype(np.float32)
-    return FeatureExtractor(FoundBase(BASE, np.abs(weights)), 1, cache)
+    return FeatureExtractor(FoundBase(BASE, np.abs(weights)), views, 1, cache)
 
 
 def images(seed: int = 0, count: int = COUNT) -> np.ndarray:
@@ -54,18 +54,23 @@ def computed(of: FeatureExtractor, pixels: np.ndarray) -> tuple[np.ndarray, int]
     return np.array(found), shown[-1][1]
 
 
-def test_only_new_pixels_are_computed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("views", [Views(), Views(3, seed=5)])
+def test_only_new_pixels_are_computed(views: Views, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    before, count = computed(extractor(tmp_path), images())
+    before, count = computed(extractor(tmp_path, views), images())
     assert count == COUNT
-    assert before.shape == (COUNT, BASE.features.classes)
-    again, count = computed(extractor(tmp_path), images()[::-1])
+    assert before.shape == (COUNT, views.count, BASE.features.classes)
+    again, count = computed(extractor(tmp_path, views), images()[::-1])
     assert count == 0
     assert (again == before[::-1]).all()
     mixed = np.concatenate([images(1, 1), images()[4:], images(2, 2)])
-    found, count = computed(extractor(tmp_path), mixed)
+    found, count = computed(extractor(tmp_path, views), mixed)
     assert count == 3
     assert (found[1:-2] == before[4:]).all()
+    fresh, count = computed(extractor(tmp_path, Views(views.count, 6)), mixed[:1])
+    assert count == (0 if views.count == 1 else 1)
+    assert (fresh[:, 0] == found[:1, 0]).all()
+    assert views.count == 1 or (fresh[:, 1] != found[:1, 1]).any()
 
 
 @pytest.mark.parametrize("kept", [b"", b"PK\x03\x04 a zip file", b"\x93NUMPY\x01\x00v\x00{", None])

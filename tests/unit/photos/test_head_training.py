@@ -29,7 +29,7 @@ def test_figures_of_scenes_of_frames_hold_on_fresh_scenes() -> None:
         means = 0.53 * generator.normal(size=(CLASSES, 32))
         features, labels, groups = scenes(means, SCENES, FRAMES, generator)
         fresh, truth, _ = scenes(means, 200, 2, generator)
-        head = HeadTraining(features, labels, groups, (), seed, np.arange(len(labels)))
+        head = HeadTraining(features[None], labels, groups, (), seed, np.arange(len(labels)))
         judged = head.judged
         is_right = judged.logits.argmax(1) == labels
         interval = judged.interval(is_right, np.full(len(labels), True))
@@ -49,8 +49,8 @@ def test_figures_of_scenes_of_frames_hold_on_fresh_scenes() -> None:
 def test_a_class_of_one_group_is_divided_into_three_folds() -> None:
     labels = np.repeat([0, 1], 40)
     groups = np.where(labels == 0, 0, np.arange(80))
-    features = np.random.default_rng(0).normal(size=(80, 8)).astype(np.float32)
-    features[:, 0] += 8 * labels
+    features = np.random.default_rng(0).normal(size=(1, 80, 8)).astype(np.float32)
+    features[:, :, 0] += 8 * labels
     head = HeadTraining(features, labels, groups, (), 0, np.arange(80))
     for label in (0, 1):
         assert len(np.unique(head.fold_of[labels == label])) == 3

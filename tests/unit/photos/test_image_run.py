@@ -39,9 +39,12 @@ def test_a_run_of_the_default_name_among_the_images_is_refused_too(
     assert not [*tmp_path.iterdir()]
 
 
-def test_tuning_is_refused_without_a_base() -> None:
-    with pytest.raises(SettingError, match=naming("fine_tune=1", "none")):
-        ImageOptions("photos", RUN, "none", fine_tune=1)
+@pytest.mark.parametrize("asked", [{"views": 2}, {"fine_tune": 1}])
+def test_what_needs_a_base_is_refused_without_one(asked: dict[str, int]) -> None:
+    with pytest.raises(
+        SettingError, match=naming(*(f"{name}={value}" for name, value in asked.items()), "none")
+    ):
+        ImageOptions("photos", RUN, "none", **asked)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("asked", [{"rotate": 181.0}, {"zoom": 95.0}, {"fine_tune": -1}])
@@ -59,7 +62,7 @@ def test_the_options_of_augmentation_are_in_the_units_of_users() -> None:
 
 def test_the_options_of_an_earlier_release_can_be_read(tmp_path: Path) -> None:
     options = ImageOptions("photos", RUN, "some", fine_tune="auto")
-    told = json.loads(options.to_json()) | {"colour": True, "views": 1}
+    told = json.loads(options.to_json()) | {"colour": True}
     (tmp_path / "folder.json").write_text(json.dumps(told))
     assert ImageOptions.read(tmp_path / "folder.json") == options
     told["run"]["epochs"] = 5  # a base's head ignored it

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from dist_net.nets.run_directory import Calibration
+from dist_net.photos.image_report import draw_classes, draw_report
 from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.report_content import class_table, lower_precision, report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
+from dist_net.training.run.plots import new_figure
 
 NAMES = ("cat", "<b>dog</b>", "fish & chips")
 RUN = {
@@ -223,3 +225,18 @@ def test_the_variants_of_training_images_are_shown_if_there_are_some():
     assert len(shown.sources) == 12
     assert "--no-colour-changes" in shown.text
     assert "--no-colour-changes" not in Seen(report_page(content(), {})).text
+
+
+def test_the_image_can_be_read(tmp_path):
+    draw_report(content(), {"1.jpg": png()}, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width > 1000
+
+
+def test_the_legend_of_the_classes_covers_no_bar():
+    figure = new_figure(8, 8)
+    axes = figure.subplots()
+    draw_classes(axes, content())
+    figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent())
