@@ -1,8 +1,8 @@
 """Train neural nets across processes and machines, with NumPy and ZeroMQ.
 
 ``fit``: train a model in this process; ``EarlyStopping`` and others: its callbacks.
-``train``: train a recipe with processes on this host, and return a ``Run``. ``load``: return the
-``Run`` in a directory, or in the file of a saved model. ``join``: take part in a run by a loop of
+``train``: train a recipe with processes on this host, and return a ``Run``. ``load``: return a
+``LoadedModel`` from any source. ``join``: take part in a run by a loop of
 your own. ``LocalCluster``: a cluster in threads, for tests and notebooks. ``Recipe``: what to
 train. ``fit_image``: resize an image to a recipe's net. ``Client``: send requests to an inference
 pool. ``export_model``: write a model as ONNX.
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING
 
 # fmt: off
 __all__ = [
-    "Client", "EarlyStopping", "LoadedRecipe", "LocalCluster", "ModelCheckpoint", "Recipe",
-    "ReduceLROnPlateau", "Run", "__version__", "autodiff", "data", "export_model", "fit",
+    "Client", "EarlyStopping", "LoadedModel", "LoadedRecipe", "LocalCluster", "ModelCheckpoint",
+    "Recipe", "ReduceLROnPlateau", "Run", "__version__", "autodiff", "data", "export_model", "fit",
     "fit_image", "join", "load", "load_recipe", "nn", "optim", "train",
 ]
 # fmt: on
 
 if TYPE_CHECKING:
     from dist_net import autodiff, data, nn, optim
-    from dist_net.export.formats import export_model
     from dist_net.images import fit_image
+    from dist_net.loaded_model import LoadedModel, Run, export_model, load
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
     from dist_net.release import VERSION as __version__
     from dist_net.serving.client.client import Client
-    from dist_net.trained_run import Run, load, train
+    from dist_net.train_by_processes import train
     from dist_net.training.run.callbacks import EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
     from dist_net.training.run.custom_loop import join
     from dist_net.training.run.fit import fit
@@ -37,11 +37,11 @@ else:
     from importlib import import_module
 
     NAMES = {
-        "dist_net.export.formats": "export_model",
         "dist_net.images": "fit_image",
+        "dist_net.loaded_model": "LoadedModel Run export_model load",
         "dist_net.nets.recipes.recipe": "LoadedRecipe Recipe load_recipe",
         "dist_net.serving.client.client": "Client",
-        "dist_net.trained_run": "Run load train",
+        "dist_net.train_by_processes": "train",
         "dist_net.training.run.callbacks": "EarlyStopping ModelCheckpoint ReduceLROnPlateau",
         "dist_net.training.run.local_cluster": "LocalCluster",
         "dist_net.training.run.custom_loop": "join",
@@ -58,7 +58,9 @@ else:
             return import_module("dist_net.release").VERSION
         if name in __all__:
             return import_module(f"dist_net.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        is_layer = name[0].isupper() and name in import_module("dist_net.nn").__all__
+        hint = f"; did you mean dist_net.nn.{name}?" * is_layer
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
     def __dir__():
         return __all__

@@ -35,7 +35,8 @@ METADATA_FIELDS = {
     **{"settings": dict, "ledger": dict, "counters": dict},
 }
 PYTORCH, KERAS = "torch.onnx.export(model, (inputs,), FILE)", "model.export(FILE, format='onnx')"
-CONVERSIONS = {".pt": PYTORCH, ".pth": PYTORCH, ".h5": KERAS, ".keras": KERAS}
+SKLEARN = "skl2onnx.to_onnx(model, inputs[:1])"
+CONVERSIONS = {".pt": PYTORCH, ".pth": PYTORCH, ".h5": KERAS, ".keras": KERAS, ".pkl": SKLEARN}
 MALFORMED = ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
 """The errors of reading JSON with unexpected content."""
 

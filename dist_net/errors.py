@@ -144,6 +144,10 @@ class UnknownOptionError(BadInputError, TypeError):
     """A function of Python has no option of this name."""
 
 
+class UnknownAttributeError(BadInputError, AttributeError):
+    """A model was used like one of another library."""
+
+
 class SettingError(BadInputError):
     """A setting of a run, an optimizer or a service is unknown or out of range."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -134,3 +135,30 @@ def written(path: Path) -> Iterator[BinaryIO]:
         raise FileWriteError(
             f"cannot write {path}: {error.strerror}; expected a writable directory with free space"
         ) from error
+
+
+def read_regular_file(
+    path: Path, most: int, flags: int = 0, offset: int = 0, size: int | None = None
+) -> bytes:
+    """Return the bytes of a file from ``offset`` on, ``size`` or all, without ever blocking.
+
+    Raise ValueError for anything but a regular file, and for more than ``most`` bytes; OSError.
+    """
+    # Without O_NONBLOCK a pipe, which is refused below, would block this process.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    try:
+        status = os.fstat(descriptor)
+        left = status.st_size - offset
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is a pipe, a device or a directory; expected a file")
+        size = left if size is None else size
+        if offset < 0 or not 0 <= size <= min(left, most):
+            raise ValueError(
+                f"{size:,} bytes from {offset:,} on of the {status.st_size:,} of {path.name}; "
+                f"expected at most {most:,}"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(size)
+    finally:
+        os.close(descriptor)

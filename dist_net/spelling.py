@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 from dist_net.errors import UnknownOptionError
 
@@ -10,13 +11,38 @@ USUAL_NAMES = {
     "criterion": "loss",
     "validation_data": "validation",
     "validation_split": "validation",
+    "port": "http",
+    "kernel_size": "size",
+    **dict.fromkeys(("maxpool2d", "maxpooling2d"), "maxpool"),
+    **dict.fromkeys(("avgpool2d", "averagepooling2d"), "averagepool"),
+    "linear": "dense",
+    "module": "layer",
+    "crossentropyloss": "cross_entropy_of_logits",
+    "bceloss": "binary_cross_entropy_of_probabilities",
+    "bcewithlogitsloss": "binary_cross_entropy_of_logits",
+    "mseloss": "mean_squared_error",
+    "l1loss": "mean_absolute_error",
 }
-"""Options of Keras and PyTorch, and our names for them."""
+"""Options and names of Keras and PyTorch, in lower case, and our names for them."""
+
+OF_TRAINING = "it is an option of fit, train and Recipe"
+OF_MODEL = "it is an argument of Model"
+ELSEWHERE = {
+    **dict.fromkeys(("learning_rate", "lr"), OF_TRAINING),
+    **dict.fromkeys(("input_shape", "input_dim", "loss"), OF_MODEL),
+}
+"""Where to pass options that other libraries expect elsewhere."""
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the known name most similar to ``word``; None if none is similar."""
-    return next(iter(get_close_matches(word, list(known), 1)), None)
+    names = {_plain(name): name for name in known}
+    word = USUAL_NAMES.get(_plain(word), _plain(word))
+    return next((names[each] for each in get_close_matches(word, names, 1)), None)
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -35,6 +61,14 @@ def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) ->
     """Raise UnknownOptionError, with a suggestion, if any option is given."""
     names = [each for each in known if not each.startswith("_")]
     for name in given:
-        usual = USUAL_NAMES.get(name)
-        hint = f"did you mean {usual}?" if usual in names else suggestion(name, names)
-        raise UnknownOptionError(f"{function} has no option {name}; {hint}")
+        guess = did_you_mean(name, names) or ELSEWHERE.get(name) or suggestion(name, names)
+        raise UnknownOptionError(f"{function} has no option {name}; {guess}")
+
+
+class KnownOptions:
+    """A dataclass that refuses unknown arguments with UnknownOptionError and the nearest name."""
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        fields = getattr(cls, "__dataclass_fields__", given)
+        refuse_options(cls.__name__, given.keys() - fields.keys(), fields)
+        return super().__new__(cls)

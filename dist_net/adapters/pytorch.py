@@ -46,6 +46,10 @@ class Task:
     ) -> None:
         if isinstance(dataset, DataLoader) or isinstance(test, DataLoader):
             raise RecipeError("a DataLoader, which chooses samples; expected its .dataset")
+        if not callable(loss):
+            raise RecipeError(
+                f"loss of type {type(loss).__name__}; expected Task(module, loss, dataset)"
+            )
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
         self.module, self._loss, self._dataset, self._test = module, loss, dataset, test

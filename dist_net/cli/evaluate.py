@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
+from dist_net.loaded_model import Run, load
+from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe
 from dist_net.processes.terminal import FetchProgress, plain_console
-from dist_net.trained_run import load_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         path = RunDirectory.newest().path
         console.print(f"evaluating {path}, the newest run")
     confirm_recipe(path, arguments.trust_recipe)
-    trained = load_run(path, trust_recipe=arguments.trust_recipe)
+    model = load(path, trust_recipe=arguments.trust_recipe)
     with FetchProgress(console) as progress:
-        evaluation = trained.evaluate(progress=progress)
-    loaded, checkpoint = trained.trained
+        evaluation = model.evaluate(progress=progress)
+    assert isinstance(model, Run)  # no other has samples of its own
+    loaded, checkpoint = model.contents
     on = f" on {evaluation.samples:,} samples" if evaluation.samples else ""
     plain_console(stderr=False).print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation}{on}"

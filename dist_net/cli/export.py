@@ -9,9 +9,10 @@ from dist_net.command_line import add_options, add_trust_argument
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
+from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import LIVE, MODELS, RUN_PRECISION, parse_pool_sources
-from dist_net.nets.trained_model import confirm_recipe
+from dist_net.nets.sources.found_model import MODELS
+from dist_net.nets.sources.named_source import LIVE, RUN_PRECISION, parse_pool_sources
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_net.command_line import command_line, install_command
-from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
+from dist_net.data import DATASETS, dataset_named, default_cache_dir
 from dist_net.errors import DatasetError
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
@@ -39,38 +38,29 @@ def run(arguments: argparse.Namespace) -> int:
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])
         raise DatasetError(f"no dataset or classifier {name!r} to fetch; {hint}")
-    fetch = fetch_dataset if name in DATASETS else fetch_classifier
+    cache_dir, mirrors = arguments.cache_dir, arguments.mirror
     with FetchProgress(plain_console()) as progress:
-        text, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
+        if name in DATASETS:
+            dataset = dataset_named(name, cache_dir, progress, mirrors)
+            summary: dict[str, Any] = {
+                "dataset": name,
+                "train_samples": len(dataset.train_inputs),
+                "test_samples": len(dataset.test_inputs),
+                "image_shape": dataset.input_shape,
+                "classes": len(dataset.class_names),
+            }
+            text = (
+                "{dataset}: {train_samples} training and {test_samples} test images, "
+                "{classes} classes"
+            ).format(**summary)
+        else:
+            path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
+            size_bytes = path.stat().st_size
+            weights = () if cache_dir == default_cache_dir() else ("--weights", path)
+            command = command_line("predict", name, IMAGE, *weights)
+            text = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {command}"
+            summary = {"classifier": name, "weights": str(path), "bytes": size_bytes}
     plain_console(stderr=False).print(text)
     if arguments.json:
         print(json.dumps(summary))
     return 0
-
-
-def fetch_dataset(
-    name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
-) -> tuple[str, dict[str, Any]]:
-    """Fetch a dataset. Return a summary for the user, and the summary for ``--json``."""
-    dataset = dataset_named(name, cache_dir, progress, mirrors)
-    summary = {
-        "dataset": name,
-        "train_samples": len(dataset.train_inputs),
-        "test_samples": len(dataset.test_inputs),
-        "image_shape": dataset.input_shape,
-        "classes": len(dataset.class_names),
-    }
-    text = "{dataset}: {train_samples} training and {test_samples} test images, {classes} classes"
-    return text.format(**summary), summary
-
-
-def fetch_classifier(
-    name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
-) -> tuple[str, dict[str, Any]]:
-    """Fetch the weights of a published classifier. Return both summaries."""
-    path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
-    size_bytes = path.stat().st_size
-    weights = () if cache_dir == default_cache_dir() else ("--weights", path)
-    command = command_line("predict", name, IMAGE, *weights)
-    text = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {command}"
-    return text, {"classifier": name, "weights": str(path), "bytes": size_bytes}

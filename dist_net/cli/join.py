@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import platformdirs
 from rich.console import Console
 
 from dist_net.command_line import (
@@ -22,14 +21,14 @@ from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
+from dist_net.nets.run_contents import confirm_code, load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_code, load_run_recipe
 from dist_net.photos.image_preparation import prepare_images
 from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import bits_in
-from dist_net.processes.own_directory import announce, log_directory, temporary_directory
+from dist_net.processes.own_directory import announce, open_logs, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
-        logs = _log_directory(directory, opened)
+        logs = open_logs(opened, "join-", directory.logs)
         display = opened.enter_context(TrainingProgress(console))
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
@@ -119,15 +118,6 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
             f"the package with which fsspec reads it, such as s3fs"
         ) from error
     return copy
-
-
-def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
-    """Return the workers' log directory; a temporary one if the user's cannot be created."""
-    parent = platformdirs.user_log_path("dist-net", appauthor=False)
-    try:
-        return opened.enter_context(log_directory(parent, "join-"))
-    except OSError:
-        return directory.logs
 
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from dist_net.command_line import add_options, add_trust_argument, count_from
 from dist_net.data.image_folder import IMAGE_SUFFIXES, refusal_of_name
 from dist_net.errors import DatasetError, DistNetError, ModelSourceError
-from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.labels import is_unknown, top_predictions
-from dist_net.nets.classifier import ClassifiedImage, classifier_from, outputs_for
+from dist_net.loaded_model import ClassifiedImage, LoadedModel, load
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
-from dist_net.nets.sources import MODELS, RUN_PRECISION, FoundModel, parse_pool_sources
-from dist_net.nets.trained_model import confirm_recipe
+from dist_net.nets.run_contents import confirm_recipe
+from dist_net.nets.sources.found_model import MODELS, FoundModel
+from dist_net.nets.sources.named_source import RUN_PRECISION, parse_pool_sources
 from dist_net.printable import printable
-from dist_net.processes.cores import available_cores
-from dist_net.processes.terminal import FetchProgress, plain_console
 
 BAR_LENGTH = 20
 MIN_COMPILED = 16
@@ -73,10 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
     confirm_recipe(named.source, arguments.trust_recipe)
     # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    with FetchProgress(plain_console()) as progress:
-        found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
-        found = computed_by(found, arguments.engine)
-    return predict_rows(arguments, found, files) if has_rows else classify(arguments, found, files)
+    model = load(
+        arguments.model,
+        weights=arguments.weights,
+        labels=arguments.labels,
+        trust_recipe=arguments.trust_recipe,
+        engine=arguments.engine,
+    )
+    return predict_rows(arguments, model, files) if has_rows else classify(arguments, model, files)
 
 
 def files_in(given: str) -> list[str]:
@@ -91,17 +94,16 @@ def files_in(given: str) -> list[str]:
     return sorted(images)
 
 
-def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]) -> int:
+def classify(arguments: argparse.Namespace, model: LoadedModel, images: list[str]) -> int:
     """Print the classes of every readable image, or write the likeliest; return the exit code."""
-    compiled = len(images) >= MIN_COMPILED
-    classifier = classifier_from(found, arguments.model, available_cores(), compiled)
+    model.compiled, unknown_below = len(images) >= MIN_COMPILED, model.found.unknown_below
     show = show_json if arguments.json else show_bars
     errors, rows = [], []
-    answers = classifier.predict_each(images, arguments.top)
+    answers = model.classify_each(images, arguments.top)
     for image, answer in zip(images, answers, strict=True):
         if arguments.output is None or isinstance(answer, DistNetError):
-            show({"image": image}, answer, found.unknown_below)
-        rows.append(answer_row(image, answer, found.unknown_below))
+            show({"image": image}, answer, unknown_below)
+        rows.append(answer_row(image, answer, unknown_below))
         if isinstance(answer, DistNetError):
             errors.append(answer)
     if arguments.output is not None:
@@ -120,8 +122,9 @@ def answer_row(image: str, answer: ClassifiedImage, unknown_below: float) -> lis
     return [image, given, best.label, f"{best.probability:.9g}", ""]
 
 
-def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
+def predict_rows(arguments: argparse.Namespace, model: LoadedModel, files: list[str]) -> int:
     """Print the outputs of every row, or write them to a file; return the exit code."""
+    found = model.found
     ends = [", ".join(each.name for each in specs) for specs in found.specs]
     if not found.is_batched or any(len(specs) > 1 for specs in found.specs):
         raise ModelSourceError(
@@ -129,8 +132,9 @@ def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[s
             f"output of rows, or in Python: dist_net.load(FILE).predict(INPUTS)"
         )
     rows = {file: read_rows(Path(file), found.model) for file in files}
-    options = available_cores(), sum(map(len, rows.values())) >= MIN_COMPILED  # for all files alike
-    outputs = {file: outputs_for(found, each, *options) for file, each in rows.items()}
+    model.compiled = sum(map(len, rows.values())) >= MIN_COMPILED
+    compute = model.probabilities if found.labels else model.predict
+    outputs = {file: compute(each) for file, each in rows.items()}
     if arguments.output is not None:
         write_rows(arguments.output, np.concatenate(list(outputs.values())))
         return 0

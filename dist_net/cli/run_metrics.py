@@ -20,7 +20,6 @@ from starlette.applications import Starlette
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.http.exchange import Guard
 from dist_net.serving.http.pool_metrics import (
-    LateCollector,
     counter_family,
     gauge_family,
     metrics_route,
@@ -76,28 +75,10 @@ WORKER_GAUGES = {
 }
 
 
-class RunCollector(LateCollector):
-    """The metrics of the report that was published last."""
-
-    def __init__(self) -> None:
-        self._published: tuple[dict[str, Any], float] | None = None
-
-    def publish(self, report: dict[str, Any]) -> None:
-        self._published = report, time.monotonic()
-
-    def collect(self) -> Iterator[Metric]:
-        if self._published is None:
-            return
-        report, published_s = self._published
-        age_s = time.monotonic() - published_s
-        text = "seconds since the server's last report"
-        yield gauge_family("report_age_seconds", text, "", [((), age_s)])
-        yield from _run_metrics(report)
-        yield _staleness(report)
-        yield from _worker_metrics(report["workers"])
-
-
-def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
+def run_metrics(report: dict[str, Any], age_s: float) -> Iterator[Metric]:
+    """Yield the metrics of a report that was published ``age_s`` ago."""
+    text = "seconds since the server's last report"
+    yield gauge_family("report_age_seconds", text, "", [((), age_s)])
     for name, (key, text) in COUNTERS.items():
         yield counter_family(name, text, "", [((), report[key])])
     for name, (key, text) in GAUGES.items():
@@ -108,6 +89,8 @@ def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
     yield gauge_family("run_state", "1 for the current state", "state", states)
     failing = [(file, report[key] is not None) for file, key in FAILING.items()]
     yield gauge_family("failing", "1 if the file cannot be written", "file", failing)
+    yield _staleness(report)
+    yield from _worker_metrics(report["workers"])
 
 
 def _staleness(report: dict[str, Any]) -> Metric:
@@ -144,9 +127,8 @@ class RunMetricsServer:
     """
 
     def __init__(self, settings: HttpSettings) -> None:
-        collector = RunCollector()
-        self.publish = collector.publish
-        routes = Starlette(routes=[metrics_route(collector)])
+        self._published: tuple[dict[str, Any], float] | None = None
+        routes = Starlette(routes=[metrics_route(self._collect)])
         ledger = ClientLedger(settings.queue_bytes)
         application = Guard(routes, settings, frozenset(), Refusals(), ledger)
         self._server = HttpServer(application, settings)
@@ -160,6 +142,14 @@ class RunMetricsServer:
     def __exit__(self, *_: object) -> None:
         self._server.stop()
         self._thread.join()
+
+    def publish(self, report: dict[str, Any]) -> None:
+        self._published = report, time.monotonic()
+
+    def _collect(self) -> Iterator[Metric]:
+        if self._published is not None:
+            report, published_s = self._published
+            yield from run_metrics(report, time.monotonic() - published_s)
 
     def _serve(self) -> None:
         try:

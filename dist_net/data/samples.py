@@ -101,8 +101,9 @@ def samples_of(values: Values, name: str = "samples") -> Samples:
     if isinstance(values, np.ndarray):
         return ArraySamples(values)
     if not isinstance(values, Samples):
+        remedy = "as np.array(list) makes" if not hasattr(values, "numpy") else "tensor.numpy()"
         raise DatasetError(
-            f"{name} of type {type(values).__name__}: expected an array, as np.array(list) makes, "
+            f"{name} of type {type(values).__name__}: expected an array, {remedy}, "
             f"or an object with shape, dtype, len() and read(indices, out)"
         )
     return values

@@ -13,9 +13,6 @@ from dist_net.command_line import importing
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import written
-from dist_net.nets.sources import found_model
-from dist_net.nets.trained_model import saved_recipe
-from dist_net.nn import Model
 from dist_net.spelling import suggestion
 
 
@@ -59,17 +56,6 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
         with importing("onnx", "the format onnx"):
             import dist_net.export.onnx.onnx_model  # noqa: F401
     return chosen
-
-
-def export_model(model: Model, path: str | Path) -> None:
-    """Write a model with its weights for other programs: to .onnx, .safetensors or .npz.
-
-    Raise the errors of ``format_of`` and ``write_exported``, and ParameterError without weights.
-    """
-    file, weights = Path(path), model.predictor.weights
-    format = format_of(file, None, takes_images=False)
-    found = found_model(saved_recipe(model, file.stem), weights, model.class_names)
-    write_exported(file, format, ExportedModel(file.stem, found, weights))
 
 
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:

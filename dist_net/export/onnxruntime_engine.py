@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.errors import EngineMismatchError
+from dist_net.errors import EngineMismatchError, SettingError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of
 from dist_net.nets.architecture import OnnxArchitecture
@@ -22,7 +22,7 @@ from dist_net.nets.foreign_onnx import (
     package,
 )
 from dist_net.nets.onnx_gate import ABSOLUTE_TOLERANCE, accepted_graph, random_rows
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 
 NUMPY = "numpy"
 ONNXRUNTIME = "onnxruntime"
@@ -38,6 +38,8 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     inputs differ by more than ``ABSOLUTE_TOLERANCE`` and ``RELATIVE_TOLERANCE``, and
     MissingExtraError without the extra.
     """
+    if engine not in ENGINES:
+        raise SettingError(f"engine={engine!r}: expected one of {', '.join(ENGINES)}")
     if engine == NUMPY or isinstance(found.model, ForeignModel):
         return found
     exported = ExportedModel(found.recipe, found, found.weights())

@@ -99,6 +99,11 @@ def load_image(
         if isinstance(source, bytes):
             return _decoded(BytesIO(source), name, max_pixels, formats)
         if not isinstance(source, str | Path):
+            if not hasattr(source, "seekable"):
+                raise ImageError(
+                    f"an image of type {type(source).__name__}; expected a path, the bytes of a "
+                    f"file, an open file, or an array of pixels: np.asarray(image)"
+                )
             return _decoded(source, name, max_pixels, formats)
         with Path(source).open("rb") as file:
             return _decoded(file, name, max_pixels, formats)
@@ -107,7 +112,7 @@ def load_image(
         raise _error(name, f"{reason}; expected an image file") from error
 
 
-def name_of(source: ImageSource) -> str:
+def name_of(source: object) -> str:
     """Return the name of an image in error messages."""
     return str(source) if isinstance(source, str | Path) else "image"
 

@@ -247,8 +247,7 @@ def _fitted(
     try:
         return fit(pixels, *shape[:2]).reshape(shape, copy=False)
     except ImageError as error:  # pixels have no name
-        name = "image" if isinstance(image, np.ndarray) else name_of(image)
-        raise ImageError(f"{name}: {error}") from error
+        raise ImageError(f"{name_of(image)}: {error}") from error
 
 
 def _pixels(
@@ -289,6 +288,6 @@ class ImageInputs:
         self._fit = letterbox if is_darknet else fitting_named(fitting)
         self._read = partial(load_image, max_pixels=max_pixels, formats=formats)
 
-    def fit(self, image: ImageSource) -> NDArray[np.generic]:
+    def fit(self, image: ImageSource | NDArray[np.uint8]) -> NDArray[np.generic]:
         """Return the image as the model's input; raise ImageError if it does not fit."""
         return _fitted(image, self._shape, self._fit, self._read)

@@ -24,13 +24,9 @@ class DarknetArchitecture:
 
     def build(self, name: str, trust_recipe: bool = False) -> Model:
         """Return the model. Raise ModelFileError, whose message names ``name``."""
-        import numpy as np
-
         from dist_net.nets.darknet import DarknetNetwork, parse_configuration
-        from dist_net.nn import Model
 
-        network = DarknetNetwork(parse_configuration(self.configuration, name))
-        return Model(network, network.input_shape, input_dtype=np.float32)
+        return DarknetNetwork(parse_configuration(self.configuration, name)).model
 
 
 @dataclass(frozen=True)

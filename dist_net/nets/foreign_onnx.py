@@ -6,6 +6,7 @@ with everything that it needs, which is sent and mapped like prepared weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from dist_net.autodiff.arrays import Shape
 from dist_net.command_line import importing
 from dist_net.data.samples import records
 from dist_net.errors import DistNetError, ForeignModelError, TensorInputError
-from dist_net.nets.tensor_specs import INPUT, Specs, Tensors
+from dist_net.nets.tensor_specs import INPUT, Inputs, Specs, Tensors
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
 
@@ -30,6 +31,10 @@ ONNX = "onnx"
 MAX_TENSOR_BYTES = 4 << 30
 """The maximum memory of all tensors of all foreign models in a process."""
 
+CPP_PLACE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ .*\) )?")
+TOO_NEW = re.compile(
+    r"(Opset|IR version):? (\d+).*?(?:till opset|max supported IR version:) (\d+)", re.DOTALL
+)
 MAX_REASON = 500  # characters of an error of ONNX Runtime
 
 
@@ -89,7 +94,7 @@ class OnnxSession:
                 prepared[ONNX].tobytes(), options, ["CPUExecutionProvider"]
             )
 
-    def predict(self, inputs: NDArray[Any] | Mapping[str, NDArray[Any]]) -> Tensors:
+    def predict(self, inputs: Inputs) -> Tensors:
         """Return the outputs by name, of the inputs by name, or of the only input.
 
         Raise TensorInputError if the inputs do not fit the model.
@@ -190,5 +195,16 @@ def translating(error_class: type[DistNetError], what: str) -> Iterator[None]:
     except DistNetError:
         raise
     except Exception as error:
-        reason = str(error)[:MAX_REASON] or type(error).__name__
-        raise error_class(f"{what}: {reason}") from error
+        raise error_class(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text without places in C++, and with a remedy if the file is too new."""
+    text = str(error)
+    if newer := TOO_NEW.search(text):
+        kind, found, latest = newer.groups()
+        return (
+            f"its {kind} {found} is newer than {latest}, the latest that this onnxruntime "
+            f"supports; export the model with a lower opset_version, or upgrade onnxruntime"
+        )
+    return CPP_PLACE.sub("", text)[:MAX_REASON].strip() or type(error).__name__

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import ForeignModelError, TensorInputError
+from dist_net.files import read_regular_file
 from dist_net.images.fitting import fitting_named
 from dist_net.images.labels import read_labels
 from dist_net.nets.foreign_onnx import (
@@ -141,7 +141,13 @@ def session_of(content: bytes, what: str, threads: int) -> OnnxSession:
 
 def _read(path: Path) -> Any:
     """Return the ModelProto in a file; its weights may be in files beside it."""
-    proto = package("onnx").load_from_string(_part_of(path, MAX_FILE_BYTES))
+    content = read_regular_file(path, MAX_FILE_BYTES)
+    try:
+        proto = package("onnx").load_from_string(content)
+        if not proto.ir_version:
+            raise ValueError("it has no IR version")
+    except Exception as error:  # protobuf's classes have no common base
+        raise ValueError("it is no ONNX file or cut short; export or copy it again") from error
     left = MAX_FILE_BYTES - proto.ByteSize()
     for tensor in proto.graph.initializer:
         if tensor.external_data:
@@ -153,29 +159,8 @@ def _read(path: Path) -> Any:
 def onnx_files(path: Path) -> list[Path]:
     """Return an ONNX file, and the files beside it of which it contains the names."""
     with translating(ForeignModelError, f"{path} cannot be used"):
-        content = _part_of(path, MAX_FILE_BYTES)
+        content = read_regular_file(path, MAX_FILE_BYTES)
         return [each for each in path.parent.iterdir() if each.name.encode() in content] + [path]
-
-
-def _part_of(
-    path: Path, most: int, flags: int = 0, offset: int = 0, size: int | None = None
-) -> bytes:
-    """Return the bytes of a regular file from ``offset`` on, ``size`` or all. Raise ValueError."""
-    # Without O_NONBLOCK a pipe, which is refused below, would block this process.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        left = status.st_size - offset
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path.name} is a pipe, a device or a directory; expected a file")
-        size = left if size is None else size
-        if offset < 0 or not 0 <= size <= min(left, most):
-            raise ValueError(
-                f"{size:,} bytes from {offset:,} on of the {status.st_size:,} of {path.name}; "
-                f"expected at most {most:,} with external data"
-            )
-        file.seek(offset)
-        return file.read(size)
 
 
 def _bring_in(tensor: Any, directory: Path, most: int) -> int:
@@ -185,9 +170,11 @@ def _bring_in(tensor: Any, directory: Path, most: int) -> int:
     if name in ("", ".", "..") or not {"/", "\\"}.isdisjoint(name):
         raise ValueError(f"external data in {name!r:.80}; expected a file beside the model")
     size = int(place["length"]) if "length" in place else None
+    if not (directory / name).exists():
+        raise ValueError(f"its weights, {name!r}, are missing; expected that file beside it")
     with translating(ForeignModelError, "external data"):  # which is no symbolic link either
         offset = int(place.get("offset", 0))
-        tensor.raw_data = _part_of(directory / name, most, os.O_NOFOLLOW, offset, size)
+        tensor.raw_data = read_regular_file(directory / name, most, os.O_NOFOLLOW, offset, size)
     tensor.data_location = package("onnx").TensorProto.DEFAULT
     del tensor.external_data[:]
     return len(tensor.raw_data)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import DatasetError
-from dist_net.files import replacing
+from dist_net.files import written
 from dist_net.nets.foreign_onnx import ForeignModel
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
@@ -75,8 +74,8 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
 
 
 def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
-    """Write (N, ...) rows to a file of either kind; raise DatasetError."""
-    with _written(path) as file:
+    """Write (N, ...) rows to a file of either kind; raise FileWriteError."""
+    with written(path) as file:
         if path.suffix.lower() == ".npy":
             np.save(file, rows)
         else:
@@ -84,21 +83,11 @@ def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file with a line of column names, in UTF-8; raise DatasetError.
+    """Write a CSV file with a line of column names, in UTF-8; raise FileWriteError.
 
     Undecodable bytes of file names are kept.
     """
-    with _written(path) as file:
+    with written(path) as file:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
         csv.writer(text).writerows([columns, *rows])
         text.detach()
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that replaces ``path`` when it is complete; raise DatasetError."""
-    try:
-        with replacing(path) as partial, partial.open("wb") as file:
-            yield file
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; expected a writable file") from error

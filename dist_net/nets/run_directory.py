@@ -144,7 +144,7 @@ class RunDirectory:
         return self.checkpoint.exists() or self.metrics.exists()
 
     @property
-    def trained(self) -> Path:
+    def model_file(self) -> Path:
         """Return the checkpoint to use: the best, if the run keeps it by its options, or the last.
 
         The last checkpoint of a run on a folder is a net that is not calibrated or not chosen.
@@ -259,7 +259,7 @@ def _newest_first(parents: Iterable[Path], has_model: bool = True) -> list[RunDi
     written: list[tuple[float, RunDirectory]] = []
     for run in (RunDirectory(path) for parent in parents for path in parent.glob("*")):
         with suppress(RunDirectoryError):
-            files = [run.trained] if has_model else [run.trained, run.folder]
+            files = [run.model_file] if has_model else [run.model_file, run.folder]
             if times := [file.stat().st_mtime for file in files if file.is_file()]:
                 written.append((max(times), run))
     return [run for _, run in sorted(written, key=itemgetter(0), reverse=True)]

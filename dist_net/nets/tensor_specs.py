@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from dist_net.errors import DTypeError, ShapeError
+
 Tensors = dict[str, NDArray[Any]]
+
+Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
+"""The only input of a model, or its inputs by name."""
 
 TYPE_CODES = {
     **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
@@ -64,6 +69,44 @@ class TensorSpec(NamedTuple):
 
 
 Specs = tuple[TensorSpec, ...]
+
+
+def fitting_inputs(
+    inputs: Inputs, specs: Specs, is_batched: bool, model: str
+) -> tuple[Tensors, int | None]:
+    """Return the inputs of ``model`` by name, and the number of rows; None for one without axis.
+
+    Of a batched model each has the axis of rows, which one row may lack. Fields of a structured
+    array are inputs, too. Raise ShapeError, and DTypeError unless NumPy permits ``same_kind``.
+    """
+    given: Mapping[str, Any] = {specs[0].name: inputs}
+    if isinstance(inputs, Mapping):
+        given = inputs
+    elif names := getattr(getattr(inputs, "dtype", None), "names", None):
+        given = {name: inputs[name] for name in names}
+    tensors = {name: np.asarray(each) for name, each in given.items()}
+    shapes = {name: each.shape for name, each in tensors.items()}
+    is_known = shapes.keys() == {each.name for each in specs}
+    is_one = is_known and all(each.fits(shapes[each.name]) for each in specs)
+    counts = {shape[:1] for shape in shapes.values()}
+    is_batch = is_known and is_batched and len(counts) == 1 and () not in counts
+    if not is_one and not (is_batch and all(each.fits(shapes[each.name][1:]) for each in specs)):
+        expected = ", ".join(f"{each.name} {each.shape}" for each in specs)
+        per_row = " for one row, or with an axis of rows before" * is_batched
+        found = shapes if len(shapes) > 1 or not is_known else next(iter(shapes.values()))
+        raise ShapeError(
+            f"inputs of shape {found} for model {model!r}; expected {expected}{per_row}"
+        )
+    for each in specs:
+        dtype = tensors[each.name].dtype
+        if dtype != each.dtype and not np.can_cast(dtype, each.dtype, "same_kind"):
+            raise DTypeError(
+                f"inputs of {dtype} for model {model!r}; expected {each.dtype}. Convert them "
+                f"to the range of the training data"
+            )
+    if is_one and is_batched:
+        return {name: array[np.newaxis] for name, array in tensors.items()}, None
+    return tensors, None if is_one else next(iter(counts))[0]
 
 
 @lru_cache

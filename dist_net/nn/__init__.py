@@ -2,6 +2,7 @@
 
 # fmt: off
 # isort: off
+from typing import TYPE_CHECKING
 from dist_net.autodiff import (
     cross_entropy_of_logits, gelu, leaky_relu, record, relu, sigmoid, silu, softmax, softplus, tanh,
 )
@@ -23,6 +24,14 @@ from dist_net.nn.parameters import (
 from dist_net.nn.sequences import (
     GRU, LSTM, AveragePool1D, Bidirectional, Conv1D, MaxPool1D, MultiHeadAttention,
 )
+from dist_net.spelling import did_you_mean
+
+if not TYPE_CHECKING:  # a checker would accept any name
+
+    def __getattr__(name):
+        hint = "" if name[0] == "_" else did_you_mean(name, __all__)
+        raise AttributeError(f"dist_net.nn has no {name!r}; {hint}".removesuffix("; "))
+
 
 __all__ = [
     "GRU", "LSTM", "AveragePool", "AveragePool1D", "BatchNorm", "Bidirectional", "Buffer",

@@ -33,7 +33,7 @@ from dist_net.nn.parameters import (
     small_normal,
     zeros,
 )
-from dist_net.spelling import suggestion
+from dist_net.spelling import KnownOptions, suggestion
 
 Activation = Callable[[Expression], Expression]
 
@@ -93,7 +93,7 @@ class Layer(Protocol):
 
 
 @dataclass(frozen=True, repr=False)
-class Described:
+class Described(KnownOptions):
     """A layer whose ``repr`` has the arguments that differ from the defaults."""
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,7 +21,13 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.records import field_types
 from dist_net.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.errors import DTypeError, ModelFileError, ParameterError, ShapeError
+from dist_net.errors import (
+    DTypeError,
+    ModelFileError,
+    ParameterError,
+    ShapeError,
+    UnknownAttributeError,
+)
 from dist_net.nn import network_json
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import (
@@ -34,12 +40,25 @@ from dist_net.nn.losses import (
     of_samples,
 )
 from dist_net.nn.parameters import Layout, Scope
+from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
 
 INPUTS = "inputs"
 TARGETS = "targets"
+FIT = "train it by dist_net.fit(model, inputs, targets, epochs=10)"
+HABITS = {
+    **dict.fromkeys(("fit", "train", "train_on_batch", "partial_fit"), FIT),
+    "compile": "pass loss= to Model, and optimizer= to dist_net.fit(model, inputs, targets)",
+    **dict.fromkeys(("parameters", "state_dict", "get_weights"), "read model.weights"),
+    **dict.fromkeys(("load_state_dict", "set_weights"), "assign model.weights"),
+    "predict_proba": "dist_net.nn.inference.softmax(model.predict(inputs))",
+    "forward": "model.predict(inputs)",
+    "eval": "model.predict(inputs) never trains",
+}
+"""What Keras, PyTorch and scikit-learn call a model's methods, and how to do the same."""
+
 SAVED = "saved"
 """In place of the name of a recipe, in the checkpoint of a model that was trained without one."""
 
@@ -66,6 +85,11 @@ class Model:
         input_dtype: DTypeLike = np.uint8,
         class_names: Sequence[str] = (),
     ) -> None:
+        if not callable(network):
+            raise ParameterError(
+                f"network={network!r:.60}: expected a layer, such as Dense(10), or several in "
+                f"Sequential(...)"
+            )
         self.network = network
         self.input_shape = integers("Model: input_shape", input_shape)
         self.input_dtype = np.dtype(input_dtype)
@@ -94,6 +118,13 @@ class Model:
             f"input_dtype={self.input_dtype}) with {self.layout.trained_size:,} parameters"
         )
 
+    if not TYPE_CHECKING:  # a checker would accept any name
+
+        def __getattr__(self, name: str) -> Never:
+            public = (each for each in dir(self) if each[0] != "_")
+            hint = HABITS.get(name) or did_you_mean(name, public)
+            raise UnknownAttributeError(f"Model has no attribute {name}; {hint}".removesuffix("; "))
+
     @property
     def weights(self) -> Vector | None:
         """The weights that ``predict`` uses, borrowed; None if not set."""
@@ -101,9 +132,10 @@ class Model:
 
     @weights.setter
     def weights(self, weights: Vector) -> None:
-        if weights.shape != (self.layout.size,) or weights.dtype != np.float32:
+        found = np.shape(weights), getattr(weights, "dtype", type(weights).__name__)
+        if found != ((self.layout.size,), np.float32):
             raise ShapeError(
-                f"weights are {weights.dtype}{list(weights.shape)}; expected "
+                f"weights are {found[1]}{[*found[0]]}; expected an array, "
                 f"float32[{self.layout.size}]"
             )
         self._predictor = Predictor(self, weights)

@@ -2,7 +2,7 @@
 
 In recurrent layers, each step updates a state. The steps are expressions of other operations, one
 after the other. A plan and an exported file are therefore linear in T, and gradients of any order
-need no further rule. One product projects the inputs of all steps.
+need no further rule. One product projects the inputs of all steps. ``fused`` is faster in training.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from dist_net import autodiff as ad
 from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import integer
+from dist_net.autodiff.operations.recurrent import lstm_outputs
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import AveragePool, Conv2D, Dense, Described, MaxPool, fields_of, linear
 from dist_net.nn.parameters import Initializer, Scope, glorot_uniform, zeros
@@ -52,15 +53,20 @@ class Recurrent(Described):
         integer(f"{type(self).__name__}: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
+        is_plain = not (x.dtype.names or self.return_state)
         x, mask, state = self._inputs(x)
         width = self.GATES * self.units
         project = Dense(width, linear, self.kernel_initializer, self.bias_initializer)
-        inputs = ad.transpose(project(x, scope.child("input")), (1, 0, 2))
+        inputs = project(ad.transpose(x, (1, 0, 2)), scope.child("input"))
         shape = (self.units, width)
         kernel = scope.parameter("recurrent_kernel", shape, self.recurrent_initializer)
         bias = scope.parameter("recurrent_bias", shape[1:], self.bias_initializer)
+        order = slice(None, None, -1 if self.reverse else 1)
+        fused = self.fused(inputs[order] + bias, kernel) if is_plain and scope.training else None
+        if fused is not None:
+            return ad.transpose(fused[order], (1, 0, 2)) if self.return_sequences else fused[-1]
         outputs = []
-        for step in range(x.shape[1])[:: -1 if self.reverse else 1]:
+        for step in range(x.shape[1])[order]:
             before = state
             state = self.step(inputs[step], state[0] @ kernel + bias, *state)
             if mask is not None:
@@ -69,8 +75,7 @@ class Recurrent(Described):
             outputs.append(state[0][None])
         output = state[0]
         if self.return_sequences:
-            steps = outputs[:: -1 if self.reverse else 1]
-            output = ad.transpose(ad.concatenate(steps), (1, 0, 2))
+            output = ad.transpose(ad.concatenate(outputs[order]), (1, 0, 2))
         if not self.return_state:
             return output
         return ad.record(output=output, **dict(zip(self.STATES, state, strict=True)))
@@ -95,6 +100,10 @@ class Recurrent(Described):
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         """Return the next state; ``inputs`` and ``recurrent`` are (N, GATES · units)."""
         raise NotImplementedError
+
+    def fused(self, inputs: Expression, kernel: Expression, /) -> Expression | None:
+        """Return all outputs, (T, N, units), by one operation for training; None if none fits."""
+        return None
 
     def _gates(self, x: Expression) -> list[Expression]:
         """Split (N, gates · units) into arrays of (N, units)."""
@@ -133,6 +142,9 @@ class LSTM(Recurrent):
         admit, keep, emit = self._gates(ad.sigmoid(total[:, :gates]))
         cell = keep * state[1] + admit * ad.tanh(total[:, gates:])
         return emit * ad.tanh(cell), cell
+
+    def fused(self, inputs: Expression, kernel: Expression, /) -> Expression | None:
+        return lstm_outputs(inputs, kernel)
 
 
 @dataclass(frozen=True, repr=False)

@@ -37,6 +37,7 @@ from dist_net.optim.ranges import (
     not_negative,
     use_plain_numbers,
 )
+from dist_net.spelling import KnownOptions
 from dist_net.vector import AVERAGE, ArrayShapes
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ MIN_COMPILED = 4096
 """
 
 
-class Optimizer(ABC):
+class Optimizer(KnownOptions, ABC):
     """The settings and arithmetic of an update: a frozen dataclass, so several rules may share it.
 
     Its text, which repeats its fields, names it on other hosts.

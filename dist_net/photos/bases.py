@@ -33,9 +33,10 @@ from dist_net.nets.darknet.weights import read_weights
 from dist_net.nets.foreign_onnx import open_session
 from dist_net.nets.onnx_base import read_backbone
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
+from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import suggest_runs
-from dist_net.nets.sources import FoundModel, parse_named_source
-from dist_net.nets.trained_model import load_trained, recipe_code_digests
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.nn.inference import prepare
 from dist_net.nn.prepared import key_of_vector
 from dist_net.photos.head import HeadWeights
@@ -115,7 +116,7 @@ def _run(path: Path, name: str) -> FoundBase:
             f"{path} was trained by a recipe of its own, which is Python code; expected a base "
             f"that is data: {BASES}"
         )
-    loaded, checkpoint = load_trained(path)
+    loaded, checkpoint = read_run(path)
     recipe = loaded.recipe
     if loaded.reference == IMAGES:
         text = ImageRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()

@@ -80,7 +80,7 @@ def train_and_report(
             thumbnails |= _variants(images, options)
         _write_report(directory, content, thumbnails, console)
     measured = {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
-    return trained.report | {"checkpoint": str(directory.trained)} | measured
+    return trained.report | {"checkpoint": str(directory.model_file)} | measured
 
 
 def _about(options: ImageOptions, trained: TrainedImages) -> dict[str, Any]:

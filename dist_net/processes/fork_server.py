@@ -1,8 +1,18 @@
-"""Start a pool's processes, some by a fork server; ``forking`` is the fork server's own part."""
+"""Start a pool's processes, some by a fork server, whose own part is ``fork_on_orders``.
+
+Forked processes share the memory of the modules that the fork server has imported. Orders arrive on
+a Unix socket, one at a time. A forked process becomes a child of the process that sent the order,
+and keeps running if the fork server ends. It announces itself on the same socket, and ends if the
+other end is closed.
+
+The fork server must have no threads, open sockets or ZeroMQ context: the forked process would lose
+or share them. BLAS ends its threads before a fork, and starts them again on demand.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import math
@@ -11,20 +21,21 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from dist_net.errors import ProcessFailedError
 from dist_net.processes.child import POLL_S, Child, RunningChild, outputs
-from dist_net.processes.forking import FORK_SERVER_OPTION, HEARTBEAT, READY_TO_FORK
 from dist_net.processes.launcher import LocalProcesses, ProcessSpec, parent_option
 
 logger = logging.getLogger(__name__)
 
 ANSWERS_WITHIN_S = 5.0  # a fork takes about 10 ms; a fork server that needs longer than this hangs
 STARTS_WITHIN_S = 300.0  # without a cache, numba compiles for 10 s, on a slow host for minutes
-HEARTBEAT_S = 5.0
 RETRY_S = 0.5  # after the system refused a resource, such as a descriptor
 IDLE_POLL_S = 1.0  # SIGCHLD reports the end of a process at once
 MAX_MESSAGE_BYTES = 64
@@ -40,9 +51,9 @@ class ForkingProcesses(LocalProcesses):
 
     def __init__(self, module: str, logs: Path) -> None:
         super().__init__(logs)
-        self.fork_server = ProcessSpec("fork-server", module, (FORK_SERVER_OPTION,))
+        self.fork_server = ProcessSpec("fork-server", module, ())
         self._orders: deque[_ForkedProcess] = deque()
-        self._heartbeat_at_s = self._answer_by_s = math.inf
+        self._answer_by_s = math.inf
         self._child: Child | None = None
 
     @property
@@ -75,17 +86,13 @@ class ForkingProcesses(LocalProcesses):
                 pass
 
     def receive(self) -> None:
-        """Note new processes; send an order or a heartbeat; kill a fork server that is silent."""
+        """Note new processes; send the next order; kill a fork server that is silent."""
         if self._child is None:
             return
         self._read()  # first: this process itself may have been stopped, not the fork server
         now = time.monotonic()
         if self._is_free and self._orders and now >= self._retry_at_s:
             self._send(self._orders[0])
-        elif self._is_free and now >= self._heartbeat_at_s:
-            with suppress(OSError):  # it has ended
-                self._socket.send(HEARTBEAT)
-            self._answer_by_s = now + ANSWERS_WITHIN_S
         elif now > self._answer_by_s and self._child.exit_code is None:
             logger.warning("fork_server_killed reason=it did not answer in time")
             self._child.kill()
@@ -103,7 +110,12 @@ class ForkingProcesses(LocalProcesses):
             self._orders.remove(process)
 
     def _start_fork_server(self) -> Child:
-        adopt_orphans()
+        library = ctypes.CDLL(None)  # forked processes lose their parent, and get this one
+        can_adopt = hasattr(library, "prctl")
+        if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise ProcessFailedError(
+                f"on {sys.platform} a gateway cannot adopt forked workers; expected Linux"
+            )
         self.stop_forking()
         self._socket, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
@@ -120,7 +132,6 @@ class ForkingProcesses(LocalProcesses):
                 if message != READY_TO_FORK:
                     self._orders.popleft().pid = int(message)
                 self._answer_by_s = math.inf
-                self._heartbeat_at_s = time.monotonic() + HEARTBEAT_S
 
     def _send(self, order: _ForkedProcess) -> None:
         # No descriptor, no worker: libzmq aborts a process that cannot accept a connection.
@@ -170,11 +181,70 @@ class _ForkedProcess:
             os.kill(self.pid, number)
 
 
-def adopt_orphans() -> None:
-    """Let this process adopt descendants whose parent has ended."""
-    library = ctypes.CDLL(None)
-    can_adopt = hasattr(library, "prctl")
-    if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise ProcessFailedError(
-            f"on {sys.platform} a gateway cannot adopt forked workers; expected Linux"
-        )
+READY_TO_FORK = b"ready"
+MAX_ORDER_BYTES = 1 << 16
+ADOPTION_POLL_S = 0.0005
+
+
+def fork_on_orders(orders: socket.socket, run: Callable[[Sequence[str]], int]) -> None:
+    """Fork a process for each order, until the other end of ``orders`` is closed.
+
+    An order is a name and arguments as a JSON list, with the descriptors for stdout and stderr. The
+    new process calls ``run`` with the arguments, and exits with the code that it returns. Raise
+    ProcessFailedError or OSError if no process can be forked.
+    """
+    # A garbage collection in a forked process would write to every shared page, and so copy it.
+    gc.collect()
+    gc.freeze()
+    with suppress(ConnectionError):  # the other end was closed before it read all messages
+        orders.send(READY_TO_FORK)
+        while (received := socket.recv_fds(orders, MAX_ORDER_BYTES, 2))[0]:
+            order, outputs, _, _ = received
+            name, *arguments = json.loads(order)
+            _fork(orders, outputs, name, partial(run, arguments))
+            for descriptor in outputs:
+                os.close(descriptor)
+
+
+def _fork(orders: socket.socket, outputs: Sequence[int], name: str, run: Callable[[], int]) -> None:
+    """Fork twice. The intermediate process ends at once, so that its child is adopted by the
+    nearest ancestor that adopts orphans: the sender of the order."""
+    intermediate = os.fork()
+    if intermediate:
+        _, status = os.waitpid(intermediate, 0)
+        if status:
+            raise ProcessFailedError(f"{name} could not be forked; expected room for a process")
+        return
+    code = 1
+    try:
+        intermediate = os.getpid()
+        if os.fork():
+            code = 0
+        else:
+            _set_up(orders, outputs, name, intermediate)
+            code = run()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:  # the top of a process
+        traceback.print_exc()
+    finally:
+        # The interpreter's own shutdown would write to all shared memory, and so copy it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _set_up(orders: socket.socket, outputs: Sequence[int], name: str, intermediate: int) -> None:
+    """Give the new process its own process group and outputs, and announce it once adopted."""
+    os.setpgid(0, 0)
+    for target, descriptor in enumerate(outputs, 1):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)  # the name that ps and top show
+    while os.getppid() == intermediate:
+        time.sleep(ADOPTION_POLL_S)
+    orders.send(str(os.getpid()).encode())  # BrokenPipeError if the gateway has given up
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), orders.fileno())
+    orders.detach()

@@ -1,7 +1,7 @@
 """Specifications of a cluster's processes, and the launcher of this host, which starts them.
 
-The processes are parameter servers, workers, model loaders and inference workers. ``Supervisor``
-starts them through a launcher. Exit codes and output of a process mean:
+The processes are parameter servers, workers and inference workers. ``Supervisor`` starts them
+through a launcher. Exit codes and output of a process mean:
 
     code 0                 its work is done
     FAILED and a reason    another start would end likewise: bad input, a run that is over

@@ -6,14 +6,19 @@ A process locks a file in its directory; the kernel releases the lock when the p
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dist_net.errors import FileWriteError
+import platformdirs
+
+from dist_net.errors import FileWriteError, SettingError
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY = "dist-net-"
 ADDRESSES, KEYS = "addresses", "keys-for-them"  # in the directory of a process: see ``announce``
@@ -66,7 +71,7 @@ def announced_keys(address: str) -> Path | None:
 
 
 @contextmanager
-def log_directory(parent: Path, prefix: str = LOGS) -> Iterator[Path]:
+def log_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """Create a directory for logs in ``parent``; its name begins with ``prefix``.
 
     Of the directories of ended processes, the last ``LOGS_KEPT`` are kept. Raise OSError.
@@ -76,6 +81,23 @@ def log_directory(parent: Path, prefix: str = LOGS) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     with _locked(directory):
         yield directory
+
+
+def open_logs(opened: ExitStack, prefix: str, otherwise: Path, parent: Path | None = None) -> Path:
+    """Return a ``log_directory`` in ``parent``, by default the user's, until ``opened`` is closed.
+
+    Return ``otherwise`` if the user has none, as in a container; raise SettingError for ``parent``.
+    """
+    place = parent or platformdirs.user_log_path("dist-net", appauthor=False)
+    try:
+        return opened.enter_context(log_directory(place, prefix))
+    except OSError as error:
+        if parent is not None:
+            raise SettingError(
+                f"--log-dir {parent}: {error.strerror}; expected a writable directory"
+            ) from error
+        logger.info("logs_not_kept directory=%s reason=%s", place, error.strerror)
+        return otherwise
 
 
 @contextmanager

@@ -1,12 +1,20 @@
-"""How a model is read for the pool: in a process that ends with it, within limits.
+"""The process that reads one model for the pool, within limits, and ends; the fork server forks it.
 
-A file, a recipe's code and a training run are foreign: whatever they do to this process, the loader
-reports it. It leaves one file of arrays and its description.
+    --read VERSION --directory DIR [NAME=]SOURCE
+
+A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, to which
+``--training-keys`` give access; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
+
+A file, a recipe's code and a training run are foreign: whatever they do to this process, the
+gateway reports it. It leaves one file of arrays and its description.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,24 +22,37 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dist_net.command_line import add_trust_argument
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import BadInputError, DistNetError, ModelLoadError, RunDirectoryError
-from dist_net.export.onnxruntime_engine import NUMPY, computed_by
+from dist_net.export.onnxruntime_engine import ENGINES, NUMPY, computed_by
+from dist_net.files import replacing
 from dist_net.images.fitting import unfitted
 from dist_net.nets.foreign_onnx import open_session, outputs_by_name
-from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource, TrainedRun, files_of
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import ModelSource, files_of, parse_pool_sources
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.processes.disposable import limit_process
+from dist_net.processes.entry import entry_point, terminate_after
+from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.serving.pool.description import ModelDescription
+from dist_net.wire.codec import encode
+from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import ModelPrepared
 
 logger = logging.getLogger(__name__)
 
+READ_OPTION = "--read"
+UNREQUESTED = 0
+NICENESS = 10  # answers have priority over new versions
+POLL_S = 0.01
 FOLLOW_EVERY_S = 1.0
 MAX_PAUSE_S = 30.0  # between attempts to reach a silent training run
 
@@ -59,7 +80,7 @@ class ModelReader:
     _followed_version: int = -1
 
     def prepare(self, version: int) -> None:
-        """Read the model within limits, and report the answer to a ``PrepareModel``."""
+        """Read the model within limits, and report the answer to a request."""
         try:
             with _as_own_errors():
                 if files := files_of(self.source):
@@ -77,8 +98,8 @@ class ModelReader:
         """Report each new version of a training run, at most one per second; never return."""
         pause_s = FOLLOW_EVERY_S
         while True:
-            time.sleep(pause_s)
             pause_s = self.followed(pause_s)
+            time.sleep(pause_s)
 
     def followed(self, pause_s: float) -> float:
         """Report the training run's version if it is new; return the pause until the next call."""
@@ -97,8 +118,13 @@ class ModelReader:
         name, found = self.model, computed_by(self.source.read(), self.engine)
         if found.version is not None:
             version = self._followed_version = found.version
-        if isinstance(self.source, TrainedRun):
-            _compute_zeros(found)
+        if isinstance(self.source, RunFiles):
+            # A net whose plan needs too much must not reach a worker.
+            inputs, outputs = found.specs
+            zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
+            session = open_session(found.model, found.prepared, batch_size=1, compiled=False)
+            with closing(session):
+                outputs_by_name(found.model, session, zeros, outputs)
         description = described(found, name, version, self.directory)
         samples = _samples(found, name)
         logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
@@ -115,14 +141,6 @@ def _as_own_errors() -> Iterator[None]:
     except Exception as error:
         logger.exception("not_read")
         raise ModelLoadError(f"{type(error).__name__}: {error}") from error
-
-
-def _compute_zeros(found: FoundModel) -> None:
-    """Compute a row of zeros: a net whose plan needs too much must not reach a worker."""
-    inputs, outputs = found.specs
-    zeros = {each.name: np.zeros((1, *each.shape), each.dtype) for each in inputs}
-    with closing(open_session(found.model, found.prepared, batch_size=1, compiled=False)) as one:
-        outputs_by_name(found.model, one, zeros, outputs)
 
 
 def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
@@ -198,7 +216,69 @@ def first_of_each_class(targets: NDArray[np.int64]) -> NDArray[np.intp]:
     return by_class[np.argsort(place_in_class, kind="stable")]
 
 
+def answer_file(directory: Path, model: str) -> Path:
+    """Return the file in which a model's process answers; the gateway removes it."""
+    return directory / f"{model}.answer"
+
+
+def limit_process(memory_bytes: int, computing_s: int, open_files: int) -> None:
+    """Limit this process's memory, computing time and open files; it writes no core file."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    for kind, limit in (
+        (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),
+        (resource.RLIMIT_CPU, computing_s),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        lower = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (lower, lower))
+
+
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(READ_OPTION, type=int, required=True, help="the version, or 0 to follow")
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--training-keys", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--engine", choices=ENGINES, default=NUMPY)
+    add_trust_argument(parser)
+    parser.add_argument("source", metavar="[NAME=]SOURCE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the model once, or follow its training run until the gateway ends."""
+    terminate_after(arguments.parent)
+    os.nice(NICENESS)
+    if arguments.read == UNREQUESTED:
+        time.sleep(FOLLOW_EVERY_S)  # after the end of another process, which may end likewise
+    keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
+    [named] = parse_pool_sources([arguments.source], arguments.weights, arguments.labels)
+    file = answer_file(arguments.directory, named.name)
+
+    def report(prepared: ModelPrepared) -> None:
+        while file.exists():  # the gateway has not read the former answer yet
+            time.sleep(POLL_S)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
+        with replacing(file) as partial:
+            partial.write_bytes(msgpack.packb(encode(prepared)))
+
+    source = named.open(FetchProgress(plain_console()), keys, arguments.trust_recipe)
+    reader = ModelReader(named.name, source, arguments.directory, report, arguments.engine)
+    if arguments.read != UNREQUESTED:
+        reader.prepare(arguments.read)
+    if isinstance(source, FollowedRun):
+        reader.follow()
+    return 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Run this process with its command line; return the exit code."""
+    return entry_point(add_arguments, run, words)

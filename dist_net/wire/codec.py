@@ -72,7 +72,9 @@ def _field(owner: str, name: str, hint: Any) -> _Field:
     if hint in (str, bytes):
         expected = f"{hint.__name__} of length 0 to {limits.max_length}"
         expected += " without control characters" * limits.one_line
-        return _Field(name, ((hint,), None, 0, _text_check(limits)), expected, limits)
+        longest, find = limits.max_length, _CONTROL_CHARACTER.search if limits.one_line else None
+        is_valid = lambda value: len(value) <= longest and not (find and find(value))  # noqa: E731
+        return _Field(name, ((hint,), None, 0, is_valid), expected, limits)
     if hint is bool:
         return _Field(name, ((bool,), None, 0, None), "bool")
     kind, *optional = get_args(hint) or (hint,)
@@ -82,13 +84,6 @@ def _field(owner: str, name: str, hint: Any) -> _Field:
         check = (tuple, *optional), None, 0, lambda value: value is None or len(value) == size
         return _Field(name, check, f"{size} fields: {', '.join(kind._fields)}", record=record)
     raise TypeError(f"message field {name!r} is of type {hint}, which the codec does not know")
-
-
-def _text_check(limits: Limits) -> Callable[[Any], bool]:
-    longest, find = limits.max_length, _CONTROL_CHARACTER.search
-    if limits.one_line:
-        return lambda value: len(value) <= longest and not find(value)
-    return lambda value: len(value) <= longest
 
 
 def _layout(kind: Any, name: str) -> _Layout:

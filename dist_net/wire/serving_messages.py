@@ -20,12 +20,6 @@ Clients and workers connect to different sockets of the gateway, so a client can
                     ◀──────────────   Stop
     Leave           ──────────────▶   (none)
 
-    model loader                      gateway
-    JoinAsLoader    ──────────────▶   PoolWelcome
-    Heartbeat       ──────────────▶   (none)
-                    ◀──────────────   PrepareModel, Drop
-    ModelPrepared   ──────────────▶
-
 Times are durations in seconds, because the clocks of hosts differ.
 """
 
@@ -151,35 +145,20 @@ class JoinPool(NamedTuple):
     release: str = ""
 
 
-class JoinAsLoader(NamedTuple):
-    """The model loader joins; the gateway passed it ``token`` at its start."""
-
-    process_id: int
-    token: bytes
-    host: HostName = ""
-
-
 class PoolWelcome(NamedTuple):
-    """The gateway admits the worker or the loader."""
+    """The gateway admits the worker."""
 
     worker_id: int
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
 
 
-class PrepareModel(NamedTuple):
-    """The loader must read a model from its source and write its arrays to a file to be mapped."""
-
-    model: str
-    version: int
-
-
 class ModelPrepared(NamedTuple):
-    """A version of a model can be loaded, or ``reason`` states why it cannot.
+    """A version of a model can be loaded, or ``reason`` states why it cannot. Only in files.
 
     ``description`` is the JSON of a ``ModelDescription`` of the pool. ``requested`` is the version
-    of the ``PrepareModel`` that this answers; 0 for a version that the loader found in a training
-    run, where ``version`` is the parameter server's. ``is_bad_input``: the model's files or options
+    that the gateway requested, or 0 for a version that was found in a training run, where
+    ``version`` is the parameter server's. ``is_bad_input``: the model's files or options
     are wrong. The payloads are images to try the model with: the class of each, in UTF-8, followed
     by its PNG file.
     """
@@ -213,7 +192,7 @@ class Loaded(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """The worker receives no more requests for this version; the loader may remove its file."""
+    """The worker receives no more requests for this version."""
 
     model: str
     version: int
@@ -264,9 +243,8 @@ class BatchDone(NamedTuple):
 ClientMessage = Ask | Cancel | Describe | Ping
 OperatorMessage = Reload | Unload
 PoolWorkerMessage = JoinPool | Loaded | FetchArrays | BatchDone
-LoaderMessage = JoinAsLoader | ModelPrepared
 PoolReply = Answer | Description | Reloaded | Pong | PoolWelcome | ArraysPiece
-GatewayMessage = PrepareModel | Load | Drop | RunBatch
+GatewayMessage = Load | Drop | RunBatch
 ServingMessage = (
-    ClientMessage | OperatorMessage | PoolWorkerMessage | LoaderMessage | PoolReply | GatewayMessage
+    ClientMessage | OperatorMessage | PoolWorkerMessage | PoolReply | GatewayMessage | ModelPrepared
 )

@@ -85,7 +85,13 @@ def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) ->
                 break
     refused = [each for each in addresses if contacts[each] is Contact.REFUSED]
     if refused:
-        raise TokenError(_why_refused(token, refused[0]))
+        over_s = time.time() - token.expires_s
+        ended = f"expired {duration_text(over_s)} ago by this host's clock"
+        raise TokenError(
+            f"the server at {refused[0]} does not know this token: it "
+            f"{ended if over_s > 0 else 'was revoked'}; 'dist-net keys token DIR' on the server's "
+            f"host creates another token"
+        )
     causes = "; ".join(
         f"{each}: {silence_cause(contacts[each], keys is not None)}" for each in addresses
     )
@@ -109,14 +115,3 @@ def _resolved(addresses: Sequence[str]) -> list[str]:
     if not found:
         raise AddressError("; ".join(unknown))
     return list(dict.fromkeys(found))
-
-
-def _why_refused(token: JoinToken, address: str) -> str:
-    over_s = time.time() - token.expires_s
-    cause = (
-        f"expired {duration_text(over_s)} ago by this host's clock" if over_s > 0 else "was revoked"
-    )
-    return (
-        f"the server at {address} does not know this token: it {cause}; "
-        f"'dist-net keys token DIR' on the server's host creates another token"
-    )

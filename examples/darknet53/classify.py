@@ -4,8 +4,7 @@
 
 Each step from the file to the name of the class. The short form is::
 
-    found = model_source("darknet53", None, None, print).read()
-    print(classifier_from(found, "darknet53").predict([photo]))
+    print(dist_net.load("darknet53").classify(photo))
 
 or on the command line: dist-net predict darknet53 PHOTO
 """

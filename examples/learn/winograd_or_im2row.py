@@ -68,7 +68,6 @@ def convolution(problem: Problem, algorithm: Algorithm) -> tuple[Call, np.ndarra
     out = np.empty(problem.out, np.float32)
     choice = Choice(algorithm, blocking_of(problem, algorithm))
     planned = PlannedConvolution(problem, choice, ThreadPool(1, GEMM))
-    planned.reserve_scratch()
     return planned.bind([x, prepared, np.zeros(channels, np.float32)], out), x, out
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from draw import KINDS, draw, sign
 
 import dist_net
-from dist_net.nn.inference import softmax
 
 
 def main() -> None:
@@ -26,11 +25,8 @@ def main() -> None:
         for kind in KINDS:
             file = Path(place, f"{kind}.png")
             sign(kind, generator).save(file)
-            fitting = run.trained[0].recipe.fitting
-            image = dist_net.fit_image(file, run.model.input_shape, fitting)
-            (probabilities,) = softmax(run.predict(image[None]))
-            best = probabilities.argmax()
-            print(f"{kind}: {run.class_names[best]}, {probabilities[best]:.0%}")
+            (best,) = run.classify(file, top=1)
+            print(f"{kind}: {best.label}, {best.probability:.0%}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from benchmarks import (
     darknet53,
     join,
     main_job,
+    nets,
     on_ray,
     photos,
     photos_honesty,
@@ -34,6 +35,7 @@ from dist_net.processes.terminal import plain_console
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
     "darknet53": darknet53.measure,
+    "nets": nets.measure,
     "photos": photos.measure,
     "photos-honesty": photos_honesty.measure,
     "photos-tuning": photos_tuning.measure,

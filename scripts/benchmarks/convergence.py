@@ -39,7 +39,7 @@ from dist_net.nn import (
     mean_squared_error,
     relu,
 )
-from dist_net.optim import ConstantRate, Cosine, optimizer_named
+from dist_net.optim import ConstantRate, Cosine, optimizer_named, schedule_named
 from dist_net.training.run.evaluation import Evaluation, Evaluator
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.protocol import ParameterServer, SendToPeer
@@ -254,7 +254,7 @@ def run_of(
         seed,
         optimizer_named(recipe.optimizer),
         recipe.learning_rate,
-        recipe.schedule,
+        schedule_named(recipe.schedule),
         recipe.layout.momenta,
         has_classes=bool(dataset.class_names),
         consistency=Consistency.parse(consistency),

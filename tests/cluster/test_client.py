@@ -169,23 +169,32 @@ def client(gateway: Gateway) -> Iterator[Client]:
 
 def test_rows_are_answered_as_rows_and_one_row_as_one(client: Client) -> None:
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
-    outputs = client.predict("sums", rows)
+    outputs = client.infer("sums", rows)
     np.testing.assert_array_equal(outputs.probabilities, [[6, 0, 0], [22, 4, 0]])
     assert (outputs.version, outputs.queue_s, outputs.compute_s) == (7, 0.25, 0.5)
-    np.testing.assert_array_equal(client.predict("sums", rows[1]).probabilities, [22, 4, 0])
+    np.testing.assert_array_equal(client.infer("sums", rows[1]).probabilities, [22, 4, 0])
+
+
+def test_predictions_have_the_types_of_a_loaded_models(client: Client) -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for predict in client.predict, client.probabilities:
+        np.testing.assert_array_equal(predict("sums", rows), [[6, 0, 0], [22, 4, 0]])
+    np.testing.assert_array_equal(client.predict("prices", rows)[:, 0], [6, 22])
+    with pytest.raises(BadRequestError):
+        client.probabilities("prices", rows)
 
 
 def test_answers_of_a_later_version_have_its_classes_and_labels(
     client: Client, gateway: Gateway
 ) -> None:
     rows = np.zeros((8, 4), np.float32)
-    assert client.predict("sums", rows).labels == LABELS
+    assert client.infer("sums", rows).labels == LABELS
     outputs = np.arange(40, dtype="<f4")
     payloads = outputs.tobytes(), b'["red", "green", "blue", "black", "white"]'
     gateway.on_ask = lambda request: [answer_to(request)._replace(version="8", payloads=payloads)]
     described = sum(isinstance(each, Describe) for each in gateway.heard)
     for asks_again in (0, 1):
-        result = client.predict("sums", rows)
+        result = client.infer("sums", rows)
         np.testing.assert_array_equal(result.probabilities, outputs.reshape(8, 5))
         assert (result.version, result.labels[3]) == (8, "black")
         assert result.likeliest(1, row=2)[0].label == "white"
@@ -199,15 +208,15 @@ def test_a_row_that_no_class_of_the_version_reaches_is_unknown(
     client: Client, gateway: Gateway
 ) -> None:
     rows = np.zeros((2, 4), np.float32)
-    assert not client.predict("sums", rows).is_unknown()  # it has no threshold
+    assert not client.infer("sums", rows).is_unknown()  # it has no threshold
     brought = np.array([[0.5, 0.2, 0.3], [0.2, 0.2, 0.6]], "<f4").tobytes(), b'["a", "b", "c"]'
     payloads = *brought, b"0.6"
     gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=payloads)]
-    outputs = client.predict("sums", rows)
+    outputs = client.infer("sums", rows)
     assert outputs.unknown_below == 0.6
     assert [outputs.is_unknown(row) for row in (0, 1)] == [True, False]
     gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=brought)]
-    assert client.predict("sums", rows).unknown_below == 0
+    assert client.infer("sums", rows).unknown_below == 0
 
 
 def test_the_threshold_of_a_version_that_the_client_knows_is_used(
@@ -225,12 +234,12 @@ def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
     client: Client, gateway: Gateway
 ) -> None:
     rows = np.zeros((2, 4), np.float32)
-    client.predict("sums", rows)
+    client.infer("sums", rows)
     gateway.on_ask = lambda request: [refusal_of(request, Status.BAD_INPUT)]
     described = sum(isinstance(each, Describe) for each in gateway.heard)
     for _ in range(2):
         with pytest.raises(BadRequestError):
-            client.predict("sums", rows)
+            client.infer("sums", rows)
     assert sum(isinstance(each, Describe) for each in gateway.heard) == described + 1
 
 
@@ -244,14 +253,14 @@ def test_labels_and_thresholds_that_are_none_are_an_error_of_ours(
         answer_to(request)._replace(payloads=(outputs_of(request), *brought))
     ]
     with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
-        client.predict("sums", np.zeros((2, 4), np.float32))
+        client.infer("sums", np.zeros((2, 4), np.float32))
 
 
 def test_a_named_version_is_asked_and_named_as_that_version_is(
     client: Client, gateway: Gateway
 ) -> None:
     pixels = np.full((1, 2, 2), 50, np.uint8)
-    outputs = client.predict("sums", pixels, version=6)
+    outputs = client.infer("sums", pixels, version=6)
     (request,) = gateway.requests()
     said = known(MODELS[0].versions[6])
     assert (request.version, request.payloads) == ("6", (pixels.tobytes(), said))
@@ -259,9 +268,9 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
     assert outputs.likeliest(1)[0].label == "hen"
     assert client.submit_image("sums", b"image", version=6).result().labels[0] == "hen"
     with pytest.raises(ShapeError, match=naming((1, 4), "'sums'", (2, 2))):
-        client.predict("sums", np.zeros((1, 4), np.float32), version=6)
+        client.infer("sums", np.zeros((1, 4), np.float32), version=6)
     with pytest.raises(DTypeError, match=naming("float32", "'sums'", "uint8")):
-        client.predict("sums", np.zeros((1, 2, 2), np.float32), version=6)
+        client.infer("sums", np.zeros((1, 2, 2), np.float32), version=6)
 
 
 def test_a_version_that_is_not_served_is_named_with_those_that_are(
@@ -270,7 +279,7 @@ def test_a_version_that_is_not_served_is_named_with_those_that_are(
     client.models()
     described_before = sum(isinstance(each, Describe) for each in gateway.heard)
     with pytest.raises(ModelNotServedError, match=naming("'sums'", "version 5", "6, 7")):
-        client.predict("sums", np.zeros((1, 4), np.float32), version=5)
+        client.infer("sums", np.zeros((1, 4), np.float32), version=5)
     described_now = sum(isinstance(each, Describe) for each in gateway.heard)
     assert described_now == described_before + 1  # it may have come since
 
@@ -278,12 +287,12 @@ def test_a_version_that_is_not_served_is_named_with_those_that_are(
 def test_inputs_are_converted_within_their_kind(client: Client) -> None:
     columns = np.arange(8.0).reshape(4, 2).T  # neither float32 nor contiguous
     np.testing.assert_array_equal(
-        client.predict("sums", columns).probabilities, [[12, 0, 0], [16, 1, 0]]
+        client.infer("sums", columns).probabilities, [[12, 0, 0], [16, 1, 0]]
     )
     pixels = np.full((1, 2, 2), 200, np.uint8)
-    assert client.predict("bytes", pixels).probabilities[0, 0] == 800
+    assert client.infer("bytes", pixels).probabilities[0, 0] == 800
     with pytest.raises(DTypeError, match=naming("float32", "'bytes'", "uint8")):
-        client.predict("bytes", np.zeros((1, 2, 2), np.float32))
+        client.infer("bytes", np.zeros((1, 2, 2), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (1, 1, 4), ()])
@@ -299,7 +308,7 @@ def test_a_request_that_the_gateway_would_drop_is_refused_here(client: Client) -
     assert f"{MAX_REQUEST_BYTES:,}" in str(refused.value)
     with pytest.raises(RequestTooLargeError):
         client.classify("sums", bytes(MAX_REQUEST_BYTES + 1))
-    assert client.predict("sums", rows[:1]).probabilities[0, 0] == 0
+    assert client.infer("sums", rows[:1]).probabilities[0, 0] == 0
 
 
 def test_the_inputs_may_be_overwritten_at_once(client: Client) -> None:
@@ -340,8 +349,8 @@ def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gatewa
 
 
 def test_a_version_and_a_time_travel_with_a_request(client: Client, gateway: Gateway) -> None:
-    client.predict("sums", np.zeros((2, 2), np.uint8), version=6, timeout_s=3.0)
-    client.predict("sums", np.zeros(4, np.float32))
+    client.infer("sums", np.zeros((2, 2), np.uint8), version=6, timeout_s=3.0)
+    client.infer("sums", np.zeros(4, np.float32))
     assert [(each.version, each.timeout_s) for each in gateway.requests()] == [
         ("6", 3.0),
         ("", DEADLINE_S),
@@ -397,16 +406,16 @@ def test_each_way_to_fail_is_an_error_of_its_own(
 ) -> None:
     gateway.on_ask = lambda request: [refusal_of(request, status)]
     with pytest.raises(error, match=r"^that is why$") as caught:
-        client.predict("sums", np.zeros(4, np.float32))
+        client.infer("sums", np.zeros(4, np.float32))
     if isinstance(caught.value, PoolUnavailableError):
         assert caught.value.retry_after_s == 2.5
 
 
 def test_a_model_that_is_not_there_is_named(client: Client) -> None:
     with pytest.raises(ModelNotServedError, match=naming("'cats'", "sums", "bytes", "absent")):
-        client.predict("cats", np.zeros(4))
+        client.infer("cats", np.zeros(4))
     with pytest.raises(ModelNotServedError, match=naming("'sum'", "sums")):
-        client.predict("sum", np.zeros(4))
+        client.infer("sum", np.zeros(4))
     with pytest.raises(PoolUnavailableError, match=naming("'absent'", "its file is missing")):
         client.classify("absent", b"image")
 
@@ -415,7 +424,7 @@ def test_what_does_not_come_in_time_is_cancelled(client: Client, gateway: Gatewa
     gateway.on_ask = never
     client.models()
     with pytest.raises(RequestExpiredError, match=naming("0.1 s", "gateway")):
-        client.predict("sums", np.zeros(4, np.float32), timeout_s=0.1)
+        client.infer("sums", np.zeros(4, np.float32), timeout_s=0.1)
     client.models()  # the cancellation came before this
     assert Cancel(gateway.requests()[0].request_id) in gateway.heard
 
@@ -433,7 +442,7 @@ def test_a_cancelled_question_has_no_result(client: Client, gateway: Gateway) ->
 def test_threads_take_turns_and_get_their_own_answers(client: Client) -> None:
     def asked(thread: int) -> bool:
         rows = np.full((100, 4), thread, np.float32)
-        return all((client.predict("sums", row).probabilities[1] == thread) for row in rows)
+        return all((client.infer("sums", row).probabilities[1] == thread) for row in rows)
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(asked, range(4)))
@@ -454,7 +463,7 @@ def test_a_thread_that_waits_delays_no_other_and_another_may_cancel_its_request(
         waiting = threads.submit(pending.result)
         for timeout_s in (DEADLINE_S / 2, 0.1):
             row = silent if timeout_s == 0.1 else np.ones(4, np.float32)
-            other = threads.submit(client.predict, "sums", row, timeout_s=timeout_s)
+            other = threads.submit(client.infer, "sums", row, timeout_s=timeout_s)
             if timeout_s == 0.1:
                 with pytest.raises(RequestExpiredError):
                     other.result()
@@ -488,7 +497,7 @@ def test_a_thread_whose_client_is_closed_gets_an_error(gateway: Gateway) -> None
 
     def ask_until_closed() -> None:
         while True:
-            client.predict("sums", np.zeros(4, np.float32))
+            client.infer("sums", np.zeros(4, np.float32))
             has_asked.set()
 
     with ThreadPoolExecutor(1) as threads:
@@ -532,7 +541,7 @@ def test_nobody_there_is_an_error_in_time() -> None:
 def test_an_answer_that_does_not_fit_is_one(client: Client, gateway: Gateway) -> None:
     gateway.on_ask = lambda request: [answer_to(request)._replace(payloads=(b"12345",))]
     with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
-        client.predict("sums", np.zeros(4, np.float32))
+        client.infer("sums", np.zeros(4, np.float32))
 
 
 def test_models_are_reloaded_and_unloaded(client: Client) -> None:
@@ -547,13 +556,13 @@ def test_more_rows_than_a_batch_are_split_and_answered_by_one_version(
     client: Client, gateway: Gateway
 ) -> None:
     rows = np.arange(4 * 300, dtype=np.float32).reshape(-1, 4)
-    outputs = client.predict("sums", rows)
+    outputs = client.infer("sums", rows)
     np.testing.assert_array_equal(outputs.probabilities[:, 0], rows.sum(1))
     asked = gateway.requests()
     assert [len(each.payloads[0]) // 16 for each in asked] == [8] * 37 + [4]
     assert {each.version for each in asked} == {"7"}
     assert (outputs.version, outputs.queue_s, outputs.compute_s) == (7, 0.25, 38 * 0.5)
-    assert client.predict("sums", rows[:8]).version == 7
+    assert client.infer("sums", rows[:8]).version == 7
     assert gateway.requests()[-1].version == ""
 
 
@@ -561,18 +570,18 @@ def test_split_rows_are_for_the_version_that_is_served_now(
     client: Client, gateway: Gateway
 ) -> None:
     rows = np.ones((20, 4), np.float32)
-    client.predict("sums", rows[:1])  # the client knows version 7
+    client.infer("sums", rows[:1])  # the client knows version 7
     newer = replace(SUMS, version=8)
     gateway.models = [ServedModel("sums", newer, {8: newer}, True, "")]
-    assert client.predict("sums", rows).probabilities.shape == (20, 3)
+    assert client.infer("sums", rows).probabilities.shape == (20, 3)
     assert {each.version for each in gateway.requests()[1:]} == {"8"}
     gateway.on_ask = lambda request: [refusal_of(request, Status.NOT_FOUND)]
     with pytest.raises(ModelNotServedError):
-        client.predict("sums", rows)
+        client.infer("sums", rows)
 
 
 def test_the_numbers_of_a_regression_are_values_not_probabilities(client: Client) -> None:
-    outputs = client.predict("prices", np.ones((2, 4), np.float32))
+    outputs = client.infer("prices", np.ones((2, 4), np.float32))
     np.testing.assert_array_equal(outputs.values[:, 0], [4, 4])
     for read in (lambda: outputs.probabilities, outputs.likeliest, outputs.is_unknown):
         with pytest.raises(BadRequestError, match=r"Outputs\.values"):
@@ -583,9 +592,9 @@ def test_an_unloaded_model_is_not_served_and_a_model_without_a_version_is_unavai
     client: Client,
 ) -> None:
     with pytest.raises(ModelNotServedError, match="it was unloaded"):
-        client.predict("gone", np.zeros(4, np.float32))
+        client.infer("gone", np.zeros(4, np.float32))
     with pytest.raises(PoolUnavailableError, match="its file is missing"):
-        client.predict("absent", np.zeros(4, np.float32))
+        client.infer("absent", np.zeros(4, np.float32))
 
 
 def test_beyond_this_host_keys_are_needed() -> None:

@@ -20,7 +20,7 @@ import uvloop
 from dist_net.errors import AddressError, KeyFileError
 from dist_net.serving.http.application import application
 from dist_net.serving.http.replies import Refusals
-from dist_net.serving.http.server import HttpServer, _HttpConnection
+from dist_net.serving.http.server import HttpConnection, HttpServer
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Result, Status
 from fake_service import FakeService
@@ -768,4 +768,4 @@ def test_a_client_that_breaks_off_leaves_nothing_of_its_request() -> None:
 
 def open_connections() -> int:
     gc.collect()
-    return sum(issubclass(type(each), _HttpConnection) for each in gc.get_objects())
+    return sum(issubclass(type(each), HttpConnection) for each in gc.get_objects())

@@ -33,7 +33,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import published
 from dist_net.nets.recipes.image_recipe import ImageNet, small_base
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.vector import Vector
 from random_nets import models, naively, weights_of

@@ -114,7 +114,7 @@ class Command:
 
     @property
     def children(self) -> dict[str, int]:
-        """The process ids of its server, workers and loader, by their names.
+        """The process ids of its server, workers and model readers, by their names.
 
         Those that were forked have the command line of the process that forks, and a name.
         """
@@ -125,11 +125,10 @@ class Command:
                 words = (about / "cmdline").read_text(errors="replace").split("\0")
                 if "dist_net.training.run.parameter_server_process" in words:
                     names["server"] = process_id
-                elif "--fork-server" in words:
+                elif "dist_net.serving.gateway.fork_server_process" in words:
                     called = (about / "comm").read_text().strip()
-                    names[called if called.startswith("worker-") else "fork-server"] = process_id
-                elif "dist_net.serving.model_loader" in words:
-                    names["model-loader"] = process_id
+                    is_forked = called.startswith(("worker-", "reader-"))
+                    names[called if is_forked else "fork-server"] = process_id
                 elif "--name" in words:
                     names[words[words.index("--name") + 1]] = process_id
         return names

@@ -9,10 +9,11 @@ import pytest
 
 from dist_net.data import FetchEvent
 from dist_net.errors import ModelSourceError
+from dist_net.loaded_model import load
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources import FoundModel, model_source
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import model_source
 from dist_net.nn.inference import prepare
 from dist_net.serving.model_reading import described
 from dist_net.serving.pool.requests import Status
@@ -82,7 +83,7 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     np.testing.assert_allclose(outputs, plane.normal(size=(3, 2)), atol=0.5)
     assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
     with pytest.raises(ModelSourceError, match=naming("run", "classes")):
-        classifier_from(found, str(run))
+        load(run).classify("photo.png")
 
 
 def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:

@@ -48,5 +48,5 @@ def test_an_everyday_net(name: str, tmp_path: Path, start, here, eventually) -> 
     pool = start("serve", f"net={run.path}", "--workers", "1", *on_free_ports)
     ready = eventually(lambda: re.search(r"READY http=(\S+) zmq=(\S+)\n", pool.stdout))
     with Client(ready[2]) as client:
-        served = client.predict("net", inputs).values
+        served = client.predict("net", inputs)
     np.testing.assert_allclose(served.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

@@ -17,10 +17,10 @@ from benchmarks.seeded_weights import seeded_weights
 from benchmarks.served import TINY, write_net
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
+from dist_net.loaded_model import load
 from dist_net.nets import darknet
-from dist_net.nets.classifier import classifier_from
 from dist_net.nets.recipes.recipe import load_recipe
-from dist_net.nets.sources import model_source
+from dist_net.nets.sources.named_source import model_source
 from dist_net.serving.client.client import Client
 from dist_net.training.run.evaluation import Evaluator
 from dist_net.training.run.fit import SingleProcess
@@ -70,8 +70,7 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
         f"41,645,640 numbers in {weights}",
         f"{photo}: 300 by 200 pixels",
     ]
-    found = model_source("darknet53", weights, None, print).read()
-    (answer,) = classifier_from(found, "darknet53").predict([photo])
+    answer = load("darknet53", weights=weights).classify(photo)
     assert [first, second, third, fourth, fifth] == [
         f"{each.probability:7.2%}  {each.label}" for each in answer
     ]
@@ -149,7 +148,7 @@ def test_nets_of_maps_are_exported_and_served(tmp_path: Path, start, eventually)
     address = eventually(lambda: re.search(r"READY.* zmq=(\S+)\n", pool.stdout))[1]
     with Client(address) as client:
         for name, (_, inputs, outputs) in runs.items():
-            served = client.predict(name, inputs[:3]).values.reshape(outputs[:3].shape)
+            served = client.predict(name, inputs[:3]).reshape(outputs[:3].shape)
             np.testing.assert_allclose(served, outputs[:3], rtol=1e-3, atol=1e-3)
 
 

@@ -16,14 +16,16 @@ from dist_net.processes.child import RunningChild, end
 from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.launcher import ProcessSpec
 from dist_net.serving.gateway import pool_processes
+from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses
 
 Eventually = Callable[[Callable[[], Any]], Any]
 
+NO_MODELS = PoolSources({}, (), Path())
 MODULE = """
 import os, signal, socket, sys, time
 from pathlib import Path
-from dist_net.processes.forking import fork_on_orders
+from dist_net.processes.fork_server import fork_on_orders
 
 def work(arguments):
     _, _, what, gate = arguments
@@ -173,20 +175,6 @@ def test_a_fork_server_that_forks_nothing_is_killed(
     eventually(lambda: len(forks.born) == 2)
 
 
-def test_a_fork_server_that_hangs_without_an_order_is_killed(
-    forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fork_server, "HEARTBEAT_S", 0.0)
-    forks.order("one", "return")
-    eventually(lambda: forks.born)
-    for _ in range(100):
-        forks.launcher.receive()  # it answers heartbeats
-    assert forks.child.exit_code is None
-    monkeypatch.setattr(fork_server, "ANSWERS_WITHIN_S", 0.1)
-    os.kill(forks.child.process_id, signal.SIGSTOP)
-    eventually(lambda: forks.born and forks.child.exit_code is not None)
-
-
 def test_a_fork_server_that_hangs_while_it_starts_is_killed(
     forks: Forks, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,8 +202,9 @@ def test_processes_that_have_ended_are_forked_anew_until_it_is_over(
     ended: list[int] = []
 
     async def live() -> list[int]:
-        processes = PoolProcesses([ProcessSpec("one", "", ("wait", str(logs / "gate")))], logs)
-        supervising = processes.start(lambda process_id, *_: ended.append(process_id), is_member)
+        specs = [ProcessSpec("one", "", ("wait", str(logs / "gate")))]
+        processes = PoolProcesses(specs, NO_MODELS, logs)
+        supervising = processes.start(lambda each, *_: ended.append(each), is_member, print)
         lives = []
         async with asyncio.timeout(60):
             for _ in range(2):
@@ -239,8 +228,8 @@ def test_a_process_that_ends_again_and_again_before_the_pool_is_ready_is_given_u
     lives: list[int] = []
 
     async def live() -> None:
-        processes = PoolProcesses([ProcessSpec("one", "no_such_module", ())], logs)
-        supervising = processes.start(lambda process_id, *_: lives.append(process_id), is_member)
+        processes = PoolProcesses([ProcessSpec("one", "no_such_module", ())], NO_MODELS, logs)
+        supervising = processes.start(lambda each, *_: lives.append(each), is_member, print)
         try:
             async with asyncio.timeout(60):
                 while True:
@@ -267,11 +256,12 @@ def test_a_process_that_hangs_outside_of_the_pool_is_killed_and_started_anew(
 
     async def live() -> None:
         specs = [ProcessSpec(name, "", ("wait", str(logs / "gate"))) for name in ("one", "two")]
-        processes = PoolProcesses(specs, logs)
+        processes = PoolProcesses(specs, NO_MODELS, logs)
         processes.is_begun = True
         supervising = processes.start(
             lambda process_id, *_: ended.append(process_id),
             lambda process_id, _: process_id in members,
+            print,
         )
         async with asyncio.timeout(60):
             for name, joins in (("one", True), ("two", False)):

@@ -1,9 +1,10 @@
-"""The inference worker and the model loader as processes, spoken to by a gateway of few words."""
+"""The inference worker and the model readers as processes, of a gateway of few words."""
 
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.processes.child import Child
@@ -32,17 +33,15 @@ from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
     FetchArrays,
-    JoinAsLoader,
     JoinPool,
     Load,
     Loaded,
-    ModelPrepared,
     PoolWelcome,
-    PrepareModel,
     RunBatch,
 )
 from dist_net.wire.transport import ServerSocket
 from marked_code import CODE, MarkedCode
+from reading_models import Readers, arrays, forking, reading
 
 DEADLINE_S = 60.0
 TAKEN_IN = PoolWelcome(7, 0.05, 20.0)
@@ -299,11 +298,9 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
     assert gateway.hears(Leave, started) == Leave(1)
 
 
-@pytest.mark.parametrize("module", ["worker.inference_worker_process", "model_loader"])
-def test_a_child_leaves_when_its_parent_is_gone(child: Callable[..., Child], module: str) -> None:
-    source = ["digits=ipc:///nowhere"] if "loader" in module else []
-    started = child(module, "--parent", "1", *source)
-    assert exit_code(started) == (0 if "loader" in module else 130)
+def test_a_child_leaves_when_its_parent_is_gone(child: Callable[..., Child]) -> None:
+    started = child("worker.inference_worker_process", "--parent", "1")
+    assert exit_code(started) == 130
 
 
 def test_a_terminated_worker_leaves(gateway: Gateway, worker: Child) -> None:
@@ -323,24 +320,22 @@ def darknet_files(tmp_path: Path) -> str:
     return f"{configuration},weights={weights},labels={labels}"
 
 
-def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -> Child:
-    started = child("model_loader", *sources)
-    assert gateway.hears(JoinAsLoader, started).process_id == started.process_id
-    gateway.tells(PoolWelcome(0, 1.0, 5.0))
-    return started
+@pytest.fixture
+def read(tmp_path: Path) -> Iterator[Callable[..., Readers]]:
+    """Read models from sources by name."""
+    with ExitStack() as stack:
+        forks = stack.enter_context(forking(tmp_path / "forks"))
+        (own := tmp_path / "own").mkdir(exist_ok=True)
+        yield lambda **sources: stack.enter_context(reading(forks, own, sources, ["live"]))
 
 
-def prepared(gateway: Gateway, loader: Child, model: str, version: int) -> ModelPrepared:
-    gateway.tells(PrepareModel(model, version))
-    answer: ModelPrepared = gateway.hears(ModelPrepared, loader)
-    return answer
-
-
-def test_what_the_loader_prepares_a_worker_loads(
-    gateway: Gateway, child: Callable[..., Child], darknet_files: str
+def test_what_is_read_a_worker_loads(
+    gateway: Gateway,
+    child: Callable[..., Child],
+    read: Callable[..., Readers],
+    darknet_files: str,
 ) -> None:
-    loader = start_loader(gateway, child, f"net={darknet_files}")
-    answer = prepared(gateway, loader, "net", 4)
+    answer = read(net=darknet_files).answer("net", 4)
     assert (answer.model, answer.version, answer.reason) == ("net", 4, "")
     description = ModelDescription.from_json(answer.description)
     assert description.labels == ("red", "green", "blue")
@@ -352,37 +347,38 @@ def test_what_the_loader_prepares_a_worker_loads(
 
 
 def test_a_model_is_read_again_as_it_is_then(
-    gateway: Gateway, child: Callable[..., Child], darknet_files: str, tmp_path: Path
+    read: Callable[..., Readers], darknet_files: str, tmp_path: Path
 ) -> None:
-    loader = start_loader(gateway, child, f"net={darknet_files}")
-    keys = [ModelDescription.from_json(prepared(gateway, loader, "net", 1).description).arrays_key]
+    readers = read(net=darknet_files)
+    keys = [ModelDescription.from_json(readers.answer("net", 1).description).arrays_key]
     network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
     write_weights(tmp_path / "n.weights", network, seeded_weights(network, 1))
-    answer = prepared(gateway, loader, "net", 2)
-    keys.append(ModelDescription.from_json(answer.description).arrays_key)
+    keys.append(ModelDescription.from_json(readers.answer("net", 2).description).arrays_key)
     assert keys[0] != keys[1]
     (tmp_path / "n.weights").write_bytes(b"damaged")
-    answer = prepared(gateway, loader, "net", 3)
+    answer = readers.answer("net", 3)
     assert answer.description == ""
     assert "n.weights" in answer.reason
-    assert "no source" in prepared(gateway, loader, "other", 1).reason
 
 
 def test_a_training_run_is_followed(
-    gateway: Gateway, child: Callable[..., Child], start: Callable[..., Any], tmp_path: Path
+    read: Callable[..., Readers],
+    start: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     run = start("train", "digits", "--epochs", "100000", "--run-dir", str(tmp_path / "run"))
-    loader = start_loader(gateway, child, f"live={run.address}")
-    answers = [prepared(gateway, loader, "live", 1)]
-    answers += [gateway.hears(ModelPrepared, loader) for _ in range(2)]  # unasked
-    assert [each.reason for each in answers] == [""] * 3
+    readers = read(live=run.address)
+    answers = [readers.answer("live", 1), *(readers.hears() for _ in range(2))]  # unasked
+    os.kill(readers.process_of("live"), signal.SIGKILL)
+    answers.append(readers.hears())
+    assert [each.reason for each in answers] == [""] * 4
     versions = [each.version for each in answers]
     assert sorted(set(versions)) == versions
     last = ModelDescription.from_json(answers[-1].description)
     assert last.architecture.path == "digits"
     assert last.version == versions[-1]
     assert map_prepared(Path(last.arrays_path), last.arrays_key) is not None
-    assert len(list((tmp_path / "own").iterdir())) == 3
+    assert len({arrays(each) for each in answers}) == 4
     run.process.send_signal(signal.SIGINT)
     run.ends()
-    assert loader.exit_code is None
+    assert Path(f"/proc/{readers.process_of('live')}").exists()

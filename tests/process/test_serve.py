@@ -33,7 +33,7 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
-from dist_net.wire.serving_messages import Answer, Ask, JoinAsLoader, Pong
+from dist_net.wire.serving_messages import Answer, Ask, JoinPool, Pong
 from dist_net.wire.transport import ClientSocket
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
@@ -161,13 +161,13 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
     assert f"serving {TINY} (version 1); the page is {page}\n" in pool.command.stderr
     with Client(pool.address) as client:
         np.testing.assert_allclose(
-            client.predict(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
+            client.infer(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
         )
         np.testing.assert_allclose(
-            client.predict(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
+            client.infer(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
         )
         # More than a batch.
-        np.testing.assert_allclose(client.predict(TINY, ROWS).probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(client.infer(TINY, ROWS).probabilities, expected, atol=1e-6)
     body = {
         "inputs": [
             {
@@ -298,7 +298,7 @@ def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve,
                 for index in [0, 1] * 8:
                     try:
                         inputs = ROWS[:8].reshape(8, *shapes[index])
-                        answered.append((index, client.predict(TINY, inputs).version))
+                        answered.append((index, client.infer(TINY, inputs).version))
                     except (ShapeError, BadRequestError):
                         pass
             eventually(lambda: all(load.versions for load in loads))
@@ -323,7 +323,7 @@ def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
         Ask(5, TINY, "", False, 0.0, (payload[:-1],)),
         Ask(6, "x" * 1000, "", False, 0.0, (payload,)),
         Ask(7, TINY, "", True, 0.0, (b"no image",)),
-        JoinAsLoader(1, b""),
+        JoinPool("w", "host", 1),
         Ask(8, TINY, "", False, 0.0, (payload,)),
     ]
     with ClientSocket(pool.address) as socket:
@@ -351,7 +351,7 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
         with pytest.raises(DistNetError):
             client.reload("other", timeout_s=0.1)
         assert client.reload(TINY, timeout_s=60) == 2
-        assert client.predict("other", ROWS[0]).version == 1
+        assert client.infer("other", ROWS[0]).version == 1
 
 
 def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expected, eventually):
@@ -363,7 +363,7 @@ def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expec
         os.kill(process_id, signal.SIGKILL)
     eventually(lambda: pool.get(f"/v2/models/{TINY}/versions/2/ready")[0] == 200)
     with Client(pool.address, timeout_s=60) as client:
-        found = client.predict(TINY, ROWS[:8])
+        found = client.infer(TINY, ROWS[:8])
     np.testing.assert_allclose(found.probabilities, expected[:8], atol=1e-6)
     assert prepared.exists()
 
@@ -385,11 +385,11 @@ def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually)
     process_id = pool.command.process.pid
     soft, hard = resource.prlimit(process_id, resource.RLIMIT_NOFILE)
     resource.prlimit(process_id, resource.RLIMIT_NOFILE, (3, hard))
-    for name in ("worker-0", "model-loader", "fork-server"):
+    for name in ("worker-0", "fork-server"):
         os.kill(before[name], signal.SIGKILL)
         pool.command.says(f"child_not_started name={name}|{name} cannot be started")
     resource.prlimit(process_id, resource.RLIMIT_NOFILE, (soft, hard))
-    for name in ("worker-0", "model-loader", "fork-server"):
+    for name in ("worker-0", "fork-server"):
         eventually(lambda name=name: pool.command.children.get(name) not in (None, before[name]))
     eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
     with Client(pool.address, timeout_s=60) as client:
@@ -405,9 +405,9 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
     assert pool.post(f"/v1/models/{TINY}/classify", b"image")[0] == 404
     with Client(pool.address) as client:
         with pytest.raises(ModelNotServedError, match="unload"):
-            client.predict(TINY, ROWS[0])
+            client.infer(TINY, ROWS[0])
         assert client.reload(TINY, timeout_s=60) == 2
-        assert client.predict(TINY, ROWS[0]).version == 2
+        assert client.infer(TINY, ROWS[0]).version == 2
 
 
 @pytest.mark.parametrize(
@@ -454,15 +454,6 @@ def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
     assert "(logs: " in last
 
 
-def test_no_command_line_shows_a_secret(serve, net):
-    children = serve(net.source, "--workers", "1").command.children
-    words = Path(f"/proc/{children['model-loader']}/cmdline").read_text().split("\0")
-    token = Path(words[words.index("--token-file") + 1])
-    assert token.stat().st_mode & 0o777 == 0o600
-    for process_id in children.values():
-        assert token.read_text() not in Path(f"/proc/{process_id}/cmdline").read_text()
-
-
 def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
     serve, net, tmp_path, eventually
 ):
@@ -483,7 +474,7 @@ def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
     pool = serve(net.source, "--workers", "2")
     workers = pool.all_workers(2)
     children = pool.command.children
-    assert set(children) == {"fork-server", "model-loader", *workers}
+    assert set(children) == {"fork-server", *workers}
     pool.command.process.kill()
     eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
 
@@ -496,19 +487,8 @@ def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
     time.sleep(5.0)  # longer than the silence that a worker of another host accepts, 4.5 s
     os.kill(process_id, signal.SIGCONT)
     with Client(pool.address, timeout_s=60) as client:
-        np.testing.assert_array_equal(
-            client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
-        )
+        np.testing.assert_array_equal(client.infer(net.name, ROWS[:8]).probabilities, expected[:8])
     assert pool.workers() == before
-
-
-def test_a_loader_that_hangs_is_replaced(serve, net, eventually):
-    pool = serve(net.source, "--workers", "1")
-    hanging = pool.command.children["model-loader"]
-    os.kill(hanging, signal.SIGSTOP)
-    eventually(lambda: pool.command.children.get("model-loader") not in (None, hanging))
-    with Client(pool.address, timeout_s=60) as client:
-        assert client.reload(TINY, timeout_s=60) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -48,7 +48,7 @@ class Questions(threading.Thread):
         with Client(self._address, timeout_s=30) as client:
             while not self._stopped.wait(0.002):
                 try:
-                    result = client.predict(LIVE, ROWS[:8])
+                    result = client.infer(LIVE, ROWS[:8])
                     self.answers.append(Answered(result.version, result.probabilities))
                 except DistNetError as error:
                     self.errors.append(error)
@@ -84,6 +84,23 @@ def train(start: Start, run: Path) -> Any:
     return start("train", "digits", "--epochs", "100000", "--workers", "1", "--run-dir", str(run))
 
 
+def test_a_run_is_followed_by_its_token_which_is_exchanged_once(
+    serve: Any, start: Start, run: Path
+) -> None:
+    options = ("--epochs", "100000", "--run-dir", str(run), "--listen", "tcp://0.0.0.0:0")
+    train = start("train", "digits", *options)
+    token = train.says(r"    echo (\w+) \| dist-net join\n")[1]
+    pool = serve(f"{LIVE}={token}", "--workers", "1")
+    for file in (run / "keys" / "tokens").glob("*.key"):
+        file.unlink()  # as after its expiry
+    with Client(pool.address, timeout_s=60) as client:
+        first = client.predict(LIVE, ROWS[:1]).version
+        assert client.reload(LIVE, timeout_s=60) > first
+    assert len([*(run / "keys" / "clients").glob("*.key")]) == 1
+    train.process.send_signal(signal.SIGINT)
+    train.ends()
+
+
 def test_answers_follow_the_run_and_its_last_version_stays(
     serve: Any, train: Any, eventually: Eventually
 ) -> None:
@@ -97,7 +114,7 @@ def test_answers_follow_the_run_and_its_last_version_stays(
         with Client(pool.address) as client, pytest.raises(ReloadError, match="ipc://"):
             client.reload(LIVE, timeout_s=30)
         questions.go_on(eventually)
-        # The loader has long looked for another version, and found nobody to give it one.
+        # The run's reader has long looked for another version, and found nobody to give it one.
         assert questions.answers[-1].version >= last
         last = questions.answers[-1].version
         questions.go_on(eventually)
@@ -138,7 +155,7 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
     address = server.says(r"--connect (tcp://\S+)")[1]
     pool = serve(f"{LIVE}={address}", "--workers", "1")
     with Client(pool.address, timeout_s=30) as client:
-        first = client.predict(LIVE, ROWS[:8])
+        first = client.infer(LIVE, ROWS[:8])
         assert first.version == 0
         np.testing.assert_allclose(first.probabilities, of_snapshot(address)[:8], atol=1e-6)
         assert client.reload(LIVE) == 0  # there is no other
@@ -147,12 +164,12 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
         start("worker", "digits", "--connect", address)
         with Observer(address) as observer:
             eventually(lambda: observer.status()["version"] > 10)
-        for _ in range(25):  # the loader passes on two versions meanwhile, or three
+        for _ in range(25):  # two versions arrive meanwhile, or three
             time.sleep(0.1)
             with pytest.raises(DistNetError, match="unload"):
-                client.predict(LIVE, ROWS[:8])
+                client.infer(LIVE, ROWS[:8])
         again = client.reload(LIVE)
-        assert client.predict(LIVE, ROWS[:8]).version >= again > 10
-        eventually(lambda: client.predict(LIVE, ROWS[:8]).version > again)
+        assert client.infer(LIVE, ROWS[:8]).version >= again > 10
+        eventually(lambda: client.infer(LIVE, ROWS[:8]).version > again)
     pool.command.process.send_signal(signal.SIGTERM)
     assert pool.command.ends() == 0, pool.command.stderr

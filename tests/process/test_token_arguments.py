@@ -33,8 +33,7 @@ def test_a_command_that_was_given_a_token_hides_it(start: Start, eventually: Any
 
 
 def test_a_child_never_shows_it(tmp_path: Path) -> None:
-    words = ["--connect", f"ipc://{tmp_path}/none", "--directory", str(tmp_path), f"live={TOKEN}"]
-    child = Child("model-loader", "dist_net.serving.model_loader", words, tmp_path)
+    child = Child("worker", "dist_net.training.run.training_worker_process", [TOKEN], tmp_path)
     try:
         assert TOKEN not in " ".join(words_of(child.process_id))
     finally:

@@ -1,4 +1,4 @@
-"""Editors and type checkers see the public names: six scripts of users, as an installed package."""
+"""Editors and type checkers see the public names: scripts of users, as an installed package."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.optim import Optimizer
 from dist_net.photos.image_options import ImageOptions
-from dist_net.trained_run import RecipeKeywords, TrainKeywords
+from dist_net.train_by_processes import RecipeKeywords, TrainKeywords
 from dist_net.training.run.run_options import RunOptions
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "user_scripts").glob("*.py"))
@@ -40,7 +40,7 @@ def errors_of(checker: str, directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_scripts_of_users_have_no_errors(checker: str, tmp_path: Path) -> None:
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     for script in SCRIPTS:
         (tmp_path / script.name).write_text(script.read_text())
     assert errors_of(checker, tmp_path) == []
@@ -55,7 +55,9 @@ def test_wrong_names_and_options_are_errors(checker: str, tmp_path: Path) -> Non
     assert lines == {"5", "6", "7", "8"}
 
 
-@pytest.mark.parametrize("name", ["differentiate", "fit_a_model", "own_layer_and_cluster"])
+@pytest.mark.parametrize(
+    "name", ["differentiate", "fit_a_model", "own_layer_and_cluster", "use_a_model"]
+)
 def test_the_scripts_run(name: str, tmp_path: Path) -> None:
     (script,) = [path for path in SCRIPTS if path.stem == name]
     subprocess.run([sys.executable, script], check=True, capture_output=True, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""An inference pool in virtual time: gateway, workers, model loader and clients.
+"""An inference pool in virtual time: gateway, workers, model readers and clients.
 
 The gateway is the shipped one with its `ClientDesk`; so are the workers, and the clients'
 `Conversation`.
@@ -13,9 +13,8 @@ from typing import Any, cast
 from described import described
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Deadline, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, InferenceRequest, PoolSettings, Status
@@ -31,10 +30,9 @@ from simulation.event_loop import (
 from simulation.failures import require
 from simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
 from simulation.pool_processes import (
-    TOKEN,
     WORKERS,
     VirtualInferenceWorker,
-    VirtualModelLoader,
+    VirtualModelReaders,
 )
 from simulation.pool_watch import ROW, WatchedPool, number_in
 from simulation.schedule import TracedSchedule
@@ -138,7 +136,6 @@ class PoolCluster:
         self._times = base_s, row_s, spread, drift
         self._process_ids, self._numbers = count(1), count(1)
         self._begin_gateway()
-        self._begin_loader()
         self.clients = [VirtualClient(f"client {each}", self.network) for each in range(clients)]
         for _ in range(children):
             self.add_worker(is_child=True)
@@ -148,7 +145,7 @@ class PoolCluster:
         self.thread = VirtualThread(self.process)
         self.loop = VirtualEventLoop(self.thread)
         self.pool = WatchedPool(
-            Pool(self.settings, self.names, loader_token=TOKEN),
+            Pool(self.settings, self.names),
             self.settings,
             lambda: self.stood_still_s,
             self._is_given_up,
@@ -156,7 +153,12 @@ class PoolCluster:
         ports = (PolledSocket(self.network.listen(port), self.loop) for port in (WORKERS, CLIENTS))
         workers, clients = (cast(Any, port) for port in ports)
         ledger, turn = ClientLedger(1 << 30), TurnBudget(self.thread.now)
-        self.gateway = Gateway(cast(Pool, self.pool), workers, self._kill, self.thread, ledger)
+        self.readers = VirtualModelReaders(
+            self.schedule, lambda: self.random.uniform(0.02, 0.3), self._read, self._has_read
+        )
+        self.gateway = Gateway(
+            cast(Pool, self.pool), workers, self._kill, self.readers.execute, self.thread, ledger
+        )
         self.desk = ClientDesk(self.gateway, clients, b"gateway", ledger, turn=turn)
         self.gateway.start(cast(Any, self.loop))
         self.desk.start(cast(Any, self.loop))
@@ -218,23 +220,8 @@ class PoolCluster:
             is_sound = quiet_s > max_s + settings.heartbeat_timeout_s
             require(not is_sound, f"{worker.name} is given up, and nothing ails it")
 
-    def _begin_loader(self) -> None:
-        self.loader = VirtualModelLoader(
-            next(self._process_ids),
-            self.network,
-            lambda: self.random.uniform(0.02, 0.3),
-            self._read,
-        )
-
-    def kill_loader(self) -> None:
-        """Kill the model loader and start another."""
-        if not self.loader.process.is_alive:
-            return
-        self.schedule.note("loader", "is killed")
-        self.loader.kill()
-        ended = self.loader.process_id, WORKERS, "it was killed"
-        self.thread.after(0.001, self.loop.call_soon, self.gateway.child_ended, *ended)
-        self.schedule.after(STARTS_S, self._begin_loader)
+    def _has_read(self, prepared: ModelPrepared) -> None:
+        self.thread.after(0.0, self.loop.call_soon, self.gateway.prepared, prepared)
 
     def _read(self, model: str, version: int) -> ModelPrepared:
         if self._happens(self.reading_fails):

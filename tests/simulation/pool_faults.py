@@ -148,7 +148,7 @@ class TroubledPool:
         self.cluster.schedule.note(name, "is to be unloaded")
         self.cluster.in_gateway(lambda: self.cluster.gateway.unload(name))
 
-    # Faults of workers, loader and network.
+    # Faults of workers, model readers and network.
 
     def kill_worker(self) -> None:
         if (worker := self._worker()) is not None:
@@ -188,8 +188,8 @@ class TroubledPool:
             worker.is_disturbed(seconds)
             self.cluster.schedule.after(seconds, self.cluster.network.join)
 
-    def kill_loader(self) -> None:
-        self.cluster.kill_loader()
+    def kill_readers(self) -> None:
+        self.cluster.readers.kill()
 
     # What happens to the gateway.
 
@@ -217,7 +217,7 @@ TROUBLES: tuple[Trouble, ...] = (
     TroubledPool.cut_connection,
     TroubledPool.cut_client_off,
     TroubledPool.cut_host_off,
-    TroubledPool.kill_loader,
+    TroubledPool.kill_readers,
     TroubledPool.stall_gateway,
     TroubledPool.stop_gateway,
     TroubledPool.stop_gateway_in_a_turn,

@@ -1,4 +1,4 @@
-"""The processes around a gateway in virtual time: inference workers and the model loader.
+"""The processes around a gateway in virtual time: inference workers and model readers.
 
 A worker is the shipped one: `InferenceWorker` with its `LoadedModels`. Only its network and its
 threads are simulated; the network's outputs identify the version and the request.
@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from dist_net.errors import JoinRefusedError, ModelLoadError, NoAnswerError, ServerLostError
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import Status
+from dist_net.serving.pool.requests import ReadModel, RemoveArrays, Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import ServedNetwork
@@ -19,19 +19,17 @@ from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
     BatchDone,
-    JoinAsLoader,
     JoinPool,
     ModelPrepared,
     PoolWelcome,
-    PrepareModel,
     RunBatch,
 )
 from simulation.event_loop import ThreadedProcess, VirtualThread
 from simulation.network import VirtualClientSocket, VirtualNetwork
 from simulation.pool_watch import ROW, number_in
+from simulation.schedule import TracedSchedule
 
-WORKERS = "gateway"  # where workers and the loader connect to
-TOKEN = b"token"
+WORKERS = "gateway"  # where workers connect to
 LINGER_S = 0.01  # for the last message of a process that leaves
 
 
@@ -270,43 +268,38 @@ class VirtualInferenceWorker:
         self.is_disturbed(0.0)
 
 
-class VirtualModelLoader:
-    """The process of the model loader. ``read(model, version)`` returns the model that it reads."""
+class VirtualModelReaders:
+    """The processes that read models, one for each: a newer request ends an older process.
+
+    ``read(model, version)`` returns what a process reads in ``read_s()``; ``report`` takes it.
+    """
 
     def __init__(
         self,
-        process_id: int,
-        network: VirtualNetwork,
+        schedule: TracedSchedule,
         read_s: Callable[[], float],
         read: Callable[[str, int], ModelPrepared],
+        report: Callable[[ModelPrepared], None],
     ) -> None:
-        self.process_id = process_id
-        self.process = ThreadedProcess(network.schedule)
-        self._thread = VirtualThread(self.process)
+        self._schedule = schedule
         self._read_s = read_s
         self._read = read
-        self._is_reading = False
-        self._socket = network.connect(WORKERS, WORKERS)
-        self._socket.on_arrival = self._go_on
-        self._socket.send(JoinAsLoader(process_id, TOKEN, WORKERS))
+        self._report = report
+        self._reading: dict[str, int] = {}
 
-    def _go_on(self) -> None:
-        while not self._is_reading and (message := self._socket.receive()) is not None:
-            if isinstance(message, PrepareModel):
-                self._is_reading = True
-                self._thread.after(self._read_s(), self._has_read, message)
-            elif isinstance(message, PoolWelcome):
-                self._beat(message.heartbeat_interval_s)
+    def execute(self, command: ReadModel | RemoveArrays) -> None:
+        if isinstance(command, ReadModel):
+            self._reading[command.model] = command.version
+            self._schedule.after(self._read_s(), self._has_read, *command)
 
-    def _beat(self, interval_s: float) -> None:
-        self._socket.send(Heartbeat(0))
-        self._thread.after(interval_s, self._beat, interval_s)
-
-    def _has_read(self, asked: PrepareModel) -> None:
-        self._is_reading = False
-        self._socket.send(self._read(asked.model, asked.version))
-        self._go_on()
+    def _has_read(self, model: str, version: int) -> None:
+        if self._reading.get(model) == version:
+            del self._reading[model]
+            self._report(self._read(model, version))
 
     def kill(self) -> None:
-        self.process.kill()
-        self._socket.close()
+        """Kill every process that reads."""
+        for model, version in self._reading.items():
+            self._schedule.note(f"reader-{model}", "is killed")
+            self._report(ModelPrepared(model, version, "", "its process was killed", version))
+        self._reading.clear()

@@ -20,7 +20,7 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.wire.messages import Message
-from dist_net.wire.serving_messages import RunBatch
+from dist_net.wire.serving_messages import ModelPrepared, RunBatch
 from simulation.failures import require
 
 ROW = struct.Struct("<2f")
@@ -109,6 +109,9 @@ class WatchedPool:
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         return self._checked(self._pool.receive(node, message, now), now)
+
+    def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
+        return self._checked(self._pool.prepared(message, now), now)
 
     def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
         return self._checked(self._pool.lost(node, reason, now), now)

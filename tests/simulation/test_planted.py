@@ -16,7 +16,7 @@ QUICK = {
     "leased_samples_are_not_kept": 20,
     "parts_weigh_as_one": 40,
     "optimizer_of_a_lease_is_kept": 20,
-    "pool/second_batch_is_not_retried": 10,
+    "pool/second_batch_is_not_retried": 40,
 }
 
 

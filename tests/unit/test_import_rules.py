@@ -60,14 +60,18 @@ MAY_IMPORT = {
         "errors vector files checkpoint spelling nn optim images data nets export processes "
         "training"
     ),
-    "trained_run": "errors vector checkpoint spelling nn optim data nets processes training photos",
+    "loaded_model": ("errors vector checkpoint nn images data nets export processes training"),
+    "train_by_processes": "errors spelling optim nets processes training photos loaded_model",
     "adapters": "errors vector data nets",
     "cli": (
         "errors checkpoint spelling command_line printable release images data wire nets "
-        "processes training serving photos trained_run export shared_facts"
+        "processes training serving photos loaded_model export shared_facts"
     ),
     "__main__": "cli",
-    "dist_net": ("release autodiff nn optim images data nets export training serving trained_run"),
+    "dist_net": (
+        "release autodiff nn optim images data nets training serving loaded_model "
+        "train_by_processes"
+    ),
 }
 SIBLINGS = {"training", "serving"}
 
@@ -112,6 +116,7 @@ NEEDS_AN_EXTRA = {
 CAN_DO_WITHOUT = {
     "join": "fsspec",
     "plots": "matplotlib",
+    "image_report": "matplotlib",
     "serving_run": "uvloop",
     "ray_cluster": "ray",
     "ray_keeper": "ray",

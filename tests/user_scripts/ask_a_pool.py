@@ -11,6 +11,7 @@ with Client("tcp://127.0.0.1:8001") as client:
         pending = [client.submit_image("clothes", name) for name in ("a.png", "b.png")]
         print([each.result().likeliest(1)[0].label for each in pending])
         image = fit_image(load_image("boot.png"), (28, 28), "pad")
-        print(client.predict("clothes", image[None]).probabilities)
+        print(client.probabilities("clothes", image[None]).argmax(1))
+        print(client.infer("clothes", image[None]).version)
     except DistNetError as error:
         print(f"refused: {error}")

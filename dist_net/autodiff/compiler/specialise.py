@@ -285,7 +285,7 @@ def _planned(
             problem = node.operation.problem(whole)
             choice = choose(problem, pool.threads, reproducible, compiled, pool.gemm)
             operation = PlannedConvolution(problem, choice, pool)
-            operation.reserve_scratch()
+            choice.reserve_scratch(problem, pool)
             prepared = apply(PreparedFilters(problem, choice.algorithm), filters)
             planned = apply(operation, x, prepared, bias, *residual)[: node.shape[0]]
         elif isinstance(node.operation, Conv2DInputGradient) and reproducible:

@@ -1,15 +1,14 @@
-"""Memory for arrays: aligned, shared by plans, divided into scratch arrays, copied in runs."""
+"""Memory for arrays: aligned, shared by plans, divided into scratch arrays."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Shape
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
@@ -68,13 +67,3 @@ def carve(
 
 def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def copy_in_runs(out: Array, x: Array) -> Call:
-    """Return the call that copies ``x`` to ``out``; the last axes of both are contiguous.
-
-    It treats a whole last axis as one element. If that axis is short, NumPy needs only half to two
-    thirds of the time.
-    """
-    run = np.dtype((np.void, x.shape[-1] * x.itemsize))
-    return partial(np.copyto, out.view(run), x.view(run))

@@ -260,19 +260,4 @@ class PlannedConvolution(Operation):
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, prepared, bias, *residual = inputs
         arrays = Arrays(x, prepared, bias, residual[0] if residual else None, out)
-        algorithm = self.choice.algorithm
-        return self.pool.call(
-            [
-                [
-                    algorithm.calls(self.problem, block, arrays, self.pool.scratch(thread))
-                    for thread in range(self.pool.threads)
-                ]
-                for block in self.choice.blocking.blocks(self.problem.out, algorithm.row_step)
-            ]
-        )
-
-    def reserve_scratch(self) -> None:
-        """Reserve the pool's memory for the largest block."""
-        algorithm = self.choice.algorithm
-        blocks = self.choice.blocking.blocks(self.problem.out, algorithm.row_step)
-        self.pool.reserve(max(algorithm.scratch_bytes(self.problem, block) for block in blocks))
+        return self.pool.call(self.choice.tasks(self.problem, arrays, self.pool))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dist_net.errors import ModelFileError
-from dist_net.files import written
+from dist_net.files import read_regular_file, written
 from dist_net.spelling import suggestion
 
 Number = TypeVar("Number", int, float)
@@ -165,21 +165,10 @@ def read_configuration(path: Path) -> Configuration:
     ``parse_configuration`` does.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE_BYTES + 1)
-        if len(content) > LARGEST_FILE_BYTES:
-            raise ModelFileError(
-                f"{path}: is larger than {LARGEST_FILE_BYTES} bytes; expected a network's .cfg file"
-            )
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise ModelFileError(
-            f"{path}: cannot be read: {error.strerror}; expected a network's .cfg file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ModelFileError(
-            f"{path}: offset {error.start}: is not text; expected a network's .cfg file"
-        ) from error
+        text = read_regular_file(path, LARGEST_FILE_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileError(f"{path}: {reason}; expected a network's .cfg file") from error
     return parse_configuration(text, str(path))
 
 

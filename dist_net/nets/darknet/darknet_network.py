@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dist_net.autodiff import Expression, Shape, variable
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nets.darknet.configuration import Configuration, Section
 from dist_net.nets.darknet.darknet_layers import LAYERS, Cost, DarknetLayer, Softmax, flattened
-from dist_net.nn import Layout, Scope
+from dist_net.nn import Layout, Model, Scope, cross_entropy_of_probabilities
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class DarknetNetwork:
             PlacedLayer(*named, before.shape, after.shape)
             for named, before, after in zip(self._layers, [x, *outputs], outputs, strict=False)
         )
+
+    @property
+    def model(self) -> Model:
+        """The model, whose outputs are probabilities."""
+        return Model(self, self.input_shape, cross_entropy_of_probabilities, np.float32)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         outputs = self.outputs(x, scope)

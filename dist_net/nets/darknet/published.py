@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.published_files import PublishedFile, download, fetch
 from dist_net.errors import ModelSourceError
+from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.spelling import suggestion
@@ -73,8 +73,7 @@ def imagenet_labels() -> tuple[str, ...]:
     The order differs from ImageNet's own list: kit fox is first. Two names denote two classes each:
     crane (a bird and a machine) and maillot (a bathing suit and tights).
     """
-    packaged = resources.files("dist_net.nets.darknet").joinpath("imagenet_labels.txt")
-    return tuple(packaged.read_text(encoding="utf-8").splitlines())
+    return read_labels(Path(__file__).with_name("imagenet_labels.txt"))
 
 
 def section(kind: str, **options: int | float | str) -> str:

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -42,7 +42,7 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.images.labels import Prediction, is_unknown, top_predictions
-from dist_net.nets.tensor_specs import Tensors, from_bytes, to_bytes
+from dist_net.nets.tensor_specs import Inputs, Tensors, fitting_inputs, from_bytes, to_bytes
 from dist_net.serving.client.conversation import (
     SILENCE_S,
     ClientRequest,
@@ -74,9 +74,6 @@ from dist_net.wire.serving_messages import (
     Unload,
 )
 from dist_net.wire.transport import ClientSocket
-
-Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
-"""The only input of a model, or its inputs by name."""
 
 ImageInput = str | Path | bytes | NDArray[np.uint8]
 """The path of an image, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
@@ -220,7 +217,24 @@ class Client(AbstractContextManager["Client"]):
         self._summaries = {summary.name: summary for summary in found}
         return found
 
-    def predict(
+    def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
+        """Return the output, an array; with several outputs, a dict of arrays by name.
+
+        See ``infer``. The outputs of a classifier are probabilities, those of each row flat.
+        """
+        outputs = self.infer(model, inputs, timeout_s=timeout_s)
+        return outputs.tensors if len(outputs.tensors) > 1 else outputs.values
+
+    def probabilities(
+        self, model: str, inputs: Inputs, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the probability of each class, (rows, classes).
+
+        Raise BadRequestError for a model that predicts numbers, and the errors of ``infer``.
+        """
+        return self.infer(model, inputs, timeout_s=timeout_s).probabilities
+
+    def infer(
         self,
         model: str,
         inputs: Inputs,
@@ -356,8 +370,12 @@ class Client(AbstractContextManager["Client"]):
     def _described(self, exchange: Exchange) -> tuple[list[str], ModelSummary | None]:
         """Return the names of the models, and the summary of the model of a ``Describe``."""
         description = self._connection.reply_to(exchange, Description)
-        names, *summary = map(bytes, description.payloads or (b"[]",))
-        return names_from_json(names), summary_from_json(*summary) if summary else None
+        text, *summary = map(bytes, description.payloads or (b"[]",))
+        try:
+            names = [str(name) for name in json.loads(text)]
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
+        return names, summary_from_json(*summary) if summary else None
 
     def _fitting(
         self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
@@ -367,29 +385,12 @@ class Client(AbstractContextManager["Client"]):
         Request the version's summary again if they do not fit.
         """
         summary = self._summary(model, version, deadline)
-        if _named(inputs, summary) is None:
+        try:
+            return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary
+        except (ShapeError, DTypeError):
             self._summaries.clear()
-            summary = self._summary(model, version, deadline)
-        found = _named(inputs, summary)
-        expected = ", ".join(f"{each.name} {each.shape}" for each in summary.inputs)
-        if found is None:
-            shapes = (
-                {name: np.shape(each) for name, each in inputs.items()}
-                if isinstance(inputs, Mapping)
-                else np.shape(inputs)
-            )
-            per_row = " for one row, or with an axis of rows before" * summary.is_batched
-            raise ShapeError(
-                f"inputs of shape {shapes} for model {model!r}; expected {expected}{per_row}"
-            )
-        for each in summary.inputs:
-            dtype = found[0][each.name].dtype
-            if dtype != each.dtype and not np.can_cast(dtype, each.dtype, "same_kind"):
-                raise DTypeError(
-                    f"inputs of {dtype} for model {model!r}; expected {each.dtype}. Convert them "
-                    f"to the range of the training data"
-                )
-        return *found, summary
+        summary = self._summary(model, version, deadline)
+        return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary
 
     def _summary(self, model: str, version: int | None, deadline: Deadline) -> VersionSummary:
         """Return the summary of a version or the newest, from the gateway if unknown."""
@@ -413,24 +414,6 @@ class Client(AbstractContextManager["Client"]):
                 f"{', '.join(map(str, summary.versions)) or 'none'}"
             )
         return named
-
-
-def _named(inputs: Inputs, summary: VersionSummary) -> tuple[Tensors, int | None] | None:
-    """Return the inputs by name and their rows, None without that axis; None if they do not fit."""
-    specs = summary.inputs
-    given = inputs if isinstance(inputs, Mapping) else {each.name: inputs for each in specs[:1]}
-    if given.keys() != {each.name for each in specs}:
-        return None
-    tensors = {each.name: np.asarray(given[each.name]) for each in specs}
-    if all(each.fits(tensors[each.name].shape) for each in specs):
-        if summary.is_batched:
-            tensors = {name: array[np.newaxis] for name, array in tensors.items()}
-        return tensors, None
-    shapes = [tensors[each.name].shape for each in specs]
-    is_batch = summary.is_batched and len({shape[:1] for shape in shapes}) == 1
-    if is_batch and all(each.fits(s[1:]) for each, s in zip(specs, shapes, strict=True)):
-        return tensors, shapes[0][0] if shapes[0] else None
-    return None
 
 
 def encoded(image: ImageInput) -> bytes:
@@ -567,7 +550,7 @@ class GatewayConnection:
         if answer.status == Status.UNAVAILABLE:
             return PoolUnavailableError(answer.reason, answer.retry_after_s)
         if answer.status == Status.EXPIRED and not answer.reason:  # given up on this side
-            if not self._conversation.was_heard_since(time.monotonic() - 2 * SILENCE_S):
+            if self._conversation.heard_s < time.monotonic() - 2 * SILENCE_S:
                 return self._socket.no_answer(exchange.deadline.timeout_s)
             return RequestExpiredError(
                 f"no answer within {exchange.deadline.timeout_s:g} s, though the gateway is there: "
@@ -576,14 +559,6 @@ class GatewayConnection:
         if answer.status not in ERRORS:
             return unexpected(answer)
         return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
-
-
-def names_from_json(text: bytes) -> list[str]:
-    """Return the names in a ``Description``. Raise ProtocolError."""
-    try:
-        return [str(name) for name in json.loads(text)]
-    except (ValueError, TypeError) as error:
-        raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
 
 
 def unexpected(reply: GatewayReply | None) -> ProtocolError:

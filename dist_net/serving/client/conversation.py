@@ -67,7 +67,7 @@ class Conversation:
         self._gateway = ""
         self._pings_sent = 0
         self._pinged = 0.0
-        self._heard = 0.0
+        self.heard_s = 0.0  # when anything has come from the gateway last
 
     def __len__(self) -> int:
         """Return the number of open requests."""
@@ -92,7 +92,7 @@ class Conversation:
 
         A reply to a request that is no longer open is ignored.
         """
-        self._heard = now
+        self.heard_s = now
         if isinstance(message, Answer | Description | Reloaded):
             exchange = self._open.pop(message.request_id, None)
             if exchange is not None:
@@ -112,7 +112,7 @@ class Conversation:
         """
         overdue = [each for each in self._open.values() if each.deadline.at_s <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
-        if self._open and now - max(self._heard, self._pinged) >= SILENCE_S:
+        if self._open and now - max(self.heard_s, self._pinged) >= SILENCE_S:
             messages.append(self.ping(now))
         return messages
 
@@ -125,10 +125,6 @@ class Conversation:
 
     def cancel_all(self) -> list[Cancel]:
         return [self.cancel(exchange) for exchange in list(self._open.values())]
-
-    def was_heard_since(self, moment: float) -> bool:
-        """Whether anything has come from the gateway since then."""
-        return self._heard >= moment
 
 
 def _again(exchange: Exchange, now: float) -> ClientRequest:

@@ -12,9 +12,14 @@ from functools import partial
 from hashlib import blake2b
 
 from dist_net.errors import PoolUnavailableError
-from dist_net.serving.gateway.client_ledger import ClientLedger, ClientShare, OpenRequest
+from dist_net.serving.gateway.client_ledger import (
+    PEER_S,
+    ClientLedger,
+    ClientShare,
+    OpenRequest,
+    TurnBudget,
+)
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.gateway.turn_budget import PEER_S, TurnBudget
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,

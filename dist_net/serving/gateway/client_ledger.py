@@ -1,11 +1,14 @@
 """What each client holds of the gateway: bytes until they are read, and requests in flight. Pure.
 
-The one place of the limits per client: quotas, and the memory for requests and answers.
+The one place of the limits per client: quotas, and the memory for requests and answers. Also the
+time that all clients together may take of the gateway's event loop.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -171,3 +174,32 @@ class ClientLedger:
         account = self.accounts.setdefault(name, Account(name, quota))
         account.quota = quota
         return account
+
+
+TURN_S = 0.02
+PEER_S = 0.005
+_WINDOW_S = 0.025
+
+
+class TurnBudget:
+    """Shared by everything that works for clients on one event loop.
+
+    In a window of 25 ms they may spend 20 ms: no turn of the loop takes much longer, and the rest
+    is left to workers and answers. Who finds it spent continues in a later turn. ``now`` returns
+    the time.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._began_s = self._spent_s = 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        return self._spent_s >= TURN_S and self.now() < self._began_s + _WINDOW_S
+
+    def spend(self, began_s: float) -> None:
+        """Count the time since ``began_s``, of ``now``."""
+        now = self.now()
+        if now >= self._began_s + _WINDOW_S:
+            self._began_s, self._spent_s = now, 0.0
+        self._spent_s += now - began_s

@@ -27,12 +27,14 @@ from dist_net.serving.pool.requests import (
     EvictWorker,
     InferenceRequest,
     PoolCommand,
+    ReadModel,
+    RemoveArrays,
     Result,
     SendToNode,
     Status,
 )
 from dist_net.serving.pool.statistics import Histogram, ModelStatistics
-from dist_net.wire.serving_messages import ArraysPiece, FetchArrays
+from dist_net.wire.serving_messages import ArraysPiece, FetchArrays, ModelPrepared
 from dist_net.wire.transport import ServerSocket
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,11 @@ LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
 class Gateway:
-    """Runs one pool, whose workers and loader connect to ``socket``. Never blocks.
+    """Runs one pool, whose workers connect to ``socket``. Never blocks.
 
     Belongs to one event loop: call ``start`` on it, and ``close`` before the socket's.
     ``kill(process_id, host, reason)`` ends and replaces an evicted worker if this host started it.
+    ``read`` reads models in other processes; ``prepared`` then receives the versions.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Gateway:
         pool: Pool,
         socket: ServerSocket,
         kill: Callable[[int, str, str], None],
+        read: Callable[[ReadModel | RemoveArrays], None],
         clock: Clock,
         ledger: ClientLedger,
     ) -> None:
         self._pool = pool
         self._socket = socket
         self._kill = kill
+        self._read = read
         self._clock = clock
         self._ledger = ledger
         self._futures: dict[int, asyncio.Future[Result]] = {}
@@ -165,6 +170,11 @@ class Gateway:
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
+    def prepared(self, message: ModelPrepared) -> None:
+        """Process a version of a model that was read, or the reason why it was not."""
+        self._execute(self._pool.prepared(message, self._clock.now()))
+        self._want_turn()
+
     def _future_of(self, admitted: int | Result) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = asyncio.Future(loop=self._loop)
         if isinstance(admitted, Result):
@@ -231,11 +241,24 @@ class Gateway:
                 self._socket.answer_failure(node, message)
 
     def _send_piece(self, node: bytes, request: FetchArrays) -> None:
-        description = self._pool.catalogue.description(request.model, request.version)
-        self._socket.send(node, read_piece(description, request))
-        if description is not None and not Path(description.arrays_path).exists():
-            # This host's workers also request pieces once they cannot map the file.
-            self._pool.catalogue.prepare_again(request.model)
+        """Send a piece of a version's file of arrays to a worker on another host.
+
+        It is shorter at the end of the file, and without payload if the file is missing.
+        """
+        model, version, offset, size = request
+        piece = ArraysPiece(model, version, offset, 0, ())
+        description = self._pool.catalogue.description(model, version)
+        if description is not None and 0 < size <= LARGEST_PIECE:
+            try:
+                with Path(description.arrays_path).open("rb") as file:
+                    payloads = (os.pread(file.fileno(), size, offset),)
+                piece = piece._replace(total=description.arrays_bytes, payloads=payloads)
+            except FileNotFoundError:
+                # This host's workers also request pieces once they cannot map the file.
+                self._pool.catalogue.prepare_again(model)
+            except OSError as error:
+                logger.warning("arrays_not_read model=%s error=%s", model, error)
+        self._socket.send(node, piece)
 
     def _execute(self, commands: Iterable[PoolCommand]) -> None:
         for command in commands:
@@ -252,19 +275,5 @@ class Gateway:
                 case EvictWorker(_, process_id, host, reason):
                     logger.warning("worker_evicted process=%s reason=%s", process_id, reason)
                     self._kill(process_id, host, reason)
-
-
-def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:
-    """Return a piece of a version's file of arrays, for a worker on another host.
-
-    It is shorter at the end of the file, and without payload if the file is missing.
-    """
-    nothing = ArraysPiece(request.model, request.version, request.offset, 0, ())
-    if description is None or not 0 < request.size <= LARGEST_PIECE:
-        return nothing
-    try:
-        with Path(description.arrays_path).open("rb") as file:
-            piece = os.pread(file.fileno(), request.size, request.offset)
-    except OSError:
-        return nothing
-    return nothing._replace(total=description.arrays_bytes, payloads=(piece,))
+                case ReadModel() | RemoveArrays():
+                    self._read(command)

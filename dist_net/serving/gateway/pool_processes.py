@@ -1,4 +1,4 @@
-"""The processes that the gateway starts, on its host or Ray's nodes: the model loader and workers.
+"""The processes that the gateway starts, on its host or Ray's nodes: workers and model readers.
 
 The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
 """
@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from dist_net.clock import SystemClock
 from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
 from dist_net.printable import printable
 from dist_net.processes.child import RunningChild
@@ -26,10 +27,13 @@ from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.processes.launcher import ProcessSpec
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import Supervisor
+from dist_net.serving.gateway.model_readers import ModelReaders, PoolSources
+from dist_net.serving.pool.requests import ReadModel, RemoveArrays
+from dist_net.wire.serving_messages import ModelPrepared
 
 logger = logging.getLogger(__name__)
 
-FORK_SERVER = "dist_net.serving.worker.inference_worker_process"
+FORK_SERVER = "dist_net.serving.gateway.fork_server_process"
 JOINS_WITHIN_S = 120.0
 """A process that is no member of the pool for this long hangs: before it joins, or afterwards."""
 MAX_EARLY_ENDS = 3
@@ -37,18 +41,17 @@ MAX_EARLY_ENDS = 3
 
 
 class PoolProcesses:
-    """Keep a process of this host running for each of ``specs``.
+    """Keep this host's fork server and a worker for each of ``specs`` running; read models.
 
     Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
     the pool has been ready; before that, an end that would be repeated makes ``require_startable``
     raise.
     """
 
-    def __init__(self, specs: Sequence[ProcessSpec], logs: Path) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], sources: PoolSources, logs: Path) -> None:
         self._local = ForkingProcesses(FORK_SERVER, logs)
-        self._specs = [*specs]
-        if not all(each.module for each in specs):
-            self._specs.insert(0, self._local.fork_server)
+        self._specs = [self._local.fork_server, *specs]
+        self._readers = ModelReaders(self._local.start, sources, SystemClock())
         self._here = Supervisor(self._local, math.inf, _notify, may_restart=self._may_restart)
         self._supervisors = [self._here]
         self._start_on_ray: Callable[[], None] = lambda: None
@@ -67,15 +70,18 @@ class PoolProcesses:
         self._start_on_ray = partial(on_ray.add_workers, worker, count)
 
     def start(
-        self, ended: Callable[[int, str, str], None], is_member: Callable[[int, str], bool]
+        self,
+        ended: Callable[[int, str, str], None],
+        is_member: Callable[[int, str], bool],
+        prepared: Callable[[ModelPrepared], None],
     ) -> asyncio.Task[None]:
         """Start the processes; return the task that supervises them on the running event loop.
 
         ``ended(process_id, host, reason)`` is called when a process has ended;
-        ``is_member(process_id, host)`` returns whether one is in the pool. Raise
-        ProcessFailedError.
+        ``is_member(process_id, host)`` returns whether one is in the pool; ``prepared`` is called
+        with each version that was read. Raise ProcessFailedError.
         """
-        self._ended, self._is_member = ended, is_member
+        self._ended, self._is_member, self._prepared = ended, is_member, prepared
         loop = asyncio.get_running_loop()
         # Not ``add_signal_handler``, which uvloop refuses for SIGCHLD.
         signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(self._wake.set))
@@ -84,6 +90,11 @@ class PoolProcesses:
             self._here.add(spec)
         self._start_on_ray()
         return self._supervising
+
+    def read(self, command: ReadModel | RemoveArrays) -> None:
+        """Read a model, or remove a version's file; never block."""
+        self._readers.execute(command)
+        self._wake.set()
 
     def require_startable(self) -> None:
         """Raise why the pool cannot start, if it cannot."""
@@ -110,6 +121,7 @@ class PoolProcesses:
         self._supervising.cancel()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._local.stop_forking()
+        self._readers.close()
         for supervisor in reversed(self._supervisors):
             supervisor.end(grace_s)
 
@@ -117,9 +129,10 @@ class PoolProcesses:
         while True:
             self._local.receive()
             self._kill_outsiders(time.monotonic())
-            pause_s = min(each.poll() for each in self._supervisors)
+            pauses_s = [self._readers.poll(self._prepared)]
+            pauses_s += [each.poll() for each in self._supervisors]
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                await asyncio.wait_for(self._wake.wait(), min(pauses_s))
             self._wake.clear()
 
     def _kill_outsiders(self, now: float) -> None:

@@ -13,7 +13,8 @@ from dist_net.errors import SettingError
 from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import MODELS, RUN_PRECISION, parse_named_source
+from dist_net.nets.sources.found_model import MODELS
+from dist_net.nets.sources.named_source import RUN_PRECISION, parse_named_source
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
     add_cluster_arguments,
@@ -142,8 +143,8 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
     text = (
-        "directory for the logs of workers and loader, of the last 10 pools (default: the user's "
-        "log directory)"
+        "directory for the logs of workers and model readers of the last 10 pools (default: the "
+        "user's log directory)"
     )
     option("--log-dir", dest="log_directory", type=Path, metavar="DIR", help=text)
 

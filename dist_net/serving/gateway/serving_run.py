@@ -12,17 +12,14 @@ import argparse
 import asyncio
 import gc
 import logging
-import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import platformdirs
 
 from dist_net.clock import SystemClock
 from dist_net.command_line import importing, joining_command
@@ -30,25 +27,32 @@ from dist_net.errors import (
     INTERRUPTED,
     AddressError,
     ModelLoadError,
-    SettingError,
 )
-from dist_net.nets.sources import is_live, parse_pool_sources
-from dist_net.nets.trained_model import confirm_recipe
+from dist_net.nets.run_contents import confirm_recipe
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.printable import printable
 from dist_net.processes.entry import READY, entry_point
 from dist_net.processes.launcher import ProcessSpec
-from dist_net.processes.own_directory import log_directory, temporary_directory
+from dist_net.processes.own_directory import LOGS, open_logs, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.gateway.client_ledger import ClientLedger
+from dist_net.serving.gateway.client_ledger import ClientLedger, TurnBudget
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.model_readers import PoolSources
 from dist_net.serving.gateway.pool_processes import PoolProcesses, is_running
 from dist_net.serving.gateway.serving_options import ServingOptions, add_arguments, options_from
-from dist_net.serving.gateway.turn_budget import TurnBudget
 from dist_net.serving.http.settings import HttpSettings, TokenFile
 from dist_net.serving.pool.pool import Pool
-from dist_net.wire.security import CLIENT, OPERATOR, load_server_keys, make_keys
+from dist_net.wire.security import (
+    CLIENT,
+    OPERATOR,
+    load_peer_keys,
+    load_server_keys,
+    make_keys,
+    write_peer_keys,
+)
 from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 from dist_net.wire.transport import ServerSocket
 
@@ -97,12 +101,13 @@ class StopSignals:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal arrives; return the exit code."""
     options = options_from(arguments)
+    keys = load_peer_keys(options.training_keys, CLIENT) if options.training_keys else None
+    sources = {}
     for each in parse_pool_sources(options.sources, options.weights, options.labels):
         confirm_recipe(each.source, options.trust_recipe)
-        if not is_live(each.source):  # the loader connects later
-            each.open(progress=lambda _: None)
+        sources[each.name] = each.open(lambda _: None, keys)  # once: a token is valid for a time
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
-        return runner.run(serve(options))
+        return runner.run(serve(options, sources))
 
 
 class PoolPlaces(NamedTuple):
@@ -116,7 +121,7 @@ class PoolPlaces(NamedTuple):
     worker_keys: Path | None
 
 
-async def serve(options: ServingOptions) -> int:
+async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> int:
     """Serve until a signal arrives and admitted requests are answered; return the exit code.
 
     Raise a DistNetError if it cannot start, because of an address, a key or an unreadable model.
@@ -124,23 +129,23 @@ async def serve(options: ServingOptions) -> int:
     stop = StopSignals()
     with ExitStack() as opened:
         places = _open(options, opened)
-        clock, token = SystemClock(), secrets.token_hex()
+        clock = SystemClock()
         pool = Pool(
             options.pool,
             options.names,
             now=clock.now(),
             first_worker_id=secrets.randbits(32),
-            loader_token=token.encode(),
             release=release(),
             is_running=is_running,
         )
-        specs = _specs(options, places.workers.contact_addresses[0], places.directory, token)
-        processes = PoolProcesses(specs, places.logs)
+        specs = _workers(options, places.workers.contact_addresses[0], places.directory)
+        read = _pool_sources(options, sources, places.directory)
+        processes = PoolProcesses(specs, read, places.logs)
         if places.ray is not None:
             places.ray.serve_at(*places.workers.contact_addresses)
             processes.add_ray(places.ray, partial(_ray_worker, options), options.workers)
         ledger = ClientLedger(options.queue_bytes, options.quota)
-        gateway = Gateway(pool, places.workers, processes.kill, clock, ledger)
+        gateway = Gateway(pool, places.workers, processes.kill, processes.read, clock, ledger)
         # If one interface needs credentials, processes of this host are clients at the other.
         may_rule = options.keys is not None or options.token_file is None
         turn = TurnBudget()
@@ -169,7 +174,7 @@ def _open(options: ServingOptions, opened: ExitStack) -> PoolPlaces:
     limits = MAX_REQUEST_BYTES, CLIENT_HIGH_WATER_MARK, unread_bytes
     with _naming("--listen"):
         clients = opened.enter_context(ServerSocket([options.listen], keys, *limits))
-    logs = _log_directory(options, directory, opened)
+    logs = open_logs(opened, LOGS, directory, options.log_directory)
     ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
     worker_keys = options.keys if ray is None else ray.key_directory
     if options.listen_options.needs_keys:  # they last as long as the pool
@@ -210,7 +215,7 @@ async def _run(
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        supervising = processes.start(gateway.child_ended, gateway.is_member)
+        supervising = processes.start(gateway.child_ended, gateway.is_member, gateway.prepared)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them
@@ -273,48 +278,34 @@ def _served(gateway: Gateway, http: HttpServer | None) -> str:
     return printable(f"serving {names}{page}")
 
 
-def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
-    """Return the directory of the children's logs: the user's log directory, or ``--log-dir``.
-
-    Without such a directory, as in a container, logs are kept only while the pool runs.
-    """
-    parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
-    try:
-        return opened.enter_context(log_directory(parent))
-    except OSError as error:
-        if options.log_directory is not None:
-            raise SettingError(
-                f"--log-dir {parent}: {error.strerror}; expected a writable directory"
-            ) from error
-        logger.info("logs_not_kept directory=%s reason=%s", parent, error.strerror)
-        return directory
-
-
-def _secret_file(directory: Path, token: str) -> Path:
-    """Write the token to a file of this user; all users of this host can read a command line."""
-    path = directory / "loader-token"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token)
-    return path
+def _pool_sources(
+    options: ServingOptions, sources: Mapping[str, ModelSource], directory: Path
+) -> PoolSources:
+    """Return how processes read the models; a training run's, with the keys that were opened."""
+    words = {}
+    for text, (name, source) in zip(options.sources, sources.items(), strict=True):
+        words[name] = ["--directory", str(directory), "--engine", options.engine]
+        for option in ("weights", "labels"):
+            if (value := getattr(options, option)) is not None:
+                words[name] += [f"--{option}", str(value)]
+        if options.trust_recipe:
+            words[name].append("--trust-recipe")
+        if isinstance(source, FollowedRun):
+            text = f"{name}={source.address}{f',labels={source.labels}' if source.labels else ''}"
+            if source.keys is not None:
+                keys = directory / f"{name}.keys"
+                write_peer_keys(keys, source.keys, CLIENT)
+                words[name] += ["--training-keys", str(keys)]
+        words[name] += ["--", text]
+    followed = {name for name, each in sources.items() if isinstance(each, FollowedRun)}
+    return PoolSources(words, followed, directory)
 
 
-def _specs(options: ServingOptions, address: str, directory: Path, token: str) -> list[ProcessSpec]:
-    connect = ("--connect", address, "--directory", str(directory))
-    secret = str(_secret_file(directory, token))
-    loader = [*connect, "--engine", options.engine, "--token-file", secret]
-    for name in ("training_keys", "weights", "labels"):
-        value = getattr(options, name)
-        if value is not None:
-            loader += [f"--{name.replace('_', '-')}", str(value)]
-    if options.trust_recipe:
-        loader.append("--trust-recipe")
-    arguments = (*loader, "--", *options.sources)
-    worker = (*connect, *_worker_options(options))
+def _workers(options: ServingOptions, address: str, directory: Path) -> list[ProcessSpec]:
+    """Return the workers of this host."""
+    words = ("--connect", address, "--directory", str(directory), *_worker_options(options))
     names = [f"worker-{i}" for i in range(0 if options.ray else options.workers or 0)]
-    return [
-        ProcessSpec("model-loader", "dist_net.serving.model_loader", arguments),
-        *(ProcessSpec(name, "", (*worker, "--name", name)) for name in names),
-    ]
+    return [ProcessSpec(name, "", (*words, "--name", name)) for name in names]
 
 
 def _worker_options(options: ServingOptions) -> list[str]:

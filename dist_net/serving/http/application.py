@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.exchange import Guard, RequestMemory, served_model
 from dist_net.serving.http.model_endpoints import Models
 from dist_net.serving.http.open_inference import InferEndpoint
-from dist_net.serving.http.pool_metrics import PoolCollector, metrics_route
+from dist_net.serving.http.pool_metrics import metrics_route, pool_metrics
 from dist_net.serving.http.replies import HttpReply, Json, Refusals, error_reply, raised_reply
 from dist_net.serving.http.settings import HttpSettings
 
@@ -72,7 +73,7 @@ def application(
         *Models(gateway, memory, settings.max_batch_size, clock or SystemClock()).routes(),
         *sample_routes(gateway),
         pool_route(gateway),
-        metrics_route(PoolCollector(gateway, refusals, ledger)),
+        metrics_route(partial(pool_metrics, gateway, refusals, ledger)),
         openapi_route(),
         *files,
     ]

@@ -133,7 +133,14 @@ def _reply(
     if answered.unknown_below:
         content["unknown_below"] = answered.unknown_below
     content |= several or answers[0]
-    return Json(content | {"timings": _timings(results, total_ms)})
+    timings = {  # of the slowest image at each stage
+        "total_ms": total_ms,
+        "queue_ms": max(result.queue_s for result in results) * _MS_PER_S,
+        "prepare_ms": max(result.prepare_s for result in results) * _MS_PER_S,
+        "compute_ms": max(result.compute_s for result in results) * _MS_PER_S,
+        "batch_rows": max(result.batch_rows for result in results),
+    }
+    return Json(content | {"timings": timings})
 
 
 def _answer(result: Result, top: int) -> dict[str, Any]:
@@ -145,17 +152,6 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
     if result.unknown_below:
         answer["unknown"] = is_unknown(predictions, result.unknown_below)
     return answer
-
-
-def _timings(results: Sequence[Result], total_ms: float) -> dict[str, Any]:
-    """Return the request's total time, and for each stage the time of its slowest image."""
-    return {
-        "total_ms": total_ms,
-        "queue_ms": max(result.queue_s for result in results) * _MS_PER_S,
-        "prepare_ms": max(result.prepare_s for result in results) * _MS_PER_S,
-        "compute_ms": max(result.compute_s for result in results) * _MS_PER_S,
-        "batch_rows": max(result.batch_rows for result in results),
-    }
 
 
 def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:

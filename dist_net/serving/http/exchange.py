@@ -12,7 +12,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain
 from random import getrandbits
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -35,6 +35,7 @@ from dist_net.serving.http.replies import (
     error_reply,
     raised_reply,
 )
+from dist_net.serving.http.server import HttpConnection
 from dist_net.serving.http.settings import Credential, HttpSettings
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import InferenceRequest, Payload, Result, Status
@@ -83,7 +84,11 @@ class Guard:
         request_id = sent_id if _SENT_ID.fullmatch(sent_id) else f"{getrandbits(64):016x}"
         send = self.refusals.noting(scope, send, request_id)
         credential = self._credential(scope, headers)
-        refusal = self._refusal(scope, headers, credential)
+        refusal = (
+            self._malformed(scope, headers)
+            or (self._foreign(headers) if self.settings.tokens is None else None)
+            or self._forbidden(scope["path"], credential.role)
+        )
         if refusal is not None:
             await error_reply(*refusal)(scope, receive, send)
         elif scope["path"] in self.open_paths:
@@ -112,7 +117,7 @@ class Guard:
             return
         try:
             await self.application(scope, receive, send)
-            connection: Connection | None = state.get("connection")
+            connection: HttpConnection | None = state.get("connection")
             if connection is not None and connection.has_unread:
                 await connection.until_read()
         finally:
@@ -121,7 +126,7 @@ class Guard:
     def _share(self, scope: Scope, credential: Credential) -> ClientShare:
         if self.settings.tokens is not None:
             return self.ledger.share_of(credential.name, credential.quota)
-        connection: Connection | None = scope["state"].get("connection")
+        connection: HttpConnection | None = scope["state"].get("connection")
         share = None if connection is None else connection.share
         if share is None:
             host, port = scope.get("client") or ("", 0)
@@ -138,17 +143,8 @@ class Guard:
         found = self.settings.tokens.credential(headers.get(b"authorization", b""))
         return found or Credential("", host)
 
-    def _refusal(
-        self, scope: Scope, headers: HeaderValues, credential: Credential
-    ) -> tuple[int, str] | None:
-        """Return a status code and the reason; None if the request is permitted."""
-        return (
-            self._malformed(scope, headers)
-            or (self._foreign(headers) if self.settings.tokens is None else None)
-            or self._forbidden(scope["path"], credential.role)
-        )
-
     def _malformed(self, scope: Scope, headers: HeaderValues) -> tuple[int, str] | None:
+        """Return a status code and the reason to refuse a request; as the following do."""
         sent: list[tuple[bytes, bytes]] = scope["headers"]
         limit, limit_bytes = self.settings.headers, self.settings.header_bytes
         size = len(scope["path"]) + len(scope.get("query_string", b""))
@@ -211,18 +207,6 @@ def _is_this_host(host: str) -> bool:
         return False
 
 
-class Connection(Protocol):
-    """The connection of a request, in the server."""
-
-    share: ClientShare | None
-
-    def waited_s(self) -> float: ...
-    def time_out(self) -> None: ...
-    @property
-    def has_unread(self) -> bool: ...
-    async def until_read(self) -> None: ...
-
-
 class RequestMemory:
     """Limits the number of threads that parse requests, and knows the bodies that arrive.
 
@@ -251,7 +235,7 @@ class HttpExchange:
         self.headers: dict[bytes, bytes] = dict(request.scope["headers"])
         self._memory = memory
         self._receive = request.receive
-        self._connection: Connection | None = request.scope["state"].get("connection")
+        self._connection: HttpConnection | None = request.scope["state"].get("connection")
         self._opened: OpenRequest = request.scope["state"]["opened"]
 
     def size_header(self, name: bytes) -> int | None:
@@ -354,8 +338,11 @@ class HttpExchange:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             piece: bytes = message.get("body", b"")
-            self._require_size(len(body) + len(piece))
-            self._hold(len(body) + len(piece))
+            size = len(body) + len(piece)
+            self._require_size(size)
+            while not self._opened.hold(size) and self._memory.drop_stalled():
+                pass
+            self._opened.require(size)
             is_whole = not message.get("more_body", False)
             self._opened.share.account.received_bytes += len(piece)
             if is_whole and not body:
@@ -371,12 +358,6 @@ class HttpExchange:
             raise RequestTooLargeError(
                 f"the body has {size:,} bytes or more; expected at most {limit:,}"
             )
-
-    def _hold(self, size: int) -> None:
-        """Count ``size`` bytes for this request from now on; raise PoolUnavailableError."""
-        while not self._opened.hold(size) and self._memory.drop_stalled():
-            pass
-        self._opened.require(size)
 
 
 def served_model(gateway: Gateway, name: str) -> ServedModel:

@@ -216,18 +216,15 @@ def full_shape(model: ModelDescription, shape: tuple[int, ...]) -> list[int]:
     return [-1, *shape] if model.is_batched else [*shape]
 
 
-def _object(value: Any, what: str) -> dict[str, Any]:
-    """Return ``value`` if it is a JSON object, or an empty one for None."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{what} is {shown(value)}; expected a JSON object")
-    return value
-
-
 def _parameters(owner: dict[str, Any], what: str) -> dict[str, Any]:
     """Return the parameters of the request, the input or the output."""
-    parameters = _object(owner.get("parameters"), f"parameters of the {what}")
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise BadRequestError(
+            f"parameters of the {what} is {shown(parameters)}; expected a JSON object"
+        )
     for name in _UNSUPPORTED:
         if parameters.get(name):  # 0, "" and false mean none
             raise BadRequestError(

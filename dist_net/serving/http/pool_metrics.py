@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -19,7 +19,6 @@ from prometheus_client.core import (
     Metric,
     UntypedMetricFamily,
 )
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -42,10 +41,16 @@ _STAGES = {"queue": "queue", "compute": "compute_infer", "total": "success"}
 _STATES = ("idle", "busy", "loading", "silent")
 
 
-def metrics_route(collector: Collector) -> Route:
-    """Return the route ``/metrics``, in Prometheus's text format."""
+class LateCollector(NamedTuple):
+    """A collector whose metrics are unknown until they are collected: it has no ``describe``."""
+
+    collect: Callable[[], Iterable[Metric]]
+
+
+def metrics_route(collect: Callable[[], Iterable[Metric]]) -> Route:
+    """Return the route ``/metrics``: what ``collect`` returns, in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(collector)
+    registry.register(cast(Any, LateCollector(collect)))
 
     async def metrics(_: Request) -> Response:
         """Return the metrics for Prometheus."""
@@ -54,41 +59,21 @@ def metrics_route(collector: Collector) -> Route:
     return Route("/metrics", metrics)
 
 
-class LateCollector(Collector):
-    """A collector whose metrics are unknown until they are collected."""
-
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing, so that registering does not collect."""
-        return ()
-
-
-class PoolCollector(LateCollector):
-    """The metrics of the pool and of its clients, and the refusals of its HTTP server."""
-
-    def __init__(self, gateway: Gateway, refusals: Refusals, ledger: ClientLedger) -> None:
-        self._gateway = gateway
-        self._refusals = refusals
-        self._ledger = ledger
-
-    def collect(self) -> Iterator[Metric]:
-        models = self._gateway.models()
-        counted = {name: total(self._gateway.statistics(name).values()) for name in models}
-        status = self._gateway.status()
-        yield from _triton_metrics(counted)
-        yield from _request_metrics(counted)
-        yield from _pool_metrics(status)
-        refusals = sorted(self._refusals.counts.items())
-        yield counter_family(
-            "http_refused", "HTTP requests refused, by status code", "code", refusals
-        )
-        unloads = sorted(self._gateway.unloads.items())
-        yield counter_family("unloads", "unloads of a model", "model", unloads)
-        yield from _client_metrics(self._ledger)
-        lag = self._gateway.lag
-        yield _histogram("loop_lag_seconds", "lateness of the gateway's timer", "", [((), lag)])
-        ended = sorted(self._gateway.ended.items())
-        text = "workers and loaders that ended, and were replaced"
-        yield counter_family("ended_processes", text, "host", ended)
+def pool_metrics(gateway: Gateway, refusals: Refusals, ledger: ClientLedger) -> Iterator[Metric]:
+    """Yield the metrics of the pool and of its clients, and the refusals of its HTTP server."""
+    counted = {name: total(gateway.statistics(name).values()) for name in gateway.models()}
+    yield from _triton_metrics(counted)
+    yield from _request_metrics(counted)
+    yield from _pool_metrics(gateway.status())
+    for name, text, label, counts in (
+        ("http_refused", "HTTP requests refused, by status code", "code", refusals.counts),
+        ("unloads", "unloads of a model", "model", gateway.unloads),
+        ("ended_processes", "workers that ended, and were replaced", "host", gateway.ended),
+    ):
+        yield counter_family(name, text, label, sorted(counts.items()))
+    yield from _client_metrics(ledger)
+    lag = gateway.lag
+    yield _histogram("loop_lag_seconds", "lateness of the gateway's timer", "", [((), lag)])
 
 
 MetricValues = Iterable[tuple[Any, float]]

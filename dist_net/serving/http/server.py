@@ -26,8 +26,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import AddressError, KeyFileError
-from dist_net.serving.gateway.client_ledger import ClientShare
-from dist_net.serving.gateway.turn_budget import TurnBudget
+from dist_net.serving.gateway.client_ledger import ClientShare, TurnBudget
 from dist_net.serving.http.replies import Refusals, error_content
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.waiting_clients import WaitingClients
@@ -60,7 +59,7 @@ class HttpServer:
     ) -> None:
         self._connections = _Connections(settings, refusals or Refusals(), turn or TurnBudget())
         self._context = _tls_context(settings) if settings.has_tls else None
-        protocol: Any = partial(_HttpConnection, self._connections, None)
+        protocol: Any = partial(HttpConnection, self._connections, None)
         configuration = uvicorn.Config(
             _answering(application),
             http=protocol,
@@ -124,7 +123,7 @@ class HttpServer:
 
     async def _shake_hands(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
         connection = partial(
-            _HttpConnection,
+            HttpConnection,
             self._connections,
             asyncio.current_task(),
             config=self._server.config,
@@ -176,7 +175,7 @@ class _Server(uvicorn.Server):
 class _Connections:
     """Every open connection. Beyond the limit, drops the one that waits longest for its client.
 
-    Its key is the task of a TLS handshake, or an ``_HttpConnection``.
+    Its key is the task of a TLS handshake, or an ``HttpConnection``.
     """
 
     def __init__(self, settings: HttpSettings, refusals: Refusals, turn: TurnBudget) -> None:
@@ -218,7 +217,7 @@ class _Connections:
     def _check(self, now: float) -> None:
         # A function of its own: a variable of the task would keep the last connection in memory.
         for connection in list(self._open):  # asyncio limits the time of handshakes
-            if isinstance(connection, _HttpConnection):
+            if isinstance(connection, HttpConnection):
                 connection.check(now)
 
 
@@ -249,7 +248,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class _HttpConnection(HttpToolsProtocol):
+class HttpConnection(HttpToolsProtocol):
     """uvicorn's connection, with bounded memory, and bounded waits for its client.
 
     The parser buffers a head or a trailer until it is complete, so this class counts the bytes that

@@ -1,11 +1,10 @@
-"""The models of a pool: their versions, the requests to the loader, and pending reloads.
+"""The models of a pool: their versions, the requests to read them, and pending reloads.
 
-reload ─▶ PrepareModel ─▶ (the loader reads) ─▶ ModelPrepared ─▶ workers load ─▶ EndRequest
+reload ─▶ ReadModel ─▶ (a process reads) ─▶ ModelPrepared ─▶ workers load ─▶ EndRequest
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,25 +13,21 @@ from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
 from dist_net.serving.pool.description import EncodedImage, ModelDescription, ServedModel
 from dist_net.serving.pool.requests import (
     EndRequest,
-    EvictWorker,
     PoolCommand,
+    ReadModel,
+    RemoveArrays,
     Result,
-    SendToNode,
     Status,
 )
 from dist_net.serving.pool.versions import ModelVersions, Version
-from dist_net.wire.serving_messages import Drop, JoinAsLoader, ModelPrepared, PrepareModel
+from dist_net.wire.serving_messages import ModelPrepared
 
 logger = logging.getLogger(__name__)
-
-LOADER_BEATS_S = 1.0
-LOADER_SILENT_S = 10.0
-"""A loader that is silent for this long hangs. It has a low priority, so it may be late."""
 
 
 @dataclass(slots=True, eq=False)
 class _Reload:
-    """A pending reload, which request ``requested`` to the loader, or a later one, satisfies.
+    """A pending reload, which request ``requested``, or a later one, satisfies.
 
     The result is ``version``, the ``place``-th of its model.
     """
@@ -45,26 +40,17 @@ class _Reload:
 
 
 class Catalogue:
-    """All models by name, and their loader: the peer that knows ``token``.
-
-    The token prevents other peers from naming files, which workers may fetch. A request for a model
-    replaces an unanswered one. If the loader ends, the next loader receives the unanswered
-    requests.
-    ``loader_heard_s``: when it was last heard.
+    """All models by name. A request to read a model replaces an unanswered one.
 
     After any event call ``advance`` for the resulting commands.
     """
 
-    def __init__(self, names: Sequence[str], token: bytes) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.models = {name: ModelVersions(name) for name in names}
         self._answers: dict[str, ModelPrepared] = {}
-        self._token = token
-        self._loader: bytes | None = None
-        self._process = 0, ""  # its id and host
-        self.loader_heard_s = 0.0
         self._newest = dict.fromkeys(names, 0)  # the last number, requested or received
         self._requested: dict[str, int] = {}  # unanswered requests
-        self._sent: set[str] = set()  # the models that this loader was sent a request for
+        self._unsent: dict[str, ReadModel] = {}
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
             self._prepare(name)
@@ -105,42 +91,14 @@ class Catalogue:
         for reload in self._reloads[model]:
             reload.result = reload.result or Result(Status.FAILED, reason=reason)
 
-    def loader_joined(self, node: bytes, message: JoinAsLoader, now: float) -> bool:
-        """Admit a peer as the loader; return False if its token is wrong."""
-        if not hmac.compare_digest(message.token, self._token):
-            return False
-        logger.info("loader_joined process=%d", message.process_id)
-        self._loader_gone()
-        self._loader, self._process = node, (message.process_id, message.host)
-        self.loader_heard_s = now
-        return True
-
-    def is_loader(self, node: bytes) -> bool:
-        return node == self._loader
-
-    def is_loader_process(self, process_id: int, host: str) -> bool:
-        return self._loader is not None and self._process == (process_id, host)
-
-    def hanging_loader(self, now: float) -> EvictWorker | None:
-        """Return the command to kill a silent loader."""
-        if self._loader is None or now - self.loader_heard_s < LOADER_SILENT_S:
-            return None
-        return EvictWorker(self._loader, *self._process, f"silent for {LOADER_SILENT_S:g} s")
-
-    def loader_ended(self, process_id: int, host: str) -> None:
-        """Process the exit of a process, which may be the loader."""
-        if self.is_loader_process(process_id, host):
-            self._loader_gone()
-
     def prepared(self, message: ModelPrepared) -> None:
-        """Process the loader's answer: a version, or the reason of a failure."""
+        """Process what was read: a version, or the reason of a failure."""
         name, reason = message.model, message.reason
         model = self.models[name]
         self._newest[name] = max(self._newest[name], message.version)
         self._answers[name] = message
         if self._requested.get(name) == message.requested:
             del self._requested[name]
-            self._sent.discard(name)
         if model.is_unloaded and all(each.result is not None for each in self._reloads[name]):
             logger.info("version_ignored model=%s reason=unloaded", name)
             model.unused.append(message.version)
@@ -157,18 +115,13 @@ class Catalogue:
             model.reason = reason
 
     def advance(self) -> list[PoolCommand]:
-        """Return the requests to the loader, and end the reloads with a settled version."""
-        commands: list[PoolCommand] = []
-        if self._loader is not None:
-            for name, number in self._requested.items():
-                if name not in self._sent:
-                    self._sent.add(name)
-                    commands.append(SendToNode(self._loader, PrepareModel(name, number)))
+        """Return the requests to read models, and end the reloads with a settled version."""
+        commands: list[PoolCommand] = [*self._unsent.values()]
+        self._unsent.clear()
         for name, reloads in self._reloads.items():
             model = self.models[name]
-            while self._loader is not None and model.unused:
-                drop = Drop(name, model.unused.pop())
-                commands.append(SendToNode(self._loader, drop))
+            commands += [RemoveArrays(name, version) for version in model.unused]
+            model.unused.clear()
             for reload in [*reloads]:
                 result = reload.result
                 if result is None and reload.place is not None and model.done >= reload.place:
@@ -193,18 +146,14 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str) -> int:
-        """Request the model's next version from the loader; return its number.
+        """Request the model's next version; return its number.
 
         A version of a training run has the run's number instead.
         """
         number = self._newest[model] = self._newest[model] + 1
         self._requested[model] = number
-        self._sent.discard(model)
+        self._unsent[model] = ReadModel(model, number)
         return number
-
-    def _loader_gone(self) -> None:
-        self._loader = None
-        self._sent.clear()
 
 
 def _add_version(model: ModelVersions, message: ModelPrepared) -> str:

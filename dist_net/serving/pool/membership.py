@@ -182,10 +182,6 @@ class PoolMembership:
         """Return the worker at a node; None if it was evicted or never joined."""
         return self._workers.get(node)
 
-    def with_id(self, worker_id: int) -> Worker | None:
-        """Return the worker with an id; None if it was evicted or never joined."""
-        return next((each for each in self if each.worker_id == worker_id), None)
-
     def of_process(self, host: str, process_id: int) -> Worker | None:
         """The worker that last enlisted from that process; None if there is none."""
         found = [each for each in self if (each.host, each.process_id) == (host, process_id)]

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from dist_net.errors import ModelLoadError
-from dist_net.serving.pool.catalogue import LOADER_BEATS_S, LOADER_SILENT_S, Catalogue
+from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.membership import PoolMembership, Worker
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import (
@@ -35,7 +35,6 @@ from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
 from dist_net.wire.serving_messages import (
     BatchDone,
-    JoinAsLoader,
     JoinPool,
     Loaded,
     ModelPrepared,
@@ -52,11 +51,11 @@ class Pool:
     """Times are seconds on one monotonic clock; the pool starts at ``now``.
 
     ``first_worker_id`` should change with every start, so that workers of the previous pool are
-    unknown to this pool. ``loader_token``: see ``Catalogue``. ``release``: the release of dist_net
-    that workers must have. ``is_running``: see ``PoolMembership``.
+    unknown to this pool. ``release``: the release of dist_net that workers must have.
+    ``is_running``: see ``PoolMembership``.
 
     Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
-    and requests to the loader. Each admitted request ends with one ``EndRequest``, unless it is
+    and requests to read models. Each admitted request ends with one ``EndRequest``, unless it is
     cancelled.
     """
 
@@ -66,12 +65,11 @@ class Pool:
         model_names: Sequence[str],
         now: float = 0.0,
         first_worker_id: int = 1,
-        loader_token: bytes = b"",
         release: str = "",
         is_running: Callable[[int, str], bool] = lambda *_: False,
     ) -> None:
         self._release = release
-        self.catalogue = Catalogue(model_names, loader_token)
+        self.catalogue = Catalogue(model_names)
         self._settings = settings
         self.max_batch_size = settings.max_batch_size
         self._started_s = now
@@ -122,12 +120,10 @@ class Pool:
         self._requests.unsettled[model] = None
         return Result(Status.OK)
 
-    # Messages from workers and the loader
+    # Messages from workers
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         """Process a message from the workers' socket."""
-        if self.catalogue.is_loader(node):
-            self.catalogue.loader_heard_s = now
         if isinstance(message, BatchDone | Loaded):
             worker = self._at(node, now)
             if worker is None:
@@ -146,10 +142,8 @@ class Pool:
             self._scheduler.returned(worker, batch, message, now)
             return [] if batch.is_probe else [*self._requests.complete(batch, message, now)]
         match message:
-            case Heartbeat() if self.catalogue.is_loader(node):
-                return []
             case Heartbeat(worker_id, sent_s):  # which arrives from a separate socket
-                worker = self._workers.with_id(worker_id)
+                worker = next((of for of in self._workers if of.worker_id == worker_id), None)
                 if worker is None:
                     return [SendToNode(node, UNKNOWN_WORKER)]
                 worker.heard_s = now
@@ -165,10 +159,6 @@ class Pool:
                 return self.join(node, name, host, process_id, now)
             case Leave():
                 return self.lost(node, "it left", now)
-            case JoinAsLoader() if self.catalogue.loader_joined(node, message, now):
-                return [SendToNode(node, PoolWelcome(0, LOADER_BEATS_S, LOADER_SILENT_S))]
-            case ModelPrepared() if self.catalogue.is_loader(node):
-                return self.prepared(message, now)
         reason = f"{type(message).__name__} is not for the workers' address of a gateway"
         return [SendToNode(node, Refuse(reason, may_rejoin=False))]
 
@@ -188,7 +178,7 @@ class Pool:
         return [SendToNode(node, welcome), *self._advance_all(now)]
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
-        """Process a version that the loader has prepared, or its reason for failing."""
+        """Process a version that was read, or the reason why it was not."""
         model = self._models.get(message.model)
         if model is None:
             return []
@@ -201,8 +191,7 @@ class Pool:
         return [] if worker is None else self._lose(worker, reason, now)
 
     def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
-        """Process the exit of a worker or the loader at once, without waiting for a timeout."""
-        self.catalogue.loader_ended(process_id, host)
+        """Process the exit of a worker at once, without waiting for a timeout."""
         worker = self._workers.of_process(host, process_id)
         return [] if worker is None else self._failed(worker, reason, now)
 
@@ -210,7 +199,6 @@ class Pool:
 
     def stood_still(self, for_s: float, now: float) -> None:
         """Ignore the silence of others while the gateway was stopped, or late, for ``for_s``."""
-        self.catalogue.loader_heard_s = min(self.catalogue.loader_heard_s + for_s, now)
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
@@ -221,9 +209,6 @@ class Pool:
     def dispatch(self, now: float) -> list[PoolCommand]:
         """Evict overdue processes, end expired requests, and send batches to free workers."""
         commands: list[PoolCommand] = []
-        if (hanging := self.catalogue.hanging_loader(now)) is not None:
-            _, process_id, host, reason = hanging
-            commands += [hanging, *self.child_ended(process_id, host, reason, now)]
         if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
                 commands += self._evict(worker, reason, now)
@@ -277,9 +262,8 @@ class Pool:
         return bool(wanted) and can_answer and not self._scheduler.is_draining
 
     def is_member(self, process_id: int, host: str) -> bool:
-        """Return whether a process is a worker or the loader of the pool."""
-        worker = self._workers.of_process(host, process_id)
-        return worker is not None or self.catalogue.is_loader_process(process_id, host)
+        """Return whether a process is a worker of the pool."""
+        return self._workers.of_process(host, process_id) is not None
 
     def failures(self) -> list[ModelLoadError]:
         """Return the errors of models that could not be read, or that no worker could load.

@@ -122,7 +122,7 @@ class Result:
 
 
 class SendToNode(NamedTuple):
-    """Send the message to the worker or loader at ``node``."""
+    """Send the message to the worker at ``node``."""
 
     node: bytes
     message: Message
@@ -136,7 +136,7 @@ class EndRequest(NamedTuple):
 
 
 class EvictWorker(NamedTuple):
-    """Kill this lost worker, or hanging loader, if it is a child, and start another."""
+    """Kill this lost worker, if it is a child, and start another."""
 
     node: bytes
     process_id: int
@@ -144,4 +144,18 @@ class EvictWorker(NamedTuple):
     reason: str
 
 
-PoolCommand = SendToNode | EndRequest | EvictWorker
+class ReadModel(NamedTuple):
+    """Read a model from its source in place of an earlier request; report a ModelPrepared."""
+
+    model: str
+    version: int
+
+
+class RemoveArrays(NamedTuple):
+    """Remove the file of a version that no worker will load any more."""
+
+    model: str
+    version: int
+
+
+PoolCommand = SendToNode | EndRequest | EvictWorker | ReadModel | RemoveArrays

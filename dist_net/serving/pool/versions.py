@@ -88,7 +88,7 @@ class ModelVersions:
     recently. ``is_unloaded``: it was unloaded, and no version has arrived since then.
     ``came``: the number of versions that arrived; ``done``: the number of these that are settled:
     every worker has loaded it or failed to, or a later version replaced it. ``unused``: versions
-    that no worker will load any more, until the loader is told to remove their files.
+    that no worker will load any more, until their files are to be removed.
     """
 
     def __init__(self, name: str) -> None:

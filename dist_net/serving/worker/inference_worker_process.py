@@ -4,12 +4,6 @@
 
 Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
 stderr.
-
-With ``--fork-server`` it forks the workers of the gateway's host instead. Orders arrive on stdin, a
-Unix socket: see ``dist_net.processes.forking``. It prints ``READY`` after importing the modules
-that workers need, and ends when the other end of the socket is closed. A forked worker starts at
-once, and needs a quarter of the memory of a worker that imports these modules itself, not counting
-its buffers.
 """
 
 import argparse
@@ -18,20 +12,25 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
+from dist_net.clock import SystemClock
 from dist_net.command_line import add_options, add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
 from dist_net.images.decoding import MAX_PIXELS
-from dist_net.nn.inference import import_kernels
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
-from dist_net.processes.forking import FORK_SERVER_OPTION, fork_on_orders
 from dist_net.release import release
-from dist_net.serving.worker.loop import connected_worker
+from dist_net.serving.worker.loaded_models import LoadedModels, load_network
+from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import WorkerSettings
+from dist_net.wire.heartbeat import HeartbeatSender
+from dist_net.wire.serving_messages import JoinPool, PoolWelcome
 from dist_net.wire.token import POOL
+from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
@@ -65,17 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
-    parser.add_argument(FORK_SERVER_OPTION, action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the gateway stops this worker; return the exit code."""
-    if arguments.fork_server:
-        import_kernels()
-        release()  # takes milliseconds, and is cached for all workers
-        print(READY, flush=True)
-        fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), main)
-        return 0
     settings = WorkerSettings(
         arguments.directory,
         arguments.threads,
@@ -86,14 +78,23 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    gateway = server_given(arguments, POOL)
-    with connected_worker(
-        gateway.address,
-        arguments.name,
-        settings,
-        gateway.keys,
-        bears_silence=arguments.parent is not None,
-    ) as worker:
+    (address, keys), clock = server_given(arguments, POOL), SystemClock()
+
+    def start_heartbeats(welcome: PoolWelcome) -> HeartbeatSender:
+        interval_s = welcome.heartbeat_interval_s
+        sender = HeartbeatSender(address, keys, welcome.worker_id, interval_s, clock)
+        sender.start()
+        return sender
+
+    models = LoadedModels(partial(load_network, address, keys, settings))
+    join = JoinPool(arguments.name, socket.gethostname(), os.getpid(), release())
+    is_child = arguments.parent is not None
+    with (
+        ClientSocket(address, keys) as connection,
+        closing(
+            InferenceWorker(connection, models, start_heartbeats, join, is_child, clock)
+        ) as worker,
+    ):
         stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)
         reason = worker.serve()

@@ -10,11 +10,9 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_net.clock import Clock
 from dist_net.errors import DistNetError, ModelLoadError, ProtocolError
 from dist_net.files import replacing
 from dist_net.nn.inference import Prepared
@@ -146,43 +144,39 @@ def _close_result(future: Future[ServedNetwork]) -> None:
         future.result().close()
 
 
-@dataclass(frozen=True)
-class NetworkLoader:
-    """Loads versions in a separate thread, and fetches missing arrays from the gateway."""
+def load_network(
+    address: str,
+    keys: PeerKeys | None,
+    settings: WorkerSettings,
+    description: ModelDescription,
+    alike: ServedNetwork | None,
+    may_go_on: Callable[[], bool],
+) -> ServedNetwork:
+    """Return a version's network; missing arrays are fetched from the gateway at ``address``.
 
-    address: str
-    keys: PeerKeys | None
-    settings: WorkerSettings
-    clock: Clock
+    Raise a DistNetError or a recipe's exception.
+    """
 
-    def load(
-        self,
-        description: ModelDescription,
-        alike: ServedNetwork | None,
-        may_go_on: Callable[[], bool],
-    ) -> ServedNetwork:
-        """Return a version's network. Raise a DistNetError or a recipe's exception."""
+    def fetch(request: FetchArrays) -> ArraysPiece:
+        if not may_go_on():
+            raise ModelLoadError(f"{request.model} version {request.version} was dropped")
+        # Not the worker's socket, which belongs to the thread that answers.
+        with ClientSocket(address, keys) as connection:
+            connection.send(request)
+            answer = connection.receive(ANSWER_WITHIN_S)
+            if answer is None:
+                raise connection.no_answer(ANSWER_WITHIN_S)
+        if not isinstance(answer, ArraysPiece):
+            raise ProtocolError(
+                f"the gateway answered FetchArrays by {answer!r:.80}; expected ArraysPiece"
+            )
+        return answer
 
-        def fetch(request: FetchArrays) -> ArraysPiece:
-            if not may_go_on():
-                raise ModelLoadError(f"{request.model} version {request.version} was dropped")
-            # Not the worker's socket, which belongs to the thread that answers.
-            with ClientSocket(self.address, self.keys) as connection:
-                connection.send(request)
-                answer = connection.receive(ANSWER_WITHIN_S)
-                if answer is None:
-                    raise connection.no_answer(ANSWER_WITHIN_S)
-            if not isinstance(answer, ArraysPiece):
-                raise ProtocolError(
-                    f"the gateway answered FetchArrays by {answer!r:.80}; expected ArraysPiece"
-                )
-            return answer
-
-        prepared = mapped_arrays(description, self.settings.directory, fetch)
-        rebound = alike.rebound(description, prepared) if alike is not None else None
-        if rebound is not None:
-            return rebound
-        return ServedNetwork(description, prepared, self.settings, may_go_on, self.clock)
+    prepared = mapped_arrays(description, settings.directory, fetch)
+    rebound = alike.rebound(description, prepared) if alike is not None else None
+    if rebound is not None:
+        return rebound
+    return ServedNetwork(description, prepared, settings, may_go_on)
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
@@ -218,32 +212,25 @@ def keep_newest(directory: Path, name: str) -> None:
 
 def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
     """Fetch the file of arrays to ``path``, where it appears once it is complete."""
-    total = description.arrays_bytes
+    name, version, total = description.name, description.version, description.arrays_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(path) as partial, partial.open("wb") as file:
             while (offset := file.tell()) < total:
-                file.write(_piece(description, offset, min(PIECE_BYTES, total - offset), fetch))
+                size = min(PIECE_BYTES, total - offset)
+                found = fetch(FetchArrays(name, version, offset, size))
+                sizes = [len(each) for each in found.payloads]
+                if found[:4] != (name, version, offset, total) or sizes != [size]:
+                    raise ModelLoadError(
+                        f"the gateway sent pieces of {sizes} bytes at {found.offset:,} of "
+                        f"{found.total:,}, of {found.model} version {found.version}; expected one "
+                        f"of {size:,} at {offset:,} of {total:,}, of {name} version {version}, "
+                        f"which may have been dropped"
+                    )
+                file.write(found.payloads[0])
             file.flush()
     except OSError as error:
         raise ModelLoadError(
-            f"cannot write the arrays of {description.name} to {path.parent}: {error.strerror}; "
-            f"expected a directory with {total:,} bytes free"
+            f"cannot write the arrays of {name} to {path.parent}: {error.strerror}; expected a "
+            f"directory with {total:,} bytes free"
         ) from error
-
-
-def _piece(
-    description: ModelDescription, offset: int, size: int, fetch: Fetch
-) -> bytes | memoryview:
-    name, version = description.name, description.version
-    arrays = fetch(FetchArrays(name, version, offset, size))
-    sizes = [len(each) for each in arrays.payloads]
-    expected = ArraysPiece(name, version, offset, description.arrays_bytes, arrays.payloads)
-    if arrays != expected or sizes != [size]:
-        raise ModelLoadError(
-            f"the gateway sent pieces of {sizes} bytes at {arrays.offset:,} of {arrays.total:,}, "
-            f"of {arrays.model} version {arrays.version}; expected one of {size:,} at {offset:,} "
-            f"of {description.arrays_bytes:,}, of {name} version {version}, which may have been "
-            f"dropped"
-        )
-    return arrays.payloads[0]

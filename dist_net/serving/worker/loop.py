@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from dist_net.clock import Clock, SystemClock
+from dist_net.clock import Clock
 from dist_net.errors import JoinRefusedError, ServerLostError, ShapeError
-from dist_net.release import release
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.worker.loaded_models import LoadedModels, NetworkLoader
-from dist_net.serving.worker.served_network import WorkerSettings
+from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Alive, Leave, Message, Refuse, Stop
-from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import BatchDone, Drop, JoinPool, Load, PoolWelcome, RunBatch
 from dist_net.wire.transport import ClientSocket
 
@@ -32,34 +26,6 @@ MAX_REASON = 500  # characters of an error
 
 StartHeartbeats = Callable[[PoolWelcome], HeartbeatSender]
 """Start the heartbeats of a worker that was admitted."""
-
-
-@contextmanager
-def connected_worker(
-    address: str,
-    name: str,
-    settings: WorkerSettings,
-    keys: PeerKeys | None = None,
-    *,
-    bears_silence: bool = False,
-) -> Iterator[InferenceWorker]:
-    """Yield an inference worker in this process for the gateway at ``address``."""
-    clock = SystemClock()
-
-    def start_heartbeats(welcome: PoolWelcome) -> HeartbeatSender:
-        interval_s = welcome.heartbeat_interval_s
-        sender = HeartbeatSender(address, keys, welcome.worker_id, interval_s, clock)
-        sender.start()
-        return sender
-
-    models = LoadedModels(NetworkLoader(address, keys, settings, clock).load)
-    join = JoinPool(name, socket.gethostname(), os.getpid(), release())
-    with ClientSocket(address, keys) as connection:
-        worker = InferenceWorker(connection, models, start_heartbeats, join, bears_silence, clock)
-        try:
-            yield worker
-        finally:
-            worker.close()
 
 
 class InferenceWorker:

@@ -169,8 +169,26 @@ class ReduceLROnPlateau:
 
 def require_callbacks(callbacks: Sequence[Callback]) -> None:
     """Raise SettingError unless ``callbacks`` is a sequence of functions."""
-    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
-        raise SettingError(f"callbacks={callbacks!r:.80}: expected a list of functions")
+    is_list = isinstance(callbacks, Sequence) and all(map(callable, callbacks))
+    if not is_list or any(isinstance(each, type) for each in callbacks):
+        raise SettingError(
+            f"callbacks={callbacks!r:.80}: expected a list of functions or objects, such as "
+            f"[EarlyStopping()]"
+        )
+
+
+def require_monitors(
+    callbacks: Sequence[Callback],
+    names: Sequence[str] = ("loss", "accuracy"),
+    has_validation: bool = True,
+) -> None:
+    """Raise SettingError, before training, for a callback whose metric no epoch will have."""
+    known = [*names, *(f"val_{name}" for name in names if has_validation)]
+    for each in callbacks:
+        monitor = getattr(each, "monitor", known[0])
+        if monitor not in known and getattr(each, "save_best_only", True):
+            without = "" if has_validation else "; others need validation=(inputs, targets)"
+            raise SettingError(f"monitor={monitor!r}: expected one of {', '.join(known)}{without}")
 
 
 def is_ended_by(callbacks: Sequence[Callback], result: EpochResult) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 from dist_net.data.samples import SampleIndices
 from dist_net.errors import RecipeError
 from dist_net.nets.recipes.gradient_recipe import checked_gradient
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.own_directory import temporary_directory
 from dist_net.training.run.joined_run import offered_by

@@ -30,6 +30,7 @@ from dist_net.training.run.callbacks import (
     History,
     is_ended_by,
     require_callbacks,
+    require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
 from dist_net.training.worker.step import local_steps
@@ -234,7 +235,7 @@ def fit(
     batch_size: int = 32,
     optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
-    schedule: Schedule = ConstantRate(),  # noqa: B008 - immutable
+    schedule: Schedule | str = ConstantRate(),  # noqa: B008 - immutable
     clip_norm: float = 0.0,
     average_decay: float = 0.0,
     seed: int = 0,
@@ -306,4 +307,7 @@ def fit(
     done = model.trained_epochs if initial_epoch is None else 0
     to_train = recipe.load_dataset()  # checks it
     training = SingleProcess(recipe, to_train, seed=seed, threads=threads, first_order=done)
+    has_accuracy = model.targets(given.shape, given.dtype).classes > 0
+    names = ["loss", *["accuracy"] * has_accuracy, *measured]
+    require_monitors(callbacks, names, has_validation=validation is not None)
     return report.follow(training, first, epochs, done)

@@ -336,7 +336,7 @@ class LocalRun:
         return {
             "recipe": self._loaded.name,
             "run_dir": str(self._directory.path),
-            "checkpoint": str(self._directory.trained),
+            "checkpoint": str(self._directory.model_file),
             "test_accuracy": evaluation and evaluation.accuracy,
             "test_loss": evaluation and evaluation.loss,
             **{name: report[name] for name in REPORTED},

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from dist_net.command_line import add_trust_argument
 from dist_net.nets.offered_recipe import recipe_offer
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions

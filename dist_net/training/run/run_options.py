@@ -11,7 +11,7 @@ from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.json_records import record_from_json
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
-from dist_net.optim import AdamW, Optimizer, optimizer_named
+from dist_net.optim import AdamW, Optimizer, optimizer_named, schedule_named
 from dist_net.optim.ranges import count, use_plain_numbers
 from dist_net.processes.kernels import BITS, FAST, PORTABLE, with_bits
 from dist_net.shared_facts import difference
@@ -127,7 +127,7 @@ class RunOptions:
             momenta=recipe.layout.momenta,
             samples=data.samples,
             has_classes=data.has_classes,
-            schedule=recipe.schedule,
+            schedule=schedule_named(recipe.schedule),
             consistency=Consistency.parse(self.consistency),
             local_steps=None if self.local_steps == "auto" else self.local_steps,
             **chosen,

@@ -19,8 +19,8 @@ from dist_net.command_line import add_options
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_run_recipe
 from dist_net.processes.cores import own_equipment
 from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
 from dist_net.processes.kernels import BITS, FAST, kernel_digest, require_bits, with_bits

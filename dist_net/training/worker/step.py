@@ -17,7 +17,7 @@ from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import SampleIndices, samples_of
 from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Model
-from dist_net.optim import LearningRate
+from dist_net.optim import LearningRate, schedule_named
 from dist_net.training.worker.local_steps import (
     GradientFunction,
     LocalSteps,
@@ -157,6 +157,6 @@ def local_steps(
     """
     gradient_at = gradient_at or gradient_function(recipe, dataset, settings.seed, threads)
     rule = recipe.update_rule(settings.optimizer, settings.clip_norm, settings.average_decay)
-    schedule = recipe.schedule, len(dataset.train_targets), settings.epochs
+    schedule = schedule_named(recipe.schedule), len(dataset.train_targets), settings.epochs
     rate_at = LearningRate(settings.learning_rate, *schedule)
     return LocalSteps(gradient_at, rule, settings.batch_size, rate_at)

@@ -38,7 +38,9 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
+from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
+from dist_net.autodiff.kernels.compiled import recurrent_loops as compiled_recurrent
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
@@ -46,11 +48,15 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
+MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_winograd
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
     compiled_depthwise.add_gradient,
+    compiled_direct.multiply,
     compiled.from_product,
+    compiled_recurrent.lstm_step,
+    compiled_recurrent.lstm_step_back,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
 ]
@@ -237,6 +243,7 @@ IN_PYTHON = {
     "pointer": lambda array: array,
     "load": checked_load,
     "store": checked_store,
+    "value_at": lambda source, index: source[index],
     "spread": lambda value: np.full(vectors.LANES, value, np.float32),
     "larger": np.maximum,
     "smaller": np.minimum,
@@ -272,7 +279,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_depthwise, compiled_winograd):
+    for module in MODULES:
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -317,12 +324,44 @@ def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
         vectors_of = (*x[:3], -(-x[3] // 8) * 8)
         compiled_depthwise.gradient(
             windows,
-            np.ones(vectors_of, dtype),
-            1,
+            np.ones((x[0], x[1] + 9, x[2] + 9, vectors_of[3]), dtype),
             np.ones((*problem.out[:3], vectors_of[3]), dtype)[:, 1:].copy(),
             np.zeros((*windows.size, vectors_of[3]), dtype),
         )()
     assert {"correlate", "add_gradient"} <= {*loops_in_python}
+
+
+def test_no_direct_loop_leaves_its_arrays(loops_in_python):
+    random = np.random.default_rng(0)
+    for size, stride, columns in (((3, 3), (1, 1), 11), ((2, 1), (2, 3), 6), ((1, 4), (1, 2), 3)):
+        windows = Windows(size, stride, ((0, 0), (0, 0)))
+        height, width = 2 * stride[0] + size[0], (columns - 1) * stride[1] + size[1]
+        x = random.standard_normal((2, height, width, 3), np.float32)
+        filters = random.standard_normal((*size, 3, 32), np.float32)
+        out = np.zeros((2, 3, 2 * columns, 32), np.float32)[:, :, ::2]
+        seen = windows.over(x)
+        lines = seen.reshape(*seen.shape[:4], -1)
+        compiled_direct.products(
+            lines[:, :, :, np.newaxis], filters.reshape(1, size[0], -1, 32), out, False
+        )()
+        expected = np.einsum("nhwijc,ijco->nhwo", seen, filters)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        total = np.ones((1, size[0], 3 * size[1], 32), np.float32)
+        by_value = lines.transpose(3, 4, 0, 1, 2)[np.newaxis]
+        compiled_direct.products(by_value, expected, total, True)()
+        expected = np.einsum("nhwijc,nhwo->ijco", seen, expected).reshape(total.shape) + 1
+        np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
+    assert "multiply" in loops_in_python
+
+
+def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
+    projected, record = np.zeros(2 * 64, np.float32), np.zeros(6 * 2 * 16, np.float32)
+    product, *cotangents = projected.copy(), *np.ones((3, 2 * 16), np.float32)
+    compiled_recurrent.lstm_step(projected, product, record.copy(), record, 16)
+    compiled_recurrent.lstm_step_back(record, record.copy(), *cotangents, projected, 16)
+    assert (record.reshape(6, -1)[2:5] == 0.5).all()  # gates
+    assert (projected.reshape(2, 4, 16)[:, 3] != 0).all()
+    assert {"lstm_step", "lstm_step_back"} <= {*loops_in_python}
 
 
 @pytest.mark.usefixtures("loops_in_python")
@@ -347,17 +386,19 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 def test_numba_compiles_only_functions_with_loops():
     # It optimises each by itself: with straight-line code too, compiling took three times as long.
-    modules = (compiled, compiled_depthwise, compiled_winograd)
-    values = [value for module in modules for value in vars(module).values()]
+    values = [value for module in MODULES for value in vars(module).values()]
     sources = [inspect.getsource(each.py_func) for each in values if hasattr(each, "py_func")]
     assert sources
     assert [source for source in sources if " for " not in source] == []
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels.compiled import depthwise_loops, im2row_loops, winograd_loops
+from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
+from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
+loops += [direct_loops.multiply]
 loops += [im2row_loops.from_product]
+loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

@@ -417,10 +417,51 @@ def test_a_filter_for_each_channel_gives_the_same_compiled(
         return out
 
     fastest = computed()
-    monkeypatch.setattr(training, "compiled_kernels", lambda: None)
+    monkeypatch.setattr(training, "compiled_loops", lambda _: None)
     for value, plain in zip(fastest, computed(), strict=True):
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4)
     pool.close()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 20])
+@pytest.mark.parametrize("map_size", [(9, 11), (8, 12), (3, 4)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [
+        (3, 1, "same"),
+        (3, 1, "valid"),
+        (3, 2, 1),
+        (5, (1, 2), "same"),
+        ((2, 3), 1, ((1, 0), (0, 4))),
+    ],
+)
+def test_a_convolution_in_training_gives_the_same_compiled(
+    channels, map_size, size, stride, padding, monkeypatch
+):
+    """In float32, with numba and without it; the maps are equal for any number of threads."""
+    seen = windows(size, stride, padding, map_size)
+    random = np.random.default_rng(channels)
+    x = random.standard_normal((3, *map_size, channels), np.float32)
+    kernel = random.standard_normal((*seen.size, channels, 32), np.float32)
+    cotangent = random.standard_normal((3, *seen.output(*map_size), 32), np.float32)
+
+    def computed(threads):
+        pool = ThreadPool(threads)
+        out = np.empty_like(cotangent), np.empty_like(x), np.empty_like(kernel)
+        for each in out:
+            each.fill(np.nan)
+        convolve(seen, 1, x, kernel, out[0], pool).call(pool)()
+        input_gradient(seen, 1, cotangent, kernel, out[1], pool).call(pool)()
+        filter_gradient(seen, 1, x, cotangent, out[2], pool)()
+        pool.close()
+        return out
+
+    fastest, shared = computed(1), computed(2)
+    for value, same in zip(fastest[:2], shared, strict=False):
+        np.testing.assert_array_equal(value, same)
+    monkeypatch.setattr(training, "compiled_loops", lambda _: None)
+    for value, plain in zip(fastest, computed(1), strict=True):
+        np.testing.assert_allclose(value, plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
 
 
 LAYOUTS = {

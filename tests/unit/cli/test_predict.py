@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from dist_net.cli import main
-from dist_net.nets import sources
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.sources import FoundModel, model_source
+from dist_net.nets.sources import named_source
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.named_source import model_source
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from dist_net.printable import PrintableFormatter
@@ -34,7 +35,7 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> str:
         def read(self) -> FoundModel:
             return found
 
-    monkeypatch.setattr(sources, "model_source", lambda *_, **__: Source())
+    monkeypatch.setattr(named_source, "model_source", lambda *_, **__: Source())
     return "plane"
 
 
@@ -140,7 +141,7 @@ def test_names_and_labels_give_a_terminal_nothing_to_obey(
     found = model_source(run, None, None, lambda _: None).read()
     labelled = replace(found, labels=("red\x1b[31m", "b\rc", "\x9b2J\n"))
     source = SimpleNamespace(read=lambda: labelled)
-    monkeypatch.setattr(sources, "model_source", lambda *_, **__: source)
+    monkeypatch.setattr(named_source, "model_source", lambda *_, **__: source)
     good, bad = tmp_path / "a\x1b[2J.png", tmp_path / "b\x1b]0;title\x07.png"
     Image.new("RGB", (SIDE, SIDE)).save(good)
     bad.write_text("none")

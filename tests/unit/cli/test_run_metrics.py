@@ -9,7 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dist_net.cli.run_metrics import RunCollector
+from dist_net.cli.run_metrics import RunMetricsServer, run_metrics
+from dist_net.serving.http.pool_metrics import LateCollector
+from dist_net.serving.http.settings import HttpSettings
 from dist_net.training.server.protocol import ParameterServer, SendToPeer
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.server.state import RunState
@@ -31,24 +33,20 @@ def report() -> dict[str, Any]:
     return told | {"staleness_histogram": [4, 0, 8], "staleness_mean": 1.5, "pushes_applied": 12}
 
 
-def exposed(collector: RunCollector) -> str:
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return generate_latest(registry).decode()
-
-
 def samples_of(report: dict[str, Any]) -> dict[str, list[tuple[dict[str, str], float]]]:
-    collector = RunCollector()
-    collector.publish(report)
+    registry: Any = CollectorRegistry()
+    registry.register(LateCollector(lambda: run_metrics(report, 0.0)))
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in text_string_to_metric_families(exposed(collector)):
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found
 
 
 def test_before_the_first_report_there_is_nothing_and_no_error() -> None:
-    assert exposed(RunCollector()).strip() == ""
+    server = RunMetricsServer(HttpSettings(address="127.0.0.1:0"))
+    server._server.close()
+    assert [*server._collect()] == []
 
 
 def test_counters_gauges_and_failures_are_there(report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dist_net.cli import main, status
-from dist_net.cli.run_status import BAR_CELLS, bar, run_line, run_view, staleness_bars
+from dist_net.cli.status import BAR_CELLS, bar, run_line, run_view, staleness_bars
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS
 from dist_net.printable import printable

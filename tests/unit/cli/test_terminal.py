@@ -14,8 +14,7 @@ import pytest
 from rich.table import Table
 
 from benchmarks.__main__ import show
-from dist_net.cli.run_status import run_view
-from dist_net.cli.status import pool_view
+from dist_net.cli.status import pool_view, run_view
 from dist_net.data import dataset_named
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import PrintableConsole, plain_console

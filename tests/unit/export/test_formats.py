@@ -24,14 +24,13 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
 from dist_net.images.fitting import FITTINGS
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.sources import FoundModel
+from dist_net.nets.sources.found_model import FoundModel
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
 from onnx import helper
 
-from dist_net.export.onnx.onnx_model import onnx_graph
-from dist_net.export.onnx.preprocessing import GRAPH_FITTINGS
+from dist_net.export.onnx.onnx_model import GRAPH_FITTINGS, onnx_graph
 from naming import naming
 
 DIGITS = RecipeArchitecture("digits", "digits", ())

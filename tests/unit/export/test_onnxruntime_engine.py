@@ -2,19 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.errors import EngineMismatchError, ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
 from dist_net.export.onnxruntime_engine import NUMPY, ONNXRUNTIME, computed_by
+from dist_net.loaded_model import LoadedModel
 from dist_net.nets.architecture import RecipeArchitecture
-from dist_net.nets.classifier import classifier_from, outputs_for
 from dist_net.nets.onnx_gate import PixelOptions
-from dist_net.nets.sources import FoundModel, OnnxFile, TrainedRun
+from dist_net.nets.sources.found_model import FoundModel
+from dist_net.nets.sources.onnx_file import OnnxFile
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn import (
     Concatenate,
     Dense,
@@ -37,12 +41,21 @@ def found_model(scale: float = 1) -> FoundModel:
     return FoundModel(model, architecture, (), prepare(model, weights), "key", lambda: exported)
 
 
+def loaded(found: FoundModel) -> LoadedModel:
+    return LoadedModel(SimpleNamespace(read=lambda: found), "m")  # type: ignore[arg-type]
+
+
+def outputs_of(found: FoundModel, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    outputs: NDArray[np.float32] = loaded(found).predict(rows)
+    return outputs
+
+
 def test_onnx_runtime_computes_the_same() -> None:
     found = found_model()
     assert computed_by(found, NUMPY) is found
     other = computed_by(found, ONNXRUNTIME)
     rows = np.random.default_rng(1).normal(size=(9, 5)).astype(np.float32)
-    assert np.allclose(outputs_for(other, rows), outputs_for(found, rows), atol=1e-5)
+    assert np.allclose(outputs_of(other, rows), outputs_of(found, rows), atol=1e-5)
     assert computed_by(other, ONNXRUNTIME) is other
     assert other.specs == found.specs
     with pytest.raises(ExportError):
@@ -76,7 +89,7 @@ def test_the_key_changes_with_the_weights() -> None:
 
 @pytest.mark.parametrize("fitting", ["pad", "crop", "stretch", "imagenet"])
 def test_an_export_with_preprocessing_is_a_source(fitting: str, tmp_path: Path) -> None:
-    run = TrainedRun(write_run(tmp_path / "run"), None, lambda _: None).read()
+    run = RunFiles(write_run(tmp_path / "run"), None, lambda _: None).read()
     found = replace(run, fitting=fitting)
     exported = ExportedModel("run", found, found.weights(), takes_images=True)
     path = tmp_path / "run.onnx"
@@ -88,6 +101,6 @@ def test_an_export_with_preprocessing_is_a_source(fitting: str, tmp_path: Path) 
     Image.fromarray(pixels.astype(np.uint8)).save(image)
     answers = []
     for each in (found, other):
-        (predictions,) = classifier_from(each, "m").predict([image], top=3)
+        predictions = loaded(each).classify(image, top=3)
         answers.append({one.label: one.probability for one in predictions})
     assert answers[1] == pytest.approx(answers[0], abs=0.01)

@@ -16,9 +16,9 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
 from dist_net.nets.recipes.recipe import built_in_recipe, own_release
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import model_source
-from dist_net.nets.trained_model import load_run_recipe
+from dist_net.nets.sources.named_source import model_source
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.messages import RecipeOffer
 from marked_code import MarkedCode

@@ -8,8 +8,8 @@ from dist_net.errors import RecipeError
 from dist_net.nets.offered_recipe import MAX_FILE_BYTES, MAX_FILES, OfferedRecipe, recipe_offer
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import load_run_recipe
 from dist_net.wire.messages import RecipeOffer
 from naming import naming
 

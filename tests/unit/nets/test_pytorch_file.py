@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import ModelFileError
-from dist_net.nets.pytorch_file import read_tensors
+from dist_net.nets.efficientnet_lite0 import read_tensors
 from naming import naming
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

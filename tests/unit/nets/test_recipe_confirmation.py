@@ -9,11 +9,11 @@ import pytest
 from dist_net.checkpoint import Checkpoint, write_checkpoint
 from dist_net.cli import main
 from dist_net.errors import ModelSourceError, UntrustedRecipeError
-from dist_net.nets import trained_model
+from dist_net.nets import run_contents
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_contents import confirm_recipe, read_run, recipe_code_digests
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.trained_model import confirm_recipe, load_trained, recipe_code_digests
 from dist_net.photos.bases import base_called
 from dist_net.training.run.run_options import RunOptions
 
@@ -106,14 +106,14 @@ def test_it_does_not_run_if_the_user_refuses(
     with pytest.raises(UntrustedRecipeError):
         confirm_recipe(run, is_confirmed=False)
     with pytest.raises(UntrustedRecipeError):
-        load_trained(run)
+        read_run(run)
     assert not marker.exists()
 
 
 def test_an_option_confirms_it_for_the_next_time_too(run: Path, marker: Path) -> None:
     confirm_recipe(run, is_confirmed=True)
     assert not marker.exists()
-    load_trained(run)
+    read_run(run)
     assert marker.exists()
 
 
@@ -121,7 +121,7 @@ def test_a_question_shows_no_control_characters(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {"recipe.py\x1b[2J": "0"}
-    monkeypatch.setattr(trained_model, "recipe_code_digests", lambda _: files)
+    monkeypatch.setattr(run_contents, "recipe_code_digests", lambda _: files)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(UntrustedRecipeError):
         confirm_recipe(run, is_confirmed=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import DatasetError
+from dist_net.errors import DatasetError, FileWriteError
 from dist_net.nets.row_files import read_rows, write_rows
 from dist_net.nn import Dense, Flatten, Model, Rescale, Sequential
 
@@ -36,7 +36,7 @@ def test_what_is_written_can_be_read(name: str, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     write_rows(tmp_path / name, rows)
     np.testing.assert_array_equal(read_rows(tmp_path / name, VECTORS), rows)
-    with pytest.raises(DatasetError, match="nowhere"):
+    with pytest.raises(FileWriteError, match="nowhere"):
         write_rows(tmp_path / "nowhere" / name, rows)
 
 

@@ -16,8 +16,8 @@ import pytest
 from dist_net.checkpoint import read_checkpoint
 from dist_net.errors import CheckpointError, RunDirectoryError
 from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe, small_base
+from dist_net.nets.run_contents import calibration_of, read_held_out
 from dist_net.nets.run_directory import RunDirectory, suggest_runs
-from dist_net.nets.trained_model import calibration_of, read_held_out
 from image_runs import write_run
 from naming import naming
 
@@ -177,7 +177,7 @@ def test_the_options_decide_which_weights_a_run_stands_for(
     directory.write(directory.checkpoint, "last")
     if has_best:
         directory.write(directory.best, "best")
-    assert directory.trained == getattr(directory, file)
+    assert directory.model_file == getattr(directory, file)
 
 
 def test_damaged_options_name_no_weights_and_hide_no_other_run(directory: RunDirectory) -> None:
@@ -185,7 +185,7 @@ def test_damaged_options_name_no_weights_and_hide_no_other_run(directory: RunDir
     for damage in (b"[5", b"[]", b"{}", b"\xff"):
         directory.options.write_bytes(damage)
         with pytest.raises(RunDirectoryError, match=naming(directory.options)):
-            directory.trained  # noqa: B018
+            directory.model_file  # noqa: B018
     other = RunDirectory.create(directory.path.with_name("other"), "digits", datetime(2026, 11, 25))
     other.write(other.checkpoint, "last")
     assert str(other.path) in suggest_runs(directory.path.with_name("x"))

@@ -26,10 +26,9 @@ from dist_net.errors import (
     UntrustedRecipeError,
 )
 from dist_net.images.fitting import fit_image
+from dist_net.loaded_model import load
 from dist_net.nets import efficientnet_lite0 as lite0
-from dist_net.nets import sources
 from dist_net.nets.architecture import PublishedArchitecture
-from dist_net.nets.classifier import classifier_from
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
@@ -37,20 +36,16 @@ from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import trust
+from dist_net.nets.run_contents import read_run, recipe_code_digests
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.nets.sources import (
-    FollowedRun,
-    NamedSource,
-    TrainedRun,
-    model_source,
-    parse_named_source,
-)
-from dist_net.nets.trained_model import load_trained, recipe_code_digests
+from dist_net.nets.sources import named_source
+from dist_net.nets.sources.followed_run import FollowedRun
+from dist_net.nets.sources.named_source import NamedSource, model_source, parse_named_source
+from dist_net.nets.sources.run_files import RunFiles
 from dist_net.nn import Concatenate, Dense, Field, Flatten, Model, Rescale, Sequential, Weighted
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.model_reading import described
-from dist_net.trained_run import load
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import PeerKeys
@@ -213,7 +208,7 @@ def test_what_is_nothing_is_refused(net, run):
     ):
         called(labels).read()
     assert isinstance(called("ipc:///somewhere"), FollowedRun)
-    assert isinstance(called(run.path), TrainedRun)
+    assert isinstance(called(run.path), RunFiles)
 
 
 def write_saved(path: Path, **options) -> Path:
@@ -256,7 +251,7 @@ def test_a_saved_model_has_its_classes_or_predicts_numbers(tmp_path, digits_rows
     assert called(write_saved(tmp_path / "weighted", loss=weighted)).read().has_logits
     run = load(tmp_path / "named")
     assert run.class_names == tuple(names)
-    assert run.evaluate((digits_rows, np.arange(4))).samples == 4
+    assert run.evaluate(digits_rows, np.arange(4)).samples == 4
     with pytest.raises(DatasetError, match=naming("named", "evaluate")):
         run.evaluate()
 
@@ -341,8 +336,7 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     inputs = fit_image(image, (8, 8), "stretch")[np.newaxis]
     with closing(Inference(found.model, found.prepared)) as session:
         expected = softmax(session(inputs))[0]
-    with closing(classifier_from(found, "run")) as classifier:
-        (predictions,) = classifier.predict([image], top=10)
+    predictions = load(run.path).classify(image, top=10)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))
     )
@@ -357,7 +351,7 @@ def test_a_run_whose_checkpoint_is_half_copied_is_refused_not_an_earlier_one(run
         run.checkpoint.unlink()
         if content is not None:
             run.checkpoint.write_bytes(content)
-        for read in (source.read, partial(load, run.path), partial(load_trained, run.checkpoint)):
+        for read in (source.read, partial(load, run.path), partial(read_run, run.checkpoint)):
             with pytest.raises(CheckpointError, match=naming(run.checkpoint)):
                 read()
     run.checkpoint.write_bytes(whole)
@@ -514,7 +508,7 @@ def test_a_server_may_not_name_the_file_that_is_run(
 def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = PeerKeys.new(b"")
     monkeypatch.setattr(
-        sources, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
+        named_source, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
     )
     token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
     followed = model_source(token.text, None, None, progress)

@@ -7,7 +7,7 @@ import dist_net
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.check import check_gradients
-from dist_net.errors import ShapeError
+from dist_net.errors import GradientError, ShapeError
 from dist_net.nn.sequences import Recurrent
 from given_parameters import GivenParameters
 from naming import naming
@@ -60,6 +60,36 @@ def test_first_and_second_derivatives_agree_with_differences(kind: type[Recurren
         return layer(x, GivenParameters(dict(zip(arrays, given, strict=True))))
 
     check_gradients(build, x, *arrays.values(), rng=random)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("return_sequences", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_compiled_training_of_an_lstm_computes_the_same(
+    steps: int, return_sequences: bool, reverse: bool
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
+    layer = nn.LSTM(16, return_sequences, reverse=reverse)
+    found = []
+    for training in (False, True):
+        x, scope = ad.variable("x", (3, steps, 5)), nn.Scope(training=training)
+        output = layer(x, scope)
+        arrays = {
+            name: 4 * np.random.default_rng(0).standard_normal(each.shape, np.float32)
+            for name, each in {**scope.variables, "x": x}.items()
+        }
+        loss = ad.sum(ad.square(output))
+        variables = [*scope.variables.values(), x]
+        found.append(ad.evaluate([output, *ad.gradients(loss, variables)], **arrays))
+    for expected, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    arrays["x"][1, -1] = np.nan
+    values, *_ = ad.evaluate([output], **arrays)
+    assert np.isnan(values[1]).any()
+    assert not np.isnan(values[[0, 2]]).any()
+    (slope,) = ad.gradients(loss, [x])
+    with pytest.raises(GradientError, match=naming("compiled LSTM", "training=False")):
+        ad.gradients(ad.sum(slope), [x])
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -1,6 +1,5 @@
 """How the gateway handles a silent fork server."""
 
-import math
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 
 from dist_net.processes.fork_server import ForkingProcesses
-from dist_net.processes.forking import HEARTBEAT, READY_TO_FORK
 from dist_net.processes.launcher import ProcessSpec
 
 
@@ -30,26 +28,3 @@ def test_a_fork_server_is_killed_only_if_it_has_sent_no_message(
         forks.receive()
     assert process.process_id == (123 if says else -1)
     assert killed == ([] if says else [True])
-
-
-@pytest.mark.parametrize("responds", [True, False])
-def test_a_fork_server_without_orders_must_answer_heartbeats(
-    responds: bool, tmp_path: Path
-) -> None:
-    killed: list[bool] = []
-    forks: Any = ForkingProcesses("module", tmp_path)
-    forks._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    forks._socket.setblocking(False)
-    forks._child = SimpleNamespace(kill=lambda: killed.append(True), exit_code=None)
-    forks._answer_by_s, forks._retry_at_s = math.inf, 0.0
-    with forks._socket, its:
-        forks._heartbeat_at_s = 0.0
-        forks.receive()
-        assert its.recv(64) == HEARTBEAT
-        forks.receive()
-        assert not killed
-        if responds:
-            its.send(READY_TO_FORK)
-        forks._answer_by_s = 0.0  # time passes
-        forks.receive()
-    assert killed == ([] if responds else [True])

@@ -33,7 +33,7 @@ with {call} as directory:
     sys.stdin.read()
 """
 TEMPORARY = SCRIPT.format(name="temporary_directory", call="temporary_directory()")
-LOGS = SCRIPT.format(name="log_directory", call="log_directory(Path(sys.argv[1]))")
+LOGS = SCRIPT.format(name="log_directory", call="log_directory(Path(sys.argv[1]), 'pool-')")
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def test_cleaners_that_respect_locks_spare_it() -> None:
 def test_logs_stay_and_only_the_oldest_go(tmp_path: Path) -> None:
     with running(LOGS, tmp_path) as (used, _):
         for index in range(LOGS_KEPT + 3):
-            with log_directory(tmp_path) as own:
+            with log_directory(tmp_path, "pool-") as own:
                 (own / "worker.log").write_text(str(index))
         texts = {path.read_text() for path in tmp_path.glob("*/worker.log")}
         assert texts == {str(index) for index in range(2, LOGS_KEPT + 3)}

@@ -12,7 +12,6 @@ from functools import partial
 
 import numpy as np
 from numba import types
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
@@ -24,6 +23,7 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import (
     epilogue_of,
     flat,
     geometry,
+    memory_of,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
@@ -78,21 +78,18 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     nothing = np.zeros(x.shape[3], np.float32)
     numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
     apart = tuple(each // out.itemsize for each in out.strides[:3])
-    last = sum((n - 1) * step for n, step in zip(out.shape[:3], apart, strict=True))
-    values = as_strided(out, (last + out.shape[3],), out.strides[3:])
     seen = geometry(windows, first_row)
-    epilogue = values, nothing, False, nothing, numbers, (0, *apart)
+    epilogue = memory_of(out), nothing, False, nothing, numbers, (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
 
 
-def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
+def gradient(windows: Windows, padded: Array, cotangent: Array, total: Array) -> Call:
     """Return the call that adds the gradient of a block's taps to ``total``, (kh, kw, C).
 
-    ``cotangent`` is a contiguous range of rows; C is a multiple of ``LANES``.
+    ``padded`` and ``cotangent`` are contiguous; C is a multiple of ``LANES``.
     """
-    seen = geometry(windows, first_row)
-    read = flat(x), x.shape[1:], flat(cotangent), cotangent.shape[:3]
-    return partial(add_gradient, *read, seen, flat(total))
+    read = flat(padded), padded.shape[1:], flat(cotangent), cotangent.shape[:3]
+    return partial(add_gradient, *read, (*windows.size, *windows.stride), flat(total))
 
 
 @inlined
@@ -243,33 +240,24 @@ def correlate(
 
 
 def products_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
-    """Return a function that adds the products of two neighbouring outputs to ``size`` sums.
+    """Return a function that adds the products of an output to the sums of ``size`` taps.
 
-    Each sum is of another tap of one row of windows, ``apart`` values apart.
+    The taps are neighbours in a line of a window.
     """
 
     @traced(types.UniTuple(VECTOR, size))
     def with_products(
-        sums: tuple[Lanes, ...],
-        x: Pointer,
-        i: int,
-        apart: int,
-        cotangent: Pointer,
-        at: int,
-        channels: int,
+        sums: tuple[Lanes, ...], x: Pointer, i: int, cotangent: Pointer, j: int, channels: int
     ) -> tuple[Lanes, ...]:
-        for n in range(2):
-            factor = load(cotangent, at + n * channels)
-            sums = tuple(
-                multiply_add(load(x, i + n * apart + tap * channels), factor, each)
-                for tap, each in enumerate(sums)
-            )
-        return sums
+        factor = load(cotangent, j)
+        return tuple(
+            multiply_add(load(x, i + tap * channels), factor, each) for tap, each in enumerate(sums)
+        )
 
     return with_products
 
 
-with_3_products, with_5_products = products_of(3), products_of(5)
+with_1, with_3, with_5 = products_of(1), products_of(3), products_of(5)
 
 
 @traced()
@@ -280,70 +268,49 @@ def add_sums(sums: tuple[Lanes, ...], total: Pointer, place: int, channels: int)
         store(total, there, load(total, there) + each)
 
 
-@inlined
-def add_row_of_taps(
-    x: Pointer,
-    i: int,
-    cotangent: Pointer,
-    at: int,
-    total: Pointer,
-    place: int,
-    channels: int,
-    part: tuple[int, int],
-) -> None:
-    """Add the products of one output with ``part`` of a row of its window to their totals."""
-    factor = load(cotangent, at)
-    for tap in range(part[0], part[1]):
-        there = place + tap * channels
-        store(total, there, multiply_add(load(x, i + tap * channels), factor, load(total, there)))
-
-
-@jit(READ, integers(3), READ, integers(3), integers(6), WRITTEN)
+@jit(READ, integers(3), READ, integers(3), integers(4), WRITTEN)
 def add_gradient(
     x: Flat,
     shape: tuple[int, int, int],
     cotangent: Flat,
     grid: tuple[int, int, int],
-    windows: tuple[int, int, int, int, int, int],
+    windows: tuple[int, int, int, int],
     total: Flat,
 ) -> None:
-    """Add each window times its cotangent, (N, rows, columns, C), to ``total``, (kh, kw, C).
+    """Add each window of padded maps times its cotangent, (N, rows, columns, C), to ``total``.
 
-    See ``correlate`` for the other arguments.
+    ``shape`` is (H, W, C) of the maps; ``windows`` are kh, kw and the strides.
     """
     height, width, channels = shape
     images, rows, columns = grid
-    lines, line, down, across, top, left = windows
+    lines, line, down, across = windows
     pixels, factors, totals = pointer(x), pointer(cotangent), pointer(total)
-    apart = across * channels
     nothing = spread(np.float32(0))
-    # The columns whose windows are completely inside the map, in pairs.
-    first = max(0, -(left // across))
-    stop = min(columns, (width - line - left) // across + 1)
-    paired = max(0, stop - first) // 2 * 2 if line == 3 or line == 5 else 0
     for image in range(images):
         for row in range(rows):
-            y = top + row * down
             for c in range(0, channels, LANES):
-                at = (image * rows + row) * columns * channels + c
-                for i in range(max(0, -y), min(lines, height - y)):
-                    value = ((image * height + y + i) * width + left) * channels + c
-                    place = i * line * channels + c
+                for tap in range(lines):
+                    i = (image * height + row * down + tap) * width * channels + c
+                    j = (image * rows + row) * columns * channels + c
+                    place = tap * line * channels + c
                     if line == 3:
                         three = nothing, nothing, nothing
-                        for column in range(first, first + paired, 2):
-                            k, g = value + column * apart, at + column * channels
-                            three = with_3_products(three, pixels, k, apart, factors, g, channels)
+                        for _ in range(columns):
+                            three = with_3(three, pixels, i, factors, j, channels)
+                            i += across * channels
+                            j += channels
                         add_sums(three, totals, place, channels)
                     elif line == 5:
                         five = nothing, nothing, nothing, nothing, nothing
-                        for column in range(first, first + paired, 2):
-                            k, g = value + column * apart, at + column * channels
-                            five = with_5_products(five, pixels, k, apart, factors, g, channels)
+                        for _ in range(columns):
+                            five = with_5(five, pixels, i, factors, j, channels)
+                            i += across * channels
+                            j += channels
                         add_sums(five, totals, place, channels)
-                    for number in range(columns - paired):
-                        column = number if number < first else number + paired
-                        z = left + column * across
-                        k, g = value + column * apart, at + column * channels
-                        part = max(0, -z), min(line, width - z)
-                        add_row_of_taps(pixels, k, factors, g, totals, place, channels, part)
+                    else:
+                        for beside in range(line):
+                            one = (nothing,)
+                            for n in range(columns):
+                                k, m = i + (n * across + beside) * channels, j + n * channels
+                                one = with_1(one, pixels, k, factors, m, channels)
+                            add_sums(one, totals, place + beside * channels, channels)

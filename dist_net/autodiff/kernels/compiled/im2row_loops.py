@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba.types import UniTuple
+from numpy.lib.stride_tricks import as_strided
 
 from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
@@ -58,6 +59,12 @@ def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int,
 def flat(array: Array) -> Array:
     """Return a flat view of a contiguous array."""
     return array.reshape(array.size, copy=False)
+
+
+def memory_of(view: Array) -> Array:
+    """Return a flat view of all memory from the first value of a view to the last."""
+    last = sum((n - 1) * step for n, step in zip(view.shape, view.strides, strict=True))
+    return as_strided(view, (last // view.itemsize + 1,), (view.itemsize,))
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:

@@ -79,17 +79,21 @@ class Tracer:
         self.value = value
 
     def _append(self, instruction: str, other: Any) -> Tracer:
-        type_ = self.value.type
-        is_vector = type_ == _LLVM
-        if not isinstance(other, Tracer):
-            constant = ir.Constant(type_, [float(other)] * LANES if is_vector else other)
-            other = Tracer(self.builder, constant)
-        method = getattr(self.builder, f"f{instruction}" if is_vector else instruction)
-        return Tracer(self.builder, method(self.value, other.value))
+        prefix = "f" if self.value.type == _LLVM else ""
+        method = getattr(self.builder, prefix + instruction)
+        return Tracer(self.builder, method(self.value, self.alike(other).value))
+
+    def alike(self, other: Any) -> Tracer:
+        """Return a Python number as a constant of the same type."""
+        if isinstance(other, Tracer):
+            return other
+        value = [float(other)] * LANES if self.value.type == _LLVM else other
+        return Tracer(self.builder, ir.Constant(self.value.type, value))
 
     __add__ = partialmethod(_append, "add")
     __sub__ = partialmethod(_append, "sub")
     __mul__ = __rmul__ = partialmethod(_append, "mul")
+    __truediv__ = partialmethod(_append, "div")
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:
@@ -152,6 +156,13 @@ def store(target: Pointer, index: Any, value: Lanes) -> None:
     value.builder.store(value.value, _address(target, index), align=_ALIGNMENT)
 
 
+@traced(types.float32)
+def value_at(source: Pointer, index: Any) -> Any:
+    """Return the value at ``index`` of a flat array, given its pointer."""
+    builder = source.builder
+    return Tracer(builder, builder.load(builder.gep(source.value, [index.value])))
+
+
 @traced(VECTOR)
 def spread(value: Any) -> Lanes:
     """Return a vector of one value."""
@@ -173,7 +184,7 @@ def smaller(a: Lanes, b: Lanes) -> Lanes:
 
 
 def _b_where(comparison: str, a: Lanes, b: Lanes) -> Lanes:
-    builder = a.builder
+    builder, b = a.builder, a.alike(b)
     chosen = builder.fcmp_ordered(comparison, b.value, a.value)
     return Tracer(builder, builder.select(chosen, b.value, a.value))
 

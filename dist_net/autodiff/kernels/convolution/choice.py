@@ -15,9 +15,10 @@ import numpy as np
 
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, blocking, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Blocking, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.gemm import Gemm
+from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 
 # The windows that Winograd supports, and their strides.
@@ -49,6 +50,24 @@ class Choice:
     algorithm: Algorithm
     blocking: Blocking
 
+    def blocks(self, problem: Problem) -> list[Block]:
+        """Return the blocks of the output."""
+        return [*self.blocking.blocks(problem.out, self.algorithm.row_step)]
+
+    def reserve_scratch(self, problem: Problem, pool: ThreadPool) -> None:
+        """Reserve the pool's memory for the largest block."""
+        sizes = [self.algorithm.scratch_bytes(problem, block) for block in self.blocks(problem)]
+        pool.reserve(max(sizes))
+
+    def tasks(self, problem: Problem, arrays: Arrays, pool: ThreadPool) -> list[Task]:
+        """Return the task that computes each block."""
+        self.reserve_scratch(problem, pool)
+        scratch = [pool.scratch(thread) for thread in range(pool.threads)]
+        return [
+            [self.algorithm.calls(problem, block, arrays, each) for each in scratch]
+            for block in self.blocks(problem)
+        ]
+
 
 def choose(
     problem: Problem,
@@ -56,6 +75,7 @@ def choose(
     reproducible: bool = False,
     compiled: bool = False,
     gemm: Gemm | None = None,
+    exact: bool = False,
 ) -> Choice:
     """Return the fastest known way to compute ``problem``.
 
@@ -64,10 +84,11 @@ def choose(
     the number of images. BLAS calls for an image then have the same shapes whatever else is in its
     batch, which makes results bit-identical; for other shapes, BLAS may add products in another
     order. ``compiled``: use kernels of the extra ``fast`` if they are faster than NumPy. ``gemm``
-    computes products; the default makes one BLAS call per product.
+    computes products; the default makes one BLAS call per product. ``exact``: not F(4x4), which
+    rounds several times as much as a direct convolution.
     """
     gemm = gemm or Gemm()
-    algorithm = _algorithm(problem, gemm)
+    algorithm = _algorithm(problem, gemm, exact)
     chosen = _compiled(algorithm, problem) if compiled else algorithm
     if isinstance(algorithm, Depthwise):
         return Choice(chosen, blocking(problem.out, problem.windows))
@@ -107,7 +128,7 @@ def images_of_a_piece(problem: Problem) -> int:
     return images if multiplies_rows and rest == 0 else 1
 
 
-def _algorithm(problem: Problem, gemm: Gemm) -> Algorithm:
+def _algorithm(problem: Problem, gemm: Gemm, exact: bool = False) -> Algorithm:
     if is_depthwise(problem.x, problem.groups, problem.out):
         return Depthwise()
     _, height, width, out_channels = problem.out
@@ -118,7 +139,7 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Algorithm:
     if stride is None or problem.groups != 1 or is_narrow or divides % 2:
         return Im2Row(gemm)
     is_large = divides % 4 == 0 and height * width >= 16 * MIN_TILES
-    return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
+    return Winograd(4 if stride == 1 and is_large and not exact else 2, stride, gemm)
 
 
 def _compiled(algorithm: Algorithm, problem: Problem) -> Algorithm:

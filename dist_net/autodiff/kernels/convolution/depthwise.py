@@ -1,7 +1,7 @@
 """Depthwise convolution: one filter per channel, which reads only that channel.
 
-It is not a matrix product, so windows are not copied to rows. With a stride of 1, neighbouring
-pixels form one long row, which is multiplied by a tap repeated as often.
+It is not a matrix product, so windows are not copied to rows: a sum of products reads them as a
+view of the padded map.
 
 Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 """
@@ -13,25 +13,18 @@ from functools import partial
 from types import ModuleType
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.problem import (
-    Arrays,
-    Block,
-    Blocking,
-    Problem,
-    take_padded,
-)
+from dist_net.autodiff.kernels.convolution.im2row import Patches
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
-MAX_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
-SUM_OF_TAPS = "nrjhwl,hwl->nrjl"
-SUM_OF_WINDOWS = "nrjhwl,nrjl->hwl"
+SUM_OF_TAPS = "nrchwl,hwl->nrcl"
+SUM_OF_WINDOWS = "nrchwl,nrcl->hwl"
 
 
 class Depthwise:
@@ -56,23 +49,19 @@ class Depthwise:
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
-        padded, taps, spare, bias = carve(scratch, self._shapes(problem, block), problem.dtype)
-        gather, seen = _seen(problem.windows, arrays.x, block, padded, spare)
-        out = arrays.out[block.index].reshape(spare.shape, copy=False)
-        residual = None
-        if arrays.residual is not None:
-            residual = arrays.residual[block.index].reshape(spare.shape, copy=False)
+        padded, spare = carve(scratch, self._shapes(problem, block), problem.dtype)
+        patches, out = _patches(problem.windows, problem.x, problem.out), arrays.out[block.index]
+        residual = None if arrays.residual is None else arrays.residual[block.index]
+        seen = problem.windows.over(padded)
         return [
-            *gather,
-            _repeat(arrays.filters, taps),
-            partial(np.copyto, bias.reshape(-1, problem.out[3], copy=False), arrays.bias),
-            partial(np.einsum, SUM_OF_TAPS, seen, taps, out=out),
-            *problem.epilogue.calls(out, bias, residual, out, spare),
+            *patches.take(arrays.x, block, padded),
+            partial(np.einsum, SUM_OF_TAPS, seen, arrays.filters, out=out),
+            *problem.epilogue.calls(out, arrays.bias, residual, out, spare),
         ]
 
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
-        padded, taps, values = _shapes(problem.windows, block, problem.out)
-        return [padded, taps, values, taps[2:]]
+        patches = _patches(problem.windows, problem.x, problem.out)
+        return [patches.padded_shape(block), (*block.size[:2], *problem.out[2:])]
 
 
 def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
@@ -115,18 +104,17 @@ def correlations(
         ]
         return [[[call]] * pool.threads for call in calls]
 
+    patches = _patches(windows, x.shape, out.shape)
+
     def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, repeated, values = scratch
-        gather, seen = _seen(windows, x, blocks[i], padded, values)
-        target = _part(out, blocks[i])
+        sum_of_taps = partial(np.einsum, SUM_OF_TAPS, windows.over(scratch[0]), taps)
         return [
-            *gather,
-            _repeat(taps, repeated),
-            partial(np.einsum, SUM_OF_TAPS, seen, repeated, out=values),
-            partial(np.copyto, target, values.reshape(target.shape, copy=False)),
+            *patches.take(x, blocks[i], scratch[0]),
+            partial(sum_of_taps, out=_part(out, blocks[i])),
         ]
 
-    return pool.tasks([_shapes(windows, each, out.shape) for each in blocks], x.dtype, block_calls)
+    shapes = [[patches.padded_shape(each)] for each in blocks]
+    return pool.tasks(shapes, x.dtype, block_calls)
 
 
 def gradient_task(
@@ -143,72 +131,26 @@ def gradient_task(
     ``kernels`` as for ``correlations``.
     """
     fill: Task = [[partial(total.fill, 0)]] * pool.threads
-    if kernels:
-        calls = [
-            kernels.gradient(
-                windows, x[each.images], each.rows.start, _part(cotangent, each), total
-            )
-            for each in blocks
-        ]
-        return one_task([fill, [calls] * pool.threads])
+    patches = _patches(windows, x.shape, cotangent.shape)
 
     def block_calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, sums, values = scratch
-        gather, seen = _seen(windows, x, blocks[i], padded, values)
-        part = _part(cotangent, blocks[i]).reshape(values.shape, copy=False)
-        by_pixel = sums.reshape(*sums.shape[:2], -1, total.shape[2], copy=False)
+        padded, sums = scratch
+        part, gather = _part(cotangent, blocks[i]), patches.take(x, blocks[i], padded)
+        if kernels:
+            return [*gather, kernels.gradient(windows, padded, part, total)]
         return [
             *gather,
-            partial(np.einsum, SUM_OF_WINDOWS, seen, part, out=sums),
-            partial(_add_sum, by_pixel, total),
+            partial(np.einsum, SUM_OF_WINDOWS, windows.over(padded), part, out=sums),
+            partial(np.add, total, sums, total),
         ]
 
-    shapes = [_shapes(windows, block, cotangent.shape) for block in blocks]
+    shapes = [[patches.padded_shape(block), total.shape] for block in blocks]
     by_block = pool.tasks(shapes, x.dtype, block_calls)
     return one_task([fill, *by_block])
 
 
-def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
-    """Return the shapes of a block's padded input, repeated taps, and values in long rows."""
-    images, rows, _ = block.size
-    _, _, columns, channels = result
-    (height, width), (down, across) = windows.size, windows.stride
-    (tall, wide) = windows.extent
-    most = max(1, MAX_ROW // channels) if across == 1 else 1
-    pixels = max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
-    return [
-        (images, (rows - 1) * down + tall, (columns - 1) * across + wide, channels),
-        (height, width, pixels * channels),
-        (images, rows, columns // pixels, pixels * channels),
-    ]
-
-
-def _seen(
-    windows: Windows, x: Array, block: Block, padded: Array, values: Array
-) -> tuple[Sequence[Call], Array]:
-    """Return the calls that copy a block's padded input, and the input of each tap.
-
-    The latter is a view, (N, rows, long rows, kh, kw, values of a long row).
-    """
-    (down, across), ((top, _), (left, _)) = windows.stride, windows.padding
-    gather = take_padded(x[block.images], block.rows.start * down - top, -left, padded)
-    per_image, per_row, per_pixel, per_value = padded.strides
-    long_row = values.shape[3]
-    strides = per_image, down * per_row, across * long_row * per_value
-    of_taps = windows.dilation[0] * per_row, windows.dilation[1] * per_pixel
-    shape = *values.shape[:3], *windows.size, long_row
-    return gather, as_strided(padded, shape, (*strides, *of_taps, per_value))
-
-
-def _repeat(taps: Array, repeated: Array) -> Call:
-    """Return the call that repeats each tap for all pixels of a long row."""
-    by_pixel = repeated.reshape(*taps.shape[:2], -1, taps.shape[2], copy=False)
-    return partial(np.copyto, by_pixel, taps[:, :, np.newaxis])
-
-
-def _add_sum(by_pixel: Array, total: Array) -> None:
-    """Add the sum over pixels of (kh, kw, pixels, C) to (kh, kw, C)."""
-    np.add(total, by_pixel.sum(2), total)
+def _patches(windows: Windows, x: Shape, result: Shape) -> Patches:
+    return Patches(windows, x, (result[1], result[2]), x[3])
 
 
 def _part(array: Array, block: Block) -> Array:

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Pair, Windows
-
-FEW_CHANNELS = 4  # of a group; runs of so few values are too short to copy one by one
 
 
 class Im2Row:
@@ -126,14 +124,25 @@ class Patches:
         if self._are_pixels:
             return [(0,), (0,)]
         images, rows, _ = block.size
+        pixels = images * rows * self.result[1]
+        return [self.padded_shape(block), (self.groups, pixels, self.length)]
+
+    def padded_shape(self, block: Block) -> Shape:
+        """Return the shape of the part of the map that a block's windows cover."""
+        images, rows, _ = block.size
         height, width = (
             (n - 1) * stride + extent
             for n, stride, extent in zip(
                 (rows, self.result[1]), self.windows.stride, self.windows.extent, strict=True
             )
         )
-        pixels = images * rows * self.result[1]
-        return [(images, height, width, self.map_shape[3]), (self.groups, pixels, self.length)]
+        return images, height, width, self.map_shape[3]
+
+    def take(self, x: Array, block: Block, padded: Array) -> Sequence[Call]:
+        """Return the calls that copy the part of the map that a block's windows cover."""
+        (above, _), (left, _) = self.windows.padding
+        top = block.rows.start * self.windows.stride[0] - above
+        return take_padded(x[block.images], top, -left, padded)
 
     def rows(
         self, x: Array, block: Block, padded: Array, matrix: Array
@@ -143,19 +152,9 @@ class Patches:
             return [], by_group(x[block.images, block.rows], self.groups)
         if matrix.size == 0:
             return [], matrix
-        (above, _), (left, _) = self.windows.padding
-        top = block.rows.start * self.windows.stride[0] - above
-        padding = take_padded(x[block.images], top, -left, padded)
+        padding = self.take(x, block, padded)
         windows = self.windows.over(padded)
         grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
-        if self.channels <= FEW_CHANNELS:  # copy runs of pixels to columns instead
-            seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
-            columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
-            copy = partial(np.copyto, columns.reshape(seen.shape, copy=False), seen)
-            return [*padding, copy], columns.transpose(0, 2, 1)
-        if self.groups == self.windows.dilation[1] == 1:  # each line of a window is contiguous
-            lines = windows.reshape(*windows.shape[:4], -1, copy=False)
-            return [*padding, copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)], matrix
         rows = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
         return [*padding, partial(np.copyto, matrix.reshape(rows.shape, copy=False), rows)], matrix
 

@@ -1,14 +1,16 @@
-"""Convolution in training: the product and both of its gradients, each by BLAS, strip by strip.
+"""Convolution in training: the product and both of its gradients, strip by strip.
 
 A strip is a range of pixels of a result. Their windows are copied to the rows of a matrix, which
-stays in the L2 cache until BLAS has read it. Each function returns one call with its arrays bound.
-All arrays are C-contiguous. Maps are (N, H, W, C), filters (kh, kw, C / groups, O).
+stays in the L2 cache until BLAS has read it. With the extra ``fast``, compiled loops read the
+windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), filters
+(kh, kw, C / groups, O).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib import import_module
 from itertools import product
 from types import ModuleType
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.kernels.convolution.choice import Choice, choose
 from dist_net.autodiff.kernels.convolution.depthwise import (
     correlations,
     gradient_task,
@@ -23,7 +26,14 @@ from dist_net.autodiff.kernels.convolution.depthwise import (
     sized_blocks,
 )
 from dist_net.autodiff.kernels.convolution.im2row import Patches, by_group
-from dist_net.autodiff.kernels.convolution.problem import Block, Blocking
+from dist_net.autodiff.kernels.convolution.problem import (
+    Arrays,
+    Block,
+    Blocking,
+    Epilogue,
+    Problem,
+)
+from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
@@ -47,9 +57,7 @@ def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
     """Convolve ``x`` by ``filters``: return the tasks that fill ``out``, (N, H', W', O)."""
-    depthwise = is_depthwise(x.shape, groups, out.shape)
-    matrix = filters[:, :, 0] if depthwise else by_group(filters, groups)
-    return BlockTasks([], *_correlated(windows, groups, x, matrix, out, pool))
+    return _correlated(windows, groups, x, _grouped(filters, groups), out, pool)
 
 
 def input_gradient(
@@ -65,7 +73,6 @@ def input_gradient(
     before: list[Call] = []
     blocks: list[Block] = []
     tasks: list[Task] = []
-    depthwise = is_depthwise(out.shape, groups, cotangent.shape)
     (top, _), (left, _) = windows.padding
     (down, across), (tall, wide) = windows.stride, windows.dilation
     for row, column in product(range(down), range(across)):
@@ -76,13 +83,16 @@ def input_gradient(
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
-            sides = (above, 0), (beside, 0)
+            sides = (
+                (above, tall * (len(taps) - 1) - above),
+                (beside, wide * (taps.shape[1] - 1) - beside),
+            )
             seen = Windows(_pair(taps.shape), (1, 1), sides, windows.dilation)
-            turn, matrix = _turned_taps(taps) if depthwise else _turned(taps, groups)
-            before.append(turn)
-            of_phase = _correlated(seen, groups, cotangent, matrix, pixels, pool)
-            blocks += of_phase[0]
-            tasks += of_phase[1]
+            turned = _grouped(taps[::-1, ::-1], groups).transpose(0, 1, 4, 3, 2)
+            of_phase = _correlated(seen, groups, cotangent, turned, pixels, pool)
+            before += of_phase.before
+            blocks += of_phase.blocks
+            tasks += of_phase.tasks
     return BlockTasks(before, blocks, tasks)
 
 
@@ -103,16 +113,31 @@ def filter_gradient(
     if not parts:
         return partial(out.fill, 0)
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
-    tasks: list[Task] = []
-    for part, total in zip(parts, sums, strict=True):
+    loops = _direct_loops(windows, groups, x, out.shape[3])
+    kernels = _depthwise_loops(windows, x) if depthwise else None
+    if kernels and x.shape[3] % kernels.LANES:
+        kernels = None  # the last vector would overlap the one before, and count twice
+
+    def add_part(part: Sequence[Block], total: Array) -> Task:
         if depthwise:
-            kernels = _depthwise_kernels(windows, x)
-            if kernels and x.shape[3] % kernels.LANES:
-                kernels = None  # the last vector would overlap the one before, and count twice
-            of_taps = total[:, :, 0]
-            tasks.append(gradient_task(windows, x, cotangent, part, of_taps, pool, kernels))
-        else:
-            tasks.append(one_task(_tasks_of_sum(patches, x, part, cotangent, total, pool)))
+            return gradient_task(windows, x, cotangent, part, total[:, :, 0], pool, kernels)
+
+        def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
+            of_strip = cotangent[strip.images, strip.rows]
+            if loops:
+                by_value = _lines(windows, rows).transpose(3, 4, 0, 1, 2)[np.newaxis]
+                lines = total.reshape(1, len(total), -1, total.shape[3], copy=False)
+                return [loops.products(by_value, of_strip, lines, True)]
+            product = product.reshape(total.shape, copy=False)
+            factors = rows.transpose(0, 2, 1), by_group(of_strip, groups)
+            call = partial(np.matmul, *factors, by_group(product, groups))
+            return [call, partial(np.add, total, product, total)]
+
+        sizes = [total.size] * len(part)
+        fill: Task = [[partial(total.fill, 0)]] * pool.threads
+        return one_task([fill, *_tasks(patches, x, part, sizes, multiply, pool, loops)])
+
+    tasks = [add_part(*each) for each in zip(parts, sums, strict=True)]
     return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
@@ -128,64 +153,81 @@ def _strips(patches: Patches, result: Array) -> list[Block]:
 
 
 @cache
-def compiled_kernels() -> ModuleType | None:
-    """Return the module of the compiled kernels; None without the extra ``fast``."""
+def compiled_loops(name: str) -> ModuleType | None:
+    """Return a module of ``kernels.compiled``; None without the extra ``fast``."""
     try:
-        from dist_net.autodiff.kernels.compiled import depthwise_loops
+        return import_module(f"dist_net.autodiff.kernels.compiled.{name}")
     except ImportError:
         return None
-    return depthwise_loops
 
 
-def _depthwise_kernels(windows: Windows, x: Array) -> ModuleType | None:
-    """Return the compiled kernels of depthwise convolution, if they support these arguments."""
-    kernels = compiled_kernels()
-    is_suitable = x.dtype == np.float32 and windows.dilation == (1, 1)
-    return kernels if kernels and is_suitable and x.shape[3] >= kernels.LANES else None
+def _depthwise_loops(windows: Windows, x: Array) -> ModuleType | None:
+    """Return the compiled loops of depthwise convolution, if they support these arguments."""
+    if x.dtype != np.float32 or windows.dilation != (1, 1):
+        return None
+    loops = compiled_loops("depthwise_loops")
+    return loops if loops and x.shape[3] >= loops.LANES else None
+
+
+def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> ModuleType | None:
+    """Return the compiled loops that need no rows of windows, if they support these arguments.
+
+    A pointwise convolution has none: its rows are the map's pixels.
+    """
+    if x.dtype != np.float32 or groups > 1 or windows.dilation != (1, 1) or windows.size == (1, 1):
+        return None
+    loops = compiled_loops("direct_loops")
+    return loops if loops and filters % loops.BLOCK == 0 else None
 
 
 def _pair(shape: Shape) -> Pair:
     return shape[0], shape[1]
 
 
-def _turned_taps(taps: Array) -> tuple[Call, Array]:
-    """Return the call that flips depthwise filters, (kh, kw, 1, C), and the taps that it writes."""
-    turned = np.empty((*taps.shape[:2], taps.shape[3]), taps.dtype)
-    return partial(np.copyto, turned, taps[::-1, ::-1, 0]), turned
+def _grouped(filters: Array, groups: int) -> Array:
+    """Return filters (kh, kw, C / groups, O) as a view (kh, kw, C / groups, groups, O / groups)."""
+    *axes, count = filters.shape
+    return filters.reshape(*axes, groups, count // groups, copy=False)
 
 
-def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
-    """Return the call that flips (kh, kw, C / groups, O), and the array that it writes.
-
-    The array, (groups, kh · kw · O / groups, C / groups), is column-major, so that outputs are
-    copied in runs.
-    """
-    height, width, channels, out_channels = taps.shape
-    source = taps[::-1, ::-1].reshape(
-        height, width, channels, groups, out_channels // groups, copy=False
-    )
-    turned = np.empty((groups, channels, height, width, out_channels // groups), taps.dtype)
-    call = partial(np.copyto, turned, source.transpose(3, 2, 0, 1, 4))
-    return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
+def _contiguous(view: Array) -> tuple[list[Call], Array]:
+    """Return a contiguous array with the values of a view, and the calls that copy them to it."""
+    if view.flags.c_contiguous:
+        return [], view
+    copied = np.empty(view.shape, view.dtype)
+    return [partial(np.copyto, copied, view)], copied
 
 
-MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
-"""Maps a strip, its rows and its spare arrays to the calls that multiply."""
+def _lines(windows: Windows, padded: Array) -> Array:
+    """Return the lines of all windows of a padded map, a view (N, H', W', kh, kw · C)."""
+    seen = windows.over(padded)
+    return seen.reshape(*seen.shape[:4], -1, copy=False)
+
+
+MultiplyBlock = Callable[[Block, Array, Array], Sequence[Call]]
+"""Maps a strip, its rows, and spare memory to the calls that multiply."""
 
 
 def _tasks(
     patches: Patches,
     x: Array,
     strips: Sequence[Block],
-    spare_shapes: Callable[[Block], list[Shape]],
+    spare_sizes: Sequence[int],
     multiply: MultiplyBlock,
     pool: ThreadPool,
+    loops: ModuleType | None,
 ) -> list[Task]:
-    """Return the calls that write each strip's rows and multiply them, for each thread."""
-    shapes = [[*patches.shapes(strip), *spare_shapes(strip)] for strip in strips]
+    """Return the calls that write each strip's rows and multiply them, for each thread.
+
+    Compiled ``loops`` multiply the padded part of the map instead of rows.
+    """
+    sized = zip(strips, spare_sizes, strict=True)
+    shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
 
     def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-        padded, matrix, *spare = scratch
+        padded, matrix, spare = scratch
+        if loops:
+            return [*patches.take(x, strips[i], padded), *multiply(strips[i], padded, spare)]
         gather, rows = patches.rows(x, strips[i], padded, matrix)
         return [*gather, *multiply(strips[i], rows, spare)]
 
@@ -193,52 +235,51 @@ def _tasks(
 
 
 def _correlated(
-    windows: Windows, groups: int, x: Array, matrix: Array, out: Array, pool: ThreadPool
-) -> tuple[Sequence[Block], Sequence[Task]]:
-    """Return the blocks of ``out``, which may be a strided view, and the task that fills each.
+    windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
+) -> BlockTasks:
+    """Return the tasks that fill the blocks of ``out``, which may be a strided view.
 
-    ``matrix`` has the filters by group, or is (kh, kw, C) if the convolution is depthwise.
+    ``filters`` are (kh, kw, C / groups, groups, O / groups), a view.
     """
     if is_depthwise(x.shape, groups, out.shape):
-        tasks = correlations(windows, x, matrix, out, pool, _depthwise_kernels(windows, x))
-        return sized_blocks(out.shape, windows), tasks
+        turn, taps = _contiguous(filters[:, :, 0, :, 0])
+        tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
+        return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
+    loops = _direct_loops(windows, groups, x, out.shape[3])
+    if loops and out.flags.c_contiguous:
+        problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+        # For one thread, so that the blocks and all bits are the same for any number.
+        choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
+        if isinstance(choice.algorithm, Winograd):
+            return _by_winograd(problem, choice, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
+    turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
+    shape = (1, len(filters), -1) if loops else (groups, patches.length)
+    matrix = taps.reshape(*shape, out.shape[3] // groups, copy=False)
+
+    def multiply(strip: Block, rows: Array, product: Array) -> Sequence[Call]:
+        part = out[strip.images, strip.rows]
+        if loops:
+            return [loops.products(_lines(windows, rows)[:, :, :, np.newaxis], matrix, part, False)]
+        target = part if part.flags.c_contiguous else product.reshape(part.shape, copy=False)
+        call = partial(np.matmul, rows, matrix, by_group(target, groups))
+        return [call] if target is part else [call, partial(np.copyto, part, target)]
+
     strips = _strips(patches, out)
-
-    def spare_shapes(strip: Block) -> list[Shape]:
-        part = out[strip.images, strip.rows]
-        return [(0,) if part.flags.c_contiguous else part.shape]
-
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
-        part = out[strip.images, strip.rows]
-        if part.flags.c_contiguous:
-            return [partial(np.matmul, rows, matrix, by_group(part, groups))]
-        return [
-            partial(np.matmul, rows, matrix, by_group(spare[0], groups)),
-            partial(np.copyto, part, spare[0]),
-        ]
-
-    return strips, _tasks(patches, x, strips, spare_shapes, multiply, pool)
+    sizes = [out[each.images, each.rows].size for each in strips]
+    return BlockTasks(turn, strips, _tasks(patches, x, strips, sizes, multiply, pool, loops))
 
 
-def _tasks_of_sum(
-    patches: Patches,
-    x: Array,
-    strips: Sequence[Block],
-    cotangent: Array,
-    total: Array,
-    pool: ThreadPool,
-) -> list[Task]:
-    """Return tasks that write the first strip's product to ``total`` and add the others to it."""
-    groups = patches.groups
+def _by_winograd(
+    problem: Problem, choice: Choice, x: Array, filters: Array, out: Array, pool: ThreadPool
+) -> BlockTasks:
+    """Return the tasks of ``_correlated`` by Winograd's algorithm, for filters (3, 3, C, O)."""
+    turn, contiguous = _contiguous(filters)
+    prepared = np.empty(choice.algorithm.prepared_shape(problem), x.dtype)
 
-    def spare_shapes(strip: Block) -> list[Shape]:
-        return [(0,) if strip is strips[0] else total.shape]
+    def prepare() -> None:
+        np.copyto(prepared, choice.algorithm.prepare(problem, contiguous))
 
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
-        part = by_group(cotangent[strip.images, strip.rows], groups)
-        product = total if strip is strips[0] else spare[0]
-        call = partial(np.matmul, rows.transpose(0, 2, 1), part, by_group(product, groups))
-        return [call] if product is total else [call, partial(np.add, total, product, total)]
-
-    return _tasks(patches, x, strips, spare_shapes, multiply, pool)
+    arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
+    tasks = choice.tasks(problem, arrays, pool)
+    return BlockTasks([*turn, prepare], choice.blocks(problem), tasks)

@@ -135,8 +135,8 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "No such file"),
-        (b"\xff\xd8\xff\xe0", "offset 0"),
-        (b"#" * (LARGEST_FILE_BYTES + 1), "1048576 bytes"),
+        (b"\xff\xd8\xff\xe0", "position 0"),
+        (b"#" * (LARGEST_FILE_BYTES + 1), "at most 1,048,576"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes | None, words: str) -> None:

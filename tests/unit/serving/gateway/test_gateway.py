@@ -75,7 +75,9 @@ class Host:
         self.socket, self.clock = Socket(), Clock()
         self.killed: list[int] = []
         pool = Pool(PoolSettings(), ["net"], self.clock.now())
-        self.gateway = Gateway(pool, self.socket, self.kill, self.clock, ClientLedger(1 << 20))  # type: ignore[arg-type]
+        self.read: list[object] = []
+        calls: Any = self.socket, self.kill, self.read.append, self.clock, ClientLedger(1 << 20)
+        self.gateway = Gateway(pool, *calls)
         for index in range(workers):
             node = f"worker {index}".encode()
             self.socket.arrived.append((node, JoinPool(node.decode(), "host", index)))

@@ -1,4 +1,4 @@
-"""Whom the pool takes for its model loader, what it asks of it, and how reloads end."""
+"""Which models the pool has read, and how reloads end."""
 
 from itertools import count
 
@@ -6,10 +6,15 @@ from described import described
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.description import EncodedImage
 from dist_net.serving.pool.membership import PoolMembership
-from dist_net.serving.pool.requests import EndRequest, PoolSettings, Result, SendToNode, Status
-from dist_net.wire.serving_messages import Drop, JoinAsLoader, ModelPrepared, PrepareModel
-
-OWN = JoinAsLoader(1, b"secret")
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    PoolSettings,
+    ReadModel,
+    RemoveArrays,
+    Result,
+    Status,
+)
+from dist_net.wire.serving_messages import ModelPrepared
 
 
 def prepared(model: str, version: int, requested: int = 0, reason: str = "") -> ModelPrepared:
@@ -21,21 +26,21 @@ class Desk:
     """A catalogue, one worker, and how each reload that was asked for has ended."""
 
     def __init__(self, *names: str) -> None:
-        self.catalogue = Catalogue(names, b"secret")
+        self.catalogue = Catalogue(names)
         self.results: dict[int, Result] = {}
         self._dropped: list[int] = []
         self._ids = count(1)
         self._workers = PoolMembership(PoolSettings())
         self._worker = self._workers.add(b"worker", "worker", "host", 1, 0.0)
 
-    def requests(self) -> list[tuple[bytes, str, int]]:
-        """What the loader is asked now."""
+    def requests(self) -> list[tuple[str, int]]:
+        """What is to be read now."""
         requested = []
         for command in self.catalogue.advance():
             match command:
-                case SendToNode(node, PrepareModel(model, number)):
-                    requested.append((node, model, number))
-                case SendToNode(_, Drop(_, number)):
+                case ReadModel(model, number):
+                    requested.append((model, number))
+                case RemoveArrays(_, number):
                     self._dropped.append(number)
                 case EndRequest(request_id, result):
                     assert request_id not in self.results
@@ -43,7 +48,7 @@ class Desk:
         return requested
 
     def drops(self) -> list[int]:
-        """The versions that the loader was told to drop since the last call."""
+        """The versions whose files are to be removed since the last call."""
         self.requests()
         dropped, self._dropped = sorted(self._dropped), []
         return dropped
@@ -67,53 +72,25 @@ class Desk:
         self.requests()
 
 
-def test_only_who_has_the_token_is_the_loader() -> None:
-    desk = Desk("m")
-    assert not desk.catalogue.loader_joined(b"worker", JoinAsLoader(1, b"guess"), 0.0)
+def test_every_model_is_read_once() -> None:
+    desk = Desk("m", "n")
+    assert desk.requests() == [("m", 1), ("n", 1)]
     assert not desk.requests()
-    assert not desk.catalogue.is_loader(b"worker")
-    assert desk.catalogue.loader_joined(b"loader", OWN, 0.0)
-    assert desk.catalogue.is_loader(b"loader")
-    assert desk.requests() == [(b"loader", "m", 1)]
-    assert not desk.requests()
-
-
-def test_a_process_of_another_host_with_the_id_of_the_loader_is_not_the_loader() -> None:
-    desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", JoinAsLoader(1, b"secret", "here"), 0.0)
-    assert not desk.catalogue.is_loader_process(1, "there")
-    desk.catalogue.loader_ended(1, "there")
-    assert desk.catalogue.is_loader(b"loader")
-    desk.catalogue.loader_ended(1, "here")
-    assert not desk.catalogue.is_loader(b"loader")
 
 
 def test_versions_go_on_from_the_newest_that_came() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
-    assert desk.requests() == [(b"loader", "m", 1)]
+    assert desk.requests() == [("m", 1)]
     desk.comes(700, requested=1)  # a training run's
     desk.reload()
-    assert desk.requests() == [(b"loader", "m", 701)]
+    assert desk.requests() == [("m", 701)]
 
 
-def test_a_loader_is_asked_what_there_was_nobody_to_ask() -> None:
-    desk = Desk("m", "n")
-    assert not desk.requests()
-    desk.catalogue.loader_joined(b"first", OWN, 0.0)
-    assert desk.requests() == [(b"first", "m", 1), (b"first", "n", 1)]
-    desk.comes(1, requested=1)
-    desk.catalogue.loader_ended(1, "")
-    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
-    assert desk.requests() == [(b"second", "n", 1)]
-
-
-def test_a_reload_replaces_the_request_that_the_loader_has_not_answered() -> None:
+def test_a_reload_replaces_an_unanswered_request() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
-    assert desk.requests() == [(b"loader", "m", 1)]
+    assert desk.requests() == [("m", 1)]
     reloads = [desk.reload(), desk.reload()]
-    assert desk.requests() == [(b"loader", "m", 3)]
+    assert desk.requests() == [("m", 3)]
     desk.comes(1, requested=1)  # it was on its way
     assert not desk.requests()
     assert not desk.results
@@ -122,22 +99,8 @@ def test_a_reload_replaces_the_request_that_the_loader_has_not_answered() -> Non
     assert [desk.results[each].reason for each in reloads] == 2 * ["no such file"]
 
 
-def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> None:
+def test_the_files_of_versions_that_are_not_used_are_removed_and_of_no_other() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"first", OWN, 0.0)
-    desk.requests()
-    reload = desk.reload()
-    desk.catalogue.loader_ended(1, "")
-    desk.catalogue.loader_joined(b"second", JoinAsLoader(2, b"secret"), 0.0)
-    assert desk.requests() == [(b"second", "m", 2)]
-    desk.comes(2, requested=2, reason="gone")
-    desk.requests()
-    assert desk.results[reload].reason == "gone"
-
-
-def test_a_loader_is_told_which_versions_are_not_used_and_of_no_other() -> None:
-    desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     desk.comes(1, requested=1)
     desk.load()
     for number in (2, 3, 4, 5):
@@ -159,13 +122,12 @@ def test_a_loader_is_told_which_versions_are_not_used_and_of_no_other() -> None:
 
 def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_unwanted() -> None:
     desk = Desk("m")
-    desk.catalogue.loader_joined(b"loader", OWN, 0.0)
     desk.catalogue.prepare_again("m")
-    assert desk.requests() == [(b"loader", "m", 1)]
+    assert desk.requests() == [("m", 1)]
     desk.comes(1, requested=1)
     desk.catalogue.prepare_again("m")
     desk.catalogue.prepare_again("m")
-    assert desk.requests() == [(b"loader", "m", 2)]
+    assert desk.requests() == [("m", 2)]
     desk.comes(2, requested=2)
     assert not desk.requests()
     desk.catalogue.unload("m", "on request")
@@ -209,6 +171,7 @@ def test_a_failed_reload_leaves_an_unloaded_model_unloaded() -> None:
 def test_a_reload_ends_when_workers_have_loaded_it() -> None:
     desk = Desk("m")
     reload = desk.reload()
+    assert desk.requests() == [("m", 2)]
     desk.comes(2, requested=2)
     assert not desk.requests()
     assert not desk.results

@@ -23,17 +23,15 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.statistics import NO_VERSION
-from dist_net.wire.messages import Alive, Heartbeat, Message, Refuse
+from dist_net.wire.messages import Alive, Heartbeat, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
-    JoinAsLoader,
     JoinPool,
     Load,
     Loaded,
     ModelPrepared,
     PoolWelcome,
-    PrepareModel,
     RunBatch,
 )
 
@@ -1202,28 +1200,6 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk.load(ONE, 2)
     assert desk.pool.is_ready(desk.now)
     desk.ask()
-
-
-def test_a_silent_loader_is_killed_and_the_next_one_reads_what_it_was_asked() -> None:
-    pool = Pool(PoolSettings(), ("net",), loader_token=b"secret")
-
-    def join(node: bytes, process_id: int, now: float) -> list[Message]:
-        join = JoinAsLoader(process_id, b"secret", "host")
-        commands = [*pool.receive(node, join, now), *pool.dispatch(now)]
-        return [each.message for each in commands if isinstance(each, SendToNode)]
-
-    assert join(b"first", 7, 0.0)[1:] == [PrepareModel("net", 1)]
-    assert pool.is_member(7, "host")
-    for now in range(1, 30):
-        assert pool.receive(b"first", Heartbeat(0), now) == []
-        assert pool.dispatch(now) == []
-    pool.stood_still(20.0, 50.0)  # the gateway was stopped, not the loader
-    assert pool.dispatch(50.0) == []
-    [evict] = pool.dispatch(60.0)
-    assert isinstance(evict, EvictWorker)
-    assert evict[:3] == (b"first", 7, "host")
-    assert not pool.is_member(7, "host")
-    assert join(b"second", 8, 61.0)[1:] == [PrepareModel("net", 1)]
 
 
 def test_a_failed_reload_says_why_and_changes_nothing() -> None:

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 MODEL_JSON = "model.json"
 
 
-def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
+def read_run(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
     """Return the recipe and the checkpoint of the run directory or checkpoint file ``path``.
 
     A recipe is built in, or Python code in the run directory. The code runs only if it has the
@@ -57,7 +57,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     A checkpoint of ``Model.save`` has its network as data. Raise the errors of reading either, and
     CheckpointError if their layouts differ.
     """
-    file = RunDirectory(path).trained if path.is_dir() else path
+    file = RunDirectory(path).model_file if path.is_dir() else path
     is_run = file.exists() or RunDirectory(path).options.exists()
     if not is_run and (hint := suggest_runs(path)):
         raise CheckpointError(f"no run or checkpoint {path}; {hint}")
@@ -81,7 +81,7 @@ def saved_recipe(model: Model, name: str) -> LoadedRecipe:
     def no_samples() -> Dataset:
         raise DatasetError(
             f"{name} is a saved model, which has no samples of its own; expected those to evaluate "
-            f"it on: dist_net.load(FILE).evaluate((inputs, targets))"
+            f"it on: dist_net.load(FILE).evaluate(inputs, targets)"
         )
 
     shape, dtype = model.input_shape, model.input_dtype
@@ -171,7 +171,7 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
     unreadable: loading the run raises the error.
     """
     try:
-        file = RunDirectory(path).trained if path.is_dir() else path
+        file = RunDirectory(path).model_file if path.is_dir() else path
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
         reference = json.loads(metadata["recipe"])

@@ -11,7 +11,7 @@ import pytest
 import dist_net
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.errors import (
-    CheckpointError,
+    ModelSourceError,
     RecipeError,
     SettingError,
     UntrustedRecipeError,
@@ -70,9 +70,9 @@ def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
     )
     held_out = run.evaluate()
     assert (held_out.samples, held_out.accuracy) == (12, 1.0)
-    given = run.evaluate((red, np.array([1])))
+    given = run.evaluate(red, np.array([1]))
     assert (given.samples, given.accuracy) == (1, 0.0)
-    assert (dist_net.Run(path).predict(red) == run.predict(red)).all()
+    assert (dist_net.load(path).predict(red) == run.predict(red)).all()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_for_a_model_of_another_library_its_way_to_onnx_is_named(
     name: str, call: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04 an archive")
-    with pytest.raises(CheckpointError, match=re.escape(call)):
+    with pytest.raises(ModelSourceError, match=re.escape(call)):
         dist_net.load(tmp_path / name)
     with pytest.raises(RecipeError, match=re.escape(call)):
         dist_net.train(tmp_path / name, quiet=True)
@@ -94,7 +94,7 @@ def test_a_cluster_in_threads_takes_a_recipe_not_its_name() -> None:
 
 
 def test_no_run_and_a_run_whose_recipe_is_not_trusted_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ModelSourceError, match=naming("no run")):
         dist_net.load(tmp_path / "no run")
     directory = RunDirectory(write_run(tmp_path / "run"))
     checkpoint = read_checkpoint(directory.best)

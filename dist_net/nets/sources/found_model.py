@@ -1,0 +1,181 @@
+"""A model as its source holds it at a moment: network, weights, names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from dist_net.autodiff.arrays import Shape
+from dist_net.data import CLASS_NAMES, Dataset, Progress
+from dist_net.errors import ExportError, ModelSourceError
+from dist_net.images.fitting import is_image_shape
+from dist_net.images.labels import read_labels, require_labels
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.architecture import (
+    Architecture,
+    DarknetArchitecture,
+    FolderArchitecture,
+    LayersArchitecture,
+    PublishedArchitecture,
+    RecipeArchitecture,
+)
+from dist_net.nets.darknet.published import PUBLISHED
+from dist_net.nets.foreign_onnx import ForeignModel
+from dist_net.nets.onnx_gate import LETTERBOX
+from dist_net.nets.recipes.image_recipe import IMAGES
+from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.nets.run_contents import MODEL_JSON, image_recipe_of
+from dist_net.nets.tensor_specs import DATATYPES, INPUT, Specs, TensorSpec
+from dist_net.nn import Model, cross_entropy_of_logits
+from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn.losses import of_label
+from dist_net.nn.model import SAVED
+from dist_net.nn.prepared import key_of_vector
+from dist_net.vector import Vector
+
+MODELS = (
+    f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "
+    f"checkpoint of a run, a file of Model.save, an .onnx file, or a .cfg file with --weights FILE "
+    f"and --labels FILE"
+)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that was read from its source.
+
+    ``labels`` is empty if the model predicts numbers instead of classes. ``recipe`` is the name of
+    the recipe that trained it, and ``fitting`` the method by which images are resized. ``weights``
+    returns the weights and may read them again; ``prepared`` is made from them, and ``key``
+    changes with them. ``file`` stores ``prepared`` under that key, if a file does. ``version`` is
+    the parameter server's, for a model in training. A class less probable than ``unknown_below``
+    is reported as unknown. ``held_out`` returns the images that the run keeps for evaluation, and
+    raises RunDirectoryError if they are damaged.
+    """
+
+    model: Model | ForeignModel
+    architecture: Architecture
+    labels: tuple[str, ...]
+    prepared: Prepared
+    key: str
+    weights: Callable[[], Vector]
+    has_logits: bool = False
+    recipe: str = ""
+    file: Path | None = None
+    fitting: str = "pad"
+    version: int | None = None
+    unknown_below: float = 0.0
+    held_out: Callable[[], Dataset | None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if self.labels:
+            require_labels(self.labels, self.model.classes)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        weights: Vector,
+        architecture: Architecture,
+        labels: tuple[str, ...],
+        fitting: str,
+        recipe: str = "",
+    ) -> Self:
+        """Return a model of dist_net with these weights, prepared."""
+        return cls(
+            model,
+            architecture,
+            labels,
+            prepare(model, weights),
+            key_of_vector(model, weights),
+            lambda: weights,
+            bool(labels) and of_label(model.loss) is cross_entropy_of_logits,
+            recipe,
+            fitting=fitting,
+        )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether images can be converted to its inputs; a recipe's net must have uint8 inputs."""
+        published = DarknetArchitecture | PublishedArchitecture
+        is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
+        return (is_known or self.fitting == LETTERBOX) and is_image_shape(self.model.input_shape)
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether rows are computed independently."""
+        return not isinstance(self.model, ForeignModel) or self.model.is_batched
+
+    @property
+    def own_model(self) -> Model:
+        """The model of dist_net. Raise ExportError for an ONNX file."""
+        if isinstance(self.model, ForeignModel):
+            raise ExportError("the model is an ONNX file already; expected a model of dist_net")
+        return self.model
+
+    @property
+    def specs(self) -> tuple[Specs, Specs]:
+        """The inputs and outputs, by the names that the Open Inference Protocol uses."""
+        model = self.model
+        if isinstance(model, ForeignModel):
+            return model.inputs, model.outputs
+        outputs = model.output_fields
+        if not model.output_dtype.names:
+            name = "probabilities" if self.labels else "values"
+            outputs = {name: (model.output_dtype, (model.classes,))}
+        return _specs(model.input_fields), _specs(outputs)
+
+
+def _specs(fields: Mapping[str, tuple[np.dtype[Any], Shape]]) -> Specs:
+    return tuple(
+        TensorSpec(name or INPUT, DATATYPES[dtype], shape)
+        for name, (dtype, shape) in fields.items()
+    )
+
+
+def class_names_of(
+    loaded: LoadedRecipe,
+    labels: Path | None,
+    recorded: tuple[str, ...] | None,
+    progress: Progress | None,
+) -> tuple[str, ...]:
+    """Return the names of a recipe's classes: from ``labels``, the run's record, or the dataset.
+
+    ``recorded`` is empty without classes, and None if no names are known, as in runs of early
+    releases; a user's own dataset is loaded to get them.
+    """
+    recipe = loaded.recipe
+    if recorded == ():
+        if labels is not None:
+            raise ModelSourceError(
+                f"{labels} names classes, but {loaded.name} predicts numbers; expected no --labels"
+            )
+        return ()
+    if labels is not None:
+        return read_labels(labels, recipe.model.classes)
+    if recorded is not None:
+        return recorded
+    if isinstance(recipe.dataset, str):
+        return CLASS_NAMES[recipe.dataset]
+    return recipe.load_dataset(progress).class_names
+
+
+def found_model(
+    loaded: LoadedRecipe,
+    weights: Vector,
+    names: tuple[str, ...],
+    fitting: str = "",
+) -> FoundModel:
+    """Return the model of a recipe with these weights and names of its classes."""
+    model = loaded.recipe.model
+    architecture: Architecture = RecipeArchitecture.from_recipe(loaded)
+    if loaded.reference == IMAGES:
+        architecture = FolderArchitecture(image_recipe_of(loaded).as_net().to_json())
+    elif loaded.reference == SAVED:
+        architecture = LayersArchitecture(loaded.files[MODEL_JSON].decode())
+    fitting = fitting or loaded.recipe.fitting
+    return FoundModel.of(model, weights, architecture, names, fitting, loaded.name)

@@ -1,0 +1,38 @@
+"""The fork server of a pool: forks workers of the gateway's host, and processes that read models.
+
+Orders arrive on stdin, a Unix socket: see ``fork_on_orders``. It prints ``READY`` after importing
+the modules that these need, and ends when the other end of the socket is closed. A forked worker
+starts at once, and needs a quarter of the memory of a worker that imports these modules itself, not
+counting its buffers.
+"""
+
+import argparse
+import socket
+import sys
+from collections.abc import Sequence
+
+from dist_net.nn.inference import import_kernels
+from dist_net.processes.entry import READY, entry_point
+from dist_net.processes.fork_server import fork_on_orders
+from dist_net.release import release
+from dist_net.serving import model_reading
+from dist_net.serving.worker import inference_worker_process
+
+
+def run(_: argparse.Namespace) -> int:
+    """Fork until the gateway ends."""
+    import_kernels()
+    release()  # takes milliseconds, and is cached for all workers
+    print(READY, flush=True)
+    fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), _forked)
+    return 0
+
+
+def _forked(words: Sequence[str]) -> int:
+    """Run a forked process with its command line; return the exit code."""
+    is_reader = model_reading.READ_OPTION in words
+    return model_reading.main(words) if is_reader else inference_worker_process.main(words)
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(lambda _: None, run))

@@ -1,0 +1,33 @@
+"""What ``scripts/bench nets`` measures: the same nets in both libraries, and its table."""
+
+import math
+
+import pytest
+
+from benchmarks import nets
+from benchmarks.peers import pytorch_nets
+from benchmarks.peers.nets import NETS, recipe
+from dist_net.training.run.fit import SingleProcess
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_both_libraries_train_as_many_parameters(name: str) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    parameters = pytorch_nets.network_of(name).parameters()
+    trained = recipe(NETS[name])[0].layout.trained_size
+    assert sum(each.numel() for each in parameters) == trained
+
+
+@pytest.mark.parametrize("name", ["mlp", "table", "lstm"])
+def test_a_net_learns_its_minibatch(name: str) -> None:
+    net = NETS[name]
+    training = SingleProcess(*recipe(net))
+    losses = [training.train(0, 0, net.batch)[0] for _ in range(5)]
+    assert math.isfinite(losses[-1])
+    assert losses[-1] < losses[0]
+
+
+def test_a_row_has_the_ratio_to_each_peer_that_was_measured() -> None:
+    times = {"dist_net": {(32, 1): 90.0}, "pytorch": {(32, 1): 120.0}}
+    row = nets.figures_of(times, (32, 1))
+    assert (row["us_per_step"], row["to pytorch"], row["to torch.compile"]) == (90.0, 0.75, "")
