@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from importlib.util import find_spec
 from types import MappingProxyType
 
 import numpy as np
@@ -81,7 +82,8 @@ def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
     """Return a digest of fixed products and elementwise operations, by this process's kernels.
 
     ``shapes``: those of the parameters, which the products have, up to ``_LARGEST`` in each
-    direction. Processes whose digests are equal round alike, as far as these operations show.
+    direction. Processes whose digests are equal round alike, as far as these operations show, and
+    both have numba's loops, or neither has.
     """
     digest, random = blake2b(digest_size=7), np.random.default_rng(0)
     sizes = {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1}
@@ -93,4 +95,5 @@ def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
     numbers = random.random(4096, np.float32)
     for operation in (np.exp, np.log1p, np.tanh, np.sqrt, np.sum):
         digest.update(operation(numbers).tobytes())
+    digest.update(b"numba" if find_spec("numba") else b"NumPy")
     return int.from_bytes(digest.digest())
