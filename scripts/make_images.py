@@ -102,7 +102,8 @@ def try_signs(http: str, path: Path) -> None:
     """Classify a held-out image on the page, and take a screenshot of the form and the answer."""
     with browsing(480, 1000) as page:
         page.goto(http)
-        page.get_by_role("group", name="from its run").get_by_role("button").first.click()
+        samples = page.get_by_role("group", name="the model was made from")
+        samples.get_by_role("button").first.click()
         page.locator("#verdict:not(:empty)").wait_for()
         page.locator("#seen").wait_for()
         page.locator("#ask").screenshot(path=path)

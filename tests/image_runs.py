@@ -1,7 +1,8 @@
 """A run on a folder of images, as training leaves it, of a net whose answers are known."""
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from dist_net.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.data import Dataset
 from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
-from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.run_directory import Calibration, RunDirectory
 from dist_net.training.run.evaluation import BestWeights
 from dist_net.training.run.run_options import RunOptions
 
@@ -79,9 +80,14 @@ def colour_weights(times_likelier: float) -> np.ndarray:
     return weights
 
 
-def write_calibration(path: Path, threshold: float, temperature: float = 1.0) -> None:
+def write_calibration(
+    path: Path,
+    threshold: float,
+    temperature: float = 1.0,
+    proven: Sequence[tuple[float, float]] = (),
+) -> None:
     """What of the run's answers is to be relied on from now on."""
-    told = {"temperature": temperature, "threshold": threshold, "precision": 0.95}
+    told = asdict(Calibration(temperature, threshold, 0.95, proven))
     best = RunDirectory(path).best
     checkpoint = read_checkpoint(best)
     record = checkpoint.recipe_record | {"calibration": told}

@@ -12,12 +12,12 @@ from dist_net.export.formats import FORMATS, format_of, write_exported
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import MODELS
-from dist_net.nets.sources.named_source import LIVE, parse_pool_sources
+from dist_net.nets.sources.named_source import LIVE, RUN_PRECISION, parse_pool_sources
 from dist_net.processes.terminal import FetchProgress, plain_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
     )
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     file = arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
-    require_another_file(arguments.model, arguments.weights, file)
-    confirm_recipe(arguments.model, arguments.trust_recipe)
     (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
+    require_another_file(named.source, named.weights, file)
+    confirm_recipe(named.source, arguments.trust_recipe)
     with FetchProgress(plain_console()) as progress:
         found = named.open(progress, trust_recipe=arguments.trust_recipe).read()
     exported = ExportedModel(named.name, found, found.weights(), arguments.preprocessing)

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
         logs = open_logs(opened, "join-", directory.logs)
-        display = opened.enter_context(TrainingProgress(console, evaluates=False))
+        display = opened.enter_context(TrainingProgress(console))
         console.print(
             f"{offered.name}: joining {server.address} with {counted(settings.workers, 'worker')}"
         )

@@ -21,6 +21,7 @@ from dist_net.loaded_model import ClassifiedImage, LoadedModel, load
 from dist_net.nets.row_files import ROW_SUFFIXES, is_row_file, read_rows, write_rows, write_table
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.found_model import MODELS, FoundModel
+from dist_net.nets.sources.named_source import RUN_PRECISION, parse_pool_sources
 from dist_net.printable import printable
 
 BAR_LENGTH = 20
@@ -32,7 +33,7 @@ ANSWER_COLUMNS = "image", "answer", "label", "probability", "error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
     parser.add_argument(
         "files",
         metavar="FILE",
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"--output {arguments.output}: expected a {' or '.join(suffixes)} file name for the "
             f"outputs of {'rows' if has_rows else 'images'}"
         )
-    confirm_recipe(arguments.model, arguments.trust_recipe)
+    (named,) = parse_pool_sources([arguments.model], arguments.weights, arguments.labels)
+    confirm_recipe(named.source, arguments.trust_recipe)
     # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     model = load(

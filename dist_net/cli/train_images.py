@@ -186,6 +186,8 @@ def _answers(content: Mapping[str, Any]) -> str:
     if answered < images:
         text += "; it calls the others unknown"
         text += f": check the {counted(doubtful, 'doubtful label')} first" if doubtful else ""
+        if lower := content["calibration"]["lower_precision"]:
+            text += f"; to have more answered, serve RUN,precision={lower:g}"
     return text
 
 

@@ -46,22 +46,18 @@ from dist_net.photos.bases import (
     joined_weights,
 )
 from dist_net.photos.fine_tuning import (
-    WORTH_BELOW,
-    HopelessTuning,
+    GAINS,
+    UNDECIDED,
+    TuningJudge,
+    may_pay,
     seconds_per_image,
     set_distance,
     usual_epochs,
 )
-from dist_net.photos.head import FeatureRows
 from dist_net.photos.head_training import HeadTraining, judged_by
 from dist_net.photos.image_options import ImageOptions
 from dist_net.photos.image_preparation import prepare_images
-from dist_net.photos.photo_statistics import (
-    JudgedImages,
-    calibrated_losses,
-    cross_entropies,
-    mean_and_error,
-)
+from dist_net.photos.photo_statistics import JudgedImages
 from dist_net.photos.similar_images import (
     groups_of,
     mirrored_classes,
@@ -74,7 +70,7 @@ from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import CountProgress, FetchProgress
 from dist_net.training.run.evaluation import model_only
 from dist_net.training.run.local_run import REPORTED, LocalRun, LocalRunSettings
-from dist_net.training.run.periodic_evaluation import ReasonToStop, never
+from dist_net.training.run.periodic_evaluation import Judge
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.vector import Vector
 
@@ -138,13 +134,13 @@ class ImageRun:
         fine_tune, count = self.options.fine_tune, len(of_head.images.rows(TRAIN))
         if isinstance(fine_tune, int) and fine_tune > 0:
             return fine_tune
-        if accuracy >= WORTH_BELOW or of_head.recipe.base.kind == "onnx":  # it has no gradients
+        if not may_pay(accuracy) or of_head.recipe.base.kind == "onnx":  # it has no gradients
             return 0
         epochs = usual_epochs(count)
-        seconds = epochs * count * seconds_per_image(of_head.recipe, of_head.weights)
+        minutes = epochs * count * seconds_per_image(of_head.recipe, of_head.weights) / 60
         self.console.print(
-            f"tuning the whole net for about {seconds / 60:.0f} minutes ({epochs} epochs) usually "
-            f"adds most where the head is below {WORTH_BELOW:.0%}"
+            f"tuning the whole net takes about {minutes:.0f} minutes ({epochs} epochs), or "
+            f"{UNDECIDED * minutes:.0f} if it does not pay; {GAINS}"
             + ("" if fine_tune else ": pass --fine-tune auto")
         )
         return epochs if fine_tune else 0
@@ -159,46 +155,28 @@ class ImageRun:
             write_model(directory, self.options, kept)
         initial, logits = head.without(kept.images.rows(VALIDATION))
         weights = joined_weights(kept.recipe, found, initial)
+        judge = TuningJudge(kept.recipe, logits, kept.images, kept.groups)
         try:
-            targets, rows = kept.images.labels(VALIDATION), kept.images.rows(VALIDATION)
-            samples = kept.recipe.epochs * len(kept.images.rows(TRAIN))
-            is_hopeless = HopelessTuning(
-                cross_entropies(logits, targets), kept.groups[rows], samples
-            )
-            report = self._train_whole(kept.images, kept.recipe, weights, is_hopeless)
+            report = self._train_whole(kept.images, kept.recipe, weights, judge)
         except InterruptedRunError:
             if directory.checkpoint.exists():
-                write_model(directory, self.options, self._better(kept, logits, kept.report))
+                write_model(directory, self.options, self._better(kept, judge, kept.report))
             raise
-        return self._better(kept, logits, report)
+        return self._better(kept, judge, report)
 
     def _better(
-        self, kept: TrainedImages, logits: FeatureRows, report: dict[str, Any]
+        self, kept: TrainedImages, judge: TuningJudge, report: dict[str, Any]
     ) -> TrainedImages:
-        """Return the tuned net if it is better than the head with these ``logits``, else ``kept``.
-
-        It is better if its loss on the validation split, on which neither was trained, is lower by
-        more than the standard error.
-        """
+        """Return the tuned net if ``judge`` finds it better than the head, else ``kept``."""
         weights = read_checkpoint(self.directory.checkpoint).evaluated_weights
-        judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
-        of_head, of_tuned = (
-            calibrated_losses(each, judged.targets) for each in (logits, judged.logits)
-        )
-        lead, uncertainty = mean_and_error(of_head - of_tuned, judged.groups)
-        tuning = (
-            f"the loss on images of the validation split is {'lower' if lead > 0 else 'higher'} by "
-            f"{abs(lead):.4f} (standard error {uncertainty:.4f}): "
-            f"{'the tuned net is used' if lead > uncertainty else 'the head is kept'}"
-        )
-        self.console.print(f"fine-tuning: {tuning}")
-        if lead <= uncertainty:
-            return kept._replace(report=report, tuning=tuning)
+        found = judge.compare(weights)
+        self.console.print(f"fine-tuning: {found}")
+        kept = kept._replace(report=report, tuning=str(found))
+        if not found.is_better:
+            return kept
         set_distance(kept.recipe, weights, kept.images)
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
-        return kept._replace(
-            weights=weights, judged=judged, head=None, report=report, tuning=tuning
-        )
+        return kept._replace(weights=weights, judged=judged, head=None)
 
     def _read(
         self,
@@ -344,7 +322,7 @@ class ImageRun:
         images: PreparedImages,
         recipe: ImageRecipe,
         initial: Vector | None,
-        reason_to_stop: ReasonToStop = never,
+        judge: Judge | None = None,
     ) -> dict[str, Any]:
         """Train with a cluster or resume, to a checkpoint in the directory; return a report."""
         directory = self.directory
@@ -360,13 +338,7 @@ class ImageRun:
                 f"to train on, {settings.epochs} epochs"
             )
             return LocalRun(
-                directory,
-                loaded,
-                dataset,
-                options,
-                local=self.local,
-                display=display,
-                reason_to_stop=reason_to_stop,
+                directory, loaded, dataset, options, local=self.local, display=display, judge=judge
             ).run()
 
 

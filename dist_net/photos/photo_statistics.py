@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.nets.run_directory import MAX_TEMPERATURE, MIN_TEMPERATURE, Calibration
+from dist_net.nets.run_directory import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    Calibration,
+    lowest_threshold,
+)
 from dist_net.nn.inference import softmax
 
 Scores = NDArray[np.float32]
@@ -49,12 +54,19 @@ class JudgedImages(NamedTuple):
     folds: int | None
 
     def calibrate(self, precision: float) -> Calibration:
-        """Return the temperature and the threshold at which the answers reach ``precision``."""
+        """Return the temperature and the threshold at which the answers reach ``precision``.
+
+        If the images are too few to prove it, the threshold is ``precision`` itself: the model then
+        answers only with a calibrated probability of at least ``precision``.
+        """
         independent = independent_share(self.folds) * effective_count(self.groups)
         temperature = temperature_of(self.logits, self.targets, independent)
         probabilities = softmax(self.logits / np.float32(temperature))
-        threshold = threshold_of(probabilities, self.targets, self.groups, precision)
-        return Calibration(temperature, threshold, precision)
+        proven = proven_precisions(probabilities, self.targets, self.groups)
+        threshold = lowest_threshold(proven, precision)
+        return Calibration(
+            temperature, precision if threshold is None else threshold, precision, proven
+        )
 
     def probabilities(self, calibration: Calibration) -> Scores:
         """Return the calibrated probabilities, (N, classes)."""
@@ -147,22 +159,24 @@ def temperature_of(logits: Scores, targets: Targets, independent: float) -> floa
     return float(np.clip(np.exp(-low), MIN_TEMPERATURE, MAX_TEMPERATURE))
 
 
-def threshold_of(
-    probabilities: Scores, targets: Targets, groups: Groups, precision: float
-) -> float:
-    """Return the lowest probability above which the answers prove ``precision``.
+def proven_precisions(
+    probabilities: Scores, targets: Targets, groups: Groups
+) -> list[tuple[float, float]]:
+    """Return thresholds of the probability, rising, with the precision that each proves.
 
-    A precision is proven if the 95 % lower bound of the share of right answers reaches it. If the
-    images are too few to prove ``precision``, return ``precision``: the model then answers only
-    with a calibrated probability of at least ``precision``.
+    A precision is proven if the 95 % lower bound of the share of right answers reaches it. Each
+    threshold is the lowest one that proves another thousandth.
     """
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
     bounds = lower_bounds((probabilities.argmax(1) == targets)[order], groups[order])
     is_last_of_equals = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
-    enough = np.flatnonzero((bounds >= precision) & is_last_of_equals)
-    return float(sorted_confidence[enough[-1]]) if len(enough) else precision
+    ends = np.flatnonzero(is_last_of_equals)[::-1]  # from the lowest threshold
+    best = np.maximum.accumulate(bounds[ends])
+    is_more = np.diff(np.floor(1000 * best), prepend=-1) > 0
+    chosen = ends[is_more]
+    return list(zip(sorted_confidence[chosen].tolist(), bounds[chosen].tolist(), strict=True))
 
 
 def cross_entropies(logits: Scores, targets: Targets) -> Losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,6 @@ from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,
     calibration_error,
-    lower_bounds,
     wilson_interval,
 )
 from dist_net.photos.unknown_images import LeftOutClass
@@ -27,6 +27,7 @@ DOUBTFUL_ABOVE = 0.5
 FEW_IMAGES = 20
 """A class has few images below this number and half of the median class's."""
 CURVE_POINTS = 100
+LOWER_BY = 0.05
 MIN_CALIBRATION_IMAGES = 300
 """With fewer images the measured calibration error would be mostly chance."""
 
@@ -64,7 +65,8 @@ def report_content(
         "calibration": {
             **asdict(calibration),
             **_calibration_errors(judged, calibration),
-            "is_proven": _is_proven(judged, calibration),
+            "is_proven": calibration.is_proven,
+            "lower_precision": lower_precision(calibration),
             "measured_on": measured[0]["data"],
             "answered": measured[-1]["answered_share"],
             "right_of_answered": measured[-1]["right_of_answered"],
@@ -110,13 +112,11 @@ def _calibration_errors(judged: JudgedImages, calibration: Calibration) -> dict[
     return {"error_before": before, "error_after": after}
 
 
-def _is_proven(judged: JudgedImages, calibration: Calibration) -> bool:
-    """Return whether the images prove that the answers reach the requested precision."""
-    probabilities = judged.probabilities(calibration)
-    is_answered = probabilities.max(1) >= calibration.threshold
-    is_right = probabilities.argmax(1) == judged.targets
-    bounds = lower_bounds(is_right[is_answered], judged.groups[is_answered])
-    return bool(len(bounds) and bounds[-1] >= calibration.precision)
+def lower_precision(calibration: Calibration) -> float:
+    """Return a precision, of two digits, at which more is answered; 0 if none is proven."""
+    most = calibration.precision - LOWER_BY
+    lower = (each for below, each in calibration.proven if below < calibration.threshold)
+    return math.floor(100 * max((each for each in lower if each <= most), default=0.0)) / 100
 
 
 def answered_curve(

@@ -253,9 +253,12 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
         "{:.0%}",
         (1.0, "100 % answered"),
     )
+    more = ""
+    if lower := calibration["lower_precision"]:
+        more = f" More images are answered by <code>dist-net serve RUN,precision={lower:g}</code>."
     section = (
-        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold; with "
-        f"another --precision, the model answers more or fewer images.</p>"
+        f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text} The dot marks this threshold."
+        f"{more}</p>"
         f'<div class="charts">{figure}</div>'
     )
     if not left_out:

@@ -212,7 +212,7 @@ def test_a_joined_host_has_the_keys_for_the_state_shows_progress_and_why_the_run
     assert start("status", *status, "--json").result()["state"] == "waiting"
     joined = start("join", token, "--workers", "2", "--trust-recipe")
     address = joined.says(r"joining (tcp://\S+) with")[1]
-    joined.says(r"epoch [\d.]+/100000: .* samples/s")  # without a terminal
+    joined.says(r"epoch [\d.]+/100000, .* left: .* samples/s")  # without a terminal
     server.report(lambda report: report["samples"] > 256)
     same_host = ["env", f"TMPDIR={joined.temporary}"]
     assert start("status", address, "--json", prefix=same_host).result()["state"] == "training"

@@ -116,8 +116,8 @@ NEEDS_AN_EXTRA = {
 CAN_DO_WITHOUT = {
     "join": "fsspec",
     "plots": "matplotlib",
-    "serving_run": "uvloop",
     "image_report": "matplotlib",
+    "serving_run": "uvloop",
     "ray_cluster": "ray",
     "ray_keeper": "ray",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +20,17 @@ from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.found_model import MODELS
 from dist_net.nets.sources.onnx_file import OnnxFile
 from dist_net.nets.sources.pretrained_net import PretrainedNet
-from dist_net.nets.sources.run_files import RunFiles
+from dist_net.nets.sources.run_files import NO_PRECISION, RunFiles
 from dist_net.spelling import did_you_mean, suggestion
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
 from dist_net.wire.token_exchange import join_by_token
 
+RUN_PRECISION = "RUN,precision=SHARE: at least this share of a folder's answers is to be right"
 LIVE = ("tcp://", "ipc://")
 FILE_NAMES = "weights", "labels"
-OPTION_NAMES = (*FILE_NAMES, *PixelOptions._fields)
+OPTION_NAMES = (*FILE_NAMES, "precision", *PixelOptions._fields)
 NO_PIXEL_OPTIONS = PixelOptions()
 
 ModelSource = DarknetFiles | PretrainedNet | RunFiles | OnnxFile | FollowedRun
@@ -121,20 +123,26 @@ def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelS
 
 
 class NamedSource(NamedTuple):
-    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``, and the PixelOptions."""
+    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``, PixelOptions and a precision."""
 
     name: str
     source: str
     weights: Path | None
     labels: Path | None
     pixels: PixelOptions = NO_PIXEL_OPTIONS
+    precision: float | None = None
 
     def open(
         self, progress: Progress, keys: PeerKeys | None = None, trust_recipe: bool = False
     ) -> ModelSource:
-        """Return the source; see ``model_source``."""
+        """Return the source; see ``model_source``. Only a run on a folder has a precision."""
         files = self.weights, self.labels
-        return model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
+        source = model_source(self.source, *files, progress, keys, trust_recipe, self.pixels)
+        if self.precision is None:
+            return source
+        if not isinstance(source, RunFiles):
+            raise ModelSourceError(NO_PRECISION.format(self.source))
+        return replace(source, precision=self.precision)
 
 
 def parse_named_source(text: str) -> NamedSource:
@@ -160,8 +168,13 @@ def parse_named_source(text: str) -> NamedSource:
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
             f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
-    pixels = PixelOptions(**given)
-    return NamedSource(name, source, files.get("weights"), files.get("labels"), pixels)
+    text = given.pop("precision", None)
+    try:
+        precision = None if text is None else float(text)
+    except ValueError:
+        raise ModelSourceError(f"precision={text}: expected a share, such as 0.9") from None
+    weights, labels = map(files.get, FILE_NAMES)
+    return NamedSource(name, source, weights, labels, PixelOptions(**given), precision)
 
 
 def parse_pool_sources(

@@ -18,15 +18,21 @@ from dist_net.nets.run_contents import (
 )
 from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
 
+NO_PRECISION = "{} has no threshold to choose by a precision; expected a run on a folder of images"
+
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run directory or a checkpoint file; ``labels`` replace the names of its classes."""
+    """A run directory or a checkpoint file; ``labels`` replace the names of its classes.
+
+    ``precision`` replaces that for which training chose the threshold of unknown images.
+    """
 
     path: Path
     labels: Path | None = None
     progress: Progress | None = None
     trust_recipe: bool = False
+    precision: float | None = None
 
     def read(self) -> FoundModel:
         """Return the model of the current checkpoint; raise the errors of ``contents``."""
@@ -46,12 +52,20 @@ class RunFiles:
             raise ModelSourceError(f"{self.path} is not a model; {expected}") from error
 
     def model_of(self, loaded: LoadedRecipe, checkpoint: Checkpoint) -> FoundModel:
-        """Return the model of these contents; raise ModelSourceError without a network."""
+        """Return the model of these contents.
+
+        Raise ModelSourceError without a network, and SettingError for a precision that the run's
+        images do not prove.
+        """
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         recorded = (record.class_names or None) if has_classes else ()
         weights = calibrated_weights(loaded, checkpoint)
         calibration = calibration_of(checkpoint)
+        if self.precision is not None:
+            if calibration is None:
+                raise ModelSourceError(NO_PRECISION.format(self.path))
+            calibration = calibration.promising(self.precision)
         names = class_names_of(loaded, self.labels, recorded, self.progress)
         return replace(
             found_model(loaded, weights, names, record.fitting),

@@ -14,7 +14,7 @@ from dist_net.export.onnxruntime_engine import ENGINES, NUMPY
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import MODELS
-from dist_net.nets.sources.named_source import parse_named_source
+from dist_net.nets.sources.named_source import RUN_PRECISION, parse_named_source
 from dist_net.processes.cluster_options import (
     MAX_WORKERS,
     add_cluster_arguments,
@@ -111,8 +111,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "models",
         metavar="[NAME=]MODEL",
         nargs="*",
-        help=f"{MODELS}; or the address of a parameter server, to serve each version of its "
-        f"training run (default: the newest run under runs/)",
+        help=f"{MODELS}; {RUN_PRECISION}; or the address of a parameter server, to serve each "
+        f"version of its training run (default: the newest run under runs/)",
     )
     add_options(
         parser,

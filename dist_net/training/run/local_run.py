@@ -40,7 +40,7 @@ from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.evaluation import BestWeights, Evaluation
 from dist_net.training.run.metrics_files import MetricsFiles
-from dist_net.training.run.periodic_evaluation import PeriodicEvaluation, ReasonToStop, never
+from dist_net.training.run.periodic_evaluation import Judge, PeriodicEvaluation
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
@@ -150,7 +150,10 @@ REPORTED = (
 
 
 class LocalRun:
-    """The run in ``directory``. ``options``: returned by ``RunOptions.on``."""
+    """The run in ``directory``. ``options``: returned by ``RunOptions.on``.
+
+    ``judge`` evaluates instead of the recipe.
+    """
 
     def __init__(
         self,
@@ -161,7 +164,7 @@ class LocalRun:
         *,
         local: LocalRunSettings,
         display: TrainingProgress,
-        reason_to_stop: ReasonToStop = never,
+        judge: Judge | None = None,
     ) -> None:
         fault = options.settings(loaded).size_fault
         if fault and (local.listening.listen or local.ray_address is not None):
@@ -191,7 +194,7 @@ class LocalRun:
             best=best,
             metrics=self._metrics,
             display=display,
-            reason_to_stop=reason_to_stop,
+            judge=judge,
         )
 
     @property

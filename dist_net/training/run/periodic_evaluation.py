@@ -12,23 +12,21 @@ from dist_net.nets.recipes.recipe import Recipe
 from dist_net.training.run.evaluation import BestWeights, Evaluation, evaluate_recipe
 from dist_net.training.run.metrics_files import MetricsFiles
 from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.vector import Vector
 from dist_net.wire.messages import Snapshot
 
 MAX_SHARE = 0.05  # of the time, for short evaluations; the workers need the cores
 MAX_PAUSE_S = 1.0  # between long evaluations
 
-ReasonToStop = Callable[[int, float], str]
-"""Called with the samples so far and the test loss; training ends unless it returns ""."""
-
-
-def never(_samples: int, _loss: float) -> str:
-    return ""
+Judge = Callable[[int, Vector], tuple[Evaluation | None, str]]
+"""Evaluates the weights after some samples; training ends unless the reason returned is ""."""
 
 
 class PeriodicEvaluation:
     """Evaluate a server's weights after an epoch, and keep those in ``best``.
 
-    ``evaluation`` is of the best weights, or else of the last. Training should end once
+    ``judge`` evaluates instead of the recipe. ``evaluation`` is of the best weights, or else of
+    the last. Training should end once
     ``stop_reason`` is not "".
     """
 
@@ -40,16 +38,16 @@ class PeriodicEvaluation:
         best: BestWeights | None,
         metrics: MetricsFiles,
         display: TrainingProgress,
-        reason_to_stop: ReasonToStop = never,
+        judge: Judge | None = None,
     ) -> None:
         self.evaluation: Evaluation | None = None
         self.stop_reason = ""
-        self._evaluate = evaluate_recipe(recipe, dataset)
+        evaluate = evaluate_recipe(recipe, dataset)
+        self._judge = judge or (lambda _, weights: (evaluate(weights), ""))
         self._samples_per_epoch = len(dataset.train_targets)
         self._best = best
         self._metrics = metrics
         self._display = display
-        self._reason_to_stop = reason_to_stop
         self._epochs = 0
         self._next_s = 0.0
 
@@ -68,7 +66,7 @@ class PeriodicEvaluation:
     def take(self, observer: Observer) -> Evaluation | None:
         """Evaluate and record the server's weights; return None if the recipe does not say how."""
         snapshot = observer.snapshot()
-        evaluation = self._evaluate(snapshot.weights)
+        evaluation, reason = self._judge(snapshot.samples, snapshot.weights)
         if evaluation is None:
             return None
         record = {
@@ -84,9 +82,7 @@ class PeriodicEvaluation:
             self.evaluation = evaluation
         if self._best is not None and self._best.is_out_of_patience:
             self.stop_reason = "no progress for as many evaluations as --patience allows"
-        self.stop_reason = (
-            self._reason_to_stop(snapshot.samples, evaluation.loss) or self.stop_reason
-        )
+        self.stop_reason = reason or self.stop_reason
         return evaluation
 
     def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:

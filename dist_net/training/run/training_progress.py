@@ -2,13 +2,15 @@
 
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 
 from dist_net.command_line import command_line
 from dist_net.printable import counted
@@ -29,7 +31,8 @@ WARNINGS = {
 
 Publish = Callable[[dict[str, Any]], None]
 NUMBERS = re.compile(r"\d+")
-LINES = 20
+QUIET_S, QUIET_SHARE = 15.0, 0.05
+"""Without a terminal, the time until a line of progress, and its least share of the time so far."""
 
 
 def exchange_facts(report: dict[str, Any]) -> str:
@@ -42,11 +45,18 @@ def exchange_facts(report: dict[str, Any]) -> str:
     )
 
 
+def time_left(samples: float, samples_per_s: float) -> str:
+    """Return the time for the samples, such as 0:02:10; "-:--:--" if the speed is unknown."""
+    if not samples_per_s:
+        return "-:--:--"
+    return str(timedelta(seconds=math.ceil(max(0.0, samples) / samples_per_s)))
+
+
 class TrainingProgress:
     """A context manager that shows a training run: a line per evaluation, and a live line.
 
-    The live line needs a terminal; elsewhere a process that does not evaluate (``evaluates``)
-    prints a line at first, and ``LINES`` more. ``joining`` returns the command that joins the
+    The live line needs a terminal; elsewhere it is printed after ``QUIET_S`` without another line,
+    later after ``QUIET_SHARE`` of the time so far. ``joining`` returns the command that joins the
     server at an address; None if workers may not join. ``publish`` receives each report. Set
     ``wants_end`` to end the run early.
     """
@@ -58,10 +68,11 @@ class TrainingProgress:
         console: Console,
         joining: Callable[[str], str] | None = None,
         publish: Publish | None = None,
-        evaluates: bool = True,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
-        self._lines_left = 0 if evaluates or console.is_terminal else LINES + 1
+        self._now = now
+        self._began_s = self._printed_s = now()
         self._samples_per_epoch = math.nan  # until the first report
         self._joining = joining
         self._publish = publish
@@ -69,10 +80,10 @@ class TrainingProgress:
             console,
             TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(BAR_CELLS),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[details]}", markup=False),
         )
-        self._task = self._progress.add_task("", epoch="-", details="", total=None)
+        self._task = self._progress.add_task("", epoch="-", left="", details="", total=None)
         self._learnt: list[str] = []
         self._shown: set[str] = set()
 
@@ -114,8 +125,10 @@ class TrainingProgress:
             accuracy = last["accuracy"]
             self._learnt = [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
             self._learnt.append(f"loss {last['loss']:.3f}")
-        self._samples_per_epoch = report["samples_total"] / report["epochs"]
-        epoch = f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}"
+        samples, total = report["samples"] + report["samples_under_way"], report["samples_total"]
+        self._samples_per_epoch = total / report["epochs"]
+        epoch = f"{samples / self._samples_per_epoch:.1f}/{report['epochs']}"
+        left = time_left(total - samples, report["samples_per_s"])
         details = [
             f"{report['samples_per_s']:,.0f} samples/s",
             *self._learnt,
@@ -124,15 +137,15 @@ class TrainingProgress:
         ]
         self._progress.update(
             self._task,
-            completed=report["samples"],
-            total=report["samples_total"],
+            completed=samples,
+            total=total,
             epoch=epoch,
+            left=left,
             details=fitting(details, self._console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
         )
-        left = LINES - LINES * report["samples"] // report["samples_total"]
-        if left < self._lines_left:
-            self._lines_left = left
-            self._line(f"epoch {epoch}: {', '.join(details)}")
+        quiet_s = max(QUIET_S, QUIET_SHARE * (self._now() - self._began_s))
+        if not self._console.is_terminal and self._now() - self._printed_s >= quiet_s:
+            self._line(f"epoch {epoch}, {left} left: {', '.join(details)}")
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
         self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")
@@ -141,6 +154,7 @@ class TrainingProgress:
         self._line(text, "yellow")
 
     def _line(self, text: str, style: str = "") -> None:
+        self._printed_s = self._now()
         self._console.print(text, style=style)
 
 

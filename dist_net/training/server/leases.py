@@ -78,6 +78,11 @@ class LeaseLedger:
         return len(held) + len(self._collected)
 
     @property
+    def collected_samples(self) -> int:
+        """The number of samples whose results have arrived and are not applied."""
+        return sum(each.samples for each in self._collected)
+
+    @property
     def awaits_results(self) -> bool:
         """Whether a worker holds a lease."""
         return bool(self._leases)

@@ -75,6 +75,13 @@ class Member:
             self.lease_times = known.averaged(latest) if batch_size == self.batch_size else latest
             self.batch_size = batch_size
 
+    def computed_of(self, steps: LeaseSteps, now: float) -> int:
+        """Estimate how many samples of its lease are computed, by the times of earlier leases."""
+        if self.began_s is None or not self.lease_times.step_s:
+            return 0
+        samples_per_s = steps.parts * self.batch_size / self.lease_times.step_s
+        return min(steps.samples, int((now - self.began_s) * samples_per_s))
+
     def report(self, now: float) -> dict[str, Any]:
         """Return this worker's entry in a run's report; its speed is measured while it has work."""
         return {

@@ -23,6 +23,7 @@ def run_report(run: RunState, first_record: int, now: float) -> dict[str, Any]:
     applied_samples = run.ledger.applied_samples
     return {
         "samples": applied_samples,
+        "samples_under_way": run.samples_under_way(now),
         "samples_total": run.settings.samples_total,
         "epochs": run.settings.epochs,
         "version": run.store.version,

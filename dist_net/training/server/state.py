@@ -131,6 +131,15 @@ class RunState:
             member.base, member.began_s = self.store.state, now
         return lease
 
+    def samples_under_way(self, now: float) -> int:
+        """Estimate the number of samples that are computed and not applied."""
+        computed: dict[Range, int] = {}
+        for member in self.members.members:
+            if lease := self.ledger.lease_of(member.worker_id):
+                ahead = computed.get(lease.range, 0)  # of a rival
+                computed[lease.range] = max(ahead, member.computed_of(lease.steps, now))
+        return self.ledger.collected_samples + sum(computed.values())
+
     def plan_of(self, members: Sequence[Member]) -> RoundPlan:
         """Return the plan of a round of these workers."""
         workers = [each.lease_times._replace(parts=each.parts) for each in members]

@@ -73,7 +73,7 @@ def opened(visit: Any, put: Callable[[Any], None], **options: Any) -> Any:
     page = visit(reduced_motion="reduce", **options).page
     expect(page.locator("#state")).not_to_have_text("Connecting…")
     if put is unsure:
-        expect(page.get_by_role("group", name="from its run")).to_be_visible()
+        expect(page.get_by_role("group", name="the model was made from")).to_be_visible()
     page.get_by_role("button", name="A bag").click()
     if put is locked:  # the image waits until the models are known
         expect(page.locator("#preview")).to_be_visible()

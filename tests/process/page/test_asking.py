@@ -66,7 +66,9 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
 def test_every_sample_is_a_image_of_its_own(visit: Any, gateway: Any) -> None:
     gateway.serves("fashion", labels=["T-shirt/top", "tench"])
     page = visit().page
-    buttons = page.get_by_role("group", name="Or try one of these").get_by_role("button")
+    buttons = page.get_by_role("group", name="Or try one of these, drawn for dist_net").get_by_role(
+        "button"
+    )
     expect(buttons).to_have_count(6)
     for button in buttons.all():
         with page.expect_response(re.compile("classify")):

@@ -17,8 +17,8 @@ from process.page.conftest import image_of
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-HELD_OUT = "Or try an image from its run"
-DRAWN = "Or try one of these"
+HELD_OUT = "Or try an image of the folder that the model was made from"
+DRAWN = "Or try one of these, drawn for dist_net"
 PIXELS = """(canvas) => [canvas.height, canvas.width,
     ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]"""
 DRAW = f"""async ([bytes, model]) => {{
@@ -139,7 +139,10 @@ def test_an_answer_that_is_unknown_says_so_and_what_it_would_have_taken(
     page = visit().page
     expect(page.locator("#knows")).to_contain_text("; below 87.5 % the class is unknown")
     page.get_by_role("button", name="A bag").click()
-    said = r"^Unknown No class reaches 87\.5 %; the likeliest is Bag, 83\.5 %, in [\d.]+ m?s$"
+    said = (
+        r"^Unknown The likeliest class is Bag: 83\.5 %, in [\d.]+ m?s\. The model is certain from "
+        r"87\.5 % on\. More training images lower this threshold\.$"
+    )
     expect(page.locator("#verdict")).to_have_text(re.compile(said))
     expect(page.get_by_role("listitem").filter(has_text="Bag")).to_be_visible()
     gateway.reply |= {"unknown": False, "unknown_below": 0.75}

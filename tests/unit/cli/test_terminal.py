@@ -19,7 +19,7 @@ from dist_net.data import dataset_named
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.terminal import PrintableConsole, plain_console
 from dist_net.training.run.prepared_run import draw
-from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.run.training_progress import TrainingProgress, time_left
 
 ROOT = Path(__file__).parents[3]
 ODD = "[a] [/b] :boot:"
@@ -132,24 +132,33 @@ def progress_line(width: int) -> str:
 def test_the_live_line_of_a_run_fits(width: int, shown: list[str], left_out: list[str]) -> None:
     line = progress_line(width)
     assert len(line) <= width
-    assert re.match(r"epoch 12.3/20 ━+.* -:--:-- ", line)
+    assert re.match(r"epoch 12.3/20 ━+.* 0:00:08 ", line)
     assert all(each in line for each in shown)
     assert not any(each in line for each in [*left_out, "…"])
 
 
-def test_a_joined_host_without_a_terminal_prints_some_lines_of_progress(
+def test_without_a_terminal_progress_and_the_time_left_are_printed_when_nothing_else_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    counts = {"epochs": 20, "consistency": "rounds", "records": []}
-    with TrainingProgress(plain_console(), evaluates=False) as display:
-        for samples in range(0, 2001, 2):
-            display.progressed(
-                report(**counts, waiting_share=0.05, samples=samples, samples_total=2000)
-            )
-    lines = re.findall(r"^epoch .*", capsys.readouterr().err, re.MULTILINE)
-    assert len(lines) == 21
-    assert lines[0].startswith("epoch 0.0/20: ")
-    assert lines[-1].startswith("epoch 20.0/20: ")
+    counts = {"epochs": 20, "consistency": "rounds", "records": [], "waiting_share": 0.05}
+    seconds = 0.0
+    with TrainingProgress(plain_console(), now=lambda: seconds) as display:
+        for seconds in range(400):
+            under_way = {"samples": 5 * (seconds // 10), "samples_under_way": seconds % 10 // 2}
+            speed = {"samples_total": 2000, "samples_per_s": 0.5}
+            display.progressed(report(**counts, **under_way, **speed))
+            if 100 < seconds < 120:
+                display.warned("another line")
+    shown = capsys.readouterr().err
+    lines = re.findall(r"^epoch .*", shown, re.MULTILINE)
+    assert lines[0].startswith("epoch 0.1/20, 1:06:26 left: ")  # 7 of 2,000, one in two seconds
+    assert len(lines) == 23
+    assert lines[6].startswith("epoch 0.7/20")  # 15 s after the warnings
+
+
+def test_the_time_left_is_unknown_before_the_first_result() -> None:
+    assert time_left(100, 0.0) == "-:--:--"
+    assert time_left(-1, 10.0) == "0:00:00"
 
 
 def test_the_extra_that_images_need_is_named(

@@ -21,10 +21,15 @@ def test_right_answers_are_a_count_and_a_share_of_all() -> None:
 
 
 def test_what_the_model_answers_is_a_count_in_words_and_names_doubtful_labels() -> None:
-    text = _answers({"measured": [MEASURED], "doubtful": [{}] * 8})
-    assert re.match(naming(120, 151, 118, "8 doubtful labels"), text)
+    content = {
+        "measured": [MEASURED],
+        "doubtful": [{}] * 8,
+        "calibration": {"lower_precision": 0.9},
+    }
+    text = _answers(content)
+    assert re.match(naming(120, 151, 118, "8 doubtful labels", "RUN,precision=0.9"), text)
     certain = MEASURED | {"answered": 151, "answered_right": 151}
-    assert "unknown" not in _answers({"measured": [certain], "doubtful": []})
+    assert "unknown" not in _answers(content | {"measured": [certain]})
 
 
 def test_classes_that_the_figures_hide_are_named() -> None:

@@ -21,6 +21,7 @@ from dist_net.errors import (
     ModelLoadError,
     ModelSourceError,
     RecipeChangedError,
+    SettingError,
     TokenError,
     UntrustedRecipeError,
 )
@@ -150,6 +151,28 @@ def test_the_model_of_a_folder_is_one_file_with_its_recipe_and_its_calibration(t
     alone.write_bytes(photos.best.read_bytes())
     assert called(alone).read().unknown_below == 0.5
     assert called(alone).read().labels == image_runs.COLOURS
+
+
+def test_a_precision_chosen_later_sets_the_threshold_that_proves_it(tmp_path):
+    run = image_runs.write_run(tmp_path / "photos", threshold=0.5)
+    image_runs.write_calibration(run, 0.5, proven=[(0.2, 0.7), (0.4, 0.91), (0.5, 0.96)])
+
+    def opened(text):
+        return parse_named_source(text).open(progress).read()
+
+    assert opened(f"photos={run}").unknown_below == 0.5
+    assert opened(f"photos={run},precision=0.9").unknown_below == 0.4
+    assert opened(f"{run},precision=0.7").unknown_below == 0.2
+    with pytest.raises(SettingError, match=naming("precision=0.97", "at most 0.960")):
+        opened(f"photos={run},precision=0.97")
+
+
+def test_only_a_run_on_a_folder_has_a_precision(run):
+    for model in (run.path, lite0.NAME):
+        with pytest.raises(ModelSourceError, match=naming(model, "a run on a folder")):
+            parse_named_source(f"{model},precision=0.9").open(progress).read()
+    with pytest.raises(ModelSourceError, match=naming("precision=high", "0.9")):
+        parse_named_source("m=photos,precision=high")
 
 
 def test_the_last_checkpoint_of_a_folder_does_not_replace_its_missing_model(tmp_path):

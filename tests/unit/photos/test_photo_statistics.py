@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 
+from dist_net.errors import SettingError
+from dist_net.nets.run_directory import Calibration, lowest_threshold
 from dist_net.nn.inference import softmax
 from dist_net.photos.photo_statistics import (
     JudgedImages,
     calibration_error,
     effective_count,
     lower_bounds,
+    proven_precisions,
     temperature_of,
-    threshold_of,
     wilson_interval,
 )
+from naming import naming
 
 
 def drawn(samples=4000, classes=5, seed=0):
@@ -73,16 +76,54 @@ def test_equal_probabilities_are_answered_together_or_not_at_all():
     confidence = np.repeat([0.9, 0.6], 200).astype(np.float32)
     probabilities = np.column_stack([confidence, 1 - confidence])
     targets = np.concatenate([np.zeros(200, int), np.arange(200) % 2])
-    assert threshold_of(probabilities, targets, np.arange(400), 0.9) == pytest.approx(0.9)
+    proven = proven_precisions(probabilities, targets, np.arange(400))
+    assert lowest_threshold(proven, 0.9) == pytest.approx(0.9)
 
 
 def test_the_threshold_is_one_that_the_images_prove():
     probabilities = np.tile(np.array([0.8, 0.2], np.float32), (60, 1))
     right = np.zeros(60, int)
     each, pairs = np.arange(60), np.arange(60) // 2
-    assert threshold_of(probabilities, right, each, 0.95) == pytest.approx(0.8)
-    assert threshold_of(probabilities[:40], right[:40], each[:40], 0.95) == 0.95  # prove 93.7 %
-    assert threshold_of(probabilities, right, pairs, 0.95) == 0.95  # as 30 images
+    assert lowest_threshold(proven_precisions(probabilities, right, each), 0.95) == pytest.approx(
+        0.8
+    )
+    for fewer in ((probabilities[:40], right[:40], each[:40]), (probabilities, right, pairs)):
+        assert lowest_threshold(proven_precisions(*fewer), 0.95) is None  # 40 prove 93.7 %
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_precision_can_be_chosen_later_as_if_it_had_been_trained_for(seed):
+    logits, targets = drawn(900, seed=seed)
+    groups = np.random.default_rng(seed).integers(0, 600, 900)
+    of_images = judged(logits, targets, groups)
+    found = of_images.calibrate(0.95)
+    probabilities = of_images.probabilities(found)
+    is_right = probabilities.argmax(1) == targets
+    for precision in (0.5, 0.75, 0.9):
+        trained = of_images.calibrate(precision)
+        assert found.promising(precision) == trained
+        assert trained.is_proven
+        # No lower threshold proves it.
+        confidence = np.unique(probabilities.max(1))
+        for threshold in (trained.threshold, *confidence[confidence < trained.threshold]):
+            is_answered = probabilities.max(1) >= threshold
+            order = np.argsort(groups[is_answered])
+            bound = lower_bounds(is_right[is_answered][order], groups[is_answered][order])[-1]
+            assert (bound >= precision) == (threshold == trained.threshold)
+
+
+def test_a_precision_that_the_images_do_not_prove_is_refused_with_the_highest_that_they_do():
+    logits, targets = drawn(300)
+    found = judged(logits, targets).calibrate(0.9)
+    highest = found.proven[-1][1]
+    assert found.promising(highest).is_proven
+    with pytest.raises(SettingError, match=naming("precision=0.999", f"at most {highest:.3f}")):
+        found.promising(0.999)
+    with pytest.raises(SettingError, match="above 0, at most 1"):
+        found.promising(0.0)
+    with pytest.raises(SettingError, match=naming("precision=0.5", "--resume")):
+        Calibration(1.0, 0.9, 0.95).promising(0.5)  # of a release that kept one threshold
+    assert not judged(logits, targets).calibrate(0.999).is_proven
 
 
 def test_intervals_agree_with_published_values():

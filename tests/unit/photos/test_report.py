@@ -10,7 +10,7 @@ from PIL import Image
 from dist_net.nets.run_directory import Calibration
 from dist_net.photos.image_report import draw_classes, draw_report
 from dist_net.photos.photo_statistics import JudgedImages
-from dist_net.photos.report_content import class_table, report_content
+from dist_net.photos.report_content import class_table, lower_precision, report_content
 from dist_net.photos.report_page import VARIANT, report_page
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.plots import new_figure
@@ -156,8 +156,17 @@ def test_few_images_are_counted_and_many_are_a_share():
 
 
 def test_a_precision_that_the_images_cannot_prove_is_not_claimed():
-    assert not content()["calibration"]["is_proven"]
-    assert content(calibration=Calibration(1.0, 0.5, 0.2))["calibration"]["is_proven"]
+    for precision, is_proven in ((0.75, False), (0.2, True)):
+        found = content(calibration=judged().calibrate(precision))["calibration"]
+        assert found["is_proven"] == is_proven
+
+
+def test_a_lower_precision_is_proposed_that_the_images_prove() -> None:
+    for precision in (0.65, 0.99):
+        found = judged(20).calibrate(precision)
+        proposed = content(calibration=found)["calibration"]["lower_precision"]
+        assert found.promising(proposed).threshold < found.threshold
+    assert lower_precision(judged().calibrate(0.2)) == 0
 
 
 def test_similar_images_are_counted_once() -> None:
@@ -165,12 +174,8 @@ def test_similar_images_are_counted_once() -> None:
     assert [each["measured"][0]["groups"] for each in (apart, alike)] == [100, 10]
     widths = [np.ptp(each["measured"][0]["accuracy_interval"]) for each in (apart, alike)]
     assert widths[1] > 2 * widths[0]
-    assert content(judged=judged(20), calibration=Calibration(1.0, 0.5, 0.5))["calibration"][
-        "is_proven"
-    ]
-    assert not content(judged=judged(20, in_group=10), calibration=Calibration(1.0, 0.5, 0.5))[
-        "calibration"
-    ]["is_proven"]
+    assert judged(20).calibrate(0.6).is_proven
+    assert not judged(20, in_group=10).calibrate(0.6).is_proven
     assert "100 images in 10 groups" in Seen(report_page(alike, {})).text
 
 

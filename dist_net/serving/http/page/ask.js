@@ -140,8 +140,8 @@ function showAnswer(found) {
   const sure = `${percent(first.probability)}, in ${milliseconds(found.total_ms)}`;
   verdict.classList.toggle("unknown", Boolean(found.unknown));
   verdict.replaceChildren(...(found.unknown
-    ? [element("strong", "Unknown"), ` No class reaches ${percent(threshold)}; the likeliest is ` +
-      `${label(first.label)}, ${sure}`]
+    ? [element("strong", "Unknown"), ` The likeliest class is ${label(first.label)}: ${sure}. The ` +
+      `model is certain from ${percent(threshold)} on. More training images lower this threshold.`]
     : [element("strong", label(first.label)), ` ${sure}`]));
   byId("bars").replaceChildren(...found.predictions.map(bar));
   byId("bars").classList.toggle("marked", threshold !== undefined);

@@ -49,7 +49,7 @@ async function heldOut(model) {
     const image = await sampleImage(model, i);
     return newButton(shown, new File([image], name, { type: "image/png" }));
   });
-  return { legend: "Or try an image from its run", buttons: await Promise.all(buttons) };
+  return { legend: "Or try an image of the folder that the model was made from", buttons: await Promise.all(buttons) };
 }
 
 function newButton(shown, image) {

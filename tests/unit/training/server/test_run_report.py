@@ -2,7 +2,7 @@
 
 import pytest
 
-from desk import a_run
+from desk import Desk, a_run
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import RECORDS_PER_EPOCH
 from dist_net.training.server.run_report import epoch_means, loss_warning
@@ -68,3 +68,24 @@ def test_epoch_means_are_moving_means_over_an_epoch() -> None:
     assert epoch_means([1.0] * (RECORDS_PER_EPOCH - 1)) == []
     means = epoch_means([1.0] * RECORDS_PER_EPOCH + [3.0] * RECORDS_PER_EPOCH)
     assert means[:: RECORDS_PER_EPOCH // 2] == [1.0, 2.0, 3.0]
+
+
+def test_samples_under_way_are_estimated_by_the_times_of_earlier_leases() -> None:
+    desk = Desk(a_run(samples=400, local_steps=8))
+    desk.join(b"a")
+    desk.join(b"b")
+    works = {b"a": desk.pull(b"a", 1), b"b": desk.pull(b"b", 2)}
+    desk.now += 1.0
+    assert desk.report()["samples_under_way"] == 0  # no lease was measured
+    desk.answers(b"a", desk.a_push(works[b"a"], computed_s=0.8))
+    assert desk.report()["samples_under_way"] == works[b"a"].steps.samples  # its result waits
+    answers = desk.answers(b"b", desk.a_push(works[b"b"], computed_s=0.8))
+    assert desk.report()["samples_under_way"] == 0  # all are applied
+    leased = sum(each.steps.samples for each in answers.values())
+    shares = []
+    for _ in range(20):
+        shares.append(desk.report()["samples_under_way"] / leased)
+        desk.now += 0.1
+    assert shares == sorted(shares)
+    assert shares[4] == pytest.approx(0.5, abs=0.1)
+    assert shares[-1] == 1  # a late result is no more than its lease
