@@ -1,4 +1,4 @@
-"""Near-duplicates are those of which no cell differs."""
+"""Near-duplicates are found without comparing every pair of images."""
 
 import numpy as np
 import pytest
@@ -57,3 +57,19 @@ def test_images_saved_again_are_found_and_no_others(name: str) -> None:
     np.testing.assert_array_equal(groups, np.tile(expected, 2))
     pairs = {tuple(sorted((one, other))) for one, others in found for other in others.tolist()}
     assert pairs <= pairs_compared_one_by_one(thumbnails)
+
+
+@pytest.mark.parametrize("name", ["distinct", "objects", "alike"])
+def test_few_pairs_are_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    compared = module._compared
+
+    def counted(rows, low, high):
+        duplicates = list(compared(rows, low, high))
+        alone = len(rows) - sum(len(others) for _, others in duplicates)
+        sizes.append(alone * len(rows))
+        return duplicates
+
+    monkeypatch.setattr(module, "_compared", counted)
+    list(near_duplicates(sets(name)))
+    assert sum(sizes) < COUNT * COUNT / 4
