@@ -133,8 +133,8 @@ def test_pixels_of_thirty_two_bits_are_refused() -> None:
     real = encoded(Image.fromarray(np.full((2, 2), 0.5, np.float32)), "TIFF")
     large = encoded(Image.fromarray(np.full((2, 2), 1 << 20, np.int32)), "TIFF")
     for content in (real, large):
-        with pytest.raises(ImageError, match=naming("x", "32 bits", 8, 16)):
-            load_image(content, "x")
+        with pytest.raises(ImageError, match=naming("image", "32 bits", 8, 16)):
+            load_image(content)
 
 
 def test_a_palette_gives_its_colours() -> None:
