@@ -84,6 +84,9 @@ def activate(x: Expression, activation: Activation | str | None) -> Expression:
     return activated
 
 
+COUNTS = "units", "filters", "groups", "heads"
+
+
 class Layer(Protocol):
     """A function of a batch of inputs, with parameters in a scope."""
 
@@ -94,7 +97,15 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Described(KnownOptions):
-    """A layer whose ``repr`` has the arguments that differ from the defaults."""
+    """A layer whose ``repr`` has the arguments that differ from the defaults.
+
+    Raise ``ShapeError`` unless the arguments in ``COUNTS`` are integers from 1.
+    """
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name in COUNTS:
+                integer(f"{type(self).__name__}: {each.name}", getattr(self, each.name), 1)
 
     def __repr__(self) -> str:
         given = [(each, shown(getattr(self, each.name))) for each in fields(self)]
@@ -110,9 +121,6 @@ class Dense(Described):
     activation: Activation | str | None = linear
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
-
-    def __post_init__(self) -> None:
-        integer("Dense: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if x.ndim < 2:
@@ -181,10 +189,6 @@ class Conv2D(Described):
     bias_initializer: Initializer = zeros
     dilation: int | Pair = 1
 
-    def __post_init__(self) -> None:
-        integer("Conv2D: filters", self.filters, 1)
-        integer("Conv2D: groups", self.groups, 1)
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("Conv2D", x)
         _expect_floats("Conv2D", x)
@@ -234,9 +238,6 @@ class Conv2DTranspose(Described):
     use_bias: bool = True
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
-
-    def __post_init__(self) -> None:
-        integer("Conv2DTranspose: filters", self.filters, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("Conv2DTranspose", x)
@@ -370,11 +371,10 @@ class BatchNorm(Described):
         beta = declared.parameter("beta", channels, zeros)
         mean = scope.buffer("mean", channels, zeros, self.momentum)
         variance = scope.buffer("variance", channels, ones, self.momentum)
+        scale = gamma / self._deviation(variance)
         if not scope.training:
-            scale = gamma / self._deviation(variance)
             return activate((x - mean) * scale + beta, self.activation)
         if scope.batch_norm != "batch" or x.size == x.shape[-1]:
-            scale = gamma / self._deviation(variance)
             shift = beta - mean * scale
             if isinstance(x.operation, convolution.Conv2D):
                 # Scaled filters spare a pass over the maps, and the memory of a copy for it.
@@ -419,9 +419,6 @@ class GroupNorm(Described):
 
     groups: int
     epsilon: float = 1e-5
-
-    def __post_init__(self) -> None:
-        integer("GroupNorm: groups", self.groups, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_floats("GroupNorm", x)
@@ -646,10 +643,7 @@ class Features(Described):
                 f"Features: the last layer's input has shape {features.shape}; expected "
                 f"(N, features) or (N, H, W, features)"
             )
-        reached = {
-            node.operation.name
-            for node in topological_order([features])
-            if isinstance(node.operation, Variable)
-        }
+        used = [each.operation for each in topological_order([features])]
+        reached = {each.name for each in used if isinstance(each, Variable)}
         scope.forget((scope.parameters.keys() | scope.buffers.keys()) - earlier - reached)
         return features

@@ -14,7 +14,6 @@ import numpy as np
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import Expression
-from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.recurrent import lstm_outputs
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import AveragePool, Conv2D, Dense, Described, MaxPool, fields_of, linear
@@ -48,9 +47,6 @@ class Recurrent(Described):
 
     GATES: ClassVar[int]
     STATES: ClassVar[tuple[str, ...]] = ("state",)
-
-    def __post_init__(self) -> None:
-        integer(f"{type(self).__name__}: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         is_plain = not (x.dtype.names or self.return_state)
@@ -188,9 +184,6 @@ class MultiHeadAttention(Described):
     heads: int
     causal: bool = False
     kernel_initializer: Initializer = glorot_uniform
-
-    def __post_init__(self) -> None:
-        integer("MultiHeadAttention: heads", self.heads, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         given = fields_of("MultiHeadAttention", x, "query", "value", "key", "mask")
