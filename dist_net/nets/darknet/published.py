@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.published_files import PublishedFile, download, fetch
@@ -44,8 +45,7 @@ class PublishedClassifier:
         """Return the network for RGB images of side ``input_size`` (default: as published)."""
         side = self.input_size if input_size is None else input_size
         net = section("net", height=side, width=side, channels=3)
-        text = "\n".join([net, *self.layers()])
-        return parse_configuration(text, self.name)
+        return parse_configuration("\n".join([net, *self.layers()]), self.name)
 
     def weights_file(self) -> PublishedFile:
         """Return the file of the weights, identified by size: no checksum is published.
@@ -193,8 +193,8 @@ def darknet53() -> Sections:
 def _residual(
     block: Callable[[int, int], Sections],
     blocks: tuple[int, ...],
-    pool_first: bool,
-    width: int,
+    pool_first: bool = True,
+    width: int = 64,
 ) -> Sections:
     """Stages of residual blocks; every stage doubles the width and halves the size."""
     yield convolution(64, 7, 2)
@@ -244,16 +244,8 @@ DEPTH_101 = (3, 4, 23, 3)
 DEPTH_152 = (3, 8, 36, 3)
 
 
-def _residual_net(
-    name: str,
-    title: str,
-    block: Callable[[int, int], Sections],
-    blocks: tuple[int, ...],
-    pool_first: bool = True,
-    width: int = 64,
-) -> PublishedClassifier:
-    layers = partial(_residual, block, blocks, pool_first, width)
-    return PublishedClassifier(name, title, 256, layers)
+def _residual_net(name: str, title: str, *stages: Any) -> PublishedClassifier:
+    return PublishedClassifier(name, title, 256, partial(_residual, *stages))
 
 
 PUBLISHED = {
