@@ -22,7 +22,7 @@ from dist_net.autodiff.expression import Variable, require_map, topological_orde
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
 from dist_net.autodiff.operations.indexing import Take, checked_indices
-from dist_net.autodiff.operations.normalization import scale_and_shift
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn.parameters import (
     Initializer,
@@ -381,7 +381,8 @@ class BatchNorm(Described):
                 images, filters = x.inputs
                 normal = ad.apply(x.operation, images, filters * scale) + shift
             else:
-                normal = scale_and_shift(x, scale, shift)
+                rows = ad.reshape(x, (-1, *channels))
+                normal = ad.reshape(ad.apply(ScaleAndShift(), shift, rows, scale), x.shape)
             return activate(normal, self.activation)
         normal, *batch = ad.batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):
@@ -600,10 +601,8 @@ class NamedOutputs(Described):
         object.__setattr__(self, "layers", dict(self.layers))
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        outputs = {
-            name: Sequential(each)(x, scope.child(name)) for name, each in self.layers.items()
-        }
-        return ad.record(**outputs)
+        layers = self.layers.items()
+        return ad.record(**{name: Sequential(each)(x, scope.child(name)) for name, each in layers})
 
 
 def _expect_floats(name: str, x: Expression) -> None:

@@ -114,11 +114,6 @@ class Comparison(Binary):
         return super().result(*inputs)[0], np.dtype(np.bool_)
 
 
-def _of_quotient(y: Expression, g: Expression, _: Expression, x: Expression) -> Derivatives:
-    share = g / x
-    return share, -(share * y)
-
-
 def _of_power(y: Expression, g: Expression, x: Expression, n: Expression) -> Derivatives:
     of_base = g * n * power(x, where(equal(n, 0.0), 1.0, n - 1.0))  # 0, not nan, for 0 ** 0
     return of_base, g * y * log(where(equal(x, 0.0), 1.0, x))
@@ -190,7 +185,7 @@ logical_not = Unary(np.logical_not, lambda y, g, x: (None,), BOOLS)
 add = Binary(np.add, lambda y, g, a, b: (g, g))
 subtract = Binary(np.subtract, lambda y, g, a, b: (g, -g))
 multiply = Binary(np.multiply, lambda y, g, a, b: (g * b, g * a))
-divide = Binary(np.divide, _of_quotient, FLOATS)
+divide = Binary(np.divide, lambda y, g, a, b: (g / b, -(g / b * y)), FLOATS)
 power = Binary(_power, _of_power, FLOATS)
 # The larger and the smaller of two elements; nan if either is nan.
 maximum = Binary(np.maximum, _of_chosen(greater))

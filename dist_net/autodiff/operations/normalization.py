@@ -148,12 +148,6 @@ def batch_normalize(
     return reshape(normal, x.shape), center, variance
 
 
-def scale_and_shift(x: Expression, scale: Expression, shift: Expression) -> Expression:
-    """Return x · scale + shift by channel: x (..., channels), scale and shift (channels,)."""
-    rows = reshape(x, (-1, x.shape[-1]))
-    return reshape(apply(ScaleAndShift(), shift, rows, scale), x.shape)
-
-
 def _scaled_and_shifted(
     matrices: Sequence[Array],
     scales: Sequence[Array],

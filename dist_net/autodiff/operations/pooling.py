@@ -144,7 +144,7 @@ class WindowMaximumGradient(AxisWindowsOperation):
             partial(np.equal, self.windows.of(x, first), maxima, hit),
             partial(np.multiply, cotangent, hit, share),
             partial(
-                np.subtract, self.windows.of(cotangent, where), self.windows.of(share, where), rest
+                np.subtract, *(self.windows.of(each, where) for each in (cotangent, share)), rest
             ),
         ]
 
@@ -174,21 +174,15 @@ class WindowMaximumGradient(AxisWindowsOperation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, maxima, _ = node.inputs
-        return None, None, element_at_maximum(self.windows, x, maxima, cotangent)
-
-
-def element_at_maximum(
-    sides: AxisWindows, x: Expression, maxima: Expression, other: Expression
-) -> Expression:
-    """Return, for each window of ``x``, the element of ``other`` at its first maximum."""
-    taken = found = broadcast_to(constant(0.0, x.dtype), maxima.shape)
-    for where, elements in sides.taps():
-        index = sides.index(where)
-        hits = astype(equal(x[sides.index(elements)], maxima[index]), x.dtype)
-        hits = hits * (1.0 - taken[index])
-        taken = taken + zeros_around(hits, maxima.shape, index)
-        found = found + zeros_around(hits * other[sides.index(elements)], maxima.shape, index)
-    return found
+        # For each window of x, the element of the cotangent at its first maximum.
+        taken = found = broadcast_to(constant(0.0, x.dtype), maxima.shape)
+        for where, elements in self.windows.taps():
+            window, element = self.windows.index(where), self.windows.index(elements)
+            hits = astype(equal(x[element], maxima[window]), x.dtype)
+            hits = hits * (1.0 - taken[window])
+            taken = taken + zeros_around(hits, maxima.shape, window)
+            found = found + zeros_around(hits * cotangent[element], maxima.shape, window)
+        return None, None, found
 
 
 def max_pool(

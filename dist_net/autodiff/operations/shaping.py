@@ -139,9 +139,8 @@ class ZerosAround(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         first, *others = [_sliced(out, index) for index in (self.index, *self.more)]
-        additions = [
-            partial(np.add, place, x, place) for place, x in zip(others, inputs[1:], strict=True)
-        ]
+        places = zip(others, inputs[1:], strict=True)
+        additions = [partial(np.add, place, x, place) for place, x in places]
         return in_order([partial(out.fill, 0), partial(np.copyto, first, inputs[0]), *additions])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -247,9 +246,8 @@ class Concatenate(Operation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         dtype = same_dtype("concatenate", *inputs)
-        first, *others = (
-            (*each.shape[: self.axis], *each.shape[self.axis + 1 :]) for each in inputs
-        )
+        axis = self.axis
+        first, *others = ((*x.shape[:axis], *x.shape[axis + 1 :]) for x in inputs)
         if any(each != first for each in others):
             shapes = " and ".join(str(each.shape) for each in inputs)
             raise ShapeError(
