@@ -288,9 +288,8 @@ def _convolved(
 def _transposed_convolution(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, convolution.Conv2DInputGradient)
     windows = node.operation.windows
-    sides = zip(
-        *(node.operation.map_size, windows.padding, windows.extent, windows.stride), strict=True
-    )
+    of_windows = windows.padding, windows.extent, windows.stride
+    sides = zip(node.operation.map_size, *of_windows, strict=True)
     beyond = tuple((n + sum(pad) - extent) % stride for n, pad, extent, stride in sides)
     groups = node.operation.groups
     convolved = _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)
