@@ -18,15 +18,7 @@ from dist_net.files import replacing
 
 VERSION = "0.2.0"
 
-COMPUTING = (
-    "autodiff",
-    "nn",
-    "optim",
-    "images",
-    "data",
-    "nets",
-    "training",
-)
+COMPUTING = "autodiff", "nn", "optim", "images", "data", "nets", "training"
 """The packages that affect results."""
 
 
@@ -94,8 +86,5 @@ def _outline(node: object) -> str:
 
 
 def _is_text_alone(node: object) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

@@ -157,9 +157,8 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
 
     def rows(self, part: str) -> SampleIndices:
         """Return the indices of a part's usable images in the folder's list, ``(N,)`` int64."""
-        images = self.folder.images
-        usable = [row for row in self.folder.of_part(part) if images[row].path not in self._skipped]
-        return np.array(usable, np.int64)
+        images, rows = self.folder.images, self.usable_rows().tolist()
+        return np.array([row for row in rows if images[row].part == part], np.int64)
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Return the class index of each usable image of a part, ``(N,)`` int64."""

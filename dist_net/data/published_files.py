@@ -181,11 +181,7 @@ def fetch(
 
 
 def download(
-    base_url: str,
-    suffix: str,
-    files: Sequence[PublishedFile],
-    directory: Path,
-    progress: Progress,
+    base_url: str, suffix: str, files: Sequence[PublishedFile], directory: Path, progress: Progress
 ) -> None:
     """Download ``base_url/NAME`` + ``suffix``, plain or gzip, for each file, and store it.
 

@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.errors import ImageError, SettingError, ShapeError
-from dist_net.images.decoding import (
-    FORMATS,
-    MAX_PIXELS,
-    ImageSource,
-    Pixels,
-    grey,
-    load_image,
-    name_of,
-)
+from dist_net.images import decoding
+from dist_net.images.decoding import FORMATS, MAX_PIXELS, ImageSource, Pixels
 
 Indices = NDArray[np.intp]
 
@@ -228,7 +221,7 @@ def fit_image(
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
-    read = partial(load_image, max_pixels=max_pixels)
+    read = partial(decoding.load_image, max_pixels=max_pixels)
     return _fitted(image, shape, fitting_named(fitting), read)
 
 
@@ -240,11 +233,11 @@ def _fitted(
 ) -> NDArray[Any]:
     pixels = _pixels(image) if isinstance(image, np.ndarray) else read(image)
     if shape[2:] != (3,):
-        pixels = grey(pixels)
+        pixels = decoding.grey(pixels)
     try:
         return fit(pixels, *shape[:2]).reshape(shape, copy=False)
     except ImageError as error:  # pixels have no name
-        raise ImageError(f"{name_of(image)}: {error}") from error
+        raise ImageError(f"{decoding.name_of(image)}: {error}") from error
 
 
 def _pixels(image: NDArray[np.uint8]) -> Pixels:
@@ -279,7 +272,7 @@ class ImageInputs:
         self._shape = model.input_shape
         is_darknet = model.input_dtype == np.float32
         self._fit = letterbox if is_darknet else fitting_named(fitting)
-        self._read = partial(load_image, max_pixels=max_pixels, formats=formats)
+        self._read = partial(decoding.load_image, max_pixels=max_pixels, formats=formats)
 
     def fit(self, image: ImageSource | NDArray[np.uint8]) -> NDArray[np.generic]:
         """Return the image as the model's input; raise ImageError if it does not fit."""

@@ -81,9 +81,6 @@ def top_predictions(
 
     A class without a label is named by its index.
     """
-    return [
-        Prediction(
-            index, labels[index] if index < len(labels) else str(index), float(probabilities[index])
-        )
-        for index in likeliest(probabilities, top).tolist()
-    ]
+    names = [*labels, *map(str, range(len(labels), len(probabilities)))]
+    order = likeliest(probabilities, top).tolist()
+    return [Prediction(index, names[index], float(probabilities[index])) for index in order]
