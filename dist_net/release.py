@@ -33,11 +33,8 @@ def release() -> str:
     package = Path(__file__).parent
     place = hashlib.sha256(bytes(package)).hexdigest()[:16]
     kept = platformdirs.user_cache_path("dist-net", appauthor=False) / f"release-{place}"
-    sources = {
-        str(path.relative_to(package)): path.read_bytes()
-        for room in COMPUTING
-        for path in (package / room).rglob("*.py")
-    }
+    paths = [path for room in COMPUTING for path in (package / room).rglob("*.py")]
+    sources = {str(path.relative_to(package)): path.read_bytes() for path in paths}
     return f"{VERSION}+{digest_of(sources, kept)[:12]}"
 
 

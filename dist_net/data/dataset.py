@@ -40,19 +40,15 @@ class Dataset:
         targets = [self._samples(each) for each in ("train_targets", "test_targets")]
         for kind, (train, test) in (("inputs", inputs), ("targets", targets)):
             if _described(train) != _described(test):
-                self._refuse(
-                    f"train {kind} are {_described(train)} each, test {kind} {_described(test)}",
-                    "the same",
-                )
+                found = f"train {kind} are {_described(train)} each, test {kind} {_described(test)}"
+                self._refuse(found, "the same")
         for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
             if y.dtype.kind not in ("iu" if self.class_names else "fV"):
-                names = len(self.class_names)
-                self._refuse(
-                    f"{part} targets of dtype {y.dtype} and {names} names of classes",
-                    "integers with the names of their classes, or floats without",
-                )
+                found = f"targets of dtype {y.dtype} and {len(self.class_names)} names of classes"
+                expected = "integers with the names of their classes, or floats without"
+                self._refuse(f"{part} {found}", expected)
             self._require_finite(f"{part} target", y)
             self._require_finite(f"{part} input", x)
 

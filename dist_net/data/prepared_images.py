@@ -377,10 +377,8 @@ class ImageCache:
     def _make_room(self) -> None:
         """Remove the least recently used entries, except those in use."""
         keys = {path.name.partition(".")[0] for path in self._directory.iterdir()} - {self.key}
-        sizes = {
-            key: sum(each.st_size for each in self._stats_of(key))
-            for key in sorted(keys, key=self._last_use)
-        }
+        order = sorted(keys, key=self._last_use)
+        sizes = {key: sum(each.st_size for each in self._stats_of(key)) for key in order}
         needed = self._bytes + sum(sizes.values()) - self.cache_bytes
         for key, size_bytes in sizes.items():
             if needed <= 0:

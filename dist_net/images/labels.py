@@ -20,14 +20,9 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
-    except OSError as error:
-        raise ModelFileError(
-            f"labels {path}: {error.strerror}; expected a text file with one name per line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ModelFileError(
-            f"labels {path}: byte {error.start} is not UTF-8; expected one name per line"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+        raise ModelFileError(f"labels {path}: {found}; expected one name per line") from error
     names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if "" in names:
         raise ModelFileError(

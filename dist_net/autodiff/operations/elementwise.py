@@ -52,10 +52,8 @@ class Elementwise(Operation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         derivatives = self.derivatives(node, cotangent, *node.inputs)
-        return [
-            None if derivative is None else sum_to_shape(derivative, each.shape)
-            for derivative, each in zip(derivatives, node.inputs, strict=True)
-        ]
+        pairs = zip(derivatives, node.inputs, strict=True)
+        return [None if of_x is None else sum_to_shape(of_x, x.shape) for of_x, x in pairs]
 
     def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         """Return g · df/dx for y = f(x) and the cotangent g of y, before undoing broadcasting."""

@@ -139,13 +139,12 @@ class WindowMaximumGradient(AxisWindowsOperation):
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array
     ) -> Sequence[Call]:
         (_, first), (where, second) = self.windows.taps()
-        share, rest = self.windows.of(out, first), self.windows.of(out, second)
+        of = self.windows.of
+        share = of(out, first)
         return [
-            partial(np.equal, self.windows.of(x, first), maxima, hit),
+            partial(np.equal, of(x, first), maxima, hit),
             partial(np.multiply, cotangent, hit, share),
-            partial(
-                np.subtract, *(self.windows.of(each, where) for each in (cotangent, share)), rest
-            ),
+            partial(np.subtract, of(cotangent, where), of(share, where), of(out, second)),
         ]
 
     def _of_many(
@@ -228,10 +227,10 @@ def _sides(
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)
     sides = [
-        AxisWindows(axis, size, stride, padding[0], length, count)
-        for axis, size, stride, padding, length, count in zip(
-            (1, 2), seen.size, seen.stride, seen.padding, map_size, results, strict=True
+        AxisWindows(
+            i + 1, seen.size[i], seen.stride[i], seen.padding[i][0], map_size[i], results[i]
         )
+        for i in (0, 1)
     ]
     if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(

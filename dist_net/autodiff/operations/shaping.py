@@ -187,10 +187,8 @@ def without_dots(index: Any, shape: Shape) -> tuple[Any, ...]:
 def _normal(index: BasicIndices, shape: Shape) -> Index:
     """Return the index in normal form, including the axes that ``index`` omits."""
     axes = iter(range(len(shape)))
-    return tuple(
-        None if each is None else _places(each, next(axes), shape)
-        for each in without_dots(index, shape)
-    )
+    entries = without_dots(index, shape)
+    return tuple(None if each is None else _places(each, next(axes), shape) for each in entries)
 
 
 def _places(given: object, axis: int, shape: Shape) -> int | range:
@@ -299,10 +297,8 @@ def split(x: Expression, parts: int | Sequence[int], axis: int = 0) -> list[Expr
         if length % count:
             raise ShapeError(f"split: {x.shape} does not divide into {count} along axis {axis}")
         parts = range(length // count, length, length // count) if length else [0] * (count - 1)
-    return [
-        x[(*before, slice(*pair))]
-        for pair in pairwise([0, *integers("split: parts", parts), length])
-    ]
+    edges = [0, *integers("split: parts", parts), length]
+    return [x[(*before, slice(*pair))] for pair in pairwise(edges)]
 
 
 def pad(x: Expression, width: int | Sequence[int] | Sequence[Sequence[int]]) -> Expression:

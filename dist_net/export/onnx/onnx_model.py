@@ -125,10 +125,7 @@ class _BuiltNetwork:
     def structure(self) -> list[tuple[type, list[int]]]:
         """The type of each operation, and the positions of its inputs in the order."""
         places = {id(node): place for place, node in enumerate(self.order)}
-        return [
-            (type(node.operation), [places[id(each)] for each in node.inputs])
-            for node in self.order
-        ]
+        return [(type(x.operation), [places[id(each)] for each in x.inputs]) for x in self.order]
 
     def value(self, node: Expression) -> KnownArray | None:
         """Return the node's value, or None if it depends on the inputs."""
@@ -150,10 +147,8 @@ def _built(model: Model, weights: Vector, count: int) -> _BuiltNetwork:
     graph = folded([output], dict(model.layout.shapes))
     values = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     trained = {each.name for each in model.layout.parameters}
-    arrays = {
-        name: KnownArray(_name_of(node, trained), array)
-        for (name, node), array in zip(graph.prepared.items(), values, strict=True)
-    }
+    pairs = zip(graph.prepared.items(), values, strict=True)
+    arrays = {name: KnownArray(_name_of(node, trained), array) for (name, node), array in pairs}
     return _BuiltNetwork(graph.outputs[0], topological_order(graph.outputs), arrays)
 
 
@@ -162,11 +157,8 @@ def _name_of(node: Expression, trained: set[str]) -> str:
 
     So filters with folded scales are called ``kernel``, and the shift after them ``beta``.
     """
-    names = [
-        each.operation.name
-        for each in topological_order([node])
-        if isinstance(each.operation, Variable) and each.size == node.size
-    ]
+    of_size = [each.operation for each in topological_order([node]) if each.size == node.size]
+    names = [each.name for each in of_size if isinstance(each, Variable)]
     return next((name for name in reversed(names) if name in trained), [*names, "folded"][0])
 
 

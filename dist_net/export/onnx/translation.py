@@ -208,10 +208,8 @@ class Translation:
 
     def lengths(self, node: Expression) -> tuple[int | None, ...]:
         """Return the node's shape, with None for lengths that depend on the number of inputs."""
-        return tuple(
-            length if length == other else None
-            for length, other in zip(node.shape, self.other(node).shape, strict=True)
-        )
+        pairs = zip(node.shape, self.other(node).shape, strict=True)
+        return tuple(length if length == other else None for length, other in pairs)
 
     def reshaped(self, tensor: str, lengths: Sequence[int | None]) -> str:
         """Reshape a tensor; at most one length may depend on the number of inputs (None)."""

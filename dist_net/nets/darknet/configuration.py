@@ -242,11 +242,13 @@ def _of_training(kind: str) -> list[str]:
 
 def configuration_text(configuration: Configuration) -> str:
     """Return the text of a .cfg file: all options in order, without comments."""
-    sections = [
-        "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
-        for each in configuration.sections
-    ]
+    sections = [section(each.kind, **each.options) for each in configuration.sections]
     return "\n\n".join(sections) + "\n"
+
+
+def section(kind: str, **options: str | float) -> str:
+    """Return the text of a section."""
+    return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:

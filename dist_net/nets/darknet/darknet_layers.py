@@ -358,12 +358,9 @@ class Shortcut(DarknetLayer):
     def from_section(cls, section: Section, index: int) -> Self:
         if "from" not in section.options:
             raise section.error("lacks the option from; expected the number of the layer to add")
-        return cls(
-            _absolute(section, "from", section.integers("from")[0], index),
-            section.number("alpha", 1.0),
-            section.number("beta", 1.0),
-            activation(section, "linear"),
-        )
+        origin = _absolute(section, "from", section.integers("from")[0], index)
+        factors = section.number("alpha", 1.0), section.number("beta", 1.0)
+        return cls(origin, *factors, activation(section, "linear"))
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         added = earlier[self.origin]

@@ -18,6 +18,7 @@ from dist_net.data.published_files import PublishedFile, download, fetch
 from dist_net.errors import ModelSourceError
 from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
+from dist_net.nets.darknet.configuration import section as section
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.spelling import suggestion
 
@@ -74,10 +75,6 @@ def imagenet_labels() -> tuple[str, ...]:
     crane (a bird and a machine) and maillot (a bathing suit and tights).
     """
     return read_labels(Path(__file__).with_name("imagenet_labels.txt"))
-
-
-def section(kind: str, **options: int | float | str) -> str:
-    return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 
 def convolution(
