@@ -139,12 +139,6 @@ class _LimitedReads(io.IOBase):
     def tell(self) -> int:
         return self._file.tell()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
 
 def _decoded(file: BinaryIO, max_pixels: int, formats: Sequence[str]) -> Pixels:
     if not file.seekable():

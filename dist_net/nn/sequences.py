@@ -101,10 +101,6 @@ class Recurrent(Described):
         """Return all outputs, (T, N, units), by one operation for training; None if none fits."""
         return None
 
-    def _gates(self, x: Expression) -> list[Expression]:
-        """Split (N, gates · units) into arrays of (N, units)."""
-        return [x[:, i : i + self.units] for i in range(0, x.shape[1], self.units)]
-
 
 @dataclass(frozen=True, repr=False)
 class GRU(Recurrent):
@@ -118,7 +114,7 @@ class GRU(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         gates = 2 * self.units
-        update, reset = self._gates(ad.sigmoid(inputs[:, :gates] + recurrent[:, :gates]))
+        update, reset = ad.split(ad.sigmoid(inputs[:, :gates] + recurrent[:, :gates]), 2, 1)
         candidate = ad.tanh(inputs[:, gates:] + reset * recurrent[:, gates:])
         return (candidate + update * (state[0] - candidate),)
 
@@ -135,7 +131,7 @@ class LSTM(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         total, gates = inputs + recurrent, 3 * self.units
-        admit, keep, emit = self._gates(ad.sigmoid(total[:, :gates]))
+        admit, keep, emit = ad.split(ad.sigmoid(total[:, :gates]), 3, 1)
         cell = keep * state[1] + admit * ad.tanh(total[:, gates:])
         return emit * ad.tanh(cell), cell
 

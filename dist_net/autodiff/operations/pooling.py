@@ -148,17 +148,10 @@ class WindowMaximumGradient(AxisWindowsOperation):
         ]
 
     def _of_many(
-        self,
-        x: Array,
-        maxima: Array,
-        cotangent: Array,
-        out: Array,
-        hit: Array,
-        left: Array,
-        share: Array,
+        self, x: Array, maxima: Array, cotangent: Array, out: Array, *spare: Array
     ) -> Sequence[Call]:
         """Assign each window's cotangent to its first maximum, position by position."""
-        windows = self.windows
+        windows, (hit, left, share) = self.windows, spare
         calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
         for where, elements in windows.taps():
             hits, shares, rest = (windows.of(each, where) for each in (hit, share, left))

@@ -34,9 +34,9 @@ class Reshape(View):
         if any(length < 0 for length in self.shape):
             raise ShapeError(f"reshape: {x.shape} to {self.shape}; expected at most one -1")
         if x.size != math.prod(self.shape):
+            needed = math.prod(self.shape)
             raise ShapeError(
-                f"reshape: {x.shape} has {x.size} elements, {self.shape} needs "
-                f"{math.prod(self.shape)}"
+                f"reshape: {x.shape} has {x.size} elements, {self.shape} needs {needed}"
             )
         return self.shape, x.dtype
 

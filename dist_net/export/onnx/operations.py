@@ -164,20 +164,13 @@ def _slice(known: Translation, node: Expression) -> str:
     (x,) = node.inputs
     tensor = known.named(x)
     if parts := _parts(known, node, x):
-        tensor = known.graph.add(
-            "Slice",
-            tensor,
-            integers(*(part.start for part in parts.values())),
-            integers(*(_end(part) for part in parts.values())),
-            integers(*parts),
-            integers(*(part.step for part in parts.values())),
-        )
+        ranges = parts.values()
+        starts = integers(*(part.start for part in ranges))
+        ends = integers(*(part.stop if part.stop >= 0 else BEFORE_THE_FIRST for part in ranges))
+        steps = integers(*(part.step for part in ranges))
+        tensor = known.graph.add("Slice", tensor, starts, ends, integers(*parts), steps)
     keeps_axes = all(isinstance(each, range) for each in node.operation.index)
     return tensor if keeps_axes else known.reshaped(tensor, known.lengths(node))
-
-
-def _end(part: range) -> int:
-    return part.stop if part.stop >= 0 else BEFORE_THE_FIRST
 
 
 def _zeros_around(known: Translation, node: Expression) -> str:

@@ -313,10 +313,8 @@ def _absolute(section: Section, option: str, value: int, index: int) -> int:
         raise section.error(f"{option}={value}: the first layer has no previous layer", option)
     found = index + value if value < 0 else value
     if not 0 <= found < index:
-        raise section.error(
-            f"{option}={value}: expected -{index} to -1, or 0 to {index - 1}, in layer {index}",
-            option,
-        )
+        places = f"-{index} to -1, or 0 to {index - 1}, in layer {index}"
+        raise section.error(f"{option}={value}: expected {places}", option)
     return found
 
 
