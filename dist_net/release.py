@@ -74,11 +74,8 @@ def _outline(node: object) -> str:
         return f"[{','.join([_outline(each) for each in node if not _is_text_alone(each)])}]"
     if not isinstance(node, ast.AST):
         return ascii(node)
-    fields = [
-        f"{name}={_outline(value)}"
-        for name in node._fields
-        if (value := getattr(node, name, None)) is not None and value != [] and name != "ctx"
-    ]
+    values = [(name, getattr(node, name, None)) for name in node._fields if name != "ctx"]
+    fields = [f"{name}={_outline(each)}" for name, each in values if each not in (None, [])]
     return f"{type(node).__name__}({','.join(fields)})"
 
 

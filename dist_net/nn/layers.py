@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Real
 from typing import Literal, Protocol
 
@@ -384,21 +385,17 @@ class BatchNorm(Described):
                 rows = ad.reshape(x, (-1, *channels))
                 normal = ad.reshape(ad.apply(ScaleAndShift(), shift, rows, scale), x.shape)
             return activate(normal, self.activation)
-        normal, *batch = ad.batch_normalize(x, gamma, beta, self._deviation_in_training)
+        # The root has an infinite slope at 0, which is the variance of a constant channel.
+        deviation = partial(self._deviation, least=self.epsilon**2)
+        normal, *batch = ad.batch_normalize(x, gamma, beta, deviation)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
         return activate(normal, self.activation)
 
-    def _deviation(self, variance: Expression) -> Expression:
+    def _deviation(self, variance: Expression, least: float = 0.0) -> Expression:
         if self.epsilon_on == "variance":
             return ad.sqrt(variance + self.epsilon)
-        return ad.sqrt(variance) + self.epsilon
-
-    def _deviation_in_training(self, variance: Expression) -> Expression:
-        if self.epsilon_on == "variance":
-            return self._deviation(variance)
-        # The root has an infinite slope at 0, which is the variance of a constant channel.
-        return self._deviation(ad.maximum(variance, self.epsilon**2))
+        return ad.sqrt(ad.maximum(variance, least) if least else variance) + self.epsilon
 
 
 @dataclass(frozen=True, repr=False)

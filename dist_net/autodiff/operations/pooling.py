@@ -220,10 +220,8 @@ def _sides(
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)
     sides = [
-        AxisWindows(
-            i + 1, seen.size[i], seen.stride[i], seen.padding[i][0], map_size[i], results[i]
-        )
-        for i in (0, 1)
+        AxisWindows(i + 1, seen.size[i], seen.stride[i], seen.padding[i][0], length, results[i])
+        for i, length in enumerate(map_size)
     ]
     if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(

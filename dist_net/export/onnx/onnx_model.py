@@ -257,11 +257,8 @@ def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
     by_height = graph.add("Div", by_height, integers(8, 8 * height))
     by_width = graph.add("Mul", across, integers(7 * height, 7))
     by_width = graph.add("Div", by_width, integers(8 * width, 8))
-    is_wide = graph.add(
-        "Greater",
-        graph.add("Mul", across, integers(height)),
-        graph.add("Mul", down, integers(width)),
-    )
+    products = graph.add("Mul", across, integers(height)), graph.add("Mul", down, integers(width))
+    is_wide = graph.add("Greater", *products)
     kept = graph.add("Where", is_wide, by_height, by_width)
     return _resized(graph, _middle(graph, maps, kept), integers(height, width), CUBIC)
 
@@ -271,11 +268,9 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
     down, across = _shape(graph, maps, 2, 3), _shape(graph, maps, 3, 4)
     to_width = graph.add("Div", graph.add("Mul", size, integers(width)), across)
     to_height = graph.add("Div", graph.add("Mul", size, integers(height)), down)
-    is_wide = graph.add(
-        "Less",
-        graph.add("Div", np.array([width], np.float32), graph.cast(across, np.float32)),
-        graph.add("Div", np.array([height], np.float32), graph.cast(down, np.float32)),
-    )
+    ratio = graph.add("Div", np.array([width], np.float32), graph.cast(across, np.float32))
+    other = graph.add("Div", np.array([height], np.float32), graph.cast(down, np.float32))
+    is_wide = graph.add("Less", ratio, other)
     inner = graph.add("Where", is_wide, to_width, to_height)
     values = graph.add("Div", graph.cast(maps, np.float32), np.array(255, np.float32))
     how = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
