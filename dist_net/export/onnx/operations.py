@@ -25,18 +25,12 @@ from dist_net.autodiff.operations import (
     shaping,
 )
 from dist_net.errors import ExportError
-from dist_net.export.onnx.translation import (
-    CHANNELS_LAST,
-    CHANNELS_SECOND,
-    Attribute,
-    Axes,
-    Translation,
-    integers,
-)
+from dist_net.export.onnx import translation
+from dist_net.export.onnx.translation import CHANNELS_LAST, CHANNELS_SECOND, Translation, integers
 
 Converter = Callable[[Translation, Expression], str]
 
-FILTER_AXES: Axes = (3, 2, 0, 1)
+FILTER_AXES: translation.Axes = (3, 2, 0, 1)
 """(kh, kw, C / groups, O) as (O, C / groups, kh, kw)."""
 BEFORE_THE_FIRST = -(2**63)
 """The end of a slice that goes backwards to the first element."""
@@ -61,7 +55,7 @@ def _label(key: Operation | type[Operation]) -> str:
 # Element by element
 
 
-def _by(operator: str, *attributes: str, **options: Attribute) -> Converter:
+def _by(operator: str, *attributes: str, **options: translation.Attribute) -> Converter:
     """Return the converter to an operator with these attributes of the operation, and options."""
 
     def convert(known: Translation, node: Expression) -> str:
@@ -259,7 +253,7 @@ def _convolved(
     groups: int,
     biases: Sequence[Expression] = (),
     operator: str = "Conv",
-    **options: Axes,
+    **options: translation.Axes,
 ) -> str:
     """Return the convolution, with its channels second."""
     x, filters, *_ = node.inputs
