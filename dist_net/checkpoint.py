@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from dist_net.errors import CheckpointError, FileWriteError, NotACheckpointError
 from dist_net.files import HOST_DISK, Disk, replacing
-from dist_net.vector import AVERAGE, ArrayShapes, Vector
+from dist_net.vector import AVERAGE, ArrayShapes, Vector, views_of
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Precedes the names of the optimizer's vectors in the file."""
@@ -108,7 +107,7 @@ def write_checkpoint(
     then the old file is unchanged.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
-    tensors |= _parameters(checkpoint.layout, checkpoint.weights)
+    tensors |= views_of(checkpoint.weights, checkpoint.layout)
     metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
     metadata[FORMAT_KEY] = json.dumps(FORMAT_VERSION)
     metadata[DIGEST_KEY] = _digest(metadata, tensors)
@@ -187,15 +186,6 @@ def _kept_checkpoints(path: Path, disk: Disk = HOST_DISK) -> list[tuple[int, Pat
     return sorted(found, reverse=True)
 
 
-def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
-    parameters, start = {}, 0
-    for name, shape in layout:
-        stop = start + prod(shape)
-        parameters[name] = weights[start:stop].reshape(shape, copy=False)
-        start = stop
-    return parameters
-
-
 def read_resumable_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint from which the run of ``path`` resumes.
 
@@ -240,9 +230,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (SafetensorError, *MALFORMED) as error:
         # A safetensors file begins with the length of its header, 8 bytes, and the header.
         if beginning[8:] != b"{" or (metadata is not None and FORMAT_KEY not in metadata):
-            wanted = (
-                how_to_convert(path) or "expected a .safetensors file that a training run wrote"
-            )
+            usual = "expected a .safetensors file that a training run wrote"
+            wanted = how_to_convert(path) or usual
             raise NotACheckpointError(f"{path} is not a checkpoint; {wanted}") from error
         raise CheckpointError(
             f"the checkpoint {path} is cut short or damaged ({error!r:.200}); "
@@ -289,15 +278,8 @@ def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpo
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
             raise ValueError(f"{name} is not an array of finite float32 numbers")
-    return Checkpoint(
-        **facts,
-        layout=layout,
-        weights=np.concatenate(
-            [[], *(tensors[name].ravel() for name, _ in layout)], dtype=np.float32
-        ),
-        optimizer_state={
-            name.removeprefix(OPTIMIZER_PREFIX): vector
-            for name, vector in tensors.items()
-            if name.startswith(OPTIMIZER_PREFIX)
-        },
-    )
+    parts = [tensors[name].ravel() for name, _ in layout]
+    weights = np.concatenate([[], *parts], dtype=np.float32)
+    of_optimizer = [name for name in tensors if name.startswith(OPTIMIZER_PREFIX)]
+    state = {name.removeprefix(OPTIMIZER_PREFIX): tensors[name] for name in of_optimizer}
+    return Checkpoint(**facts, layout=layout, weights=weights, optimizer_state=state)

@@ -38,9 +38,8 @@ def add_options(group: argparse._ActionsContainer, *options: Option) -> None:
     """
     for name, kind, metavar, text, *default in options:
         text += "".join(f" (default: {f'{each:,}'.removesuffix('.0')})" for each in default)
-        group.add_argument(
-            name, type=kind, metavar=metavar, help=text, default=next(iter(default), None)
-        )
+        value = next(iter(default), None)
+        group.add_argument(name, type=kind, metavar=metavar, help=text, default=value)
 
 
 def count_from(least: int) -> Callable[[str], int]:

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
+cached_type_hints = cache(get_type_hints)
 
 
 def record_from_json(kind: type[Made], values: Any, **made: Any) -> Made:
@@ -20,18 +21,13 @@ def record_from_json(kind: type[Made], values: Any, **made: Any) -> Made:
     default. ``made`` are fields that need no conversion. Raise TypeError or ValueError for other
     fields, and for values of other types.
     """
-    types = _types_of(cast(Any, kind))
+    types = cached_type_hints(cast(Any, kind))
     if isinstance(values, list) and not is_dataclass(kind) and len(values) <= len(types):
         values = dict(zip(types, values, strict=False))
     if not isinstance(values, dict):
         raise TypeError(f"{values!r:.80}; expected the fields {', '.join(types)}")
     named = {name: _converted(name, types.get(name), each) for name, each in values.items()}
     return kind(**named, **made)
-
-
-@cache
-def _types_of(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _converted(name: str, kind: Any, value: Any) -> Any:

@@ -30,14 +30,9 @@ from dist_net.export.onnxruntime_engine import NUMPY, computed_by
 from dist_net.images.decoding import ImageSource, name_of
 from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, top_predictions
+from dist_net.nets import run_contents
 from dist_net.nets.foreign_onnx import ForeignModel, OnnxSession, open_session, outputs_by_name
 from dist_net.nets.recipes.recipe import LoadedRecipe
-from dist_net.nets.run_contents import (
-    calibrated_weights,
-    read_held_out,
-    read_out_of_fold,
-    saved_recipe,
-)
 from dist_net.nets.sources.found_model import FoundModel, found_model
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
 from dist_net.nets.sources.run_files import RunFiles
@@ -214,7 +209,7 @@ class LoadedModel:
             loss = cross_entropy_of_probabilities
             model = Model(lambda each, _: each, inputs.shape[1:], loss, np.float32)
         dataset = dataset_of(model, inputs, targets)
-        saved_recipe(model, self.name).recipe.require_dataset(dataset)
+        run_contents.saved_recipe(model, self.name).recipe.require_dataset(dataset)
         return Evaluator(model, dataset)(weights)
 
     def _evaluate_own(self, progress: Progress | None) -> Evaluation:
@@ -254,7 +249,7 @@ class Run(LoadedModel):
 
     @property
     def weights(self) -> Vector:
-        return calibrated_weights(*self.contents)
+        return run_contents.calibrated_weights(*self.contents)
 
     def state_dict(self) -> Any:
         """Return the trained arrays by name, or what the recipe's ``state_dict`` makes of them.
@@ -267,10 +262,11 @@ class Run(LoadedModel):
 
     def _evaluate_own(self, progress: Progress | None) -> Evaluation:
         loaded, _ = self.contents
-        if (judged := read_out_of_fold(self.path)) is not None:
+        if (judged := run_contents.read_out_of_fold(self.path)) is not None:
             labels, answers, loss = judged
             return Evaluation(loss, len(labels), len(self.class_names), labels, answers)
-        dataset = read_held_out(self.path, loaded) or loaded.recipe.load_dataset(progress)
+        held_out = run_contents.read_held_out(self.path, loaded)
+        dataset = held_out or loaded.recipe.load_dataset(progress)
         evaluation = evaluate_recipe(loaded.recipe, dataset)(self.weights)
         if evaluation is None:
             raise ModelSourceError(
@@ -334,7 +330,7 @@ def export_model(model: Model | LoadedModel, path: str | Path) -> None:
         found = model.found
     elif isinstance(model, Model):
         weights = model.predictor.weights
-        found = found_model(saved_recipe(model, file.stem), weights, model.class_names)
+        found = found_model(run_contents.saved_recipe(model, file.stem), weights, model.class_names)
     else:
         raise SettingError(
             f"model of type {type(model).__name__}; expected a Model, or one that dist_net.load "

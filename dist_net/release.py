@@ -18,15 +18,7 @@ from dist_net.files import replacing
 
 VERSION = "0.2.0"
 
-COMPUTING = (
-    "autodiff",
-    "nn",
-    "optim",
-    "images",
-    "data",
-    "nets",
-    "training",
-)
+COMPUTING = "autodiff", "nn", "optim", "images", "data", "nets", "training"
 """The packages that affect results."""
 
 
@@ -41,11 +33,8 @@ def release() -> str:
     package = Path(__file__).parent
     place = hashlib.sha256(bytes(package)).hexdigest()[:16]
     kept = platformdirs.user_cache_path("dist-net", appauthor=False) / f"release-{place}"
-    sources = {
-        str(path.relative_to(package)): path.read_bytes()
-        for room in COMPUTING
-        for path in (package / room).rglob("*.py")
-    }
+    paths = [path for room in COMPUTING for path in (package / room).rglob("*.py")]
+    sources = {str(path.relative_to(package)): path.read_bytes() for path in paths}
     return f"{VERSION}+{digest_of(sources, kept)[:12]}"
 
 
@@ -85,17 +74,11 @@ def _outline(node: object) -> str:
         return f"[{','.join([_outline(each) for each in node if not _is_text_alone(each)])}]"
     if not isinstance(node, ast.AST):
         return ascii(node)
-    fields = [
-        f"{name}={_outline(value)}"
-        for name in node._fields
-        if (value := getattr(node, name, None)) is not None and value != [] and name != "ctx"
-    ]
+    values = [(name, getattr(node, name, None)) for name in node._fields if name != "ctx"]
+    fields = [f"{name}={_outline(each)}" for name, each in values if each not in (None, [])]
     return f"{type(node).__name__}({','.join(fields)})"
 
 
 def _is_text_alone(node: object) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

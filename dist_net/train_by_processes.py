@@ -55,12 +55,9 @@ class WatchedTraining(TrainingProgress):
         records, self._records = self._records, []
         losses = [each["loss"] for each in records] or [float("nan")]
         accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
-        result = EpochResult(
-            int(samples // self._samples_per_epoch),
-            float(np.mean(losses)),
-            float(np.mean(accuracies)) if accuracies else None,
-            evaluation,
-        )
+        epoch = int(samples // self._samples_per_epoch)
+        accuracy = float(np.mean(accuracies)) if accuracies else None
+        result = EpochResult(epoch, float(np.mean(losses)), accuracy, evaluation)
         self.history.append(result)
         if is_ended_by(self._callbacks, result):
             self.wants_end = True

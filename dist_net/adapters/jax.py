@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,10 +37,8 @@ class Task:
         evaluate: Callable[[Tree], Mapping[str, Any]] | None = None,
     ) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(parameters)
-        self._shapes = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(each)
-            for path, each in leaves
-        }
+        name_of = partial(jax.tree_util.keystr, simple=True, separator="/")
+        self._shapes = {name_of(path): np.shape(each) for path, each in leaves}
         if any(np.asarray(each).dtype != np.float32 for _, each in leaves):
             raise RecipeError("parameters of another dtype; expected a tree of float32 arrays")
         flat, self._unravel = ravel_pytree(parameters)

@@ -45,10 +45,8 @@ def check_gradients(
     function = sum(result * rng.standard_normal(result.shape))
     for order in range(1, orders + 1):
         directions = [rng.standard_normal(array.shape) for array in at]
-        slopes = [
-            sum(gradient * direction)
-            for gradient, direction in zip(gradients(function, inputs), directions, strict=True)
-        ]
+        pairs = zip(gradients(function, inputs), directions, strict=True)
+        slopes = [sum(gradient * direction) for gradient, direction in pairs]
         named = {f"input_{i}": array for i, array in enumerate(at)}
         claimed = evaluate(slopes, **named)
         measured = _central_differences(function, at, directions)

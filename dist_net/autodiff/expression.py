@@ -117,24 +117,17 @@ class Uniform(Operation):
         return partial(self.generator.random, None, np.float32, out)
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Expression:
     """A node: ``operation`` applied to ``inputs``, with a result of known shape and dtype."""
 
-    __slots__ = ("dtype", "inputs", "operation", "shape")
+    operation: Operation
+    inputs: tuple[Expression, ...]
+    shape: Shape
+    dtype: np.dtype[np.generic]
+
     __array_ufunc__ = None  # makes array * expression call __rmul__
     __iter__ = None  # otherwise Python iterates by indexing x[0], x[1], ...
-
-    def __init__(
-        self,
-        operation: Operation,
-        inputs: tuple[Expression, ...],
-        shape: Shape,
-        dtype: np.dtype[np.generic],
-    ) -> None:
-        self.operation = operation
-        self.inputs = inputs
-        self.shape = shape
-        self.dtype = dtype
 
     @property
     def ndim(self) -> int:
@@ -220,8 +213,7 @@ def apply(operation: Operation, *inputs: Expression) -> Expression:
 
 def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Expression:
     """Return an input named ``name``; equal names in one graph denote the same array."""
-    lengths = _lengths(f"variable {name!r}", shape)
-    return Expression(Variable(name), (), lengths, np.dtype(dtype))
+    return Expression(Variable(name), (), _lengths(f"variable {name!r}", shape), np.dtype(dtype))
 
 
 def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:

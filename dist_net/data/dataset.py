@@ -8,14 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.samples import (
-    SampleIndices,
-    Samples,
-    Values,
-    chunks_of,
-    fields_of,
-    samples_of,
-)
+from dist_net.data.samples import SampleIndices, Samples, Values, chunks_of, fields_of, samples_of
 from dist_net.errors import DatasetError
 
 EXAMINED_BYTES = 64 << 20
@@ -43,29 +36,19 @@ class Dataset:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        inputs = [
-            self._samples("train inputs", self.train_inputs),
-            self._samples("test inputs", self.test_inputs),
-        ]
-        targets = [
-            self._samples("train targets", self.train_targets),
-            self._samples("test targets", self.test_targets),
-        ]
+        inputs = [self._samples(each) for each in ("train_inputs", "test_inputs")]
+        targets = [self._samples(each) for each in ("train_targets", "test_targets")]
         for kind, (train, test) in (("inputs", inputs), ("targets", targets)):
             if _described(train) != _described(test):
-                self._refuse(
-                    f"train {kind} are {_described(train)} each, test {kind} {_described(test)}",
-                    "the same",
-                )
+                found = f"train {kind} are {_described(train)} each, test {kind} {_described(test)}"
+                self._refuse(found, "the same")
         for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one per input")
             if y.dtype.kind not in ("iu" if self.class_names else "fV"):
-                names = len(self.class_names)
-                self._refuse(
-                    f"{part} targets of dtype {y.dtype} and {names} names of classes",
-                    "integers with the names of their classes, or floats without",
-                )
+                found = f"targets of dtype {y.dtype} and {len(self.class_names)} names of classes"
+                expected = "integers with the names of their classes, or floats without"
+                self._refuse(f"{part} {found}", expected)
             self._require_finite(f"{part} target", y)
             self._require_finite(f"{part} input", x)
 
@@ -86,7 +69,8 @@ class Dataset:
                 digest.update(chunk.data)
         return digest.hexdigest()
 
-    def _samples(self, what: str, values: Values) -> Samples:
+    def _samples(self, field: str) -> Samples:
+        what, values = field.replace("_", " "), getattr(self, field)
         samples = samples_of(values, f"dataset {self.name}: {what}")
         if isinstance(values, np.ndarray) and not values.ndim:
             self._refuse(f"{what} without an axis", "the first axis to count samples")
@@ -142,9 +126,8 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     (NEP 19). Each index is therefore combined with random high bits, and the results are sorted.
     """
     index_mask = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
-    keys: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(
-        samples
-    )
+    generator = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
+    keys: NDArray[np.uint64] = generator.random_raw(samples)
     keys &= ~index_mask
     keys |= np.arange(samples, dtype=np.uint64)
     keys.sort()

@@ -19,16 +19,8 @@ from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 
-from dist_net.data.image_split import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    LabelledImage,
-    LeftOut,
-    divided_groups,
-    with_validation_split_off,
-    without_contradictions,
-)
+from dist_net.data import image_split
+from dist_net.data.image_split import TEST, TRAIN, VALIDATION, LabelledImage, LeftOut
 from dist_net.errors import DatasetError
 from dist_net.images.decoding import iso_formats
 
@@ -92,12 +84,12 @@ class ImageFolder:
             listing.add_labelled(Path(labels_csv))
         class_names = listing.require_classes()
         contents = _contents(root, listing.images)
-        images, contradictions = without_contradictions(listing.images, contents)
+        images, contradictions = image_split.without_contradictions(listing.images, contents)
         has_validation = any(image.part == VALIDATION for image in images)
         if not has_validation:
             # Split the images of train/ like a folder without parts.
             images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
-        images = with_validation_split_off(images, contents, validation, seed)
+        images = image_split.with_validation_split_off(images, contents, validation, seed)
         trained = {each.class_name for each in images if each.part == TRAIN}
         for name in class_names:
             if name not in trained:
@@ -133,15 +125,12 @@ class ImageFolder:
             rows = [row for row, each in enumerate(images) if each.part in (TRAIN, VALIDATION)]
             of_rows = (np.array(each)[rows] for each in (groups, self.labels))
             contents = {}
-            for row, group in zip(rows, divided_groups(*of_rows).tolist(), strict=True):
+            for row, group in zip(rows, image_split.divided_groups(*of_rows).tolist(), strict=True):
                 images[row] = images[row]._replace(part="")
                 contents[images[row].path] = str(group)
-            images = with_validation_split_off(images, contents, validation, seed)
-        found = replace(
-            self,
-            images=tuple(each._replace(part=each.part.replace("left out", "")) for each in images),
-            left_out=tuple(sorted(left_out)),
-        )
+            images = image_split.with_validation_split_off(images, contents, validation, seed)
+        kept = tuple(each._replace(part=each.part.replace("left out", "")) for each in images)
+        found = replace(self, images=kept, left_out=tuple(sorted(left_out)))
         for name in self.class_names:
             if not any(each.part == TRAIN and each.class_name == name for each in found.images):
                 raise DatasetError(
@@ -370,14 +359,9 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str, str]]:
                 if not (is_first and refusal_of_name(path) is not None):
                     yield reader.line_num, path, label, rest[0] if rest else ""
                 is_first = False
-    except OSError as error:
-        raise DatasetError(
-            f"labels {labels_csv}: {error.strerror}; expected a file of rows path,label"
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(
-            f"labels {labels_csv}: {error}; expected UTF-8 text of rows path,label"
-        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        found, expected = getattr(error, "strerror", error), "UTF-8 text of rows path,label"
+        raise DatasetError(f"labels {labels_csv}: {found}; expected {expected}") from error
 
 
 def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:

@@ -107,9 +107,8 @@ def with_validation_split_off(
     for image in images:
         if not image.part:
             groups[contents[image.path]].append(image)
-    chosen = {
-        image.path for group in _split_off([*groups.values()], share, seed) for image in group
-    }
+    split_off = _split_off([*groups.values()], share, seed)
+    chosen = {image.path for group in split_off for image in group}
     return [
         image if image.part else image._replace(part=VALIDATION if image.path in chosen else TRAIN)
         for image in images
@@ -127,7 +126,8 @@ def _split_off(
     left = Counter(name for count in counts for name in count)
     totals = Counter(image.class_name for group in groups for image in group)
     room = Counter({name: max(1, round(share * total)) for name, total in totals.items()})
-    order = sorted(range(len(groups)), key=lambda index: _rank(groups[index][0].path, seed))
+    texts = [f"{seed} {group[0].path}".encode(errors="surrogateescape") for group in groups]
+    order = sorted(range(len(groups)), key=lambda index: hashlib.sha256(texts[index]).digest())
     chosen: list[int] = []
     represented: set[str] = set()
 
@@ -144,7 +144,3 @@ def _split_off(
         if counts[index].keys() - represented and all(left[name] > 1 for name in counts[index]):
             choose(index)
     return [groups[index] for index in chosen]
-
-
-def _rank(path: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {path}".encode(errors="surrogateescape")).digest()

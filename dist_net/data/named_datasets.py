@@ -5,16 +5,7 @@ Vollgraf 2017, arXiv 1708.07747), MIT licence. The hashes are of the decompresse
 every publisher compresses them differently. The images are read-only views of mapped files.
 
 digits: the 8x8 handwritten digits of UCI, 1,437 to train on and 360 to test on, each class split in
-proportion; the original's 0 to 16 is scaled to 0 to 255. ``digits.npz`` is part of the package. It
-was made from scikit-learn's copy (its licence is in ``digits.licence.txt``) by::
-
-    digits = sklearn.datasets.load_digits()
-    images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
-    split = sklearn.model_selection.train_test_split(
-        images, digits.target.astype(np.uint8), test_size=360, stratify=digits.target,
-        random_state=0)
-    names = ("train_inputs", "test_inputs", "train_targets", "test_targets")
-    np.savez_compressed("digits.npz", **dict(zip(names, split)))
+proportion. ``digits.npz`` is part of the package; ``digits.licence.txt`` states how it was made.
 """
 
 import struct
@@ -27,16 +18,9 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from dist_net.data import published_files as published
 from dist_net.data.dataset import ArrayDataset
-from dist_net.data.published_files import (
-    Progress,
-    PublishedFile,
-    Source,
-    copy_from_archive,
-    copy_from_directory,
-    download,
-    fetch,
-)
+from dist_net.data.published_files import Progress, PublishedFile, Source, download, fetch
 from dist_net.errors import DatasetError
 
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
@@ -122,16 +106,14 @@ def dataset_named(
     return ArrayDataset(name, inputs, targets, test_inputs, test_targets, CLASS_NAMES[name])
 
 
-def sources(mirrors: Sequence[str] = ()) -> dict[str, Source]:
+def sources(mirrors: Sequence[str]) -> dict[str, Source]:
     """Return the sources in the order of trying; ``mirrors`` come before the authors' address."""
+    installed = partial(published.copy_from_directory, DEBIAN_DIRECTORY)
+    archive = partial(published.copy_from_archive, DEBIAN_PACKAGE, DEBIAN_DIRECTORY)
     return {
-        f"installed Debian package {DEBIAN_PACKAGE}": partial(
-            copy_from_directory, DEBIAN_DIRECTORY
-        ),
+        f"installed Debian package {DEBIAN_PACKAGE}": installed,
         **{f"download from {url}": partial(download, url, ".gz") for url in (*mirrors, BASE_URL)},
-        f"apt-get download {DEBIAN_PACKAGE}": partial(
-            copy_from_archive, DEBIAN_PACKAGE, DEBIAN_DIRECTORY
-        ),
+        f"apt-get download {DEBIAN_PACKAGE}": archive,
     }
 
 

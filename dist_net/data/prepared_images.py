@@ -157,9 +157,8 @@ class PreparedImages(AbstractContextManager["PreparedImages"]):
 
     def rows(self, part: str) -> SampleIndices:
         """Return the indices of a part's usable images in the folder's list, ``(N,)`` int64."""
-        images = self.folder.images
-        usable = [row for row in self.folder.of_part(part) if images[row].path not in self._skipped]
-        return np.array(usable, np.int64)
+        images, rows = self.folder.images, self.usable_rows().tolist()
+        return np.array([row for row in rows if images[row].part == part], np.int64)
 
     def labels(self, part: str) -> NDArray[np.int64]:
         """Return the class index of each usable image of a part, ``(N,)`` int64."""
@@ -378,10 +377,8 @@ class ImageCache:
     def _make_room(self) -> None:
         """Remove the least recently used entries, except those in use."""
         keys = {path.name.partition(".")[0] for path in self._directory.iterdir()} - {self.key}
-        sizes = {
-            key: sum(each.st_size for each in self._stats_of(key))
-            for key in sorted(keys, key=self._last_use)
-        }
+        order = sorted(keys, key=self._last_use)
+        sizes = {key: sum(each.st_size for each in self._stats_of(key)) for key in order}
         needed = self._bytes + sum(sizes.values()) - self.cache_bytes
         for key, size_bytes in sizes.items():
             if needed <= 0:

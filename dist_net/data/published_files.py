@@ -181,11 +181,7 @@ def fetch(
 
 
 def download(
-    base_url: str,
-    suffix: str,
-    files: Sequence[PublishedFile],
-    directory: Path,
-    progress: Progress,
+    base_url: str, suffix: str, files: Sequence[PublishedFile], directory: Path, progress: Progress
 ) -> None:
     """Download ``base_url/NAME`` + ``suffix``, plain or gzip, for each file, and store it.
 
@@ -309,12 +305,8 @@ def copy_from_archive(
     """
     with tempfile.TemporaryDirectory(prefix="dist-net-") as name:
         root = Path(name)
-        _run(
-            ["apt-get", "download", package],
-            root,
-            progress,
-            "if apt's package lists are missing or old, run as root: apt-get update",
-        )
+        advice = "if apt's package lists are missing or old, run as root: apt-get update"
+        _run(["apt-get", "download", package], root, progress, advice)
         archives = [path.name for path in root.glob("*.deb")]
         _run(["dpkg-deb", "-x", *archives, "."], root, progress)
         source = root / package_directory.relative_to("/")

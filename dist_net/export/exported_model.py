@@ -66,10 +66,8 @@ class ExportedModel:
     @property
     def arrays(self) -> dict[str, Vector]:
         """Parameters and buffers by name, as in a run's checkpoint."""
-        layout = self.found.own_model.layout
-        return {
-            name: np.ascontiguousarray(each) for name, each in layout.views(self.weights).items()
-        }
+        views = self.found.own_model.layout.views(self.weights)
+        return {name: np.ascontiguousarray(each) for name, each in views.items()}
 
     def require_rows_apart(self) -> None:
         """Raise ``ExportError`` if three rows together have other outputs than each row alone."""

@@ -12,15 +12,9 @@ import numpy as np
 from dist_net.errors import EngineMismatchError, SettingError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of
+from dist_net.nets import foreign_onnx
 from dist_net.nets.architecture import OnnxArchitecture
-from dist_net.nets.foreign_onnx import (
-    ONNX,
-    ForeignModel,
-    OnnxSession,
-    open_session,
-    outputs_by_name,
-    package,
-)
+from dist_net.nets.foreign_onnx import ONNX, ForeignModel
 from dist_net.nets.onnx_gate import ABSOLUTE_TOLERANCE, accepted_graph, random_rows
 from dist_net.nets.sources.found_model import FoundModel
 
@@ -45,12 +39,12 @@ def computed_by(found: FoundModel, engine: str) -> FoundModel:
     exported = ExportedModel(found.recipe, found, found.weights())
     path = Path("model.onnx")
     content = FORMATS[format_of(path, None, takes_images=False)](exported)
-    model, prepared = accepted_graph(package("onnx").load_from_string(content))
+    model, prepared = accepted_graph(foreign_onnx.package("onnx").load_from_string(content))
     inputs, names = found.specs
     rows = random_rows(inputs)
-    outputs = OnnxSession(model, prepared).predict(rows)
-    with closing(open_session(found.model, found.prepared)) as session:
-        expected = outputs_by_name(found.model, session, rows, names)
+    outputs = foreign_onnx.OnnxSession(model, prepared).predict(rows)
+    with closing(foreign_onnx.open_session(found.model, found.prepared)) as session:
+        expected = foreign_onnx.outputs_by_name(found.model, session, rows, names)
     pairs = zip(outputs.values(), expected.values(), strict=False)
     is_equal = all(np.allclose(*pair, RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE) for pair in pairs)
     if not model.is_batched or len(outputs) < len(expected) or not is_equal:

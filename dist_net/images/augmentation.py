@@ -47,13 +47,11 @@ class Augmentation:
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.1 <= self.smallest_crop <= 1:
-            raise SettingError(f"smallest_crop={self.smallest_crop}: expected from 0.1 to 1")
-        if not 0 <= self.rotation <= 180:
-            raise SettingError(f"rotation={self.rotation}: expected from 0 to 180")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise SettingError(f"{name}={value}: expected from 0 to 1")
+        bounds = {"smallest_crop": (0.1, 1), "rotation": (0, 180)}
+        for name, value in vars(self).items():
+            least, most = bounds.get(name, (0, 1))
+            if not least <= value <= most:
+                raise SettingError(f"{name}={value}: expected from {least} to {most}")
 
     def apply(
         self, images: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]

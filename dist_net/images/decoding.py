@@ -81,45 +81,37 @@ PIECE_BYTES = 1 << 20
 
 
 def load_image(
-    source: ImageSource,
-    name: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] = FORMATS,
+    source: ImageSource, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
 ) -> Pixels:
     """Return the image in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
-    Errors name it ``name``, by default its path. Raise ImageError, in one line, for a file that is
-    unreadable, not in one of ``formats``, damaged, cut short or empty, or that has more than
-    ``max_pixels``, which is checked before decoding. For images of strangers pass
-    ``BOUNDED_FORMATS``.
+    Raise ImageError, in one line, for a file that is unreadable, not in one of ``formats``,
+    damaged, cut short or empty, or that has more than ``max_pixels``, which is checked before
+    decoding. For images of strangers pass ``BOUNDED_FORMATS``.
     """
-    if name is None:
-        name = name_of(source)
+    if not (isinstance(source, bytes | str | Path) or hasattr(source, "seekable")):
+        raise ImageError(
+            f"an image of type {type(source).__name__}; expected a path, the bytes of a file, an "
+            f"open file, or an array of pixels: np.asarray(image)"
+        )
     try:
         if isinstance(source, bytes):
-            return _decoded(BytesIO(source), name, max_pixels, formats)
+            return _decoded(BytesIO(source), max_pixels, formats)
         if not isinstance(source, str | Path):
-            if not hasattr(source, "seekable"):
-                raise ImageError(
-                    f"an image of type {type(source).__name__}; expected a path, the bytes of a "
-                    f"file, an open file, or an array of pixels: np.asarray(image)"
-                )
-            return _decoded(source, name, max_pixels, formats)
+            return _decoded(source, max_pixels, formats)
         with Path(source).open("rb") as file:
-            return _decoded(file, name, max_pixels, formats)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise _error(name, f"{reason}; expected an image file") from error
+            return _decoded(file, max_pixels, formats)
+    except (ImageError, OSError, ValueError) as error:
+        what = str(error)
+        if not isinstance(error, ImageError):
+            what = f"{getattr(error, 'strerror', None) or error}; expected an image file"
+        # One line, even if the name or the decoder's message has several.
+        raise ImageError(" ".join(f"{name_of(source)}: {what}".split())) from error
 
 
 def name_of(source: object) -> str:
     """Return the name of an image in error messages."""
     return str(source) if isinstance(source, str | Path) else "image"
-
-
-def _error(name: str, what: str) -> ImageError:
-    """Return an error of one line, even if the name or the decoder's message has several."""
-    return ImageError(" ".join(f"{name}: {what}".split()))
 
 
 class _LimitedReads(io.IOBase):
@@ -129,17 +121,15 @@ class _LimitedReads(io.IOBase):
     without a limit, 30 MiB of either keep it busy for half a minute.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._name = name
         self._left = MAX_READS
 
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise _error(
-                self._name,
-                f"not decoded after {MAX_READS:,} reads from the file, 100 times as many as usual",
+            raise ImageError(
+                f"not decoded after {MAX_READS:,} reads from the file, 100 times as many as usual"
             )
         return self._file.read(size)
 
@@ -149,42 +139,36 @@ class _LimitedReads(io.IOBase):
     def tell(self) -> int:
         return self._file.tell()
 
-    def readable(self) -> bool:
-        return True
 
-    def seekable(self) -> bool:
-        return True
-
-
-def _decoded(file: BinaryIO, name: str, max_pixels: int, formats: Sequence[str]) -> Pixels:
+def _decoded(file: BinaryIO, max_pixels: int, formats: Sequence[str]) -> Pixels:
     if not file.seekable():
-        raise _error(name, "a pipe; expected a file, because decoders seek")
+        raise ImageError("a pipe; expected a file, because decoders seek")
     if not file.read(1):
-        raise _error(name, "an empty file, 0 bytes; expected an image")
-    limited = cast(BinaryIO, _LimitedReads(file, name))
+        raise ImageError("an empty file, 0 bytes; expected an image")
+    limited = cast(BinaryIO, _LimitedReads(file))
     try:
-        _require_modest_header(file, name, max_pixels)
+        _require_modest_header(file, max_pixels)
         with Image.open(limited, formats=_formats_of(file, formats)) as image:
             bytes_per_pixel = _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
             max_size = max_pixels * BYTES_PER_PIXEL // bytes_per_pixel
-            _require_size(*image.size, name, max_size)
+            _require_size(*image.size, max_size)
             if image.format in ("JPEG", "MPO"):
-                _require_few_scans(file, image.width * image.height, name, max_pixels)
+                _require_few_scans(file, image.width * image.height, max_pixels)
             image.load()
             upright = _upright(image)
         del image  # unless it is upright itself, to have the memory
-        return np.asarray(_on_white(_of_bytes(upright, name)))
+        return np.asarray(_on_white(_of_bytes(upright)))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _error(
-            name, f"{error}; expected at most {max_pixels:,}; make the image smaller first"
+        raise ImageError(
+            f"{error}; expected at most {max_pixels:,}; make the image smaller first"
         ) from error
     except UnidentifiedImageError as error:
         expected = ", ".join(each for each in formats if each not in ISO_FORMATS)
-        raise _error(name, f"not an image; expected one of {expected}") from error
+        raise ImageError(f"not an image; expected one of {expected}") from error
     except Exception as error:  # a decoder may raise anything for a damaged file
-        raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
+        raise ImageError(f"damaged or cut short: {error or type(error).__name__}") from error
 
 
 def _formats_of(file: BinaryIO, formats: Sequence[str]) -> list[str]:
@@ -204,34 +188,32 @@ def iso_formats() -> tuple[str, ...]:
     return tuple(each for each in ISO_FORMATS if each in Image.OPEN)
 
 
-def _require_modest_header(file: BinaryIO, name: str, max_pixels: int) -> None:
+def _require_modest_header(file: BinaryIO, max_pixels: int) -> None:
     """Refuse files that keep Pillow busy for minutes, or whose parts are larger than the image."""
     file.seek(0)
     magic = file.read(4)
     if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take quadratic time
-        raise _error(name, "a text PPM file; expected a binary PPM file")
+        raise ImageError("a text PPM file; expected a binary PPM file")
     if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MAX_PROFILES:
-        raise _error(name, f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
+        raise ImageError(f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
     if magic[:2] in (b"II", b"MM"):
         strips, strip_bytes = _tiff_strips(file)
         if strips * (strip_bytes + STRIP_BYTES) > (most := max_pixels * BYTES_PER_PIXEL):
-            raise _error(
-                name,
+            raise ImageError(
                 f"a TIFF file of {strips:,} strips of {strip_bytes:,} bytes; expected at most "
-                f"{most:,} bytes in all",
+                f"{most:,} bytes in all"
             )
     file.seek(0)
 
 
-def _require_few_scans(file: BinaryIO, pixels: int, name: str, max_pixels: int) -> None:
+def _require_few_scans(file: BinaryIO, pixels: int, max_pixels: int) -> None:
     """Refuse a JPEG with too many scans: even an empty scan takes the full time to decode."""
     here = file.tell()
     scans, most = _count(file, b"\xff\xda"), max(MAX_SCANS * max_pixels // pixels, MAX_SCANS)
     file.seek(here)
     if scans > most:
-        raise _error(
-            name,
-            f"a JPEG file of {scans:,} scans of {pixels:,} pixels; expected at most {most:,} scans",
+        raise ImageError(
+            f"a JPEG file of {scans:,} scans of {pixels:,} pixels; expected at most {most:,} scans"
         )
 
 
@@ -263,14 +245,13 @@ def _tiff_strips(file: BinaryIO) -> tuple[int, int]:
     return strips, width * height * bits // 8
 
 
-def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def _require_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise _error(name, f"an image of {width}x{height} pixels; expected at least one")
+        raise ImageError(f"an image of {width}x{height} pixels; expected at least one")
     if width * height > max_pixels:
-        raise _error(
-            name,
+        raise ImageError(
             f"{width}x{height} pixels are {width * height:,}; expected at most {max_pixels:,}; "
-            f"make the image smaller first",
+            f"make the image smaller first"
         )
 
 
@@ -283,13 +264,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
-def _of_bytes(image: Image.Image, name: str) -> Image.Image:
+def _of_bytes(image: Image.Image) -> Image.Image:
     """Return the image with 8 bits per channel: the upper 8 of 16, as Darknet does."""
     if image.mode not in GREY_OF_16_BITS and image.mode != "F":
         return image
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
-        raise _error(name, "pixels of 32 bits; expected 8 or 16 a channel")
+        raise ImageError("pixels of 32 bits; expected 8 or 16 a channel")
     transparent = image.info.get("transparency")  # None or a grey of 16 bits
     white = values == transparent if isinstance(transparent, int) else False
     return Image.fromarray(np.where(white, 0xFF, values >> 8).astype(np.uint8))

@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.errors import ImageError, SettingError, ShapeError
-from dist_net.images.decoding import (
-    FORMATS,
-    MAX_PIXELS,
-    ImageSource,
-    Pixels,
-    grey,
-    load_image,
-    name_of,
-)
+from dist_net.images import decoding
+from dist_net.images.decoding import FORMATS, MAX_PIXELS, ImageSource, Pixels
 
 Indices = NDArray[np.intp]
 
@@ -132,8 +125,7 @@ def imagenet(pixels: Pixels, height: int, width: int) -> Pixels:
         kept = 7 * down // 8, 7 * down * width // (8 * height)
     else:
         kept = 7 * across * height // (8 * width), 7 * across // 8
-    middle = _middle(pixels, *kept)
-    return _resized(middle, height, width, Image.Resampling.BICUBIC)
+    return stretch(_middle(pixels, *kept), height, width, Image.Resampling.BICUBIC)
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -144,15 +136,13 @@ def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
     return pixels[top : top + height, left : left + width]
 
 
-def stretch(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Return the whole image, stretched to the size by Pillow's bilinear filter.
+def stretch(
+    pixels: Pixels, height: int, width: int, by: Image.Resampling = Image.Resampling.BILINEAR
+) -> Pixels:
+    """Return the whole image, stretched to the size by a filter of Pillow.
 
     The filter antialiases. An image of that size is unchanged.
     """
-    return _resized(pixels, height, width, Image.Resampling.BILINEAR)
-
-
-def _resized(pixels: Pixels, height: int, width: int, by: Image.Resampling) -> Pixels:
     if pixels.shape[2] == 1:
         return np.asarray(Image.fromarray(pixels[:, :, 0]).resize((width, height), by))[:, :, None]
     return np.asarray(Image.fromarray(pixels).resize((width, height), by))
@@ -231,7 +221,7 @@ def fit_image(
     no image has, SettingError for an unknown fitting.
     """
     _require_image_shape(shape)
-    read = partial(load_image, max_pixels=max_pixels)
+    read = partial(decoding.load_image, max_pixels=max_pixels)
     return _fitted(image, shape, fitting_named(fitting), read)
 
 
@@ -241,21 +231,17 @@ def _fitted(
     fit: Callable[[Pixels, int, int], NDArray[Any]],
     read: Callable[[ImageSource], Pixels],
 ) -> NDArray[Any]:
-    pixels = _pixels(image, read)
+    pixels = _pixels(image) if isinstance(image, np.ndarray) else read(image)
     if shape[2:] != (3,):
-        pixels = grey(pixels)
+        pixels = decoding.grey(pixels)
     try:
         return fit(pixels, *shape[:2]).reshape(shape, copy=False)
     except ImageError as error:  # pixels have no name
-        raise ImageError(f"{name_of(image)}: {error}") from error
+        raise ImageError(f"{decoding.name_of(image)}: {error}") from error
 
 
-def _pixels(
-    image: ImageSource | NDArray[np.uint8], read: Callable[[ImageSource], Pixels]
-) -> Pixels:
+def _pixels(image: NDArray[np.uint8]) -> Pixels:
     """Return the image in colour, (H, W, 3)."""
-    if not isinstance(image, np.ndarray):
-        return read(image)
     shape = image.shape
     if image.dtype != np.uint8 or not is_image_shape(shape):
         raise ImageError(
@@ -286,7 +272,7 @@ class ImageInputs:
         self._shape = model.input_shape
         is_darknet = model.input_dtype == np.float32
         self._fit = letterbox if is_darknet else fitting_named(fitting)
-        self._read = partial(load_image, max_pixels=max_pixels, formats=formats)
+        self._read = partial(decoding.load_image, max_pixels=max_pixels, formats=formats)
 
     def fit(self, image: ImageSource | NDArray[np.uint8]) -> NDArray[np.generic]:
         """Return the image as the model's input; raise ImageError if it does not fit."""

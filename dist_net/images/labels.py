@@ -20,14 +20,9 @@ def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
-    except OSError as error:
-        raise ModelFileError(
-            f"labels {path}: {error.strerror}; expected a text file with one name per line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ModelFileError(
-            f"labels {path}: byte {error.start} is not UTF-8; expected one name per line"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        found = error.strerror if isinstance(error, OSError) else f"byte {error.start} is not UTF-8"
+        raise ModelFileError(f"labels {path}: {found}; expected one name per line") from error
     names = tuple(line.strip() for line in text.split("\n")) if text else ()
     if "" in names:
         raise ModelFileError(
@@ -81,9 +76,6 @@ def top_predictions(
 
     A class without a label is named by its index.
     """
-    return [
-        Prediction(
-            index, labels[index] if index < len(labels) else str(index), float(probabilities[index])
-        )
-        for index in likeliest(probabilities, top).tolist()
-    ]
+    names = [*labels, *map(str, range(len(labels), len(probabilities)))]
+    order = likeliest(probabilities, top).tolist()
+    return [Prediction(index, names[index], float(probabilities[index])) for index in order]

@@ -74,9 +74,8 @@ class Inference:
         self._batch_size = batch_size
         compiled = compiled and import_kernels()
         logger.info("inference kernels=%s", "compiled" if compiled else "numpy")
-        pool = ThreadPool(
-            integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
-        )
+        threads = integer("Inference: threads", threads, least=1)
+        pool = ThreadPool(threads, _gemm_of(model, prepared))
         self._plans = _Plans(model, pool, batch_size, reproducible, compiled)
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
@@ -285,10 +284,9 @@ def _specialised(
     reproducible: bool = True,
     compiled: bool = False,
 ) -> Specialised:
-    outputs = (
-        _marked(model, batch_size) if least_batch_size(model) > 1 else _graph(model, batch_size)
-    )
-    return specialise(outputs, dict(model.layout.shapes), pool, reproducible, compiled)
+    build = _marked if least_batch_size(model) > 1 else _graph
+    shapes = dict(model.layout.shapes)
+    return specialise(build(model, batch_size), shapes, pool, reproducible, compiled)
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Real
 from typing import Literal, Protocol
 
@@ -22,7 +23,7 @@ from dist_net.autodiff.expression import Variable, require_map, topological_orde
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
 from dist_net.autodiff.operations.indexing import Take, checked_indices
-from dist_net.autodiff.operations.normalization import scale_and_shift
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 from dist_net.nn.parameters import (
     Initializer,
@@ -84,6 +85,9 @@ def activate(x: Expression, activation: Activation | str | None) -> Expression:
     return activated
 
 
+COUNTS = "units", "filters", "groups", "heads"
+
+
 class Layer(Protocol):
     """A function of a batch of inputs, with parameters in a scope."""
 
@@ -94,7 +98,15 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Described(KnownOptions):
-    """A layer whose ``repr`` has the arguments that differ from the defaults."""
+    """A layer whose ``repr`` has the arguments that differ from the defaults.
+
+    Raise ``ShapeError`` unless the arguments in ``COUNTS`` are integers from 1.
+    """
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name in COUNTS:
+                integer(f"{type(self).__name__}: {each.name}", getattr(self, each.name), 1)
 
     def __repr__(self) -> str:
         given = [(each, shown(getattr(self, each.name))) for each in fields(self)]
@@ -110,9 +122,6 @@ class Dense(Described):
     activation: Activation | str | None = linear
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
-
-    def __post_init__(self) -> None:
-        integer("Dense: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if x.ndim < 2:
@@ -181,10 +190,6 @@ class Conv2D(Described):
     bias_initializer: Initializer = zeros
     dilation: int | Pair = 1
 
-    def __post_init__(self) -> None:
-        integer("Conv2D: filters", self.filters, 1)
-        integer("Conv2D: groups", self.groups, 1)
-
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("Conv2D", x)
         _expect_floats("Conv2D", x)
@@ -234,9 +239,6 @@ class Conv2DTranspose(Described):
     use_bias: bool = True
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
-
-    def __post_init__(self) -> None:
-        integer("Conv2DTranspose: filters", self.filters, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         require_map("Conv2DTranspose", x)
@@ -370,34 +372,30 @@ class BatchNorm(Described):
         beta = declared.parameter("beta", channels, zeros)
         mean = scope.buffer("mean", channels, zeros, self.momentum)
         variance = scope.buffer("variance", channels, ones, self.momentum)
+        scale = gamma / self._deviation(variance)
         if not scope.training:
-            scale = gamma / self._deviation(variance)
             return activate((x - mean) * scale + beta, self.activation)
         if scope.batch_norm != "batch" or x.size == x.shape[-1]:
-            scale = gamma / self._deviation(variance)
             shift = beta - mean * scale
             if isinstance(x.operation, convolution.Conv2D):
                 # Scaled filters spare a pass over the maps, and the memory of a copy for it.
                 images, filters = x.inputs
                 normal = ad.apply(x.operation, images, filters * scale) + shift
             else:
-                normal = scale_and_shift(x, scale, shift)
+                rows = ad.reshape(x, (-1, *channels))
+                normal = ad.reshape(ad.apply(ScaleAndShift(), shift, rows, scale), x.shape)
             return activate(normal, self.activation)
-        normal, *batch = ad.batch_normalize(x, gamma, beta, self._deviation_in_training)
+        # The root has an infinite slope at 0, which is the variance of a constant channel.
+        deviation = partial(self._deviation, least=self.epsilon**2)
+        normal, *batch = ad.batch_normalize(x, gamma, beta, deviation)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
         return activate(normal, self.activation)
 
-    def _deviation(self, variance: Expression) -> Expression:
+    def _deviation(self, variance: Expression, least: float = 0.0) -> Expression:
         if self.epsilon_on == "variance":
             return ad.sqrt(variance + self.epsilon)
-        return ad.sqrt(variance) + self.epsilon
-
-    def _deviation_in_training(self, variance: Expression) -> Expression:
-        if self.epsilon_on == "variance":
-            return self._deviation(variance)
-        # The root has an infinite slope at 0, which is the variance of a constant channel.
-        return self._deviation(ad.maximum(variance, self.epsilon**2))
+        return ad.sqrt(ad.maximum(variance, least) if least else variance) + self.epsilon
 
 
 @dataclass(frozen=True, repr=False)
@@ -419,9 +417,6 @@ class GroupNorm(Described):
 
     groups: int
     epsilon: float = 1e-5
-
-    def __post_init__(self) -> None:
-        integer("GroupNorm: groups", self.groups, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_floats("GroupNorm", x)
@@ -603,10 +598,8 @@ class NamedOutputs(Described):
         object.__setattr__(self, "layers", dict(self.layers))
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        outputs = {
-            name: Sequential(each)(x, scope.child(name)) for name, each in self.layers.items()
-        }
-        return ad.record(**outputs)
+        layers = self.layers.items()
+        return ad.record(**{name: Sequential(each)(x, scope.child(name)) for name, each in layers})
 
 
 def _expect_floats(name: str, x: Expression) -> None:
@@ -646,10 +639,7 @@ class Features(Described):
                 f"Features: the last layer's input has shape {features.shape}; expected "
                 f"(N, features) or (N, H, W, features)"
             )
-        reached = {
-            node.operation.name
-            for node in topological_order([features])
-            if isinstance(node.operation, Variable)
-        }
+        used = [each.operation for each in topological_order([features])]
+        reached = {each.name for each in used if isinstance(each, Variable)}
         scope.forget((scope.parameters.keys() | scope.buffers.keys()) - earlier - reached)
         return features

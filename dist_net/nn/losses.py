@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dist_net import autodiff as ad
 from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Shape, integer
-from dist_net.autodiff.operations.classification import require_class_indices, scores_of_labels
+from dist_net.autodiff.operations.classification import scores_of_labels
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.autodiff.operations.records import field_types
 from dist_net.errors import DatasetError, DTypeError, ParameterError, ShapeError
@@ -35,9 +35,8 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
     needs no such bound; shapes and errors are the same.
     """
-    name = "cross_entropy_of_probabilities"
-    require_class_indices(name, probabilities, labels)
-    losses = -ad.log(ad.maximum(scores_of_labels(name, probabilities, labels), MIN_PROBABILITY))
+    of_labels = scores_of_labels("cross_entropy_of_probabilities", probabilities, labels)
+    losses = -ad.log(ad.maximum(of_labels, MIN_PROBABILITY))
     return ad.mean(losses, range(1, labels.ndim))
 
 
@@ -147,9 +146,8 @@ class Weighted:
         is_counted = self.counts(labels)
         known, count = ad.where(is_counted, labels, 0), labels.size
         rows = ad.reshape(outputs, (count, outputs.size // count))
-        each = loss_named(self.loss)(
-            rows, ad.reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
-        )
+        flat = ad.reshape(known, (count, 1)[: 1 + (labels.ndim == outputs.ndim)])
+        each = loss_named(self.loss)(rows, flat)
         if self.label_smoothing:
             of_any = ad.mean(-ad.log_softmax(rows), 1)
             each = each * (1.0 - self.label_smoothing) + of_any * self.label_smoothing

@@ -103,8 +103,7 @@ def to_data(value: Any, seen: dict[int, int]) -> Any:
         case np.generic():
             return value.item()
         case np.ndarray():
-            content = b64encode(value.tobytes()).decode()
-            return {ARRAY: [value.dtype.str, value.shape, content]}
+            return {ARRAY: [value.dtype.str, value.shape, b64encode(value.tobytes()).decode()]}
         case list() | tuple():
             return [to_data(each, seen) for each in value]
         case Mapping():
@@ -112,9 +111,9 @@ def to_data(value: Any, seen: dict[int, int]) -> Any:
     for name, part in PARTS.items():
         if value is part:
             return {name: None}
-        if type(value) is part and id(value) in seen:
-            return {SAME: seen[id(value)]}
         if type(value) is part:
+            if id(value) in seen:
+                return {SAME: seen[id(value)]}
             arguments = [each.name for each in fields(value)] if is_dataclass(part) else ["layers"]
             kept = [each for each in arguments if not each.endswith("_initializer")]
             data = {name: {each: to_data(getattr(value, each), seen) for each in kept}}

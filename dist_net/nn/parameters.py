@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff import Expression, variable
 from dist_net.autodiff.expression import Variable
 from dist_net.errors import ParameterError, ShapeError
-from dist_net.vector import Vector
+from dist_net.vector import Vector, views_of
 
 Values = NDArray[np.float32]
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], Values]
@@ -40,8 +40,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def glorot_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:
     """Uniform within ±sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    limit = math.sqrt(6.0 / sum(fans(shape)))
-    return _uniform(generator, shape, limit)
+    return _uniform(generator, shape, math.sqrt(6.0 / sum(fans(shape))))
 
 
 def he_uniform(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:
@@ -242,14 +241,11 @@ class Layout:
     ) -> None:
         self.parameters = tuple(parameters.values())
         self.buffers = tuple(buffers.values()) if buffers is not None else ()
-        self.shapes = tuple((each.name, each.shape) for each in self._arrays)
+        arrays = self.parameters + self.buffers
+        self.shapes = tuple((each.name, each.shape) for each in arrays)
         self.momenta = tuple(float(each.momentum) for each in self.buffers)
         self.trained_size = sum(each.size for each in self.parameters)
-        self.size = sum(each.size for each in self._arrays)
-
-    @property
-    def _arrays(self) -> tuple[Parameter, ...]:
-        return self.parameters + self.buffers
+        self.size = sum(each.size for each in arrays)
 
     def views(self, vector: Vector) -> dict[str, Vector]:
         """Return each parameter and buffer by name, as a view of ``vector`` in its own shape."""
@@ -257,15 +253,12 @@ class Layout:
             raise ParameterError(
                 f"a vector of shape {vector.shape} for a network of {self.size} parameters"
             )
-        ends = np.cumsum([each.size for each in self._arrays])
-        return {
-            each.name: vector[end - each.size : end].reshape(each.shape, copy=False)
-            for each, end in zip(self._arrays, ends, strict=True)
-        }
+        return views_of(vector, self.shapes)
 
     def initial(self, generator: np.random.Generator) -> Vector:
         """Return a new vector of initial values, drawn in the order of the layout."""
         vector = np.empty(self.size, np.float32)
-        for each, view in zip(self._arrays, self.views(vector).values(), strict=True):
-            view[...] = each.initializer(generator, each.shape)
+        views = self.views(vector)
+        for each in self.parameters + self.buffers:
+            views[each.name][...] = each.initializer(generator, each.shape)
         return vector

@@ -107,19 +107,13 @@ def key_of_vector(model: Model, weights: Vector) -> str:
 
 
 def _key(model: Model, weights: bytes) -> str:
+    """Return the SHA-256 of what determines the arrays: ``weights``, layout and graph.
+
+    The graph is its operations with their settings, its connections and constants.
+    """
     digest = hashlib.sha256(weights)
     shapes = prepared_shapes(model, fastest_gemm())
     digest.update(repr((FORMAT, shapes)).encode())
-    digest.update(computed_by(model))
-    return digest.hexdigest()
-
-
-def computed_by(model: Model) -> bytes:
-    """Return the SHA-256 of the graph: operations with their settings, connections and constants.
-
-    Together with the weights and inputs, these determine the model's outputs.
-    """
-    digest = hashlib.sha256()
     nodes = topological_order([model.network(model.input(1), Scope())])
     number_of = {id(node): number for number, node in enumerate(nodes)}
     for node in nodes:
@@ -132,4 +126,4 @@ def computed_by(model: Model) -> bytes:
                 digest.update(repr(operation).encode())
         inputs = [number_of[id(each)] for each in node.inputs]
         digest.update(repr((inputs, node.shape, node.dtype.str)).encode())
-    return digest.digest()
+    return digest.hexdigest()

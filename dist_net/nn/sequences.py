@@ -14,7 +14,6 @@ import numpy as np
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import Expression
-from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.recurrent import lstm_outputs
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import AveragePool, Conv2D, Dense, Described, MaxPool, fields_of, linear
@@ -48,9 +47,6 @@ class Recurrent(Described):
 
     GATES: ClassVar[int]
     STATES: ClassVar[tuple[str, ...]] = ("state",)
-
-    def __post_init__(self) -> None:
-        integer(f"{type(self).__name__}: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         is_plain = not (x.dtype.names or self.return_state)
@@ -105,10 +101,6 @@ class Recurrent(Described):
         """Return all outputs, (T, N, units), by one operation for training; None if none fits."""
         return None
 
-    def _gates(self, x: Expression) -> list[Expression]:
-        """Split (N, gates · units) into arrays of (N, units)."""
-        return [x[:, i : i + self.units] for i in range(0, x.shape[1], self.units)]
-
 
 @dataclass(frozen=True, repr=False)
 class GRU(Recurrent):
@@ -122,7 +114,7 @@ class GRU(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         gates = 2 * self.units
-        update, reset = self._gates(ad.sigmoid(inputs[:, :gates] + recurrent[:, :gates]))
+        update, reset = ad.split(ad.sigmoid(inputs[:, :gates] + recurrent[:, :gates]), 2, 1)
         candidate = ad.tanh(inputs[:, gates:] + reset * recurrent[:, gates:])
         return (candidate + update * (state[0] - candidate),)
 
@@ -139,7 +131,7 @@ class LSTM(Recurrent):
 
     def step(self, inputs: Expression, recurrent: Expression, /, *state: Expression) -> State:
         total, gates = inputs + recurrent, 3 * self.units
-        admit, keep, emit = self._gates(ad.sigmoid(total[:, :gates]))
+        admit, keep, emit = ad.split(ad.sigmoid(total[:, :gates]), 3, 1)
         cell = keep * state[1] + admit * ad.tanh(total[:, gates:])
         return emit * ad.tanh(cell), cell
 
@@ -188,9 +180,6 @@ class MultiHeadAttention(Described):
     heads: int
     causal: bool = False
     kernel_initializer: Initializer = glorot_uniform
-
-    def __post_init__(self) -> None:
-        integer("MultiHeadAttention: heads", self.heads, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         given = fields_of("MultiHeadAttention", x, "query", "value", "key", "mask")

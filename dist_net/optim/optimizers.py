@@ -19,14 +19,8 @@ from typing import TypeAlias
 import numpy as np
 
 from dist_net.errors import SettingError
-from dist_net.optim.ranges import (
-    CRUMB,
-    Floats,
-    keep_normal,
-    not_negative,
-    positive,
-    use_plain_numbers,
-)
+from dist_net.optim import ranges
+from dist_net.optim.ranges import CRUMB, Floats
 from dist_net.optim.rule import Optimizer
 from dist_net.spelling import suggestion
 
@@ -40,10 +34,8 @@ class SGD(Optimizer):
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
-        # Avoiding the scratch vector keeps one vector less in the cache: 23 instead of 29 µs.
-        change = scratch if np.may_share_memory(w, out) else out
-        np.multiply(g, rate, out=change)
-        np.subtract(w, change, out=out)
+        np.multiply(g, rate, out=scratch)
+        np.subtract(w, scratch, out=out)
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Momentum(Optimizer):
         np.multiply(g, rate, out=change)
         velocity *= self.momentum
         velocity -= change
-        keep_normal(velocity)
+        ranges.keep_normal(velocity)
 
 
 @dataclass(frozen=True)
@@ -134,12 +126,12 @@ class Adam(Optimizer):
         np.subtract(g, mean, out=scratch)
         scratch *= 1 - self.beta1
         mean += scratch
-        keep_normal(mean)
+        ranges.keep_normal(mean)
         np.multiply(g, g, out=scratch)
         scratch -= mean_square
         scratch *= 1 - self.beta2
         mean_square += scratch
-        keep_normal(mean_square)
+        ranges.keep_normal(mean_square)
         np.sqrt(mean_square, out=scratch)
         scratch += self.epsilon
         np.divide(mean, scratch, out=scratch)
@@ -227,7 +219,7 @@ class RMSprop(Optimizer):
         scratch -= mean_square
         scratch *= 1 - self.rho
         mean_square += scratch
-        keep_normal(mean_square)
+        ranges.keep_normal(mean_square)
         np.add(mean_square, self.epsilon, out=scratch)
         np.sqrt(scratch, out=scratch)
         np.divide(g, scratch, out=scratch)
@@ -290,7 +282,7 @@ class StepDecay:
     factor: float
 
     def __post_init__(self) -> None:
-        use_plain_numbers(self)
+        ranges.use_plain_numbers(self)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         return float(self.factor ** math.floor(epoch / self.every_epochs))
@@ -303,7 +295,7 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        use_plain_numbers(self)
+        ranges.use_plain_numbers(self)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         if epoch >= epochs:
@@ -322,7 +314,7 @@ class WarmUp:
     then: Schedule = field(default_factory=ConstantRate)
 
     def __post_init__(self) -> None:
-        positive("epochs", self.epochs)
+        ranges.positive("epochs", self.epochs)
 
     def __call__(self, epoch: float, epochs: float) -> float:
         if epoch <= self.epochs:
@@ -363,7 +355,7 @@ class LearningRate:
         epoch = min(progress / self.samples, self.epochs)
         multiplier = self.schedule(epoch, self.epochs)
         if type(multiplier) is not float or not 0.0 <= multiplier < math.inf:
-            multiplier = not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)
+            multiplier = ranges.not_negative(f"schedule({epoch:g}, {self.epochs})", multiplier)
         return self.highest * multiplier
 
     def require_rates(self) -> None:

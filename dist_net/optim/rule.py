@@ -29,14 +29,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.errors import SettingError, ShapeError
-from dist_net.optim.ranges import (
-    TOO_LARGE,
-    Floats,
-    all_below,
-    fraction,
-    not_negative,
-    use_plain_numbers,
-)
+from dist_net.optim import ranges
+from dist_net.optim.ranges import TOO_LARGE, Floats, all_below
 from dist_net.spelling import KnownOptions
 from dist_net.vector import AVERAGE, ArrayShapes
 
@@ -69,7 +63,7 @@ class Optimizer(KnownOptions, ABC):
     """The state vector that is a mean or sum of g², by the root of which steps are divided."""
 
     def __post_init__(self) -> None:
-        use_plain_numbers(self)
+        ranges.use_plain_numbers(self)
 
     @property
     def initial_state(self) -> dict[str, float]:
@@ -134,11 +128,10 @@ def start_rule(
         raise SettingError(
             "the model has no parameter to train; expected a layer that is not Frozen"
         )
-    rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
-    averaging_rates = np.concatenate([np.empty(0, np.float32), *rates])
-    rule = UpdateRule(
-        optimizer, sum(sizes[:trained]), np.float32, averaging_rates, clip_norm, average_decay
-    )
+    rates = np.array([1 - momentum for momentum in momenta], np.float32)
+    averaging_rates = np.repeat(rates, np.array(sizes[trained:], np.intp))
+    size = sum(sizes[:trained])
+    rule = UpdateRule(optimizer, size, np.float32, averaging_rates, clip_norm, average_decay)
     for index in range(trained, len(sizes)):
         name, start = shapes[index][0], sum(sizes[:index])
         if momenta[index - trained] == 1:
@@ -180,9 +173,9 @@ class UpdateRule:
         self.has_statistics = bool(self._rates.any())
         self._difference = np.empty_like(self._rates)
         self.size = trained_size + self._rates.size
-        self._clip_norm = not_negative("clip_norm", clip_norm)
+        self._clip_norm = ranges.not_negative("clip_norm", clip_norm)
         self._clipped: Floats | None = None  # allocated when a gradient is first clipped
-        self._average_decay = fraction("average_decay", average_decay)
+        self._average_decay = ranges.fraction("average_decay", average_decay)
         self._names = [*optimizer.initial_state, *([AVERAGE] if average_decay else [])]
         self.state_size = self.size + len(self._names) * trained_size + 1
         self._scratch = np.empty(trained_size, dtype)
@@ -192,8 +185,7 @@ class UpdateRule:
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """The trained size, the size, the number of the optimizer's vectors, the state's size."""
-        moments = len(self.optimizer.initial_state)
-        return self.trained_size, self.size, moments, self.state_size
+        return self.trained_size, self.size, len(self.optimizer.initial_state), self.state_size
 
     def initial(self, weights: Floats) -> Floats:
         """Return a new state: a copy of the model's vector, and no step taken."""
@@ -212,10 +204,8 @@ class UpdateRule:
         Raise ``ShapeError`` for a vector of another length.
         """
         self._require_length("state", state, self.state_size)
-        places = enumerate(self._names)
-        n, first = self.trained_size, self.size
-        parts = {name: state[first + i * n : first + (i + 1) * n] for i, name in places}
-        return parts | {STEPS: state[-1:]}
+        vectors = state[self.size : -1].reshape(len(self._names), self.trained_size, copy=False)
+        return dict(zip(self._names, vectors, strict=True)) | {STEPS: state[-1:]}
 
     def fault_of(self, state: Floats, base: Floats | None = None, steps: int = 0) -> str | None:
         """Return why no run leads to this state, or no ``steps`` steps from ``base``; else None."""
@@ -233,12 +223,7 @@ class UpdateRule:
         return None
 
     def step(
-        self,
-        state: Floats,
-        gradient: Floats,
-        learning_rate: float,
-        out: Floats,
-        share: float = 1.0,
+        self, state: Floats, gradient: Floats, learning_rate: float, out: Floats, share: float = 1.0
     ) -> None:
         """Write the state after a step along ``gradient`` to ``out``; allocates no vector.
 
@@ -293,20 +278,18 @@ class UpdateRule:
     @cached_property
     def _loop(self) -> Callable[..., None] | None:
         """The compiled loop; None if NumPy computes the steps."""
-        name = type(self.optimizer).__name__
-        loop = vars(type(self.optimizer)).get("loop")
+        optimizer = self.optimizer
+        loop = vars(type(optimizer)).get("loop")
         LOOPS: Container[str] = ()
         if self.size >= MIN_COMPILED and self._dtype == np.float32:
             # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
                 from dist_net.optim.compiled import LOOPS, compiled
+        kind = "compiled" if loop in LOOPS else "numpy"
+        logger.info("updates_begun rule=%s loops=%s", type(optimizer).__name__, kind)
         if loop not in LOOPS:
-            logger.info("updates_begun rule=%s loops=numpy", name)
             return None
-        logger.info("updates_begun rule=%s loops=compiled", name)
-        factors = 1 if self.optimizer.decay(1.0) is None else 2
-        optimizer = self.optimizer
-        return compiled(loop, factors, len(optimizer.constants))
+        return compiled(loop, 1 if optimizer.decay(1.0) is None else 2, len(optimizer.constants))
 
     def _within_norm(self, gradient: Floats, clip_norm: float) -> Floats:
         """Return the gradient, or a copy scaled down to ``clip_norm``."""

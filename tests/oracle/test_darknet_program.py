@@ -253,7 +253,7 @@ def test_a_published_network_answers_as_the_program_does(
     vector = seeded_weights(network, seed=3)
     paths = [image(each) for each in ("dog", "horses")]
     height, width, _ = network.input_shape
-    images = [letterbox(load_image(path, path.name), height, width) for path in paths]
+    images = [letterbox(load_image(path), height, width) for path in paths]
     ours = outputs(network, vector, np.stack(images))
     theirs = darknet.predict(network, vector, paths, 5)
     for probabilities, answer in zip(ours, theirs, strict=True):

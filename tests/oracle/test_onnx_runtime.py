@@ -14,7 +14,7 @@ from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff import Expression
-from dist_net.autodiff.operations.normalization import scale_and_shift
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.data import records
 from dist_net.errors import ExportError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
@@ -171,7 +171,9 @@ def constant_repeated(x: Expression) -> Expression:
 
 
 def scaled(x: Expression) -> Expression:
-    return scale_and_shift(x, ad.constant(np.arange(4, dtype="f4")), x[0, 0])
+    rows = ad.reshape(x, (-1, 4))
+    scaled = ad.apply(ScaleAndShift(), x[0, 0], rows, ad.constant(np.arange(4, dtype="f4")))
+    return ad.reshape(scaled, x.shape)
 
 
 def turned(x: Expression) -> Expression:

@@ -24,11 +24,7 @@ OfOperands = Callable[[Operand, Operand], Expression]
 
 def operator(function: OfOperands) -> OfOperands:
     """Return a method that calls ``function``, which need not be a plain function itself."""
-
-    def method(first: Operand, second: Operand) -> Expression:
-        return function(first, second)
-
-    return method
+    return lambda first, second: function(first, second)
 
 
 def both(function: OfOperands) -> tuple[OfOperands, OfOperands]:

@@ -24,11 +24,23 @@ def scores_of_labels(name: str, scores: Expression, labels: Expression) -> Expre
     """Return the score of each label: (..., C) and (...) integers in [0, C) to (...).
 
     For another label, the plan raises ``IndexRangeError``, which uses ``name``. Raise
-    ``ShapeError`` or ``DTypeError`` for other inputs.
+    ``ShapeError`` or ``DTypeError`` for labels that are no class indices.
     """
-    if labels.shape != scores.shape[:-1]:
+    expected = scores.shape[:-1]
+    if labels.shape != expected:
+        remedy = "another network, such as one with Flatten before Dense"
+        if labels.size == math.prod(expected):
+            remedy = f"targets.reshape({', '.join(map(str, (-1, *expected[1:])))})"
+        if labels.shape == scores.shape and labels.shape[-1] > 1:
+            remedy = f"targets.argmax({len(expected)})"
         raise ShapeError(
-            f"{name}: shapes {scores.shape} and {labels.shape}; expected (..., C) and (...)"
+            f"{name}: targets of shape {labels.shape[1:]} each for outputs of {scores.shape[1:]}; "
+            f"expected class indices, integers of shape {expected[1:]} each: use {remedy}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise DTypeError(
+            f"{name}: targets of dtype {labels.dtype}; expected integer class indices; to predict "
+            f"numbers use mean_squared_error"
         )
     starts = reshape(constant(np.arange(labels.size) * scores.shape[-1]), labels.shape)
     places = add(starts, checked_indices(name, labels, scores.shape[-1]))
@@ -52,34 +64,12 @@ def log_softmax(logits: Expression) -> Expression:
     return shifted - log(sum(exp(shifted), -1, keepdims=True))
 
 
-def require_class_indices(name: str, outputs: Expression, labels: Expression) -> None:
-    """Raise ``DTypeError`` or ``ShapeError`` unless ``name`` has an integer per row of scores."""
-    expected = outputs.shape[:-1]
-    if labels.shape != expected:
-        remedy = "another network, such as one with Flatten before Dense"
-        if labels.size == math.prod(expected):
-            remedy = f"targets.reshape({', '.join(map(str, (-1, *expected[1:])))})"
-        if labels.shape == outputs.shape and labels.shape[-1] > 1:
-            remedy = f"targets.argmax({len(expected)})"
-        raise ShapeError(
-            f"{name}: targets of shape {labels.shape[1:]} each for outputs of {outputs.shape[1:]}; "
-            f"expected class indices, integers of shape {expected[1:]} each: use {remedy}"
-        )
-    if labels.dtype.kind not in "iu":
-        raise DTypeError(
-            f"{name}: targets of dtype {labels.dtype}; expected integer class indices; to predict "
-            f"numbers use mean_squared_error"
-        )
-
-
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
     """Return -log softmax(logits)[label] of each row: (N, C) and (N,) integers to (N,).
 
     For (N, ..., C) and (N, ...), return the mean over each sample's positions. Raise ``DTypeError``
     unless labels are integers, ``ShapeError`` for other shapes.
     """
-    name = "cross_entropy_of_logits"
-    require_class_indices(name, logits, labels)
     shifted = shifted_to_zero(logits)
-    losses = log(sum(exp(shifted), -1)) - scores_of_labels(name, shifted, labels)
-    return mean(losses, range(1, labels.ndim))
+    scores = scores_of_labels("cross_entropy_of_logits", shifted, labels)
+    return mean(log(sum(exp(shifted), -1)) - scores, range(1, labels.ndim))

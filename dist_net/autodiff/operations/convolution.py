@@ -22,14 +22,10 @@ from dist_net.autodiff.expression import (
     apply,
     same_dtype,
 )
+from dist_net.autodiff.kernels.convolution import training
 from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Epilogue, Problem
-from dist_net.autodiff.kernels.convolution.training import (
-    BlockTasks,
-    convolve,
-    filter_gradient,
-    input_gradient,
-)
+from dist_net.autodiff.kernels.convolution.training import BlockTasks
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, pair, windows
 from dist_net.errors import ShapeError
@@ -67,7 +63,7 @@ class Conv2D(BlockwiseConvolution):
 
     def tasks(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> BlockTasks:
         x, filters = inputs
-        return convolve(self.windows, self.groups, x, filters, out, pool)
+        return training.convolve(self.windows, self.groups, x, filters, out, pool)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, filters = node.inputs
@@ -95,7 +91,7 @@ class Conv2DInputGradient(BlockwiseConvolution):
 
     def tasks(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> BlockTasks:
         cotangent, filters = inputs
-        return input_gradient(self.windows, self.groups, cotangent, filters, out, pool)
+        return training.input_gradient(self.windows, self.groups, cotangent, filters, out, pool)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         first, filters = node.inputs
@@ -119,7 +115,7 @@ class Conv2DFilterGradient(SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, cotangent = inputs
-        return filter_gradient(self.windows, self.groups, x, cotangent, out, pool)
+        return training.filter_gradient(self.windows, self.groups, x, cotangent, out, pool)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, first = node.inputs
@@ -181,9 +177,8 @@ def conv2d_transpose(
         )
     same_dtype("conv2d_transpose", x, filters, kinds=FLOATS)
     size, strides = (filters.shape[0], filters.shape[1]), pair("stride", stride, 1)
-    beyond = [
-        max(k - s, 0) if padding == "valid" else 0 for k, s in zip(size, strides, strict=True)
-    ]
+    pairs = zip(size, strides, strict=True)
+    beyond = [max(k - s, 0) if padding == "valid" else 0 for k, s in pairs]
     target = x.shape[1] * strides[0] + beyond[0], x.shape[2] * strides[1] + beyond[1]
     seen = windows(size, stride, padding, target)
     if seen.output(*target) != map_size(x):

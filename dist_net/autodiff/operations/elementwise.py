@@ -52,10 +52,8 @@ class Elementwise(Operation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         derivatives = self.derivatives(node, cotangent, *node.inputs)
-        return [
-            None if derivative is None else sum_to_shape(derivative, each.shape)
-            for derivative, each in zip(derivatives, node.inputs, strict=True)
-        ]
+        pairs = zip(derivatives, node.inputs, strict=True)
+        return [None if of_x is None else sum_to_shape(of_x, x.shape) for of_x, x in pairs]
 
     def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         """Return g · df/dx for y = f(x) and the cotangent g of y, before undoing broadcasting."""
@@ -112,11 +110,6 @@ class Comparison(Binary):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return super().result(*inputs)[0], np.dtype(np.bool_)
-
-
-def _of_quotient(y: Expression, g: Expression, _: Expression, x: Expression) -> Derivatives:
-    share = g / x
-    return share, -(share * y)
 
 
 def _of_power(y: Expression, g: Expression, x: Expression, n: Expression) -> Derivatives:
@@ -190,7 +183,7 @@ logical_not = Unary(np.logical_not, lambda y, g, x: (None,), BOOLS)
 add = Binary(np.add, lambda y, g, a, b: (g, g))
 subtract = Binary(np.subtract, lambda y, g, a, b: (g, -g))
 multiply = Binary(np.multiply, lambda y, g, a, b: (g * b, g * a))
-divide = Binary(np.divide, _of_quotient, FLOATS)
+divide = Binary(np.divide, lambda y, g, a, b: (g / b, -(g / b * y)), FLOATS)
 power = Binary(_power, _of_power, FLOATS)
 # The larger and the smaller of two elements; nan if either is nan.
 maximum = Binary(np.maximum, _of_chosen(greater))

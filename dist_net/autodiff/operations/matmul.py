@@ -38,9 +38,7 @@ class MatMul(SharedOperation):
         try:
             stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         except ValueError:
-            stack = None
-        if stack is None or a.shape[-1] != b.shape[-2]:
-            raise misfit(a, b)
+            raise misfit(a, b) from None
         return (*stack, a.shape[-2], b.shape[-1]), dtype
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:

@@ -108,8 +108,8 @@ class ScaleAndShift(SharedOperation):
         wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
-            parts = [each[strip] for each in matrices]
-            return _scaled_and_shifted(parts, scales, wide_shift, target[strip], spare)
+            terms = [(x[strip], scale) for x, scale in zip(matrices, scales, strict=True)]
+            return _scaled_and_shifted(terms, wide_shift, target[strip], spare)
 
         return in_order([*widen, by_strip(target, min(2, len(matrices) - 1), calls, pool)])
 
@@ -148,25 +148,15 @@ def batch_normalize(
     return reshape(normal, x.shape), center, variance
 
 
-def scale_and_shift(x: Expression, scale: Expression, shift: Expression) -> Expression:
-    """Return x · scale + shift by channel: x (..., channels), scale and shift (channels,)."""
-    rows = reshape(x, (-1, x.shape[-1]))
-    return reshape(apply(ScaleAndShift(), shift, rows, scale), x.shape)
-
-
 def _scaled_and_shifted(
-    matrices: Sequence[Array],
-    scales: Sequence[Array],
-    shift: Array,
-    out: Array,
-    spare: Sequence[Array],
+    terms: Sequence[tuple[Array, Array]], shift: Array, out: Array, spare: Sequence[Array]
 ) -> list[Call]:
-    """Return the calls for one strip.
+    """Return the calls for one strip; ``terms`` are matrices with their scales.
 
     ``out`` may be one of the matrices: all but the last are read before ``out`` is written.
     ``spare`` holds one array for a sum of two products, two for a longer sum.
     """
-    *others, last = zip(matrices, scales, strict=True)
+    *others, last = terms
     calls: list[Call] = []
     for i, (matrix, scale) in enumerate(others):
         calls.append(partial(np.multiply, matrix, scale, spare[min(i, 1)]))

@@ -139,27 +139,19 @@ class WindowMaximumGradient(AxisWindowsOperation):
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array
     ) -> Sequence[Call]:
         (_, first), (where, second) = self.windows.taps()
-        share, rest = self.windows.of(out, first), self.windows.of(out, second)
+        of = self.windows.of
+        share = of(out, first)
         return [
-            partial(np.equal, self.windows.of(x, first), maxima, hit),
+            partial(np.equal, of(x, first), maxima, hit),
             partial(np.multiply, cotangent, hit, share),
-            partial(
-                np.subtract, self.windows.of(cotangent, where), self.windows.of(share, where), rest
-            ),
+            partial(np.subtract, of(cotangent, where), of(share, where), of(out, second)),
         ]
 
     def _of_many(
-        self,
-        x: Array,
-        maxima: Array,
-        cotangent: Array,
-        out: Array,
-        hit: Array,
-        left: Array,
-        share: Array,
+        self, x: Array, maxima: Array, cotangent: Array, out: Array, *spare: Array
     ) -> Sequence[Call]:
         """Assign each window's cotangent to its first maximum, position by position."""
-        windows = self.windows
+        windows, (hit, left, share) = self.windows, spare
         calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
         for where, elements in windows.taps():
             hits, shares, rest = (windows.of(each, where) for each in (hit, share, left))
@@ -174,21 +166,15 @@ class WindowMaximumGradient(AxisWindowsOperation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, maxima, _ = node.inputs
-        return None, None, element_at_maximum(self.windows, x, maxima, cotangent)
-
-
-def element_at_maximum(
-    sides: AxisWindows, x: Expression, maxima: Expression, other: Expression
-) -> Expression:
-    """Return, for each window of ``x``, the element of ``other`` at its first maximum."""
-    taken = found = broadcast_to(constant(0.0, x.dtype), maxima.shape)
-    for where, elements in sides.taps():
-        index = sides.index(where)
-        hits = astype(equal(x[sides.index(elements)], maxima[index]), x.dtype)
-        hits = hits * (1.0 - taken[index])
-        taken = taken + zeros_around(hits, maxima.shape, index)
-        found = found + zeros_around(hits * other[sides.index(elements)], maxima.shape, index)
-    return found
+        # For each window of x, the element of the cotangent at its first maximum.
+        taken = found = broadcast_to(constant(0.0, x.dtype), maxima.shape)
+        for where, elements in self.windows.taps():
+            window, element = self.windows.index(where), self.windows.index(elements)
+            hits = astype(equal(x[element], maxima[window]), x.dtype)
+            hits = hits * (1.0 - taken[window])
+            taken = taken + zeros_around(hits, maxima.shape, window)
+            found = found + zeros_around(hits * cotangent[element], maxima.shape, window)
+        return None, None, found
 
 
 def max_pool(
@@ -234,10 +220,8 @@ def _sides(
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)
     sides = [
-        AxisWindows(axis, size, stride, padding[0], length, count)
-        for axis, size, stride, padding, length, count in zip(
-            (1, 2), seen.size, seen.stride, seen.padding, map_size, results, strict=True
-        )
+        AxisWindows(i + 1, seen.size[i], seen.stride[i], seen.padding[i][0], length, results[i])
+        for i, length in enumerate(map_size)
     ]
     if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(

@@ -112,11 +112,8 @@ class BroadcastTo(View):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
-        try:
-            fits = np.broadcast_shapes(x.shape, self.shape) == self.shape
-        except ValueError:
-            fits = False
-        if not fits:
+        pairs = zip(x.shape[::-1], self.shape[::-1], strict=False)
+        if x.ndim > len(self.shape) or any(n not in (1, length) for n, length in pairs):
             raise ShapeError(f"broadcast_to: {x.shape} cannot be repeated to {self.shape}")
         return self.shape, x.dtype
 

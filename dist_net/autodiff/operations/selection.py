@@ -199,9 +199,8 @@ def masked_mean(
 
     ``mask`` has bools and broadcasts to ``x``. ``axis`` and ``keepdims`` are as for ``mean``.
     """
-    counted = broadcast_to(astype(mask, x.dtype), x.shape)
-    chosen = sum(where(mask, x, 0.0), axis, keepdims)
-    return chosen / maximum(sum(counted, axis, keepdims), 1.0)
+    counted = sum(broadcast_to(astype(mask, x.dtype), x.shape), axis, keepdims)
+    return sum(where(mask, x, 0.0), axis, keepdims) / maximum(counted, 1.0)
 
 
 def stop_gradient(x: Expression) -> Expression:

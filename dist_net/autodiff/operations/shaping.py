@@ -34,9 +34,9 @@ class Reshape(View):
         if any(length < 0 for length in self.shape):
             raise ShapeError(f"reshape: {x.shape} to {self.shape}; expected at most one -1")
         if x.size != math.prod(self.shape):
+            needed = math.prod(self.shape)
             raise ShapeError(
-                f"reshape: {x.shape} has {x.size} elements, {self.shape} needs "
-                f"{math.prod(self.shape)}"
+                f"reshape: {x.shape} has {x.size} elements, {self.shape} needs {needed}"
             )
         return self.shape, x.dtype
 
@@ -139,9 +139,8 @@ class ZerosAround(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         first, *others = [_sliced(out, index) for index in (self.index, *self.more)]
-        additions = [
-            partial(np.add, place, x, place) for place, x in zip(others, inputs[1:], strict=True)
-        ]
+        places = zip(others, inputs[1:], strict=True)
+        additions = [partial(np.add, place, x, place) for place, x in places]
         return in_order([partial(out.fill, 0), partial(np.copyto, first, inputs[0]), *additions])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -188,10 +187,8 @@ def without_dots(index: Any, shape: Shape) -> tuple[Any, ...]:
 def _normal(index: BasicIndices, shape: Shape) -> Index:
     """Return the index in normal form, including the axes that ``index`` omits."""
     axes = iter(range(len(shape)))
-    return tuple(
-        None if each is None else _places(each, next(axes), shape)
-        for each in without_dots(index, shape)
-    )
+    entries = without_dots(index, shape)
+    return tuple(None if each is None else _places(each, next(axes), shape) for each in entries)
 
 
 def _places(given: object, axis: int, shape: Shape) -> int | range:
@@ -247,9 +244,8 @@ class Concatenate(Operation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         dtype = same_dtype("concatenate", *inputs)
-        first, *others = (
-            (*each.shape[: self.axis], *each.shape[self.axis + 1 :]) for each in inputs
-        )
+        axis = self.axis
+        first, *others = ((*x.shape[:axis], *x.shape[axis + 1 :]) for x in inputs)
         if any(each != first for each in others):
             shapes = " and ".join(str(each.shape) for each in inputs)
             raise ShapeError(
@@ -301,10 +297,8 @@ def split(x: Expression, parts: int | Sequence[int], axis: int = 0) -> list[Expr
         if length % count:
             raise ShapeError(f"split: {x.shape} does not divide into {count} along axis {axis}")
         parts = range(length // count, length, length // count) if length else [0] * (count - 1)
-    return [
-        x[(*before, slice(*pair))]
-        for pair in pairwise([0, *integers("split: parts", parts), length])
-    ]
+    edges = [0, *integers("split: parts", parts), length]
+    return [x[(*before, slice(*pair))] for pair in pairwise(edges)]
 
 
 def pad(x: Expression, width: int | Sequence[int] | Sequence[Sequence[int]]) -> Expression:

@@ -125,10 +125,7 @@ class _BuiltNetwork:
     def structure(self) -> list[tuple[type, list[int]]]:
         """The type of each operation, and the positions of its inputs in the order."""
         places = {id(node): place for place, node in enumerate(self.order)}
-        return [
-            (type(node.operation), [places[id(each)] for each in node.inputs])
-            for node in self.order
-        ]
+        return [(type(x.operation), [places[id(each)] for each in x.inputs]) for x in self.order]
 
     def value(self, node: Expression) -> KnownArray | None:
         """Return the node's value, or None if it depends on the inputs."""
@@ -150,10 +147,8 @@ def _built(model: Model, weights: Vector, count: int) -> _BuiltNetwork:
     graph = folded([output], dict(model.layout.shapes))
     values = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     trained = {each.name for each in model.layout.parameters}
-    arrays = {
-        name: KnownArray(_name_of(node, trained), array)
-        for (name, node), array in zip(graph.prepared.items(), values, strict=True)
-    }
+    pairs = zip(graph.prepared.items(), values, strict=True)
+    arrays = {name: KnownArray(_name_of(node, trained), array) for (name, node), array in pairs}
     return _BuiltNetwork(graph.outputs[0], topological_order(graph.outputs), arrays)
 
 
@@ -162,11 +157,8 @@ def _name_of(node: Expression, trained: set[str]) -> str:
 
     So filters with folded scales are called ``kernel``, and the shift after them ``beta``.
     """
-    names = [
-        each.operation.name
-        for each in topological_order([node])
-        if isinstance(each.operation, Variable) and each.size == node.size
-    ]
+    of_size = [each.operation for each in topological_order([node]) if each.size == node.size]
+    names = [each.name for each in of_size if isinstance(each, Variable)]
     return next((name for name in reversed(names) if name in trained), [*names, "folded"][0])
 
 
@@ -265,11 +257,8 @@ def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
     by_height = graph.add("Div", by_height, integers(8, 8 * height))
     by_width = graph.add("Mul", across, integers(7 * height, 7))
     by_width = graph.add("Div", by_width, integers(8 * width, 8))
-    is_wide = graph.add(
-        "Greater",
-        graph.add("Mul", across, integers(height)),
-        graph.add("Mul", down, integers(width)),
-    )
+    products = graph.add("Mul", across, integers(height)), graph.add("Mul", down, integers(width))
+    is_wide = graph.add("Greater", *products)
     kept = graph.add("Where", is_wide, by_height, by_width)
     return _resized(graph, _middle(graph, maps, kept), integers(height, width), CUBIC)
 
@@ -279,11 +268,9 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
     down, across = _shape(graph, maps, 2, 3), _shape(graph, maps, 3, 4)
     to_width = graph.add("Div", graph.add("Mul", size, integers(width)), across)
     to_height = graph.add("Div", graph.add("Mul", size, integers(height)), down)
-    is_wide = graph.add(
-        "Less",
-        graph.add("Div", np.array([width], np.float32), graph.cast(across, np.float32)),
-        graph.add("Div", np.array([height], np.float32), graph.cast(down, np.float32)),
-    )
+    ratio = graph.add("Div", np.array([width], np.float32), graph.cast(across, np.float32))
+    other = graph.add("Div", np.array([height], np.float32), graph.cast(down, np.float32))
+    is_wide = graph.add("Less", ratio, other)
     inner = graph.add("Where", is_wide, to_width, to_height)
     values = graph.add("Div", graph.cast(maps, np.float32), np.array(255, np.float32))
     how = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}

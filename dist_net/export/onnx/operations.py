@@ -25,18 +25,12 @@ from dist_net.autodiff.operations import (
     shaping,
 )
 from dist_net.errors import ExportError
-from dist_net.export.onnx.translation import (
-    CHANNELS_LAST,
-    CHANNELS_SECOND,
-    Attribute,
-    Axes,
-    Translation,
-    integers,
-)
+from dist_net.export.onnx import translation
+from dist_net.export.onnx.translation import CHANNELS_LAST, CHANNELS_SECOND, Translation, integers
 
 Converter = Callable[[Translation, Expression], str]
 
-FILTER_AXES: Axes = (3, 2, 0, 1)
+FILTER_AXES: translation.Axes = (3, 2, 0, 1)
 """(kh, kw, C / groups, O) as (O, C / groups, kh, kw)."""
 BEFORE_THE_FIRST = -(2**63)
 """The end of a slice that goes backwards to the first element."""
@@ -61,7 +55,7 @@ def _label(key: Operation | type[Operation]) -> str:
 # Element by element
 
 
-def _by(operator: str, *attributes: str, **options: Attribute) -> Converter:
+def _by(operator: str, *attributes: str, **options: translation.Attribute) -> Converter:
     """Return the converter to an operator with these attributes of the operation, and options."""
 
     def convert(known: Translation, node: Expression) -> str:
@@ -164,20 +158,13 @@ def _slice(known: Translation, node: Expression) -> str:
     (x,) = node.inputs
     tensor = known.named(x)
     if parts := _parts(known, node, x):
-        tensor = known.graph.add(
-            "Slice",
-            tensor,
-            integers(*(part.start for part in parts.values())),
-            integers(*(_end(part) for part in parts.values())),
-            integers(*parts),
-            integers(*(part.step for part in parts.values())),
-        )
+        ranges = parts.values()
+        starts = integers(*(part.start for part in ranges))
+        ends = integers(*(part.stop if part.stop >= 0 else BEFORE_THE_FIRST for part in ranges))
+        steps = integers(*(part.step for part in ranges))
+        tensor = known.graph.add("Slice", tensor, starts, ends, integers(*parts), steps)
     keeps_axes = all(isinstance(each, range) for each in node.operation.index)
     return tensor if keeps_axes else known.reshaped(tensor, known.lengths(node))
-
-
-def _end(part: range) -> int:
-    return part.stop if part.stop >= 0 else BEFORE_THE_FIRST
 
 
 def _zeros_around(known: Translation, node: Expression) -> str:
@@ -266,7 +253,7 @@ def _convolved(
     groups: int,
     biases: Sequence[Expression] = (),
     operator: str = "Conv",
-    **options: Axes,
+    **options: translation.Axes,
 ) -> str:
     """Return the convolution, with its channels second."""
     x, filters, *_ = node.inputs
@@ -288,9 +275,8 @@ def _convolved(
 def _transposed_convolution(known: Translation, node: Expression) -> str:
     assert isinstance(node.operation, convolution.Conv2DInputGradient)
     windows = node.operation.windows
-    sides = zip(
-        *(node.operation.map_size, windows.padding, windows.extent, windows.stride), strict=True
-    )
+    of_windows = windows.padding, windows.extent, windows.stride
+    sides = zip(node.operation.map_size, *of_windows, strict=True)
     beyond = tuple((n + sum(pad) - extent) % stride for n, pad, extent, stride in sides)
     groups = node.operation.groups
     convolved = _convolved(known, node, windows, groups, (), "ConvTranspose", output_padding=beyond)

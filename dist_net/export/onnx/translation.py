@@ -9,6 +9,7 @@ Operators: https://onnx.ai/onnx/operators, opset 18. Needs the extra ``onnx``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -41,7 +42,7 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, Array] = {}
         self._taken = set(reserved)
-        self._counts: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         self._known: dict[object, str] = {}
         self._transposed: dict[str, tuple[str, Axes]] = {}
 
@@ -108,15 +109,13 @@ class Graph:
                 kept.append(node)
                 needed.update(node.input)
         self.nodes = kept[::-1]
-        self.initializers = {
-            name: array for name, array in self.initializers.items() if name in needed
-        }
+        arrays = self.initializers.items()
+        self.initializers = {name: array for name, array in arrays if name in needed}
 
     def model_bytes(self, version: str, metadata: Mapping[str, str]) -> bytes:
         """Return the content of an ONNX file with this graph and these properties."""
-        tensors = [
-            numpy_helper.from_array(array, name) for name, array in self.initializers.items()
-        ]
+        arrays = self.initializers.items()
+        tensors = [numpy_helper.from_array(array, name) for name, array in arrays]
         model = helper.make_model(
             helper.make_graph(self.nodes, "dist_net", self.inputs, self.outputs, tensors),
             producer_name="dist_net",
@@ -132,8 +131,8 @@ class Graph:
     def _new_name(self, name: str) -> str:
         new = name
         while new in self._taken:
-            self._counts[name] = self._counts.get(name, 0) + 1
-            new = f"{name}_{self._counts[name]}"
+            self.counts[name] = self.counts.get(name, 0) + 1
+            new = f"{name}_{self.counts[name]}"
         self._taken.add(new)
         return new
 
@@ -158,6 +157,7 @@ class KnownArray(NamedTuple):
     array: Array
 
 
+@dataclass
 class Translation:
     """The part of a network that has been added to the graph.
 
@@ -166,16 +166,13 @@ class Translation:
     between them depends on that number and is computed when the graph runs.
     """
 
-    def __init__(
-        self, graph: Graph, inputs: str, counts: tuple[int, int], others: Mapping[int, Expression]
-    ) -> None:
-        self.graph = graph
-        self._inputs = inputs
-        self._counts = counts
-        self._others = others
-        self._tensors: dict[int, str] = {}
-        self._known: dict[int, KnownArray] = {}
-        self._constants: dict[tuple[int, Axes], str] = {}
+    graph: Graph
+    inputs: str
+    counts: tuple[int, int]
+    others: Mapping[int, Expression]
+    _tensors: dict[int, str] = field(default_factory=dict)
+    _known: dict[int, KnownArray] = field(default_factory=dict)
+    _constants: dict[tuple[int, Axes], str] = field(default_factory=dict)
 
     def hold(self, node: Expression, tensor: str) -> None:
         """Record that ``tensor`` contains the value of ``node``."""
@@ -187,7 +184,7 @@ class Translation:
 
     def other(self, node: Expression) -> Expression:
         """Return the counterpart of ``node``."""
-        return self._others[id(node)]
+        return self.others[id(node)]
 
     def array(self, node: Expression) -> Array | None:
         """Return the node's value, or None if it depends on the inputs."""
@@ -211,10 +208,8 @@ class Translation:
 
     def lengths(self, node: Expression) -> tuple[int | None, ...]:
         """Return the node's shape, with None for lengths that depend on the number of inputs."""
-        return tuple(
-            length if length == other else None
-            for length, other in zip(node.shape, self.other(node).shape, strict=True)
-        )
+        pairs = zip(node.shape, self.other(node).shape, strict=True)
+        return tuple(length if length == other else None for length, other in pairs)
 
     def reshaped(self, tensor: str, lengths: Sequence[int | None]) -> str:
         """Reshape a tensor; at most one length may depend on the number of inputs (None)."""
@@ -239,12 +234,12 @@ class Translation:
     def _length(self, node: Expression, axis: int, known: int | None) -> str | Array:
         if known is not None:
             return integers(known)
-        few, many = self._counts
+        few, many = self.counts
         length, other = node.shape[axis], self.other(node).shape[axis]
         if length * many != other * few or length % few:
             raise ExportError(
                 f"{node} has {length} elements along axis {axis} for {few} inputs and {other} for "
                 f"{many}; expected a multiple of the number of inputs"
             )
-        count = self.graph.add("Shape", self._inputs, start=0, end=1)
+        count = self.graph.add("Shape", self.inputs, start=0, end=1)
         return count if length == few else self.graph.add("Mul", count, integers(length // few))

@@ -9,7 +9,6 @@ module lists the valid options; ``layers`` defines their meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -88,12 +87,11 @@ class Section:
 
     def integer(self, option: str, default: int, least: int = 0) -> int:
         """Return a whole number of at least ``least``."""
-        return self._value(option, default, int, f"a whole number of at least {least}", least)
+        return self._value(option, default, int, least)
 
     def number(self, option: str, default: float, least: float = -LARGEST_NUMBER) -> float:
         """Return a number of at least ``least``."""
-        wanted = f"a number of at least {least}" if least > -LARGEST_NUMBER else "a number"
-        return self._value(option, default, float, wanted, least)
+        return self._value(option, default, float, least)
 
     def flag(self, option: str) -> bool:
         """Return whether an option of 0 or 1 is 1; a missing option is 0."""
@@ -120,23 +118,18 @@ class Section:
         line = self.line if option is None else self.lines.get(option, self.line)
         return ModelFileError(f"{self.source}:{line}: [{self.kind}] {problem}")
 
-    def _value(
-        self,
-        option: str,
-        default: Number,
-        parse: Callable[[str], Number],
-        wanted: str,
-        least: float,
-    ) -> Number:
+    def _value(self, option: str, default: Number, kind: type[Number], least: float) -> Number:
         text = self.options.get(option)
         if text is None:
             return default
         try:
-            value = parse(text)
+            value = kind(text)
         except ValueError:
             value = None
         if value is None or not least <= value <= LARGEST_NUMBER:  # also rejects nan
-            raise self.error(f"{option}={text}: expected {wanted}", option)
+            wanted = "a whole number" if kind is int else "a number"
+            bound = f" of at least {least}" if least > -LARGEST_NUMBER else ""
+            raise self.error(f"{option}={text}: expected {wanted}{bound}", option)
         return value
 
 
@@ -185,10 +178,13 @@ def parse_configuration(text: str, name: str) -> Configuration:
         content = re.sub(r"\s", "", line)
         if not content or content[0] in "#;":
             continue
-        if content[0] == "[":
-            sections.append(_opened(content, number, name))
-        else:
-            _add_option(sections, content, number, name)
+        try:
+            if content[0] == "[":
+                sections.append(_opened(content, number, name))
+            else:
+                _add_option(sections, content, number)
+        except ModelFileError as error:
+            raise ModelFileError(f"{name}:{number}: {error}") from None
     if not sections or sections[0].kind != "net":
         raise ModelFileError(
             f"{name}:{sections[0].line if sections else 1}: the first section is "
@@ -201,42 +197,39 @@ def parse_configuration(text: str, name: str) -> Configuration:
 
 def _opened(content: str, line: int, name: str) -> Section:
     if not content.endswith("]"):
-        raise ModelFileError(f"{name}:{line}: {content!r}: expected [kind] on a line")
+        raise ModelFileError(f"{content!r}: expected [kind] on a line")
     kind = content[1:-1]
     kind = ALIASES.get(kind, kind)
     if kind in ELSEWHERE.split():
         raise ModelFileError(
-            f"{name}:{line}: Darknet's layer [{kind}] is not supported; expected a classifier of "
+            f"Darknet's layer [{kind}] is not supported; expected a classifier of "
             f"{', '.join(sorted(OPTIONS.keys() - {'net'}))}"
         )
     if kind not in OPTIONS:
-        raise ModelFileError(
-            f"{name}:{line}: unknown layer [{kind}]; {suggestion(kind, [*OPTIONS, *ALIASES])}"
-        )
+        raise ModelFileError(f"unknown layer [{kind}]; {suggestion(kind, [*OPTIONS, *ALIASES])}")
     return Section(kind, {}, line, {}, name)
 
 
-def _add_option(sections: list[Section], content: str, line: int, name: str) -> None:
+def _add_option(sections: list[Section], content: str, line: int) -> None:
     option, equals, value = content.partition("=")
     if not equals or not option:
-        raise ModelFileError(f"{name}:{line}: {content!r}: expected [kind] or option=value")
+        raise ModelFileError(f"{content!r}: expected [kind] or option=value")
     if not sections:
-        raise ModelFileError(f"{name}:{line}: {option} before the first section; expected [net]")
+        raise ModelFileError(f"{option} before the first section; expected [net]")
     section = sections[-1]
     known = [*OPTIONS[section.kind].split(), *_of_training(section.kind), *ONLY_ZERO.split()]
     if option not in known:
         nearest = suggestion(option, known)
-        raise ModelFileError(f"{name}:{line}: [{section.kind}] has no option {option}; {nearest}")
+        raise ModelFileError(f"[{section.kind}] has no option {option}; {nearest}")
     if option in section.options and option in _of_training(section.kind):
         return  # Darknet's files have a line for training and another for tests; use the first
     if option in section.options:
         raise ModelFileError(
-            f"{name}:{line}: [{section.kind}] repeats {option} of line "
-            f"{section.lines[option]}; expected it once"
+            f"[{section.kind}] repeats {option} of line {section.lines[option]}; expected it once"
         )
     if option in ONLY_ZERO.split() and value != "0":
         raise ModelFileError(
-            f"{name}:{line}: [{section.kind}] {option}={value} is a Darknet variant that is not "
+            f"[{section.kind}] {option}={value} is a Darknet variant that is not "
             f"supported; expected 0"
         )
     section.options[option] = value
@@ -249,11 +242,13 @@ def _of_training(kind: str) -> list[str]:
 
 def configuration_text(configuration: Configuration) -> str:
     """Return the text of a .cfg file: all options in order, without comments."""
-    sections = [
-        "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
-        for each in configuration.sections
-    ]
+    sections = [section(each.kind, **each.options) for each in configuration.sections]
     return "\n\n".join(sections) + "\n"
+
+
+def section(kind: str, **options: str | float) -> str:
+    """Return the text of a section."""
+    return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:

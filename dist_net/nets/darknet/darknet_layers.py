@@ -10,62 +10,52 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
+from dist_net import autodiff as ad
 from dist_net import nn
-from dist_net.autodiff import (
-    Expression,
-    Shape,
-    clip,
-    concatenate,
-    expm1,
-    mean,
-    minimum,
-    reshape,
-    softmax,
-    tanh,
-    transpose,
-    where,
-    zeros_around,
-)
+from dist_net.autodiff import Expression, Shape
 from dist_net.errors import ShapeError
 from dist_net.nets.darknet.configuration import Section
 from dist_net.nn import Scope, leaky_relu, linear, relu, sigmoid
 from dist_net.nn.layers import Activation
 
-SELU_SCALE = 1.0507  # rounded as in Darknet
-SELU_NEGATIVE_SCALE = 1.0507 * 1.6732
-
 
 def plse(x: Expression) -> Expression:
     """Return a sigmoid in three straight pieces."""
-    outside = where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
+    outside = ad.where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
     inside = x * 0.125 + 0.5
-    return where(x < -4.0, outside, where(x > 4.0, outside, inside))
+    return ad.where(x < -4.0, outside, ad.where(x > 4.0, outside, inside))
 
 
 def lhtan(x: Expression) -> Expression:
     """x from 0 to 1, with a slope of 0.001 outside."""
     below = x * 0.001
-    return where(x < 0.0, below, where(x > 1.0, below + 0.999, x))
+    return ad.where(x < 0.0, below, ad.where(x > 1.0, below + 0.999, x))
+
+
+def selu(x: Expression) -> Expression:
+    """Return the scaled exponential linear unit, with constants rounded as in Darknet."""
+    scale, alpha = 1.0507, 1.6732
+    return ad.where(x >= 0.0, x * scale, ad.expm1(ad.minimum(x, 0.0)) * (scale * alpha))
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "elu": lambda x: where(x >= 0.0, x, expm1(minimum(x, 0.0))),
-    "hardtan": lambda x: clip(x, -1.0, 1.0),
+    "elu": lambda x: ad.where(x >= 0.0, x, ad.expm1(ad.minimum(x, 0.0))),
+    "hardtan": lambda x: ad.clip(x, -1.0, 1.0),
     "leaky": leaky_relu,
     "lhtan": lhtan,
     "linear": linear,
-    "loggy": lambda x: tanh(x * 0.5),  # 2 / (1 + exp(-x)) - 1
+    "loggy": lambda x: ad.tanh(x * 0.5),  # 2 / (1 + exp(-x)) - 1
     "logistic": sigmoid,
     "plse": plse,
     "ramp": lambda x: relu(x) + x * 0.1,
     "relie": lambda x: leaky_relu(x, 0.01),
     "relu": relu,
-    "selu": lambda x: where(x >= 0.0, x * SELU_SCALE, expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE),
-    "tanh": tanh,
+    "selu": selu,
+    "tanh": ad.tanh,
 }
 
 
@@ -88,7 +78,7 @@ class Stored:
     axes: tuple[int, ...]
 
 
-class DarknetLayer(Protocol):
+class DarknetLayer:
     """A layer of a .cfg file; ``LAYERS`` creates it from its section and number."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
@@ -96,17 +86,10 @@ class DarknetLayer(Protocol):
 
         Raise ``ShapeError`` if the shapes do not fit.
         """
-        ...
+        raise NotImplementedError
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Return the layer's arrays in a .weights file, in order, given the shapes of its maps."""
-        ...
-
-
-class Weightless:
-    """A layer without arrays in a .weights file."""
-
-    def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         return ()
 
 
@@ -124,8 +107,8 @@ def flattened(x: Expression) -> Expression:
     """Flatten (N, H, W, C) to (N, features), in Darknet's order of channels, rows, columns."""
     n, height, width, channels = x.shape
     if height * width > 1:
-        x = transpose(x, (0, 3, 1, 2))
-    return reshape(x, (n, height * width * channels))
+        x = ad.transpose(x, (0, 3, 1, 2))
+    return ad.reshape(x, (n, height * width * channels))
 
 
 def _batch_norm(activation: Activation) -> nn.BatchNorm:
@@ -137,7 +120,7 @@ def _vectors(names: str, length: int) -> tuple[Stored, ...]:
 
 
 @dataclass(frozen=True)
-class Convolutional:
+class Convolutional(DarknetLayer):
     """``[convolutional]``: a convolution with batch norm or a bias."""
 
     filters: int
@@ -176,7 +159,7 @@ class Convolutional:
 
 
 @dataclass(frozen=True)
-class Connected:
+class Connected(DarknetLayer):
     """``[connected]``: each output depends on all inputs.
 
     The kernel is (H · W · C, outputs), in our order of rows, columns, channels.
@@ -194,12 +177,12 @@ class Connected:
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         inputs = prod(x.shape[1:])
         kernel = scope.parameter("kernel", (inputs, self.output), nn.he_normal)
-        y = reshape(x, (x.shape[0], inputs)) @ kernel
+        y = ad.reshape(x, (x.shape[0], inputs)) @ kernel
         if self.batch_normalize:
             y = _batch_norm(self.activation)(y, scope)
         else:
             y = self.activation(y + scope.parameter("bias", (self.output,), nn.zeros))
-        return reshape(y, (x.shape[0], 1, 1, self.output))
+        return ad.reshape(y, (x.shape[0], 1, 1, self.output))
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Return the arrays; a kernel has axes (outputs, channels, rows, columns)."""
@@ -212,7 +195,7 @@ class Connected:
 
 
 @dataclass(frozen=True)
-class Maxpool(Weightless):
+class Maxpool(DarknetLayer):
     """``[maxpool]``: ``padding`` is the sum of opposite sides; the top gets the smaller half."""
 
     size: int
@@ -237,15 +220,15 @@ class Maxpool(Weightless):
         return before, max(reached - before - length, 0)
 
 
-class Avgpool(Weightless):
+class Avgpool(DarknetLayer):
     """``[avgpool]``: the mean of each channel."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        return mean(x, (1, 2), keepdims=True)
+        return ad.mean(x, (1, 2), keepdims=True)
 
 
 @dataclass(frozen=True)
-class Dropout(Weightless):
+class Dropout(DarknetLayer):
     """``[dropout]``: the layer ``dist_net.nn.layers.Dropout``."""
 
     probability: float
@@ -262,7 +245,7 @@ class Dropout(Weightless):
 
 
 @dataclass(frozen=True)
-class Softmax(Weightless):
+class Softmax(DarknetLayer):
     """``[softmax]``: a softmax of each of ``groups`` equal parts of the inputs."""
 
     groups: int
@@ -279,8 +262,8 @@ class Softmax(Weightless):
         n, outputs = x.shape[0], prod(x.shape[1:])
         if outputs % self.groups:
             raise ShapeError(f"groups={self.groups} of {outputs} inputs: expected a divisor")
-        grouped = reshape(self.logits(x), (n, self.groups, outputs // self.groups))
-        return reshape(softmax(grouped), (n, 1, 1, outputs))
+        grouped = ad.reshape(self.logits(x), (n, self.groups, outputs // self.groups))
+        return ad.reshape(ad.softmax(grouped), (n, 1, 1, outputs))
 
     def logits(self, x: Expression) -> Expression:
         """Return the input divided by the temperature, (N, features)."""
@@ -289,7 +272,7 @@ class Softmax(Weightless):
 
 
 @dataclass(frozen=True)
-class Crop(Weightless):
+class Crop(DarknetLayer):
     """``[crop]``: the centre of an image; ``spreads`` maps 0..1 to -1..1.
 
     In training, the Darknet program crops and mirrors at random; with us, the dataset must do that.
@@ -317,7 +300,7 @@ class Crop(Weightless):
         return x * 2.0 - 1.0 if self.spreads else x
 
 
-class Cost(Weightless):
+class Cost(DarknetLayer):
     """``[cost]``: the loss of Darknet's training; its output is its input."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
@@ -330,15 +313,13 @@ def _absolute(section: Section, option: str, value: int, index: int) -> int:
         raise section.error(f"{option}={value}: the first layer has no previous layer", option)
     found = index + value if value < 0 else value
     if not 0 <= found < index:
-        raise section.error(
-            f"{option}={value}: expected -{index} to -1, or 0 to {index - 1}, in layer {index}",
-            option,
-        )
+        places = f"-{index} to -1, or 0 to {index - 1}, in layer {index}"
+        raise section.error(f"{option}={value}: expected {places}", option)
     return found
 
 
 @dataclass(frozen=True)
-class Route(Weightless):
+class Route(DarknetLayer):
     """``[route]``: the concatenated channels of earlier layers."""
 
     layers: tuple[int, ...]
@@ -355,11 +336,11 @@ class Route(Weightless):
             raise ShapeError(
                 f"the maps of layers {list(self.layers)} are {sizes}: expected equal sizes"
             )
-        return maps[0] if len(maps) == 1 else concatenate(maps, 3)
+        return maps[0] if len(maps) == 1 else ad.concatenate(maps, 3)
 
 
 @dataclass(frozen=True)
-class Shortcut(Weightless):
+class Shortcut(DarknetLayer):
     """``[shortcut]``: activation(alpha · x + beta · the output of layer ``origin``).
 
     If the shapes differ, Darknet adds only the channels that both have. It adds every nth pixel of
@@ -375,12 +356,9 @@ class Shortcut(Weightless):
     def from_section(cls, section: Section, index: int) -> Self:
         if "from" not in section.options:
             raise section.error("lacks the option from; expected the number of the layer to add")
-        return cls(
-            _absolute(section, "from", section.integers("from")[0], index),
-            section.number("alpha", 1.0),
-            section.number("beta", 1.0),
-            activation(section, "linear"),
-        )
+        origin = _absolute(section, "from", section.integers("from")[0], index)
+        factors = section.number("alpha", 1.0), section.number("beta", 1.0)
+        return cls(origin, *factors, activation(section, "linear"))
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         added = earlier[self.origin]
@@ -405,7 +383,7 @@ def _fitted(added: Expression, x: Expression) -> Expression:
     _, rows, columns, channels = map(min, added.shape, x.shape)
     read = np.s_[:, : rows * every : every, : columns * every : every, :channels]
     place = np.s_[:, : rows * apart : apart, : columns * apart : apart, :channels]
-    return zeros_around(added[read], x.shape, place)
+    return ad.zeros_around(added[read], x.shape, place)
 
 
 def _size(x: Expression) -> str:

@@ -53,10 +53,8 @@ class DarknetNetwork:
         scope = Scope()
         outputs = self.outputs(x, scope)
         self.layout = Layout(scope.parameters, scope.buffers)
-        self.layers = tuple(
-            PlacedLayer(*named, before.shape, after.shape)
-            for named, before, after in zip(self._layers, [x, *outputs], outputs, strict=False)
-        )
+        maps = zip(self._layers, [x, *outputs], outputs, strict=False)
+        self.layers = tuple(PlacedLayer(*each, x.shape, y.shape) for each, x, y in maps)
 
     @property
     def model(self) -> Model:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.published_files import PublishedFile, download, fetch
 from dist_net.errors import ModelSourceError
 from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
+from dist_net.nets.darknet.configuration import section as section
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.spelling import suggestion
 
@@ -44,8 +46,7 @@ class PublishedClassifier:
         """Return the network for RGB images of side ``input_size`` (default: as published)."""
         side = self.input_size if input_size is None else input_size
         net = section("net", height=side, width=side, channels=3)
-        text = "\n".join([net, *self.layers()])
-        return parse_configuration(text, self.name)
+        return parse_configuration("\n".join([net, *self.layers()]), self.name)
 
     def weights_file(self) -> PublishedFile:
         """Return the file of the weights, identified by size: no checksum is published.
@@ -74,10 +75,6 @@ def imagenet_labels() -> tuple[str, ...]:
     crane (a bird and a machine) and maillot (a bathing suit and tights).
     """
     return read_labels(Path(__file__).with_name("imagenet_labels.txt"))
-
-
-def section(kind: str, **options: int | float | str) -> str:
-    return "\n".join([f"[{kind}]", *(f"{name}={value}" for name, value in options.items())])
 
 
 def convolution(
@@ -193,8 +190,8 @@ def darknet53() -> Sections:
 def _residual(
     block: Callable[[int, int], Sections],
     blocks: tuple[int, ...],
-    pool_first: bool,
-    width: int,
+    pool_first: bool = True,
+    width: int = 64,
 ) -> Sections:
     """Stages of residual blocks; every stage doubles the width and halves the size."""
     yield convolution(64, 7, 2)
@@ -244,16 +241,8 @@ DEPTH_101 = (3, 4, 23, 3)
 DEPTH_152 = (3, 8, 36, 3)
 
 
-def _residual_net(
-    name: str,
-    title: str,
-    block: Callable[[int, int], Sections],
-    blocks: tuple[int, ...],
-    pool_first: bool = True,
-    width: int = 64,
-) -> PublishedClassifier:
-    layers = partial(_residual, block, blocks, pool_first, width)
-    return PublishedClassifier(name, title, 256, layers)
+def _residual_net(name: str, title: str, *stages: Any) -> PublishedClassifier:
+    return PublishedClassifier(name, title, 256, partial(_residual, *stages))
 
 
 PUBLISHED = {

@@ -138,9 +138,8 @@ def _arrays(
         if transposed and layer.section.kind == "connected" and stored.name == "kernel":
             outputs, *inputs = stored.shape  # the file is older than version 0.1
             stored = replace(stored, shape=(*inputs, outputs), axes=(1, 2, 0, 3))
-        ours = views[f"{layer.name}/{stored.name}"].reshape(
-            [stored.shape[i] for i in stored.axes], copy=False
-        )
+        shape = [stored.shape[i] for i in stored.axes]
+        ours = views[f"{layer.name}/{stored.name}"].reshape(shape, copy=False)
         yield layer, stored, ours.transpose(np.argsort(stored.axes))
 
 

@@ -13,15 +13,8 @@ from typing import NamedTuple
 
 from dist_net.errors import SettingError
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
+from dist_net.training.server import round_plan
 from dist_net.training.server.consistency import Consistency
-from dist_net.training.server.round_plan import (
-    COMPUTING_TO_EXCHANGE,
-    Division,
-    LeaseTimes,
-    PlannedRun,
-    divided_minibatch,
-    plan_round,
-)
 from dist_net.wire.packing import BLOCK, StatePacking
 
 MAX_WORKERS = 1000
@@ -64,9 +57,9 @@ class PredictedCapacity(NamedTuple):
 
         Else ``workers`` if they compute for at least half of the time, or ``exchange``.
         """
-        return (
-            self.busiest if self.is_saturated else "exchange" if self.waiting > 0.5 else "workers"
-        )
+        if self.is_saturated:
+            return self.busiest
+        return "exchange" if self.waiting > 0.5 else "workers"
 
 
 @dataclass(frozen=True)
@@ -97,14 +90,14 @@ class ClusterPlan:
         return self.network.bytes_per_s is None
 
     @property
-    def _run(self) -> PlannedRun:
+    def _run(self) -> round_plan.PlannedRun:
         facts = self.consistency, self.costs.minibatches, self.costs.batch_size
-        return PlannedRun(*facts, local_steps=self.local_steps)
+        return round_plan.PlannedRun(*facts, local_steps=self.local_steps)
 
     @property
-    def _division(self) -> Division:
+    def _division(self) -> round_plan.Division:
         """The workers that compute, and their share of a minibatch; the others are spares."""
-        return divided_minibatch(self._run, self.workers)
+        return round_plan.divided_minibatch(self._run, self.workers)
 
     @property
     def parts(self) -> int:
@@ -167,18 +160,17 @@ class ClusterPlan:
     def predict(self) -> PredictedCapacity:
         count, alone_s = self.exchanges, self._alone_s
         division, unhindered_s = self._division, self._step_s
-        threads = self.costs.threads * (
-            self._division.workers if self.shares_memory else self.parts
-        )
+        computing = division.workers if self.shares_memory else self.parts
+        threads = self.costs.threads * computing
         step_s = unhindered_s * max(1.0, threads / self.cores)
         busiest_s = max(self._used_s(0).values())
         if self._is_async:  # workers lengthen their leases until the queue is empty
-            exchange_s = max(alone_s, count * busiest_s / (1 + COMPUTING_TO_EXCHANGE))
+            exchange_s = max(alone_s, count * busiest_s / (1 + round_plan.COMPUTING_TO_EXCHANGE))
         else:
             exchange_s = alone_s + (count - 1) * busiest_s
-        times = LeaseTimes(exchange_s, step_s, self.parts)
+        times = round_plan.LeaseTimes(exchange_s, step_s, self.parts)
         ahead = math.ceil(self.costs.minibatches * self.costs.batch_size / self.costs.epochs)
-        planned = plan_round(self._run, [times] * count, ahead).steps
+        planned = round_plan.plan_round(self._run, [times] * count, ahead).steps
         steps = max(1, round(sum(planned) / count))
         used_s = self._used_s(steps)
         if self._is_async:
