@@ -44,12 +44,17 @@ class CheckedIndices(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (indices,) = inputs
+        integers, unsigned = out.view(np.intp), out.view(np.uintp)
+        smallest, largest = np.minimum.reduce, np.maximum.reduce
 
         def copy_checked() -> None:
             np.copyto(out, indices, "unsafe")  # the largest uint64 becomes negative
-            if not out.size or (out.min() >= self.least and out.max() < self.length):
+            # As an unsigned number, a negative index is huge: usually one comparison suffices.
+            if not out.size or largest(unsigned, None) < self.length:
                 return
-            position = int(np.argmax((out < self.least) | (out >= self.length)))
+            if smallest(integers, None) >= self.least and largest(integers, None) < self.length:
+                return
+            position = int(np.argmax((integers < self.least) | (integers >= self.length)))
             raise IndexRangeError(
                 f"{self.name}: index {indices.flat[position]} at position {position}; expected "
                 f"{self.least} to {self.length - 1}, as there are {self.length} elements"
