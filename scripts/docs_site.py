@@ -20,7 +20,7 @@ PAGES = {
 }
 """Files of the repository's root that are pages, and their names in the site."""
 
-LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:`[^`]*`|[^\]])*)\]\((?P<target>(?!\w+:|#)[^)]+)\)")
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:`[^`]*`|[^\]`])*)\]\((?P<target>(?!\w+:|#)[^)]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
