@@ -117,17 +117,24 @@ class Uniform(Operation):
         return partial(self.generator.random, None, np.float32, out)
 
 
-@dataclass(eq=False, repr=False, slots=True)
 class Expression:
     """A node: ``operation`` applied to ``inputs``, with a result of known shape and dtype."""
 
-    operation: Operation
-    inputs: tuple[Expression, ...]
-    shape: Shape
-    dtype: np.dtype[np.generic]
-
+    __slots__ = ("dtype", "inputs", "operation", "shape")
     __array_ufunc__ = None  # makes array * expression call __rmul__
     __iter__ = None  # otherwise Python iterates by indexing x[0], x[1], ...
+
+    def __init__(
+        self,
+        operation: Operation,
+        inputs: tuple[Expression, ...],
+        shape: Shape,
+        dtype: np.dtype[np.generic],
+    ) -> None:
+        self.operation = operation
+        self.inputs = inputs
+        self.shape = shape
+        self.dtype = dtype
 
     @property
     def ndim(self) -> int:

@@ -192,7 +192,7 @@ def stop_on_signals(
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if parent is not None and os.getppid() != parent:
+        if parent is not None and _has_ended(parent):
             (orphaned or stop)("the process that started this one is gone")
         else:
             stop(f"{signal.Signals(number).name} received")
@@ -201,6 +201,14 @@ def stop_on_signals(
         signal.signal(number, handle)
     if parent is not None:
         terminate_after(parent)
+
+
+def _has_ended(parent: int) -> bool:
+    """Return whether the parent has ended, or is ending: its main thread is dead."""
+    with suppress(OSError):
+        state = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[0]
+        return os.getppid() != parent or state in "ZX"
+    return os.getppid() != parent
 
 
 def terminate_after(parent: int) -> None:

@@ -55,7 +55,6 @@ _CAUSES = {
     "not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
-    Contact.STRANGER: "it is not a dist-net server: the port may be wrong",
 }
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3)
 _NO_WAIT = int(zmq.NOBLOCK)
@@ -104,12 +103,16 @@ def silence_cause(contact: Contact | None, has_keys: bool) -> str:
             return "the server uses no keys: start it with --keys, or this process without"
         case Contact.MISMATCH:
             return "the server requires keys: pass --keys DIR"
-        case Contact.HUNG_UP if not has_keys:
-            return _CAUSES[Contact.STRANGER]
-        case Contact.HUNG_UP:
+        # Which of the two is reported for different keys depends on who reads the other's first.
+        case Contact.HUNG_UP | Contact.STRANGER if has_keys:
             return (
-                "the server closes the connection: its keys are not those of server.key here, or "
-                "it is not a dist-net server"
+                "the server closes the connection: its keys are not those of server.key here, it "
+                "uses no keys, or it is not a dist-net server: the port may be wrong"
+            )
+        case Contact.HUNG_UP | Contact.STRANGER:
+            return (
+                "the server closes the connection: it requires keys (pass --keys DIR), or it is "
+                "not a dist-net server: the port may be wrong"
             )
         case Contact.REFUSED:
             return (

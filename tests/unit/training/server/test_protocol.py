@@ -569,6 +569,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "incarnation": "b7",
         "server_starts": 1,
         "samples": 80,
+        "samples_under_way": 0,
         "samples_total": 80,
         "samples_per_update": 8.0,
         "epochs": 2,
