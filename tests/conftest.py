@@ -90,11 +90,14 @@ def trust_no_recipe_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Non
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def let_interrupts_through() -> None:
-    """A shell's background job ignores SIGINT, and so would every process that a test starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Each test begins with Python's handlers: a command in this process leaves its own.
+
+    A shell's background job ignores SIGINT, and so would every process that a test starts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
