@@ -105,7 +105,9 @@ class Command:
             report = observer.status()
             return report if holds(report) else None
 
-        with Observer(self.address, while_waiting=self._require_running) as observer:
+        # Its server may be killed and started again meanwhile.
+        wait = {"while_waiting": self._require_running, "nobody_s": DEADLINE_S}
+        with Observer(self.address, **wait) as observer:
             found: dict[str, Any] = wait_until(matching)
         return found
 

@@ -43,7 +43,8 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     report = train.result()
     assert report.keys() == REPORTED
     summary, workers, directory, following, _ = train.stdout.splitlines()
-    assert workers == "workers: 2 joined, 0 lost"
+    # The run may be over before the second worker joins.
+    assert workers == f"workers: {report['workers_joined']} joined, 0 lost"
     assert f"{report['test_accuracy']:.2%}" in summary
     assert directory.endswith(str(run))
     assert "evaluate" in following
