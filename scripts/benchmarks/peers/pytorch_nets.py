@@ -137,7 +137,6 @@ def load(_directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np
     """A function that takes a step of the net named on the command line; it returns the loss."""
     import torch
 
-    torch.set_num_threads(threads)
     name, *compiled = sys.argv[2:]
     net = NETS[name]
     inputs, targets = map(torch.from_numpy, net.arrays())
@@ -150,6 +149,7 @@ def load(_directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np
     forward = torch.compile(network) if compiled else network
 
     def step() -> NDArray[np.float32]:
+        torch.set_num_threads(threads)  # for the process, in which another case may have others
         optimizer.zero_grad()
         loss = loss_of(forward(inputs), targets)
         loss.backward()
