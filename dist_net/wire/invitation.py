@@ -101,7 +101,7 @@ def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinT
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         kind, addresses = str(stored["kind"]), tuple(map(str, stored["addresses"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise KeyFileError(
             f"cannot read {path} ({error}); expected the keys of a server that was started "
             f"with --listen tcp://HOST:PORT, or a run's directory"

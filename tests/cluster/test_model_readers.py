@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgpack
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
@@ -21,6 +22,7 @@ from dist_net.processes.fork_server import ForkingProcesses
 from dist_net.serving.gateway.model_readers import MAX_READ_S, PoolSources
 from dist_net.serving.model_reading import ModelReader, answer_file
 from dist_net.serving.pool.description import ModelDescription
+from dist_net.wire.codec import encode
 from dist_net.wire.serving_messages import ModelPrepared
 from foreign_files import graph, sum_and_product, tensor, written
 from image_runs import write_run
@@ -144,7 +146,9 @@ def test_a_file_that_ends_its_process_ends_no_other(read: Read, hanging: str, go
     assert not readers.answer("m", 1).reason
 
 
-@pytest.mark.parametrize("kind", ["bytes", "no message", "pipe", "directory"])
+@pytest.mark.parametrize(
+    "kind", ["bytes", "no message", "no frames", "deep JSON", "pipe", "directory"]
+)
 def test_an_answer_of_a_process_that_its_file_controls_is_refused(
     read: Read, hanging: str, good: str, kind: str, tmp_path: Path
 ) -> None:
@@ -157,6 +161,11 @@ def test_an_answer_of_a_process_that_its_file_controls_is_refused(
             answer.write_bytes(b"\xc1")
         case "no message":
             answer.write_bytes(b"\x91\xc4\x01a")
+        case "no frames":
+            answer.write_bytes(msgpack.packb([1]))
+        case "deep JSON":
+            frames = encode(ModelPrepared("bad", 1, 100_000 * "[", "", 1, False))
+            answer.write_bytes(msgpack.packb([bytes(each) for each in frames]))
         case "pipe":
             os.mkfifo(answer)
         case "directory":

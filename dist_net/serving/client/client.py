@@ -176,7 +176,7 @@ class Pending:
                 tensors = {name: array[0] for name, array in tensors.items()}
             version, times = int(answer.version), (answer.queue_s, answer.compute_s)
             return Outputs(tensors, version, *times, labels, unknown_below, has_classes)
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, RecursionError) as error:
             raise unexpected(answer) from error
 
     def cancel(self) -> None:
@@ -373,7 +373,7 @@ class Client(AbstractContextManager["Client"]):
         text, *summary = map(bytes, description.payloads or (b"[]",))
         try:
             names = [str(name) for name in json.loads(text)]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ProtocolError(f"invalid names of models: {text[:80]!r} ({error})") from error
         return names, summary_from_json(*summary) if summary else None
 

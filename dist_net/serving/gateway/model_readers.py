@@ -155,13 +155,14 @@ class ModelReaders:
             return None
         except (ValueError, msgpack.UnpackException) as error:
             raise ProtocolError(f"{error}; expected frames of a message") from error
-        file.unlink()  # its process waits for this before it writes another
-        prepared = decode(frames) if isinstance(frames, list) else None
+        file.unlink(missing_ok=True)  # its process waits for this before it writes another
+        is_message = isinstance(frames, list) and all(isinstance(each, bytes) for each in frames)
+        prepared = decode(frames) if is_message else None
         if not isinstance(prepared, ModelPrepared) or prepared.model != model:
             raise ProtocolError(f"its answer is {prepared!r:.80}; expected a version of {model}")
         if prepared.description:
             path = Path(ModelDescription.from_json(prepared.description).arrays_path)
-            if not path.exists():  # a version with the same arrays was removed meanwhile
+            if not os.path.exists(path):  # noqa: PTH110 - any path; a version with the same arrays was removed meanwhile
                 self._requested.setdefault(model, prepared.requested)
                 return None
             self._files[model][prepared.version] = path

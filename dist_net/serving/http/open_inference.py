@@ -45,7 +45,7 @@ MAX_IMAGES = 64
 MAX_JSON_BYTES = 4 * 2**20
 _SHORT_JSON_BYTES = 2**16
 # Parsing holds the interpreter's lock: for 0.1 s with 4 MiB of numbers, but for 1 s with as many
-# empty objects, which would take 35 times the memory of their text. So long JSON may have fewer.
+# empty objects, which would take 35 times the memory of their text. Longer JSON may have fewer.
 _MAX_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _UNSUPPORTED = ("priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region")

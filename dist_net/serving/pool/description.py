@@ -143,9 +143,9 @@ class ModelDescription(VersionSummary):
                 if not pattern.fullmatch(content[name]):
                     raise ValueError(f"{name} {content[name]!r:.80}; expected {pattern.pattern}")
             return description
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ProtocolError(
-                f"invalid description of a model: {text[:80]!r} ({error})"
+                f"invalid description of a model: {text[:80]!r} ({error}); expected a reader's"
             ) from error
 
 
@@ -261,7 +261,7 @@ def summary_from_json(state: bytes, *versions: bytes) -> ModelSummary:
         newest, *others = parsed or [_NO_VERSION]
         content = {name: json.loads(state)[name] for name in _STATE}
         return record_from_json(ModelSummary, content, others=tuple(others), **_summary_of(newest))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProtocolError(
             f"invalid summary of a model: {state[:80]!r} ({error}); install the same release of "
             f"dist-net on both hosts"

@@ -104,7 +104,7 @@ class OpenRequests:
         return self._queues.get((model, client)) or ClientQueue(model, client)
 
     def seen(self, request: InferenceRequest, now: float) -> ClientQueue:
-        """Return the queue of a request, whose client was seen now: it asked, or was answered."""
+        """Return the queue of a request, and note that its client is active now."""
         queue = self.queue_of(request.model, request.client)
         queue.seen_s = now
         self._queues[request.model, request.client] = queue

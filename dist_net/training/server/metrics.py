@@ -268,7 +268,7 @@ class RunMetrics:
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records, window = known.pop("records"), Window(**known.pop("window"))
         buckets = list(known.pop("staleness_buckets"))
-        kernels = {str(each): str(blas) for each, blas in known.pop("kernels", {}).items()}
+        kernels = {str(each): str(blas) for each, blas in dict(known.pop("kernels", {})).items()}
         times = {name: known.pop(name) for name in ("seconds", "working_s", "waiting_s")}
         _require_numbers([*known.values(), *buckets, window.samples, window.pushes], int)
         _require_numbers([*times.values(), window.began_s, abs(window.loss)], int, float)

@@ -38,6 +38,12 @@ def test_counters_go_on_from_those_of_another_release() -> None:
     assert (metrics.pushes_applied, metrics.journal_failures) == (7, 0)
 
 
+@pytest.mark.parametrize("kernels", [[1], 3, "x"])
+def test_kernels_that_are_no_mapping_are_refused(kernels: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        RunMetrics.from_json(RunMetrics().to_json() | {"kernels": kernels})
+
+
 def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones() -> None:
     desk = Desk(a_run(samples=4000, local_steps=1))
     desk.join(b"a")
