@@ -206,8 +206,9 @@ def dataset_of(
 
 def split_off(share: float, *arrays: Any) -> list[list[Any]]:
     """Return the first and the last samples of arrays, as in Keras; this share of them are last."""
-    if not all(isinstance(each, np.ndarray | None) for each in arrays):
-        raise SettingError(f"validation_split={share!r}: expected arrays of inputs and targets")
+    lengths = {np.shape(each)[:1] for each in arrays if isinstance(each, np.ndarray)}
+    if not all(isinstance(each, np.ndarray | None) for each in arrays) or len(lengths) > 1:
+        raise SettingError(f"validation_split={share!r}: expected arrays of the same length")
     kept = math.floor(len(arrays[0]) * (1 - fraction("validation_split", share)))
     parts = slice(kept), slice(kept, None)
     return [[each if each is None else each[part] for each in arrays] for part in parts]
@@ -290,8 +291,8 @@ def fit(
         )
     weights = None if sample_weight is None else np.asarray(sample_weight)
     if validation_split and validation is None:
-        parts = split_off(validation_split, inputs, targets, weights)
-        (inputs, targets, weights), validation = parts[0], (parts[1][0], parts[1][1])
+        (inputs, targets, weights), last = split_off(validation_split, inputs, targets, weights)
+        validation = last[0], last[1]
     dataset = dataset_of(model, inputs, targets, validation)
     loss, to_train = model.loss, dataset
     if class_weight or weights is not None:

@@ -101,6 +101,9 @@ def test_the_last_share_of_the_arrays_is_split_off_as_in_keras() -> None:
     for share in (1.0, -0.1, "x"):
         with pytest.raises(SettingError, match="validation_split"):
             dist_net.fit(classifier(), ROWS, LABELS, validation_split=share)  # type: ignore[arg-type]
+    longer = np.ones(len(LABELS) + 1)
+    with pytest.raises(SettingError, match="same length"):
+        dist_net.fit(classifier(), ROWS, LABELS, validation_split=0.2, sample_weight=longer)
 
 
 SAMPLE_WEIGHTS = RANDOM.uniform(0, 3, 60)
