@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(path, trust_recipe=arguments.trust_recipe)
     with FetchProgress(console) as progress:
         evaluation = model.evaluate(progress=progress)
-    assert isinstance(model, Run)  # no other has samples of its own
+    assert isinstance(model, Run)  # only runs have test samples
     loaded, checkpoint = model.contents
     on = f" on {evaluation.samples:,} samples" if evaluation.samples else ""
     plain_console(stderr=False).print(

@@ -261,7 +261,7 @@ class _Listing:
             if Path(given).is_absolute():
                 path = os.path.relpath(given, self._root.absolute())
             if path.startswith("../"):
-                raise DatasetError(f"{at} lies outside {self._root}; expected a path in it")
+                raise DatasetError(f"{at} lies outside {self._root}; expected a path within it")
             if label_of.setdefault(path, label) != label:
                 raise DatasetError(
                     f"{at} is labelled {label!r}, and {label_of[path]!r} before; expected one label"

@@ -300,7 +300,7 @@ class Model:
         """Return arrays of bools, or of floats for a model of floats, in the model's dtype."""
         kind, own = inputs.dtype.kind if isinstance(inputs, np.ndarray) else "", self.input_dtype
         is_converted = (kind == "b" and own.kind in "iuf") or kind == own.kind == "f"
-        with np.errstate(over="ignore"):  # inf is refused where it matters
+        with np.errstate(over="ignore"):  # infinite values are refused later
             return inputs.astype(own, copy=False) if is_converted else inputs
 
     def require_inputs(self, inputs: Batch) -> None:

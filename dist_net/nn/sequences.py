@@ -143,7 +143,7 @@ class LSTM(Recurrent):
 class Bidirectional(Described):
     """A ``GRU`` or ``LSTM``, and a second one with ``reverse``, side by side on the last axis.
 
-    Each has parameters of its own. Given and returned states are side by side too.
+    Each has its own parameters. Given and returned states are side by side too.
     """
 
     layer: Recurrent

@@ -235,7 +235,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 
 
 def optimizer_named(name: str | Optimizer, own: Optimizer | None = None) -> Optimizer:
-    """Return the named optimizer with default settings, or the one whose text (``str``) this is.
+    """Return an optimizer by its name, with default settings, or by its text (``str``).
 
     ``own``, a recipe's, may be of a class of its own. An ``Optimizer`` is returned as it is. Raise
     ``SettingError`` for an unknown name, and for an optimizer that is no dataclass.

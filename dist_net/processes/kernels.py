@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
-from types import MappingProxyType
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -22,16 +21,14 @@ from dist_net.errors import SettingError
 FAST, PORTABLE = BITS = "fast", "portable"
 _ARCHITECTURE = "Haswell"
 _LARGEST = 1024
-_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
-    {
-        "OPENBLAS_CORETYPE": _ARCHITECTURE,
-        "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "",  # those of the name
-        # As NumPy up to 2.3 and from 2.4 on calls them; it ignores the names that it lacks.
-        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL "
-        "AVX512_SPR X86_V4",
-    }
-)
+_ENVIRONMENT = {
+    "OPENBLAS_CORETYPE": _ARCHITECTURE,
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "",  # those of the name
+    # As NumPy up to 2.3 and from 2.4 on calls them; it ignores the names that it lacks.
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL "
+    "AVX512_SPR X86_V4",
+}
 
 
 def environment_of(bits: str) -> Mapping[str, str]:

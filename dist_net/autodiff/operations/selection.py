@@ -149,7 +149,7 @@ def sort(x: Expression, axis: int = -1, descending: bool = False) -> Expression:
 def top_k(x: Expression, k: int, axis: int = -1) -> tuple[Expression, Expression]:
     """Return the ``k`` largest elements along ``axis``, in order, and their indices.
 
-    The first of equal elements comes first. Raise ``ShapeError`` if there are fewer elements.
+    Equal elements keep their order. Raise ``ShapeError`` if there are fewer elements.
     """
     place = positive_axis("top_k", axis, x.shape)
     if integer("top_k: k", k, 1) > x.shape[place]:

@@ -26,8 +26,7 @@ class PeriodicEvaluation:
     """Evaluate a server's weights after an epoch, and keep those in ``best``.
 
     ``judge`` evaluates instead of the recipe. ``evaluation`` is of the best weights, or else of
-    the last. Training should end once
-    ``stop_reason`` is not "".
+    the last. Training should end once ``stop_reason`` is not "".
     """
 
     def __init__(

@@ -113,8 +113,8 @@ class RunOptions:
             )
         if self.bits == PORTABLE and recipe.network is None:
             raise SettingError(
-                "bits='portable' for a recipe with its own gradient function, whose library has "
-                "kernels of its own; expected a recipe with a network, or bits='fast'"
+                "bits='portable' for a recipe with its own gradient function, whose library "
+                "chooses its own kernels; expected a recipe with a network, or bits='fast'"
             )
         recipe.require_batch_size(min(chosen["batch_size"], data.samples))
         return RunSettings(

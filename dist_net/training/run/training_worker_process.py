@@ -2,8 +2,8 @@
 
     python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS ...
 
-Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it asks to join, and
-``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
+Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it requests to join, and
+``FAILED REASON`` when it ends with an error. Logs go to stderr.
 """
 
 import argparse

@@ -242,7 +242,7 @@ class ServerLoop:
         self._stop_requested = reason
 
     def suspend(self, reason: str) -> None:
-        """As ``stop``, but workers are not told: they wait for a server that resumes the run."""
+        """As ``stop``, but notify no worker: they wait for a server that resumes the run."""
         self._is_suspended = True
         self.stop(reason)
 
