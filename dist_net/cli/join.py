@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
+from dist_net.cli.run_summary import show_summary
 from dist_net.command_line import (
     add_options,
     add_trust_argument,
@@ -28,14 +30,21 @@ from dist_net.printable import counted
 from dist_net.processes.cluster_options import add_server_arguments, server_given
 from dist_net.processes.cores import available_cores
 from dist_net.processes.kernels import bits_in
+from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.own_directory import announce, open_logs, temporary_directory
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
+from dist_net.processes.token_arguments import token_given
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
+from dist_net.training.run.local_run import Following, LocalRunSettings
+from dist_net.training.run.prepared_run import PreparedRun
+from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
-from dist_net.wire.security import write_peer_keys
-from dist_net.wire.token import TRAINING
+from dist_net.wire.security import OPERATOR, STANDBY, add_keys, create_keys, write_peer_keys
+from dist_net.wire.token import STANDBY_OF_RUN, TRAINING
+from dist_net.wire.token_exchange import join_by_token
+from dist_net.wire.transport import ServerAccess
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,20 +54,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe expects next to its file; also a URL of fsspec (the extra remote)"
     )
     restarts = "restart each worker that dies, up to N times"
+    directory = "of a standby: the copy of the run (default: in the cache)"
+    listen = "of a standby: where it listens once it serves the run (default: any free port)"
     add_options(
         parser,
-        ("--workers", count_or_auto(1), "N", "worker processes (default: cores / --threads)"),
+        ("--workers", count_or_auto(0), "N", "worker processes (default: cores / --threads)"),
         ("--data", str, "FOLDER", data),
         ("--restarts", count_from(0), "N", restarts, RESTARTS),
+        ("--run-dir", Path, "DIR", directory),
+        ("--listen", str, "ADDRESS", listen),
+        ("--contact", str, "HOST", "of a standby: this host's name or IP address for others"),
     )
     add_trust_argument(parser)
     add_worker_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = settings_of(arguments)
     console = plain_console()
-    server = server_given(arguments, TRAINING, arguments.timeout)
+    token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
+    if token is not None and token.kind == STANDBY_OF_RUN:
+        return stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
+    settings = settings_of(arguments)
+    if token is not None:
+        server = join_by_token(token, timeout_s=arguments.timeout)
+    else:
+        server = server_given(arguments, TRAINING)
     with ExitStack() as opened:
         temporary = opened.enter_context(temporary_directory())
         directory = RunDirectory(temporary / "run")
@@ -81,6 +101,46 @@ def run(arguments: argparse.Namespace) -> int:
         )
         JoinedRun(server, directory, logs, settings, display).run()
     plain_console(stderr=False).print(f"{offered.name}: the run is done")
+    return 0
+
+
+def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
+    """Copy the run beside the workers of this host, and go on with it once its server is lost."""
+    offered = offered_by(server, arguments.timeout)
+    if offered.reference == IMAGES:
+        raise RecipeError(
+            "a run on a folder of images cannot have a standby; expected the token for workers"
+        )
+    parent = default_cache_dir() / "standbys"
+    path = arguments.run_dir or parent / f"{offered.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = RunDirectory.create(path, offered.name, datetime.now())
+    with ExitStack() as opened:
+        arguments.data = local_data(arguments.data, opened)
+        prepare_recipe(offered, directory, arguments, console)
+        own = RunOptions.from_json(directory.options.read_text())
+        options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
+        prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
+        listen = (
+            arguments.listen or f"tcp://{'127.0.0.1' if server.keys is None else '0.0.0.0'}:0",
+        )
+        keys = None
+        if server.keys is not None:
+            create_keys(directory.keys, (server.keys.public, server.keys.secret))
+            add_keys(directory.keys, OPERATOR)
+            keys = directory.keys / STANDBY
+            write_peer_keys(keys, server.keys, STANDBY)
+        local = LocalRunSettings(
+            workers_of(arguments),
+            ListenOptions(listen, contact=arguments.contact),
+            arguments.restarts,
+        )
+        summary = prepared.train(
+            directory, local, console, TrainingProgress(console), Following(server, keys)
+        )
+    if summary:
+        show_summary(summary, as_json=False)
+    else:
+        plain_console(stderr=False).print(f"{offered.name}: the run is done")
     return 0
 
 
@@ -120,9 +180,15 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
     return copy
 
 
+def workers_of(arguments: argparse.Namespace) -> int:
+    if arguments.workers is not None:
+        return int(arguments.workers)
+    return max(1, available_cores() // max(1, arguments.threads))
+
+
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     return JoinedRunSettings(
-        arguments.workers or max(1, available_cores() // max(1, arguments.threads)),
+        workers_of(arguments),
         arguments.threads,
         arguments.restarts,
         arguments.timeout,

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "directory", metavar="DIR", type=Path, help="a run directory or a key directory"
         )
+    token.add_argument(
+        "--standby",
+        action="store_true",
+        help="for a host that goes on with the run if this is lost",
+    )
     lifetime = "how long the token is valid"
     add_options(token, ("--token-lifetime", float, "SECONDS", lifetime, TOKEN_LIFETIME_S))
     taken_back.add_argument("names", metavar="NAME", nargs="+", help="a token id or a key name")
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     of_run = RunDirectory(arguments.directory).keys
     directory = of_run if of_run.is_dir() else arguments.directory
     if arguments.action == "token":
-        token = invite_again(directory, arguments.token_lifetime)
+        token = invite_again(directory, arguments.token_lifetime, standby=arguments.standby)
         print(pasted(token))
         print(f"until {until(token)}; its id is {token.identity}", file=sys.stderr)
     else:

@@ -47,6 +47,7 @@ from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress
 from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.settings import MINORITY
 
 DEFAULT_RECIPE = "fashion-mnist"
 RESTORED = "workers", "listen", "keys", "contact"
@@ -155,6 +156,15 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
         "run; fast (default): those of this processor"
     )
     parser.add_argument("--bits", choices=BITS, help=text)
+    text = "pause (default) or continue while most hosts of a run with a standby are missing"
+    parser.add_argument("--minority", choices=MINORITY, help=text)
+    parser.add_argument(
+        "--takeover-after",
+        dest="takeover_after_s",
+        type=float,
+        metavar="SECONDS",
+        help="a standby takes over after so long a silence of the server (default: 5)",
+    )
     parser.add_argument(
         "--checkpoint-every",
         dest="checkpoint_every_s",

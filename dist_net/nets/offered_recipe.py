@@ -126,10 +126,11 @@ def recipe_offer(
     recipe_digest: str,
     class_names: tuple[str, ...] = (),
     manifest: bytes | None = None,
+    options: str = "",
 ) -> RecipeOffer | None:
     """Return the server's offer to hosts without its recipe; None if it is too large to send.
 
-    ``manifest``: see ``ImageManifest``.
+    ``manifest``: see ``ImageManifest``; ``options``: of the run, see ``RunOptions.to_json``.
     """
     is_named = loaded.is_built_in or loaded.reference == IMAGES
     files = {} if loaded.is_built_in else loaded.files
@@ -143,7 +144,7 @@ def recipe_offer(
     reference = loaded.reference if is_named else ""
     names = json.dumps(class_names)
     name = "".join(each if each.isprintable() else "?" for each in loaded.name)[:128]
-    return RecipeOffer(name, reference, recipe_digest, names, payloads)
+    return RecipeOffer(name, reference, recipe_digest, names, options, payloads)
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class OfferedRecipe:
     digest: str
     class_names: tuple[str, ...]
     files: Mapping[str, bytes]
+    options: str = ""
 
     @classmethod
     def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
@@ -184,7 +186,7 @@ class OfferedRecipe:
                 f"and Python files"
             )
         names = _class_names(offer.class_names)
-        return cls(offer.name, offer.reference, offer.recipe_digest, names, files)
+        return cls(offer.name, offer.reference, offer.recipe_digest, names, files, offer.options)
 
     @property
     def is_code(self) -> bool:

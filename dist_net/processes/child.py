@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from dist_net.errors import BadInputError, ProcessFailedError
-from dist_net.processes.entry import FAILED, LOADING, READY
+from dist_net.processes.entry import FAILED, LOADING, READY, STANDBY
 from dist_net.processes.kernels import FAST, python_with
 from dist_net.processes.token_arguments import hide_tokens
 
@@ -102,6 +102,11 @@ class RunningChild:
                 )
             while_waiting()
             time.sleep(0.01)
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether it follows a run of another host, and has not taken over."""
+        return (self._lines() or [""])[-1] == STANDBY
 
     @property
     def is_loading(self) -> str:

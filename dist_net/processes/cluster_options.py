@@ -10,7 +10,8 @@ from dist_net.command_line import count_or_auto
 from dist_net.errors import SettingError
 from dist_net.processes.token_arguments import add_token_arguments, token_given
 from dist_net.wire.security import load_peer_keys
-from dist_net.wire.token_exchange import REACH_WITHIN_S, ServerAccess, join_by_token
+from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
+from dist_net.wire.transport import ServerAccess
 
 worker_count = count_or_auto(0)  # the type of ``--workers``; auto: as many as Ray has room for
 MAX_WORKERS = 256  # a larger number is a typing error, and would exhaust the host

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 READY = "READY"
 LOADING = "LOADING"
+STANDBY = "STANDBY"
+"""What a standby prints once it follows a run; it is READY when it serves it."""
 REPORT_EVERY_S = 1.0
 FAILED = "FAILED"
 MAX_DESCRIPTORS = 65_536

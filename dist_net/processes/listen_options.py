@@ -13,10 +13,10 @@ from dist_net.command_line import add_options, command_line
 from dist_net.errors import KeyFileError
 from dist_net.wire.address import checked_host, listen_address, reachable_addresses
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
-from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
+from dist_net.wire.token import MAX_ADDRESSES, POOL, STANDBY_OF_RUN, TRAINING, JoinToken
 
 LOOPBACK = "127.0.0.1", "localhost"
-COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
+COMMANDS = {TRAINING: "join", POOL: "inference-worker", STANDBY_OF_RUN: "join"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class ListenOptions:
         ports = {each.rpartition(":")[2] for each in known if each.startswith("tcp://")}
         return sorted(known | {f"tcp://{host}:{port}" for port in ports for host in LOOPBACK})
 
-    def token(self, keys: Path | None, bound: Sequence[str]) -> JoinToken | None:
+    def token(
+        self, keys: Path | None, bound: Sequence[str], kind: str | None = None
+    ) -> JoinToken | None:
         """Return a new token of a listening server; None if it listens on Unix sockets only.
 
         ``keys``: the directory of its keys, if it has any; ``bound``: its addresses in the order of
@@ -78,7 +80,7 @@ class ListenOptions:
         if keys is None:
             expires_s = int(time.time() + self.lifetime_s)
             return JoinToken(self.kind, secrets.token_hex(4), expires_s, addresses)
-        return invite(keys, self.kind, addresses, self.lifetime_s)
+        return invite(keys, kind or self.kind, addresses, self.lifetime_s)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
         """Return lines on a new token, or why none; ``directory``: of the run or of the keys."""
@@ -95,6 +97,20 @@ class ListenOptions:
             "to add workers of another host, run there:",
             f"    {pasted(token)}",
             f"valid until {until(token)}; to revoke it, run here: {revoking}",
+            *self._lines_for_standby(keys, bound, directory),
+        ]
+
+    def _lines_for_standby(
+        self, keys: Path | None, bound: Sequence[str], directory: Path | None
+    ) -> list[str]:
+        """Return lines on a token for a standby of a run."""
+        token = None if self.kind != TRAINING else self.token(keys, bound, STANDBY_OF_RUN)
+        if token is None:
+            return []
+        return [
+            "to go on there if this host is lost, run instead, on a host that you trust:",
+            f"    {pasted(token)}",
+            f"to revoke it, run here: {command_line('keys', 'revoke', directory, token.identity)}",
         ]
 
 

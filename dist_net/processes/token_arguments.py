@@ -35,7 +35,7 @@ def add_token_arguments(
     return group
 
 
-def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
+def token_given(arguments: argparse.Namespace, *kinds: str) -> JoinToken:
     """Return the token of a command line, its --token-file, or else stdin; raise TokenError."""
     text = arguments.token
     if text is None:
@@ -49,7 +49,7 @@ def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
             f"echo TOKEN | dist-net ..., or --token-file FILE"
         )
     token = JoinToken.parse(text)
-    token.require_kind(kind)
+    token.require_kind(*kinds)
     return token
 
 

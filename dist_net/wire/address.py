@@ -190,6 +190,25 @@ def _by_route() -> Iterator[str]:
             yield probe.getsockname()[0]
 
 
+def host_towards(address: str) -> str:
+    """Return the IP address of this host on the route to a server; nothing is sent.
+
+    Raise ``AddressError`` if there is no route.
+    """
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        family, kind, *_, where = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise AddressError(
+            f"no route to {address}: {error.strerror}; pass --contact HOST"
+        ) from error
+
+
 def _of_interfaces() -> Iterator[str]:
     """Yield the addresses of this host's interfaces; if /proc has none, resolve its name."""
     try:

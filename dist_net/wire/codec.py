@@ -21,7 +21,7 @@ from dist_net.vector import Vector
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_INTEGER, MAX_PAYLOADS, Limits, Payloads
 from dist_net.wire.messages import Message
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 MAX_ARRAY_BYTES = 2**30
 
 Frame = bytes | memoryview

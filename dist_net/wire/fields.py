@@ -29,6 +29,7 @@ Name = Annotated[str, Limits(max_length=128, one_line=True)]
 HostName = Annotated[str, Limits(max_length=255, one_line=True)]
 Digest = Annotated[str, Limits(one_line=True)]
 Reason = Annotated[str, Limits(max_length=4096, one_line=True, mended=True)]
+StandbyList = Annotated[str, Limits(max_length=2048, one_line=True)]
 Document = Annotated[str, Limits(max_length=MAX_HEADER_BYTES)]
 Count = Annotated[int, Limits(high=65_536)]
 """A number that is only displayed; no machine has more cores than this."""

@@ -45,16 +45,19 @@ class HeartbeatSender(threading.Thread):
         self._identity = identity
         self._interval_s = interval_s
         self._clock = clock
+        self._heard_s = -math.inf
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Send heartbeats until stopped; skip a heartbeat that cannot be sent."""
         with ClientSocket(self._address, self._keys, hang_ups_s=math.inf) as socket:
             try:
+                self._heard_s = self._clock.now()  # the server has just admitted the worker
                 while not self._stopped.is_set():
                     sent_s = self._clock.now()
                     with suppress(NoAnswerError):
-                        socket.send(Heartbeat(self._worker_id, sent_s, self._identity))
+                        times = sent_s, self._identity, self._heard_s
+                        socket.send(Heartbeat(self._worker_id, *times))
                     self._listen(socket, sent_s)
             except (AccessRefusedError, ProtocolError) as error:
                 logger.warning("heartbeat_ended reason=%s", error)
@@ -69,7 +72,8 @@ class HeartbeatSender(threading.Thread):
             answer = socket.receive(min(POLL_S, next_beat_s - now))
             now = self._clock.now()
             if isinstance(answer, Alive):
-                self.answer = answer, min(answer.sent_s, now)
+                self._heard_s = min(answer.sent_s, now)
+                self.answer = answer, self._heard_s
                 if answer.sent_s >= sent_s:  # no other reply is due
                     self._stopped.wait(next_beat_s - now)
             elif answer is not None:

@@ -30,6 +30,7 @@ from dist_net.wire.messages import Enroll, Enrolled, Refuse
 from dist_net.wire.security import (
     CLIENT,
     ROLES,
+    STANDBY,
     TOKEN,
     WORKER,
     PeerKeys,
@@ -41,7 +42,7 @@ from dist_net.wire.security import (
     read_public_key,
     write_key,
 )
-from dist_net.wire.token import JoinToken
+from dist_net.wire.token import STANDBY_OF_RUN, JoinToken
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ KEPT_AFTER_EXPIRY_S = 7 * 86_400.0
 _ADDRESSES = "addresses.json"
 _IDENTITY = re.compile("[0-9a-f]{8}")
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
+_KIND = re.compile(r'^\s*kind\s*=\s*"(\w+)"', re.MULTILINE)
 
 
 def invite(
@@ -73,10 +75,12 @@ def invite(
     _delete_expired(directory, now_s)
     identity, keys = secrets.token_hex(4), PeerKeys.new(read_public_key(directory / "server.key"))
     expires_s = int(now_s + lifetime_s)
-    write_key(allow_list_of(directory, TOKEN) / f"{identity}.key", keys.public, expires=expires_s)
+    path = allow_list_of(directory, TOKEN) / f"{identity}.key"
+    write_key(path, keys.public, expires=expires_s, kind=kind)
     try:
-        text = json.dumps({"kind": kind, "addresses": addresses})
-        (directory / _ADDRESSES).write_text(text, encoding="utf-8")
+        if kind != STANDBY_OF_RUN:
+            text = json.dumps({"kind": kind, "addresses": addresses})
+            (directory / _ADDRESSES).write_text(text, encoding="utf-8")
     except OSError as error:
         raise KeyFileError(f"cannot write {directory / _ADDRESSES} ({error.strerror})") from error
     public, secret = map(z85.decode, (keys.server_public, keys.secret))
@@ -92,8 +96,10 @@ def require_lifetime(lifetime_s: float) -> None:
         )
 
 
-def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinToken:
-    """Return another token for the server that last used these keys.
+def invite_again(
+    directory: Path, lifetime_s: float = TOKEN_LIFETIME_S, *, standby: bool = False
+) -> JoinToken:
+    """Return another token for the server that last used these keys, or for a ``standby`` of it.
 
     Raise ``KeyFileError`` if there is none, and the errors of ``invite``.
     """
@@ -106,7 +112,7 @@ def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinT
             f"cannot read {path} ({error}); expected the keys of a server that was started "
             f"with --listen tcp://HOST:PORT, or a run's directory"
         ) from error
-    return invite(directory, kind, addresses, lifetime_s)
+    return invite(directory, STANDBY_OF_RUN if standby else kind, addresses, lifetime_s)
 
 
 def peer_keys_of(token: JoinToken) -> PeerKeys:
@@ -118,20 +124,21 @@ def peer_keys_of(token: JoinToken) -> PeerKeys:
 def enroll(directory: Path, token_key: bytes, request: Enroll, now_s: float) -> Enrolled | Refuse:
     """Admit a key if the token with ``token_key`` (Z85) has not expired; return the reply."""
     try:
-        identity, expires_s = _token_of(directory, token_key)
+        identity, expires_s, kind = _token_of(directory, token_key)
         if now_s > expires_s:
             raise TokenError(
                 f"the token {identity} expired {duration_text(now_s - expires_s)} ago, by the "
                 f"server's clock: {_another(directory)}"
             )
-        key = _checked_key(request)
+        key = _checked_key(request, kind)
         host = re.sub(r"[^A-Za-z0-9]+", "-", request.name).strip("-")[:40]
         number = hashlib.sha256(key).hexdigest()[:8]
         name = "-".join(filter(None, (identity, host, number)))
         allow_list = allow_list_of(directory, request.role)
         if (allow_list / f"{name}.key").exists():  # a repeated request
             return Enrolled()
-        enrolled = [each for role in (WORKER, CLIENT) for each in key_files(directory, role)]
+        roles = WORKER, CLIENT, STANDBY
+        enrolled = [each for role in roles for each in key_files(directory, role)]
         if sum(each.stem.startswith(f"{identity}-") for each in enrolled) >= MAX_KEYS_PER_TOKEN:
             raise TokenError(
                 f"the token {identity} has enrolled {MAX_KEYS_PER_TOKEN} keys, the "
@@ -150,30 +157,30 @@ def enroll(directory: Path, token_key: bytes, request: Enroll, now_s: float) -> 
     return Enrolled()
 
 
-def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
-    """Return the id and the expiry of the token with this key."""
+def _token_of(directory: Path, token_key: bytes) -> tuple[str, int, str]:
+    """Return the id, the expiry and the kind of the token with this key."""
     keys, faults = read_key_files(directory, TOKEN)
     for path, key in keys.items():
         if key == token_key:
-            return path.stem, _expiry_of(path)
+            return path.stem, int(_fact_of(path, _EXPIRES, "0")), _fact_of(path, _KIND, "")
     if faults:
         raise faults[0]
     raise TokenError(f"this token was revoked: {_another(directory)}")
 
 
-def _expiry_of(path: Path) -> int:
+def _fact_of(path: Path, pattern: re.Pattern[str], default: str) -> str:
     try:
-        found = _EXPIRES.search(path.read_text(encoding="utf-8"))
+        found = pattern.search(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise KeyFileError(f"cannot read {path} ({error}); it may have been revoked") from error
-    return int(found[1]) if found else 0
+    return found[1] if found else default
 
 
 def _delete_expired(directory: Path, now_s: float) -> None:
     """Delete tokens that expired long ago; every start of a server creates one."""
     for path in allow_list_of(directory, TOKEN).glob("*.key"):
         with suppress(KeyFileError):  # another process has deleted it
-            if now_s > _expiry_of(path) + KEPT_AFTER_EXPIRY_S:
+            if now_s > int(_fact_of(path, _EXPIRES, "0")) + KEPT_AFTER_EXPIRY_S:
                 path.unlink(missing_ok=True)
 
 
@@ -185,17 +192,18 @@ def duration_text(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _checked_key(request: Enroll) -> bytes:
-    """Return the key to enroll; raise ``TokenError``."""
+def _checked_key(request: Enroll, kind: str) -> bytes:
+    """Return the key to enroll with a token of this kind; raise ``TokenError``."""
     key = request.public_key.encode()
     try:
         is_key = len(z85.decode(key)) == 32
     except Exception:
         is_key = False
-    if request.role not in (WORKER, CLIENT) or not is_key:
+    roles = (STANDBY,) if kind == STANDBY_OF_RUN else (WORKER, CLIENT)
+    if request.role not in roles or not is_key:
         raise TokenError(
             f"cannot enroll a {request.role!r:.40} with the key {request.public_key!r:.60}; "
-            f"expected a {WORKER} or {CLIENT} with a key of 40 characters"
+            f"expected a {' or '.join(roles)} with a key of 40 characters"
         )
     return key
 
@@ -215,7 +223,7 @@ def revoke(directory: Path, name: str) -> list[str]:
     faults: list[object] = []
     known: set[str] = set()
     # Delete the token first: ``enroll`` checks for it again after writing a key.
-    for role in (TOKEN, *ROLES):
+    for role in (TOKEN, *ROLES, STANDBY):
         try:
             files = key_files(directory, role)
         except KeyFileError as error:

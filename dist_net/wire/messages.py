@@ -24,6 +24,9 @@ Every request has exactly one reply:
     Enroll          ──────────────▶   Enrolled | Refuse
     RecipeRequest   ──────────────▶   RecipeOffer | Refuse
 
+    standby
+    Follow          ──────────────▶   Followed | Stop | Refuse
+
 A worker numbers its ``Join``, ``Pull`` and ``Push`` requests consecutively. A reply repeats the
 ``request_id`` and answers all requests up to that number. The server processes each request once
 and in order, and reports its progress in ``Alive``. A worker therefore notices at its next
@@ -33,7 +36,17 @@ heartbeat that a request or reply was lost with a connection, and repeats the re
 from typing import Annotated, Any, NamedTuple, Self
 
 from dist_net.vector import Vector
-from dist_net.wire.fields import Count, Digest, Document, HostName, Limits, Name, Payloads, Reason
+from dist_net.wire.fields import (
+    Count,
+    Digest,
+    Document,
+    HostName,
+    Limits,
+    Name,
+    Payloads,
+    Reason,
+    StandbyList,
+)
 from dist_net.wire.lease_steps import LeaseSteps, Parts
 from dist_net.wire.serving_messages import ServingMessage
 
@@ -115,14 +128,14 @@ class StepSettings(NamedTuple):
 class Welcome(NamedTuple):
     """The server admits the worker.
 
-    ``incarnation`` names this start of the server. No other start assigns the same ``worker_id``,
+    ``term`` names this start of the server. No other start assigns the same ``worker_id``,
     so another server refuses the worker's requests. ``segment`` is shared memory for this worker
     alone, of two training states: the server writes the first, the worker the second. None: states
     travel as frames.
     """
 
     worker_id: int
-    incarnation: str
+    term: int
     steps: StepSettings
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
@@ -181,25 +194,27 @@ class Push(NamedTuple):
 class Heartbeat(NamedTuple):
     """The worker's process is alive, even during a long computation.
 
-    ``sent_s`` is the time on the worker's clock. ``identity`` is that of the worker's ``Join``;
-    inference workers have none.
+    ``sent_s`` is the time on the worker's clock, and ``heard_s`` that of the newest heartbeat with
+    an answer. ``identity`` is that of the worker's ``Join``; inference workers have none.
     """
 
     worker_id: int
     sent_s: float = 0.0
     identity: int = 0
+    heard_s: float = 0.0
 
 
 class Alive(NamedTuple):
     """The server is alive and the worker is a member; ``sent_s`` is copied from the heartbeat.
 
     ``received_id`` and ``answered_id`` are the worker's last request that the server has processed
-    and the last that it has answered.
+    and the last that it has answered. ``standbys``: see ``dist_net.wire.standbys``.
     """
 
     sent_s: float = 0.0
     received_id: int = 0
     answered_id: int = 0
+    standbys: StandbyList = ""
 
 
 class Leave(NamedTuple):
@@ -269,18 +284,71 @@ class RecipeOffer(NamedTuple):
     """The run's recipe: the ``reference`` of a built-in recipe, or else the recipe's files.
 
     The payloads are the name of each file, in UTF-8, followed by its content. A worker's ``Join``
-    must have the same ``recipe_digest``. ``class_names`` is a JSON array.
+    must have the same ``recipe_digest``. ``class_names`` is a JSON array; ``options``: those of the
+    run, for a standby.
     """
 
     name: Name
     reference: str
     recipe_digest: Digest
     class_names: Document
+    options: Document
     payloads: Payloads
+
+
+class Follow(NamedTuple):
+    """A standby requests what it lacks of a run, several times a second.
+
+    ``address`` is where it would be the server, and ``public_key`` (Z85) its key, which the
+    server's socket fills in. It has ``journal_bytes`` of the journal of ``term``, and the whole
+    state of ``version``, after ``samples`` applied samples. With ``wants_state``, it has received
+    ``state_bytes`` of the next one, ``state_version``. ``sent_s`` and ``heard_s``: see
+    ``Heartbeat``. If it ``leaves``, the run no longer counts on it; if it ``serves``, it has begun
+    ``term`` itself.
+    """
+
+    host: HostName
+    address: Name
+    term: int
+    journal_bytes: int
+    version: int
+    samples: int
+    wants_state: bool
+    state_version: int
+    state_bytes: int
+    sent_s: float
+    heard_s: float
+    leaves: bool = False
+    serves: bool = False
+    public_key: Name = ""
+
+
+class Followed(NamedTuple):
+    """What a standby lacks of the run of ``term``, which is at ``version`` now.
+
+    ``sent_s`` is copied from the request. ``host`` is the server's; ``others`` is a JSON array, see
+    ``dist_net.training.server.standbys.Remembered``. The parts are bytes of the journal from
+    ``journal_at`` on, a JSON object of facts with the first bytes of a state, and bytes from
+    ``state_at`` on of the state ``state_version``.
+    """
+
+    term: int
+    sent_s: float
+    version: int
+    host: HostName
+    others: Document
+    standbys: StandbyList
+    journal_at: int
+    state_version: int
+    state_at: int
+    parts: Payloads
 
 
 WorkerMessage = Join | Pull | Push | Heartbeat | Leave
 ServerMessage = Welcome | Refuse | Work | Alive | Stop
 ObserverMessage = StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown
 HostMessage = Enroll | Enrolled | RecipeRequest | RecipeOffer
-Message = WorkerMessage | ServerMessage | ObserverMessage | HostMessage | ServingMessage
+StandbyMessage = Follow | Followed
+Message = (
+    WorkerMessage | ServerMessage | ObserverMessage | HostMessage | StandbyMessage | ServingMessage
+)

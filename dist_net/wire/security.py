@@ -8,23 +8,26 @@ A cluster's key directory, created on the server's host::
       workers/NAME.key      the admitted keys of each role; deleting a file
       clients/NAME.key      revokes the key and ends its connections
       operators/NAME.key
+      standbys/NAME.key
       tokens/ID.key         see ``dist_net.wire.invitation``
       NAME/                 copy this directory, and nothing else, to the peer's host
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
 A *worker* trains, or answers for a pool. A *client* sends requests to a pool and watches a run. An
-*operator* may also end a run, and reload and unload models. The holder of a *token* may only enroll
-its own key. Key files have the format of ``zmq.auth``'s certificates.
+*operator* may also end a run, and reload and unload models. A *standby* receives the whole run, and
+serves it if the server is lost: its key pair is then the server's. The holder of a *token* may only
+enroll its own key. Key files have the format of ``zmq.auth``'s certificates.
 """
 
 import errno
+import hashlib
 import logging
 import os
 import re
 import shlex
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +40,7 @@ from zmq.utils import z85
 from dist_net.errors import KeyFileError
 from dist_net.wire.messages import (
     Enroll,
+    Follow,
     Message,
     RecipeRequest,
     Shutdown,
@@ -49,7 +53,7 @@ from dist_net.wire.serving_messages import ClientMessage, OperatorMessage, PoolW
 logger = logging.getLogger(__name__)
 
 WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
-TOKEN = "token"
+STANDBY, TOKEN = "standby", "token"
 
 _OF_ALL: set[type[Message]] = {StatusRequest, RecipeRequest}
 _OF_CLIENTS = _OF_ALL | {*get_args(ClientMessage), SnapshotRequest}
@@ -58,6 +62,7 @@ MAY_SEND: dict[str, set[type[Message]]] = {
     WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
     CLIENT: _OF_CLIENTS,
     OPERATOR: _OF_CLIENTS | {*get_args(OperatorMessage), Shutdown},
+    STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow},
     TOKEN: {Enroll},
 }
 """The messages that a server accepts from a peer with a key, by the key's role."""
@@ -69,6 +74,7 @@ CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 ADMITTED, TRY_AGAIN, REFUSED = b"200", b"300", b"400"
 """Replies to ZeroMQ about a peer (ZAP, RFC 27). A refused peer does not reconnect."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SERVER_SECRET = "server.key_secret"
 _SERVER_PUBLIC = "server.key"
 # The keys in the cluster's directory that may be used for a role, in order of preference.
@@ -76,6 +82,7 @@ _BUNDLES_FOR = {
     WORKER: (WORKER,),
     CLIENT: (OPERATOR, CLIENT, WORKER),
     OPERATOR: (OPERATOR, WORKER),
+    STANDBY: (STANDBY,),
 }
 _CREATE_HINT = "'dist-net keys create DIR' on the server's host creates keys"
 
@@ -113,12 +120,13 @@ def has_server_keys(directory: Path) -> bool:
     return (directory / _SERVER_SECRET).exists()
 
 
-def create_keys(directory: Path) -> None:
+def create_keys(directory: Path, pair: tuple[bytes, bytes] | None = None) -> None:
     """Create a cluster's server keys in ``directory``, which admits no peer yet.
 
-    Raise ``KeyFileError`` if keys exist already or the directory is not writable.
+    ``pair``: a public and a secret key; None: new ones. Raise ``KeyFileError`` if keys exist
+    already or the directory is not writable.
     """
-    public, secret = zmq.curve_keypair()
+    public, secret = pair or zmq.curve_keypair()
     _make_directory(directory)  # mkdir(parents=True) sets no mode on parents
     for role in ROLES:
         _make_directory(allow_list_of(directory, role))
@@ -141,7 +149,7 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
     """
     name = role if name is None else name
     taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in taken_names:
+    if not _NAME.fullmatch(name) or name in taken_names:
         raise KeyFileError(
             f"{name!r} cannot be the name of a {role}; expected letters, digits, '-', '_' and '.', "
             f"beginning with a letter or digit, and none of {', '.join(sorted(taken_names))}"
@@ -172,13 +180,16 @@ def _secret_name(role: str) -> str:
     return f"{role}.key_secret"
 
 
-def load_server_keys(directory: Path) -> ServerKeys:
-    """Read the server's keys from the cluster's key directory; raise ``KeyFileError``."""
+def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys:
+    """Read the server's keys from the cluster's key directory; raise ``KeyFileError``.
+
+    A standby learns from its server whom it must admit.
+    """
     public, secret = _load_pair(directory / _SERVER_SECRET)
     allowed, _, faults = allowed_keys(directory)
     if faults:
         raise faults[0]
-    if not allowed:
+    if not allowed and not of_standby:
         raise KeyFileError(
             f"no worker is admitted: {allow_list_of(directory, WORKER)} contains no .key file; "
             f"add one with dist-net keys create {shlex.quote(str(directory))} --worker NAME"
@@ -196,7 +207,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     if has_server_keys(directory):
         bundles = [directory / name for name in _BUNDLES_FOR[role]]
         directory = next(filter(Path.is_dir, bundles), directory / role)
-    secrets = [directory / _secret_name(each) for each in (role, *ROLES)]
+    secrets = [directory / _secret_name(each) for each in (role, *ROLES, STANDBY)]
     public, secret = _load_pair(next(filter(Path.exists, secrets), secrets[0]))
     return PeerKeys(read_public_key(directory / _SERVER_PUBLIC), public, secret)
 
@@ -338,6 +349,47 @@ def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[
             if os.path.lexists(path):
                 faults.append(error)
     return keys, faults
+
+
+def admitted_by(directory: Path) -> dict[str, str]:
+    """Return the keys (Z85) that a run's next server must admit, by ROLEs/NAME.
+
+    The server's own is among them, because its host may return as a standby. Raise
+    ``KeyFileError``.
+    """
+    own = read_public_key(directory / _SERVER_PUBLIC)
+    name = f"server-{hashlib.sha256(own).hexdigest()[:8]}"
+    admitted = {f"{allow_list_of(directory, STANDBY).name}/{name}": own.decode()}
+    for role in (*ROLES, STANDBY):
+        for path, key in read_key_files(directory, role)[0].items():
+            if (role, path.stem) != (OPERATOR, OPERATOR):  # which stays on its host
+                admitted[f"{path.parent.name}/{path.stem}"] = key.decode()
+    return admitted
+
+
+def admit_only(directory: Path, admitted: Mapping[str, str]) -> None:
+    """Admit the keys that another server admits, and the operator of this host.
+
+    Raise ``KeyFileError``, also for anything but keys by name.
+    """
+    if not isinstance(admitted, dict) or not all(isinstance(k, str) for k in admitted.values()):
+        raise KeyFileError(f"the admitted keys are {admitted!r:.80}; expected keys by name")
+    for role in (*ROLES, STANDBY):
+        allow_list = allow_list_of(directory, role)
+        wanted = {
+            name.partition("/")[2]: key
+            for name, key in admitted.items()
+            if name.startswith(f"{allow_list.name}/")
+        }
+        if not all(map(_NAME.fullmatch, wanted)):
+            raise KeyFileError(f"names of keys are {sorted(wanted)!r:.80}; expected plain names")
+        for path, key in read_key_files(directory, role)[0].items():
+            if wanted.get(path.stem) == key.decode():
+                del wanted[path.stem]
+            elif (role, path.stem) != (OPERATOR, OPERATOR):
+                path.unlink(missing_ok=True)
+        for name, text in wanted.items():
+            write_key(allow_list / f"{name}.key", text.encode())
 
 
 def read_public_key(path: Path) -> bytes:

@@ -21,10 +21,18 @@ VERSION = 2
 MAX_ADDRESSES = 16
 MAX_TOKEN_LENGTH = 4096
 
-TRAINING, POOL = KINDS = "training", "pool"
+TRAINING, POOL, STANDBY_OF_RUN = KINDS = "training", "pool", "standby"
 
-_SERVERS = {TRAINING: "a parameter server", POOL: "a pool of inference workers"}
-_COMMANDS = {TRAINING: "dist-net join", POOL: "dist-net inference-worker"}
+_SERVERS = {
+    TRAINING: "a parameter server",
+    POOL: "a pool of inference workers",
+    STANDBY_OF_RUN: "a parameter server, for a standby",
+}
+_COMMANDS = {
+    TRAINING: "dist-net join",
+    POOL: "dist-net inference-worker",
+    STANDBY_OF_RUN: "dist-net join",
+}
 
 _ALPHABET = string.digits + string.ascii_letters
 # The kind, from 1 since base 62 loses leading zeros; whether keys follow; id; seconds since 1970.
@@ -102,11 +110,11 @@ class JoinToken:
         addresses = tuple(f"tcp://{each}" for each in where)
         return cls(KINDS[code - 1], identity.hex(), expires_s, addresses, *keys)
 
-    def require_kind(self, kind: str) -> None:
+    def require_kind(self, *kinds: str) -> None:
         """Raise ``TokenError`` for a token of another kind of server."""
-        if self.kind != kind:
+        if self.kind not in kinds:
             raise TokenError(
-                f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kind]}: "
+                f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kinds[0]]}: "
                 f"paste the line as it was printed, echo TOKEN | {_COMMANDS[self.kind]}"
             )
 

@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import zmq
 
@@ -18,16 +17,9 @@ from dist_net.wire.invitation import duration_text, peer_keys_of
 from dist_net.wire.messages import Enroll, Enrolled, Refuse
 from dist_net.wire.security import WORKER, PeerKeys, secure_client
 from dist_net.wire.token import JoinToken
-from dist_net.wire.transport import ClientSocket
+from dist_net.wire.transport import ClientSocket, ServerAccess
 
 REACH_WITHIN_S = 10.0
-
-
-class ServerAccess(NamedTuple):
-    """The address of a server, and a key pair that it admits; None if it requires no keys."""
-
-    address: str
-    keys: PeerKeys | None
 
 
 def join_by_token(

@@ -13,8 +13,9 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import zmq
 
@@ -42,6 +43,7 @@ from dist_net.wire.security import (
     secure_client,
     secure_server,
 )
+from dist_net.wire.standbys import Standby
 
 logger = logging.getLogger(__name__)
 
@@ -356,6 +358,10 @@ class ServerSocket(FramedSocket):
         key, host = self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))
         return self._allow_list.name_of(key) if key and self._allow_list else "", host
 
+    def key_of(self, node: bytes) -> str:
+        """Return a node's public key (Z85); "" if it needs none, or is gone."""
+        return self._connections.sender(*_NUMBER.unpack_from(node, -_NUMBER.size))[0]
+
     def drop(self, node: bytes, reason: str) -> None:
         """Close a node's connection soon."""
         (connection,) = _NUMBER.unpack_from(node, -_NUMBER.size)
@@ -396,6 +402,21 @@ class ServerSocket(FramedSocket):
         if address.host in ("0.0.0.0", "::"):
             return f"tcp://{socket.gethostname()}:{port}"
         return f"{address.endpoint.rpartition(':')[0]}:{port}"
+
+
+class ServerAccess(NamedTuple):
+    """The address of a server, and a key pair that it admits; None if it requires no keys."""
+
+    address: str
+    keys: PeerKeys | None
+
+
+def access_to(standby: Standby | None, server: ServerAccess) -> ServerAccess:
+    """Return the access to a standby of ``server``, with the same key pair; None: to ``server``."""
+    if standby is None:
+        return server
+    keys = server.keys and replace(server.keys, server_public=standby.public_key.encode())
+    return ServerAccess(standby.address, keys)
 
 
 class ClientSocket(FramedSocket):

@@ -350,7 +350,6 @@ class ServerProcess(VirtualProcess):
                 run,
                 sync=self._options.sync,
                 disk=disk,
-                random=self.random,
                 clock=self.schedule,
             )
         )

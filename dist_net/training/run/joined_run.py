@@ -32,7 +32,7 @@ from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import Silence, TrainingProgress
 from dist_net.wire.lease_steps import MAX_PARTS
 from dist_net.wire.segment import available
-from dist_net.wire.token_exchange import ServerAccess
+from dist_net.wire.transport import ServerAccess
 
 REPORT_EVERY_S = 0.5
 ANSWER_TIMEOUT_S = 5.0

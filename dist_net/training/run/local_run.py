@@ -14,17 +14,20 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
 from dist_net.errors import (
     DistNetError,
     InterruptedRunError,
+    NoAnswerError,
     ProcessFailedError,
+    ProtocolError,
     RunDirectoryError,
     SettingError,
 )
@@ -34,7 +37,7 @@ from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
-from dist_net.processes.launcher import Given, LocalProcesses, ProcessSpec, Word
+from dist_net.processes.launcher import POLL_S, Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
@@ -45,7 +48,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
-from dist_net.wire.transport import ServerSocket
+from dist_net.wire.transport import ServerAccess, ServerSocket
 
 START_TIMEOUT_S = 300.0
 REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
@@ -125,6 +128,13 @@ class LocalRunSettings:
         return RayCluster(self.ray_address, directory.logs, directory, self.start_timeout_s)
 
 
+class Following(NamedTuple):
+    """The server that a standby follows, and the directory of the keys for it, if it needs any."""
+
+    server: ServerAccess
+    keys: Path | None
+
+
 REPORTED = (
     "consistency",
     "samples_per_update",
@@ -152,7 +162,8 @@ REPORTED = (
 class LocalRun:
     """The run in ``directory``. ``options``: returned by ``RunOptions.on``.
 
-    ``judge`` evaluates instead of the recipe.
+    ``judge`` evaluates instead of the recipe. With ``follows``, this host is a standby: its server
+    copies the run of another host, which its workers serve, until it takes over.
     """
 
     def __init__(
@@ -165,6 +176,7 @@ class LocalRun:
         local: LocalRunSettings,
         display: TrainingProgress,
         judge: Judge | None = None,
+        follows: Following | None = None,
     ) -> None:
         fault = options.settings(loaded).size_fault
         if fault and (local.listening.listen or local.ray_address is not None):
@@ -173,6 +185,7 @@ class LocalRun:
         self._loaded = loaded
         self._options = options
         self._local = local
+        self._follows = follows
         self._display = display
         self._launcher = local.launcher(directory)
         self._supervisor = Supervisor(self._launcher, local.restarts, display.warned)
@@ -277,7 +290,13 @@ class LocalRun:
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
-        if self._directory.has_begun:
+        if self._follows is not None:
+            arguments += ["--follow", self._follows.server.address]
+            if self._follows.keys is not None:
+                arguments += ["--follow-keys", str(self._follows.keys)]
+            if self._local.listening.contact is not None:
+                arguments += ["--contact", self._local.listening.contact]
+        elif self._directory.has_begun:
             arguments.append("--resume")
         # It also holds the directory's lock: it may write after this process is killed.
         return ProcessSpec(
@@ -290,7 +309,13 @@ class LocalRun:
         )
 
     def _worker(self, name: str) -> ProcessSpec:
-        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
+        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY]
+        if self._follows is None:
+            arguments += self._launcher.worker_options
+        else:
+            arguments += ["--connect", self._follows.server.address]
+            if self._follows.keys is not None:
+                arguments += ["--keys", str(self._follows.keys)]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
         arguments += ["--bits", self._options.bits]
         # Supervised workers wait for their server without a limit.
@@ -300,6 +325,8 @@ class LocalRun:
         return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
+        if self._follows is not None and self._is_done_elsewhere(self._follows, server):
+            return {}
         self._ready(
             server.wait_until_ready(
                 self._local.start_timeout_s, partial(self._while_starting, server)
@@ -331,6 +358,22 @@ class LocalRun:
         self._wait(server)
         observer.shut_down(reason or "every epoch is done")
         return self._summary(report, self.evaluation or evaluation)
+
+    def _is_done_elsewhere(self, follows: Following, server: RunningChild) -> bool:
+        """Show the run of the other host. Return True once it is done, False once it is here."""
+        while not server.is_standby:
+            self._wait(server)
+            time.sleep(POLL_S)
+        with Observer(*follows.server, SILENCE_S, partial(self._wait, server)) as observer:
+            while server.is_standby:
+                if server.exit_code == 0:
+                    return True
+                with suppress(NoAnswerError, ProtocolError):
+                    self._poll(observer)
+                time.sleep(REPORT_EVERY_S)
+        self._follows = None
+        self._display.warned("the server is lost: this host goes on with the run")
+        return False
 
     def _summary(self, report: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
         return {

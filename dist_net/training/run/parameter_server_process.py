@@ -2,6 +2,7 @@
 
     python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
+        [--follow ADDRESS [--follow-keys DIR] [--contact HOST]]
 
 Prints ``LOADING WHAT`` on stdout every second at first, then ``READY ADDRESS...``, quoted for a
 shell, when there is a first checkpoint and workers may connect, or ``FAILED REASON`` when it ends
@@ -9,7 +10,9 @@ for a reason of its own. Logs go to stderr. When ``--parent`` has ended, the run
 ``ServerLoop.suspend``.
 
 It reads the run's options from the run directory, with facts about the dataset; it does not read
-the dataset. ``--threads``: how many threads each worker of this host uses, for the journal.
+the dataset. ``--threads``: how many threads each worker of this host uses, for the journal. With
+``--follow`` it is a standby of the server at ADDRESS: it prints ``STANDBY``, keeps a copy of the
+run in the directory, and is READY once it serves the run, at HOST for other hosts.
 """
 
 import argparse
@@ -17,18 +20,30 @@ import shlex
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dist_net.command_line import add_trust_argument
+from dist_net.errors import KeyFileError
 from dist_net.nets.offered_recipe import recipe_offer
 from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
+from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on_signals
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.server.loop import ServerFiles, opened_server
+from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
-from dist_net.wire.security import load_server_keys
+from dist_net.training.server.standby_copy import RunCopy
+from dist_net.training.server.standby_loop import ServerConnection, StandbyLoop
+from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.wire.address import bracketed, host_towards
+from dist_net.wire.security import admit_only, admitted_by, load_peer_keys, load_server_keys
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ClientSocket, ServerAccess, ServerSocket, access_to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parent", type=int)
+    parser.add_argument("--follow")
+    parser.add_argument("--follow-keys", type=Path)
+    parser.add_argument("--contact", default="")
     add_trust_argument(parser)
 
 
@@ -49,13 +67,88 @@ def run(arguments: argparse.Namespace) -> int:
     require_bits(options.bits)
     loaded = load_run_recipe(directory, arguments.trust_recipe)
     settings = options.settings(loaded)
+    is_standby = arguments.follow is not None
+    keys = load_server_keys(arguments.keys, of_standby=is_standby) if arguments.keys else None
+    longest = 4 * settings.packing.result_size
+    if not is_standby:
+        reports.loads("the weights")
+    with ServerSocket(arguments.listen, keys, longest) as listening:
+        addresses = shlex.join(listening.contact_addresses)
+        if not is_standby:
+            remembered = NOTHING
+            if directory.standbys.exists():
+                remembered = Remembered.from_json(directory.standbys.read_bytes())
+            with opened_run(arguments, directory, listening, remembered=remembered) as loop:
+                stop_on_signals(
+                    lambda reason: loop.stop(_stopped(reason)), arguments.parent, loop.suspend
+                )
+                loop.serve(ready=lambda: reports.ready(addresses))
+            return 0
+        reports.close()
+        print(STANDBY, flush=True)
+        follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
+        server = ServerAccess(arguments.follow, follow_keys)
+
+        def connect(standby: Standby | None) -> ServerConnection:
+            return ClientSocket(*access_to(standby, server), hang_ups_s=float("inf"))
+
+        def takes(facts: dict[str, Any]) -> None:
+            theirs = RunOptions.from_json(facts.get("options", ""))
+            directory.write(directory.options, replace(theirs, recipe=options.recipe).to_json())
+            if arguments.keys is not None and "keys" in facts:
+                admit_only(arguments.keys, facts["keys"])
+
+        own_host = arguments.contact or host_towards(server.address)
+        port = listening.contact_addresses[-1].rpartition(":")[2]
+
+        standby = StandbyLoop(
+            connect,
+            listening,
+            RunCopy(settings, directory.checkpoint, directory.journal),
+            socket.gethostname(),
+            f"tcp://{bracketed(own_host)}:{port}",
+            options.takeover_after_s,
+            lambda term, known: opened_run(
+                arguments, directory, listening, after=term, remembered=known
+            ),
+            takes,
+        )
+        with closing(standby), ThreadPoolExecutor(2, "writer") as writer:
+            stop_on_signals(standby.stop, arguments.parent)
+            standby.serve(writer, lambda: print(f"READY {addresses}", flush=True))
+    return 0
+
+
+def _stopped(reason: str) -> str:
+    return f"the parameter server on {socket.gethostname()} was stopped: {reason}"
+
+
+@contextmanager
+def opened_run(
+    arguments: argparse.Namespace,
+    directory: RunDirectory,
+    listening: ServerSocket,
+    remembered: Remembered,
+    after: int | None = None,
+) -> Iterator[ServerLoop]:
+    """Yield the loop of the directory's run; ``after``: the term before, of a copied run."""
+    options = RunOptions.from_json(directory.options.read_text())
+    loaded = load_run_recipe(directory, arguments.trust_recipe)
+    settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
-    keys = load_server_keys(arguments.keys) if arguments.keys else None
-    reports.loads("the weights")
-    ownership = RunOwnership(directory.owner, socket.gethostname())
+    ownership = RunOwnership(directory.owner, socket.gethostname(), after=after or 0)
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
-    with opened_server(
+
+    def more_facts() -> dict[str, Any]:
+        facts: dict[str, Any] = {"options": options.to_json()}
+        with suppress(KeyFileError):  # one that cannot be read admits nobody here either
+            if arguments.keys is not None:
+                facts["keys"] = admitted_by(arguments.keys)
+        return facts
+
+    with opened_server_at(
+        listening,
         settings,
         lambda: loaded.recipe.initial_weights(settings.seed),
         ServerFiles(
@@ -64,22 +157,23 @@ def run(arguments: argparse.Namespace) -> int:
             options.checkpoint_every_s,
             options.keep_checkpoints,
             options.sync,
+            directory.standbys,
         ),
-        arguments.listen,
-        keys,
-        resumes=arguments.resume,
+        resumes=arguments.resume or after is not None,
         threads=arguments.threads,
-        offer=recipe_offer(
-            loaded, settings.recipe_digest, settings.recipe_record["class_names"], manifest
-        ),
         ownership=ownership,
-    ) as (loop, addresses):
-        stopped = f"the parameter server on {socket.gethostname()} was stopped: "
-        stop_on_signals(
-            lambda reason: loop.stop(stopped + reason), arguments.parent, orphaned=loop.suspend
-        )
-        loop.serve(ready=lambda: reports.ready(shlex.join(addresses)))
-    return 0
+        offer=recipe_offer(
+            loaded,
+            settings.recipe_digest,
+            settings.recipe_record["class_names"],
+            manifest,
+            options.to_json(),
+        ),
+        host=socket.gethostname(),
+        remembered=remembered,
+        more_facts=more_facts,
+    ) as loop:
+        yield loop
 
 
 if __name__ == "__main__":

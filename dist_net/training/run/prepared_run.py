@@ -15,7 +15,7 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.run.local_run import LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import Following, LocalRun, LocalRunSettings
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
@@ -46,8 +46,11 @@ class PreparedRun(NamedTuple):
         local: LocalRunSettings,
         console: Console,
         display: TrainingProgress,
+        follows: Following | None = None,
     ) -> dict[str, Any]:
         """Train in ``directory``, or resume its run, and plot it; return the run's JSON object.
+
+        ``follows``: see ``LocalRun``; if the run ends elsewhere, the object is empty.
 
         Raise the errors of ``LocalRun.run``, and CheckpointError if the run cannot be resumed.
         """
@@ -65,7 +68,13 @@ class PreparedRun(NamedTuple):
                 f"{settings.batch_size}; {workers}"
             )
             training = LocalRun(
-                directory, loaded, self.dataset, self.options, local=local, display=display
+                directory,
+                loaded,
+                self.dataset,
+                self.options,
+                local=local,
+                display=display,
+                follows=follows,
             )
             try:
                 return training.run()

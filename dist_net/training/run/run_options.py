@@ -17,7 +17,7 @@ from dist_net.processes.kernels import BITS, FAST, PORTABLE, with_bits
 from dist_net.shared_facts import difference
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.journal import NEVER, sync_interval_s
-from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.settings import TAKEOVER_AFTER_S, WAITS, RunSettings
 from dist_net.wire.messages import StepSettings
 
 
@@ -45,7 +45,8 @@ class RunOptions:
     ``average_decay`` or ``patience`` of 0 is none. ``keeps_best``: see ``BestWeights``; a
     ``patience`` sets it. ``consistency`` and ``local_steps``, by default "auto": see
     ``RunSettings``; ``sync``: see ``sync_interval_s``; ``bits``: see
-    ``processes.kernels``; ``keep_checkpoints``: see
+    ``processes.kernels``; ``takeover_after_s`` and ``minority``: see ``RunSettings``;
+    ``keep_checkpoints``: see
     ``write_checkpoint``; ``tensorboard``: see ``MetricsFiles``.
     ``recipe_files``: digests of the recipe's files in the run directory; none for a built-in
     recipe. ``data``: facts about the dataset, for the parameter server; see ``on``.
@@ -66,6 +67,8 @@ class RunOptions:
     keep_checkpoints: int = 3
     sync: str = NEVER
     bits: str = FAST
+    takeover_after_s: float = TAKEOVER_AFTER_S
+    minority: str = WAITS
     keeps_best: bool | None = None
     patience: int | None = None
     tensorboard: bool = False
@@ -130,6 +133,8 @@ class RunOptions:
             schedule=schedule_named(recipe.schedule),
             consistency=Consistency.parse(self.consistency),
             local_steps=None if self.local_steps == "auto" else self.local_steps,
+            takeover_after_s=self.takeover_after_s,
+            minority=self.minority,
             **chosen,
         )
 

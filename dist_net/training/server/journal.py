@@ -191,7 +191,7 @@ class JournalFile:
         cannot be opened, or a new one cannot be written; on a full disk, a continued journal is
         written later.
         """
-        self.incarnation = started.incarnation
+        self.term = started.term
         self.sync_interval_s = sync_interval_s
         self._path = path
         self._unwritten = bytearray()

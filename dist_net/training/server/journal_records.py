@@ -33,7 +33,7 @@ _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
 _APPLIED = struct.Struct("<BBHQQIIIIQIIff")
-_STARTED = struct.Struct("<B3xQ8sdddIII4x")
+_STARTED = struct.Struct("<B3xQQdddIII4x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _COMPUTING = struct.Struct("<B3xQQ40s")
 _WORKERS_COUNTED = struct.Struct("<B3xQQQ32x")
@@ -57,14 +57,14 @@ class Applied(NamedTuple):
 
 
 class Started(NamedTuple):
-    """The start of a server at ``version``; ``incarnation`` is 16 hexadecimal digits.
+    """The start of a server at ``version``, with which ``term`` begins; see ``next_term``.
 
     ``threads`` is the thread count of each worker on the server's host. The ``CHANGEABLE``
     settings may change when a run is resumed, and they affect the weights.
     """
 
     version: int
-    incarnation: str
+    term: int
     threads: int
     batch_size: int
     epochs: int
@@ -127,9 +127,8 @@ def encode_record(record: JournalRecord) -> bytes:
         numbers = record.version, record.worker_id, staleness, start, stop - start, epoch, *how
         return _with_checksum(_APPLIED.pack(1, bits, record.together, *numbers, rate, momentum))
     if isinstance(record, Started):
-        version, incarnation, *whole, rate, clip_norm, decay = record
-        name = bytes.fromhex(incarnation)
-        return _with_checksum(_STARTED.pack(2, version, name, rate, clip_norm, decay, *whole))
+        version, term, *whole, rate, clip_norm, decay = record
+        return _with_checksum(_STARTED.pack(2, version, term, rate, clip_norm, decay, *whole))
     if isinstance(record, Computing):
         version, kernels, blas = record
         return _with_checksum(_COMPUTING.pack(4, version, kernels, blas.encode()[:40]))
@@ -152,8 +151,8 @@ def decode_record(block: bytes) -> JournalRecord:
             version, worker, LeaseSteps(*lease), base_version, is_packed, together, outer
         )
     if kind == 2:
-        _, version, name, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
-        return Started(version, name.hex(), threads, batch_size, epochs, *limits)
+        _, version, term, *limits, threads, batch_size, epochs = _STARTED.unpack(content)
+        return Started(version, term, threads, batch_size, epochs, *limits)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
     if kind == 4:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,18 +35,32 @@ from dist_net.training.server.journal_records import (
     run_identity,
     sha256_of,
 )
-from dist_net.training.server.ownership import RunOwnership
+from dist_net.training.server.ownership import RunOwnership, next_term
 from dist_net.training.server.protocol import (
     Forget,
     ParameterServer,
     Record,
+    SendCopy,
     SendToPeer,
     ServerCommand,
 )
 from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.standby_copy import PART_BYTES, SentState
+from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.training.server.state import RunState
 from dist_net.vector import Vector
-from dist_net.wire.messages import Join, Message, Push, RecipeOffer, Refuse, Snapshot, Welcome, Work
+from dist_net.wire.messages import (
+    Follow,
+    Followed,
+    Join,
+    Message,
+    Push,
+    RecipeOffer,
+    Refuse,
+    Snapshot,
+    Welcome,
+    Work,
+)
 from dist_net.wire.security import ServerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ServerSocket
@@ -72,6 +87,7 @@ class WorkersSocket(Protocol):
     def receive(self, timeout_s: float) -> Received: ...
     def send(self, node: bytes, message: Message) -> object: ...
     def send_one(self, node: bytes, message: Message) -> bool: ...
+    def key_of(self, node: bytes) -> str: ...
     def answer_failure(self, node: bytes, message: Message) -> None: ...
 
 
@@ -103,15 +119,16 @@ def opened_journal(
     path: Path,
     run: RunState,
     *,
+    term: int | None = None,
     threads: int = 1,
     sync: str = NEVER,
     disk: Disk = HOST_DISK,
-    random: Random = _RANDOM,
     clock: Clock | None = None,
 ) -> Iterator[JournalFile]:
     """Yield the open journal of a new or resumed run, and close it at the end.
 
-    ``threads`` is the thread count of each worker on this host; ``sync``: see
+    ``term``: of the claim on the run directory; None: without one, the first. ``threads`` is the
+    thread count of each worker on this host; ``sync``: see
     ``sync_interval_s``. Records after the checkpoint are removed: their samples are in the pool
     again. A journal that cannot be continued, such as one of another release of dist_net, is
     renamed, and a new one begins; ``run.resume_warnings`` reports both.
@@ -120,7 +137,7 @@ def opened_journal(
     """
     settings, version = run.settings, run.store.version
     changeable = (getattr(settings, name) for name in CHANGEABLE)
-    started = Started(version, random.randbytes(8).hex(), threads, *changeable)
+    started = Started(version, next_term(0) if term is None else term, threads, *changeable)
     identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
     if run.is_resumed and disk.exists(path):
@@ -157,7 +174,8 @@ def opened_journal(
 class ServerFiles(NamedTuple):
     """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
 
-    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``.
+    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``. ``standbys`` holds
+    what a restarted server must know of them; None: nobody may follow.
     """
 
     checkpoint: Path
@@ -165,6 +183,7 @@ class ServerFiles(NamedTuple):
     checkpoint_every_s: float
     keep_checkpoints: int = 1
     sync: str = NEVER
+    standbys: Path | None = None
 
 
 @contextmanager
@@ -177,21 +196,39 @@ def opened_server(
     *,
     resumes: bool = False,
     threads: int = 1,
-    offer: RecipeOffer | None = None,
-    ownership: RunOwnership | None = None,
 ) -> Iterator[tuple[ServerLoop, Sequence[str]]]:
     """Yield the loop of a server in this process, and the addresses for its workers.
 
-    See ``new_run``, ``opened_journal``, ``ServerSocket`` and ``ServerLoop``.
+    See ``ServerSocket`` and ``opened_server_at``.
     """
+    longest = 4 * settings.packing.result_size
+    with (
+        ServerSocket(listen, keys, longest) as socket,
+        opened_server_at(
+            socket, settings, initial_weights, files, resumes=resumes, threads=threads
+        ) as loop,
+    ):
+        yield loop, socket.contact_addresses
+
+
+@contextmanager
+def opened_server_at(
+    socket: ServerSocket,
+    settings: RunSettings,
+    initial_weights: Callable[[], Vector],
+    files: ServerFiles,
+    *,
+    resumes: bool,
+    threads: int,
+    ownership: RunOwnership | None = None,
+    **of_loop: Any,
+) -> Iterator[ServerLoop]:
+    """Yield the loop of a server at this socket; see ``opened_journal`` and ``ServerLoop``."""
     checkpoint = read_resumable_checkpoint(files.checkpoint) if resumes else None
     run = new_run(settings, initial_weights, checkpoint)
-    with (
-        opened_journal(files.journal, run, threads=threads, sync=files.sync) as journal,
-        ServerSocket(listen, keys, 4 * settings.packing.result_size) as socket,
-    ):
-        loop = ServerLoop(run, socket, files, journal, offer=offer, ownership=ownership)
-        yield loop, socket.contact_addresses
+    term = None if ownership is None else ownership.term
+    with opened_journal(files.journal, run, term=term, threads=threads, sync=files.sync) as journal:
+        yield ServerLoop(run, socket, files, journal, ownership=ownership, **of_loop)
 
 
 class ServerLoop:
@@ -199,7 +236,8 @@ class ServerLoop:
 
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
     each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
-    of this host shares with the server.
+    of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
+    ``more_facts`` returns what a standby must know besides the state, as JSON.
     """
 
     def __init__(
@@ -213,6 +251,9 @@ class ServerLoop:
         create_memory: CreateMemory = create_memory,
         offer: RecipeOffer | None = None,
         ownership: RunOwnership | None = None,
+        host: str = "",
+        remembered: Remembered = NOTHING,
+        more_facts: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._run = run
         self._socket = socket
@@ -225,7 +266,10 @@ class ServerLoop:
         self._clock = clock or SystemClock()
         self._disk = disk
         self._create_memory = create_memory
-        self._server = ParameterServer(run, journal.incarnation, offer)
+        self._server = ParameterServer(run, journal.term, offer, host, remembered)
+        self._more_facts = more_facts
+        self._sent_states: dict[str, SentState] = {}  # by the address of the standby
+        self._remembered = remembered
         self._shared: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
@@ -236,6 +280,10 @@ class ServerLoop:
     def version(self) -> int:
         """The version of the weights."""
         return self._run.store.version
+
+    @property
+    def term(self) -> int:
+        return self._server.term
 
     def stop(self, reason: str) -> None:
         """End the run in the next turn of the loop; may be called by a signal handler."""
@@ -365,6 +413,8 @@ class ServerLoop:
                 case Join(shares_memory=True):
                     joining = self._shared_with(message)
                     message = message._replace(shares_memory=joining is not None)
+                case Follow():
+                    message = message._replace(public_key=self._socket.key_of(node))
             self._carry_out(self._server.handle(node, message, self._clock.now()), joining)
         except SupersededError:
             raise
@@ -389,6 +439,8 @@ class ServerLoop:
                     self._socket.send(node, work._replace(state=None))
                 case SendToPeer(node, message):
                     self._socket.send(node, message)
+                case SendCopy(node, follow):
+                    self._send_copy(node, follow)
                 case Record(records):
                     self._record(*records)
                 case Forget(worker_id):
@@ -405,6 +457,31 @@ class ServerLoop:
             # Or it was read, and the thread that is notified has not run since.
             reason = "the snapshot requested before is still being sent: receive it first"
             self._socket.send(node, Refuse(reason, may_rejoin=True))
+
+    def _send_copy(self, node: bytes, follow: Follow) -> None:
+        """Answer a standby. Before, write down that it exists: it may begin another term."""
+        standbys, now = self._server.standbys, self._clock.now()
+        if standbys.remembered != self._remembered and self._files.standbys is not None:
+            self._disk.write(self._files.standbys, json.dumps(standbys.remembered).encode())
+            self._remembered = standbys.remembered
+        journal_at = follow.journal_bytes if follow.term == self._server.term else 0
+        journal = self._disk.read(self._files.journal, journal_at, PART_BYTES)
+        state, start = self._sent_states.get(follow.address), follow.state_bytes
+        facts, part, version = b"", memoryview(b""), 0
+        if state is not None and follow.version == state.version:
+            del self._sent_states[follow.address]  # its arrays are not kept any longer
+        if follow.wants_state and self._journal.error is None:
+            if state is None or start == 0 or follow.state_version != state.version:
+                start, journal_bytes = 0, self._disk.size(self._files.journal)
+                state = SentState(self._run, journal_bytes, self._more_facts())
+                self._sent_states[follow.address] = state
+                standbys.begins(follow, state.version, now)
+                facts = state.facts
+            part, version = state.part(start), state.version
+        others = json.dumps(standbys.remembered)
+        run = self._server.term, follow.sent_s, self.version, standbys.host, others, standbys.text
+        parts = journal, facts, part
+        self._socket.send(node, Followed(*run, journal_at, version, start, parts))
 
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""

@@ -1,5 +1,6 @@
 """The workers of a run and their heartbeats. Pure; time is passed in."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,30 @@ RETURN_S = 60.0
 
 PATIENCE_FACTOR = 3
 """A worker that returned may be silent for so many times as long before it is overdue again."""
+
+
+CLOCK_MARGIN = 0.9
+"""The share of a promise that the server relies on: the clocks of hosts differ in speed."""
+
+
+@dataclass(slots=True)
+class Promise:
+    """A peer's promise to stay with this server for a while after it heard it last.
+
+    ``heard_s`` is on the peer's clock; ``offset_s`` is the difference of the clocks and the
+    shortest time of a message on its way.
+    """
+
+    heard_s: float = -math.inf
+    offset_s: float = math.inf
+
+    def renew(self, sent_s: float, heard_s: float, now: float) -> None:
+        """Take in a message of ``sent_s``, by a peer that heard this server at ``heard_s``."""
+        self.offset_s = min(self.offset_s, now - sent_s)
+        self.heard_s = max(self.heard_s, min(heard_s, sent_s))
+
+    def holds(self, lasts_s: float, now: float) -> bool:
+        return now < self.heard_s + self.offset_s + CLOCK_MARGIN * lasts_s
 
 
 @dataclass(slots=True)
@@ -58,6 +83,11 @@ class Member:
     lease_times: LeaseTimes = field(default_factory=LeaseTimes)
     batch_size: int = 0
     speed: RecentSpeed = field(default_factory=RecentSpeed)
+    promise: Promise = field(default_factory=Promise)
+
+    @property
+    def host(self) -> str:
+        return self.equipment.host
 
     @property
     def round_trip_s(self) -> float:

@@ -1,5 +1,7 @@
 """The owner of a run directory: the server that was started last, on any host. One small file.
 
+Each start of a server begins a *term*. Terms only grow, on whatever host they begin.
+
 A lock cannot ensure this: on a network file system, a disconnected host loses its locks without
 noticing. Therefore each server writes its claim to a file, and reads the file again before it
 writes to the run directory, but at most ten times a second: see ``ServerLoop``.
@@ -9,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from pathlib import Path
+from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
 from dist_net.files import HOST_DISK, Disk
@@ -21,19 +23,43 @@ NOTICED_WITHIN_S = 0.5
 """A running server reads the claim several times a second, and so notices a newer one."""
 
 
+_LATER_BITS = 32
+_RANDOM = SystemRandom()
+
+
+def next_term(term: int, random: Random = _RANDOM) -> int:
+    """Return a term after ``term`` that no other server draws: 31 bits count, 32 are random."""
+    return (((term >> _LATER_BITS) + 1) << _LATER_BITS) | random.getrandbits(_LATER_BITS)
+
+
+def term_number(term: int) -> int:
+    """Return the number of a term, for people: 1 for the first."""
+    return term >> _LATER_BITS
+
+
 class RunOwnership:
-    """Claim a run directory for a server on ``host``, in the file ``path``.
+    """Claim a run directory for a server on ``host``, in the file ``path``, with a new ``term``.
+
+    The term follows that of the last claim, and ``after``.
 
     If ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
     reading the directory. If the claim cannot be written, such as on a full disk, log a warning
     and check nothing.
     """
 
-    def __init__(self, path: Path, host: str, disk: Disk = HOST_DISK) -> None:
+    def __init__(
+        self,
+        path: Path,
+        host: str,
+        disk: Disk = HOST_DISK,
+        after: int = 0,
+        random: Random = _RANDOM,
+    ) -> None:
         self._path = path
         self._disk = disk
-        self._own = f"{secrets.token_hex(8)} process {os.getpid()} on {host}"
         former = self._last_claim()
+        self.term = next_term(max(after, _term_in(former)), random)
+        self._own = f"{self.term:016x} process {os.getpid()} on {host}"
         try:
             disk.write(path, self._own.encode())
         except OSError as error:
@@ -57,3 +83,11 @@ class RunOwnership:
                 f"({last.partition(' ')[2]}), so this one ends. To continue here instead, stop "
                 f"the other server, then resume the run"
             )
+
+
+def _term_in(claim: str) -> int:
+    """Return the term of a claim; 0 if it has none."""
+    try:
+        return int(claim.partition(" ")[0], 16) & (2**63 - 1)
+    except ValueError:
+        return 0

@@ -6,12 +6,14 @@
     Push               collected or applied; Work, or it waits | Stop    Refuse
     Heartbeat          Alive | Stop                Refuse
     Leave              not a member any more       (nothing)
+    Follow             from a standby: what it lacks | Stop | Refuse
     StatusRequest, SnapshotRequest, RecipeRequest, Shutdown: answered at once
 
 A member *waits* while everything is leased and none of it may be shared: until a round is applied,
 a lease returns to the pool, or the run ends. Requests are processed once, in the order of their
 numbers. A silent member is lost until it is heard again: other members may compute its lease too,
-and the first result counts.
+and the first result counts. Without a majority of the run's hosts, the server neither grants leases
+nor takes in results: see ``Standbys``.
 
 ``RunState`` holds the run's state; this module decides which change a message causes, and the
 answer.
@@ -23,13 +25,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from dist_net.errors import SupersededError
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Computing, JournalRecord
 from dist_net.training.server.members import Member
+from dist_net.training.server.ownership import term_number
 from dist_net.training.server.run_report import run_report
+from dist_net.training.server.standbys import NOTHING, Remembered, Standbys
 from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
 from dist_net.wire.messages import (
     Alive,
+    Follow,
     Heartbeat,
     Join,
     Leave,
@@ -48,6 +54,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.standbys import MAX_STANDBYS
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +70,13 @@ class SendToPeer(NamedTuple):
     message: Message
 
 
+class SendCopy(NamedTuple):
+    """Send a standby what it lacks of the journal and, if it wants one, of a state."""
+
+    node: bytes
+    follow: Follow
+
+
 class Forget(NamedTuple):
     """The worker is gone: release its resources, such as its shared memory."""
 
@@ -75,23 +89,30 @@ class Record(NamedTuple):
     records: Sequence[JournalRecord]
 
 
-ServerCommand = SendToPeer | Forget | Record
+ServerCommand = SendToPeer | SendCopy | Forget | Record
 
 
 class ParameterServer:
     """A run's server. Times are seconds on one monotonic clock.
 
-    ``incarnation`` identifies this start of the server. ``offer`` is sent to hosts that request the
+    ``term``, of this start of the server, is above any before. ``host`` and ``remembered``: see
+    ``Standbys``. ``offer`` is sent to hosts that request the
     recipe. ``journal_lag`` is the lag of the disk behind the journal when last checked.
     It ``diverges`` if nothing more can be learnt from its state.
     """
 
     def __init__(
-        self, run: RunState, incarnation: str = "", offer: RecipeOffer | None = None
+        self,
+        run: RunState,
+        term: int = 0,
+        offer: RecipeOffer | None = None,
+        host: str = "",
+        remembered: Remembered = NOTHING,
     ) -> None:
         self.run = run
+        self.term = term
+        self.standbys = Standbys(run.members, run.settings, host, remembered)
         self._offer = offer
-        self._incarnation = incarnation
         self.stop_reason: str | None = None
         self.is_suspended = False
         self.diverges = False
@@ -127,6 +148,8 @@ class ParameterServer:
                 commands = self._join(node, message, now)
             case Leave():
                 commands = self._leave(message, now)
+            case Follow():
+                commands = self._follow(node, message, now)
             case StatusRequest():
                 commands = [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
@@ -174,11 +197,12 @@ class ParameterServer:
         Handle all received messages first: one may be a heartbeat.
         """
         run, commands = self.run, []
+        self.standbys.tick(now)
         for member in run.members.overdue(now):
             if member.worker_id not in run.members.silent:
                 self._lost(member, f"silent for {now - member.heard_s:.1f} s", now)
                 run.silence(member)
-            elif run.ledger.lease_of(member.worker_id) is None:
+            elif run.ledger.lease_of(member.worker_id) is None and self.standbys.hold(now):
                 commands.append(self._remove(member))
         return [*commands, *self._answer_waiting(now)]
 
@@ -200,11 +224,12 @@ class ParameterServer:
             run.metrics.kernels[f"{kernels:x}"] = blas
             commands.append(Record([Computing(run.store.version, kernels, blas)]))
         member = run.members.join(node, join, now)
+        self.standbys.hears(member.host, now)
         run.metrics.workers_restarted += member.starts > 1 and not formers
         self._event("back" if formers else "joined", member, now)
         welcome = Welcome(
             member.worker_id,
-            self._incarnation,
+            self.term,
             settings.step_settings,
             settings.heartbeat_interval_s,
             settings.heartbeat_timeout_s,
@@ -223,6 +248,8 @@ class ParameterServer:
         if request.request_id != member.received_id + 1:  # repeated, or premature
             metrics.duplicates_dropped += request.request_id <= member.received_id
             return []
+        if isinstance(request, Push) and not self.standbys.may_apply(member, now):
+            return []  # the worker repeats it until this server has a majority, or another has
         member.received_id, member.node = request.request_id, node
         member.progress_s = now
         if isinstance(request, Push):
@@ -324,6 +351,8 @@ class ParameterServer:
         run = self.run
         if (stop := self._stop()) is not None or self.is_suspended:
             return stop
+        if not self.standbys.hold(now):
+            return None
         lease = run.grant(member, now)
         if lease is None:
             return None
@@ -352,15 +381,35 @@ class ParameterServer:
         member = self._heard(heartbeat, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
-        return self._stop() or Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+        member.promise.renew(heartbeat.sent_s, heartbeat.heard_s, now)
+        numbers = member.received_id, member.answered_id
+        return self._stop() or Alive(heartbeat.sent_s, *numbers, self.standbys.text)
+
+    def _follow(self, node: bytes, follow: Follow, now: float) -> list[ServerCommand]:
+        if follow.term > self.term:
+            raise SupersededError(
+                f"the run goes on at {follow.address}, on {follow.host}: this standby took over "
+                f"while the server here was silent, or without a majority of the hosts. What was "
+                f"applied here since then is done again there; this directory is kept as it is"
+            )
+        if (stop := self._stop()) is not None:
+            return [SendToPeer(node, stop)]
+        if self.is_suspended:
+            return []
+        if not self.standbys.follows(follow, now):
+            many = f"the run has {MAX_STANDBYS} standbys, the maximum: join with workers only"
+            return [SendToPeer(node, Refuse(many, may_rejoin=False))]
+        return [] if follow.leaves else [SendCopy(node, follow)]
 
     def _heard(self, message: Pull | Push | Heartbeat | Leave, now: float) -> Member | None:
         """Return the member that sent the message; a silent one is back."""
         members = self.run.members
         was_silent = message.worker_id in members.silent
         member = members.heard(message.worker_id, message.identity, now)
-        if member is not None and was_silent:
-            self._event("back", member, now)
+        if member is not None:
+            self.standbys.hears(member.host, now)
+            if was_silent:
+                self._event("back", member, now)
         return member
 
     def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
@@ -368,6 +417,7 @@ class ParameterServer:
         if member is None:
             return []
         removed = self._remove(member)
+        self.standbys.leaves(member.host)
         self._event("left", member, now)
         return [removed]
 
@@ -423,9 +473,14 @@ class ParameterServer:
         return Forget(member.worker_id)
 
     def _status(self, first_record: int, now: float) -> StatusReport:
+        samples = self.run.ledger.applied_samples
         report = {
             "state": self.state,
-            "incarnation": self._incarnation,
+            "term": self.term,
+            "term_number": term_number(self.term),
+            "standby_list": self.standbys.text,
+            "standbys": self.standbys.report(self.run.store.version, samples, now),
+            "majority_warning": self.standbys.warning(now),
             "recipe": self.run.settings.recipe,
             "consistency": str(self.run.settings.consistency),
             "checkpoint_version": self.checkpoint_version,

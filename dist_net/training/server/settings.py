@@ -25,6 +25,10 @@ from dist_net.wire.lease_steps import minibatches_in
 from dist_net.wire.messages import Join, StepSettings
 from dist_net.wire.packing import StatePacking
 
+TAKEOVER_AFTER_S = 5.0
+MINORITY = WAITS, CONTINUES = "pause", "continue"
+"""What a server does without a majority of the run's hosts; see ``Standbys``."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -35,7 +39,8 @@ class RunSettings:
     None: as many as accuracy permits and the link needs. ``learning_rate`` is multiplied by
     ``schedule`` at each step. A worker that is silent for ``heartbeat_timeout_s`` is lost, and
     other workers take over its lease. Without ``has_classes``, no accuracy is reported.
-    ``clip_norm`` and ``average_decay``: see ``UpdateRule``.
+    ``clip_norm`` and ``average_decay``: see ``UpdateRule``. A standby takes over after
+    ``takeover_after_s`` of silence; ``minority``: see ``dist_net.training.server.standbys``.
     """
 
     recipe: str
@@ -57,6 +62,8 @@ class RunSettings:
     average_decay: float = 0.0
     consistency: Consistency = Consistency.ROUNDS
     local_steps: int | None = None
+    takeover_after_s: float = TAKEOVER_AFTER_S
+    minority: str = WAITS
 
     def __post_init__(self) -> None:
         use_plain_numbers(self)
@@ -80,6 +87,10 @@ class RunSettings:
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
             2 * self.heartbeat_interval_s < self.heartbeat_timeout_s < math.inf,
         )
+        self._require(
+            "takeover_after_s", "at least 1 second", 1 <= self.takeover_after_s < math.inf
+        )
+        self._require("minority", " or ".join(MINORITY), self.minority in MINORITY)
         self._require(
             "layout",
             "at least one parameter; unique names that do not begin with 'optimizer/'",

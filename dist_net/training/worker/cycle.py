@@ -10,12 +10,14 @@
     any          the server is silent          JOINING       reconnect, send Join
     REQUESTING   Alive: request not received   REQUESTING    send it again
     REQUESTING   Alive: request answered       REQUESTING    send Pull: the answer was lost
+    JOINING      Welcome of an earlier term    JOINING       send Leave, reconnect, send Join
 
 One request at a time is unanswered. Requests are numbered, so that a heartbeat's answer shows
 whether a request or its answer was lost with a connection.
 
-If the server is silent, the worker drops its lease and tries to join again over fresh connections
-until the server, or a restarted server, admits it. Times are seconds on one monotonic clock.
+If the server is silent, the worker drops its lease and tries to join again over fresh connections,
+by turns at the addresses of the standbys and of the server, until one of them admits it. It never
+returns to an earlier term. Times are seconds on one monotonic clock.
 """
 
 import logging
@@ -38,6 +40,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.standbys import PATIENCE, ServerRoute, Standby
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +57,6 @@ REJOIN_TIMEOUT_S = 300.0
 SLOWEST_BYTES_PER_S = 16_000.0
 """The assumed speed of a network before the first transfer."""
 
-# A busy server answers late, and all its workers would leave at once. Therefore the worker waits
-# for a multiple of the server's own timeout.
-PATIENCE = 3
-
 MAX_WAIT_S = 0.2
 """The longest wait for a message; then the worker checks whether it should stop."""
 
@@ -69,7 +68,12 @@ class SendToServer(NamedTuple):
 
 
 class Reconnect(NamedTuple):
-    """Drop the connection with all messages in flight, connect again, and stop the heartbeats."""
+    """Drop the connection with all messages in flight, and stop the heartbeats; then connect again.
+
+    ``standby``: where the server may be; None: at the address that the worker was started with.
+    """
+
+    standby: Standby | None
 
 
 class Receive(NamedTuple):
@@ -145,6 +149,8 @@ class WorkerCycle:
         self._work: Work | None = None
         self._began_s = 0.0
         self._heard_s = -math.inf
+        self._term = 0
+        self._route = ServerRoute()
         self._answer_bytes = 0  # the arrays of the last Work
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
@@ -200,6 +206,11 @@ class WorkerCycle:
         )
 
     def _welcomed(self, welcome: Welcome, now: float) -> list[WorkerCommand]:
+        if welcome.term < self._term:
+            leave = SendToServer(Leave(welcome.worker_id, self._join.identity))
+            self._route.turn()
+            return [leave, *self._rejoin("another server has gone on with its run", now)]
+        self._term = welcome.term
         if not self._was_in:
             self._was_in = True
             self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
@@ -227,7 +238,10 @@ class WorkerCycle:
         self._left_s -= self._answer_timeout_s
         self._try_s = min(2 * self._try_s, MAX_TRY_S)
         self._worker_id = 0
-        return [self._ask(self._join._replace(request_id=self._next_request_id()), now)]
+        join = self._join._replace(request_id=self._next_request_id())
+        if self._route.current is not None:
+            join = join._replace(shares_memory=False)  # a standby is on another host
+        return [self._ask(join, now)]
 
     def computed(
         self, loss_sum: float, correct: int, state: Vector | None, now: float
@@ -255,8 +269,10 @@ class WorkerCycle:
                 return self._refused(answer, now)
             case Stop():
                 return self.leave(answer.reason, answer.finished)
-            case Alive() if self.phase is Phase.REQUESTING:
-                return self._look_for_losses(answer, sent_s, now)
+            case Alive():
+                self._route.learn(answer.standbys)
+                if self.phase is Phase.REQUESTING:
+                    return self._look_for_losses(answer, sent_s, now)
         return []
 
     def _look_for_losses(self, alive: Alive, sent_s: float, now: float) -> list[WorkerCommand]:
@@ -287,6 +303,8 @@ class WorkerCycle:
         Raise ``ServerLostError`` after the rejoin timeout.
         """
         if now >= self.overdue_at_s:
+            if self._route.turn():
+                self._try_s = FIRST_TRY_S
             return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
         return []
 
@@ -309,7 +327,7 @@ class WorkerCycle:
                 reason,
                 self._left_s,
             )
-        return [Reconnect(), *self._try_to_join(now)]
+        return [Reconnect(self._route.current), *self._try_to_join(now)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, by the server's command or the worker's decision."""

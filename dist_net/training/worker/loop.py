@@ -45,7 +45,8 @@ from dist_net.wire.messages import (
 from dist_net.wire.packing import StatePacking
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, SharedVectors, available
-from dist_net.wire.transport import ClientSocket
+from dist_net.wire.standbys import Standby
+from dist_net.wire.transport import ClientSocket, ServerAccess, access_to
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Environment(Protocol):
     def clock(self) -> Clock: ...
     @property
     def random(self) -> Random: ...
-    def connect(self) -> ServerConnection: ...
+    def connect(self, standby: Standby | None = None) -> ServerConnection: ...
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
 
@@ -96,22 +97,20 @@ class ProcessEnvironment:
     """The environment of a real process; its server is at ``address``."""
 
     def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
-        self._address = address
-        self._keys = keys
+        self._given = self._server = ServerAccess(address, keys)
         self._hang_ups_s = SETTLED_S
         self.shares_memory = shares_memory and available()
         self.clock: Clock = SystemClock()
         self.random: Random = SystemRandom()
 
-    def connect(self) -> ServerConnection:
+    def connect(self, standby: Standby | None = None) -> ServerConnection:
         """Connect; only the first time, hang-ups mean other keys: later, a proxy without server."""
         hang_ups_s, self._hang_ups_s = self._hang_ups_s, math.inf
-        return ClientSocket(self._address, self._keys, hang_ups_s=hang_ups_s)
+        self._server = access_to(standby, self._given)
+        return ClientSocket(*self._server, hang_ups_s=hang_ups_s)
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats:
-        sender = HeartbeatSender(
-            self._address, self._keys, worker_id, interval_s, self.clock, identity
-        )
+        sender = HeartbeatSender(*self._server, worker_id, interval_s, self.clock, identity)
         sender.start()
         return sender
 
@@ -217,8 +216,8 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
                         commands.extend((yield from self._compute(command)))
                     case SendToServer(message):
                         self._socket.send(message)
-                    case Reconnect():
-                        self._reconnect()
+                    case Reconnect(standby):
+                        self._reconnect(standby)
                     case Begin(welcome):
                         self._begin(welcome)
                     case Ended():
@@ -266,10 +265,10 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         except ServerLostError as error:
             raise self._socket.no_answer(self._join_timeout_s) from error
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, standby: Standby | None) -> None:
         self._end_membership()
         self._socket.abandon()
-        self._socket = self._around.connect()
+        self._socket = self._around.connect(standby)
 
     def _begin(self, welcome: Welcome) -> None:
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
@@ -280,9 +279,9 @@ class WorkerLoop(AbstractContextManager["WorkerLoop"]):
         if welcome.segment is not None:
             self._shared = self._around.attach(welcome.segment, local.rule.state_size)
         logger.info(
-            "joined worker=%d incarnation=%s shared_memory=%s",
+            "joined worker=%d term=%x shared_memory=%s",
             welcome.worker_id,
-            welcome.incarnation,
+            welcome.term,
             self._shared is not None,
         )
 

@@ -1,0 +1,171 @@
+"""A standby's copy of a run: the bytes that the server sends, and the files made of them.
+
+The journal travels as it is appended. A whole state, of one version, travels in parts beside it,
+and is written once the journal is there up to that version: the files are then those of a run that
+can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.checkpoint import MALFORMED, METADATA_FIELDS, Checkpoint, write_checkpoint
+from dist_net.errors import FileWriteError, ProtocolError
+from dist_net.files import HOST_DISK, Disk, replacing
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import RunState
+from dist_net.training.server.state_versions import OUTER_MOMENTUM
+from dist_net.wire.messages import Followed
+
+PART_BYTES = 1 << 17
+"""Of the journal, and of the state, in a message: one that took seconds would look like silence."""
+
+
+class SentState:
+    """A state on its way to a standby; its arrays never change. ``facts``: JSON, sent first."""
+
+    def __init__(self, run: RunState, journal_bytes: int, more_facts: dict[str, Any]) -> None:
+        checkpoint = run.checkpoint()
+        self.version = checkpoint.version
+        facts = {name: getattr(checkpoint, name) for name in METADATA_FIELDS}
+        facts["journal_bytes"] = journal_bytes
+        facts["samples"] = run.ledger.applied_samples
+        self.facts = json.dumps(facts | more_facts).encode()
+        vectors = run.store.state, run.store.outer_momentum
+        self._contents = [vector.data.cast("B") for vector in vectors]
+
+    def part(self, start: int) -> memoryview:
+        """Return the bytes of the next part, from ``start`` on."""
+        first, second = self._contents
+        content, at = (first, start) if start < len(first) else (second, start - len(first))
+        return content[at : at + PART_BYTES]
+
+
+class RunCopy:
+    """The copy in the files ``checkpoint`` and ``journal``, up to ``version``.
+
+    ``journal_bytes`` of the journal of ``term`` have arrived, and ``state_bytes`` of the next
+    state, ``state_version``.
+    """
+
+    def __init__(
+        self, settings: RunSettings, checkpoint: Path, journal: Path, disk: Disk = HOST_DISK
+    ) -> None:
+        self._rule = settings.start_rule()
+        self._checkpoint = checkpoint
+        self._journal = journal
+        self._disk = disk
+        self.term = 0
+        self.version = 0
+        self.samples = 0
+        self.is_whole = False
+        """Whether a run can be resumed from it."""
+        self._written_bytes = 0
+        self._unwritten = bytearray()
+        self._begin(0)
+
+    @property
+    def journal_bytes(self) -> int:
+        return self._written_bytes + len(self._unwritten)
+
+    @property
+    def state_bytes(self) -> int:
+        return len(self._state)
+
+    def _begin(self, version: int) -> None:
+        """Forget the parts of a state."""
+        self.state_version = version
+        self._state = bytearray()
+        self._facts: dict[str, Any] = {}
+
+    def take_in(self, followed: Followed) -> dict[str, Any] | None:
+        """Take in the server's answer; return the facts of a state once it is written.
+
+        Ignore parts that do not follow those that are here: messages may be repeated. Raise
+        ``ProtocolError`` for parts that belong to no run of these settings.
+        """
+        if followed.term != self.term:
+            self.term, self._written_bytes = followed.term, 0
+            self._unwritten.clear()
+            self._begin(0)
+        if len(followed.parts) != 3:
+            raise ProtocolError(f"a copy arrived in {len(followed.parts)} parts; expected 3")
+        journal, facts, state = map(bytes, followed.parts)
+        if followed.journal_at == self.journal_bytes:
+            self._unwritten += journal
+        if followed.state_at == 0 and facts:
+            self._begin(followed.state_version)
+            self._facts = self._checked(facts)
+        if self._facts and (followed.state_version, followed.state_at) == (
+            self.state_version,
+            self.state_bytes,
+        ):
+            self._state += state
+        whole_bytes = 4 * (self._rule.state_size + self._rule.trained_size)
+        if not self._facts or self.state_bytes < whole_bytes:
+            return None
+        if self.journal_bytes < self._facts["journal_bytes"]:
+            return None
+        try:
+            self._write()
+        finally:
+            facts_of_state = self._facts
+            self._begin(0)
+        return facts_of_state
+
+    def _checked(self, text: bytes) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = json.loads(text)
+            for name, kind in METADATA_FIELDS.items() | {("journal_bytes", int), ("samples", int)}:
+                if type(facts[name]) is not kind:
+                    raise TypeError(name)
+        except MALFORMED as error:
+            raise ProtocolError(f"a state arrived with the facts {text[:80]!r}") from error
+        return facts
+
+    def _write(self) -> None:
+        """Write the journal, then the checkpoint, which must never be ahead of it."""
+        rule, facts = self._rule, self._facts
+        vectors = np.frombuffer(self._state, "<f4")
+        if len(vectors) != rule.state_size + rule.trained_size:
+            raise ProtocolError(f"a state of {len(vectors)} numbers arrived")
+        state, momentum = vectors[: rule.state_size], vectors[rule.state_size :]
+        self._write_journal()
+        known = {name: facts[name] for name in METADATA_FIELDS}
+        layout = tuple((name, tuple(shape)) for name, shape in known.pop("layout"))
+        parts = rule.parts(state) | {OUTER_MOMENTUM: momentum}
+        weights = state[: rule.size]
+        checkpoint = Checkpoint(**known, layout=layout, weights=weights, optimizer_state=parts)
+        write_checkpoint(self._checkpoint, checkpoint, self._disk)
+        self.version, self.samples, self.is_whole = facts["version"], facts["samples"], True
+
+    def finish(self) -> None:
+        """Write the rest of the journal: what is in it is done again, which the run reports."""
+        if self._written_bytes:  # else the files are of an earlier term
+            self._write_journal()
+
+    def _write_journal(self) -> None:
+        """Write what has arrived of the journal; raise ``FileWriteError``."""
+        try:
+            if self._written_bytes:
+                file = self._disk.append_to(self._journal, self._written_bytes)
+                try:
+                    if file.write(self._unwritten) < len(self._unwritten):
+                        raise OSError(0, "there is too little space")
+                    file.sync()
+                finally:
+                    file.close()
+            else:
+                with replacing(self._journal, self._disk) as partial:
+                    self._disk.write(partial, bytes(self._unwritten))
+        except OSError as error:
+            raise FileWriteError(
+                f"the copy of the journal, {self._journal}, cannot be written: {error.strerror}; "
+                f"expected a writable directory on a disk with free space"
+            ) from error
+        self._written_bytes += len(self._unwritten)
+        self._unwritten.clear()

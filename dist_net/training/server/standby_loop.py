@@ -1,0 +1,264 @@
+"""A standby's process: it keeps a copy of a run, and serves the run once its server is lost.
+
+``docs/decisions/0027-terms.md`` describes when.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, closing
+from typing import Any, Protocol
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import (
+    DistNetError,
+    FileWriteError,
+    InterruptedRunError,
+    JoinRefusedError,
+    NoAnswerError,
+    SupersededError,
+)
+from dist_net.training.server.loop import Received, ServerLoop, WorkersSocket
+from dist_net.training.server.standby_copy import RunCopy
+from dist_net.training.server.standbys import Remembered
+from dist_net.training.server.succession import Succession
+from dist_net.wire.messages import Follow, Followed, Join, Message, Refuse, StatusRequest, Stop
+from dist_net.wire.standbys import ServerRoute, Standby
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_EVERY_S = 0.1
+COPYING_S = 0.005
+"""The shortest wait while a state is on its way."""
+
+STATE_EVERY_S = 0.5
+LINK_SHARE = 5
+"""A copy takes at most a fifth of the link: after each part, the standby waits for four times as
+long as the part took."""
+
+ANSWER_WITHIN_S = 1.5
+"""After this time a request is repeated, at the next place where the server may be."""
+
+MAX_VISITORS = 4096
+
+
+class ServerConnection(Protocol):
+    """A standby's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
+
+    def send(self, message: Message) -> None: ...
+    def receive(self, timeout_s: float) -> Message | None: ...
+    def abandon(self) -> None: ...
+
+
+Connect = Callable[[Standby | None], ServerConnection]
+"""Connect to another standby; None: to the server that was passed to the standby."""
+
+OpenServer = Callable[[int, Remembered], AbstractContextManager[ServerLoop]]
+"""Return the server that resumes the run from the copy, in a term after this one."""
+
+
+class StandbyLoop:
+    """Follow a run until it is over, or until this standby has served it to its end.
+
+    ``socket``, at ``address``, is borrowed. ``takes`` is called with the facts of each state that
+    is on the disk. ``turns`` is the loop as a generator, as ``ServerLoop`` has one.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        socket: WorkersSocket,
+        copy: RunCopy,
+        host: str,
+        address: str,
+        takeover_after_s: float,
+        open_server: OpenServer,
+        takes: Callable[[dict[str, Any]], None] = lambda _: None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._connect = connect
+        self._socket = socket
+        self._copy = copy
+        self._host = host
+        self._address = address
+        self._open_server = open_server
+        self._takes = takes
+        self._clock = clock or SystemClock()
+        self._succession = Succession(host, address, takeover_after_s)
+        self._route = ServerRoute(address)
+        self._upstream = connect(None)
+        self._visitors: dict[bytes, Message] = {}
+        self._asked_s = -math.inf
+        self._turned_s = self._clock.now()
+        self._next_request_s = self._next_state_s = 0.0
+        self._is_answered = True
+        self._stop_requested: str | None = None
+        self._loop: ServerLoop | None = None
+
+    def stop(self, reason: str) -> None:
+        """Leave the run, or end it if this process serves it; may be called by a signal handler."""
+        self._stop_requested = reason
+        if self._loop is not None:
+            self._loop.stop(reason)
+
+    def close(self) -> None:
+        self._upstream.abandon()
+
+    def serve(self, writer: Executor, ready: Callable[[], None]) -> None:
+        """Follow, then serve; see ``turns``."""
+        turns, received = self.turns(writer, ready), None
+        try:
+            while True:
+                received = self._socket.receive(turns.send(received))
+        except StopIteration:
+            return
+
+    def turns(
+        self, writer: Executor, ready: Callable[[], None] = lambda: None
+    ) -> Generator[float, Received, None]:
+        """Yield the timeout of each wait in seconds, to be sent the received message or None.
+
+        Call ``ready`` once this process serves the run. Return when every epoch is done. Raise
+        ``InterruptedRunError`` if the run, or this standby, ends before that,
+        ``JoinRefusedError`` if the server refuses the standby, and as ``ServerLoop.turns`` does.
+        """
+        if (yield from self._follow()):
+            return
+        try:
+            self._copy.finish()
+        except FileWriteError as error:
+            logger.error("journal_not_copied error=%s", error)
+        with (
+            self._open_server(self._copy.term, self._succession.remembered) as loop,
+            closing(loop.turns(writer, ready)) as turns,
+        ):
+            self._loop, received = loop, None
+            if self._stop_requested is not None:
+                loop.stop(self._stop_requested)
+            visitors = deque(self._visitors.items())
+            while True:
+                try:
+                    timeout_s = turns.send(received)
+                except StopIteration:
+                    return
+                self._tell_former(loop.term)
+                received = visitors.popleft() if visitors else (yield timeout_s)
+
+    def _follow(self) -> Generator[float, Received, bool]:
+        """Keep the copy up to date. Return True if the run is over, False to serve it."""
+        while True:
+            received = yield self._pause_s()
+            now = self._clock.now()
+            if received is not None:
+                self._visited(*received, now)
+            if self._stop_requested is not None:
+                self._send(now, leaves=True)
+                raise InterruptedRunError(self._stop_requested)
+            while (answer := self._upstream.receive(0.0)) is not None:
+                if self._answered(answer, self._clock.now()):
+                    return True
+            if self._copy.is_whole and self._succession.is_due(
+                self._copy.term, self._copy.version, now
+            ):
+                logger.warning("server_lost silent_s=%.1f", self._succession.silent_s(now))
+                return False
+            if now >= self._next_request_s:
+                self._request(now)
+
+    def _pause_s(self) -> float:
+        is_copying = self._is_answered and self._clock.now() >= self._next_state_s
+        return COPYING_S if is_copying or not self._is_answered else FOLLOW_EVERY_S / 2
+
+    def _request(self, now: float) -> None:
+        """Send a request; to the next place if the server has been silent for long."""
+        silent_s = min(self._succession.silent_s(now), now - self._turned_s)
+        if silent_s > ANSWER_WITHIN_S:
+            self._turn(now)
+        self._send(now)
+        self._asked_s, self._is_answered = now, False
+        self._next_request_s = now + ANSWER_WITHIN_S / 2
+
+    def _turn(self, now: float) -> None:
+        """Connect to the next place where the server may be, or again to the only one."""
+        self._route.turn()
+        self._upstream.abandon()
+        self._upstream = self._connect(self._route.current)
+        self._turned_s = now
+
+    def _send(self, now: float, *, leaves: bool = False, serves: bool = False) -> None:
+        copy, heard_s = self._copy, self._succession.heard_s
+        wants_state = now >= self._next_state_s and not serves
+        has = copy.term, copy.journal_bytes, copy.version, copy.samples
+        try:
+            who = self._host, self._address
+            lacks = copy.state_version, copy.state_bytes
+            times = now, now if heard_s is None else heard_s
+            self._upstream.send(Follow(*who, *has, wants_state, *lacks, *times, leaves, serves))
+        except NoAnswerError as error:
+            logger.info("not_sent reason=%s", error)
+
+    def _answered(self, answer: Message, now: float) -> bool:
+        """Take in a message of the server; return True if every epoch is done."""
+        match answer:
+            case Followed(term=term) if term >= self._copy.term:
+                self._take_in(answer, now)
+            case Stop(reason, finished):
+                if not finished:
+                    raise InterruptedRunError(f"the run was ended: {reason}")
+                return True
+            case Refuse(reason, may_rejoin=False):
+                raise JoinRefusedError(f"the parameter server refused this standby: {reason}")
+        return False
+
+    def _take_in(self, followed: Followed, now: float) -> None:
+        self._is_answered = True
+        self._route.learn(followed.standbys)
+        self._succession.hears(followed, now)
+        took_s = now - self._asked_s
+        try:
+            facts = self._copy.take_in(followed)
+            if facts is not None:
+                self._takes(facts)
+                self._next_state_s = now + STATE_EVERY_S
+        except DistNetError as error:  # such as a full disk
+            logger.error("not_copied error=%s", error)
+            self._next_state_s = now + STATE_EVERY_S
+            return
+        is_copying = self._copy.state_bytes > 0
+        pause_s = (LINK_SHARE - 1) * took_s if is_copying else FOLLOW_EVERY_S
+        self._next_request_s = now + pause_s
+
+    def _visited(self, node: bytes, message: Message, now: float) -> None:
+        """Note who asks here for the server; a worker's request is answered once it is here."""
+        match message:
+            case Join(equipment=equipment):
+                self._succession.visits(equipment.host, now)
+                if len(self._visitors) < MAX_VISITORS:
+                    self._visitors[node] = message
+            case Follow(serves=False):
+                self._succession.follows(message, now)
+            case StatusRequest():
+                why = "this is a standby, and the server is elsewhere"
+                self._socket.send(node, Refuse(why, may_rejoin=True))
+
+    def _tell_former(self, term: int) -> None:
+        """Notify the former server, should it return, that the run goes on here.
+
+        Raise ``SupersededError`` if a server has begun a later term.
+        """
+        now = self._clock.now()
+        if now >= self._next_request_s:
+            self._next_request_s = now + ANSWER_WITHIN_S
+            self._copy.term = term
+            self._turn(now)
+            self._send(now, serves=True)
+        match self._upstream.receive(0.0):
+            case Followed(term=later) if later > term:
+                raise SupersededError(
+                    "another server goes on with the run, in a later term: this host serves it no "
+                    "more, and keeps its directory as it is"
+                )

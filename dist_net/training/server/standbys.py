@@ -1,0 +1,210 @@
+"""The standbys that follow a run, and the hosts without which its server must not go on. Pure.
+
+A standby may begin the next term if it has not heard the server for ``takeover_after_s``, and a
+majority of the run's hosts has not either. Everyone who stays in touch with the server promises to
+do so for some time after the newest message of the server; the server applies results only while a
+majority of hosts is bound by a promise. The two majorities share a host, so two servers of a run do
+not apply results at the same time. ``docs/decisions/0027-terms.md`` states the rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dist_net.errors import ProtocolError
+from dist_net.json_records import record_from_json
+from dist_net.training.server.members import Member, Membership, Promise
+from dist_net.training.server.settings import CONTINUES, RunSettings
+from dist_net.wire.messages import Follow
+from dist_net.wire.standbys import MAX_STANDBYS, PATIENCE, Standby, standbys_text
+
+FORGOTTEN_AFTER_S = 60.0
+"""A host that is silent for so long no longer counts, if the server has a majority without it."""
+
+
+def is_majority(hosts: Collection[str], reached: Collection[str], first: str) -> bool:
+    """Return whether ``reached`` has most of the hosts.
+
+    Half of them are enough with ``first``, the host of the first standby. So of two parts of the
+    hosts, one has the majority, and never both.
+    """
+    twice = 2 * sum(host in reached for host in hosts)
+    return twice > len(hosts) or (twice == len(hosts) and first in reached)
+
+
+@dataclass(slots=True)
+class Follower:
+    """A standby, and the state that it holds, which was the server's at ``current_s``.
+
+    It begins to receive ``next_version`` at ``next_s``.
+    """
+
+    standby: Standby
+    host: str
+    promise: Promise = field(default_factory=Promise)
+    heard_s: float = 0.0
+    version: int = 0
+    samples: int = 0
+    current_s: float = 0.0
+    next_version: int = -1
+    next_s: float = 0.0
+
+
+class Remembered(NamedTuple):
+    """The other hosts and the standbys of a run, as its next server must know them.
+
+    Each standby has an address, a public key ("" without keys), and a host.
+    """
+
+    hosts: tuple[str, ...] = ()
+    standbys: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def first(self) -> str:
+        """The host of the first standby; "" if there is none."""
+        return self.standbys[0][2] if self.standbys else ""
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Remembered:
+        """Raise ``ProtocolError`` for other text than that of a JSON array of the fields."""
+        try:
+            return record_from_json(cls, json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ProtocolError(
+                f"the run's hosts are {text[:80]!r}; expected them in JSON"
+            ) from error
+
+
+NOTHING = Remembered()
+
+
+class Standbys:
+    """The standbys of the run of a server on ``host``; times are on the server's clock.
+
+    ``members`` is borrowed. ``remembered`` is of an earlier start of the server.
+    """
+
+    def __init__(
+        self, members: Membership, settings: RunSettings, host: str, remembered: Remembered
+    ) -> None:
+        self._members = members
+        self.host = host
+        self._lasts_s = min(settings.takeover_after_s, PATIENCE * settings.heartbeat_timeout_s)
+        self._goes_on_alone = settings.minority == CONTINUES
+        known = [Follower(Standby(*each[:2]), each[2]) for each in remembered.standbys]
+        self._followers = {each.standby.public_key or each.standby.address: each for each in known}
+        self._seen_s = dict.fromkeys([*remembered.hosts, *(each.host for each in known)], math.nan)
+        self.text = ""
+        self._list()
+
+    def _list(self) -> None:
+        """Set ``text``, the list for everyone in touch with the server; "" without standbys."""
+        self.text = standbys_text(each.standby for each in self._followers.values())
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts of the run, the server's first."""
+        return [self.host, *(each for each in self._seen_s if each != self.host)]
+
+    @property
+    def remembered(self) -> Remembered:
+        """What another start of the server must know."""
+        standbys = ((*each.standby, each.host) for each in self._followers.values())
+        return Remembered(tuple(self._seen_s), tuple(standbys))
+
+    def hears(self, host: str, now: float) -> None:
+        """Record a message of a worker, or of a standby, of ``host``."""
+        self._seen_s[host] = now
+
+    def leaves(self, host: str) -> None:
+        """Record that a peer of ``host`` ended in order: with its last one, the host has left."""
+        if all(each.host != host for each in self._peers):
+            self._seen_s.pop(host, None)
+
+    def follows(self, follow: Follow, now: float) -> bool:
+        """Record a standby's request; return False if there are too many standbys."""
+        name = follow.public_key or follow.address  # a restarted standby may have another address
+        known = self._followers.get(name)
+        if follow.leaves:
+            self._followers.pop(name, None)
+            self._list()
+            self.leaves(follow.host)
+            return True
+        if known is None and len(self._followers) == MAX_STANDBYS:
+            return False
+        standby = Standby(follow.address, follow.public_key)
+        if known is None or known.standby != standby:
+            known = self._followers[name] = Follower(standby, follow.host)
+            self._list()
+        known.heard_s, known.version, known.samples = now, follow.version, follow.samples
+        if follow.version == known.next_version:
+            known.current_s = known.next_s
+        known.promise.renew(follow.sent_s, follow.heard_s, now)
+        self.hears(follow.host, now)
+        return True
+
+    def begins(self, follow: Follow, version: int, now: float) -> None:
+        """Record that a standby begins to receive the state of this version."""
+        follower = self._followers[follow.public_key or follow.address]
+        follower.next_version, follower.next_s = version, now
+
+    def hold(self, now: float) -> bool:
+        """Return whether the server may apply results."""
+        if not self._followers or self._goes_on_alone:
+            return True
+        return is_majority(self.hosts, self._bound(now), self.remembered.first)
+
+    def _bound(self, now: float) -> set[str]:
+        """Return the server's host, and those that are bound by a promise."""
+        bound = (each.host for each in self._peers if each.promise.holds(self._lasts_s, now))
+        return {self.host, *bound}
+
+    @property
+    def _peers(self) -> tuple[Member | Follower, ...]:
+        return (*self._members.members, *self._followers.values())
+
+    def may_apply(self, member: Member, now: float) -> bool:
+        """Return whether the worker's result may be applied: it has seen no other server."""
+        return not self._followers or (member.promise.holds(self._lasts_s, now) and self.hold(now))
+
+    def tick(self, now: float) -> None:
+        """Forget hosts that have been silent for long, unless most are."""
+        if not self.hold(now):
+            return
+        for host, seen_s in list(self._seen_s.items()):
+            if math.isnan(seen_s):  # not heard since this start
+                self._seen_s[host] = now
+            elif now > seen_s + FORGOTTEN_AFTER_S:
+                del self._seen_s[host]
+                kept = {a: each for a, each in self._followers.items() if each.host != host}
+                self._followers = kept
+                self._list()
+
+    def warning(self, now: float) -> str | None:
+        """Why the run waits; None if it does not."""
+        if self.hold(now):
+            return None
+        missing = ", ".join(each for each in self.hosts if each not in self._bound(now))
+        return (
+            f"the run waits: hosts are missing ({missing}), and a standby among them may go on "
+            f"with it. It continues when they return. If they never will, end it, and resume it "
+            f"with --minority continue"
+        )
+
+    def report(self, version: int, samples: int, now: float) -> list[dict[str, Any]]:
+        """Return how far each standby is behind a server at this version."""
+        return [
+            {
+                "address": each.standby.address,
+                "host": each.host,
+                "heard_s_ago": now - each.heard_s,
+                "versions_behind": version - each.version,
+                "samples_behind": samples - each.samples,
+                "seconds_behind": 0.0 if each.version == version else now - each.current_s,
+            }
+            for each in self._followers.values()
+        ]

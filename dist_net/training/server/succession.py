@@ -1,0 +1,87 @@
+"""When a standby begins the next term, as a state machine: events in, decisions out. No I/O.
+
+See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes asks
+the standby for work, or follows it: it has lost the server, too. Of several standbys, that with the
+newest state begins, then the first in the server's list.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dist_net.training.server.standbys import NOTHING, Remembered, is_majority
+from dist_net.wire.messages import Follow, Followed
+
+VISIT_S = 10.0
+"""How long a visit counts: visitors try each standby in turn."""
+
+MAX_LOOK_S = 0.5
+"""The longest pause between two decisions, unless this process was stopped."""
+
+
+class Succession:
+    """The standby at ``address``, on ``host``. Times are seconds on one monotonic clock."""
+
+    def __init__(self, host: str, address: str, takeover_after_s: float) -> None:
+        self._host = host
+        self._address = address
+        self._takeover_after_s = takeover_after_s
+        self.heard_s: float | None = None
+        self._looked_s: float | None = None
+        self._server_host = ""
+        self._others = NOTHING
+        self._visits_s: dict[str, float] = {}
+        self._rivals: dict[str, Follow] = {}  # by address
+
+    @property
+    def remembered(self) -> Remembered:
+        """What this standby must know of the others as the run's server."""
+        hosts = [each for each in (self._server_host, *self._others.hosts) if each != self._host]
+        others = (each for each in self._others.standbys if each[0] != self._address)
+        return Remembered(tuple(dict.fromkeys(hosts)), tuple(others))
+
+    def hears(self, followed: Followed, now: float) -> None:
+        """Take in an answer of the server, as of the time of its request."""
+        self._server_host = followed.host
+        self._others = Remembered.from_json(followed.others)
+        self.heard_s = max(self.heard_s or -math.inf, min(followed.sent_s, now))
+
+    def silent_s(self, now: float) -> float:
+        """Return how long the server has been silent; infinity before its first answer."""
+        return math.inf if self.heard_s is None else now - self.heard_s
+
+    def visits(self, host: str, now: float) -> None:
+        """Record that a worker of ``host`` asks for work."""
+        self._visits_s[host] = now
+
+    def follows(self, follow: Follow, now: float) -> None:
+        """Record that another standby, which has lost the server, follows this one."""
+        self._rivals[follow.address] = follow
+        self.visits(follow.host, now)
+
+    def is_due(self, term: int, version: int, now: float) -> bool:
+        """Return whether to begin the next term from the state ``version`` of ``term``.
+
+        Call this several times a second. Time in which this process was stopped does not count.
+        """
+        if self.heard_s is None:
+            return False
+        if self._looked_s is not None:
+            self.heard_s += max(0.0, now - self._looked_s - MAX_LOOK_S)
+        self._looked_s = now
+        if now < self.heard_s + self._takeover_after_s:
+            return False
+        reached = {host for host, seen_s in self._visits_s.items() if now < seen_s + VISIT_S}
+        hosts = {self._server_host, *self._others.hosts, self._host}
+        if not is_majority(hosts, reached | {self._host}, self._others.first):
+            return False
+        own = -term, -version, self._place_of(self._address)
+        return all(
+            own < (-rival.term, -rival.version, self._place_of(rival.address))
+            for rival in self._rivals.values()
+            if rival.host in reached
+        )
+
+    def _place_of(self, address: str) -> int:
+        places = [each[0] for each in self._others.standbys]
+        return places.index(address) if address in places else len(places)
