@@ -52,7 +52,7 @@ class Desk:
 
     def __init__(self, run: RunState | None = None) -> None:
         self.run = run or a_run()
-        self.server = ParameterServer(self.run, "b7")
+        self.server = ParameterServer(self.run, 7)
         self.now = 100.0
         self.identities: dict[int, int] = {}  # by worker id
         self.requests: Counter[int] = Counter()

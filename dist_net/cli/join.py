@@ -120,9 +120,8 @@ def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Conso
         own = RunOptions.from_json(directory.options.read_text())
         options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
         prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
-        listen = (
-            arguments.listen or f"tcp://{'127.0.0.1' if server.keys is None else '0.0.0.0'}:0",
-        )
+        own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
+        listen = (arguments.listen or f"tcp://{own_host}:0",)
         keys = None
         if server.keys is not None:
             create_keys(directory.keys, (server.keys.public, server.keys.secret))
@@ -181,9 +180,8 @@ def local_data(data: str | None, opened: ExitStack) -> Path | None:
 
 
 def workers_of(arguments: argparse.Namespace) -> int:
-    if arguments.workers is not None:
-        return int(arguments.workers)
-    return max(1, available_cores() // max(1, arguments.threads))
+    given: int | None = arguments.workers
+    return max(1, available_cores() // max(1, arguments.threads)) if given is None else given
 
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:

@@ -229,7 +229,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         f"{report['samples_per_s']:,.0f} samples/s since the beginning, version "
         f"{report['version']:,}",
     )
-    yield "server", f"incarnation {report['incarnation']}, start {report['server_starts']}"
+    yield "server", f"term {report['term_number']}, start {report['server_starts']}"
     yield (
         "workers",
         f"{report['worker_count']} now, {report['workers_joined']} joined, "

@@ -112,9 +112,7 @@ def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
     os.kill(children["server"], signal.SIGKILL)
     train.says(r"parameter-server: .*code -9 .*restarting")
     after = train.report(
-        lambda report: (
-            report["incarnation"] != before["incarnation"] and len(report["workers"]) == 3
-        )
+        lambda report: report["term"] != before["term"] and len(report["workers"]) == 3
     )
     assert after["server_starts"] == 2
     assert {each["name"] for each in after["workers"]} == {"worker-0", "worker-1", "afar"}

@@ -189,7 +189,7 @@ def test_the_server_goes_on_from_its_checkpoint_on_another_node(
     node(2)
     removed_s = time.monotonic()
     nodes.kill(first)
-    after = training.report(lambda report: report["incarnation"] != before["incarnation"])
+    after = training.report(lambda report: report["term"] != before["term"])
     training.report(lambda report: len(report["workers"]) == 1)
     print(f"a server again after {time.monotonic() - removed_s:.1f} s")
     assert after["server_starts"] == 2

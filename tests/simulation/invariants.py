@@ -61,6 +61,7 @@ class RunChecks:
         self.run: RunState | None = None
         self._journal: JournalFile | None = None
         self._versions: dict[int, KnownVersion] = {}
+        self.term = 0
         self._acknowledged = 0
         self._kept = 0
         self._turned_s = 0.0
@@ -76,6 +77,7 @@ class RunChecks:
 
     def begin(self, run: RunState, journal: JournalFile) -> None:
         """Check a server that begins the run or resumes from a checkpoint."""
+        self.term = journal.term
         store, version = run.store, run.store.version
         if not self._versions:
             applied = np.zeros(self._settings.samples_total, np.bool_)

@@ -33,7 +33,7 @@ from simulation.schedule import TracedSchedule
 HEADER_BYTES = 100
 
 TOLD_OF: dict[type, tuple[str, ...]] = {
-    Welcome: ("worker_id", "incarnation"),
+    Welcome: ("worker_id", "term"),
     Work: ("request_id", "lease_id", "steps"),
     Push: ("request_id", "worker_id", "lease_id"),
     Refuse: ("reason",),
@@ -344,6 +344,9 @@ class VirtualServerSocket(VirtualSocket):
     def send_one(self, node: bytes, message: Message) -> bool:
         self.send(node, message)
         return True
+
+    def key_of(self, node: bytes) -> str:
+        return ""
 
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Raise the error in progress: in a simulation no message may cause an error."""

@@ -19,12 +19,14 @@ from dist_net.training.server.loop import (
     new_run,
     opened_journal,
 )
+from dist_net.training.server.ownership import next_term
 from dist_net.training.server.settings import RunSettings
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+from dist_net.wire.standbys import Standby
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
@@ -215,7 +217,7 @@ class WorkerProcess(VirtualProcess):
         open_ones = [each for each in self._sockets if not each.is_closed]
         self.random.choice(open_ones).vanish()
 
-    def connect(self) -> VirtualClientSocket:
+    def connect(self, standby: Standby | None = None) -> VirtualClientSocket:
         socket = self._socket = self._connect()
         socket.on_arrival = lambda: self.do(self._look)
         return socket
@@ -348,6 +350,7 @@ class ServerProcess(VirtualProcess):
             opened_journal(
                 JOURNAL,
                 run,
+                term=next_term(self._checks.term, self.random),
                 sync=self._options.sync,
                 disk=disk,
                 clock=self.schedule,

@@ -371,6 +371,7 @@ class LocalRun:
                 with suppress(NoAnswerError, ProtocolError):
                     self._poll(observer)
                 time.sleep(REPORT_EVERY_S)
+        self._wait(server)
         self._follows = None
         self._display.warned("the server is lost: this host goes on with the run")
         return False

@@ -26,6 +26,7 @@ WARNINGS = {
     "loss_warning": None,
     "worker_warning": None,
     "kernel_warning": None,
+    "majority_warning": "the run continues",
 }
 """Keys of a report with warnings, and the message when one is over (None: once per run)."""
 
@@ -187,7 +188,7 @@ class RunNotices:
         self._notify = notify
         self._open: dict[str, str] = {}
         self._last: dict[str, str] = {}
-        self._next_event = "", 0  # of an incarnation of the server
+        self._next_event = 0, 0  # of a term
 
     def notify_changes(self, report: dict[str, Any]) -> None:
         """Notify of the changes since the report before."""
@@ -202,13 +203,13 @@ class RunNotices:
             elif before is not None and when_over is not None:
                 self._notify(when_over)
 
-        self._notify_events(report["incarnation"], report["events"])
+        self._notify_events(report["term"], report["events"])
 
-    def _notify_events(self, incarnation: str, events: Sequence[dict[str, Any]]) -> None:
+    def _notify_events(self, term: int, events: Sequence[dict[str, Any]]) -> None:
         known, following = self._next_event
-        new = [each for each in events if incarnation != known or each["number"] >= following]
+        new = [each for each in events if term != known or each["number"] >= following]
         if events:
-            self._next_event = incarnation, events[-1]["number"] + 1
+            self._next_event = term, events[-1]["number"] + 1
         processes: Counter[tuple[str, str]] = Counter()
         for each in new:
             what = f"{each['what']}: {each['reason']}" if each["reason"] else each["what"]

@@ -33,7 +33,7 @@ def asked(server: ParameterServer, message: Message, now: float) -> Any:
 @pytest.fixture
 def report() -> dict[str, Any]:
     """A real server's, of a worker that was stopped."""
-    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), incarnation="b7")
+    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), term=7 << 32)
     equipment = Equipment("here", 2, 2, 1.5, 1, "openblas 0.3")
     asked(server, Join("one", 1, "abc", 2, equipment=equipment), 0.0)
     server.checkpoint_failed("the disk is full")
@@ -51,7 +51,7 @@ def test_a_run_is_shown_with_its_server_disk_exchanges_and_workers(report: dict[
     shown = drawn(run_view(report | {"samples_per_update": 2048.0, "waiting_share": 0.125}))
     for expected in (
         "2,048 samples per round, workers wait 12% of the time",
-        "incarnation b7, start 1",
+        "term 7, start 1",
         "1 now, 1 joined, 0 lost, 0 restarted",
         "0 records (0 bytes) not on disk for 0.0 s; failed never",
         "0 versions ago; failed once; 0 samples repeated",

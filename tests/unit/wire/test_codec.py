@@ -38,7 +38,7 @@ PUSH = Push(3, 5, 9, 17, 34.5, 28, 0.25, None)
 JOIN = Join("w", 7, "d", 6)
 SEGMENT = SegmentAddress(1, 2, b"token")
 STEPS = StepSettings(0, 32, 10, "SGD()", 0.1)
-WELCOME = Welcome(1, "b7", STEPS, 0.5, 2.0)
+WELCOME = Welcome(1, 7, STEPS, 0.5, 2.0)
 INF = float("inf")
 WEIGHTS = np.arange(6, dtype=np.float32)
 

@@ -158,9 +158,7 @@ def journal_of(records: Iterable[JournalRecord], settings: RunSettings = SETTING
 def started(run: RunState) -> Started:
     settings = run.settings
     steps = settings.batch_size, settings.epochs, settings.learning_rate
-    return Started(
-        run.store.version, 16 * "0", 1, *steps, settings.clip_norm, settings.average_decay
-    )
+    return Started(run.store.version, 1, 1, *steps, settings.clip_norm, settings.average_decay)
 
 
 def assert_same(replayed: Checkpoint, trained: Checkpoint) -> None:

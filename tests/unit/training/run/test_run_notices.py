@@ -6,7 +6,7 @@ import pytest
 
 from dist_net.training.run.training_progress import WARNINGS, RunNotices
 
-QUIET: dict[str, Any] = dict.fromkeys(WARNINGS) | {"incarnation": "a", "events": []}
+QUIET: dict[str, Any] = dict.fromkeys(WARNINGS) | {"term": 1, "events": []}
 
 
 def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -30,7 +30,7 @@ def event(number: int, host: str, what: str, processes: int = 1, reason: str = "
 def test_each_event_of_a_host_is_said_once_with_the_number_of_its_workers() -> None:
     joined = [event(0, "a", "joined"), event(1, "b", "joined", 4), event(2, "a", "joined")]
     lost = event(3, "b", "lost", 4, "silent for 1.6 s")
-    restarted = {"incarnation": "b", "events": [event(0, "b", "joined", 4)]}
+    restarted = {"term": 2, "events": [event(0, "b", "joined", 4)]}
     said, _ = said_of(
         {"events": joined}, {"events": joined}, {"events": [*joined, lost]}, restarted, restarted
     )

@@ -50,7 +50,7 @@ from naming import naming
 from simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
-STARTED = Started(0, 16 * "f", 4, 32, 10, 0.1)
+STARTED = Started(0, 2**63 - 1, 4, 32, 10, 0.1)
 FIRST = Checkpointed(0, bytes(range(32)))
 APPLIED = Applied(1, 2**48 + 1, LeaseSteps(0, 0, 32, 0, 32, 32), 0)
 OUTER = OuterStep(0.75, 0.875, 1.0)
@@ -63,7 +63,7 @@ ROUND = tuple(
     Applied(3, 7, LeaseSteps(0, 32 * n, 32 * n + 32, 64, 96, 32, (1, 32, 2)[n]), 2, together=3)
     for n in range(3)
 )
-AGAIN = Started(2, "0123456789abcdef", 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
+AGAIN = Started(2, 0x0123456789ABCDEF, 1, 2**32 - 1, 2**32 - 1, 0.003, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(2, bytes(32)))
 
 
@@ -388,12 +388,12 @@ def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
     assert go_on(path, 4990).version == 4990
 
 
-def test_each_start_has_an_incarnation_of_its_own(tmp_path: Path) -> None:
+def test_each_start_has_a_term_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(WHOLE)
     go_on(path, 2)
     journal = go_on(path, 2)
-    assert len({started.incarnation for started in journal.starts()}) == 4
+    assert len({started.term for started in journal.starts()}) == 4
 
 
 def test_a_run_without_a_journal_begins_one(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def desk() -> Desk:
 
 def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
     steps = StepSettings(0, 4, 2, "SGD()", 0.5)
-    assert desk.join(b"a") == Welcome(1, "b7", steps, 0.3, 1.5, None, 0)
+    assert desk.join(b"a") == Welcome(1, 7, steps, 0.3, 1.5, None, 0)
     report = desk.report()
-    assert (report["state"], report["incarnation"]) == ("training", "b7")
+    assert (report["state"], report["term"]) == ("training", 7)
 
 
 def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -> None:
@@ -298,7 +298,7 @@ def test_nobody_speaks_for_another_worker(desk: Desk) -> None:
     assert desk.run.store.version == 0
 
 
-def test_a_server_refuses_requests_to_a_former_incarnation(desk: Desk) -> None:
+def test_a_server_refuses_requests_of_a_former_term(desk: Desk) -> None:
     """By the worker's id alone: the lease may be one that it knows."""
     checkpoint = desk.run.checkpoint()
     desk.join(b"a")
@@ -566,7 +566,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "recipe": "digits",
         "consistency": "rounds",
         "state": "finished",
-        "incarnation": "b7",
+        "term": 7,
         "server_starts": 1,
         "samples": 80,
         "samples_under_way": 0,

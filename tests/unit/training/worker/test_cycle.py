@@ -46,7 +46,7 @@ from naming import naming
 
 JOIN = Join("one", 1, "abc", 5, shares_memory=True)
 STEPS = StepSettings(0, 4, 2, "SGD()", 0.5)
-WELCOME = Welcome(3, "b7", STEPS, 0.3, 1.5, SegmentAddress(55, 9, b"w"), 1)
+WELCOME = Welcome(3, 7, STEPS, 0.3, 1.5, SegmentAddress(55, 9, b"w"), 1)
 STATE = np.zeros(6, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 STOP = Stop("every epoch is done", finished=True)
