@@ -71,10 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     console = plain_console()
+    settings = settings_of(arguments)
     token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
     if token is not None and token.kind == STANDBY_OF_RUN:
         return stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
-    settings = settings_of(arguments)
     if token is not None:
         server = join_by_token(token, timeout_s=arguments.timeout)
     else:

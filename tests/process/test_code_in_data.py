@@ -35,7 +35,7 @@ def test_a_host_that_joins_does_not(start: Start, tmp_path: Path) -> None:
     manifest = ImageManifest.of(ImageCache(Path(), read, preprocessing))
     files = {RECIPE_JSON: code.recipe.encode(), MANIFEST: manifest.to_json().encode()}
     payloads = tuple(part for name, text in files.items() for part in (name.encode(), text))
-    offer = RecipeOffer("pets", IMAGES, f"{own_release()}; recipe x; data y", "[]", payloads)
+    offer = RecipeOffer("pets", IMAGES, f"{own_release()}; recipe x; data y", "[]", "", payloads)
     with ServerSocket(["tcp://127.0.0.1:0"]) as server:
         expires_s = int(time.time()) + 600
         token = JoinToken(TRAINING, "00ad5eed", expires_s, server.contact_addresses).text

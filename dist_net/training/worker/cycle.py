@@ -73,7 +73,7 @@ class Reconnect(NamedTuple):
     ``standby``: where the server may be; None: at the address that the worker was started with.
     """
 
-    standby: Standby | None
+    standby: Standby | None = None
 
 
 class Receive(NamedTuple):

@@ -61,7 +61,7 @@ def started_by_server(run: RunDirectory, _: str) -> None:
 
 def joined(run: RunDirectory, evil: str) -> None:
     files = (RECIPE_JSON.encode(), evil.encode())
-    OfferedRecipe.from_offer(RecipeOffer("pets", IMAGES, own_release(), "[]", files)).keep(run)
+    OfferedRecipe.from_offer(RecipeOffer("pets", IMAGES, own_release(), "[]", "", files)).keep(run)
     load_run_recipe(run)
 
 
@@ -83,7 +83,7 @@ def test_a_server_that_says_images_and_sends_code_is_not_believed(
     tmp_path: Path, code: MarkedCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = (b"recipe.py", code.file.read_bytes())
-    offer = RecipeOffer("pets", "", own_release(), "[]", files)
+    offer = RecipeOffer("pets", "", own_release(), "[]", "", files)
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES, "version": 1})
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError):

@@ -26,7 +26,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 def test_a_built_in_recipe_travels_as_its_name(directory: RunDirectory) -> None:
     offer = recipe_offer(load_recipe("digits"), DIGEST)
-    assert offer == RecipeOffer("digits", "digits", DIGEST, "[]", ())
+    assert offer == RecipeOffer("digits", "digits", DIGEST, "[]", "", ())
     offered = OfferedRecipe.from_offer(offer)
     assert not offered.is_code
     offered.keep(directory)
@@ -63,20 +63,20 @@ def test_what_is_too_large_is_not_sent() -> None:
 @pytest.mark.parametrize(
     "offer",
     [
-        RecipeOffer("x", "", DIGEST, "[]", ()),
-        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py",)),
-        RecipeOffer("x", "", DIGEST, "[]", (b"other.py", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"../up.py", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"/etc/up.py", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"options.json", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"\xff.py", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"a.py", b"") * (MAX_FILES + 1)),
-        RecipeOffer("digits", "digits", DIGEST, "[1]", ()),
-        RecipeOffer("digits", "digits", DIGEST, "{", ()),
-        RecipeOffer("x", "no-such", DIGEST, "[]", ()),
-        RecipeOffer("x", "/home/somebody/recipe.py", DIGEST, "[]", (b"recipe.py", b"")),
-        RecipeOffer("digits", "digits", DIGEST, "[]", (b"recipe.py", b"")),
-        RecipeOffer("x", "folder-of-images", DIGEST, "[]", (b"recipe.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", ()),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"recipe.py",)),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"other.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"recipe.py", b"", b"../up.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"recipe.py", b"", b"/etc/up.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"recipe.py", b"", b"options.json", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"recipe.py", b"", b"\xff.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", "", (b"a.py", b"") * (MAX_FILES + 1)),
+        RecipeOffer("digits", "digits", DIGEST, "[1]", "", ()),
+        RecipeOffer("digits", "digits", DIGEST, "{", "", ()),
+        RecipeOffer("x", "no-such", DIGEST, "[]", "", ()),
+        RecipeOffer("x", "/home/somebody/recipe.py", DIGEST, "[]", "", (b"recipe.py", b"")),
+        RecipeOffer("digits", "digits", DIGEST, "[]", "", (b"recipe.py", b"")),
+        RecipeOffer("x", "folder-of-images", DIGEST, "[]", "", (b"recipe.py", b"")),
     ],
 )
 def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:
@@ -85,6 +85,6 @@ def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:
 
 
 def test_a_server_of_another_release_is_named() -> None:
-    offer = RecipeOffer("digits", "digits", "release 0.9+abc; recipe x; data y", "[]", ())
+    offer = RecipeOffer("digits", "digits", "release 0.9+abc; recipe x; data y", "[]", "", ())
     with pytest.raises(RecipeError, match=naming("0.9+abc", "same release")):
         OfferedRecipe.from_offer(offer)

@@ -33,7 +33,7 @@ from naming import naming
 
 SIZE, STATE_SIZE = 3, 4
 STEPS = StepSettings(0, 2, 1, "SGD()", 0.5)
-WELCOME = Welcome(1, "first", STEPS, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
+WELCOME = Welcome(1, 7, STEPS, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
 WORK = Work(1, 2, 9, LeaseSteps(0, 0, 8, 0, 2, 2), None)
 STOP = Stop("every epoch is done", finished=True)
 
