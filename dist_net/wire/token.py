@@ -38,7 +38,7 @@ _ALPHABET = string.digits + string.ascii_letters
 # The kind, from 1 since base 62 loses leading zeros; whether keys follow; id; seconds since 1970.
 _HEAD = struct.Struct(">B?4sI")
 _KEY_BYTES, _CHECKSUM_BYTES = 32, 4
-_ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[A-Za-z0-9_.-]+):\d{1,5}")
+ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[A-Za-z0-9_.-]+):\d{1,5}")
 _TOKEN = re.compile(rf"{PREFIX}\d[0-9A-Za-z]{{20,}}")
 _AGAIN = "copy the whole line again that 'dist-net train' or 'dist-net serve' printed"
 
@@ -104,7 +104,7 @@ class JoinToken:
         where = content[ends[2] :].decode("ascii").split(" ")
         if not 0 < code <= len(KINDS) or len(where) > MAX_ADDRESSES:
             raise ValueError(f"kind {code}, {len(where)} addresses")
-        if not all(map(_ADDRESS.fullmatch, where)):
+        if not all(map(ADDRESS.fullmatch, where)):
             raise ValueError(where)
         keys = content[ends[0] : ends[1]], content[ends[1] : ends[2]]
         addresses = tuple(f"tcp://{each}" for each in where)

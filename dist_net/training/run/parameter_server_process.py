@@ -38,7 +38,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.training.server.standby_copy import RunCopy
-from dist_net.training.server.standby_loop import ServerConnection, StandbyLoop
+from dist_net.training.server.standby_loop import StandbyLoop, Upstream
 from dist_net.training.server.standbys import NOTHING, Remembered
 from dist_net.wire.address import bracketed, host_towards
 from dist_net.wire.security import admit_only, admitted_by, load_peer_keys, load_server_keys
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         follow_keys = load_peer_keys(arguments.follow_keys) if arguments.follow_keys else None
         server = ServerAccess(arguments.follow, follow_keys)
 
-        def connect(standby: Standby | None) -> ServerConnection:
+        def connect(standby: Standby | None) -> Upstream:
             return ClientSocket(*access_to(standby, server), hang_ups_s=float("inf"))
 
         def takes(facts: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ ANSWER_WITHIN_S = 1.5
 MAX_VISITORS = 4096
 
 
-class ServerConnection(Protocol):
+class Upstream(Protocol):
     """A standby's connection to its server; see ``dist_net.wire.transport.ClientSocket``."""
 
     def send(self, message: Message) -> None: ...
@@ -54,7 +54,7 @@ class ServerConnection(Protocol):
     def abandon(self) -> None: ...
 
 
-Connect = Callable[[Standby | None], ServerConnection]
+Connect = Callable[[Standby | None], Upstream]
 """Connect to another standby; None: to the server that was passed to the standby."""
 
 OpenServer = Callable[[int, Remembered], AbstractContextManager[ServerLoop]]

@@ -29,6 +29,7 @@ from dist_net.wire.messages import (
     Work,
 )
 from dist_net.wire.packing import StatePacking
+from dist_net.wire.standbys import Standby
 from naming import naming
 
 SIZE, STATE_SIZE = 3, 4
@@ -69,7 +70,7 @@ class Around:
         self.attached: list[Memory] = []
         self.sent: list[Message] = []
 
-    def connect(self) -> "Around":
+    def connect(self, standby: Standby | None = None) -> "Around":
         return self
 
     def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> "Around":
