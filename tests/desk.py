@@ -120,7 +120,7 @@ class Desk:
     def beat(self, worker_id: int, sent_s: float = 0.0) -> Any:
         """Send a heartbeat, which has a socket of its own."""
         identity = self.identities.get(worker_id, 0)
-        return self.answers(b"heart", Heartbeat(worker_id, sent_s, identity))[b"heart"]
+        return self.answers(b"heart", Heartbeat(worker_id, sent_s, identity, sent_s))[b"heart"]
 
     def leave(self, node: bytes, worker_id: int) -> list[ServerCommand]:
         return self.commands(node, Leave(worker_id, self.identities[worker_id]))

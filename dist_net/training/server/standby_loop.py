@@ -177,14 +177,13 @@ class StandbyLoop:
         """Send a request; to the next place if the server has been silent for long."""
         silent_s = min(self._succession.silent_s(now), now - self._turned_s)
         if silent_s > ANSWER_WITHIN_S:
-            self._turn(now)
+            self._route.turn()
+            self._connect_again(now)
         self._send(now)
         self._asked_s, self._is_answered = now, False
         self._next_request_s = now + ANSWER_WITHIN_S / 2
 
-    def _turn(self, now: float) -> None:
-        """Connect to the next place where the server may be, or again to the only one."""
-        self._route.turn()
+    def _connect_again(self, now: float) -> None:
         self._upstream.abandon()
         self._upstream = self._connect(self._route.current)
         self._turned_s = now
@@ -254,7 +253,8 @@ class StandbyLoop:
         if now >= self._next_request_s:
             self._next_request_s = now + ANSWER_WITHIN_S
             self._copy.term = term
-            self._turn(now)
+            if self._route.turn():
+                self._connect_again(now)
             self._send(now, serves=True)
         match self._upstream.receive(0.0):
             case Followed(term=later) if later > term:

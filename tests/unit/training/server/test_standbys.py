@@ -1,0 +1,174 @@
+"""Majorities of hosts, promises, and who begins the next term."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from desk import SETTINGS, SIZE, Desk
+from dist_net.checkpoint import read_checkpoint
+from dist_net.errors import ProtocolError, SupersededError
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.loop import new_run, opened_journal
+from dist_net.training.server.members import Promise
+from dist_net.training.server.ownership import next_term
+from dist_net.training.server.protocol import ParameterServer
+from dist_net.training.server.standby_copy import PART_BYTES, RunCopy, SentState
+from dist_net.training.server.standbys import Remembered, is_majority
+from dist_net.training.server.succession import Succession
+from dist_net.wire.messages import Equipment, Follow, Followed, Work
+from dist_net.wire.standbys import ServerRoute, Standby, standbys_in, standbys_text
+
+HOSTS = "server", "standby", "third", "fourth", "fifth"
+FOLLOW = Follow("standby", "tcp://10.0.0.2:5", 7, 0, 0, 0, False, 0, 0, 0.0, 0.0)
+KEY = 40 * "k"
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_of_two_parts_of_the_hosts_exactly_one_has_the_majority(size: int) -> None:
+    hosts = HOSTS[:size]
+    for count in range(size + 1):
+        for one in combinations(hosts, count):
+            other = [each for each in hosts if each not in one]
+            for first in hosts:
+                assert is_majority(hosts, one, first) != is_majority(hosts, other, first)
+
+
+def test_a_promise_counts_from_when_the_peer_heard_the_server() -> None:
+    promise = Promise()
+    assert not promise.holds(4.5, 0.0)
+    promise.renew(sent_s=100.2, heard_s=100.0, now=0.3)  # its clock is 99.9 s ahead
+    assert promise.holds(4.5, 0.1 + 4.0)
+    assert not promise.holds(4.5, 0.1 + 4.1)  # less than 4.5 s: clocks differ in speed
+    promise.renew(sent_s=101.0, heard_s=100.0, now=9.0)  # late: it says nothing new
+    assert not promise.holds(4.5, 9.0)
+
+
+def following(desk: Desk, **changes: object) -> object:
+    return desk.server.handle(b"standby", FOLLOW._replace(**changes), desk.now)
+
+
+def test_a_server_without_a_majority_grants_nothing_and_takes_nothing_in() -> None:
+    desk = Desk()
+    desk.server = ParameterServer(desk.run, 7, host="server")
+    desk.join(b"a", equipment=Equipment("server"))
+    assert following(desk, sent_s=desk.now, heard_s=desk.now)
+    push = desk.a_push(desk.pull(b"a", 1))
+    desk.now += 10.0  # the standby's host is silent, and so are half of the hosts
+    desk.beat(1, desk.now)
+    assert "standby" in desk.report()["majority_warning"]
+    assert desk.has_to_wait(b"a", push)
+    assert desk.run.store.version == 0
+    following(desk, sent_s=desk.now, heard_s=desk.now)
+    assert desk.report()["majority_warning"] is None
+    assert isinstance(desk.ask(b"a", push), Work)
+    assert desk.run.store.version == 1
+
+
+def test_a_server_ends_when_a_standby_is_in_a_later_term() -> None:
+    desk = Desk()
+    with pytest.raises(SupersededError, match=r"10\.0\.0\.2:5"):
+        following(desk, term=8, serves=True)
+
+
+def test_terms_grow_and_are_of_one_server() -> None:
+    terms = [0]
+    for _ in range(20):
+        terms.append(next_term(terms[-1]))
+    assert terms == sorted(set(terms))
+    assert next_term(0) != next_term(0)
+
+
+def succession(**hosts: object) -> Succession:
+    made = Succession("standby", FOLLOW.address, 5.0)
+    others = json.dumps([["standby", "third"], [[FOLLOW.address, "", "standby"], *hosts.values()]])
+    made.hears(Followed(7, 0.0, 3, "server", others, "", 0, 0, 0, ()), 0.0)
+    return made
+
+
+def due(of: Succession, now: float, version: int = 3) -> bool:
+    """Whether it is due at ``now``, having looked all the time."""
+    for tenth in range(math.ceil(10 * now)):
+        of.is_due(7, version, tenth / 10)
+    return of.is_due(7, version, now)
+
+
+def test_a_standby_begins_once_it_and_a_majority_have_not_heard_the_server() -> None:
+    alone = succession()
+    assert not due(alone, 60.0)  # one of three hosts
+    visited = succession()
+    visited.visits("third", 4.0)
+    assert not due(visited, 4.9)
+    assert due(visited, 5.0)
+    assert not due(succession(), 4.9)
+    visited.hears(Followed(7, 5.0, 3, "server", '[["standby"], []]', "", 0, 0, 0, ()), 5.1)
+    assert not due(visited, 9.9)
+
+
+def test_time_in_which_a_standby_was_stopped_does_not_count() -> None:
+    stopped = succession()
+    stopped.visits("third", 100.0)
+    stopped.is_due(7, 3, 0.1)
+    assert not stopped.is_due(7, 3, 100.0)
+
+
+def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
+    second = ["tcp://10.0.0.3:5", "", "third"]
+    rival = FOLLOW._replace(host="third", address=second[0])
+    for version, is_due in ((2, True), (3, True), (4, False)):
+        one = succession(second=second)
+        one.follows(rival._replace(version=version), 4.5)
+        assert due(one, 5.0) == is_due
+
+
+def test_a_route_turns_from_place_to_place_and_leaves_out_the_own_one() -> None:
+    one, other = Standby("tcp://10.0.0.2:5", KEY), Standby("tcp://[fe80::1]:6")
+    text = standbys_text([one, other])
+    assert standbys_in(text) == [one, other]
+    assert standbys_in("tcp://x:5 short ftp://x - tcp://x:5") == []
+    route = ServerRoute(other.address)
+    assert not route.turn()
+    route.learn(text)
+    assert [route.turn() and route.current for _ in range(3)] == [one, None, one]
+
+
+def test_a_copy_in_parts_is_a_directory_that_can_be_resumed(tmp_path) -> None:
+    layout = (("weights", (3, PART_BYTES // 8)),)
+    settings = replace(SETTINGS, layout=layout)
+    weights = np.arange(settings.vector_size, dtype=np.float32)
+    run = new_run(settings, lambda: weights, None)
+    with opened_journal(tmp_path / "journal", run, term=7):
+        content = (tmp_path / "journal").read_bytes()
+        sent = SentState(run, len(content), {"options": "{}"})
+        copy = RunCopy(settings, tmp_path / "copy", tmp_path / "copied-journal")
+        parts = [(0, sent.facts, sent.part(0))]
+        while len(parts) * PART_BYTES < 4 * (run.store.state.size + run.store.rule.trained_size):
+            parts.append(
+                (sum(len(p) for *_, p in parts), b"", sent.part(sum(len(p) for *_, p in parts)))
+            )
+        facts = None
+        for start, text, part in [*parts[:1], *parts]:  # the first one is repeated
+            journal_at = min(start, len(content))
+            journal = content[journal_at:] if start else content
+            known = (7, 0.0, 0, "server", "[]", "", 0 if not start else journal_at)
+            facts = copy.take_in(Followed(*known, sent.version, start, (journal, text, part)))
+        assert facts is not None
+        assert facts["options"] == "{}"
+    np.testing.assert_array_equal(read_checkpoint(tmp_path / "copy").weights, weights)
+    assert read_journal(tmp_path / "copied-journal").version == 0
+
+
+def test_a_copy_of_another_run_is_refused(tmp_path) -> None:
+    copy = RunCopy(SETTINGS, tmp_path / "copy", tmp_path / "journal")
+    for facts in (b"{", b"[]", b'{"version": "1"}'):
+        with pytest.raises(ProtocolError):
+            copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", 0, 0, 0, (b"", facts, b"")))
+    with pytest.raises(ProtocolError):
+        copy.take_in(Followed(7, 0.0, 0, "server", "[]", "", 0, 0, 0, ()))
+    for text in ("{", "3", '["x", 1]', '[["x"], [["a"]]]'):
+        with pytest.raises(ProtocolError):
+            Remembered.from_json(text)
+    assert SETTINGS.vector_size == SIZE
