@@ -175,7 +175,7 @@ class ServerFiles(NamedTuple):
     """The files that a server writes, and how often; ``sync``: see ``sync_interval_s``.
 
     The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``. ``standbys`` holds
-    what a restarted server must know of them; None: nobody may follow.
+    the record of them for a restarted server; None: none may follow.
     """
 
     checkpoint: Path

@@ -388,9 +388,9 @@ class ParameterServer:
     def _follow(self, node: bytes, follow: Follow, now: float) -> list[ServerCommand]:
         if follow.term > self.term:
             raise SupersededError(
-                f"the run goes on at {follow.address}, on {follow.host}: this standby took over "
-                f"while the server here was silent, or without a majority of the hosts. What was "
-                f"applied here since then is done again there; this directory is kept as it is"
+                f"the run continues at {follow.address}, on {follow.host}: this standby took over "
+                f"while this server was silent, or without a majority of the hosts. The samples that "
+                f"this server has applied since then are done again; its directory remains as it is"
             )
         if (stop := self._stop()) is not None:
             return [SendToPeer(node, stop)]

@@ -1,8 +1,8 @@
 """A standby's copy of a run: the bytes that the server sends, and the files made of them.
 
 The journal travels as it is appended. A whole state, of one version, travels in parts beside it,
-and is written once the journal is there up to that version: the files are then those of a run that
-can be resumed.
+and is written once the journal has arrived up to that version: the files are then a run that can
+be resumed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RunCopy:
     def take_in(self, followed: Followed) -> dict[str, Any] | None:
         """Take in the server's answer; return the facts of a state once it is written.
 
-        Ignore parts that do not follow those that are here: messages may be repeated. Raise
+        Ignore parts that do not continue the copy: messages may be repeated. Raise
         ``ProtocolError`` for parts that belong to no run of these settings.
         """
         if followed.term != self.term:

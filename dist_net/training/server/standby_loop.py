@@ -232,7 +232,7 @@ class StandbyLoop:
         self._next_request_s = now + pause_s
 
     def _visited(self, node: bytes, message: Message, now: float) -> None:
-        """Note who asks here for the server; a worker's request is answered once it is here."""
+        """Record a visit; a worker's request is answered once this process serves the run."""
         match message:
             case Join(equipment=equipment):
                 self._succession.visits(equipment.host, now)
@@ -245,7 +245,7 @@ class StandbyLoop:
                 self._socket.send(node, Refuse(why, may_rejoin=True))
 
     def _tell_former(self, term: int) -> None:
-        """Notify the former server, should it return, that the run goes on here.
+        """Notify the former server, should it return, of the later term.
 
         Raise ``SupersededError`` if a server has begun a later term.
         """

@@ -55,7 +55,7 @@ class Follower:
 
 
 class Remembered(NamedTuple):
-    """The other hosts and the standbys of a run, as its next server must know them.
+    """The other hosts and the standbys of a run, for its next server.
 
     Each standby has an address, a public key ("" without keys), and a host.
     """
@@ -112,7 +112,7 @@ class Standbys:
 
     @property
     def remembered(self) -> Remembered:
-        """What another start of the server must know."""
+        """The hosts and standbys, for another start of the server."""
         standbys = ((*each.standby, each.host) for each in self._followers.values())
         return Remembered(tuple(self._seen_s), tuple(standbys))
 
@@ -159,7 +159,7 @@ class Standbys:
         return is_majority(self.hosts, self._bound(now), self.remembered.first)
 
     def _bound(self, now: float) -> set[str]:
-        """Return the server's host, and those that are bound by a promise."""
+        """Return the server's host, and the hosts that are bound by a promise."""
         bound = (each.host for each in self._peers if each.promise.holds(self._lasts_s, now))
         return {self.host, *bound}
 

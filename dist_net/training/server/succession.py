@@ -1,8 +1,8 @@
 """When a standby begins the next term, as a state machine: events in, decisions out. No I/O.
 
-See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes asks
-the standby for work, or follows it: it has lost the server, too. Of several standbys, that with the
-newest state begins, then the first in the server's list.
+See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes
+requests work from the standby, or follows it: it has lost the server, too. Of several standbys, the
+standby with the newest state begins, then the first in the server's list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Succession:
 
     @property
     def remembered(self) -> Remembered:
-        """What this standby must know of the others as the run's server."""
+        """The other hosts and standbys, for this standby as the server."""
         hosts = [each for each in (self._server_host, *self._others.hosts) if each != self._host]
         others = (each for each in self._others.standbys if each[0] != self._address)
         return Remembered(tuple(dict.fromkeys(hosts)), tuple(others))
@@ -51,7 +51,7 @@ class Succession:
         return math.inf if self.heard_s is None else now - self.heard_s
 
     def visits(self, host: str, now: float) -> None:
-        """Record that a worker of ``host`` asks for work."""
+        """Record that a worker of ``host`` requests work."""
         self._visits_s[host] = now
 
     def follows(self, follow: Follow, now: float) -> None:

@@ -144,17 +144,13 @@ def test_a_copy_in_parts_is_a_directory_that_can_be_resumed(tmp_path) -> None:
         content = (tmp_path / "journal").read_bytes()
         sent = SentState(run, len(content), {"options": "{}"})
         copy = RunCopy(settings, tmp_path / "copy", tmp_path / "copied-journal")
-        parts = [(0, sent.facts, sent.part(0))]
-        while len(parts) * PART_BYTES < 4 * (run.store.state.size + run.store.rule.trained_size):
-            parts.append(
-                (sum(len(p) for *_, p in parts), b"", sent.part(sum(len(p) for *_, p in parts)))
-            )
-        facts = None
-        for start, text, part in [*parts[:1], *parts]:  # the first one is repeated
-            journal_at = min(start, len(content))
-            journal = content[journal_at:] if start else content
-            known = (7, 0.0, 0, "server", "[]", "", 0 if not start else journal_at)
-            facts = copy.take_in(Followed(*known, sent.version, start, (journal, text, part)))
+        starts, whole_bytes = [0], 4 * (run.store.state.size + run.store.rule.trained_size)
+        while (end := starts[-1] + len(sent.part(starts[-1]))) < whole_bytes:
+            starts.append(end)
+        for start in [0, *starts]:  # the first answer is repeated
+            text, journal = (b"", b"") if start else (sent.facts, content)
+            known = 7, 0.0, 0, "server", "[]", "", 0, sent.version, start
+            facts = copy.take_in(Followed(*known, (journal, text, sent.part(start))))
         assert facts is not None
         assert facts["options"] == "{}"
     np.testing.assert_array_equal(read_checkpoint(tmp_path / "copy").weights, weights)
