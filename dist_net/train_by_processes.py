@@ -78,6 +78,8 @@ class RecipeKeywords(TypedDict, total=False):
     seed: int
     checkpoint_every_s: float
     keep_checkpoints: int
+    takeover_after_s: float
+    minority: str
     sync: str
     bits: str
     keeps_best: bool | None

@@ -24,6 +24,7 @@ from benchmarks import (
     recovery,
     serving,
     slow_networks,
+    takeover,
     training,
     training_duress,
 )
@@ -43,6 +44,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "recovery": recovery.measure,
     "join": join.measure,
     "slow-networks": slow_networks.measure,
+    "takeover": takeover.measure,
     "training-duress": training_duress.measure,
     "ray": on_ray.measure,
     "capacity": capacity.measure,

@@ -389,8 +389,8 @@ class ParameterServer:
         if follow.term > self.term:
             raise SupersededError(
                 f"the run continues at {follow.address}, on {follow.host}: this standby took over "
-                f"while this server was silent, or without a majority of the hosts. The samples that "
-                f"this server has applied since then are done again; its directory remains as it is"
+                f"while this server was silent, or without a majority of the hosts. The samples "
+                f"applied by this server since then are done again; its directory remains as it is"
             )
         if (stop := self._stop()) is not None:
             return [SendToPeer(node, stop)]
