@@ -17,6 +17,7 @@ from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epilogue, Problem
+from dist_net.autodiff.kernels.convolution.training import filter_gradient
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
@@ -352,6 +353,25 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
         expected = np.einsum("nhwijc,nhwo->ijco", seen, expected).reshape(total.shape) + 1
         np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-4)
     assert "multiply" in loops_in_python
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 6, 4, 17), (70, 4, 4, 16)])
+def test_no_loop_of_a_filter_gradient_by_winograd_leaves_its_arrays(
+    shape, threads, loops_in_python
+):
+    random = np.random.default_rng(0)
+    x, cotangent = (random.standard_normal((*shape[:3], n)) for n in (shape[3], 32))
+    found = []
+    for dtype in (np.float64, np.float32):  # the former has no compiled loops
+        filters = np.full((3, 3, shape[3], 32), np.nan, dtype)
+        pool = ThreadPool(threads)
+        given = x.astype(dtype), cotangent.astype(dtype), filters, pool
+        filter_gradient(Windows((3, 3), (1, 1), ((1, 1), (1, 1))), 1, *given)()
+        pool.close()
+        found.append(filters)
+    assert np.abs(found[1] - found[0]).max() <= 1e-5 * np.abs(found[0]).max()
+    assert {"to_points", "multiply"} <= {*loops_in_python}
 
 
 def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):

@@ -9,11 +9,12 @@ windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     Epilogue,
     Problem,
 )
-from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
@@ -106,6 +107,9 @@ def filter_gradient(
     """
     if out.size == 0:
         return partial(out.fill, 0)
+    by_winograd = _winograd(windows, groups, x, cotangent, pool)
+    if by_winograd:
+        return _gradient_by_winograd(*by_winograd, x, cotangent, out, pool)
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
     strips = sized_blocks(cotangent.shape, windows) if depthwise else _strips(patches, cotangent)
@@ -245,13 +249,10 @@ def _correlated(
         turn, taps = _contiguous(filters[:, :, 0, :, 0])
         tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
         return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
+    by_winograd = _winograd(windows, groups, x, out, pool)
+    if by_winograd:
+        return _by_winograd(*by_winograd, x, filters[:, :, :, 0], out, pool)
     loops = _direct_loops(windows, groups, x, out.shape[3])
-    if loops and out.flags.c_contiguous:
-        problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
-        # For one thread, so that the blocks and all bits are the same for any number.
-        choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
-        if isinstance(choice.algorithm, Winograd):
-            return _by_winograd(problem, choice, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
     turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
     shape = (1, len(filters), -1) if loops else (groups, patches.length)
@@ -270,6 +271,20 @@ def _correlated(
     return BlockTasks(turn, strips, _tasks(patches, x, strips, sizes, multiply, pool, loops))
 
 
+def _winograd(
+    windows: Windows, groups: int, x: Array, out: Array, pool: ThreadPool
+) -> tuple[Problem, Choice] | None:
+    """Return a convolution and the choice of F(2x2) with compiled loops; None if it is not chosen.
+
+    The choice is for one thread, so that the blocks and all bits are the same for any number.
+    """
+    if not (_direct_loops(windows, groups, x, out.shape[3]) and out.flags.c_contiguous):
+        return None
+    problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+    choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
+    return (problem, choice) if isinstance(choice.algorithm, Winograd) else None
+
+
 def _by_winograd(
     problem: Problem, choice: Choice, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
@@ -283,3 +298,38 @@ def _by_winograd(
     arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
     tasks = choice.tasks(problem, arrays, pool)
     return BlockTasks([*turn, prepare], choice.blocks(problem), tasks)
+
+
+def _gradient_by_winograd(
+    problem: Problem, choice: Choice, x: Array, cotangent: Array, out: Array, pool: ThreadPool
+) -> Call:
+    """Return the call of ``filter_gradient`` by Winograd's algorithm, for filters (3, 3, C, O).
+
+    Like the convolution, it takes 16 products where a direct gradient takes 36.
+    """
+    algorithm: Any = choice.algorithm  # a CompiledWinograd, whose module needs numba
+    loops: Any = compiled_loops("direct_loops")
+    blocks = [*replace(choice.blocking, channels=out.shape[3]).blocks(problem.out, algorithm.m)]
+    parts = [part for i in range(pool.threads) if (part := blocks[i :: pool.threads])]
+    _, g, _ = transforms(algorithm.m)
+    to_filters = np.kron(g, g).T.astype(x.dtype)
+    totals = np.empty((len(parts), to_filters.shape[1], *out.shape[2:]), x.dtype)
+
+    def add_part(part: Sequence[Block], total: Array) -> Task:
+        def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+            transform, points, others = algorithm.points_of_both(
+                problem, part[i], x, cotangent, scratch
+            )
+            by_channel = points.transpose(0, 2, 1)[:, None, :, None, None]
+            vectors = others[:, None, None]
+            return [*transform, loops.products(by_channel, vectors, total[:, None], True)]
+
+        fill: Task = [[partial(total.fill, 0)]] * pool.threads
+        shapes = [algorithm.shapes(problem, block) for block in part]
+        return one_task([fill, *pool.tasks(shapes, x.dtype, calls)])
+
+    tasks = [add_part(*each) for each in zip(parts, totals, strict=True)]
+    first, *others = totals.reshape(len(parts), to_filters.shape[1], -1, copy=False)
+    adds = [partial(np.add, first, each, first) for each in others]
+    rows = out.reshape(len(to_filters), -1, copy=False)
+    return in_order([pool.call(tasks), *adds, partial(np.matmul, to_filters, first, rows)])
