@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, cut, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, SharedOperation, apply, constant, same_dtype
 from dist_net.autodiff.kernels.convolution.training import compiled_loops
-from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool, by_strip
+from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.operations.reduction import broadcast_to, column_dots, long_rows, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import ShapeError
@@ -110,17 +110,23 @@ class ScaleAndShift(SharedOperation):
         lanes = np.empty((len(vectors), target.shape[1] // len(shift), len(shift)), out.dtype)
         widen = [partial(np.copyto, *pair) for pair in zip(lanes, vectors, strict=True)]
         wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
-        pairs = [*zip(matrices, scales, strict=True)]
-        if _is_compiled([target, *matrices]):
-            return in_order([*widen, _in_one_pass(pairs, wide_shift, target, self.rectifies, pool)])
+        loops = _loops([target, *matrices])
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
-            terms = [(x[strip], scale) for x, scale in pairs]
-            scaled = _scaled_and_shifted(terms, wide_shift, target[strip], spare)
+            terms = [(x[strip], scale) for x, scale in zip(matrices, scales, strict=True)]
+            if loops:
+                return [loops.scaling(terms, wide_shift, self.rectifies, target[strip])]
+            # The result may overwrite a matrix: it is written when all have been read.
+            total, product = spare
+            made = [partial(np.multiply, *terms[0], total)]
+            for each in terms[1:]:
+                made.append(partial(np.multiply, *each, product))
+                made.append(partial(np.add, total, product, total))
+            made.append(partial(np.add, total, wide_shift, target[strip]))
             is_positive = partial(np.maximum, target[strip], 0, out=target[strip])
-            return [*scaled, is_positive] if self.rectifies else scaled
+            return [*made, is_positive] if self.rectifies else made
 
-        return in_order([*widen, by_strip(target, min(2, len(matrices) - 1), calls, pool)])
+        return in_order([*widen, by_strip(target, 0 if loops else 2, calls, pool)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         _, *terms = node.inputs
@@ -157,51 +163,10 @@ def batch_normalize(
     return reshape(normal, x.shape), center, variance
 
 
-def _scaled_and_shifted(
-    terms: Sequence[tuple[Array, Array]], shift: Array, out: Array, spare: Sequence[Array]
-) -> list[Call]:
-    """Return the calls for one strip; ``terms`` are matrices with their scales.
-
-    ``out`` may be one of the matrices: all but the last are read before ``out`` is written.
-    ``spare`` holds one array for a sum of two products, two for a longer sum.
-    """
-    *others, last = terms
-    calls: list[Call] = []
-    for i, (matrix, scale) in enumerate(others):
-        calls.append(partial(np.multiply, matrix, scale, spare[min(i, 1)]))
-        if i:
-            calls.append(partial(np.add, spare[0], spare[1], spare[0]))
-    calls.append(partial(np.multiply, *last, out))
-    if others:
-        calls.append(partial(np.add, out, spare[0], out))
-    return [*calls, partial(np.add, out, shift, out)]
-
-
-def _is_compiled(matrices: Sequence[Array]) -> bool:
-    """Return whether compiled loops support a sum of matrices, given the target and its terms."""
-    loops = compiled_loops("scaling_loops")
-    return (
-        loops is not None
-        and len(matrices) <= 3
-        and matrices[0].shape[1] % loops.LANES == 0
-        and all(each.dtype == np.float32 and each.flags.c_contiguous for each in matrices)
-    )
-
-
-def _in_one_pass(
-    terms: Sequence[tuple[Array, Array]],
-    shift: Array,
-    out: Array,
-    rectifies: bool,
-    pool: ThreadPool,
-) -> Call:
-    """Return the call that fills ``out`` from one or two terms, by compiled loops."""
-    loops: Any = compiled_loops("scaling_loops")
-    (x, a), (y, b) = terms[0], terms[-1]
-    ending = shift, np.float32(0 if rectifies else -np.inf)
-    tasks = []
-    for strip in cut(len(out), max(1, SHARED_STRIP_BYTES // out[0].nbytes)):
-        first, second, target = (each[strip].reshape(-1, copy=False) for each in (x, y, out))
-        call = partial(loops.scale_and_shift, first, a, second, b, len(terms) > 1, *ending, target)
-        tasks.append([[call]] * pool.threads)
-    return pool.call(tasks)
+def _loops(matrices: Sequence[Array]) -> ModuleType | None:
+    """Return the compiled loops, if they support these matrices: a result and its terms."""
+    loops = compiled_loops("scaling_loops") if len(matrices) <= 3 else None
+    if not loops or matrices[0].shape[1] % loops.LANES:
+        return None
+    fits = all(each.dtype == np.float32 and each.flags.c_contiguous for each in matrices)
+    return loops if fits else None

@@ -5,8 +5,16 @@ Matrices are flat. A row of them has one scale per value, and a multiple of ``LA
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.kernels.compiled.im2row_loops import flat
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
+    VECTOR,
     Flat,
     Lanes,
     Pointer,
@@ -21,28 +29,18 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 )
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
-Term = tuple[Pointer, Pointer]
-"""A matrix and its scales."""
+Term = tuple[Pointer, Pointer]  # a matrix and its scales
 
 
-@traced()
-def write_scaled(
-    first: Term,
-    second: Term,
-    is_sum: bool,
-    shift: Pointer,
-    least: float,
-    out: Pointer,
-    i: int,
-    j: int,
-) -> None:
-    """Write a vector at ``i``, whose scales are at ``j`` of a row."""
+@traced(VECTOR)
+def scaled(first: Term, second: Term, is_sum: bool, shift: Pointer, i: int, j: int) -> Lanes:
+    """Return the sum of the terms at ``i``, and of the shift, for scales at ``j`` of a row."""
 
     def with_second(value: Lanes) -> Lanes:
         return multiply_add(load(second[0], i), load(second[1], j), value)
 
     value = multiply_add(load(first[0], i), load(first[1], j), load(shift, j))
-    store(out, i, larger(changed_if(is_sum, with_second, value), spread(least)))
+    return changed_if(is_sum, with_second, value)
 
 
 @jit(READ, READ, READ, READ, BOOLEAN, READ, REAL, WRITTEN)
@@ -54,4 +52,14 @@ def scale_and_shift(
     shifts, result = pointer(shift), pointer(out)
     for start in range(0, len(out), len(shift)):
         for j in range(0, len(shift), LANES):
-            write_scaled(first, second, is_sum, shifts, least, result, start + j, j)
+            value = scaled(first, second, is_sum, shifts, start + j, j)
+            store(result, start + j, larger(value, spread(least)))
+
+
+def scaling(
+    terms: Sequence[tuple[Array, Array]], shift: Array, rectifies: bool, out: Array
+) -> Call:
+    """Return the call of ``scale_and_shift`` for one or two contiguous matrices with scales."""
+    (x, a), (y, b) = terms[0], terms[-1]
+    least = np.float32(0 if rectifies else -np.inf)
+    return partial(scale_and_shift, flat(x), a, flat(y), b, len(terms) > 1, shift, least, flat(out))

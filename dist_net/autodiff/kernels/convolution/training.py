@@ -71,19 +71,18 @@ def input_gradient(
     filters. A single convolution for all pixels would insert zeros between the pixels of
     ``cotangent`` and multiply by them. Each phase has its own blocks.
     """
-    before: list[Call] = []
     blocks: list[Block] = []
     tasks: list[Task] = []
     (top, _), (left, _) = windows.padding
     (down, across), (tall, wide) = windows.stride, windows.dilation
+    is_full = filters.size > 0 and windows.size[0] >= down and windows.size[1] >= across
+    before: list[Call] = [] if is_full else [partial(out.fill, 0)]
     for row, column in product(range(down), range(across)):
         pixels = out[:, row::down, column::across]
         rows, above = phase_of(windows.size[0], down, tall, row + top)
         columns, beside = phase_of(windows.size[1], across, wide, column + left)
         taps = filters[rows, columns]
-        if taps.size == 0:
-            before.append(partial(pixels.fill, 0))
-        elif pixels.size > 0:
+        if taps.size and pixels.size:
             sides = (
                 (above, tall * (len(taps) - 1) - above),
                 (beside, wide * (taps.shape[1] - 1) - beside),
@@ -113,10 +112,6 @@ def filter_gradient(
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
     strips = sized_blocks(cotangent.shape, windows) if depthwise else _strips(patches, cotangent)
-    parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
-    if not parts:
-        return partial(out.fill, 0)
-    sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     loops = _direct_loops(windows, groups, x, out.shape[3])
     kernels = _depthwise_loops(windows, x) if depthwise else None
     if kernels and x.shape[3] % kernels.LANES:
@@ -138,11 +133,24 @@ def filter_gradient(
             return [call, partial(np.add, total, product, total)]
 
         sizes = [total.size] * len(part)
-        fill: Task = [[partial(total.fill, 0)]] * pool.threads
-        return one_task([fill, *_tasks(patches, x, part, sizes, multiply, pool, loops)])
+        return one_task(_tasks(patches, x, part, sizes, multiply, pool, loops))
 
-    tasks = [add_part(*each) for each in zip(parts, sums, strict=True)]
-    return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
+    return _sum_of_parts(strips, add_part, out, pool)
+
+
+def _sum_of_parts(
+    strips: Sequence[Block],
+    add_part: Callable[[Sequence[Block], Array], Task],
+    out: Array,
+    pool: ThreadPool,
+) -> Call:
+    """Return the call that fills ``out`` with the sum over strips, of which threads add a part."""
+    parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
+    sums = [out, *(np.empty_like(out) for _ in parts[1:])]
+    fill = [partial(each.fill, 0) for each in sums]
+    add = [partial(np.add, out, each, out) for each in sums[1:]]
+    tasks = [add_part(*each) for each in zip(parts, sums, strict=False)]
+    return in_order([*fill, pool.call(tasks), *add])
 
 
 def _strips(patches: Patches, result: Array) -> list[Block]:
@@ -310,26 +318,21 @@ def _gradient_by_winograd(
     algorithm: Any = choice.algorithm  # a CompiledWinograd, whose module needs numba
     loops: Any = compiled_loops("direct_loops")
     blocks = [*replace(choice.blocking, channels=out.shape[3]).blocks(problem.out, algorithm.m)]
-    parts = [part for i in range(pool.threads) if (part := blocks[i :: pool.threads])]
     _, g, _ = transforms(algorithm.m)
     to_filters = np.kron(g, g).T.astype(x.dtype)
-    totals = np.empty((len(parts), to_filters.shape[1], *out.shape[2:]), x.dtype)
+    points = np.empty((to_filters.shape[1], *out.shape[2:]), x.dtype)
 
     def add_part(part: Sequence[Block], total: Array) -> Task:
         def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-            transform, points, others = algorithm.points_of_both(
-                problem, part[i], x, cotangent, scratch
-            )
-            by_channel = points.transpose(0, 2, 1)[:, None, :, None, None]
-            vectors = others[:, None, None]
+            both = problem, part[i], x, cotangent
+            transform, of_x, of_cotangent = algorithm.points_of_both(*both, scratch)
+            by_channel = of_x.transpose(0, 2, 1)[:, None, :, None, None]
+            vectors = of_cotangent[:, None, None]
             return [*transform, loops.products(by_channel, vectors, total[:, None], True)]
 
-        fill: Task = [[partial(total.fill, 0)]] * pool.threads
         shapes = [algorithm.shapes(problem, block) for block in part]
-        return one_task([fill, *pool.tasks(shapes, x.dtype, calls)])
+        return one_task(pool.tasks(shapes, x.dtype, calls))
 
-    tasks = [add_part(*each) for each in zip(parts, totals, strict=True)]
-    first, *others = totals.reshape(len(parts), to_filters.shape[1], -1, copy=False)
-    adds = [partial(np.add, first, each, first) for each in others]
     rows = out.reshape(len(to_filters), -1, copy=False)
-    return in_order([pool.call(tasks), *adds, partial(np.matmul, to_filters, first, rows)])
+    into = partial(np.matmul, to_filters, points.reshape(len(points), -1, copy=False), rows)
+    return in_order([_sum_of_parts(blocks, add_part, points, pool), into])
