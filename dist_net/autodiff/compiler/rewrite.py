@@ -190,7 +190,7 @@ def rectify_while_scaling(node: Expression) -> Expression | None:
         if other.operation == scaled.operation and other.shape == scaled.shape:
             shift, terms = shift + other.inputs[0], [*terms, *other.inputs[1:]]
         else:
-            ones = broadcast_to(constant(1.0, node.dtype), shift.shape)
+            ones = constant(np.ones(shift.shape, node.dtype))
             terms += [reshape(other, scaled.shape), ones]
     return reshape(apply(ScaleAndShift(rectifies=True), shift, *terms), node.shape)
 

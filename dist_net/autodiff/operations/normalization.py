@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 
 import numpy as np
 
@@ -110,7 +109,9 @@ class ScaleAndShift(SharedOperation):
         lanes = np.empty((len(vectors), target.shape[1] // len(shift), len(shift)), out.dtype)
         widen = [partial(np.copyto, *pair) for pair in zip(lanes, vectors, strict=True)]
         wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
-        loops = _loops([target, *matrices])
+        is_flat = all(each.flags.c_contiguous for each in (target, *matrices))
+        is_simple = len(matrices) <= 2 and len(wide_shift) % 8 == 0 and out.dtype == np.float32
+        loops = compiled_loops("scaling_loops") if is_flat and is_simple else None
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             terms = [(x[strip], scale) for x, scale in zip(matrices, scales, strict=True)]
@@ -161,12 +162,3 @@ def batch_normalize(
     scale = gamma / deviation(variance)
     normal = apply(ScaleAndShift(), beta - center * scale, rows, scale)
     return reshape(normal, x.shape), center, variance
-
-
-def _loops(matrices: Sequence[Array]) -> ModuleType | None:
-    """Return the compiled loops, if they support these matrices: a result and its terms."""
-    loops = compiled_loops("scaling_loops") if len(matrices) <= 3 else None
-    if not loops or matrices[0].shape[1] % loops.LANES:
-        return None
-    fits = all(each.dtype == np.float32 and each.flags.c_contiguous for each in matrices)
-    return loops if fits else None

@@ -37,7 +37,6 @@ NOTHING = np.zeros(BLOCK, np.float32)
 
 Sums = tuple[Lanes, ...]
 Three = tuple[int, int, int]
-Four = tuple[int, int, int, int]
 Place = tuple[Pointer, int, int]
 """An array, the place of a first pair of vectors, and how far apart the next ones are."""
 
@@ -90,7 +89,7 @@ def multiply(
     inner: Three,
     x_steps: Three,
     y: Flat,
-    y_steps: Four,
+    y_steps: tuple[int, int, int, int],
     out: Flat,
     out_apart: Three,
     columns: int,

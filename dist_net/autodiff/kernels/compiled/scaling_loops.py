@@ -35,11 +35,8 @@ Term = tuple[Pointer, Pointer]  # a matrix and its scales
 @traced(VECTOR)
 def scaled(first: Term, second: Term, is_sum: bool, shift: Pointer, i: int, j: int) -> Lanes:
     """Return the sum of the terms at ``i``, and of the shift, for scales at ``j`` of a row."""
-
-    def with_second(value: Lanes) -> Lanes:
-        return multiply_add(load(second[0], i), load(second[1], j), value)
-
     value = multiply_add(load(first[0], i), load(first[1], j), load(shift, j))
+    with_second = partial(multiply_add, load(second[0], i), load(second[1], j))
     return changed_if(is_sum, with_second, value)
 
 

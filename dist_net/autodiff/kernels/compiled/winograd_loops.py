@@ -200,22 +200,17 @@ class CompiledWinograd(Winograd):
     def points_of_both(
         self, problem: Problem, block: Block, x: Array, cotangent: Array, scratch: Sequence[Array]
     ) -> tuple[Sequence[Call], Array, Array]:
-        """Return the calls that transform a block of ``x`` and of the output's cotangent to points.
-
-        Return their points too, (a², tiles, C) and (a², tiles, O). The products of these, summed
-        over all tiles, are the points of the filters' gradient. Only for F(2x2) with a stride of 1.
-        """
+        """Return the calls that transform a block of ``x`` and of the output's cotangent, and both
+        results, whose ``products`` are the points of the filters' gradient. Only for F(2x2) with a
+        stride of 1."""
         points, others, tile = scratch
         part, corner = cotangent[block.images], (block.rows.start, 0)
-        geometry = flat(part), part.shape[1:], self._grid(problem, block), corner
-        spread_out = partial(
-            to_points, self.m, self.m, *geometry, flat(tile), flat(others), others.shape[1]
-        )
-        by_tile = self.a**2, self._tiles(problem, block), -1
-        x_points, y_points = (
-            each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others)
-        )
-        return [*self._to_points(problem, block, x, points, [tile]), spread_out], x_points, y_points
+        geometry = self.m, self.m, flat(part), part.shape[1:], self._grid(problem, block), corner
+        spread_out = partial(to_points, *geometry, flat(tile), flat(others), others.shape[1])
+        by_tile = len(points), 1, 1, self._tiles(problem, block), -1
+        of_x, of_y = (each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others))
+        calls: list[Call] = [*self._to_points(problem, block, x, points, [tile]), spread_out]
+        return calls, of_x.transpose(0, 1, 4, 2, 3)[..., None, :], of_y
 
     @property
     def _plain(self) -> Winograd:
@@ -270,11 +265,9 @@ def to_points(
 ) -> None:
     """Bᵀ · d · B: from (N, H, W, C), padded with 0, to a² planes (tiles, C), ``plane`` apart.
 
-    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes.
-
-    ``shape`` is (H, W, C); ``grid`` is the number of images, and of rows and columns of tiles. The
-    first tile begins at ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile
-    that extends beyond the map.
+    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. ``shape`` is (H, W, C);
+    ``grid`` is the number of images, and of rows and columns of tiles. The first tile begins at
+    ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile beyond the map.
     """
     height, width, channels = shape
     images, rows, columns = grid

@@ -139,18 +139,14 @@ def filter_gradient(
 
 
 def _sum_of_parts(
-    strips: Sequence[Block],
-    add_part: Callable[[Sequence[Block], Array], Task],
-    out: Array,
-    pool: ThreadPool,
+    strips: Sequence[Block], add_part: Callable[..., Task], out: Array, pool: ThreadPool
 ) -> Call:
     """Return the call that fills ``out`` with the sum over strips, of which threads add a part."""
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     fill = [partial(each.fill, 0) for each in sums]
-    add = [partial(np.add, out, each, out) for each in sums[1:]]
     tasks = [add_part(*each) for each in zip(parts, sums, strict=False)]
-    return in_order([*fill, pool.call(tasks), *add])
+    return in_order([*fill, pool.call(tasks), *(partial(np.add, out, n, out) for n in sums[1:])])
 
 
 def _strips(patches: Patches, result: Array) -> list[Block]:
@@ -282,13 +278,11 @@ def _correlated(
 def _winograd(
     windows: Windows, groups: int, x: Array, out: Array, pool: ThreadPool
 ) -> tuple[Problem, Choice] | None:
-    """Return a convolution and the choice of F(2x2) with compiled loops; None if it is not chosen.
-
-    The choice is for one thread, so that the blocks and all bits are the same for any number.
-    """
+    """Return the problem and the choice of F(2x2) by compiled loops; None if it is not chosen."""
     if not (_direct_loops(windows, groups, x, out.shape[3]) and out.flags.c_contiguous):
         return None
     problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+    # For one thread, so that the blocks and all bits are the same for any number.
     choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
     return (problem, choice) if isinstance(choice.algorithm, Winograd) else None
 
@@ -311,10 +305,7 @@ def _by_winograd(
 def _gradient_by_winograd(
     problem: Problem, choice: Choice, x: Array, cotangent: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """Return the call of ``filter_gradient`` by Winograd's algorithm, for filters (3, 3, C, O).
-
-    Like the convolution, it takes 16 products where a direct gradient takes 36.
-    """
+    """Return the call of ``filter_gradient`` by Winograd's algorithm: 16 products instead of 36."""
     algorithm: Any = choice.algorithm  # a CompiledWinograd, whose module needs numba
     loops: Any = compiled_loops("direct_loops")
     blocks = [*replace(choice.blocking, channels=out.shape[3]).blocks(problem.out, algorithm.m)]
@@ -324,11 +315,8 @@ def _gradient_by_winograd(
 
     def add_part(part: Sequence[Block], total: Array) -> Task:
         def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
-            both = problem, part[i], x, cotangent
-            transform, of_x, of_cotangent = algorithm.points_of_both(*both, scratch)
-            by_channel = of_x.transpose(0, 2, 1)[:, None, :, None, None]
-            vectors = of_cotangent[:, None, None]
-            return [*transform, loops.products(by_channel, vectors, total[:, None], True)]
+            transform, *both = algorithm.points_of_both(problem, part[i], x, cotangent, scratch)
+            return [*transform, loops.products(*both, total[:, None], True)]
 
         shapes = [algorithm.shapes(problem, block) for block in part]
         return one_task(pool.tasks(shapes, x.dtype, calls))
