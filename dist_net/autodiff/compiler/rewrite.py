@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dist_net.autodiff.compiler.steps import unreshaped
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
@@ -26,6 +27,7 @@ from dist_net.autodiff.operations.elementwise import (
     add,
     divide,
     multiply,
+    relu,
     subtract,
 )
 from dist_net.autodiff.operations.normalization import ScaleAndShift
@@ -162,16 +164,35 @@ def merge_scales_and_shifts(node: Expression) -> Expression | None:
     if node.operation != add:
         return None
     for first, second in (node.inputs, node.inputs[::-1]):
-        if not isinstance(first.operation, ScaleAndShift):
+        if first.operation != ScaleAndShift():
             continue
         shift, *terms = first.inputs
-        if isinstance(second.operation, ScaleAndShift) and first.shape == second.shape:
+        if second.operation == first.operation and first.shape == second.shape:
             other_shift, *other_terms = second.inputs
             return apply(first.operation, shift + other_shift, *terms, *other_terms)
         is_one_per_column = second.size == shift.size and second.shape[-1:] == shift.shape
         if is_one_per_column and node.shape == first.shape:
             return apply(first.operation, shift + reshape(second, shift.shape), *terms)
     return None
+
+
+def rectify_while_scaling(node: Expression) -> Expression | None:
+    """relu(x·a + c) takes one pass, and so does relu(x·a + c + y), where y may be y·b + d."""
+    if node.operation != relu:
+        return None
+    (x,) = node.inputs
+    parts = [unreshaped(each) for each in (x.inputs if x.operation == add else (x,))]
+    scaled, *others = sorted(parts, key=lambda each: each.operation != ScaleAndShift())
+    if scaled.operation != ScaleAndShift() or any(each.size != x.size for each in parts):
+        return None
+    shift, *terms = scaled.inputs
+    for other in others:
+        if other.operation == scaled.operation and other.shape == scaled.shape:
+            shift, terms = shift + other.inputs[0], [*terms, *other.inputs[1:]]
+        else:
+            ones = constant(np.ones(shift.shape, node.dtype))
+            terms += [reshape(other, scaled.shape), ones]
+    return reshape(apply(ScaleAndShift(rectifies=True), shift, *terms), node.shape)
 
 
 def recognise_mask(node: Expression) -> Expression | None:
@@ -196,5 +217,6 @@ RULES: tuple[Rule, ...] = (
     compute_before_broadcasting,
     drop_neutral_operand,
     merge_scales_and_shifts,
+    rectify_while_scaling,
     recognise_mask,
 )

@@ -323,7 +323,8 @@ def _overwritten(step: Step, dying: dict[int, Expression]) -> int | None:
     overwrites it; a convolution reads other strips too.
     """
     output = step.output
-    if not (output.operation.overwrites_inputs and _is_elementwise(step.nodes)):
+    is_convolution = isinstance(step.nodes[0].operation, BlockwiseConvolution)
+    if is_convolution or not output.operation.overwrites_inputs:
         return None
     for slot, node in dying.items():
         read_as = [each for each in step.inputs if viewed(each) is node]

@@ -189,7 +189,7 @@ def by_strip(
     is large, the pool shares the strips.
     """
     is_shared = pool.shares(result.nbytes)
-    strip_bytes = SHARED_STRIP_BYTES if is_shared else STRIP_BYTES
+    strip_bytes = SHARED_STRIP_BYTES if is_shared or not spares else STRIP_BYTES
     parts = cut(len(result), max(1, strip_bytes * len(result) // max(1, result.nbytes)))
     shapes = [[result[part].shape] * spares for part in parts]
     tasks = pool.tasks(shapes, result.dtype, lambda i, spare: calls(parts[i], spare))

@@ -15,6 +15,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, SharedOperation, apply, constant, same_dtype
+from dist_net.autodiff.kernels.convolution.training import compiled_loops
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.operations.reduction import broadcast_to, column_dots, long_rows, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
@@ -89,11 +90,13 @@ class ColumnDots(SharedOperation):
 
 @dataclass(frozen=True)
 class ScaleAndShift(SharedOperation):
-    """The sum of scaled matrices and a shift: x·a + y·b + ... + c.
+    """The sum of scaled matrices and a shift: x·a + y·b + ... + c, or the ``relu`` of that.
 
-    Inputs: c, x, a, y, b, ...; matrices are (rows, channels), scales and shifts (channels,).
+    Inputs: c, x, a, y, b, ...; matrices are (rows, channels), scales and shifts (channels,). Plans
+    rewrite a relu into it, which needs no VJP.
     """
 
+    rectifies: bool = False
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
@@ -106,12 +109,25 @@ class ScaleAndShift(SharedOperation):
         lanes = np.empty((len(vectors), target.shape[1] // len(shift), len(shift)), out.dtype)
         widen = [partial(np.copyto, *pair) for pair in zip(lanes, vectors, strict=True)]
         wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
+        is_flat = all(each.flags.c_contiguous for each in (target, *matrices))
+        is_simple = len(matrices) <= 2 and len(wide_shift) % 8 == 0 and out.dtype == np.float32
+        loops = compiled_loops("scaling_loops") if is_flat and is_simple else None
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             terms = [(x[strip], scale) for x, scale in zip(matrices, scales, strict=True)]
-            return _scaled_and_shifted(terms, wide_shift, target[strip], spare)
+            if loops:
+                return [loops.scaling(terms, wide_shift, self.rectifies, target[strip])]
+            # The result may overwrite a matrix: it is written when all have been read.
+            total, product = spare
+            made = [partial(np.multiply, *terms[0], total)]
+            for each in terms[1:]:
+                made.append(partial(np.multiply, *each, product))
+                made.append(partial(np.add, total, product, total))
+            made.append(partial(np.add, total, wide_shift, target[strip]))
+            is_positive = partial(np.maximum, target[strip], 0, out=target[strip])
+            return [*made, is_positive] if self.rectifies else made
 
-        return in_order([*widen, by_strip(target, min(2, len(matrices) - 1), calls, pool)])
+        return in_order([*widen, by_strip(target, 0 if loops else 2, calls, pool)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         _, *terms = node.inputs
@@ -146,23 +162,3 @@ def batch_normalize(
     scale = gamma / deviation(variance)
     normal = apply(ScaleAndShift(), beta - center * scale, rows, scale)
     return reshape(normal, x.shape), center, variance
-
-
-def _scaled_and_shifted(
-    terms: Sequence[tuple[Array, Array]], shift: Array, out: Array, spare: Sequence[Array]
-) -> list[Call]:
-    """Return the calls for one strip; ``terms`` are matrices with their scales.
-
-    ``out`` may be one of the matrices: all but the last are read before ``out`` is written.
-    ``spare`` holds one array for a sum of two products, two for a longer sum.
-    """
-    *others, last = terms
-    calls: list[Call] = []
-    for i, (matrix, scale) in enumerate(others):
-        calls.append(partial(np.multiply, matrix, scale, spare[min(i, 1)]))
-        if i:
-            calls.append(partial(np.add, spare[0], spare[1], spare[0]))
-    calls.append(partial(np.multiply, *last, out))
-    if others:
-        calls.append(partial(np.add, out, spare[0], out))
-    return [*calls, partial(np.add, out, shift, out)]

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers, positive_axis
+from dist_net.autodiff.arrays import Array, Call, Shape, cut, in_order, integers, positive_axis
 from dist_net.autodiff.expression import NUMBERS, Expression, Operation, View, apply, same_dtype
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import shaping
@@ -64,12 +63,11 @@ def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
     """
     x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
     count = min(pool.threads if pool.shares(x.nbytes) else 1, len(x_rows))
-    edges = [len(x_rows) * part // count for part in range(count + 1)]
-    by_lane = np.empty((count, x_rows.shape[1]), x_rows.dtype)
+    parts = cut(len(x_rows), -(-len(x_rows) // count))
+    by_lane = np.empty((len(parts), x_rows.shape[1]), x_rows.dtype)
     tasks = [
-        [[partial(np.einsum, "rc,rc->c", x_rows[start:stop], y_rows[start:stop], out=total)]]
-        * pool.threads
-        for total, (start, stop) in zip(by_lane, pairwise(edges), strict=True)
+        [[partial(np.einsum, "rc,rc->c", x_rows[part], y_rows[part], out=total)]] * pool.threads
+        for total, part in zip(by_lane, parts, strict=True)
     ]
     return in_order([pool.call(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
 

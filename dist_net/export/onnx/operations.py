@@ -108,12 +108,14 @@ def _cast(known: Translation, node: Expression) -> str:
 
 
 def _scale_and_shift(known: Translation, node: Expression) -> str:
+    assert isinstance(node.operation, normalization.ScaleAndShift)
     shift, *terms = map(known.named, node.inputs)
     add = known.graph.add
     total = add("Mul", terms[0], terms[1])
     for x, scale in zip(terms[2::2], terms[3::2], strict=True):
         total = add("Add", total, add("Mul", x, scale))
-    return add("Add", total, shift)
+    total = add("Add", total, shift)
+    return add("Relu", total) if node.operation.rectifies else total
 
 
 # Along axes

@@ -17,9 +17,11 @@ from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epilogue, Problem
+from dist_net.autodiff.kernels.convolution.training import filter_gradient
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.nn import (
     BatchNorm,
     Conv2D,
@@ -41,6 +43,7 @@ from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depth
 from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
 from dist_net.autodiff.kernels.compiled import recurrent_loops as compiled_recurrent
+from dist_net.autodiff.kernels.compiled import scaling_loops as compiled_scaling
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
 from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
@@ -49,6 +52,7 @@ from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
 MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_winograd
+MODULES += (compiled_scaling,)
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
@@ -57,6 +61,7 @@ LOOPS = [
     compiled.from_product,
     compiled_recurrent.lstm_step,
     compiled_recurrent.lstm_step_back,
+    compiled_scaling.scale_and_shift,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
 ]
@@ -354,6 +359,40 @@ def test_no_direct_loop_leaves_its_arrays(loops_in_python):
     assert "multiply" in loops_in_python
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 6, 4, 17), (70, 4, 4, 16)])
+def test_no_loop_of_a_filter_gradient_by_winograd_leaves_its_arrays(
+    shape, threads, loops_in_python
+):
+    random = np.random.default_rng(0)
+    x, cotangent = (random.standard_normal((*shape[:3], n)) for n in (shape[3], 32))
+    found = []
+    for dtype in (np.float64, np.float32):  # the former has no compiled loops
+        filters = np.full((3, 3, shape[3], 32), np.nan, dtype)
+        pool = ThreadPool(threads)
+        given = x.astype(dtype), cotangent.astype(dtype), filters, pool
+        filter_gradient(Windows((3, 3), (1, 1), ((1, 1), (1, 1))), 1, *given)()
+        pool.close()
+        found.append(filters)
+    assert np.abs(found[1] - found[0]).max() <= 1e-5 * np.abs(found[0]).max()
+    assert {"to_points", "multiply"} <= {*loops_in_python}
+
+
+@pytest.mark.parametrize("rectifies", [False, True])
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_loop_of_a_scale_and_shift_leaves_its_arrays(count, rectifies, loops_in_python):
+    random = np.random.default_rng(0)
+    shift, *scales = random.standard_normal((1 + count, 24), np.float32)
+    matrices = random.standard_normal((count, 5, 24), np.float32)
+    matrices[0, 2, 3] = np.nan
+    terms = [each for pair in zip(matrices, scales, strict=True) for each in pair]
+    expected = sum(x * a for x, a in zip(matrices, scales, strict=True)) + shift
+    expected = np.maximum(expected, 0) if rectifies else expected
+    ScaleAndShift(rectifies).bind([shift, *terms], matrices[-1])()  # over an input
+    np.testing.assert_allclose(matrices[-1], expected, rtol=1e-5, atol=1e-6)
+    assert "scale_and_shift" in loops_in_python
+
+
 def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
     projected, record = np.zeros(2 * 64, np.float32), np.zeros(6 * 2 * 16, np.float32)
     product, *cotangents = projected.copy(), *np.ones((3, 2 * 16), np.float32)
@@ -395,10 +434,12 @@ def test_numba_compiles_only_functions_with_loops():
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
 from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, winograd_loops
+from dist_net.autodiff.kernels.compiled import scaling_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
 loops += [direct_loops.multiply]
 loops += [im2row_loops.from_product]
 loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
+loops += [scaling_loops.scale_and_shift]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

@@ -42,6 +42,10 @@ def scaled_and_shifted(x):
     return ad.apply(ScaleAndShift(), ROW, x, ROW)
 
 
+def flat(x):
+    return ad.reshape(x, (12,))
+
+
 CASES = [
     # rule, expression, kernel calls that remain
     ("merge_views", ad.exp(ad.stop_gradient(X)), 1),
@@ -68,6 +72,14 @@ CASES = [
     ("merge_scales_and_shifts", scaled_and_shifted(X) + scaled_and_shifted(Y), 2),
     ("merge_scales_and_shifts", scaled_and_shifted(X) + ROW, 2),
     ("merge_scales_and_shifts", ad.reshape(ROW, (1, 4)) + scaled_and_shifted(X), 2),
+    ("rectify_while_scaling", ad.relu(scaled_and_shifted(X)), 1),
+    ("rectify_while_scaling", ad.relu(X + scaled_and_shifted(Y)), 1),
+    ("rectify_while_scaling", ad.relu(flat(scaled_and_shifted(Y)) + flat(X)), 1),
+    (
+        "rectify_while_scaling",
+        ad.relu(flat(scaled_and_shifted(X)) + flat(scaled_and_shifted(Y))),
+        2,
+    ),
     ("recognise_mask", ad.where(TRUTH, X, 0.0), 1),
 ]
 

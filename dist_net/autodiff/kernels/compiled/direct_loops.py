@@ -81,7 +81,7 @@ def at_a_time(count: int) -> Callable[..., None]:
 write_8, write_4, write_1 = at_a_time(8), at_a_time(4), at_a_time(1)
 
 
-@jit(READ, *[integers(3)] * 4, READ, integers(3), WRITTEN, integers(3), INTEGER, BOOLEAN, READ)
+@jit(READ, *[integers(3)] * 4, READ, integers(4), WRITTEN, integers(3), INTEGER, BOOLEAN, READ)
 def multiply(
     x: Flat,
     counts: Three,
@@ -89,23 +89,24 @@ def multiply(
     inner: Three,
     x_steps: Three,
     y: Flat,
-    y_steps: Three,
+    y_steps: tuple[int, int, int, int],
     out: Flat,
     out_apart: Three,
     columns: int,
     adds: bool,
     nothing: Flat,
 ) -> None:
-    """out[a, b, m] = Σ x[a, b, m, c, d, e] · y[c, d, e], or add it; the last axis is ``columns``.
+    """out[a, b, m] = Σ x[a, b, m, c, d, e] · y[a, c, d, e], or add it, for vectors of ``columns``.
 
     ``counts`` and ``inner`` are the lengths of both axes, the others their strides. ``nothing`` has
     ``BLOCK`` zeros.
     """
     values, vectors, result, zeros = pointer(x), pointer(y), pointer(out), pointer(nothing)
     apart, result_apart = x_apart[2], out_apart[2]
+    steps = y_steps[1:]
     for column in range(0, columns, BLOCK):
-        factors = vectors, column, 0
         for a in range(counts[0]):
+            factors = vectors, column + a * y_steps[0], 0
             for b in range(counts[1]):
                 source = a * x_apart[0] + b * x_apart[1]
                 target = a * out_apart[0] + b * out_apart[1] + column
@@ -121,17 +122,18 @@ def multiply(
                     place = result, target + m * result_apart, result_apart
                     start = place if adds else (zeros, 0, 0)
                     if at_once == 8:
-                        write_8(start, seen, x_steps, factors, y_steps, inner, place)
+                        write_8(start, seen, x_steps, factors, steps, inner, place)
                     elif at_once == 4:
-                        write_4(start, seen, x_steps, factors, y_steps, inner, place)
+                        write_4(start, seen, x_steps, factors, steps, inner, place)
                     else:
-                        write_1(start, seen, x_steps, factors, y_steps, inner, place)
+                        write_1(start, seen, x_steps, factors, steps, inner, place)
                     m += at_once
 
 
 def products(x: Array, y: Array, out: Array, adds: bool) -> Call:
-    """Return the call of ``multiply``: x (a, b, m, c, d, e), y (c, d, e, columns) to out (a, b, m,
-    columns), for multiples of ``BLOCK`` columns. All are views; columns are contiguous."""
+    """Return the call of ``multiply``: x (a, b, m, c, d, e), y ([a,] c, d, e, columns) to out (a,
+    b, m, columns), for multiples of ``BLOCK`` columns. All are views; columns are contiguous."""
+    y = np.broadcast_to(y, (len(x), *y.shape[-4:]))
     of_x, of_y, of_out = (tuple(n // each.itemsize for n in each.strides) for each in (x, y, out))
-    given = memory_of(x), x.shape[:3], of_x[:3], x.shape[3:], of_x[3:], memory_of(y), of_y[:3]
+    given = memory_of(x), x.shape[:3], of_x[:3], x.shape[3:], of_x[3:], memory_of(y), of_y[:4]
     return partial(multiply, *given, memory_of(out), of_out[:3], out.shape[3], adds, NOTHING)

@@ -41,7 +41,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     traced,
 )
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
-from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.convolution.winograd import APART, Winograd
 from dist_net.autodiff.kernels.windows import Pair
 from dist_net.compiling import INTEGER, READ, WRITTEN, jit
 
@@ -79,6 +79,11 @@ def to_points_of_4(x: TileLine) -> TileLine:
     return x[2] - x[0], x[1] + x[2], x[2] - x[1], x[3] - x[1]
 
 
+def to_points_of_2(x: TileLine) -> TileLine:
+    """A · x of F(2, 3): the VJP of ``from_points_of_4``."""
+    return x[0], x[0] + x[1], x[0] - x[1], x[1]
+
+
 def from_points_of_6(x: TileLine) -> TileLine:
     """Aᵀ · x of F(4, 3)."""
     sum_1, sum_2, difference_1 = x[1] + x[2], x[3] + x[4], x[1] - x[2]
@@ -110,16 +115,17 @@ def columns_of(
 
 
 def tile_to_points(a: int, transform: Transform) -> Callable[..., None]:
-    """Return Bᵀ · d · B, from a tile of the input at ``i`` to points at ``j``."""
+    """Return Bᵀ · d · B, from a tile of the input at ``i`` to points at ``j``; or A · d · Aᵀ."""
 
     @traced()
     def write_points(
         x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
     ) -> None:
         columns = columns_of(a, transform, x, i, per_row, per_pixel)
-        for row in range(a):
+        count = len(columns[0])
+        for row in range(count):
             for column, value in enumerate(transform([each[row] for each in columns])):
-                store(points, j + (row * a + column) * plane, value)
+                store(points, j + (row * count + column) * plane, value)
 
     return write_points
 
@@ -145,6 +151,7 @@ def tile_from_points(a: int, transform: Transform) -> Callable[..., None]:
     return write_outputs
 
 
+tile_to_points_2 = tile_to_points(2, to_points_of_2)
 tile_to_points_4 = tile_to_points(4, to_points_of_4)
 tile_to_points_5 = tile_to_points(5, to_points_of_5)
 tile_to_points_6 = tile_to_points(6, to_points_of_6)
@@ -190,6 +197,21 @@ class CompiledWinograd(Winograd):
             )
         ]
 
+    def points_of_both(
+        self, problem: Problem, block: Block, x: Array, cotangent: Array, scratch: Sequence[Array]
+    ) -> tuple[Sequence[Call], Array, Array]:
+        """Return the calls that transform a block of ``x`` and of the output's cotangent, and both
+        results, whose ``products`` are the points of the filters' gradient. Only for F(2x2) with a
+        stride of 1."""
+        points, others, tile = scratch
+        part, corner = cotangent[block.images], (block.rows.start, 0)
+        geometry = self.m, self.m, flat(part), part.shape[1:], self._grid(problem, block), corner
+        spread_out = partial(to_points, *geometry, flat(tile), flat(others), others.shape[1])
+        by_tile = len(points), 1, 1, self._tiles(problem, block), -1
+        of_x, of_y = (each[:, :-APART].reshape(by_tile, copy=False) for each in (points, others))
+        calls: list[Call] = [*self._to_points(problem, block, x, points, [tile]), spread_out]
+        return calls, of_x.transpose(0, 1, 4, 2, 3)[..., None, :], of_y
+
     @property
     def _plain(self) -> Winograd:
         return Winograd(self.m, self.stride, self.gemm)
@@ -198,9 +220,9 @@ class CompiledWinograd(Winograd):
         """Return the number of images in a block, and of rows and columns of tiles per image."""
         return block.size[0], block.size[1] // self.m, problem.out[2] // self.m
 
-    def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
+    def shapes(self, problem: Problem, block: Block) -> list[Shape]:
         """Return the shapes of a block's points and sums, and of one tile of the input."""
-        points, sums, *_ = super()._shapes(problem, block)
+        points, sums, *_ = super().shapes(problem, block)
         return [points, sums, (self.a, self.a, problem.x[3])]
 
 
@@ -243,9 +265,9 @@ def to_points(
 ) -> None:
     """Bᵀ · d · B: from (N, H, W, C), padded with 0, to a² planes (tiles, C), ``plane`` apart.
 
-    ``shape`` is (H, W, C); ``grid`` is the number of images, and of rows and columns of tiles. The
-    first tile begins at ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile
-    that extends beyond the map.
+    With an ``a`` of 2, it is A · d · Aᵀ of F(2 x 2), with 16 planes. ``shape`` is (H, W, C);
+    ``grid`` is the number of images, and of rows and columns of tiles. The first tile begins at
+    ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile beyond the map.
     """
     height, width, channels = shape
     images, rows, columns = grid
@@ -266,6 +288,8 @@ def to_points(
                         tile_to_points_6(source, i + c, per_row, channels, planes, j + c, plane)
                     elif a == 5:
                         tile_to_points_5(source, i + c, per_row, channels, planes, j + c, plane)
+                    elif a == 2:
+                        tile_to_points_2(source, i + c, per_row, channels, planes, j + c, plane)
                     else:
                         tile_to_points_4(source, i + c, per_row, channels, planes, j + c, plane)
                 j += channels

@@ -9,11 +9,12 @@ windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     Epilogue,
     Problem,
 )
-from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool, one_task
 from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
@@ -70,19 +71,18 @@ def input_gradient(
     filters. A single convolution for all pixels would insert zeros between the pixels of
     ``cotangent`` and multiply by them. Each phase has its own blocks.
     """
-    before: list[Call] = []
     blocks: list[Block] = []
     tasks: list[Task] = []
     (top, _), (left, _) = windows.padding
     (down, across), (tall, wide) = windows.stride, windows.dilation
+    is_full = filters.size > 0 and windows.size[0] >= down and windows.size[1] >= across
+    before: list[Call] = [] if is_full else [partial(out.fill, 0)]
     for row, column in product(range(down), range(across)):
         pixels = out[:, row::down, column::across]
         rows, above = phase_of(windows.size[0], down, tall, row + top)
         columns, beside = phase_of(windows.size[1], across, wide, column + left)
         taps = filters[rows, columns]
-        if taps.size == 0:
-            before.append(partial(pixels.fill, 0))
-        elif pixels.size > 0:
+        if taps.size and pixels.size:
             sides = (
                 (above, tall * (len(taps) - 1) - above),
                 (beside, wide * (taps.shape[1] - 1) - beside),
@@ -106,13 +106,12 @@ def filter_gradient(
     """
     if out.size == 0:
         return partial(out.fill, 0)
+    by_winograd = _winograd(windows, groups, x, cotangent, pool)
+    if by_winograd:
+        return _gradient_by_winograd(*by_winograd, x, cotangent, out, pool)
     depthwise = is_depthwise(x.shape, groups, cotangent.shape)
     patches = Patches(windows, x.shape, _pair(cotangent.shape[1:]), groups)
     strips = sized_blocks(cotangent.shape, windows) if depthwise else _strips(patches, cotangent)
-    parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
-    if not parts:
-        return partial(out.fill, 0)
-    sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     loops = _direct_loops(windows, groups, x, out.shape[3])
     kernels = _depthwise_loops(windows, x) if depthwise else None
     if kernels and x.shape[3] % kernels.LANES:
@@ -134,11 +133,20 @@ def filter_gradient(
             return [call, partial(np.add, total, product, total)]
 
         sizes = [total.size] * len(part)
-        fill: Task = [[partial(total.fill, 0)]] * pool.threads
-        return one_task([fill, *_tasks(patches, x, part, sizes, multiply, pool, loops)])
+        return one_task(_tasks(patches, x, part, sizes, multiply, pool, loops))
 
-    tasks = [add_part(*each) for each in zip(parts, sums, strict=True)]
-    return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
+    return _sum_of_parts(strips, add_part, out, pool)
+
+
+def _sum_of_parts(
+    strips: Sequence[Block], add_part: Callable[..., Task], out: Array, pool: ThreadPool
+) -> Call:
+    """Return the call that fills ``out`` with the sum over strips, of which threads add a part."""
+    parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
+    sums = [out, *(np.empty_like(out) for _ in parts[1:])]
+    fill = [partial(each.fill, 0) for each in sums]
+    tasks = [add_part(*each) for each in zip(parts, sums, strict=False)]
+    return in_order([*fill, pool.call(tasks), *(partial(np.add, out, n, out) for n in sums[1:])])
 
 
 def _strips(patches: Patches, result: Array) -> list[Block]:
@@ -245,13 +253,10 @@ def _correlated(
         turn, taps = _contiguous(filters[:, :, 0, :, 0])
         tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
         return BlockTasks(turn, sized_blocks(out.shape, windows), tasks)
+    by_winograd = _winograd(windows, groups, x, out, pool)
+    if by_winograd:
+        return _by_winograd(*by_winograd, x, filters[:, :, :, 0], out, pool)
     loops = _direct_loops(windows, groups, x, out.shape[3])
-    if loops and out.flags.c_contiguous:
-        problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
-        # For one thread, so that the blocks and all bits are the same for any number.
-        choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
-        if isinstance(choice.algorithm, Winograd):
-            return _by_winograd(problem, choice, x, filters[:, :, :, 0], out, pool)
     patches = Patches(windows, x.shape, _pair(out.shape[1:]), groups)
     turn, taps = _contiguous(filters.transpose(3, 0, 1, 2, 4))
     shape = (1, len(filters), -1) if loops else (groups, patches.length)
@@ -270,6 +275,18 @@ def _correlated(
     return BlockTasks(turn, strips, _tasks(patches, x, strips, sizes, multiply, pool, loops))
 
 
+def _winograd(
+    windows: Windows, groups: int, x: Array, out: Array, pool: ThreadPool
+) -> tuple[Problem, Choice] | None:
+    """Return the problem and the choice of F(2x2) by compiled loops; None if it is not chosen."""
+    if not (_direct_loops(windows, groups, x, out.shape[3]) and out.flags.c_contiguous):
+        return None
+    problem = Problem(windows, 1, Epilogue(), x.shape, out.shape, x.dtype)
+    # For one thread, so that the blocks and all bits are the same for any number.
+    choice = choose(problem, threads=1, compiled=True, gemm=pool.gemm, exact=True)
+    return (problem, choice) if isinstance(choice.algorithm, Winograd) else None
+
+
 def _by_winograd(
     problem: Problem, choice: Choice, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
@@ -283,3 +300,27 @@ def _by_winograd(
     arrays = Arrays(x, prepared, np.zeros(out.shape[3], x.dtype), None, out)
     tasks = choice.tasks(problem, arrays, pool)
     return BlockTasks([*turn, prepare], choice.blocks(problem), tasks)
+
+
+def _gradient_by_winograd(
+    problem: Problem, choice: Choice, x: Array, cotangent: Array, out: Array, pool: ThreadPool
+) -> Call:
+    """Return the call of ``filter_gradient`` by Winograd's algorithm: 16 products instead of 36."""
+    algorithm: Any = choice.algorithm  # a CompiledWinograd, whose module needs numba
+    loops: Any = compiled_loops("direct_loops")
+    blocks = [*replace(choice.blocking, channels=out.shape[3]).blocks(problem.out, algorithm.m)]
+    _, g, _ = transforms(algorithm.m)
+    to_filters = np.kron(g, g).T.astype(x.dtype)
+    points = np.empty((to_filters.shape[1], *out.shape[2:]), x.dtype)
+
+    def add_part(part: Sequence[Block], total: Array) -> Task:
+        def calls(i: int, scratch: Sequence[Array]) -> Sequence[Call]:
+            transform, *both = algorithm.points_of_both(problem, part[i], x, cotangent, scratch)
+            return [*transform, loops.products(*both, total[:, None], True)]
+
+        shapes = [algorithm.shapes(problem, block) for block in part]
+        return one_task(pool.tasks(shapes, x.dtype, calls))
+
+    rows = out.reshape(len(to_filters), -1, copy=False)
+    into = partial(np.matmul, to_filters, points.reshape(len(points), -1, copy=False), rows)
+    return in_order([_sum_of_parts(blocks, add_part, points, pool), into])

@@ -60,13 +60,13 @@ class Winograd:
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """Return the bytes of scratch that one thread needs for a block."""
-        return scratch_bytes(self._shapes(problem, block), problem.dtype)
+        return scratch_bytes(self.shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
         """Return the calls that compute a block of the output."""
-        points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
+        points, sums, *spare = carve(scratch, self.shapes(problem, block), problem.dtype)
         filters = self.gemm.part(arrays.filters, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
         x = points[:, :-APART].reshape(by_tile, copy=False)
@@ -133,7 +133,7 @@ class Winograd:
         images, rows, _ = block.size
         return images * (rows // self.m) * (problem.out[2] // self.m)
 
-    def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
+    def shapes(self, problem: Problem, block: Block) -> list[Shape]:
         """Return the shapes of a block's points, its sums, its padded input, and the memory that
         gathered tiles and outputs share."""
         images, rows, out_channels = block.size

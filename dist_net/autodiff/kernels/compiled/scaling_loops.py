@@ -1,0 +1,62 @@
+"""The sum of scaled matrices and a shift, rectified or not, in one pass. Needs the extra ``fast``.
+
+Matrices are flat. A row of them has one scale per value, and a multiple of ``LANES`` values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.kernels.compiled.im2row_loops import flat
+from dist_net.autodiff.kernels.compiled.vectors import (
+    LANES,
+    VECTOR,
+    Flat,
+    Lanes,
+    Pointer,
+    changed_if,
+    larger,
+    load,
+    multiply_add,
+    pointer,
+    spread,
+    store,
+    traced,
+)
+from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
+
+Term = tuple[Pointer, Pointer]  # a matrix and its scales
+
+
+@traced(VECTOR)
+def scaled(first: Term, second: Term, is_sum: bool, shift: Pointer, i: int, j: int) -> Lanes:
+    """Return the sum of the terms at ``i``, and of the shift, for scales at ``j`` of a row."""
+    value = multiply_add(load(first[0], i), load(first[1], j), load(shift, j))
+    with_second = partial(multiply_add, load(second[0], i), load(second[1], j))
+    return changed_if(is_sum, with_second, value)
+
+
+@jit(READ, READ, READ, READ, BOOLEAN, READ, REAL, WRITTEN)
+def scale_and_shift(
+    x: Flat, a: Flat, y: Flat, b: Flat, is_sum: bool, shift: Flat, least: float, out: Flat
+) -> None:
+    """Write x·a + shift, or x·a + y·b + shift if ``is_sum``, but ``least`` where that is larger."""
+    first, second = (pointer(x), pointer(a)), (pointer(y), pointer(b))
+    shifts, result = pointer(shift), pointer(out)
+    for start in range(0, len(out), len(shift)):
+        for j in range(0, len(shift), LANES):
+            value = scaled(first, second, is_sum, shifts, start + j, j)
+            store(result, start + j, larger(value, spread(least)))
+
+
+def scaling(
+    terms: Sequence[tuple[Array, Array]], shift: Array, rectifies: bool, out: Array
+) -> Call:
+    """Return the call of ``scale_and_shift`` for one or two contiguous matrices with scales."""
+    (x, a), (y, b) = terms[0], terms[-1]
+    least = np.float32(0 if rectifies else -np.inf)
+    return partial(scale_and_shift, flat(x), a, flat(y), b, len(terms) > 1, shift, least, flat(out))
