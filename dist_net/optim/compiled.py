@@ -1,24 +1,22 @@
 """Optimizer steps in one pass over memory. Needs the extra ``fast``.
 
 The loop over elements is vectorised. Its results are bit-identical to the optimizer's ``step``.
-Vectors are float32. ``old`` and ``new`` have the optimizer's vectors as rows. No vector is both
-read and written, because LLVM does not vectorise in-place loops.
+Vectors are float32. ``old`` and ``new`` are the optimizer's vectors. No vector is both read and
+written, because LLVM does not vectorise in-place loops.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 from numba import types
-from numpy.typing import NDArray
 
 from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
 from dist_net.vector import Vector
 
 Numbers = tuple[float, ...]
-Rows = NDArray[Any]
+Rows = tuple[Vector, ...]
 
 
 def sgd(
@@ -35,8 +33,8 @@ def momentum(
     """v ← μ v - η g;  w ← w + v."""
     momentum, crumb = settings
     for i in range(w.size):
-        v = (momentum * old[0, i] - factors[0] * g[i] + crumb) - crumb
-        new[0, i] = v
+        v = (momentum * old[0][i] - factors[0] * g[i] + crumb) - crumb
+        new[0][i] = v
         out[i] = w[i] + v
 
 
@@ -47,8 +45,8 @@ def nesterov(
     momentum, crumb = settings
     for i in range(w.size):
         change = factors[0] * g[i]
-        v = (momentum * old[0, i] - change + crumb) - crumb
-        new[0, i] = v
+        v = (momentum * old[0][i] - change + crumb) - crumb
+        new[0][i] = v
         out[i] = w[i] - change + momentum * v
 
 
@@ -65,10 +63,10 @@ def adam(
         weight = w[i]
         if has_decay:
             weight -= weight * factors[1]
-        m = (old[0, i] + (g[i] - old[0, i]) * towards + crumb) - crumb
-        v = (old[1, i] + (g[i] * g[i] - old[1, i]) * towards_square + crumb) - crumb
-        new[0, i] = m
-        new[1, i] = v
+        m = (old[0][i] + (g[i] - old[0][i]) * towards + crumb) - crumb
+        v = (old[1][i] + (g[i] * g[i] - old[1][i]) * towards_square + crumb) - crumb
+        new[0][i] = m
+        new[1][i] = v
         out[i] = weight - m / (math.sqrt(v) + epsilon) * factors[0]
 
 
@@ -77,8 +75,8 @@ def adagrad(
 ) -> None:
     """a ← a + g²;  w ← w - η g / √(a + ε)."""
     for i in range(w.size):
-        a = old[0, i] + g[i] * g[i]
-        new[0, i] = a
+        a = old[0][i] + g[i] * g[i]
+        new[0][i] = a
         out[i] = w[i] - g[i] / math.sqrt(a + settings[0]) * factors[0]
 
 
@@ -88,8 +86,8 @@ def rmsprop(
     """Move the mean towards g² by the given factor, then w ← w - η g / √(v + ε)."""
     towards, epsilon, crumb = settings
     for i in range(w.size):
-        v = (old[0, i] + (g[i] * g[i] - old[0, i]) * towards + crumb) - crumb
-        new[0, i] = v
+        v = (old[0][i] + (g[i] * g[i] - old[0][i]) * towards + crumb) - crumb
+        new[0][i] = v
         out[i] = w[i] - g[i] / math.sqrt(v + epsilon) * factors[0]
 
 
@@ -97,8 +95,8 @@ LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad
 
 
 @cache
-def compiled(name: str, factors: int, constants: int) -> Loop:
+def compiled(name: str, factors: int, vectors: int, constants: int) -> Loop:
     """Compile one of ``LOOPS``; ``factors``: 1, the rate, or 2, with a decay."""
-    old, new = (types.Array(REAL, 2, "C", readonly=is_old) for is_old in (True, False))
+    old, new = (types.Tuple([each] * vectors) for each in (READ, WRITTEN))
     rates, settings = (types.Tuple([REAL] * count) for count in (factors, constants))
     return jit(READ, READ, WRITTEN, rates, old, new, settings)(LOOPS[name])

@@ -173,7 +173,7 @@ class UpdateRule:
         self.has_statistics = bool(self._rates.any())
         self._difference = np.empty_like(self._rates)
         self.size = trained_size + self._rates.size
-        self._clip_norm = ranges.not_negative("clip_norm", clip_norm)
+        self.clip_norm = ranges.not_negative("clip_norm", clip_norm)
         self._clipped: Floats | None = None  # allocated when a gradient is first clipped
         self._average_decay = ranges.fraction("average_decay", average_decay)
         self._names = [*optimizer.initial_state, *([AVERAGE] if average_decay else [])]
@@ -181,6 +181,17 @@ class UpdateRule:
         self._scratch = np.empty(trained_size, dtype)
         self.variances: dict[str, slice] = {}
         self.frozen: list[slice] = []
+        self.part = slice(None)  # of the model's vector, which steps update
+
+    def keep_part(self, number: int, count: int) -> None:
+        """Let steps update one of ``count`` parts of a state, and others the other parts.
+
+        The last part has the buffers. If an element's update may depend on others, the first has
+        everything.
+        """
+        used = count if vars(type(self.optimizer)).get("loop") else 1
+        edges = [self.trained_size * min(each, used) // used for each in (number, number + 1)]
+        self.part = slice(*(each if each < self.trained_size else self.size for each in edges))
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -234,13 +245,16 @@ class UpdateRule:
         self._require_length("state", state, self.state_size)
         self._require_length("out", out, self.state_size)
         n, moments = self.trained_size, len(self.optimizer.initial_state)
-        end = self.size + moments * n
-        olds, news = (of[self.size : end].reshape(moments, n, copy=False) for of in (state, out))
-        weights, following, descent = state[:n], out[:n], gradient[:n]
-        if self._rates.size:
+        first, stop, _ = self.part.indices(self.size)
+        own = slice(min(first, n), min(stop, n))
+        starts = range(self.size, self.size + moments * n, n)
+        olds, news = (tuple(of[each : each + n][own] for each in starts) for of in (state, out))
+        weights, following, descent = state[own], out[own], gradient[:n]
+        if first < n < stop:
             self._average(state[n : self.size], gradient[n:], out[n : self.size])
-        if self._clip_norm:
-            descent = self._within_norm(descent, self._clip_norm)
+        if self.clip_norm:
+            descent = self._within_norm(descent, self.clip_norm)
+        descent = descent[own]
         np.add(state[-1:], 1, out=out[-1:])
         step = float(out[-1])
         scale = self.optimizer.rate_scale(share)  # the decay does not depend on gradients
@@ -254,16 +268,17 @@ class UpdateRule:
             self._loop(weights, descent, following, tuple(factors), olds, news, constants)
         else:
             with np.errstate(all="ignore"):
-                np.copyto(news, olds)
+                scratch = self._scratch[own]
+                for old, new in zip(olds, news, strict=True):
+                    np.copyto(new, old)
                 for share_lost in factors[1:]:
-                    np.multiply(weights, share_lost, out=self._scratch)
-                    np.subtract(weights, self._scratch, out=following)
+                    np.multiply(weights, share_lost, out=scratch)
+                    np.subtract(weights, scratch, out=following)
                     weights = following
-                rate = factors[0]
-                self.optimizer.step(weights, descent, following, rate, self._scratch, *news)
+                self.optimizer.step(weights, descent, following, factors[0], scratch, *news)
         if self._average_decay:
             rate = 1 - min(self._average_decay, (1 + step) / (10 + step))
-            average, averaged = state[end:-1], out[end:-1]
+            average, averaged = (of[-1 - n : -1][own] for of in (state, out))
             np.subtract(following, average, out=averaged)
             averaged *= rate
             averaged += average
@@ -289,7 +304,8 @@ class UpdateRule:
         logger.info("updates_begun rule=%s loops=%s", type(optimizer).__name__, kind)
         if loop not in LOOPS:
             return None
-        return compiled(loop, 1 if optimizer.decay(1.0) is None else 2, len(optimizer.constants))
+        factors, vectors = 1 if optimizer.decay(1.0) is None else 2, len(optimizer.initial_state)
+        return compiled(loop, factors, vectors, len(optimizer.constants))
 
     def _within_norm(self, gradient: Floats, clip_norm: float) -> Floats:
         """Return the gradient, or a copy scaled down to ``clip_norm``."""

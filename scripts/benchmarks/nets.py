@@ -1,4 +1,7 @@
-"""``scripts/bench nets``: training steps of nine nets, and PyTorch's, on one and two threads."""
+"""``scripts/bench nets``: training steps of nine nets, and of peers, on one and two threads.
+
+And the steps of ``fit`` with one and two workers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.fit_nets import STEPS
 from benchmarks.peers.nets import COMPILED, NETS
 from benchmarks.rounds import Contest, Contestant, Schedule
 
@@ -29,10 +33,15 @@ def rows(name: str, with_peers: bool, say: Callable[[str], None]) -> list[dict[s
     ours = Contestant("dist_net", "nets", ("numpy",), cases, (name,))
     torch = replace(ours, name="pytorch", module="pytorch_nets", packages=("torch",))
     compiled = replace(torch, name="torch.compile", arguments=(name, "compiled"))
-    peers = (torch, compiled) if name in COMPILED else (torch,)
+    jax = replace(ours, module="jax_nets", packages=("jax",))
+    # JAX cannot change the number of its threads.
+    jaxes = [replace(jax, name=f"jax {case[1]}", cases=(case,)) for case in cases]
+    fit = replace(ours, name="fit", module="fit_nets")
+    peers = [torch, compiled, *jaxes] if name in COMPILED else [torch]
     say(f"measuring {name}")
-    with Contest((ours, *(peers if with_peers else ())), Path(), SCHEDULE, say) as contest:
+    with Contest((ours, fit, *(peers if with_peers else ())), Path(), SCHEDULE, say) as contest:
         times = contest.times()
+    times["jax"] = {case: us for each in jaxes for case, us in times.get(each.name, {}).items()}
     return [
         {"net": name, "batch": case[0], "threads": case[1], **figures_of(times, case)}
         for case in cases
@@ -40,10 +49,16 @@ def rows(name: str, with_peers: bool, say: Callable[[str], None]) -> list[dict[s
 
 
 def figures_of(times: dict[str, dict[tuple[int, int], float]], case: tuple[int, int]) -> Any:
-    """The time of a case, and of each peer with the ratio of ours to it; empty if not measured."""
-    own = times["dist_net"][case]
+    """The time of a case, and of each peer with the ratio of ours to it; empty if not measured.
+
+    ``fit us_per_step`` is that of ``fit`` with as many workers as the case has threads.
+    """
+    own, (batch, _) = times["dist_net"][case], case
     figures: dict[str, Any] = {"us_per_step": round(own, 1)}
-    for name in ("pytorch", "torch.compile"):
+    if fit := times.get("fit", {}).get(case):
+        figures["fit us_per_step"] = round(fit / STEPS, 1)
+        figures["fit speedup"] = round(times["fit"][batch, 1] / fit, 3)
+    for name in ("pytorch", "torch.compile", "jax"):
         theirs = times.get(name, {}).get(case)
         figures[name] = round(theirs, 1) if theirs else ""
         figures[f"to {name}"] = round(own / theirs, 3) if theirs else ""

@@ -18,7 +18,7 @@ import dist_net
 from dist_net.data import dataset_named
 from dist_net.errors import NotFiniteError, SettingError
 from dist_net.nn import BatchNorm, Dense, Dropout, Flatten, Model, Rescale, Sequential
-from dist_net.training.run import rounds
+from dist_net.training.run import fit_workers
 from dist_net.training.run.callbacks import EpochResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -96,7 +96,7 @@ def test_each_sample_is_counted_once_in_each_epoch() -> None:
 def test_two_are_as_accurate_as_one_and_equal_calls_end_with_equal_bits() -> None:
     (_, alone), (model, history), (again, _) = fitted(1), fitted(2), fitted(2)
     assert [each.epoch for each in history] == [each.epoch for each in alone]
-    assert history[-1].loss < 1.1 * alone[-1].loss
+    assert history[-1].loss < 1.2 * alone[-1].loss  # batch norm has the statistics of a half
     assert history[-1].validation.loss < 1.1 * alone[-1].validation.loss
     assert history[-1].steps.learning_rate == alone[-1].steps.learning_rate
     np.testing.assert_array_equal(model.weights, again.weights)
@@ -107,7 +107,7 @@ def test_no_bit_is_lost_with_a_worker(
     end: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In mid-lease. A stopped one counts as lost after a time."""
-    monkeypatch.setattr(rounds, "LATE_S", 1.0)
+    monkeypatch.setattr(fit_workers, "LATE_S", 1.0)
     fall = once(tmp_path / "fallen", lambda: os.kill(os.getpid(), end))
     weights = []
     for rows in (ONE_HOT, Rows(fall)):
@@ -224,12 +224,22 @@ def test_another_call_continues() -> None:
     np.testing.assert_allclose(counts(model), 4, rtol=1e-5)
 
 
-def test_many_more_minibatches_take_turns() -> None:
-    """Two groups take whole minibatches in a run of 5,000, and the outer momentum makes up."""
-    (alone, two) = (counter(), counter())
-    for workers, model in enumerate((alone, two), 1):
-        dist_net.fit(model, ONE_HOT, NOTHING, epochs=420, workers=workers, **COUNTED)
-    assert counts(two).mean() == pytest.approx(counts(alone).mean(), rel=0.05)
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5, "average_decay": 0.9}], ids=str)
+def test_any_number_takes_the_steps_of_one(settings: dict[str, float]) -> None:
+    """Up to rounding, which Adam magnifies at first; also parts and ends that are uneven."""
+    random = np.random.default_rng(1)
+    inputs = random.standard_normal((205, 50), np.float32)
+    targets = random.integers(0, 10, 205)
+    ends = []
+    for workers in (1, 2, 3):
+        model = Model(Sequential(Dense(30, "relu"), Dense(10)), (50,), input_dtype=np.float32)
+        facts: Any = {"epochs": 8, "batch_size": 16, "workers": workers, "verbose": 0}
+        history = dist_net.fit(model, inputs, targets, **facts, **settings)
+        ends.append((history[-1].loss, history[-1].accuracy, model.weights))
+    for loss, accuracy, weights in ends[1:]:
+        assert loss == pytest.approx(ends[0][0], rel=1e-4)
+        assert accuracy == pytest.approx(ends[0][1], abs=0.01)
+        np.testing.assert_allclose(weights, ends[0][2], atol=1e-4)
 
 
 @pytest.fixture
@@ -255,8 +265,8 @@ def test_auto_starts_as_many_as_pay_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for limit in ("SHORTEST_STEP_S", "SHORTEST_RUN_S", "SMALLEST_SPEEDUP"):
-        monkeypatch.setattr(rounds, limit, 0.0)
-    monkeypatch.setattr(rounds, "available_cores", lambda: 2)
+        monkeypatch.setattr(fit_workers, limit, 0.0)
+    monkeypatch.setattr(fit_workers, "available_cores", lambda: 2)
     model, two = counter(), counter()
     dist_net.fit(model, ONE_HOT, NOTHING, epochs=10, **COUNTED)
     assert capsys.readouterr().err.startswith("2 workers: 120 steps of ")

@@ -34,7 +34,7 @@ from dist_net.training.run.callbacks import (
     require_monitors,
 )
 from dist_net.training.run.evaluation import Evaluator, Metric, metrics_named
-from dist_net.training.run.rounds import Workers, divided_steps
+from dist_net.training.run.fit_workers import Workers, divided_steps
 from dist_net.training.worker.step import local_steps
 from dist_net.vector import Vector
 from dist_net.wire.lease_steps import LeaseSteps

@@ -61,10 +61,10 @@ class LocalSteps:
         learning_rate_at: Callable[[float], float],
     ) -> None:
         self.rule = rule
-        self._learning_rate_at = learning_rate_at
+        self.learning_rate_at = learning_rate_at
         self.rate_factor, self.learning_rate = 1.0, 0.0
-        self._gradient_at = gradient_at
-        self._batch_size = batch_size
+        self.gradient_at = gradient_at
+        self.batch_size = batch_size
         # A step reads one state and writes the other.
         states: list[Vector] = [np.zeros(rule.state_size, np.float32) for _ in range(2)]
         self._latest, self._other = ((state, state[: rule.size]) for state in states)
@@ -97,13 +97,13 @@ class LocalSteps:
         if base is not self._latest[0]:
             np.copyto(self._latest[0], base)
         loss_sum = right = 0.0
-        share = part.batch_size / self._batch_size
+        share = part.batch_size / self.batch_size
         for number, (start, stop) in enumerate(pairwise(part.edges)):
             state, weights = self._latest
             self.due = weights, Minibatch(part.epoch, start, stop)
             yield
-            loss, gradient, correct = self._gradient_at(*self.due)
-            scheduled = self._learning_rate_at(part.progress + number * part.pace)
+            loss, gradient, correct = self.gradient_at(*self.due)
+            scheduled = self.learning_rate_at(part.progress + number * part.pace)
             self.learning_rate = self.rate_factor * scheduled
             self.rule.step(state, gradient, self.learning_rate, self._other[0], share)
             self._latest, self._other = self._other, self._latest

@@ -9,8 +9,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -50,13 +51,22 @@ class PartProcesses(LocalSteps):
     sockets, which forked processes would share; at that time, the size of a state is unknown, and
     ``max_state_size`` limits it. The processes end with ``close``, or with their parent. Raise
     ``SegmentError`` without shared memory, and ``OSError`` if a process cannot start.
+
+    With ``sharing``, which returns the local steps of a process by its number, all processes
+    take the same steps: they share the work of each.
     """
 
-    def __init__(self, count: int, max_state_size: int, local_of: LocalStepsOf) -> None:
+    def __init__(
+        self,
+        count: int,
+        max_state_size: int,
+        local_of: LocalStepsOf,
+        sharing: Callable[[int, StepSettings], LocalSteps] | None = None,
+    ) -> None:
         # Memory is allocated only where it is written.
         self._shared = Segment.create(count + 1, max_state_size)
         self._base, *self._results = map(self._shared.vector, range(count + 1))
-        self._local_of = local_of
+        self._local_of, self._is_shared = local_of, sharing is not None
         self._settings: StepSettings | None = None
         self.due, self.rate_factor = (np.empty(0, np.float32), Minibatch(0, 0, 0)), 1.0
         self._channels: list[Connection] = []
@@ -64,11 +74,12 @@ class PartProcesses(LocalSteps):
         self.process_ids: list[int] = []
         fork, parent = get_context("fork"), os.getpid()
         try:
-            for result in self._results:
+            for number, result in enumerate(self._results):
                 own, other = fork.Pipe()
                 self._channels.append(own)
                 with other:
-                    serving = other, self._base, result, local_of, parent
+                    own_of = partial(sharing, number) if sharing else local_of
+                    serving = other, self._base, result, own_of, parent
                     process = fork.Process(target=_serve, args=serving, daemon=True)
                     process.start()
                 self._processes.append(process)
@@ -104,7 +115,7 @@ class PartProcesses(LocalSteps):
         assert self._settings is not None
         np.copyto(self._base[: base.size], base)
         self.loss_sum, self.correct = 0.0, 0
-        parts = lease.split()
+        parts = [lease] * len(self) if self._is_shared else lease.split()
         mean: Vector | None = None
         for first in range(0, len(parts), len(self)):  # more only in a lease of another host
             taken = dict(zip(self._channels, parts[first : first + len(self)], strict=False))
@@ -119,7 +130,7 @@ class PartProcesses(LocalSteps):
                     sums[channel] = self._receive(channel)
                     waiting.discard(channel)
                 yield
-            for channel, result in zip(taken, self._results, strict=False):
+            for channel, result in zip([*taken][: lease.parts], self._results, strict=False):
                 loss_sum, correct, self.learning_rate = sums[channel]
                 self.loss_sum += loss_sum
                 self.correct += correct

@@ -88,7 +88,7 @@ class TrainingStep:
         self._bits_state = self._bits.state
         self._generator = np.random.Generator(self._bits)
         self._rows = ShuffledRows(seed, len(self._targets))
-        self._gradient = np.empty(model.layout.size, np.float32)
+        self.gradient = np.empty(model.layout.size, np.float32)  # of the plans bound from now on
         self._arena = Arena()  # of the plans of all sizes
         self._plans: dict[int, SizedPlan] = {}
         # By size and id of the weights, which are kept alive with it.
@@ -102,14 +102,14 @@ class TrainingStep:
         key = (size, id(weights))
         binding = self._bound.get(key)
         if binding is None:
-            bound = self._model.bind_training(*plan, weights, self._gradient)
+            bound = self._model.bind_training(*plan, weights, self.gradient)
             binding = self._bound[key] = bound, weights
         # Jump to the minibatch's random numbers, a sequence of 2**128 blocks.
         self._bits_state["state"]["counter"][:] = 0, 0, minibatch.start, minibatch.epoch
         self._bits.state = self._bits_state
         with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding[0].run()
-        return MinibatchGradient(float(loss) * size, self._gradient, float(right))
+        return MinibatchGradient(float(loss) * size, self.gradient, float(right))
 
     def _read(self, minibatch: Minibatch, into: SizedPlan) -> None:
         rows = self._rows.of(minibatch)

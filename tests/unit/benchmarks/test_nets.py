@@ -5,8 +5,8 @@ import math
 import pytest
 
 from benchmarks import nets
-from benchmarks.peers import pytorch_nets
-from benchmarks.peers.nets import NETS, recipe
+from benchmarks.peers import fit_nets, jax_nets, pytorch_nets
+from benchmarks.peers.nets import COMPILED, NETS, recipe
 from dist_net.training.run.fit import SingleProcess
 
 
@@ -16,6 +16,14 @@ def test_both_libraries_train_as_many_parameters(name: str) -> None:
     parameters = pytorch_nets.network_of(name).parameters()
     trained = recipe(NETS[name])[0].layout.trained_size
     assert sum(each.numel() for each in parameters) == trained
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_jax_trains_as_many_parameters(name: str) -> None:
+    pytest.importorskip("jax", reason="JAX is not installed")
+    inputs, _ = NETS[name].arrays()
+    parameters = jax_nets.parameters_of(jax_nets.network_of(name), inputs)
+    assert sum(each.size for each in parameters) == recipe(NETS[name])[0].layout.trained_size
 
 
 @pytest.mark.parametrize("name", ["mlp", "table", "lstm"])
@@ -28,6 +36,8 @@ def test_a_net_learns_its_minibatch(name: str) -> None:
 
 
 def test_a_row_has_the_ratio_to_each_peer_that_was_measured() -> None:
-    times = {"dist_net": {(32, 1): 90.0}, "pytorch": {(32, 1): 120.0}}
-    row = nets.figures_of(times, (32, 1))
-    assert (row["us_per_step"], row["to pytorch"], row["to torch.compile"]) == (90.0, 0.75, "")
+    times = {"dist_net": {(32, 2): 90.0}, "pytorch": {(32, 2): 120.0}}
+    times["fit"] = {(32, 1): 100.0 * fit_nets.STEPS, (32, 2): 50.0 * fit_nets.STEPS}
+    row = nets.figures_of(times, (32, 2))
+    assert (row["us_per_step"], row["to pytorch"], row["to jax"]) == (90.0, 0.75, "")
+    assert (row["fit us_per_step"], row["fit speedup"]) == (50.0, 2.0)

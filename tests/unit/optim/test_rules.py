@@ -319,6 +319,31 @@ def test_a_state_holds_all_that_the_next_step_needs(name: str) -> None:
     np.testing.assert_array_equal(moved, state)
 
 
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("count", [1, 3, 16])
+@pytest.mark.parametrize("name", CASES)
+def test_several_rules_update_a_state_together_bit_for_bit(name: str, count: int) -> None:
+    """With buffers, an average, and a limit of the norm; also an update that is not by element."""
+
+    @dataclass(frozen=True)
+    class ByNorm(SGD):
+        def step(self, w: Floats, g: Floats, out: Floats, rate: float, *rest: Floats) -> None:
+            np.subtract(w, rate * g / np.linalg.norm(g), out=out)
+
+    for optimizer in (CASES[name][0], ByNorm()):
+        shapes, limits = (("w", (50,)), ("mean", (7,))), ((0.9,), 3.0, 0.9)
+        alone, *together = (start_rule(optimizer, shapes, *limits) for _ in range(count + 1))
+        random = np.random.default_rng(9)
+        state = alone.initial(random.standard_normal(57).astype(np.float32))
+        gradient = random.standard_normal(57).astype(np.float32)
+        expected, following = np.empty_like(state), np.full_like(state, np.nan)
+        alone.step(state, gradient, 0.1, expected)
+        for number, rule in enumerate(together):
+            rule.keep_part(number, count)
+            rule.step(state, gradient, 0.1, following)
+        np.testing.assert_array_equal(following, expected)
+
+
 def test_the_parts_of_a_state_are_named_for_a_checkpoint() -> None:
     parts = {
         name: set(optimizer.start(3).parts(np.zeros(optimizer.start(3).state_size, np.float32)))
