@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net import autodiff as ad
+from dist_net import nn
 from dist_net.autodiff.compiler.naive import evaluate_naively
 from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
@@ -23,7 +24,9 @@ from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Epil
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.operations import fused
 from dist_net.autodiff.operations.fused import standardize
+from dist_net.data import Dataset
 from dist_net.nn import (
     BatchNorm,
     Conv2D,
@@ -37,6 +40,8 @@ from dist_net.nn import (
     relu,
 )
 from dist_net.nn.inference import Inference, prepare
+from dist_net.training.worker.local_steps import Minibatch
+from dist_net.training.worker.step import TrainingStep
 
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
@@ -261,6 +266,25 @@ def test_functions_of_rows_have_the_limits_they_are_defined_by(function, values)
     with np.errstate(all="ignore"):
         (expected,) = evaluate_naively(outputs, x=x)
     np.testing.assert_allclose(*ad.evaluate(outputs, x=x), expected, 1e-6, 1e-6)
+
+
+def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
+    attention = nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(4, causal=True))
+    dense = nn.Residual(nn.LayerNorm(), nn.Dense(256, "gelu"), nn.Dense(64))
+    model = nn.Model(
+        nn.Sequential(nn.Embedding(9, 64), attention, dense, nn.Dense(9)), (64,), input_dtype="i8"
+    )
+    words = np.random.default_rng(0).integers(0, 9, (16, 64))
+    dataset = Dataset("words", words, words, words, words, tuple("abcdefghi"))
+    weights = model.layout.initial(np.random.default_rng(1))
+    gradients = []
+    for threads, loops in ((1, True), (2, True), (1, False)):
+        if not loops:
+            monkeypatch.setattr(fused, "compiled_loops", lambda _: None)
+        step = TrainingStep(model, dataset, 0, threads)
+        gradients.append(step(weights, Minibatch(0, 0, 16)).gradient.copy())
+    for each in gradients[:2]:
+        assert np.abs(each - gradients[2]).max() <= 1e-5 * np.abs(gradients[2]).max()
 
 
 @pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])
