@@ -18,16 +18,15 @@ from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
 from dist_net.autodiff.expression import Expression, Operation, apply, constant, uniform, variable
 from dist_net.autodiff.gradients import gradients
-from dist_net.autodiff.operations.classification import (
-    cross_entropy_of_logits, log_softmax, softmax,
-)
+from dist_net.autodiff.operations.classification import cross_entropy_of_logits, log_softmax
 from dist_net.autodiff.operations.convolution import conv2d, conv2d_transpose
 from dist_net.autodiff.operations.elementwise import (
-    absolute, add, astype, clip, cos, divide, equal, erf, exp, expm1, gelu, greater, greater_equal,
+    absolute, add, astype, clip, cos, divide, equal, erf, exp, expm1, greater, greater_equal,
     leaky_relu, less, less_equal, log, log1p, logical_and, logical_not, logical_or, maximum,
     minimum, multiply, negative, power, relu, sigmoid, sign, silu, sin, softplus, sqrt, square,
     subtract, tanh, where,
 )
+from dist_net.autodiff.operations.fused import gelu, softmax
 from dist_net.autodiff.operations.indexing import take
 from dist_net.autodiff.operations.matmul import einsum, matmul
 from dist_net.autodiff.operations.normalization import batch_normalize

@@ -78,7 +78,7 @@ class SharedOperation(Operation):
     """An operation whose work the threads of a pool share.
 
     The result does not depend on the assignment of work to threads. The number of threads affects
-    only the last digits of sums.
+    only the last digits of large products and of the gradients of filters.
     """
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:

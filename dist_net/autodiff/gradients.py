@@ -16,6 +16,7 @@ import numpy as np
 
 from dist_net.autodiff.expression import Expression, Variable, apply, constant, topological_order
 from dist_net.autodiff.operations.elementwise import add
+from dist_net.autodiff.operations.fused import defined
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Index, ZerosAround
 from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
@@ -33,6 +34,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
         raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
     if output.dtype.kind != "f":
         raise DTypeError(f"gradients: expected a float output, got dtype {output.dtype}")
+    output, *variables = defined([output, *variables], lambda each, _: each.gradient is None)
     order = topological_order([output])
     influenced = _influenced_by(variables, order)
     contributions = defaultdict(list, {_key(output): [constant(1.0, output.dtype)]})

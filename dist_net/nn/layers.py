@@ -22,6 +22,7 @@ from dist_net.autodiff.arrays import integer, shown
 from dist_net.autodiff.expression import Variable, require_map, topological_order
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations import convolution, matmul
+from dist_net.autodiff.operations.fused import deviations, standardize
 from dist_net.autodiff.operations.indexing import Take, checked_indices
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
@@ -407,7 +408,7 @@ class LayerNorm(Described):
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_floats("LayerNorm", x)
-        return _scaled(_standardized(x, -1, self.epsilon), scope)
+        return _scaled(standardize(x, self.epsilon), scope)
 
 
 @dataclass(frozen=True, repr=False)
@@ -427,14 +428,8 @@ class GroupNorm(Described):
             )
         count, *places, channels = x.shape
         groups = (count, math.prod(places), self.groups, channels // self.groups)
-        normal = _standardized(ad.reshape(x, groups), (1, 3), self.epsilon)
-        return _scaled(ad.reshape(normal, x.shape), scope)
-
-
-def _standardized(x: Expression, axes: int | Pair, epsilon: float) -> Expression:
-    """Return (x - mean) / √(variance + epsilon) along these axes."""
-    centered = x - ad.mean(x, axes, keepdims=True)
-    return centered / ad.sqrt(ad.mean(ad.square(centered), axes, keepdims=True) + epsilon)
+        parts = deviations(ad.reshape(x, groups), self.epsilon, (1, 3))
+        return _scaled(ad.reshape(ad.divide(*parts), x.shape), scope)
 
 
 def _scaled(x: Expression, scope: Scope) -> Expression:

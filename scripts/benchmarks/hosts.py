@@ -39,7 +39,7 @@ class Host:
         self.plug()
 
     def run(self, *words: str, said: str = "said", given: str = "") -> subprocess.Popen[bytes]:
-        """Start ``dist-net WORDS``, with the input ``given`` and its output in the file ``said``."""
+        """Start ``dist-net WORDS``; ``given`` is its input, and the file ``said`` its output."""
         named = f'hostname {self.name}; exec ip netns exec {self.name} "$@"'
         command = ["unshare", "--uts", "sh", "-c", named, "sh", *DIST_NET, *words]
         with (self.directory / said).open("wb") as output:

@@ -13,11 +13,13 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array
 from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
+from dist_net.autodiff.operations.fused import defined
 
 
 def evaluate_naively(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
     """Return the values of ``outputs``; ``arrays`` must have the shapes of the variables."""
     values: dict[int, Array] = {}
+    outputs = defined(outputs)
     for node in topological_order(outputs):
         inputs = [values[id(each)] for each in node.inputs]
         match node.operation:

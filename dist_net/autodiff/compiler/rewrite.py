@@ -30,6 +30,7 @@ from dist_net.autodiff.operations.elementwise import (
     relu,
     subtract,
 )
+from dist_net.autodiff.operations.fused import defined
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
 from dist_net.autodiff.operations.selection import StopGradient
@@ -44,6 +45,7 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
     """
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
+    outputs = defined(outputs, lambda operation, x: not operation.is_compiled(x))
     for node in topological_order(outputs):
         same = node.with_inputs(rewritten[id(each)] for each in node.inputs)
         identity = _identity(same)

@@ -40,6 +40,7 @@ from dist_net.autodiff.operations.convolution import (
     PreparedFilters,
 )
 from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
+from dist_net.autodiff.operations.fused import defined
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Reshape, concatenate, reshape
@@ -68,7 +69,7 @@ def specialise(
     result does not depend on the rest of its batch. ``compiled``: use the extra ``fast``. See
     ``choose`` for both.
     """
-    fused = _Fusion(rewrite(outputs), weights)
+    fused = _Fusion(rewrite(outputs if compiled else defined(outputs)), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)
     return _split(planned, weights)
 
@@ -115,7 +116,8 @@ def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialis
 
     A convolution by weights becomes a ``FusedConvolution``; a product remains a ``MatMul``.
     """
-    return _split(_Fusion(rewrite(outputs), weights, takes_products=False).outputs, weights)
+    plain = rewrite(defined(outputs))
+    return _split(_Fusion(plain, weights, takes_products=False).outputs, weights)
 
 
 def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:

@@ -1,6 +1,6 @@
-"""Functions of scores of classes: softmax and cross entropy.
+"""Functions of scores of classes: the logarithm of softmax, and cross entropy.
 
-Softmax subtracts the maximum of each row first, so that no exponential overflows and at least one
+They subtract the maximum of each row first, so that no exponential overflows and at least one
 is 1. The result does not depend on the subtracted value, which is therefore constant in the
 gradient.
 """
@@ -50,12 +50,6 @@ def scores_of_labels(name: str, scores: Expression, labels: Expression) -> Expre
 def shifted_to_zero(logits: Expression) -> Expression:
     """Return the logits minus their maximum along the last axis."""
     return logits - stop_gradient(max(logits, -1, keepdims=True))
-
-
-def softmax(logits: Expression) -> Expression:
-    """Return probabilities along the last axis, proportional to exp(logits)."""
-    exponentials = exp(shifted_to_zero(logits))
-    return exponentials / sum(exponentials, -1, keepdims=True)
 
 
 def log_softmax(logits: Expression) -> Expression:

@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape, cut
 from dist_net.autodiff.expression import (
     FLOATS,
     Expression,
@@ -20,11 +20,13 @@ from dist_net.autodiff.expression import (
     operands,
     same_dtype,
 )
+from dist_net.autodiff.kernels.gemm import ROW_STEP
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.reduction import sum, sum_to_shape
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
 from dist_net.errors import ShapeError
 
+SHARED_PRODUCT = 1 << 22  # multiplications, which take 80 us
 PRIVATE = 0xE000  # a character that is no letter of a user
 
 
@@ -43,9 +45,17 @@ class MatMul(SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         a, b = inputs
-        if a.ndim == b.ndim == 2:
-            return pool.gemm.of_matrices(a, b, out)
-        return partial(np.matmul, a, b, out)
+        is_flat = a.ndim == b.ndim == 2
+        is_shared = pool.threads > 1 and out.size * a.shape[-1] >= SHARED_PRODUCT
+        # np.dot, which is Gemm's, copies a part of a transposed matrix.
+        by_gemm = is_flat and (a.flags.c_contiguous or not is_shared)
+        multiply = pool.gemm.of_matrices if by_gemm else partial(partial, np.matmul)
+        if not is_shared or not (is_flat or a.shape[:-2] == b.shape[:-2]):
+            return multiply(a, b, out)
+        step = -(-len(out) // (2 * pool.threads))
+        parts = cut(len(out), -(-step // ROW_STEP) * ROW_STEP if is_flat else step)
+        calls = [multiply(a[part], b if is_flat else b[part], out[part]) for part in parts]
+        return pool.call([[[call]] * pool.threads for call in calls])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         a, b = node.inputs

@@ -8,17 +8,25 @@ the time. Sums are also more accurate, because each lane is added up separately.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias, cast
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape, cut, in_order, integers, positive_axis
-from dist_net.autodiff.expression import NUMBERS, Expression, Operation, View, apply, same_dtype
+from dist_net.autodiff.expression import (
+    NUMBERS,
+    Expression,
+    Operation,
+    SharedOperation,
+    View,
+    apply,
+    same_dtype,
+)
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import shaping
 from dist_net.errors import ShapeError
@@ -26,6 +34,7 @@ from dist_net.errors import ShapeError
 Floats: TypeAlias = NDArray[np.float32 | np.float64]
 
 LONG_ROW = 1024  # elements; longer rows gain nothing
+PART_BYTES, PART_ROWS = 1 << 20, 64  # of the rows that a task adds, and their least number
 MANY_ELEMENTS = 1 << 16  # with fewer, the second call takes more time than long rows save
 
 
@@ -42,61 +51,86 @@ def long_rows(*matrices: Array) -> list[Array]:
     return [each.reshape(rows // lanes, lanes * columns, copy=False) for each in matrices]
 
 
-def column_sums(x: Array, out: Array) -> Call:
+def column_sums(x: Array, out: Array, pool: ThreadPool) -> Call:
     """Return the call that fills ``out``, (columns,), with the sums of the columns of ``x``.
 
     A sum is a row of ones times a matrix, and BLAS adds such columns twice as fast as NumPy.
     """
-    (rows,) = long_rows(x)
-    ones = np.ones(len(rows), x.dtype)
-    if rows.shape == x.shape:
-        return partial(np.matmul, ones, rows, out)
-    by_lane = np.empty(rows.shape[1], x.dtype)
-    add_rows = partial(np.matmul, ones, rows, by_lane)
-    return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
+    ones = np.ones(len(x), x.dtype)
+    return _by_part(
+        [x], out, pool, lambda part, total: partial(np.matmul, ones[: len(part)], part, total)
+    )
 
 
 def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
     """Return the call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
-    It allocates no array of their size. Each thread of ``pool`` takes a part of the rows.
+    It allocates no array of their size.
     """
-    x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
-    count = min(pool.threads if pool.shares(x.nbytes) else 1, len(x_rows))
-    parts = cut(len(x_rows), -(-len(x_rows) // count))
-    by_lane = np.empty((len(parts), x_rows.shape[1]), x_rows.dtype)
-    tasks = [
-        [[partial(np.einsum, "rc,rc->c", x_rows[part], y_rows[part], out=total)]] * pool.threads
-        for total, part in zip(by_lane, parts, strict=True)
+
+    def dots(x: Floats, y: Floats, total: Floats) -> Call:
+        return partial(np.einsum, "rc,rc->c", x, y, out=total)
+
+    return _by_part([x, y], out, pool, dots)
+
+
+def _by_part(
+    matrices: Sequence[Array], out: Array, pool: ThreadPool, call: Callable[..., Call]
+) -> Call:
+    """Return the call that adds the results of ``call`` for parts of the rows of all matrices.
+
+    The parts do not depend on the pool's threads, so neither do the sums.
+    """
+    long = long_rows(*matrices)
+    rows, columns = long[0].shape
+    parts = cut(rows, max(PART_ROWS, PART_BYTES * rows // max(1, long[0].nbytes)))
+    if len(parts) <= 1 and columns == out.size:
+        return call(*long, out)
+    sums = np.empty((len(parts), columns), out.dtype)
+    calls = [
+        call(*(each[part] for each in long), into) for part, into in zip(parts, sums, strict=True)
     ]
-    return in_order([pool.call(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
+    add_sums = column_sums(sums.reshape(-1, out.size, copy=False), out, pool)
+    return in_order([pool.call([[[each]] * pool.threads for each in calls]), add_sums])
 
 
 Axis: TypeAlias = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class Reduction(Operation):
+class Reduction(SharedOperation):
     """A function of all elements along ``axes``, which remain with length one."""
 
     axes: tuple[int, ...]
+    of_pair: ClassVar[np.ufunc]
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
         shape = tuple(1 if axis in self.axes else n for axis, n in enumerate(x.shape))
         return shape, same_dtype(self.label.lower(), x, kinds=NUMBERS)
 
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+        (x,) = inputs
+        count = 2 * pool.threads if 0 not in self.axes and pool.shares(x.nbytes) else 1
+        parts = cut(len(out), -(-len(out) // count)) if count > 1 else [...]
+        reduce = partial(self.of_pair.reduce, axis=self.axes, keepdims=True)
+        calls = [partial(reduce, x[part], out=out[part]) for part in parts]
+        return pool.call([[[each]] * pool.threads for each in calls])
+
 
 @dataclass(frozen=True)
 class Sum(Reduction):
     """The sum along axes."""
 
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+    of_pair = np.add
+
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         (x,) = inputs
         leading = self.axes == tuple(range(len(self.axes)))
         if leading and x.flags.c_contiguous and x.dtype.kind == "f" and out.size > 1:
-            return column_sums(x.reshape(-1, out.size, copy=False), out.reshape(-1, copy=False))
-        return partial(np.add.reduce, x, self.axes, None, out, True)
+            columns = x.reshape(-1, out.size, copy=False)
+            return column_sums(columns, out.reshape(-1, copy=False), pool)
+        return super().bind_shared(inputs, out, pool)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         return (broadcast_to(cotangent, node.inputs[0].shape),)

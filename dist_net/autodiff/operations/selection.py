@@ -33,9 +33,6 @@ class Max(Reduction):
             raise ShapeError(f"{name}: shape {inputs[0].shape} has no elements on a reduced axis")
         return super().result(*inputs)
 
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(self.of_pair.reduce, inputs[0], axis=self.axes, out=out, keepdims=True)
-
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         (x,) = node.inputs
         hits = astype(equal(x, node), x.dtype)

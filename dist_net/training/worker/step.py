@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
-from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
+from dist_net.autodiff.kernels.gemm import fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
@@ -67,17 +67,13 @@ class TrainingStep:
     The random numbers of a layer such as Dropout depend only on ``seed`` and the minibatch's
     ``epoch`` and ``start``: every worker draws the same numbers for it, and minibatches differ.
 
-    If the model has convolutions, ``threads`` threads share its operations and BLAS has one.
-    Otherwise BLAS uses the threads: its threads wake up sooner, which matters for products that
-    take a fraction of a millisecond.
+    ``threads`` threads share its operations, and BLAS has one if they are several: BLAS's own wait
+    for each other, so that another process on one of their cores made a step ten times as long.
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
         self._model = model
-        pool_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
-        # BLAS parallelizes whole products only.
-        gemm = fastest_gemm() if blas_threads == 1 else Gemm()
-        self._pool = ThreadPool(pool_threads, gemm)
+        self._pool = ThreadPool(threads, fastest_gemm())
         self._blas = ThreadpoolController().select(user_api="blas")
         self._inputs = samples_of(dataset.train_inputs)
         self._targets = samples_of(dataset.train_targets)

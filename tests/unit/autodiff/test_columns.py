@@ -38,12 +38,18 @@ def test_rows_are_left_where_one_matrix_is_not_contiguous():
 def test_sums_of_columns(shape, order):
     x, y = np.asarray(draw(shape), order=order), draw(shape) + 0.5
     out = np.full(shape[1], np.nan)
-    add = reduction.column_sums(x, out)
-    for _ in range(2):  # the second call begins anew
-        add()
-        np.testing.assert_allclose(out, x.sum(0), rtol=1e-11, atol=1e-11)
-    for threads in (1, 3):
-        multiply_and_add = reduction.column_dots(x, y, out, ThreadPool(threads))
-        for _ in range(2):
-            multiply_and_add()
-            np.testing.assert_allclose(out, (x * y).sum(0), rtol=1e-11, atol=1e-11)
+    sums = [
+        (x, lambda pool: reduction.column_sums(x, out, pool)),
+        (x * y, lambda pool: reduction.column_dots(x, y, out, pool)),
+    ]
+    for terms, bound in sums:
+        bits = set()
+        for threads in (1, 3):
+            pool = ThreadPool(threads)
+            add = bound(pool)
+            for _ in range(2):  # the second call begins anew
+                add()
+                np.testing.assert_allclose(out, terms.sum(0), rtol=1e-11, atol=1e-11)
+                bits.add(out.tobytes())
+            pool.close()
+        assert len(bits) == 1

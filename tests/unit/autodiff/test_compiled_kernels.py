@@ -5,6 +5,7 @@ import inspect
 import logging
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_net import autodiff as ad
+from dist_net import nn
+from dist_net.autodiff.compiler.naive import evaluate_naively
 from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
@@ -21,7 +25,10 @@ from dist_net.autodiff.kernels.convolution.training import filter_gradient
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.operations import fused
+from dist_net.autodiff.operations.fused import standardize
 from dist_net.autodiff.operations.normalization import ScaleAndShift
+from dist_net.data import Dataset
 from dist_net.nn import (
     BatchNorm,
     Conv2D,
@@ -35,6 +42,8 @@ from dist_net.nn import (
     relu,
 )
 from dist_net.nn.inference import Inference, prepare
+from dist_net.training.worker.local_steps import Minibatch
+from dist_net.training.worker.step import TrainingStep
 
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
@@ -43,6 +52,7 @@ from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depth
 from dist_net.autodiff.kernels.compiled import direct_loops as compiled_direct
 from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
 from dist_net.autodiff.kernels.compiled import recurrent_loops as compiled_recurrent
+from dist_net.autodiff.kernels.compiled import row_loops as compiled_rows
 from dist_net.autodiff.kernels.compiled import scaling_loops as compiled_scaling
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
@@ -51,8 +61,8 @@ from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
-MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_winograd
-MODULES += (compiled_scaling,)
+MODULES = compiled, compiled_depthwise, compiled_direct, compiled_recurrent, compiled_rows
+MODULES += (compiled_scaling, compiled_winograd)
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
@@ -62,6 +72,7 @@ LOOPS = [
     compiled_recurrent.lstm_step,
     compiled_recurrent.lstm_step_back,
     compiled_scaling.scale_and_shift,
+    compiled_rows.compute_rows,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
 ]
@@ -222,6 +233,64 @@ def test_other_numbers_than_float32_keep_the_plain_algorithm():
     assert type(choose(problem, 1, compiled=True).algorithm) is Winograd
 
 
+def with_gradients(function, shape):
+    """A function of a variable x, its gradient, and the gradient of that."""
+    random = np.random.default_rng(1)
+    outputs = [function(x := ad.variable("x", shape))]
+    for _ in range(2):
+        weights = ad.constant(random.standard_normal(shape, np.float32))
+        outputs += ad.gradients(ad.sum(outputs[-1] * weights), [x])
+    return outputs
+
+
+def require_definitions(x):
+    for function in (ad.softmax, ad.gelu, lambda x: standardize(x, 1e-3)):
+        outputs = with_gradients(function, x.shape)
+        answers = []
+        for threads in (1, 2):
+            pool = ThreadPool(threads)
+            answers.append([*ad.compile(outputs, pool).bind({"x": x}).run()])
+            pool.close()
+        assert [each.tobytes() for each in answers[0]] == [each.tobytes() for each in answers[1]]
+        for found, wanted in zip(answers[0], evaluate_naively(outputs, x=x), strict=True):
+            np.testing.assert_allclose(found, wanted, 0, 1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 40), (2, 3, 16), (40, 100, 128)])
+def test_functions_of_rows_are_those_they_are_defined_by(shape):
+    random = np.random.default_rng(0)
+    require_definitions((random.standard_normal(shape) * 2 + 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("function", [ad.softmax, ad.gelu])
+@pytest.mark.parametrize("values", [(0, 1e4), (-1e4, 3), (1, np.nan), (-5, np.inf)])
+def test_functions_of_rows_have_the_limits_they_are_defined_by(function, values):
+    x = np.array([[values[0]] * 7 + [values[1]]], np.float32)
+    outputs = [function(ad.variable("x", x.shape))]
+    with np.errstate(all="ignore"):
+        (expected,) = evaluate_naively(outputs, x=x)
+    np.testing.assert_allclose(*ad.evaluate(outputs, x=x), expected, 1e-6, 1e-6)
+
+
+def test_a_transformer_has_the_gradient_of_its_definition(monkeypatch):
+    attention = nn.Residual(nn.LayerNorm(), nn.MultiHeadAttention(4, causal=True))
+    dense = nn.Residual(nn.LayerNorm(), nn.Dense(256, "gelu"), nn.Dense(64))
+    model = nn.Model(
+        nn.Sequential(nn.Embedding(9, 64), attention, dense, nn.Dense(9)), (64,), input_dtype="i8"
+    )
+    words = np.random.default_rng(0).integers(0, 9, (16, 64))
+    dataset = Dataset("words", words, words, words, words, tuple("abcdefghi"))
+    weights = model.layout.initial(np.random.default_rng(1))
+    gradients = []
+    for threads, loops in ((1, True), (2, True), (1, False)):
+        if not loops:
+            monkeypatch.setattr(fused, "compiled_loops", lambda _: None)
+        step = TrainingStep(model, dataset, 0, threads)
+        gradients.append(step(weights, Minibatch(0, 0, 16)).gradient.copy())
+    for each in gradients[:2]:
+        assert np.abs(each - gradients[2]).max() <= 1e-5 * np.abs(gradients[2]).max()
+
+
 @pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])
 def test_what_is_no_number_stays_as_it_is(value, slope):
     values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
@@ -244,6 +313,12 @@ def checked_store(target, index, value):
     target[index : index + vectors.LANES] = value
 
 
+def over_row(columns, step, total=None):
+    for i in range(0, columns, vectors.LANES):
+        total = step(i, total)
+    return total
+
+
 IN_PYTHON = {
     "pointer": lambda array: array,
     "load": checked_load,
@@ -253,6 +328,11 @@ IN_PYTHON = {
     "larger": np.maximum,
     "smaller": np.minimum,
     "multiply_add": lambda a, b, c: a * b + c,
+    "square_root": np.sqrt,
+    "power_of_two": np.exp2,
+    "across": lambda a, combine: np.full_like(a, reduce(combine, a)),
+    "over_row": over_row,
+    "run_chosen": lambda number, functions: functions[number](),
     "changed_if": lambda condition, change, value: change(value) if condition else value,
 }
 
@@ -403,6 +483,11 @@ def test_no_loop_of_a_step_of_an_lstm_leaves_its_arrays(loops_in_python):
     assert {"lstm_step", "lstm_step_back"} <= {*loops_in_python}
 
 
+def test_no_loop_of_rows_leaves_its_arrays(loops_in_python):
+    require_definitions(np.random.default_rng(0).standard_normal((3, 24), np.float32))
+    assert "compute_rows" in loops_in_python
+
+
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
@@ -433,13 +518,14 @@ def test_numba_compiles_only_functions_with_loops():
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise_loops, direct_loops
-from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, winograd_loops
-from dist_net.autodiff.kernels.compiled import scaling_loops
+from dist_net.autodiff.kernels.compiled import im2row_loops, recurrent_loops, row_loops
+from dist_net.autodiff.kernels.compiled import scaling_loops, winograd_loops
 loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
 loops += [direct_loops.multiply]
 loops += [im2row_loops.from_product]
 loops += [recurrent_loops.lstm_step, recurrent_loops.lstm_step_back]
 loops += [scaling_loops.scale_and_shift]
+loops += [row_loops.compute_rows]
 loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

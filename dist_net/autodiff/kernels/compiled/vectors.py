@@ -14,7 +14,7 @@ Arrays are passed flat. Functions are compiled when their module is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partialmethod
 from inspect import signature
 from typing import Any, TypeVar, cast
@@ -94,6 +94,9 @@ class Tracer:
     __sub__ = partialmethod(_append, "sub")
     __mul__ = __rmul__ = partialmethod(_append, "mul")
     __truediv__ = partialmethod(_append, "div")
+
+    def __rtruediv__(self, number: float) -> Tracer:
+        return self.alike(number)._append("div", self)
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:
@@ -192,9 +195,66 @@ def _b_where(comparison: str, a: Lanes, b: Lanes) -> Lanes:
 @traced(VECTOR)
 def multiply_add(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     """Return a · b + c, rounded once if the processor has an instruction for it."""
-    type_ = ir.FunctionType(_LLVM, [_LLVM] * 3)
-    function = get_or_insert_function(a.builder.module, type_, f"llvm.fmuladd.v{LANES}f32")
-    return Tracer(a.builder, a.builder.call(function, [a.value, b.value, c.value]))
+    return _by_intrinsic("fmuladd", a, a.alike(b), a.alike(c))
+
+
+@traced(VECTOR)
+def square_root(a: Lanes) -> Lanes:
+    """Return the elementwise square root."""
+    return _by_intrinsic("sqrt", a)
+
+
+def _by_intrinsic(name: str, *vectors: Lanes) -> Lanes:
+    builder, type_ = vectors[0].builder, ir.FunctionType(_LLVM, [_LLVM] * len(vectors))
+    function = get_or_insert_function(builder.module, type_, f"llvm.{name}.v{LANES}f32")
+    return Tracer(builder, builder.call(function, [each.value for each in vectors]))
+
+
+@traced(VECTOR)
+def power_of_two(exponents: Lanes) -> Lanes:
+    """Return 2 to the power of whole numbers from -126 to 127, which are a float's exponents."""
+    builder, integers = exponents.builder, ir.VectorType(ir.IntType(32), LANES)
+    bias, place = (ir.Constant(integers, [number] * LANES) for number in (127, 23))
+    biased = builder.add(builder.fptosi(exponents.value, integers), bias)
+    return Tracer(builder, builder.bitcast(builder.shl(biased, place), _LLVM))
+
+
+def across(a: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
+    """Combine the values of a vector, and return a vector of the result; as ``over_row``."""
+    for apart in (4, 2, 1):
+        order = [lane ^ apart for lane in range(LANES)]
+        places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
+        a = combine(a, Tracer(a.builder, a.builder.shuffle_vector(a.value, a.value, places)))
+    return a
+
+
+def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None = None) -> Any:
+    """Return the total after ``total = step(i, total)`` for each vector of a row, if there is one.
+
+    Only for ``traced`` functions.
+    """
+    builder, before = columns.builder, columns.builder.block
+    body, after = (builder.append_basic_block() for _ in range(2))
+    builder.branch(body)
+    builder.position_at_end(body)
+    first = [columns.alike(0), *([] if total is None else [total])]
+    now = [Tracer(builder, builder.phi(each.value.type)) for each in first]
+    then = [now[0] + LANES, step(now[0], now[-1])][: len(first)]
+    for phi, start, following in zip(now, first, then, strict=True):
+        phi.value.add_incoming(start.value, before)
+        phi.value.add_incoming(following.value, builder.block)
+    is_inside = builder.icmp_signed("<", then[0].value, columns.value)
+    builder.cbranch(is_inside, body, after)
+    builder.position_at_end(after)
+    return then[-1]
+
+
+def run_chosen(number: Any, functions: Sequence[Callable[[], None]]) -> None:
+    """Call the function at place ``number``; only for ``traced`` functions."""
+    for place, function in enumerate(functions):
+        is_chosen = number.builder.icmp_signed("==", number.value, number.alike(place).value)
+        with number.builder.if_then(is_chosen):
+            function()
 
 
 def changed_if(condition: Any, change: Callable[[Lanes], Lanes], value: Lanes) -> Lanes:
