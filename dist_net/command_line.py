@@ -1,7 +1,5 @@
 """Command lines: options of several commands, their types, and commands to copy into a shell."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -9,8 +9,6 @@ functions in that folder. The first one that is compiled in a new state of the s
 upgrade, removes the directories of the states before.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil

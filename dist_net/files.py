@@ -1,7 +1,5 @@
 """Atomic replacement of files, and the file system as an interface."""
 
-from __future__ import annotations
-
 import fcntl
 import glob
 import os

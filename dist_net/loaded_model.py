@@ -1,7 +1,5 @@
 """A model that is ready to compute, whatever its source: ``load``, ``LoadedModel`` and ``Run``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice

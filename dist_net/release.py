@@ -5,8 +5,6 @@ train together. Parsing takes half a second, so the user's cache keeps the diges
 SHA-256 of the parsed bytes.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """``dist-net evaluate RUN``: print a trained model's accuracy and loss on the test samples."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``dist-net export MODEL FILE``: write a trained model in a standard format."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``dist-net predict MODEL FILE...``: classify images, or compute outputs for rows."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """``dist-net reload MODEL``: make an inference pool reload a model from its source."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ Counters continue after a restart of the server, from its checkpoint. The label 
 name; a report limits the number of workers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading

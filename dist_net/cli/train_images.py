@@ -1,7 +1,5 @@
 """``dist-net train FOLDER``: train a classifier on the images in a folder."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence

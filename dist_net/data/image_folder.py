@@ -4,8 +4,6 @@ Reads the name, size and time of every file, and the content only of files of eq
 decode: a file that is not an image is detected later, when it is decoded.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import os
@@ -16,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Self
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class ImageFolder:
         validation: float = VALIDATION_SHARE,
         seed: int = 0,
         run_directory: Path | None = None,
-    ) -> ImageFolder:
+    ) -> Self:
         """List a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
         With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, only the listed
@@ -105,7 +104,7 @@ class ImageFolder:
         left_out = sorted([*listing.left_out, *contradictions])
         return cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
 
-    def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> ImageFolder:
+    def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> Self:
         """Return the folder with every group of images on one side of each split.
 
         ``groups`` has the group number of each image, ``(N,)``; see ``divided_groups`` for classes

@@ -4,8 +4,6 @@ The content of an image is any text that only equal files share. Equal images of
 contradict each other and are left out; equal images of a class are never on both sides of a split.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

@@ -10,8 +10,6 @@ directory contains:
   processes that use them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import inspect

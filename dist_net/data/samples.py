@@ -1,7 +1,5 @@
 """The inputs or the targets of a dataset, read by index from memory, files or decoders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, runtime_checkable

@@ -1,7 +1,5 @@
 """The formats of exported models, by file extension."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path

@@ -5,8 +5,6 @@ which NumPy guarantees (NEP 19): the same seed, epoch and sample produce the sam
 host.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images made to fit the inputs of a net: by Darknet's letterbox, or as a recipe says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol

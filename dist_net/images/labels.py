@@ -1,7 +1,5 @@
 """The names of a net's classes, and predictions by name, the likeliest first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

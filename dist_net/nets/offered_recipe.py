@@ -5,8 +5,6 @@ is Python code: the other host writes it to a directory and runs it only if its 
 manifest goes with a folder of images: the other host checks its copy of the folder against it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -160,7 +158,7 @@ class OfferedRecipe:
     files: Mapping[str, bytes]
 
     @classmethod
-    def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
+    def from_offer(cls, offer: RecipeOffer) -> Self:
         """Check a server's offer; raise RecipeError if it is invalid or of another release."""
         theirs = offer.recipe_digest.partition("; ")[0]
         if theirs != own_release():

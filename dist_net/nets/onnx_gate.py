@@ -6,8 +6,6 @@ What leaves the gate is one array of bytes that refers to no other file. A servi
 through it in a process that it may kill; ``dist_net.load`` and ``--base`` in their own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Files of a model's inputs and outputs: arrays of rows as .npy or CSV, and tables of answers."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Loading a run may execute its recipe, so this module also has the user confirm that code.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

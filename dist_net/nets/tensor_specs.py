@@ -5,8 +5,6 @@ joined, are a batch. A single tensor's records are its rows, so that nothing is 
 models receive the tensors of one request, with their shapes, in the format of safetensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Self

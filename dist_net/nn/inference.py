@@ -1,7 +1,5 @@
 """Inference: compute a model's outputs with constant weights, on several threads."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading
@@ -10,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import lru_cache, partial
 from importlib import import_module
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +86,7 @@ class Inference:
             nullcontext if is_capped else partial(blas.limit, limits=1)
         )
 
-    def rebound(self, prepared: Prepared) -> Inference | None:
+    def rebound(self, prepared: Prepared) -> Self | None:
         """Return another session of the same model with other weights.
 
         It shares this session's plans, memory and threads: binding plans to other arrays takes a

@@ -4,8 +4,6 @@ Activations are plain functions of expressions. Axis 0 is the sample axis. Maps 
 rows before columns, channels last.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -5,8 +5,6 @@ are ``(N, ...)``, with outputs ``(N, ..., C)``; the loss of a sample is their me
 the range raises ``IndexRangeError`` when the plan runs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

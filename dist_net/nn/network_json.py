@@ -8,8 +8,6 @@ becomes ``{"?": description}``, in whose place the program that loads the file p
 share parameters. Initializers are left out, since the file has the weights.
 """
 
-from __future__ import annotations
-
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping

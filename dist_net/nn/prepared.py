@@ -4,8 +4,6 @@ A safetensors file: 8 bytes for the length of the header, the header as JSON, th
 share the mapped pages, which are read on first use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -5,8 +5,6 @@ after the other. A plan and an exported file are therefore linear in T, and grad
 need no further rule. One product projects the inputs of all steps. ``fused`` is faster in training.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 

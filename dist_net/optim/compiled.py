@@ -5,8 +5,6 @@ Vectors are float32. ``old`` and ``new`` have the optimizer's vectors as rows. N
 read and written, because LLVM does not vectorise in-place loops.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from typing import Any

@@ -8,8 +8,6 @@ A schedule is called as ``schedule(epoch, epochs)`` with the progress in (fracti
 length of the run. Schedules are pure functions: there is no state to checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass

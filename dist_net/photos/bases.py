@@ -1,7 +1,5 @@
 """The base of a run, a trained net that provides the features: find it, and compute features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass

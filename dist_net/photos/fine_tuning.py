@@ -1,7 +1,5 @@
 """Tuning of a whole net after its head: how long, its end, and the distance of the features."""
 
-from __future__ import annotations
-
 import time
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Train the head of a folder's classifier, and compute its logits out of fold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Self

@@ -1,7 +1,5 @@
 """The options of a run on a folder of images, and its new directory."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime

@@ -5,8 +5,6 @@ images that the pool was decoding are then tried again one at a time, and an ima
 pool by itself is skipped.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

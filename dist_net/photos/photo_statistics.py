@@ -5,8 +5,6 @@ counts as one image. ``logits`` and ``probabilities`` are (N, classes) float32; 
 class indices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple

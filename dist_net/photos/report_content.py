@@ -1,7 +1,5 @@
 """Compute the content of a run's report as a JSON object, without drawing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

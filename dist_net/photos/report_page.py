@@ -1,7 +1,5 @@
 """Render the report as a self-contained HTML file without scripts, in light and dark."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape

@@ -12,8 +12,6 @@ and right arrows. Such classes are found by the edges of thumbnails, counted on 
 centre.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence

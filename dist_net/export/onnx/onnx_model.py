@@ -9,8 +9,6 @@ of 255, and most are equal. Darknet's letterbox differs in the last row, which t
 almost black at some sizes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 ``CONVERTERS`` has a function for every operation that a network can contain at inference.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

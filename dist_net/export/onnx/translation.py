@@ -6,8 +6,6 @@ two Transposes; those that follow each other are merged or left out.
 Operators: https://onnx.ai/onnx/operators, opset 18. Needs the extra ``onnx``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias

@@ -6,8 +6,6 @@ begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes
 module lists the valid options; ``layers`` defines their meaning.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

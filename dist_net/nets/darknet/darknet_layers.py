@@ -5,8 +5,6 @@ options have Darknet's defaults. The formulas of activations follow the program'
 the program treats an unknown name as relu, this project rejects it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """The network of a Darknet configuration as an ``nn`` layer, for training and inference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

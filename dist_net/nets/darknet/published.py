@@ -5,8 +5,6 @@ papers, and the table on the site's ImageNet page. The weights are downloaded fr
 nets may be built of the same functions, each of which returns or yields sections of a .cfg file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial

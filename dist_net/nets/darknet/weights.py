@@ -5,8 +5,6 @@ version, the number of images seen in training, and then, layer by layer, float3
 names or lengths. Only the length shows whether a file fits a network.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Recipes for training on a folder of images, stored as JSON: loading a recipe runs no code."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict, dataclass, replace

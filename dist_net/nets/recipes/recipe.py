@@ -5,8 +5,6 @@ modules from its own folder. The built-in recipes are such files too. Recipes tr
 every host runs its own file, and a digest shows whether the files are the same.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout

@@ -8,8 +8,6 @@ user confirmed it before. If the user deletes a line of the record, the recipe m
 again.
 """
 
-from __future__ import annotations
-
 import builtins
 import hashlib
 import json

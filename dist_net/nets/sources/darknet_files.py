@@ -1,7 +1,5 @@
 """The source of a Darknet net: a configuration, a file of weights, and labels."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The source of a model in training: its parameter server."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory

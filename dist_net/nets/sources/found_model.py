@@ -1,7 +1,5 @@
 """A model as its source holds it at a moment: network, weights, names of classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The source that a user names: a name, a path, an address or a join token, with options."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

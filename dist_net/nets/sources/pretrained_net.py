@@ -1,7 +1,5 @@
 """The source of a net whose weights a package of the extra ``pretrained`` holds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

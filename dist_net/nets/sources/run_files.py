@@ -1,7 +1,5 @@
 """The source of a trained model: a run directory, a checkpoint, or a file of ``Model.save``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

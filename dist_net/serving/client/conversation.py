@@ -9,8 +9,6 @@ connection's. If the name changes, the gateway was restarted or the connection w
 requests get no reply.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Self

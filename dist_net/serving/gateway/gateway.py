@@ -5,8 +5,6 @@
 Requests that arrive in one turn of the loop are dispatched together, so batches form under load.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -6,8 +6,6 @@ A file that hangs, crashes or computes forever delays no other model, and its ow
 process may be under the control of the file that it reads.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -3,8 +3,6 @@
 The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -1,7 +1,5 @@
 """The options of ``dist-net serve``."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -3,8 +3,6 @@
 The request contains one image as its body, or several as the files of a multipart form.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import sys

@@ -1,7 +1,5 @@
 """A request on its way to the pool: permission, its body within limits, its model, its results."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re

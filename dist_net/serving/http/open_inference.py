@@ -8,8 +8,6 @@ Raw tensors are little-endian and row-major. An element of BYTES is its length, 
 uint32, followed by its content.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ uvicorn limits neither the head of a request nor the time that it waits for a cl
 of its connection does.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

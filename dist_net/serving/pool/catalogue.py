@@ -3,8 +3,6 @@
 reload ─▶ ReadModel ─▶ (a process reads) ─▶ ModelPrepared ─▶ workers load ─▶ EndRequest
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

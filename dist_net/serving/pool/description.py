@@ -1,14 +1,12 @@
 """Descriptions of a model: for the workers that load it, for interfaces, and for clients."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -133,7 +131,7 @@ class ModelDescription(VersionSummary):
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 
     @classmethod
-    def from_json(cls, text: str) -> ModelDescription:
+    def from_json(cls, text: str) -> Self:
         """Parse the result of ``to_json``. Raise ProtocolError."""
         try:
             content = json.loads(text)

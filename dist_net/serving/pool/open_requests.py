@@ -1,7 +1,5 @@
 """Every request in the pool, from its admission to its end; queued requests wait by client."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

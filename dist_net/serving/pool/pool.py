@@ -9,8 +9,6 @@ A request goes this way:
 and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` has workers load it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from itertools import count

@@ -4,8 +4,6 @@ Nothing is predicted: a request is admitted while its client's queue has room, a
 decides its client's next turn.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping

@@ -1,12 +1,11 @@
 """Counters and times of the requests to a version of a model."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Self
 
 from dist_net.serving.pool.requests import Result, Status
 
@@ -82,13 +81,6 @@ class RecentLatencies:
             self._answered.popleft()
 
 
-def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
-    together = ModelStatistics()
-    for each in statistics:
-        together.absorb(each)
-    return together
-
-
 @dataclass(slots=True)
 class ModelStatistics:
     """The requests to one version of a model since it was loaded.
@@ -162,7 +154,7 @@ class ModelStatistics:
         else:
             self.failed += 1
 
-    def absorb(self, other: ModelStatistics) -> None:
+    def absorb(self, other: Self) -> None:
         """Add the counts of ``other``."""
         if other.last_inference_s is not None:
             self.last_inference_s = max(self.last_inference_s or 0.0, other.last_inference_s)
@@ -176,3 +168,10 @@ class ModelStatistics:
             self.batches.setdefault(rows, Timed()).add(timed.count, timed.seconds)
         for name in (*ENDS, "retried"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
+    together = ModelStatistics()
+    for each in statistics:
+        together.absorb(each)
+    return together

@@ -4,8 +4,6 @@ The arrays of a version are a file that all processes of a host share, fetched f
 another host.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

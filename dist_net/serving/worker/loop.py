@@ -1,7 +1,5 @@
 """The inference worker's loop, between its loaded models and the gateway's socket."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A version of a model in an inference worker: computes the results of payloads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -118,7 +117,7 @@ class ServedNetwork:
             self.close()
             raise
 
-    def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
+    def rebound(self, description: ModelDescription, prepared: Prepared) -> Self | None:
         """Return another version of the same architecture that shares this one's plans.
 
         None if the plans are gone; see ``Inference.rebound``. It may be
