@@ -249,10 +249,7 @@ def how_to_convert(path: Path) -> str:
 def _require_format(
     path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
 ) -> None:
-    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest.
-
-    Format 1, of earlier releases, has no digest.
-    """
+    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest."""
     if type(number) is not int or number < 1:
         raise ValueError(f"format {number!r}")
     if number > FORMAT_VERSION:

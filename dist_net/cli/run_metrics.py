@@ -17,11 +17,7 @@ from starlette.applications import Starlette
 
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.http.exchange import Guard
-from dist_net.serving.http.pool_metrics import (
-    counter_family,
-    gauge_family,
-    metrics_route,
-)
+from dist_net.serving.http.pool_metrics import counter_family, gauge_family, metrics_route
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings

@@ -76,10 +76,7 @@ class DecodedImages:
         return len(self._paths)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fill ``out`` with the images at ``indices``.
-
-        Raise ``DatasetError`` for an image that has become unreadable.
-        """
+        """Fill ``out`` with the images; raise ``DatasetError`` if one became unreadable."""
         for place, index in enumerate(indices.tolist()):
             try:
                 out[place] = self._preprocessing.input_of(self._root / self._paths[index])
@@ -318,10 +315,7 @@ class ImageCache:
                 partial.write_text(json.dumps(record))
 
     def _copy_rows(self, path: Path) -> list[int]:
-        """Copy the rows of images that the folder's newest entry has; return the other rows.
-
-        An image that was moved keeps its name, size and time.
-        """
+        """Copy the rows that the newest entry has, also of moved images; return the others."""
         row_bytes, missing = math.prod(self.preprocessing.shape), []
         row_of, pixels = self._newest_rows()
         with path.open("r+b") as file:

@@ -55,10 +55,7 @@ Progress = Callable[[FetchEvent], None]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file identified by its decompressed content: by size, and by SHA-256 if one is published.
-
-    ``sizes_bytes`` lists every valid size.
-    """
+    """A file identified by its decompressed content: its size, and its SHA-256 if published."""
 
     name: str
     sizes_bytes: tuple[int, ...]

@@ -104,10 +104,7 @@ class Augmentation:
 
 
 def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
-    """Yield nine 32-bit numbers for each sample.
-
-    The generator is counter-based (Salmon et al. 2011), so that jumping to a sample is cheap.
-    """
+    """Yield nine 32-bit numbers a sample: jumps of a counter are cheap (Salmon et al. 2011)."""
     bits = np.random.Philox(np.random.SeedSequence((seed, STREAM)))
     state = bits.state
     for sample in samples:

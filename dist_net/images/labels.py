@@ -60,20 +60,14 @@ def is_unknown(predictions: Sequence[Prediction], unknown_below: float) -> bool:
 
 
 def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
-    """Return the indices of the ``top`` classes, likeliest first, then by index.
-
-    ``probabilities`` is (..., classes).
-    """
+    """Return the indices of the ``top`` of (..., classes), likeliest first, then by index."""
     return np.argsort(-probabilities, axis=-1, kind="stable")[..., :top]
 
 
 def top_predictions(
     probabilities: NDArray[np.float32], labels: Sequence[str], top: int
 ) -> list[Prediction]:
-    """Return the ``top`` likeliest classes of one row, (classes,).
-
-    A class without a label is named by its index.
-    """
+    """Return a row's likeliest classes; one without a label is named by its index."""
     names = [*labels, *map(str, range(len(labels), len(probabilities)))]
     order = likeliest(probabilities, top).tolist()
     return [Prediction(index, names[index], float(probabilities[index])) for index in order]

@@ -75,10 +75,7 @@ class LayersArchitecture:
 
 @dataclass(frozen=True)
 class OnnxArchitecture:
-    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file.
-
-    ``rows_alone``: see ``ForeignModel``.
-    """
+    """A net that ONNX Runtime computes from a file; ``rows_alone``: see ``ForeignModel``."""
 
     rows_alone: bool = False
 

@@ -132,10 +132,7 @@ def weights_file() -> Path:
 
 
 def read_weights() -> Vector:
-    """Return the published weights in the layout of ``model()``.
-
-    Raise MissingExtraError if they are not installed, and ModelFileError for an altered file.
-    """
+    """Return the published weights. Raise MissingExtraError, or ModelFileError if altered."""
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
     layout = model().layout
     weights = np.empty(layout.size, np.float32)

@@ -125,10 +125,7 @@ def recipe_offer(
     class_names: tuple[str, ...] = (),
     manifest: bytes | None = None,
 ) -> RecipeOffer | None:
-    """Return the server's offer to hosts without its recipe; None if it is too large to send.
-
-    ``manifest``: see ``ImageManifest``.
-    """
+    """Return the server's offer to hosts without its recipe; None if it is too large to send."""
     is_named = loaded.is_built_in or loaded.reference == IMAGES
     files = {} if loaded.is_built_in else loaded.files
     if len(files) > MAX_FILES or any(len(each) > MAX_FILE_BYTES for each in files.values()):
@@ -146,10 +143,7 @@ def recipe_offer(
 
 @dataclass(frozen=True)
 class OfferedRecipe:
-    """A checked recipe from another host: its name, classes, and files by name.
-
-    ``reference`` is a built-in recipe's name, or IMAGES; "" for Python code.
-    """
+    """A checked recipe of another host; ``reference``: a built-in name, IMAGES, "" for code."""
 
     name: str
     reference: str

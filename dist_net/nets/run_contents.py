@@ -88,10 +88,7 @@ def saved_recipe(model: Model, name: str) -> LoadedRecipe:
 
 
 def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
-    """Return the calibration of a checkpoint; None if it has none.
-
-    Raise CheckpointError for an invalid one.
-    """
+    """Return a checkpoint's calibration, None without. Raise CheckpointError for an invalid one."""
     calibration = RecipeRecord.from_json(checkpoint.recipe_record).calibration
     try:
         return Calibration(**calibration) if calibration else None
@@ -116,10 +113,7 @@ def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
 
 
 def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
-    """Return the images that a run on a folder keeps for evaluation; None if it keeps none.
-
-    They are both parts of the dataset. Raise RunDirectoryError if they are damaged.
-    """
+    """Return a run's held-out images, as both parts; None without. Raise RunDirectoryError."""
     file = RunDirectory(path if path.is_dir() else path.parent).held_out
     if loaded.reference != IMAGES or not file.exists():
         return None
@@ -180,10 +174,7 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
 
 
 def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
-    """Load the recipe of a run that was just started, in one of the run's own processes.
-
-    Raise RecipeError, and see ``load_recipe_copy``.
-    """
+    """Load the recipe of a run in one of its processes. Raise as ``load_recipe_copy`` does."""
     return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
 
 

@@ -69,10 +69,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
-        """Return a new directory: ``path``, or one under ``runs/`` named by recipe and time.
-
-        Raise RunDirectoryError if the path holds a run or is not writable.
-        """
+        """Return a new directory: ``path``, or one under ``runs/``. Raise RunDirectoryError."""
         if path is None:
             path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
             for number in range(2, 100):
@@ -195,10 +192,7 @@ class RunDirectory:
         self.write(self.options, options + "\n")
 
     def recipe_of_options(self) -> tuple[str, dict[str, str]]:
-        """Return the recipe's reference and its files' digests, from the options.
-
-        Raise RunDirectoryError.
-        """
+        """Return the recipe and its files' digests from the options. Raise RunDirectoryError."""
         return self._read_options()[:2]
 
     def _read_options(self) -> tuple[str, dict[str, str], bool]:
@@ -220,10 +214,7 @@ class RunDirectory:
             yield partial
 
     def write(self, path: Path, text: str) -> None:
-        """Write a file as UTF-8, with undecodable bytes of names escaped.
-
-        Raise RunDirectoryError.
-        """
+        """Write a file as UTF-8, undecodable names escaped. Raise RunDirectoryError."""
         with self.replacing(path) as file:
             file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
@@ -233,10 +224,7 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return every record; none if there is no file.
-
-        Skip a last line that is incomplete because its writer was killed.
-        """
+        """Return all records, without an incomplete last line of a killed writer."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)

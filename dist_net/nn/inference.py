@@ -115,10 +115,7 @@ class Inference:
             self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
-
-        Raise ``ShapeError`` if the inputs have another shape or dtype.
-        """
+        """Return outputs ``(N, *output_shape)`` of ``(N, *input_shape)``. Raise ``ShapeError``."""
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
         with self._cap_blas():
@@ -254,10 +251,7 @@ def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
 
 
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
-    """Return the ``Gemm`` for which ``prepared`` is laid out: this machine's or another's.
-
-    Raise ``ShapeError`` if none fits.
-    """
+    """Return the ``Gemm`` for whose layout ``prepared`` was made. Raise ``ShapeError``."""
     misfits = []
     for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):
         misfit = _misfit(prepared_shapes(model, gemm), prepared)

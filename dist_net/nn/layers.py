@@ -62,10 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activate(x: Expression, activation: Activation | str | None) -> Expression:
-    """Return ``activation(x)``, or x for None; raise ``ParameterError`` for anything else.
-
-    A name is one of ``ACTIVATIONS``.
-    """
+    """Return ``activation(x)``, by name, or x for None; raise ``ParameterError`` for others."""
     if activation is None:
         return x
     if isinstance(activation, str):
@@ -96,10 +93,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class Described(KnownOptions):
-    """A layer whose ``repr`` has the arguments that differ from the defaults.
-
-    Raise ``ShapeError`` unless the arguments in ``COUNTS`` are integers from 1.
-    """
+    """A layer whose ``repr`` omits defaults. Raise ``ShapeError`` for ``COUNTS`` below 1."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -202,10 +196,7 @@ class Conv2D(Described):
 
 @dataclass(frozen=True, repr=False)
 class DepthwiseConv2D(Described):
-    """``Conv2D`` with one filter per channel, which reads only that channel.
-
-    (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
-    """
+    """``Conv2D`` with a filter (kh, kw, 1, C) per channel: (N, H, W, C) to (N, H', W', C)."""
 
     size: int | Pair
     stride: int | Pair = 1

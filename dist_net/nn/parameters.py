@@ -229,10 +229,7 @@ class Scope:
 
 
 class Layout:
-    """The positions of parameters and then buffers in one flat vector.
-
-    The vector has ``size`` elements; the first ``trained_size`` are parameters.
-    """
+    """The positions of parameters, ``trained_size`` numbers, then buffers: ``size`` in all."""
 
     def __init__(
         self, parameters: Mapping[str, Parameter], buffers: Mapping[str, Buffer] | None = None

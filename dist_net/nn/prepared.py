@@ -38,10 +38,7 @@ DTYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8}
 
 
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
-    """Write the arrays atomically; ``key`` identifies their source.
-
-    Raise ``PreparedKernelsError`` if the file cannot be written.
-    """
+    """Write the arrays of the source ``key`` atomically; raise ``PreparedKernelsError``."""
     checksums = {name: _checksum(name, np.ascontiguousarray(each)) for name, each in arrays.items()}
     try:
         with replacing(path) as partial:
@@ -91,10 +88,7 @@ def _checksum(name: str, array: Array) -> int:
 
 
 def key_of(model: Model, weights: Path) -> str:
-    """Return the key of arrays prepared from the file ``weights``; depends on model, BLAS, content.
-
-    Raise ``OSError`` if the file cannot be read.
-    """
+    """Return the key of arrays made from a file: of model, BLAS and content. Raise ``OSError``."""
     with weights.open("rb") as file:
         return _key(model, hashlib.file_digest(file, "sha256").digest())
 

@@ -76,10 +76,7 @@ class Optimizer(KnownOptions, ABC):
         return ()
 
     def rate(self, learning_rate: float, step: float) -> float:
-        """Return the factor of the update at ``step``, which counts from 1.
-
-        The mean of several workers' steps need not be whole.
-        """
+        """Return the factor of the update at ``step``, from 1 on; a mean of steps is a fraction."""
         return learning_rate
 
     def rate_scale(self, share: float) -> float:

@@ -143,10 +143,7 @@ def _require_images(base: Base) -> None:
 def joined_weights(
     recipe: ImageRecipe, base: FoundBase, head: HeadWeights, distance: Distance | None = None
 ) -> Vector:
-    """Return the weights of the whole net: the base's weights and the head's weights.
-
-    Without ``distance``, every image has the distance 0.
-    """
+    """Return the weights of base and head as one net; without ``distance``, it is always 0."""
     layout = recipe.model.layout
     weights = np.zeros(layout.size, np.float32)
     assert base.weights is not None
@@ -180,12 +177,7 @@ class FeatureExtractor:
     """
 
     def __init__(
-        self,
-        found: FoundBase,
-        views: Views,
-        threads: int,
-        cache: ImageCache,
-        engine: str = NUMPY,
+        self, found: FoundBase, views: Views, threads: int, cache: ImageCache, engine: str = NUMPY
     ) -> None:
         model, layout = found.base.features, found.base.model.layout
         assert found.weights is not None

@@ -126,10 +126,7 @@ class ImageOptions:
 
 
 def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
-    """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
-
-    Raise DatasetError, and creates nothing, if the path is inside the image folder.
-    """
+    """Create a run's directory; raise DatasetError for a path inside the image folder."""
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
     return RunDirectory.create(path, folder.name, datetime.now())

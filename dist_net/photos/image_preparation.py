@@ -47,10 +47,7 @@ class ImageChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageJob:
-    """The directory of the images, their preprocessing, and the file of rows.
-
-    Without ``pixels`` the images are decoded, and nothing is written.
-    """
+    """A folder, its preprocessing and the file of rows; without ``pixels``, write nothing."""
 
     root: Path
     preprocessing: ImagePreprocessing
@@ -167,10 +164,7 @@ class _Decoding:
     def _decode(
         self, chunks: deque[ImageChunk], workers: int
     ) -> tuple[list[ImageChunk], int | None]:
-        """Decode chunks until the queue is empty or a process dies.
-
-        Return the chunks that were lost, and the exit code of the last process.
-        """
+        """Decode until all is done or a process dies; return lost chunks, the last exit code."""
         others = set(active_children())
         processes = dict.fromkeys(others)
         running: dict[Future[dict[str, str]], ImageChunk] = {}

@@ -136,10 +136,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _write_report(
-    directory: RunDirectory,
-    content: dict[str, Any],
-    thumbnails: dict[str, bytes],
-    console: Console,
+    directory: RunDirectory, content: dict[str, Any], thumbnails: dict[str, bytes], console: Console
 ) -> None:
     report = directory.report
     directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))

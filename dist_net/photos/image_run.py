@@ -38,13 +38,7 @@ from dist_net.errors import (
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import Calibration, RunDirectory
-from dist_net.photos.bases import (
-    FeatureExtractor,
-    FoundBase,
-    Views,
-    base_called,
-    joined_weights,
-)
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called, joined_weights
 from dist_net.photos.fine_tuning import (
     GAINS,
     UNDECIDED,
@@ -82,10 +76,7 @@ HELD_OUT_BYTES = 256 << 20
 
 @dataclass(eq=False)
 class ImageRun:
-    """The run in ``directory``; this process must hold the lock of the directory.
-
-    ``display`` shows the training of a whole net.
-    """
+    """The run in ``directory``, locked by this process; ``display`` shows whole-net training."""
 
     directory: RunDirectory
     options: ImageOptions
@@ -178,9 +169,7 @@ class ImageRun:
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
         return kept._replace(weights=weights, judged=judged, head=None)
 
-    def _read(
-        self,
-    ) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
+    def _read(self) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
         options, directory = self.options, self.directory
         with FetchProgress(self.console) as fetching:
             found = base_called(options.base, fetching)

@@ -117,10 +117,7 @@ def independent_share(folds: int | None) -> float:
 
 
 def lower_bounds(is_right: NDArray[np.bool_], groups: Groups) -> NDArray[np.float64]:
-    """Return the one-sided 95 % lower bound of the share of right answers up to each, (N,).
-
-    It is Wilson's bound for the ``effective_count`` of the images up to there.
-    """
+    """Return the 95 % lower bound of the share right up to each, (N,); see ``effective_count``."""
     total = np.arange(1, len(groups) + 1)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
@@ -191,10 +188,7 @@ def calibrated_losses(logits: Scores, targets: Targets) -> Losses:
 
 
 def mean_and_error(values: Losses, groups: Groups) -> tuple[float, float]:
-    """Return the mean and its standard error, of values that are alike within their group.
-
-    The error is infinite for a single group.
-    """
+    """Return mean and standard error of values alike within groups; infinite for one group."""
     mean, count = float(values.mean()), len(np.unique(groups))
     of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
     if count < 2:

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
-from dist_net.photos.photo_statistics import (
-    JudgedImages,
-    calibration_error,
-    wilson_interval,
-)
+from dist_net.photos.photo_statistics import JudgedImages, calibration_error, wilson_interval
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.evaluation import confusion_of
 
@@ -120,10 +116,7 @@ def lower_precision(calibration: Calibration) -> float:
 def answered_curve(
     judged: JudgedImages, probabilities: NDArray[np.float32]
 ) -> list[dict[str, float]]:
-    """Return what other thresholds would do: shares answered, and right of those answered.
-
-    At most ``CURVE_POINTS``, from the highest threshold to 0.
-    """
+    """Return shares answered, and right of those, at ``CURVE_POINTS`` falling thresholds."""
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     right = (probabilities.argmax(1) == judged.targets)[order].cumsum()

@@ -280,10 +280,7 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
 
 
 def _images(
-    title: str,
-    text: str,
-    entries: Sequence[Mapping[str, Any]],
-    thumbnails: Mapping[str, bytes],
+    title: str, text: str, entries: Sequence[Mapping[str, Any]], thumbnails: Mapping[str, bytes]
 ) -> str:
     items = [
         f"{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "

@@ -128,10 +128,7 @@ def left_out_classes(
     names: Sequence[str],
     precision: float,
 ) -> list[LeftOutClass]:
-    """Leave out each of the first ten classes; return [] for two classes.
-
-    ``features`` is (N, F), of the images that were ``judged`` out of ``folds``.
-    """
+    """Leave out each of the first ten classes of ``features``, (N, F); return [] for two."""
     found = []
     for label, name in enumerate(names[:MAX_LEFT_OUT] if len(names) > 2 else ()):
         is_known = judged.targets != label

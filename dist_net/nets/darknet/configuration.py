@@ -150,11 +150,7 @@ class Configuration:
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Return the network that the .cfg file ``path`` describes.
-
-    Raise ``ModelFileError`` for an unreadable or too large file, and as
-    ``parse_configuration`` does.
-    """
+    """Return the network of a .cfg file. Raise ``ModelFileError``; see ``parse_configuration``."""
     try:
         text = read_regular_file(path, LARGEST_FILE_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:

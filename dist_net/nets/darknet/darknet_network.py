@@ -13,10 +13,7 @@ from dist_net.nn import Layout, Model, Scope, cross_entropy_of_probabilities
 
 @dataclass(frozen=True)
 class PlacedLayer:
-    """A layer and its position in the network; its parameters' names begin with ``name``.
-
-    ``input_shape`` and ``output_shape`` are (1, H, W, C).
-    """
+    """A layer with its shapes, (1, H, W, C); its parameters' names begin with ``name``."""
 
     name: str
     section: Section

@@ -47,10 +47,7 @@ class PublishedClassifier:
         return parse_configuration("\n".join([net, *self.layers()]), self.name)
 
     def weights_file(self) -> PublishedFile:
-        """Return the file of the weights, identified by size: no checksum is published.
-
-        Its numbers are checked when they are read.
-        """
+        """Return the file of the weights, identified by size: no checksum is published."""
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
         sizes_bytes = tuple(header + numbers_bytes for header in self.header_bytes)
         return PublishedFile(f"{self.name}.weights", sizes_bytes)

@@ -96,10 +96,7 @@ class Base:
 
     @cached_property
     def feature_layers(self) -> Layer:
-        """Return the network up to its features, ``(N, features)``.
-
-        Batch norm is frozen, except in a network that is trained from scratch.
-        """
+        """Return the network up to its ``(N, features)``; trained batch norm is frozen."""
         if self.kind in ("small", "onnx"):
             return self.network
         return Features(FrozenBatchNorm(self.network))
@@ -119,11 +116,7 @@ def _small_network() -> Layer:
     layers = [
         layer
         for filters in (16, 32, 64, 128)
-        for layer in (
-            Conv2D(filters, 3, use_bias=False),
-            BatchNorm(activation=relu),
-            MaxPool(2),
-        )
+        for layer in (Conv2D(filters, 3, use_bias=False), BatchNorm(activation=relu), MaxPool(2))
     ]
     return Sequential(Rescale(1 / 128, -127 / 128), *layers, GlobalAveragePool())
 
@@ -198,10 +191,7 @@ class ImageRecipe:
         return ImageNet(self.base, len(self.class_names), self.directions)
 
     def load_images(self) -> Dataset:
-        """Return the dataset from the image cache of this host.
-
-        Raise ``RecipeError`` if another host prepared the images, or the cache was emptied.
-        """
+        """Return the images of this host's cache; raise ``RecipeError`` if it lacks them."""
         cache = ImageCache.read(Path(self.data)) if self.data else None
         if cache is None or (images := cache.find()) is None:
             raise RecipeError(

@@ -369,10 +369,7 @@ def recipe_names() -> list[str]:
 
 
 def built_in_recipe(name: str) -> LoadedRecipe:
-    """Load a built-in recipe by name. The name may come from a file or a peer: paths are refused.
-
-    Raise RecipeError for a name not in ``recipe_names``.
-    """
+    """Load a built-in recipe by name. Raise RecipeError for any other name, such as a path."""
     if name not in recipe_names():
         raise RecipeError(
             f"no built-in recipe {name!r:.80}; expected one of {', '.join(recipe_names())}"

@@ -163,10 +163,7 @@ def class_names_of(
 
 
 def found_model(
-    loaded: LoadedRecipe,
-    weights: Vector,
-    names: tuple[str, ...],
-    fitting: str = "",
+    loaded: LoadedRecipe, weights: Vector, names: tuple[str, ...], fitting: str = ""
 ) -> FoundModel:
     """Return the model of a recipe with these weights and names of its classes."""
     model = loaded.recipe.model

@@ -51,12 +51,7 @@ from dist_net.serving.client.conversation import (
     Exchange,
     GatewayReply,
 )
-from dist_net.serving.pool.description import (
-    ModelSummary,
-    VersionSummary,
-    known,
-    summary_from_json,
-)
+from dist_net.serving.pool.description import ModelSummary, VersionSummary, known, summary_from_json
 from dist_net.serving.pool.requests import Status
 from dist_net.spelling import suggestion
 from dist_net.wire.messages import Refuse
@@ -228,18 +223,11 @@ class Client(AbstractContextManager["Client"]):
     def probabilities(
         self, model: str, inputs: Inputs, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
-        """Return the probability of each class, (rows, classes).
-
-        Raise BadRequestError for a model that predicts numbers, and the errors of ``infer``.
-        """
+        """Return probabilities, (rows, classes). Raise BadRequestError without; see ``infer``."""
         return self.infer(model, inputs, timeout_s=timeout_s).probabilities
 
     def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        version: int | None = None,
-        timeout_s: float | None = None,
+        self, model: str, inputs: Inputs, version: int | None = None, timeout_s: float | None = None
     ) -> Outputs:
         """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``.
 
@@ -275,18 +263,11 @@ class Client(AbstractContextManager["Client"]):
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
     ) -> list[Prediction]:
-        """Return the ``top`` likeliest classes of an image, likeliest first.
-
-        Raise the errors of ``submit_image`` and ``Pending.result``.
-        """
+        """Return the ``top`` likeliest classes; see ``submit_image`` and ``Pending.result``."""
         return self.submit_image(model, image, timeout_s=timeout_s).result().likeliest(top)
 
     def submit(
-        self,
-        model: str,
-        inputs: Inputs,
-        version: int | None = None,
-        timeout_s: float | None = None,
+        self, model: str, inputs: Inputs, version: int | None = None, timeout_s: float | None = None
     ) -> Pending:
         """Send a request to a model; wait only while 256 requests are open.
 
@@ -315,10 +296,7 @@ class Client(AbstractContextManager["Client"]):
         return self._submit(model, summary, payload, True, None, version, deadline)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
-        """Read a model again from its source; return the new version once it is served.
-
-        Raise ReloadError if that fails; then the old version is still served.
-        """
+        """Read a model again; return its version. Raise ReloadError; then the old one stays."""
         return self._reload(Reload(self._connection.next_id(), model), timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
@@ -380,10 +358,7 @@ class Client(AbstractContextManager["Client"]):
     def _fitting(
         self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
     ) -> tuple[Tensors, int | None, VersionSummary]:
-        """Return inputs that fit a version, and their rows, None without that axis.
-
-        Request the version's summary again if they do not fit.
-        """
+        """Return inputs that fit, and their rows; request a new summary if they do not fit."""
         summary = self._summary(model, version, deadline)
         try:
             return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary

@@ -86,10 +86,7 @@ class Conversation:
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:
-        """Process a message of the gateway; return the requests to send again.
-
-        A reply to a request that is no longer open is ignored.
-        """
+        """Process a message; return requests to repeat. Ignore replies to requests not open."""
         self.heard_s = now
         if isinstance(message, Answer | Description | Reloaded):
             exchange = self._open.pop(message.request_id, None)

@@ -46,10 +46,7 @@ class Account:
 
 @dataclass(slots=True, eq=False)
 class ClientShare:
-    """A client's part of the memory and of the queues, in which ``client`` names it.
-
-    All connections with one token or key have one share; without, each connection has its own.
-    """
+    """A client's part of memory and queues; connections with one token or key share it."""
 
     client: str
     account: Account

@@ -239,10 +239,7 @@ class Gateway:
                 self._socket.answer_failure(node, message)
 
     def _send_piece(self, node: bytes, request: FetchArrays) -> None:
-        """Send a piece of a version's file of arrays to a worker on another host.
-
-        It is shorter at the end of the file, and without payload if the file is missing.
-        """
+        """Send a piece of a version's arrays: shorter at the file's end, empty without a file."""
         model, version, offset, size = request
         piece = ArraysPiece(model, version, offset, 0, ())
         description = self._pool.catalogue.description(model, version)

@@ -163,10 +163,7 @@ class PoolProcesses:
 
 
 def is_running(process_id: int, host: str) -> bool:
-    """Return whether the kernel lists a process of this host as running, neither stopped nor dead.
-
-    False on systems without ``/proc``.
-    """
+    """Return whether ``/proc`` lists this host's process as running, not stopped or dead."""
     try:
         state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -23,11 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dist_net.clock import SystemClock
 from dist_net.command_line import importing, joining_command
-from dist_net.errors import (
-    INTERRUPTED,
-    AddressError,
-    ModelLoadError,
-)
+from dist_net.errors import INTERRUPTED, AddressError, ModelLoadError
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources

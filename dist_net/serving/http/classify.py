@@ -1,7 +1,4 @@
-"""POST /v1/models/MODEL/classify: classify images.
-
-The request contains one image as its body, or several as the files of a multipart form.
-"""
+"""POST /v1/models/MODEL/classify: classify the image in the body, or the images of a form."""
 
 import logging
 import math
@@ -153,10 +150,7 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
 
 
 def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
-    """Return the files of a multipart form, copied; the form is parsed in pieces.
-
-    Raise BadRequestError for a damaged form, RequestTooLargeError for more than MAX_IMAGES files.
-    """
+    """Return copies of a form's files. Raise BadRequestError, RequestTooLargeError for many."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise BadRequestError("the multipart form's Content-Type lacks its boundary; expected one")

@@ -59,10 +59,7 @@ _SENT_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Guard:
-    """ASGI middleware that refuses requests without permission; ``open_paths`` need no token.
-
-    ``refusals`` counts every refusal, whether by the guard or by the application.
-    """
+    """ASGI middleware that refuses requests without permission, and counts every refusal."""
 
     application: ASGIApp
     settings: HttpSettings
@@ -367,10 +364,7 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 
 
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
-    """Return the description of ``version`` of a model, by default the newest.
-
-    Raise ModelNotServedError for an unknown one, and see ``not_ready``.
-    """
+    """Return the newest description, or a version's. Raise ModelNotServedError; ``not_ready``."""
     description = gateway.description(name, version) if version is None else None
     if description is not None:
         return description

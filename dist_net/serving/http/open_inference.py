@@ -172,10 +172,7 @@ def _raw_request(
 
 
 def json_object(text: Payload, example: Callable[[], str] = str) -> dict[str, Any]:
-    """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError.
-
-    Their messages about another body end with ``example()``.
-    """
+    """Return a body's JSON object. Raise RequestTooLargeError, BadRequestError with an example."""
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
             f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "

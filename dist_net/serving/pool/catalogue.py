@@ -130,10 +130,7 @@ class Catalogue:
         return commands
 
     def failures(self, has_workers: bool) -> list[ModelLoadError]:
-        """Return the errors of models that could not be read, or that no worker could load.
-
-        Models that may still be loaded are not included.
-        """
+        """Return the errors of models that were not read, or that no worker can load any more."""
         failures = []
         for name, answer in self._answers.items():
             model, reason = self.models[name], answer.reason

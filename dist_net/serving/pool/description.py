@@ -240,10 +240,7 @@ def _summary_of(version: VersionSummary) -> dict[str, Any]:
 
 
 def summary_to_json(model: ServedModel, max_batch_size: int) -> list[bytes]:
-    """Return the JSON of a model's state, then that of each version, newest first.
-
-    That of a version is written once: it may contain many labels.
-    """
+    """Return the JSON of a model's state, then that of each version once, newest first."""
     summary = summary_of(model, max_batch_size)
     state = {name: getattr(summary, name) for name in _STATE}
     newest = model.description

@@ -31,13 +31,7 @@ from dist_net.serving.pool.requests import (
 from dist_net.serving.pool.scheduler import Scheduler, no_such_model
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
-from dist_net.wire.serving_messages import (
-    BatchDone,
-    JoinPool,
-    Loaded,
-    ModelPrepared,
-    PoolWelcome,
-)
+from dist_net.wire.serving_messages import BatchDone, JoinPool, Loaded, ModelPrepared, PoolWelcome
 
 logger = logging.getLogger(__name__)
 

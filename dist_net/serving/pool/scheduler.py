@@ -148,10 +148,7 @@ class Scheduler:
         )
 
     def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | EndRequest | None:
-        """Start the next batch on a worker, or end a request that must not run.
-
-        Return None if no batch can run now.
-        """
+        """Start a batch, or end a request that must not run; return None if nothing can run."""
         live = self._workers.live(now)
         free = [
             worker
@@ -231,10 +228,7 @@ class Scheduler:
         )
 
     def _by_turn(self, model: str) -> list[ClientQueue]:
-        """Return the model's waiting clients in the order of their turns, then of their requests.
-
-        The requests of lost workers are first.
-        """
+        """Return waiting clients: those of lost workers, then by turn, then by request."""
         turns, queues = self._client_turns[model], self._requests.waiting[model].values()
         if len(queues) == 1:
             return [*queues]

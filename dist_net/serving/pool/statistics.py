@@ -134,10 +134,7 @@ class ModelStatistics:
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
     def ended(self, result: Result, latency_s: float, transit_s: float) -> None:
-        """Count the result of an admitted request, ``latency_s`` after its admission.
-
-        ``transit_s``: the transport time of its batch to the worker and back.
-        """
+        """Count an admitted request's result; ``transit_s``: its batch's transport both ways."""
         if result.status is Status.OK:
             self.answered += 1
             self.success.observe(latency_s)

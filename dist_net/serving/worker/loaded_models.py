@@ -150,10 +150,7 @@ def load_network(
     alike: ServedNetwork | None,
     may_go_on: Callable[[], bool],
 ) -> ServedNetwork:
-    """Return a version's network; missing arrays are fetched from the gateway at ``address``.
-
-    Raise a DistNetError or a recipe's exception.
-    """
+    """Return a version's network; fetch missing arrays. Raise DistNetError or a recipe's error."""
 
     def fetch(request: FetchArrays) -> ArraysPiece:
         if not may_go_on():
