@@ -17,23 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from dist_net import nn
 from dist_net.autodiff import Array, Expression
 from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError, ModelFileError
-from dist_net.nn import (
-    BatchNorm,
-    Conv2D,
-    Dense,
-    DepthwiseConv2D,
-    GlobalAveragePool,
-    Layer,
-    Model,
-    Rescale,
-    Scope,
-    Sequential,
-    linear,
-    relu6,
-)
 from dist_net.nn.layers import Activation
 from dist_net.vector import Vector
 
@@ -48,9 +35,9 @@ FILE_BYTES = 18_826_032
 FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def normalized(layer: Layer, activation: Activation = relu6) -> Sequential:
+def normalized(layer: nn.Layer, activation: Activation = nn.relu6) -> nn.Sequential:
     """Return a convolution without a bias, followed by batch norm and an activation."""
-    return Sequential(layer, BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
+    return nn.Sequential(layer, nn.BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
 
 
 @dataclass(frozen=True)
@@ -66,15 +53,15 @@ class InvertedResidual:
     expansion: int
     filters: int
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
         y = x
         if self.expansion > 1:
-            expand = Conv2D(x.shape[3] * self.expansion, 1, use_bias=False)
+            expand = nn.Conv2D(x.shape[3] * self.expansion, 1, use_bias=False)
             y = normalized(expand)(y, scope.child("expand"))
-        depthwise = DepthwiseConv2D(self.size, self.stride, use_bias=False)
+        depthwise = nn.DepthwiseConv2D(self.size, self.stride, use_bias=False)
         y = normalized(depthwise)(y, scope.child("depthwise"))
-        project = Conv2D(self.filters, 1, use_bias=False)
-        y = normalized(project, linear)(y, scope.child("project"))
+        project = nn.Conv2D(self.filters, 1, use_bias=False)
+        y = normalized(project, nn.linear)(y, scope.child("project"))
         return x + y if x.shape == y.shape else y
 
 
@@ -96,13 +83,13 @@ class EfficientNetLite0:
 
     classes: int = CLASSES
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
-        x = Rescale(1 / 128, -127 / 128)(x, scope)
-        x = normalized(Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
+        x = nn.Rescale(1 / 128, -127 / 128)(x, scope)
+        x = normalized(nn.Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
         for i, block in enumerate(blocks()):
             x = block(x, scope.child(f"block_{i}"))
-        x = normalized(Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
-        return Dense(self.classes)(GlobalAveragePool()(x, scope), scope.child("dense"))
+        x = normalized(nn.Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
+        return nn.Dense(self.classes)(nn.GlobalAveragePool()(x, scope), scope.child("dense"))
 
 
 def blocks() -> list[InvertedResidual]:
@@ -115,9 +102,9 @@ def blocks() -> list[InvertedResidual]:
 
 
 @cache
-def model() -> Model:
+def model() -> nn.Model:
     """Return the net for ImageNet's classes, with logits as outputs."""
-    return Model(EfficientNetLite0(), INPUT_SHAPE)
+    return nn.Model(EfficientNetLite0(), INPUT_SHAPE)
 
 
 def weights_file() -> Path:
