@@ -102,9 +102,8 @@ def write_checkpoint(
     """Replace the file ``path`` atomically, also if the machine stops.
 
     With ``kept`` above 1, the replaced file, which holds ``previous_version``, is kept as
-    ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace``
-    is called before the replacement and may raise to prevent it. Raise ``FileWriteError``;
-    then the old file is unchanged.
+    ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace`` is
+    called before the replacement and may raise to prevent it. Raise ``FileWriteError``.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= views_of(checkpoint.weights, checkpoint.layout)

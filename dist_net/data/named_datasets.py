@@ -91,8 +91,7 @@ def dataset_named(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses that are tried before the published address. Raises
-    ``DatasetError``, and ``FetchError`` if no source delivers the dataset or ``cache_dir`` is not
-    usable.
+    ``DatasetError``, and ``FetchError`` if no source delivers it or ``cache_dir`` is not usable.
     """
     if name not in DATASETS:
         raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")

@@ -6,8 +6,7 @@ directory contains:
 - ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
 - ``KEY.features``: features of the images; the key is another.
 - ``KEY.json``: the files, and the skipped images; written last, when the preparation is complete.
-- ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
-  processes that use them.
+- ``KEY.lock``: locked exclusively by the process that prepares the images, shared by their users.
 """
 
 import fcntl

@@ -148,8 +148,7 @@ def fetch(
     """Make sure that ``directory`` holds all ``files``, verified.
 
     ``sources`` maps descriptions to sources, which are tried in order for the files still missing.
-    Raise ``FetchError``, with the reason of each source and ``advice``, or if the directory is not
-    usable.
+    Raise ``FetchError``, with each source's reason and ``advice``, or for an unusable directory.
     """
     failures = []
     cached: dict[str, Source] = {f"cache directory {directory}": _find_cached}
@@ -182,8 +181,7 @@ def download(
 ) -> None:
     """Download ``base_url/NAME`` + ``suffix``, plain or gzip, for each file, and store it.
 
-    An interrupted download leaves a part file, from which the next call resumes. Raises
-    ``SourceError``.
+    The next call resumes from an interrupted download's part file. Raise ``SourceError``.
     """
     if not base_url.startswith(("http://", "https://")):
         raise SourceError(f"{base_url!r}: expected an http:// or https:// address")
@@ -257,8 +255,7 @@ def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
 def _part_file(path: Path) -> Iterator[IO[bytes]]:
     """Open the part file for appending; delete it on exit if it is empty.
 
-    If another process downloads the same file, or the file system has no locks, yield a temporary
-    file instead of waiting.
+    Yield a temporary file if another process downloads it, or the file system has no locks.
     """
     with path.open("a+b") as part:
         try:
@@ -297,8 +294,7 @@ def copy_from_archive(
 ) -> None:
     """Download the package, unpack it without installing it, and store each file.
 
-    ``package_directory`` is the absolute path at which the installed package has the files. Raises
-    ``SourceError``.
+    ``package_directory`` is the absolute path of the files once installed. Raise ``SourceError``.
     """
     with tempfile.TemporaryDirectory(prefix="dist-net-") as name:
         root = Path(name)

@@ -59,8 +59,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
     """Write the model to ``file`` atomically and return the number of bytes.
 
-    Raise ``ExportError`` if the format cannot express the model, ``FileWriteError`` if the file
-    cannot be written.
+    Raise ``ExportError`` if the format cannot express the model, and ``FileWriteError``.
     """
     content = FORMATS[format](exported)
     with written(file) as output:

@@ -1,8 +1,7 @@
 """Random variants of images: training sees each image slightly different in every epoch.
 
 All arithmetic on pixels uses integers, and all random numbers are raw output of a bit generator,
-which NumPy guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every
-host.
+which NumPy guarantees (NEP 19): a seed, epoch and sample produce the same bytes on every host.
 """
 
 import math

@@ -44,8 +44,7 @@ def normalized(layer: nn.Layer, activation: Activation = nn.relu6) -> nn.Sequent
 class InvertedResidual:
     """(N, H, W, C) to (N, H / stride, W / stride, filters), by way of ``expansion`` times C.
 
-    Sandler et al. 2018 (arXiv 1801.04381), figure 4(d): the map is added to the result where both
-    have the same shape.
+    Sandler et al. 2018 (arXiv 1801.04381), figure 4(d): the map is added to a result of its shape.
     """
 
     size: int
@@ -158,8 +157,7 @@ def pytorch_name(name: str) -> str:
 def imagenet_labels() -> tuple[str, ...]:
     """Return the short names of ImageNet's 1000 classes, in ImageNet's order: tench is first.
 
-    Two names denote two classes each: crane (a bird and a machine) and maillot (a bathing suit and
-    tights).
+    Two classes each are called crane (bird, machine) and maillot (bathing suit, tights).
     """
     packaged = resources.files("dist_net.nets").joinpath("imagenet_labels.txt")
     return tuple(packaged.read_text(encoding="utf-8").splitlines())
@@ -181,8 +179,7 @@ def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
     program that can call any function: this one's checksum is verified first, names of functions
     remain texts, and nothing is called. The tensors are read-only views of the file's content.
 
-    Raise ModelFileError unless the file has this size and checksum and holds tensors that share
-    no storage.
+    Raise ModelFileError for another size or checksum, and for tensors that share storage.
     """
     content = _published(path, size_bytes, sha256)
     try:

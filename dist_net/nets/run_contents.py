@@ -226,8 +226,7 @@ def confirm_code(
 ) -> None:
     """Have the user confirm Python files by name and SHA-256, and record the answer.
 
-    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses, or
-    stdin is not a terminal.
+    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses.
     """
     if is_trusted(digests):
         return

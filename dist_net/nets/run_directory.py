@@ -275,8 +275,7 @@ class Calibration:
     """The divisor of the logits, and the probability below which the answer is "unknown".
 
     ``precision`` is the share of correct answers for which the threshold was chosen. ``proven`` has
-    pairs, rising: a threshold, and the precision that images prove for it. Runs of earlier releases
-    have none.
+    pairs, rising: a threshold, and the precision that images prove for it. Early runs have none.
     """
 
     temperature: float

@@ -68,8 +68,7 @@ class Model:
 
     ``loss`` is a function or a name such as "mse". ``layout`` places the parameters and buffers in
     a flat vector. Outputs are float32 with ``output_shape`` per input. Targets have any shape and
-    dtype that the loss accepts. ``class_names`` name the outputs; those of a loss of classes have
-    numbers by default.
+    dtype that the loss accepts. ``class_names`` name the outputs, by default by numbers.
 
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.

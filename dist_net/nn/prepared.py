@@ -53,8 +53,7 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
 def map_prepared(path: Path, key: str) -> Prepared | None:
     """Map a file's arrays read-only; return None if there is no file with this ``key``.
 
-    Every array is verified against its checksum. A damaged or truncated file is treated as missing:
-    its content can be recomputed.
+    Every array is verified against its checksum. A damaged file is treated as missing.
     """
     try:
         content = np.memmap(path, np.uint8, "r")

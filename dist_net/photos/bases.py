@@ -200,8 +200,7 @@ class FeatureExtractor:
     ) -> NDArray[np.float32]:
         """Return the features, (N, views, F), of images with these SHA-256 digests of pixels.
 
-        Compute the features that the file lacks, and write them to it. Raise FetchError if it
-        cannot be written.
+        Compute and write the features that the file lacks. Raise FetchError.
         """
         kept = self._kept()
         row_of = {digest: row for row, digest in enumerate(kept["digest"].tolist())}

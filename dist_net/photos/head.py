@@ -219,8 +219,7 @@ class HeadProblem:
         """Return each head's step to where the objective is flat, and the errors after it.
 
         ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
-        penalty, ``bend`` the second derivative of the penalty. The objective is convex: bisection
-        finds where it is flat.
+        penalty, ``bend`` the second derivative of the penalty. Bisection finds where it is flat.
         """
         low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
         for _ in range(MAX_TRIALS):

@@ -33,8 +33,7 @@ class ImageOptions:
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether near-duplicates are never split.
     ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
-    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError
-    for values out of range.
+    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError.
     """
 
     folder: str

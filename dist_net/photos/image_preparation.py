@@ -57,8 +57,7 @@ class ImageJob:
     def decode(self, chunk: ImageChunk) -> dict[str, str]:
         """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-        An image that takes longer than ``max_s_per_image`` ends this process. Raise FetchError
-        if the disk is full.
+        An image ends this process after ``max_s_per_image``. Raise FetchError if the disk is full.
         """
         rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
         skipped = {}

@@ -1,8 +1,7 @@
 """Calibration and confidence intervals, from logits of images outside the training data.
 
-Similar images, such as the frames of one scene, are right or wrong together: a group of them
-counts as one image. ``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,)
-class indices.
+Similar images, such as frames of a scene, are right or wrong together: a group counts as one.
+``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
 """
 
 from collections.abc import Sequence
@@ -86,8 +85,7 @@ def wilson_interval(right: float, total: float) -> Interval:
     """Return the two-sided 95 % interval of a share, observed as ``right`` of ``total``.
 
     Unlike the normal approximation, Wilson's interval is valid for few observations and for shares
-    near 0 and 1 (Wilson 1927). The numbers need not be whole. Return ``(0, 1)`` without
-    observations.
+    near 0 and 1 (Wilson 1927). Numbers need not be whole. Return ``(0, 1)`` for none.
     """
     if not total:
         return Interval(0.0, 1.0)
@@ -100,8 +98,7 @@ def wilson_interval(right: float, total: float) -> Interval:
 def effective_count(groups: Groups) -> float:
     """Return the number of independent images among groups of similar images (Kish 1965).
 
-    Images of one group count as a single one if groups are equally large. Without similar images
-    it is the number of images.
+    A group counts as one image if groups are equally large, so that single images all count.
     """
     counts = np.unique(groups, return_counts=True)[1].astype(np.float64)
     return float(counts.sum() ** 2 / np.square(counts).sum()) if len(counts) else 0.0

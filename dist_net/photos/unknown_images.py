@@ -1,8 +1,7 @@
 """Images of unknown classes: the distance that detects them, and how well heads do without a class.
 
 The distance of features to the nearest class is Mahalanobis'. The covariance within classes is
-shrunk towards a multiple of the identity, so that it can be inverted for fewer images than
-features.
+shrunk towards a multiple of the identity, to be invertible for fewer images than features.
 """
 
 from __future__ import annotations

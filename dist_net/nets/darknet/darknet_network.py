@@ -30,8 +30,7 @@ class DarknetNetwork:
     softmax. ``input_shape`` is (height, width, channels), ``layers`` holds every layer with its
     shapes, and ``layout`` places the parameters and buffers.
 
-    Raise ``ModelFileError``, which names the line, for an invalid value of an option and for
-    maps that do not fit a layer.
+    Raise ``ModelFileError``, naming the line, for an invalid option and maps that do not fit.
     """
 
     def __init__(self, configuration: Configuration, logits: bool = False) -> None:

@@ -36,8 +36,7 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     """Return the weights of ``network`` in the file ``path``, in a new vector of its layout.
 
     Kernels are transposed from Darknet's order of axes to ours. Raise ``ModelFileError`` for an
-    unreadable file, a length other than the network needs, a number that is not finite, and a
-    variance below 0.
+    unreadable file, a length other than the network needs, nan, infinity and a negative variance.
     """
     try:
         with path.open("rb") as file:

@@ -381,8 +381,7 @@ def built_in_recipe(name: str) -> LoadedRecipe:
 def load_recipe(reference: str) -> LoadedRecipe:
     """Load the built-in recipe of that name, or run the recipe file at that path.
 
-    ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
-    or ``load_recipe_copy``.
+    ``reference`` must come from the user, not from a file or a peer: see ``built_in_recipe``.
 
     Raise RecipeError if neither exists, or if the file fails or defines no recipe.
     """

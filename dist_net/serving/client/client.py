@@ -101,9 +101,8 @@ class Outputs:
 
     ``values``: the first output, (rows, outputs), read-only; (outputs,) for one image, or for one
     row without the first axis. ``tensors``: all outputs by name. ``queue_s``: from admission to
-    dispatch; ``compute_s``: the network's time for
-    the whole batch, or batches. ``unknown_below``: the minimum probability of a known class; 0
-    without a threshold.
+    dispatch; ``compute_s``: the network's time for the whole batch, or batches. ``unknown_below``:
+    the threshold of known classes, or 0.
     """
 
     tensors: Tensors

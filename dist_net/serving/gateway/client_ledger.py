@@ -182,8 +182,7 @@ class TurnBudget:
     """Shared by everything that works for clients on one event loop.
 
     In a window of 25 ms they may spend 20 ms: no turn of the loop takes much longer, and the rest
-    is left to workers and answers. Who finds it spent continues in a later turn. ``now`` returns
-    the time.
+    is left to workers and answers. Others continue in a later turn. ``now`` returns the time.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -42,8 +42,7 @@ class PoolProcesses:
     """Keep this host's fork server and a worker for each of ``specs`` running; read models.
 
     Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
-    the pool has been ready; before that, an end that would be repeated makes ``require_startable``
-    raise.
+    the pool has been ready; before, an end that would repeat makes ``require_startable`` raise.
     """
 
     def __init__(self, specs: Sequence[ProcessSpec], sources: PoolSources, logs: Path) -> None:

@@ -66,8 +66,7 @@ CLIENT_HIGH_WATER_MARK = 1024  # requests of a client in its socket
 class StopSignals:
     """SIGTERM, as from a service manager, or SIGINT. Create it on the running event loop.
 
-    A second signal sets ``is_urgent``: do not wait. ``exit_code``: of the process after an orderly
-    shutdown.
+    A second signal sets ``is_urgent``: do not wait. ``exit_code``: after an orderly shutdown.
     """
 
     def __init__(self) -> None:

@@ -205,8 +205,7 @@ def _is_this_host(host: str) -> bool:
 class RequestMemory:
     """Limits the number of threads that parse requests, and knows the bodies that arrive.
 
-    No request may block the event loop, however large: work that grows with a body runs in a
-    thread.
+    No request may block the event loop: work that grows with a body runs in a thread.
     """
 
     def __init__(self, settings: HttpSettings) -> None:
@@ -281,8 +280,7 @@ class HttpExchange:
         """Return the result of each request, once the body has been received.
 
         The requests are cancelled if the client disconnects or this task is cancelled. Raise
-        PoolUnavailableError without room for their answers, which are in memory twice when they
-        are written.
+        PoolUnavailableError without room for their answers, twice in memory when written.
         """
         answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
         self._opened.require(self._opened.size_bytes + 2 * answer_bytes)

@@ -1,7 +1,6 @@
 """The HTTP server: uvicorn on our own socket, with TLS and limits for slow clients.
 
-uvicorn limits neither the head of a request nor the time that it waits for a client. So a subclass
-of its connection does.
+uvicorn limits neither a request's head nor waits for a client; a subclass of its connection does.
 """
 
 import asyncio
@@ -100,8 +99,7 @@ class HttpServer:
     async def _accept(self, context: ssl.SSLContext) -> None:
         """Accept connections and do their TLS handshakes, until cancelled.
 
-        asyncio's own TLS server reports a connection only after its handshake, too late to count
-        and drop silent connections.
+        asyncio's TLS server reports a connection after its handshake, too late to drop it.
         """
         self._socket.setblocking(False)
         async with asyncio.TaskGroup() as handshakes:

@@ -1,7 +1,6 @@
 """Which requests are admitted, and which batch runs next, on which worker.
 
-Nothing is predicted: a request is admitted while its client's queue has room, and what a batch took
-decides its client's next turn.
+Nothing is predicted: a request needs room in its client's queue; a batch's time decides turns.
 """
 
 import math
@@ -44,8 +43,7 @@ MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
 class Turns:
     """The order in which models, or the clients of one, are served: each has the same time.
 
-    Start-time fair queueing (Goyal et al. 1996), by the time that batches took. Who was idle has
-    saved up no time.
+    Start-time fair queueing (Goyal et al. 1996), by the time of batches; idle time is not saved up.
     """
 
     def __init__(self) -> None:

@@ -2,8 +2,7 @@
 
     python -m dist_net.serving.worker.inference_worker_process [TOKEN | --connect ADDRESS] ...
 
-Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
-stderr.
+Prints ``READY`` on stdout when it joins, ``FAILED REASON`` if it fails; logs to stderr.
 """
 
 import argparse

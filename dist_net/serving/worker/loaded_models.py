@@ -1,7 +1,6 @@
 """The versions that an inference worker has loaded or is loading in a thread, and how it does so.
 
-The arrays of a version are a file that all processes of a host share, fetched from a gateway on
-another host.
+A version's arrays are a file that a host's processes share, fetched from a remote gateway.
 """
 
 import logging
@@ -64,8 +63,7 @@ class LoadedModels:
     def joined_anew(self) -> None:
         """Expect the gateway to request versions again after a new join.
 
-        Loaded versions are reported at once. The other versions of a model are dropped once a
-        requested version is loaded.
+        Loaded versions are reported at once; once one is loaded, the others are dropped.
         """
         self._unclaimed = set(self._networks)
 

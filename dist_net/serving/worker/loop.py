@@ -32,8 +32,7 @@ class InferenceWorker:
     The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
     own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
     gateway's exit. Once ``leave_reason`` is set, the worker must leave. ``was_stopped`` is set by
-    ``stop``, not by the gateway's ``Stop``. Callers use ``serve``, or call ``tick`` and ``handle``
-    in the same order.
+    ``stop``, not by the gateway's ``Stop``. Call ``serve``, or ``tick`` and ``handle`` as it does.
     """
 
     def __init__(

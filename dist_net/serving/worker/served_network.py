@@ -158,8 +158,7 @@ class ServedNetwork:
     def answer(self, run: RunBatch) -> BatchDone:
         """Return the result of each payload: an image, or the tensors of a request.
 
-        A bad payload does not affect the others. A tensor of NaN, or of numbers out of the net's
-        range, is computed as in NumPy.
+        A bad payload does not affect the others. Numbers out of range are computed as in NumPy.
         """
         begun_s = self._clock.now()
         inputs = self._decoded(run.payloads) if run.is_image else [*map(self._parsed, run.payloads)]
