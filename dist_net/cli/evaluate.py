@@ -12,13 +12,8 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        type=Path,
-        nargs="?",
-        help="a run's directory or checkpoint (default: the newest run under runs/)",
-    )
+    text = "a run's directory or checkpoint (default: the newest run under runs/)"
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help=text)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

@@ -77,14 +77,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(group, *WITH_VALUES)
     for name, text in SWITCHES.items():
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
-    group.add_argument(
-        "--fitting",
-        choices=("pad", "crop", "imagenet"),
-        help="how images are made to fit the net (default: as the base was trained)",
-    )
-    group.add_argument(
-        "--engine", choices=ENGINES, help="program that computes the features (default: numpy)"
-    )
+    text = "how images are made to fit the net (default: as the base was trained)"
+    group.add_argument("--fitting", choices=("pad", "crop", "imagenet"), help=text)
+    text = "program that computes the features (default: numpy)"
+    group.add_argument("--engine", choices=ENGINES, help=text)
 
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:

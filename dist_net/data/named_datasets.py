@@ -26,16 +26,8 @@ from dist_net.errors import DatasetError
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
 CLASS_NAMES = {
     FASHION_MNIST: (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     DIGITS: tuple("0123456789"),
 }

@@ -9,7 +9,6 @@ import hashlib
 import pickletools
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +20,7 @@ from dist_net import nn
 from dist_net.autodiff import Array, Expression
 from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError, ModelFileError
+from dist_net.images.labels import read_labels
 from dist_net.nn.layers import Activation
 from dist_net.vector import Vector
 
@@ -159,8 +159,7 @@ def imagenet_labels() -> tuple[str, ...]:
 
     Two classes each are called crane (bird, machine) and maillot (bathing suit, tights).
     """
-    packaged = resources.files("dist_net.nets").joinpath("imagenet_labels.txt")
-    return tuple(packaged.read_text(encoding="utf-8").splitlines())
+    return read_labels(Path(__file__).with_name("imagenet_labels.txt"))
 
 
 ELEMENTS: dict[str, np.dtype[Any]] = {

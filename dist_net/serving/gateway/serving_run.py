@@ -210,7 +210,7 @@ async def _run(
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        supervising = processes.start(gateway.child_ended, gateway.is_member, gateway.prepared)
+        supervising = processes.start(gateway.child_ended, gateway.pool.is_member, gateway.prepared)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them
@@ -257,7 +257,7 @@ async def _until_ready(
     """Wait until every model is ready; raise if one cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
         processes.require_startable()
-        failures = gateway.failures()
+        failures = gateway.pool.failures()
         if failures and workers != 0:  # workers on other hosts may still join
             raise failures[0]
         await asyncio.sleep(POLL_S)

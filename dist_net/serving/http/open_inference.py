@@ -10,7 +10,7 @@ uint32, followed by its content.
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
 from math import prod
@@ -56,12 +56,12 @@ _SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
 _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
+@dataclass(frozen=True)
 class InferEndpoint:
     """The endpoint of inference requests: an ASGI application, cheaper than a function's route."""
 
-    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
-        self._gateway = gateway
-        self._memory = memory
+    gateway: Gateway
+    memory: RequestMemory
 
     def routes(self) -> list[Route]:
         """Return the routes to the newest version and to a named one."""
@@ -74,18 +74,18 @@ class InferEndpoint:
 
     async def _infer(self, request: Request) -> HttpReply:
         name, version = request.path_params["model"], version_number(request)
-        exchange = HttpExchange(self._memory, request)
+        exchange = HttpExchange(self.memory, request)
         json_bytes = exchange.size_header(JSON_LENGTH)
         content = await exchange.body()
         parsed_bytes = len(content) if json_bytes is None else json_bytes
         model = None
         # A model may be loaded while a thread parses: the model that answers must be the model
         # that the request was checked for. ``infer`` admits the request before its first await.
-        while (newest := description_of(self._gateway, name, version)) is not model:
+        while (newest := description_of(self.gateway, name, version)) is not model:
             model = newest
             read = partial(read_request, content, json_bytes, model, version)
             requests, form = await exchange.off_loop(parsed_bytes, read)
-        results = await exchange.infer(self._gateway, model, requests)
+        results = await exchange.infer(self.gateway, model, requests)
         if (failed := _first_failure(results)) is not None:
             return result_reply(failed)
         rows = sum(each.rows for each in requests)

@@ -258,10 +258,7 @@ class Pool:
         return self._workers.of_process(host, process_id) is not None
 
     def failures(self) -> list[ModelLoadError]:
-        """Return the errors of models that could not be read, or that no worker could load.
-
-        Models that a worker may still load are not included.
-        """
+        """Return the errors of models that were not read, or that no worker can load any more."""
         return self.catalogue.failures(has_workers=bool(len(self._workers)))
 
     def status(self, now: float) -> dict[str, Any]:
