@@ -115,10 +115,7 @@ def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 class RunMetricsServer:
-    """A context manager that serves ``/metrics`` from the published reports.
-
-    Listens from its creation. Raise the errors of ``HttpServer``.
-    """
+    """Serves ``/metrics`` from its creation on: a context manager. Raise as ``HttpServer``."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self._published: tuple[dict[str, Any], float] | None = None

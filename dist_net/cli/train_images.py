@@ -132,8 +132,7 @@ def train_images(
 ) -> int:
     """Train on a folder, write the report and return the exit code.
 
-    ``resumed``: the directory of the run to resume. ``given_run``: the given options by their
-    ``RunOptions`` names. ``publish`` is called with each report of the server.
+    ``given_run``: options by their ``RunOptions`` names. ``publish`` receives the server's reports.
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"

@@ -1,7 +1,6 @@
 """List the files of a folder of labelled images, with the class and the part of each file.
 
-Reads the name, size and time of every file, and the content only of files of equal size. Does not
-decode: a file that is not an image is detected later, when it is decoded.
+Read names, sizes and times, and the content of files of equal size; decoding is left for later.
 """
 
 import csv

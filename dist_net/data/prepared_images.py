@@ -110,8 +110,7 @@ class AugmentedImages:
 class PreparedImages(AbstractContextManager["PreparedImages"]):
     """The usable images of a folder, by part.
 
-    A context manager: until it exits, the file stays in the cache. Raise ``DatasetError`` if
-    a class has no usable training image.
+    The file stays in the cache within the context. Raise ``DatasetError`` for an empty class.
     """
 
     def __init__(
@@ -268,8 +267,7 @@ class ImageCache:
     def prepare(self, decode: Decode, waiting: Callable[[], None]) -> PreparedImages:
         """Return the images, and decode them first unless they are already prepared.
 
-        Calls ``waiting`` before it blocks on another process that prepares the same images.
-        Propagates an exception of ``decode`` and then stores nothing.
+        Call ``waiting`` before blocking on another process. Store nothing if ``decode`` raises.
         """
         while True:
             with self._translated():
@@ -329,10 +327,7 @@ class ImageCache:
         return missing
 
     def _newest_rows(self) -> tuple[dict[tuple[str | int, ...], int | None], NDArray[np.uint8]]:
-        """Return the rows of the folder's newest entry by path or name, size and time.
-
-        The row of a name that several images share is None.
-        """
+        """Return the newest entry's rows by path or name, size and time; None: a shared name."""
         rows: dict[tuple[str | int, ...], int | None] = {}
         records = {self._last_use(path.stem): path for path in self._directory.glob("*.json")}
         for _, path in sorted(records.items(), reverse=True):

@@ -1,7 +1,4 @@
-"""Published files in a cache directory: check, store and fetch them.
-
-Sources are HTTP, which resumes an interrupted download, and Debian packages.
-"""
+"""Published files in a cache: check, store and fetch them, by HTTP or from Debian's packages."""
 
 import fcntl
 import gzip
@@ -108,8 +105,7 @@ class PublishedFile:
     def store(self, content: IO[bytes], directory: Path) -> None:
         """Write ``content``, plain or gzip, to ``directory`` under this name.
 
-        The file appears when it is complete and verified. Raise ``SourceError`` for other content
-        and ``OSError`` if the directory is not writable.
+        The file appears once verified. Raise ``SourceError`` for other content, and ``OSError``.
         """
         content.seek(0)
         is_compressed = content.read(2) == GZIP_MAGIC

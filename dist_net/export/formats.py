@@ -39,8 +39,7 @@ FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
 def format_of(file: Path, given: str | None, takes_images: bool) -> str:
     """Return the format of a file: ``given``, or its extension.
 
-    Raise ``ExportError`` for another extension or if the format cannot contain preprocessing,
-    ``MissingExtraError`` if the package that writes it is not installed.
+    Raise ``ExportError`` for another, or one without preprocessing, and ``MissingExtraError``.
     """
     chosen = given or file.suffix.removeprefix(".").lower()
     if chosen not in FORMATS:

@@ -55,8 +55,7 @@ class Augmentation:
     ) -> None:
         """Augment a minibatch in place, (N, H, W, C) uint8 with C = 1 or 3.
 
-        ``samples`` are the images' indices in the dataset, (N,). An image's variant depends only on
-        the seed, the epoch and its index, not on the minibatch.
+        A variant depends on the seed, the epoch and the index in ``samples``, (N,), alone.
         """
         for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
             self._move(image, draws)

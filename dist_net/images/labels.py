@@ -13,8 +13,7 @@ from dist_net.errors import ModelFileError
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """Return the names in a text file, one per line, for a net of ``classes`` classes if given.
 
-    Empty lines at the end are ignored. Raise ModelFileError for a file that is unreadable, not
-    UTF-8, has an empty line, or has another number of names.
+    Empty lines at the end are ignored. Raise ModelFileError for an unusable file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()

@@ -159,8 +159,7 @@ def read_out_of_fold(path: Path) -> tuple[NDArray[np.intp], NDArray[np.intp], fl
 def recipe_code_digests(path: Path) -> Mapping[str, str]:
     """Return the digests, by name, of the Python files that loading a run executes.
 
-    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or if the file is
-    unreadable: loading the run raises the error.
+    Empty if the recipe is data, or the file is unreadable: loading the run raises the error.
     """
     try:
         file = RunDirectory(path).model_file if path.is_dir() else path

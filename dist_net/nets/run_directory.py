@@ -101,10 +101,7 @@ class RunDirectory:
 
     @classmethod
     def newest(cls, has_model: bool = True) -> RunDirectory:
-        """Return the run under ``runs/`` that was written last; raise RunDirectoryError.
-
-        With ``has_model``, ignore runs on a folder that have no model yet.
-        """
+        """Return the last run under ``runs/``, by default with a model. Raise RunDirectoryError."""
         if runs := _newest_first({DEFAULT_PARENT}, has_model):
             return runs[0]
         raise RunDirectoryError(

@@ -206,8 +206,7 @@ class _Plans:
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
         """Return an input array and the plan bound to it and to ``prepared``.
 
-        The array has ``least_batch_size`` rows at least. Compiles the plan if necessary. Raise
-        ``ShapeError`` for arrays of another model.
+        The array has at least ``least_batch_size`` rows. Raise ``ShapeError`` for another model.
         """
         rows = max(batch_size, least_batch_size(self._model))
         with self.turn:

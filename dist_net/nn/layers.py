@@ -48,16 +48,11 @@ def relu6(x: Expression) -> Expression:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": ad.gelu,
-    "leaky_relu": ad.leaky_relu,
-    "linear": linear,
-    "relu": ad.relu,
-    "relu6": relu6,
-    "sigmoid": ad.sigmoid,
-    "silu": ad.silu,
-    "softmax": ad.softmax,
-    "softplus": ad.softplus,
-    "tanh": ad.tanh,
+    each.__name__: each
+    for each in (
+        *(ad.gelu, ad.leaky_relu, linear, ad.relu, relu6),
+        *(ad.sigmoid, ad.silu, ad.softmax, ad.softplus, ad.tanh),
+    )
 }
 
 

@@ -98,8 +98,7 @@ class Optimizer(KnownOptions, ABC):
     ) -> None:
         """Write the weights ``w`` after a step along ``g`` to ``out``, and update ``state``.
 
-        ``state`` has the order of ``initial_state``. All vectors have the same length;
-        ``out`` may be ``w`` itself, and ``scratch`` may be overwritten.
+        Vectors, ``state`` as in ``initial_state``, are equally long; ``out`` may be ``w`` itself.
         """
 
     def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
@@ -116,8 +115,7 @@ def start_rule(
 ) -> UpdateRule:
     """Return a float32 rule for a flat vector of these arrays.
 
-    The last ``len(momenta)`` arrays are buffers with these momenta, from 0 to 1. ``clip_norm`` and
-    ``average_decay``: see ``UpdateRule``.
+    The last ``len(momenta)`` arrays are buffers with these momenta; see ``UpdateRule``.
     """
     sizes = [math.prod(shape) for _, shape in shapes]
     trained = len(sizes) - len(momenta)
@@ -196,10 +194,7 @@ class UpdateRule:
         return state
 
     def parts(self, state: Floats) -> dict[str, Floats]:
-        """Return views of the parts behind the model's vector, by name; ``STEPS`` has one element.
-
-        Raise ``ShapeError`` for a vector of another length.
-        """
+        """Return the parts behind the model's vector by name, as views. Raise ``ShapeError``."""
         self._require_length("state", state, self.state_size)
         vectors = state[self.size : -1].reshape(len(self._names), self.trained_size, copy=False)
         return dict(zip(self._names, vectors, strict=True)) | {STEPS: state[-1:]}

@@ -151,8 +151,7 @@ def _write_report(
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
     """Draw a report's ``content`` as a PNG: curves, matrix, classes, the worst mistakes.
 
-    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError without the extra, and
-    OSError if ``path`` cannot be written.
+    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError, and OSError.
     """
     names = [each["name"] for each in content["classes"]]
     figure = new_figure(14, 13)

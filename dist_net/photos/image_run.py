@@ -87,8 +87,7 @@ class ImageRun:
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Raise every error of reading the folder and the base, of preparing the images, and of
-        ``LocalRun.run``. A new directory is removed if the folder or the base is invalid.
+        Raise every error of reading, preparing and training; invalid input leaves no new directory.
         """
         began_s = time.monotonic()
         try:
@@ -249,10 +248,7 @@ class ImageRun:
     def _group(
         self, folder: ImageFolder, images: PreparedImages
     ) -> tuple[SampleIndices, list[bytes]]:
-        """Keep similar images on one side of the split.
-
-        Return the group of each image of the folder, and the digests of the usable images' pixels.
-        """
+        """Keep similar images on one side; return all images' groups, and usable ones' digests."""
         rows = images.usable_rows()
         thumbnails, digests = thumbnails_and_digests(images.usable_samples())
         labels = np.array(folder.labels, np.int64)

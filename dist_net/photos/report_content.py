@@ -37,8 +37,7 @@ def report_content(
 ) -> dict[str, Any]:
     """Return the report of a run as a JSON object; ``run`` holds its name and description.
 
-    ``judged`` holds the images of the calibration. ``tested`` holds the images of
-    test/; if not None, the accuracy and the tables use them.
+    ``judged``: images to calibrate on. ``tested``, of test/, replaces them for accuracy and tables.
     """
     main = judged if tested is None else tested
     probabilities = main.probabilities(calibration)

@@ -183,10 +183,7 @@ def groups_of(
 
 
 def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
-    """Return the match of ``pattern`` in each path, or its first group; "" without a match.
-
-    Raise SettingError if ``pattern`` is not a regular expression.
-    """
+    """Return the match of ``pattern`` in each path, its first group, or "". Raise SettingError."""
     if pattern is None:
         return [""] * len(paths)
     try:

@@ -4,11 +4,9 @@ The distance of features to the nearest class is Mahalanobis'. The covariance wi
 shrunk towards a multiple of the identity, to be invertible for fewer images than features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +44,11 @@ class Distance(NamedTuple):
         nearest = (features @ self.kernel + self.bias).max(1)
         return np.asarray(whole - within - nearest)
 
-    def over(self, usual: float) -> Distance:
+    def over(self, usual: float) -> Self:
         """Return the distance divided by the ``usual`` distance."""
-        root = np.float32(np.sqrt(usual))
-        unit = np.float32(usual)
-        return Distance(
-            self.scale / unit, self.directions / root, self.kernel / unit, self.bias / unit
-        )
+        unit, directions = np.float32(usual), self.directions / np.float32(np.sqrt(usual))
+        scale, kernel, bias = self.scale / unit, self.kernel / unit, self.bias / unit
+        return self._replace(scale=scale, directions=directions, kernel=kernel, bias=bias)
 
 
 def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Distance:

@@ -59,8 +59,7 @@ def unreadable(path: Path, error: OSError) -> ModelFileError:
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
     """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
 
-    ``seen`` is the number of images seen in training. Raise ``FileWriteError`` if the file
-    cannot be written, ``ModelFileError`` for a vector that ``read_weights`` would reject.
+    ``seen``: the number of training images. Raise ``FileWriteError``, ``ModelFileError``.
     """
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))

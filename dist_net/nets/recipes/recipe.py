@@ -193,8 +193,7 @@ class Recipe(KnownOptions):
     def gradient_facts(self) -> tuple[str, ...]:
         """What hosts must have in common: initial weights, and their gradient or the digest.
 
-        The gradient is that of one minibatch, of rows that are evenly spread. Empty with a network.
-        Raise the errors of ``gradient_at``.
+        The gradient is of evenly spread rows. Empty with a network. Raise as ``gradient_at``.
         """
         if self.network is not None:
             return ()

@@ -40,8 +40,7 @@ class FollowedRun:
     def read(self) -> FoundModel:
         """Return the model with the server's current weights.
 
-        Raise NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
-        trust; RecipeError for an invalid recipe, or a size other than this host's recipe has.
+        Raise NoAnswerError, UntrustedRecipeError, or RecipeError for an invalid or another one.
         """
         with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))

@@ -287,8 +287,7 @@ class Client(AbstractContextManager["Client"]):
     ) -> Pending:
         """Send an image to a model like ``submit``; a worker decodes and resizes it.
 
-        Raise ImageError for an unreadable image, RequestTooLargeError, ModelNotServedError,
-        PoolUnavailableError.
+        Raise ImageError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
         payload, deadline = encoded(image), self._deadline(timeout_s)
         summary = self._summary(model, version, deadline)
@@ -422,6 +421,7 @@ class GatewayConnection:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation(first_id=secrets.randbits(62))
+        self.next_id = self._conversation.next_id
         self._changed = threading.Condition()
         self._is_receiving = False
         self._unsent: deque[ClientMessage | OperatorMessage] = deque()
@@ -436,14 +436,10 @@ class GatewayConnection:
             with closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
                 self._send_unsent()
 
-    def next_id(self) -> int:
-        return self._conversation.next_id()
-
     def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
         """Send a request; wait only while ``MAX_OPEN`` others have no reply.
 
-        Raise RequestExpiredError if they have none by the deadline, and NoAnswerError when the
-        queue of messages to the gateway is full.
+        Raise RequestExpiredError at the deadline, and NoAnswerError if the socket's queue is full.
         """
         with self._changed:
             if len(self._conversation) >= MAX_OPEN:
@@ -462,8 +458,7 @@ class GatewayConnection:
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Wait for the reply until the request's deadline.
 
-        Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
-        the gateway is silent; ProtocolError for a reply of another kind.
+        Raise the error of an ``Answer``, NoAnswerError for a silent gateway, or ProtocolError.
         """
         if exchange.reply is None:
             with self._changed:

@@ -61,7 +61,7 @@ class Conversation:
 
     def __init__(self, first_id: int = 1) -> None:
         self._open: dict[int, Exchange] = {}
-        self._ids = count(first_id)
+        self.next_id = count(first_id).__next__
         self._gateway = ""
         self._pings_sent = 0
         self._pinged = 0.0
@@ -70,9 +70,6 @@ class Conversation:
     def __len__(self) -> int:
         """Return the number of open requests."""
         return len(self._open)
-
-    def next_id(self) -> int:
-        return next(self._ids)
 
     def ping(self, now: float) -> Ping:
         """Return the first message of a conversation, which requests the gateway's name."""

@@ -156,10 +156,7 @@ class Guard:
         return None
 
     def _foreign(self, headers: HeaderValues) -> tuple[int, str] | None:
-        """Refuse requests from pages of other sites in a browser on this host.
-
-        A token proves that a request does not come from such a page.
-        """
+        """Refuse requests from other sites' pages in a browser; a token proves another sender."""
         origin, host = headers.get(b"origin"), headers.get(b"host", b"")
         # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
         is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"

@@ -43,8 +43,7 @@ _SMALL_CHUNKS = 1024
 class HttpServer:
     """Listens from its creation; ``serve`` responds, in the event loop that runs it.
 
-    ``url`` is its address, with the port that the system chose for port 0. Raise AddressError
-    if the address is unusable, and KeyFileError for an unusable certificate or key.
+    ``url`` has the port that the system chose for port 0. Raise AddressError and KeyFileError.
     """
 
     def __init__(
@@ -97,10 +96,7 @@ class HttpServer:
         self._socket.close()
 
     async def _accept(self, context: ssl.SSLContext) -> None:
-        """Accept connections and do their TLS handshakes, until cancelled.
-
-        asyncio's TLS server reports a connection after its handshake, too late to drop it.
-        """
+        """Accept connections and do TLS handshakes: asyncio reports silent ones too late."""
         self._socket.setblocking(False)
         async with asyncio.TaskGroup() as handshakes:
             while True:

@@ -38,10 +38,7 @@ class _Reload:
 
 
 class Catalogue:
-    """All models by name. A request to read a model replaces an unanswered one.
-
-    After any event call ``advance`` for the resulting commands.
-    """
+    """All models by name; call ``advance`` after any event. A later request replaces another."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.models = {name: ModelVersions(name) for name in names}
@@ -141,10 +138,7 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str) -> int:
-        """Request the model's next version; return its number.
-
-        A version of a training run has the run's number instead.
-        """
+        """Request the next version; return its number. Those of a training run have the run's."""
         number = self._newest[model] = self._newest[model] + 1
         self._requested[model] = number
         self._unsent[model] = ReadModel(model, number)

@@ -62,8 +62,7 @@ class VersionSummary:
 class ModelDescription(VersionSummary):
     """One version of a model, for the requests to it and for the workers that load it.
 
-    ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``fitting``: the method of resizing images.
+    ``arrays_path``: of prepared kernels on the gateway's host. ``fitting``: resizes images.
     """
 
     name: str

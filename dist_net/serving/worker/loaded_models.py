@@ -61,10 +61,7 @@ class LoadedModels:
         return self._networks.get((model, version))
 
     def joined_anew(self) -> None:
-        """Expect the gateway to request versions again after a new join.
-
-        Loaded versions are reported at once; once one is loaded, the others are dropped.
-        """
+        """Expect requests anew after a join: report loaded versions at once, drop the others."""
         self._unclaimed = set(self._networks)
 
     def begin(self, load: Load) -> None:

@@ -69,8 +69,7 @@ class InferenceWorker:
     def serve(self) -> str:
         """Serve until stopped; return the reason.
 
-        Raise ``NoAnswerError`` if the gateway never replies, ``ServerLostError`` if it stops
-        replying, and ``JoinRefusedError`` if it refuses this worker.
+        Raise ``NoAnswerError``, ``ServerLostError`` (a silent gateway) or ``JoinRefusedError``.
         """
         while self.leave_reason is None:
             message = self._socket.receive(self.tick())

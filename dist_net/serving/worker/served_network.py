@@ -120,8 +120,7 @@ class ServedNetwork:
     def rebound(self, description: ModelDescription, prepared: Prepared) -> Self | None:
         """Return another version of the same architecture that shares this one's plans.
 
-        None if the plans are gone; see ``Inference.rebound``. It may be
-        called by any thread. Raise ModelLoadError and ShapeError as for a new one.
+        None if the plans are gone; any thread may call it. Raise ModelLoadError, ShapeError.
         """
         session = self._session.rebound(prepared)
         if session is None:
