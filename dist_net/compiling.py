@@ -32,10 +32,7 @@ Loop = Callable[..., Any]
 
 
 def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
-    """Compiles a function for arguments of exactly these types; without a result, by default.
-
-    The code runs without the interpreter's lock, and division by zero gives inf or nan.
-    """
+    """Compiles for exactly these types, without the GIL; division by zero gives inf or nan."""
     signature = result(*arguments)
 
     def compiled(function: Loop) -> Loop:

@@ -103,10 +103,7 @@ class PublishedFile:
         return False
 
     def store(self, content: IO[bytes], directory: Path) -> None:
-        """Write ``content``, plain or gzip, to ``directory`` under this name.
-
-        The file appears once verified. Raise ``SourceError`` for other content, and ``OSError``.
-        """
+        """Write ``content``, plain or gzip, once it is verified. Raise SourceError and OSError."""
         content.seek(0)
         is_compressed = content.read(2) == GZIP_MAGIC
         content.seek(0)
@@ -215,10 +212,7 @@ def _receive(url: str, file: PublishedFile, part: IO[bytes], progress: Progress)
 
 
 def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
-    """Yield ``(offset, total_bytes, chunk)`` from byte ``start``, or from an earlier one.
-
-    A server without support for ranges sends everything. Raise ``SourceError``.
-    """
+    """Yield ``(offset, total_bytes, chunk)`` from ``start``, or all of it. Raise SourceError."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         request = urllib.request.Request(url, headers=headers)

@@ -37,10 +37,7 @@ FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
 
 
 def format_of(file: Path, given: str | None, takes_images: bool) -> str:
-    """Return the format of a file: ``given``, or its extension.
-
-    Raise ``ExportError`` for another, or one without preprocessing, and ``MissingExtraError``.
-    """
+    """Return the format ``given``, or the extension's. Raise ExportError, MissingExtraError."""
     chosen = given or file.suffix.removeprefix(".").lower()
     if chosen not in FORMATS:
         raise ExportError(
@@ -56,10 +53,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
 
 
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
-    """Write the model to ``file`` atomically and return the number of bytes.
-
-    Raise ``ExportError`` if the format cannot express the model, and ``FileWriteError``.
-    """
+    """Write ``file`` atomically and return its size. Raise ExportError and FileWriteError."""
     content = FORMATS[format](exported)
     with written(file) as output:
         output.write(content)

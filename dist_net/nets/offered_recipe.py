@@ -84,10 +84,7 @@ class ImageManifest:
                 raise ValueError(f"{path!r} of class {class_name!r} and part {part!r}")
 
     def found_in(self, root: Path) -> ImageFolder:
-        """Return the manifest's images in a folder of this host, which may contain other files.
-
-        Raise ``DatasetError`` with the first image that differs and the number of differences.
-        """
+        """Return the manifest's images in a folder, which may hold others. Raise DatasetError."""
         if not root.is_dir():
             raise DatasetError(f"{root} is no folder; expected the run's, with {self}")
         found: list[LabelledImage] = []

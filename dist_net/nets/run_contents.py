@@ -157,10 +157,7 @@ def read_out_of_fold(path: Path) -> tuple[NDArray[np.intp], NDArray[np.intp], fl
 
 
 def recipe_code_digests(path: Path) -> Mapping[str, str]:
-    """Return the digests, by name, of the Python files that loading a run executes.
-
-    Empty if the recipe is data, or the file is unreadable: loading the run raises the error.
-    """
+    """Return the digests by name of Python files that loading a run executes; none if unreadable"""
     try:
         file = RunDirectory(path).model_file if path.is_dir() else path
         with safe_open(file, framework="numpy") as opened:

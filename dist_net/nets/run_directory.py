@@ -1,7 +1,5 @@
 """A run's directory: its files, each written whole or not at all, and its lock."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -68,7 +66,7 @@ class RunDirectory:
         self.lock_descriptors: tuple[int, ...] = ()
 
     @classmethod
-    def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
+    def create(cls, path: Path | None, recipe_name: str, now: datetime) -> Self:
         """Return a new directory: ``path``, or one under ``runs/``. Raise RunDirectoryError."""
         if path is None:
             path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
@@ -88,7 +86,7 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path) -> Self:
         """Return the directory of an earlier run; raise RunDirectoryError if it holds none."""
         directory = cls(path)
         if not directory.holds_run:
@@ -100,7 +98,7 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def newest(cls, has_model: bool = True) -> RunDirectory:
+    def newest(cls, has_model: bool = True) -> "RunDirectory":
         """Return the last run under ``runs/``, by default with a model. Raise RunDirectoryError."""
         if runs := _newest_first({DEFAULT_PARENT}, has_model):
             return runs[0]

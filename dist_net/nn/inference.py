@@ -204,10 +204,7 @@ class _Plans:
         return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
 
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
-        """Return an input array and the plan bound to it and to ``prepared``.
-
-        The array has at least ``least_batch_size`` rows. Raise ``ShapeError`` for another model.
-        """
+        """Return an array of ``least_batch_size`` inputs or more and its plan. Raise ShapeError."""
         rows = max(batch_size, least_batch_size(self._model))
         with self.turn:
             if batch_size not in self.compiled:

@@ -210,10 +210,7 @@ class Scope:
                 del declared[name]
 
     def child(self, name: str, layer: object = None) -> Self:
-        """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
-
-        A ``layer`` object that has declared parameters keeps its first scope and shares them.
-        """
+        """Return a layer's scope: ``name``, ``name_1``, ...; with parameters, its first scope."""
         count = self._children.get(name, 0)
         self._children[name] = count + 1
         inner = copy(self)

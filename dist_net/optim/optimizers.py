@@ -303,10 +303,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A linear rise from 0 to 1 over the first ``epochs``, followed by ``then``.
-
-    ``then`` starts when the warm-up ends and counts only the remaining epochs.
-    """
+    """A linear rise from 0 to 1 over ``epochs``; then ``then``, which counts only the rest."""
 
     epochs: float
     then: Schedule = field(default_factory=ConstantRate)

@@ -15,8 +15,6 @@ minibatch, and the step moves the averages towards them:
 moving ← moving + (1 - momentum) · (observed - moving).
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -101,7 +99,7 @@ class Optimizer(KnownOptions, ABC):
         Vectors, ``state`` as in ``initial_state``, are equally long; ``out`` may be ``w`` itself.
         """
 
-    def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
+    def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
         """Return a rule for vectors of ``size`` elements."""
         return UpdateRule(self, size, dtype)
 
@@ -112,11 +110,8 @@ def start_rule(
     momenta: Sequence[float] = (),
     clip_norm: float = 0.0,
     average_decay: float = 0.0,
-) -> UpdateRule:
-    """Return a float32 rule for a flat vector of these arrays.
-
-    The last ``len(momenta)`` arrays are buffers with these momenta; see ``UpdateRule``.
-    """
+) -> "UpdateRule":
+    """Return a float32 rule for a vector of these arrays, the last of which are buffers."""
     sizes = [math.prod(shape) for _, shape in shapes]
     trained = len(sizes) - len(momenta)
     if trained < 1:

@@ -5,10 +5,8 @@ thread: equal features produce bitwise equal heads. The head of all images and, 
 head that is judged on the images of that fold are trained together, by products of matrices.
 """
 
-from __future__ import annotations
-
 from copy import copy
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,92 +41,6 @@ class HeadWeights(NamedTuple):
         return features @ self.kernel + self.bias
 
 
-class TrainedHeads(NamedTuple):
-    """The head of all rows, and the heads of the folds with their logits out of fold.
-
-    ``logits`` is (N, classes): the head trained without a row's fold computes that row.
-    ``weights`` are those of all heads, as the solution of ``problem``.
-    """
-
-    final: HeadWeights
-    of_folds: tuple[HeadWeights, ...]
-    logits: FeatureRows
-    penalty: float
-    steps: int
-    problem: HeadProblem
-    weights: FeatureRows
-
-    def without_class(self, label: int) -> FeatureRows:
-        """Return logits, (N, classes - 1), of the same heads trained without a class.
-
-        The head of all other images computes those of the class; the other rows are out of fold.
-        """
-        with threadpool_limits(1, "blas"):
-            problem = self.problem.without_class(label)
-            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
-            return problem.out_of_fold(weights)[: len(self.logits)]
-
-
-def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
-    """Return the fold of each image, (N,): classes are spread evenly, a group shares one fold.
-
-    ``groups`` is the group of each image, (N,); group numbers need not be consecutive.
-    """
-    generator = np.random.default_rng(seed)
-    names, group_of = np.unique(groups, return_inverse=True)
-    # The images of each class, in each group and in each fold.
-    counts = np.zeros((len(names), labels.max() + 1), np.int64)
-    np.add.at(counts, (group_of, labels), 1)
-    fold_of_group = np.zeros(len(names), np.int64)
-    filled = np.zeros((labels.max() + 1, folds))
-    order = generator.permutation(len(names))
-    for group in order[np.argsort(-counts.sum(1)[order], kind="stable")]:
-        load = counts[group] @ filled + filled.sum(0) / (1 + filled.sum())
-        fold_of_group[group] = load.argmin()
-        filled[:, load.argmin()] += counts[group]
-    return fold_of_group[group_of]
-
-
-def train_heads(
-    features: FeatureRows,
-    labels: ClassIndices,
-    classes: int,
-    folds: ClassIndices,
-    penalties: tuple[float, ...] = PENALTIES,
-    judged: int | None = None,
-) -> TrainedHeads:
-    """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
-
-    Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
-    The loss punishes confident mistakes most: the penalty with the least loss is often too strong
-    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
-    are variants of the same images.
-    """
-    with threadpool_limits(1, "blas"):
-        problem = HeadProblem(features, labels, classes, folds)
-        count = judged or len(labels)
-        least = chosen = None
-        weights = problem.zeros()
-        steps = 0
-        for penalty in penalties:
-            weights, taken = problem.solve(penalty, weights)
-            steps += taken
-            logits = problem.out_of_fold(weights)[:count]
-            losses = calibrated_losses(logits, labels[:count])
-            if least is None:
-                least = losses
-            excess, error = mean_and_error(losses - least, np.arange(count))
-            if excess > error:
-                break
-            chosen = penalty, weights, logits
-            if excess < 0:
-                least = losses
-        assert chosen is not None
-        penalty, weights, logits = chosen
-        *of_folds, final = problem.heads(weights)
-        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
-
-
 class HeadProblem:
     """M heads at once, on principal components of centred and scaled features.
 
@@ -161,7 +73,7 @@ class HeadProblem:
         self._is_trained[np.arange(len(features)), folds] = 0
         self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
 
-    def without_class(self, label: int) -> HeadProblem:
+    def without_class(self, label: int) -> Self:
         """Return the problem of the other classes; out of fold, the class has the last head."""
         other = copy(self)
         is_out = self._wanted[:, 0, label] > 0
@@ -258,6 +170,92 @@ class HeadProblem:
             shift = weights[-1, model] - self._mean @ kernel
             found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
         return found
+
+
+class TrainedHeads(NamedTuple):
+    """The head of all rows, and the heads of the folds with their logits out of fold.
+
+    ``logits`` is (N, classes): the head trained without a row's fold computes that row.
+    ``weights`` are those of all heads, as the solution of ``problem``.
+    """
+
+    final: HeadWeights
+    of_folds: tuple[HeadWeights, ...]
+    logits: FeatureRows
+    penalty: float
+    steps: int
+    problem: HeadProblem
+    weights: FeatureRows
+
+    def without_class(self, label: int) -> FeatureRows:
+        """Return logits, (N, classes - 1), of the same heads trained without a class.
+
+        The head of all other images computes those of the class; the other rows are out of fold.
+        """
+        with threadpool_limits(1, "blas"):
+            problem = self.problem.without_class(label)
+            weights, _ = problem.solve(self.penalty, np.delete(self.weights, label, 2))
+            return problem.out_of_fold(weights)[: len(self.logits)]
+
+
+def fold_of_each(labels: ClassIndices, groups: ClassIndices, folds: int, seed: int) -> ClassIndices:
+    """Return the fold of each image, (N,): classes are spread evenly, a group shares one fold.
+
+    ``groups`` is the group of each image, (N,); group numbers need not be consecutive.
+    """
+    generator = np.random.default_rng(seed)
+    names, group_of = np.unique(groups, return_inverse=True)
+    # The images of each class, in each group and in each fold.
+    counts = np.zeros((len(names), labels.max() + 1), np.int64)
+    np.add.at(counts, (group_of, labels), 1)
+    fold_of_group = np.zeros(len(names), np.int64)
+    filled = np.zeros((labels.max() + 1, folds))
+    order = generator.permutation(len(names))
+    for group in order[np.argsort(-counts.sum(1)[order], kind="stable")]:
+        load = counts[group] @ filled + filled.sum(0) / (1 + filled.sum())
+        fold_of_group[group] = load.argmin()
+        filled[:, load.argmin()] += counts[group]
+    return fold_of_group[group_of]
+
+
+def train_heads(
+    features: FeatureRows,
+    labels: ClassIndices,
+    classes: int,
+    folds: ClassIndices,
+    penalties: tuple[float, ...] = PENALTIES,
+    judged: int | None = None,
+) -> TrainedHeads:
+    """Train a head on (N, F) features, and for each fold a head without the rows of the fold.
+
+    Use the weakest penalty with a calibrated loss out of fold within a standard error of the least.
+    The loss punishes confident mistakes most: the penalty with the least loss is often too strong
+    for the most right answers. The loss is measured on the first ``judged`` rows; the other rows
+    are variants of the same images.
+    """
+    with threadpool_limits(1, "blas"):
+        problem = HeadProblem(features, labels, classes, folds)
+        count = judged or len(labels)
+        least = chosen = None
+        weights = problem.zeros()
+        steps = 0
+        for penalty in penalties:
+            weights, taken = problem.solve(penalty, weights)
+            steps += taken
+            logits = problem.out_of_fold(weights)[:count]
+            losses = calibrated_losses(logits, labels[:count])
+            if least is None:
+                least = losses
+            excess, error = mean_and_error(losses - least, np.arange(count))
+            if excess > error:
+                break
+            chosen = penalty, weights, logits
+            if excess < 0:
+                least = losses
+        assert chosen is not None
+        penalty, weights, logits = chosen
+        *of_folds, final = problem.heads(weights)
+        return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
 
 
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:

@@ -43,10 +43,7 @@ def train_and_report(
     console: Console,
     display: TrainingProgress,
 ) -> dict[str, Any]:
-    """Train with ``ImageRun``, and write the model and the report.
-
-    Return the JSON object of the run. This process must hold the lock of the directory.
-    """
+    """Train under the directory's lock, write model and report, return the run's JSON object."""
     trained = ImageRun(directory, options, local, console, display).train()
     with trained.images as images:
         recipe, judged, head = trained.recipe, trained.judged, trained.head

@@ -6,8 +6,6 @@
 The run directory finally holds the whole net, even if only the head was trained.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -72,6 +70,24 @@ FINE_TUNING_RATE = 0.001
 FROM_SCRATCH_EPOCHS = 40
 FROM_SCRATCH_RATE = 0.002
 HELD_OUT_BYTES = 256 << 20
+
+
+class TrainedImages(NamedTuple):
+    """A finished run: its images, its recipe, and the weights to use.
+
+    ``judged`` holds images with the logits of nets that were not trained on them: all images out
+    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
+    ``head`` is None for a whole net.
+    """
+
+    images: PreparedImages
+    recipe: ImageRecipe
+    weights: Vector
+    judged: JudgedImages
+    groups: SampleIndices
+    head: HeadTraining | None
+    report: dict[str, Any]
+    tuning: str
 
 
 @dataclass(eq=False)
@@ -368,24 +384,6 @@ def require_same_images(before: ImageCache, cache: ImageCache) -> None:
 def samples_of(cache: ImageCache) -> tuple[set[tuple[str, ...]], tuple[str, ...]]:
     """Return the paths, classes and pixels of a folder: a checkpoint continues on equal ones."""
     return {each[:2] for each in cache.folder.images}, cache.digests
-
-
-class TrainedImages(NamedTuple):
-    """A finished run: its images, its recipe, and the weights to use.
-
-    ``judged`` holds images with the logits of nets that were not trained on them: all images out
-    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
-    ``head`` is None for a whole net.
-    """
-
-    images: PreparedImages
-    recipe: ImageRecipe
-    weights: Vector
-    judged: JudgedImages
-    groups: SampleIndices
-    head: HeadTraining | None
-    report: dict[str, Any]
-    tuning: str
 
 
 def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:

@@ -96,10 +96,7 @@ def wilson_interval(right: float, total: float) -> Interval:
 
 
 def effective_count(groups: Groups) -> float:
-    """Return the number of independent images among groups of similar images (Kish 1965).
-
-    A group counts as one image if groups are equally large, so that single images all count.
-    """
+    """Return how many images count (Kish 1965): one of each group, if those are equally large."""
     counts = np.unique(groups, return_counts=True)[1].astype(np.float64)
     return float(counts.sum() ** 2 / np.square(counts).sum()) if len(counts) else 0.0
 

@@ -57,10 +57,7 @@ def unreadable(path: Path, error: OSError) -> ModelFileError:
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
-    """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
-
-    ``seen``: the number of training images. Raise ``FileWriteError``, ``ModelFileError``.
-    """
+    """Write ``vector`` and ``seen``, a number of images. Raise FileWriteError, ModelFileError."""
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
         for layer, stored, array in _arrays(network, vector, transposed=False):

@@ -38,10 +38,7 @@ class FollowedRun:
             return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
-        """Return the model with the server's current weights.
-
-        Raise NoAnswerError, UntrustedRecipeError, or RecipeError for an invalid or another one.
-        """
+        """Return the server's model. Raise NoAnswerError, UntrustedRecipeError or RecipeError."""
         with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:

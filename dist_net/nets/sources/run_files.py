@@ -16,10 +16,7 @@ NO_PRECISION = "{} has no threshold to choose by a precision; expected a run on 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run directory or a checkpoint file; ``labels`` replace the names of its classes.
-
-    ``precision`` replaces that for which training chose the threshold of unknown images.
-    """
+    """A run directory or checkpoint file; ``labels`` and ``precision`` replace the run's own."""
 
     path: Path
     labels: Path | None = None

@@ -7,8 +7,6 @@ with Client("tcp://127.0.0.1:5600") as client:
     versions = [each.result().version for each in pending]
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import threading
@@ -137,7 +135,7 @@ class Outputs:
 class Pending:
     """A request whose result is pending."""
 
-    _connection: GatewayConnection
+    _connection: "GatewayConnection"
     _exchange: Exchange
     _rows: int | None  # None for an input without that axis
     _known: VersionSummary

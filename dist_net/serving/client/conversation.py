@@ -98,10 +98,7 @@ class Conversation:
         return []
 
     def check(self, now: float) -> list[Ping | Cancel]:
-        """Let overdue requests expire; return the messages to send.
-
-        Call this only when no message is left to receive, so that a reply that has arrived counts.
-        """
+        """Expire overdue requests once all arrived replies are received; return what to send."""
         overdue = [each for each in self._open.values() if each.deadline.at_s <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
         if self._open and now - max(self.heard_s, self._pinged) >= SILENCE_S:

@@ -4,8 +4,6 @@ The one place of the limits per client: quotas, and the memory for requests and 
 time that all clients together may take of the gateway's event loop.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -58,7 +56,7 @@ class OpenRequest:
     """A request from its first byte until its answer is read. It holds ``size_bytes``."""
 
     share: ClientShare
-    ledger: ClientLedger = field(repr=False)
+    ledger: "ClientLedger" = field(repr=False)
     size_bytes: int = 0
     is_in_flight: bool = True
 

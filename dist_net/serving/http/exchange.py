@@ -200,10 +200,7 @@ def _is_this_host(host: str) -> bool:
 
 
 class RequestMemory:
-    """Limits the number of threads that parse requests, and knows the bodies that arrive.
-
-    No request may block the event loop: work that grows with a body runs in a thread.
-    """
+    """Limits the threads that parse requests, which may not block the loop; knows the bodies."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings

@@ -41,10 +41,7 @@ _SMALL_CHUNKS = 1024
 
 
 class HttpServer:
-    """Listens from its creation; ``serve`` responds, in the event loop that runs it.
-
-    ``url`` has the port that the system chose for port 0. Raise AddressError and KeyFileError.
-    """
+    """Listens from its creation; ``url`` has the real port. Raise AddressError and KeyFileError."""
 
     def __init__(
         self,

@@ -48,10 +48,7 @@ class Histogram(Timed):
 
 
 class RecentLatencies:
-    """The latencies of requests answered in the last ten seconds, each with its time.
-
-    Only the newest ``MAX_LATENCIES`` are kept, so that a report takes about a millisecond.
-    """
+    """Latencies of the last ten seconds, the newest ``MAX_LATENCIES``: a report takes 1 ms."""
 
     def __init__(self) -> None:
         # Oldest first.
