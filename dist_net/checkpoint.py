@@ -102,9 +102,8 @@ def write_checkpoint(
     """Replace the file ``path`` atomically, also if the machine stops.
 
     With ``kept`` above 1, the replaced file, which holds ``previous_version``, is kept as
-    ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace``
-    is called before the replacement and may raise to prevent it. Raise ``FileWriteError``;
-    then the old file is unchanged.
+    ``NAME-version-VERSION``, and so are the ``kept`` - 2 newest files before it. ``may_replace`` is
+    called before the replacement and may raise to prevent it. Raise ``FileWriteError``.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= views_of(checkpoint.weights, checkpoint.layout)
@@ -249,10 +248,7 @@ def how_to_convert(path: Path) -> str:
 def _require_format(
     path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
 ) -> None:
-    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest.
-
-    Format 1, of earlier releases, has no digest.
-    """
+    """Raise ``CheckpointError`` for a later format, ``ValueError`` for a wrong digest."""
     if type(number) is not int or number < 1:
         raise ValueError(f"format {number!r}")
     if number > FORMAT_VERSION:

@@ -1,7 +1,5 @@
 """Command lines: options of several commands, their types, and commands to copy into a shell."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -32,10 +30,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(group: argparse._ActionsContainer, *options: Option) -> None:
-    """Add options, each by its name, type, metavariable, help and, if it has one, its default.
-
-    The default is appended to the help.
-    """
+    """Add options by name, type, metavariable, help and perhaps a default, which the help names."""
     for name, kind, metavar, text, *default in options:
         text += "".join(f" (default: {f'{each:,}'.removesuffix('.0')})" for each in default)
         value = next(iter(default), None)

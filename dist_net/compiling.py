@@ -9,8 +9,6 @@ functions in that folder. The first one that is compiled in a new state of the s
 upgrade, removes the directories of the states before.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil
@@ -34,10 +32,7 @@ Loop = Callable[..., Any]
 
 
 def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
-    """Compiles a function for arguments of exactly these types; without a result, by default.
-
-    The code runs without the interpreter's lock, and division by zero gives inf or nan.
-    """
+    """Compiles for exactly these types, without the GIL; division by zero gives inf or nan."""
     signature = result(*arguments)
 
     def compiled(function: Loop) -> Loop:

@@ -193,10 +193,7 @@ class ServerLostError(DistNetError):
 
 
 class BadRequestError(BadInputError):
-    """A request does not follow the protocol, or does not fit its model.
-
-    ``http_code`` is the status code of the HTTP response.
-    """
+    """A request violates the protocol or does not fit its model; ``http_code`` is the reply's."""
 
     def __init__(self, message: str, http_code: int = 400) -> None:
         super().__init__(message)
@@ -208,10 +205,7 @@ class ModelNotServedError(BadInputError):
 
 
 class PoolUnavailableError(DistNetError):
-    """The pool cannot answer now: it is full, too slow, draining, or has no worker.
-
-    ``retry_after_s``: when to retry; 0 if unknown.
-    """
+    """The pool is full, slow, draining or without workers; ``retry_after_s`` is 0 if unknown."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)

@@ -1,7 +1,5 @@
 """Atomic replacement of files, and the file system as an interface."""
 
-from __future__ import annotations
-
 import fcntl
 import glob
 import os
@@ -107,8 +105,7 @@ def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
     """Yield a new file that replaces ``path`` atomically at the end of the context.
 
     If the machine stops, ``path`` is the complete old or new file. After an exception the new file
-    is removed. The incomplete file of a killed process is removed by the next replacement of
-    ``path``. Raise OSError.
+    is removed. The next replacement removes the file of a killed process. Raise OSError.
     """
     disk.remove_abandoned(path)
     # Several processes may write the same file at once.

@@ -1,7 +1,5 @@
 """Dataclasses and named tuples from JSON, checked by the types of their fields. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass

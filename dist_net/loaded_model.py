@@ -1,7 +1,5 @@
 """A model that is ready to compute, whatever its source: ``load``, ``LoadedModel`` and ``Run``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -125,10 +123,7 @@ class LoadedModel:
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def probabilities(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Return the probability of each class, ``(N, classes)``, of the inputs of ``predict``.
-
-        Raise ModelSourceError for a model that predicts numbers.
-        """
+        """Return class probabilities, ``(N, classes)``; raise ModelSourceError without classes."""
         if not self.class_names:
             raise ModelSourceError(
                 f"{self.name} predicts numbers, not classes; expected a classifier, or a call of "

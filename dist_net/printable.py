@@ -1,7 +1,5 @@
 """Text for a terminal: counted nouns, and text from other hosts made safe to print."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

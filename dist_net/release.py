@@ -5,8 +5,6 @@ train together. Parsing takes half a second, so the user's cache keeps the diges
 SHA-256 of the parsed bytes.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Mapping
@@ -66,10 +64,7 @@ def _sha256(contents: Mapping[str, bytes]) -> str:
 
 
 def _outline(node: object) -> str:
-    """Return a description of a syntax tree that is the same in every release of Python.
-
-    It omits absent fields, and statements that consist of a string, such as docstrings.
-    """
+    """Describe a syntax tree, alike in every Python: without absent fields and docstrings."""
     if isinstance(node, list):
         return f"[{','.join([_outline(each) for each in node if not _is_text_alone(each)])}]"
     if not isinstance(node, ast.AST):

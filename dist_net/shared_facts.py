@@ -1,7 +1,5 @@
 """The facts that hosts which train together must share, as one text; and how texts are compared."""
 
-from __future__ import annotations
-
 import math
 from itertools import zip_longest
 

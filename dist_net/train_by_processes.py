@@ -1,7 +1,5 @@
 """Training by a cluster of processes on this host, from Python: ``train``, and what it returns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path

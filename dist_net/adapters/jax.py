@@ -1,7 +1,5 @@
 """JAX losses as recipes: a tree of parameters is one flat vector."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@
 live in that process's module.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging

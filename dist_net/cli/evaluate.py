@@ -1,7 +1,5 @@
 """``dist-net evaluate RUN``: print a trained model's accuracy and loss on the test samples."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -14,13 +12,8 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        type=Path,
-        nargs="?",
-        help="a run's directory or checkpoint (default: the newest run under runs/)",
-    )
+    text = "a run's directory or checkpoint (default: the newest run under runs/)"
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help=text)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

@@ -1,7 +1,5 @@
 """``dist-net export MODEL FILE``: write a trained model in a standard format."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -18,17 +16,12 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
-    )
-    parser.add_argument(
-        "--format", choices=list(FORMATS), help="format of FILE (default: its extension)"
-    )
-    parser.add_argument(
-        "--preprocessing",
-        action="store_true",
-        help="with onnx: accept images of any size and output probabilities",
-    )
+    text = "the file to write: .onnx, .safetensors or .npz"
+    parser.add_argument("file", metavar="FILE", type=Path, help=text)
+    text = "format of FILE (default: its extension)"
+    parser.add_argument("--format", choices=list(FORMATS), help=text)
+    text = "with onnx: accept images of any size and output probabilities"
+    parser.add_argument("--preprocessing", action="store_true", help=text)
     add_options(
         parser,
         ("--weights", Path, "FILE", "a Darknet .weights file"),

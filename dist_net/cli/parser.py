@@ -1,7 +1,5 @@
 """An argument parser with one-line errors and suggestions for misspelt words."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """``dist-net predict MODEL FILE...``: classify images, or compute outputs for rows."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -34,12 +32,8 @@ ANSWER_COLUMNS = "image", "answer", "label", "probability", "error"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=f"{MODELS}; {RUN_PRECISION}")
-    parser.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="+",
-        help="an image, a folder of images, or the model's inputs as rows: .npy or .csv",
-    )
+    text = "an image, a folder of images, or the model's inputs as rows: .npy or .csv"
+    parser.add_argument("files", metavar="FILE", nargs="+", help=text)
     output = (
         "write to a file: the likeliest class of each image to .csv, or the outputs of each row "
         "(probabilities or values) to .npy or .csv"
@@ -54,9 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "program that computes the model (default: numpy); .onnx files need onnxruntime"
     parser.add_argument("--engine", choices=ENGINES, default=NUMPY, help=text)
     add_trust_argument(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per image or row"
-    )
+    text = "print one JSON object per image or row"
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

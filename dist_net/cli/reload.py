@@ -1,7 +1,5 @@
 """``dist-net reload MODEL``: make an inference pool reload a model from its source."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -14,12 +12,8 @@ ANSWER_WITHIN_S = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name in the pool")
-    parser.add_argument(
-        "--connect",
-        required=True,
-        metavar="ADDRESS",
-        help="the zmq= address that dist-net serve printed",
-    )
+    text = "the zmq= address that dist-net serve printed"
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help=text)
     add_options(
         parser,
         ("--keys", Path, "DIR", "an operator's keys"),

@@ -4,8 +4,6 @@ Counters continue after a restart of the server, from its checkpoint. The label 
 name; a report limits the number of workers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import threading
@@ -19,11 +17,7 @@ from starlette.applications import Starlette
 
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.http.exchange import Guard
-from dist_net.serving.http.pool_metrics import (
-    counter_family,
-    gauge_family,
-    metrics_route,
-)
+from dist_net.serving.http.pool_metrics import counter_family, gauge_family, metrics_route
 from dist_net.serving.http.replies import Refusals
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
@@ -121,10 +115,7 @@ def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 class RunMetricsServer:
-    """A context manager that serves ``/metrics`` from the published reports.
-
-    Listens from its creation. Raise the errors of ``HttpServer``.
-    """
+    """Serves ``/metrics`` from its creation on: a context manager. Raise as ``HttpServer``."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self._published: tuple[dict[str, Any], float] | None = None

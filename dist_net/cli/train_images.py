@@ -1,7 +1,5 @@
 """``dist-net train FOLDER``: train a classifier on the images in a folder."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence
@@ -79,14 +77,10 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(group, *WITH_VALUES)
     for name, text in SWITCHES.items():
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
-    group.add_argument(
-        "--fitting",
-        choices=("pad", "crop", "imagenet"),
-        help="how images are made to fit the net (default: as the base was trained)",
-    )
-    group.add_argument(
-        "--engine", choices=ENGINES, help="program that computes the features (default: numpy)"
-    )
+    text = "how images are made to fit the net (default: as the base was trained)"
+    group.add_argument("--fitting", choices=("pad", "crop", "imagenet"), help=text)
+    text = "program that computes the features (default: numpy)"
+    group.add_argument("--engine", choices=ENGINES, help=text)
 
 
 def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -138,8 +132,7 @@ def train_images(
 ) -> int:
     """Train on a folder, write the report and return the exit code.
 
-    ``resumed``: the directory of the run to resume. ``given_run``: the given options by their
-    ``RunOptions`` names. ``publish`` is called with each report of the server.
+    ``given_run``: options by their ``RunOptions`` names. ``publish`` receives the server's reports.
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"

@@ -57,10 +57,7 @@ class Dataset:
         return samples_of(self.train_inputs).shape
 
     def digest(self) -> str:
-        """Return the SHA-256, in hexadecimal, of the training part's targets and inputs.
-
-        About 64 MiB of each are digested, evenly spread.
-        """
+        """Return the SHA-256, hexadecimal, of about 64 MiB each of training targets and inputs."""
         digest = hashlib.sha256()
         parts = samples_of(self.train_targets), samples_of(self.train_inputs)
         digest.update(repr((len(parts[0]), *map(_described, parts), self.class_names)).encode())
@@ -82,10 +79,7 @@ class Dataset:
         return samples
 
     def require_labels(self, require: Callable[[str, NDArray[Any], SampleIndices], None]) -> None:
-        """Call ``require`` with a name for the targets of each part, the targets and their indices.
-
-        About 64 MiB of each part are read, chunk by chunk.
-        """
+        """Call ``require`` with a part's name, some 64 MiB of its targets, and their indices."""
         for part, targets in (("train", self.train_targets), ("test", self.test_targets)):
             for indices, chunk in chunks_of(samples_of(targets), EXAMINED_BYTES):
                 require(f"dataset {self.name}: {part} target", chunk, indices)

@@ -1,10 +1,7 @@
 """List the files of a folder of labelled images, with the class and the part of each file.
 
-Reads the name, size and time of every file, and the content only of files of equal size. Does not
-decode: a file that is not an image is detected later, when it is decoded.
+Read names, sizes and times, and the content of files of equal size; decoding is left for later.
 """
-
-from __future__ import annotations
 
 import csv
 import hashlib
@@ -16,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Self
 
 import numpy as np
 
@@ -59,7 +57,7 @@ class ImageFolder:
         validation: float = VALIDATION_SHARE,
         seed: int = 0,
         run_directory: Path | None = None,
-    ) -> ImageFolder:
+    ) -> Self:
         """List a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
         With ``labels_csv``, a file of rows ``path,label`` or ``path,label,part``, only the listed
@@ -105,7 +103,7 @@ class ImageFolder:
         left_out = sorted([*listing.left_out, *contradictions])
         return cls(root, tuple(sorted(images)), class_names, tuple(left_out), has_validation)
 
-    def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> ImageFolder:
+    def regrouped(self, groups: Sequence[int], validation: float, seed: int) -> Self:
         """Return the folder with every group of images on one side of each split.
 
         ``groups`` has the group number of each image, ``(N,)``; see ``divided_groups`` for classes

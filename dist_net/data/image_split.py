@@ -4,8 +4,6 @@ The content of an image is any text that only equal files share. Equal images of
 contradict each other and are left out; equal images of a class are never on both sides of a split.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,10 +22,7 @@ Contents = Mapping[str, str]
 
 
 class LabelledImage(NamedTuple):
-    """An image file; ``path`` is relative to the folder, with slashes.
-
-    ``part`` is one of ``PARTS``, or empty until the split assigns it.
-    """
+    """An image file; ``path`` is relative, with slashes; ``part`` is "" until it is split."""
 
     path: str
     class_name: str
@@ -118,10 +113,7 @@ def with_validation_split_off(
 def _split_off(
     groups: Sequence[list[LabelledImage]], share: float, seed: int
 ) -> list[list[LabelledImage]]:
-    """Return groups with about a ``share`` of each class's images.
-
-    Choose at least one group of a class (the smallest if none fits), and leave at least one.
-    """
+    """Return groups with about a ``share`` of each class's images: at least one, never all."""
     counts = [Counter(image.class_name for image in group) for group in groups]
     left = Counter(name for count in counts for name in count)
     totals = Counter(image.class_name for group in groups for image in group)

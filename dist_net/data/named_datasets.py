@@ -26,16 +26,8 @@ from dist_net.errors import DatasetError
 FASHION_MNIST, DIGITS = "fashion-mnist", "digits"
 CLASS_NAMES = {
     FASHION_MNIST: (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     DIGITS: tuple("0123456789"),
 }
@@ -91,8 +83,7 @@ def dataset_named(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses that are tried before the published address. Raises
-    ``DatasetError``, and ``FetchError`` if no source delivers the dataset or ``cache_dir`` is not
-    usable.
+    ``DatasetError``, and ``FetchError`` if no source delivers it or ``cache_dir`` is not usable.
     """
     if name not in DATASETS:
         raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")

@@ -6,11 +6,8 @@ directory contains:
 - ``KEY.pixels``: one row of uint8 per image; omitted if it would exceed the cache.
 - ``KEY.features``: features of the images; the key is another.
 - ``KEY.json``: the files, and the skipped images; written last, when the preparation is complete.
-- ``KEY.lock``: locked exclusively by the process that prepares the images, and shared by the
-  processes that use them.
+- ``KEY.lock``: locked exclusively by the process that prepares the images, shared by their users.
 """
-
-from __future__ import annotations
 
 import fcntl
 import hashlib
@@ -78,10 +75,7 @@ class DecodedImages:
         return len(self._paths)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fill ``out`` with the images at ``indices``.
-
-        Raise ``DatasetError`` for an image that has become unreadable.
-        """
+        """Fill ``out`` with the images; raise ``DatasetError`` if one became unreadable."""
         for place, index in enumerate(indices.tolist()):
             try:
                 out[place] = self._preprocessing.input_of(self._root / self._paths[index])
@@ -116,8 +110,7 @@ class AugmentedImages:
 class PreparedImages(AbstractContextManager["PreparedImages"]):
     """The usable images of a folder, by part.
 
-    A context manager: until it exits, the file stays in the cache. Raise ``DatasetError`` if
-    a class has no usable training image.
+    The file stays in the cache within the context. Raise ``DatasetError`` for an empty class.
     """
 
     def __init__(
@@ -274,8 +267,7 @@ class ImageCache:
     def prepare(self, decode: Decode, waiting: Callable[[], None]) -> PreparedImages:
         """Return the images, and decode them first unless they are already prepared.
 
-        Calls ``waiting`` before it blocks on another process that prepares the same images.
-        Propagates an exception of ``decode`` and then stores nothing.
+        Call ``waiting`` before blocking on another process. Store nothing if ``decode`` raises.
         """
         while True:
             with self._translated():
@@ -320,10 +312,7 @@ class ImageCache:
                 partial.write_text(json.dumps(record))
 
     def _copy_rows(self, path: Path) -> list[int]:
-        """Copy the rows of images that the folder's newest entry has; return the other rows.
-
-        An image that was moved keeps its name, size and time.
-        """
+        """Copy the rows that the newest entry has, also of moved images; return the others."""
         row_bytes, missing = math.prod(self.preprocessing.shape), []
         row_of, pixels = self._newest_rows()
         with path.open("r+b") as file:
@@ -338,10 +327,7 @@ class ImageCache:
         return missing
 
     def _newest_rows(self) -> tuple[dict[tuple[str | int, ...], int | None], NDArray[np.uint8]]:
-        """Return the rows of the folder's newest entry by path or name, size and time.
-
-        The row of a name that several images share is None.
-        """
+        """Return the newest entry's rows by path or name, size and time; None: a shared name."""
         rows: dict[tuple[str | int, ...], int | None] = {}
         records = {self._last_use(path.stem): path for path in self._directory.glob("*.json")}
         for _, path in sorted(records.items(), reverse=True):

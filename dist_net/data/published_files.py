@@ -1,7 +1,4 @@
-"""Published files in a cache directory: check, store and fetch them.
-
-Sources are HTTP, which resumes an interrupted download, and Debian packages.
-"""
+"""Published files in a cache: check, store and fetch them, by HTTP or from Debian's packages."""
 
 import fcntl
 import gzip
@@ -55,10 +52,7 @@ Progress = Callable[[FetchEvent], None]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file identified by its decompressed content: by size, and by SHA-256 if one is published.
-
-    ``sizes_bytes`` lists every valid size.
-    """
+    """A file identified by its decompressed content: its size, and its SHA-256 if published."""
 
     name: str
     sizes_bytes: tuple[int, ...]
@@ -109,11 +103,7 @@ class PublishedFile:
         return False
 
     def store(self, content: IO[bytes], directory: Path) -> None:
-        """Write ``content``, plain or gzip, to ``directory`` under this name.
-
-        The file appears when it is complete and verified. Raise ``SourceError`` for other content
-        and ``OSError`` if the directory is not writable.
-        """
+        """Write ``content``, plain or gzip, once it is verified. Raise SourceError and OSError."""
         content.seek(0)
         is_compressed = content.read(2) == GZIP_MAGIC
         content.seek(0)
@@ -151,8 +141,7 @@ def fetch(
     """Make sure that ``directory`` holds all ``files``, verified.
 
     ``sources`` maps descriptions to sources, which are tried in order for the files still missing.
-    Raise ``FetchError``, with the reason of each source and ``advice``, or if the directory is not
-    usable.
+    Raise ``FetchError``, with each source's reason and ``advice``, or for an unusable directory.
     """
     failures = []
     cached: dict[str, Source] = {f"cache directory {directory}": _find_cached}
@@ -185,8 +174,7 @@ def download(
 ) -> None:
     """Download ``base_url/NAME`` + ``suffix``, plain or gzip, for each file, and store it.
 
-    An interrupted download leaves a part file, from which the next call resumes. Raises
-    ``SourceError``.
+    The next call resumes from an interrupted download's part file. Raise ``SourceError``.
     """
     if not base_url.startswith(("http://", "https://")):
         raise SourceError(f"{base_url!r}: expected an http:// or https:// address")
@@ -224,10 +212,7 @@ def _receive(url: str, file: PublishedFile, part: IO[bytes], progress: Progress)
 
 
 def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
-    """Yield ``(offset, total_bytes, chunk)`` from byte ``start``, or from an earlier one.
-
-    A server without support for ranges sends everything. Raise ``SourceError``.
-    """
+    """Yield ``(offset, total_bytes, chunk)`` from ``start``, or all of it. Raise SourceError."""
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -260,8 +245,7 @@ def _chunks(url: str, start: int) -> Iterator[tuple[int, int | None, bytes]]:
 def _part_file(path: Path) -> Iterator[IO[bytes]]:
     """Open the part file for appending; delete it on exit if it is empty.
 
-    If another process downloads the same file, or the file system has no locks, yield a temporary
-    file instead of waiting.
+    Yield a temporary file if another process downloads it, or the file system has no locks.
     """
     with path.open("a+b") as part:
         try:
@@ -300,8 +284,7 @@ def copy_from_archive(
 ) -> None:
     """Download the package, unpack it without installing it, and store each file.
 
-    ``package_directory`` is the absolute path at which the installed package has the files. Raises
-    ``SourceError``.
+    ``package_directory`` is the absolute path of the files once installed. Raise ``SourceError``.
     """
     with tempfile.TemporaryDirectory(prefix="dist-net-") as name:
         root = Path(name)

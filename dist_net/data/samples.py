@@ -1,7 +1,5 @@
 """The inputs or the targets of a dataset, read by index from memory, files or decoders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -39,18 +37,14 @@ class Samples(Protocol):
 
 @runtime_checkable
 class AugmentedSamples(Samples, Protocol):
-    """Inputs with another random variant for training in each epoch.
-
-    ``read`` returns the originals, for evaluation and for the dataset's digest.
-    """
+    """Inputs with another random variant in each epoch, of which ``read`` returns the originals."""
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
     ) -> None:
         """Fill ``out`` as ``read`` does, with each sample's variant of this epoch.
 
-        The variant depends only on ``seed``, ``epoch`` and the sample's index: it is the same on
-        every worker and in every minibatch.
+        It depends on ``seed``, ``epoch`` and the index alone: not on worker and minibatch.
         """
 
 

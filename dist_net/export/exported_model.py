@@ -1,7 +1,5 @@
 """The model to export, apart from the formats, which need more packages."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The formats of exported models, by file extension."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +37,7 @@ FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
 
 
 def format_of(file: Path, given: str | None, takes_images: bool) -> str:
-    """Return the format of a file: ``given``, or its extension.
-
-    Raise ``ExportError`` for another extension or if the format cannot contain preprocessing,
-    ``MissingExtraError`` if the package that writes it is not installed.
-    """
+    """Return the format ``given``, or the extension's. Raise ExportError, MissingExtraError."""
     chosen = given or file.suffix.removeprefix(".").lower()
     if chosen not in FORMATS:
         raise ExportError(
@@ -59,11 +53,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
 
 
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
-    """Write the model to ``file`` atomically and return the number of bytes.
-
-    Raise ``ExportError`` if the format cannot express the model, ``FileWriteError`` if the file
-    cannot be written.
-    """
+    """Write ``file`` atomically and return its size. Raise ExportError and FileWriteError."""
     content = FORMATS[format](exported)
     with written(file) as output:
         output.write(content)

@@ -1,7 +1,5 @@
 """Models of dist_net that ONNX Runtime computes: exported in memory, and compared when loaded."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256

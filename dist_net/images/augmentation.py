@@ -1,11 +1,8 @@
 """Random variants of images: training sees each image slightly different in every epoch.
 
 All arithmetic on pixels uses integers, and all random numbers are raw output of a bit generator,
-which NumPy guarantees (NEP 19): the same seed, epoch and sample produce the same bytes on every
-host.
+which NumPy guarantees (NEP 19): a seed, epoch and sample produce the same bytes on every host.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
@@ -58,8 +55,7 @@ class Augmentation:
     ) -> None:
         """Augment a minibatch in place, (N, H, W, C) uint8 with C = 1 or 3.
 
-        ``samples`` are the images' indices in the dataset, (N,). An image's variant depends only on
-        the seed, the epoch and its index, not on the minibatch.
+        A variant depends on the seed, the epoch and the index in ``samples``, (N,), alone.
         """
         for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
             self._move(image, draws)
@@ -106,10 +102,7 @@ class Augmentation:
 
 
 def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
-    """Yield nine 32-bit numbers for each sample.
-
-    The generator is counter-based (Salmon et al. 2011), so that jumping to a sample is cheap.
-    """
+    """Yield nine 32-bit numbers a sample: jumps of a counter are cheap (Salmon et al. 2011)."""
     bits = np.random.Philox(np.random.SeedSequence((seed, STREAM)))
     state = bits.state
     for sample in samples:

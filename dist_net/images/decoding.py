@@ -10,8 +10,6 @@ and the first frame of an animation. (Darknet does not turn images, and drops th
 Colour profiles are ignored, as in Darknet.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from contextlib import suppress

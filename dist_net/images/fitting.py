@@ -1,7 +1,5 @@
 """Images made to fit the inputs of a net: by Darknet's letterbox, or as a recipe says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -79,10 +77,7 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
-    """Return the two source pixels of each new pixel, and its offset from the first.
-
-    Computed in float32, to round as Darknet does.
-    """
+    """Return both source pixels of each new one, and its offset, rounded as in Darknet."""
     # For a single pixel, Darknet divides by 0 and then reads out of bounds.
     scale = np.float32(size - 1) / np.float32(max(new_size - 1, 1))
     at = np.arange(new_size, dtype=np.float32) * scale
@@ -116,10 +111,7 @@ def crop(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def imagenet(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Return the middle seven eighths of ``crop``'s part, the usual crop for ImageNet's nets.
-
-    Pillow's bicubic filter, with antialiasing, resizes it.
-    """
+    """Return the middle 7/8 of ``crop``'s part, ImageNet's usual crop, by a bicubic filter."""
     down, across, _ = pixels.shape
     if across * height > down * width:
         kept = 7 * down // 8, 7 * down * width // (8 * height)
@@ -139,10 +131,7 @@ def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
 def stretch(
     pixels: Pixels, height: int, width: int, by: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Pixels:
-    """Return the whole image, stretched to the size by a filter of Pillow.
-
-    The filter antialiases. An image of that size is unchanged.
-    """
+    """Return the image, stretched by an antialiasing filter of Pillow, or as it is if it fits."""
     if pixels.shape[2] == 1:
         return np.asarray(Image.fromarray(pixels[:, :, 0]).resize((width, height), by))[:, :, None]
     return np.asarray(Image.fromarray(pixels).resize((width, height), by))

@@ -1,7 +1,5 @@
 """The names of a net's classes, and predictions by name, the likeliest first."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,7 @@ from dist_net.errors import ModelFileError
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
     """Return the names in a text file, one per line, for a net of ``classes`` classes if given.
 
-    Empty lines at the end are ignored. Raise ModelFileError for a file that is unreadable, not
-    UTF-8, has an empty line, or has another number of names.
+    Empty lines at the end are ignored. Raise ModelFileError for an unusable file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
@@ -62,20 +59,14 @@ def is_unknown(predictions: Sequence[Prediction], unknown_below: float) -> bool:
 
 
 def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
-    """Return the indices of the ``top`` classes, likeliest first, then by index.
-
-    ``probabilities`` is (..., classes).
-    """
+    """Return the indices of the ``top`` of (..., classes), likeliest first, then by index."""
     return np.argsort(-probabilities, axis=-1, kind="stable")[..., :top]
 
 
 def top_predictions(
     probabilities: NDArray[np.float32], labels: Sequence[str], top: int
 ) -> list[Prediction]:
-    """Return the ``top`` likeliest classes of one row, (classes,).
-
-    A class without a label is named by its index.
-    """
+    """Return a row's likeliest classes; one without a label is named by its index."""
     names = [*labels, *map(str, range(len(labels), len(probabilities)))]
     order = likeliest(probabilities, top).tolist()
     return [Prediction(index, names[index], float(probabilities[index])) for index in order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from dist_net.errors import ModelLoadError
 from dist_net.json_records import record_from_json
@@ -75,10 +75,7 @@ class LayersArchitecture:
 
 @dataclass(frozen=True)
 class OnnxArchitecture:
-    """A net that ONNX Runtime computes; its prepared arrays are the bytes of an ONNX file.
-
-    ``rows_alone``: see ``ForeignModel``.
-    """
+    """A net that ONNX Runtime computes from a file; ``rows_alone``: see ``ForeignModel``."""
 
     rows_alone: bool = False
 
@@ -96,7 +93,7 @@ class RecipeArchitecture:
     files: tuple[tuple[str, str], ...]
 
     @classmethod
-    def from_recipe(cls, loaded: LoadedRecipe) -> RecipeArchitecture:
+    def from_recipe(cls, loaded: LoadedRecipe) -> Self:
         """Return the architecture of a recipe that this host has loaded."""
         path = loaded.reference if loaded.is_built_in else str(loaded.path.absolute())
         return cls(path, loaded.reference, tuple(sorted(loaded.file_digests.items())))

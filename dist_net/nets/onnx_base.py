@@ -1,7 +1,5 @@
 """ONNX files as the base of nets for photos: pixels to features, within a net of ours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -6,8 +6,6 @@ What leaves the gate is one array of bytes that refers to no other file. A servi
 through it in a process that it may kill; ``dist_net.load`` and ``--base`` in their own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -63,10 +61,7 @@ class PixelOptions(NamedTuple):
 
 
 class AcceptedOnnx(NamedTuple):
-    """A file behind the gate. With ``labels`` its only output is their probabilities, FP32.
-
-    A class less probable than ``unknown_below`` is unknown.
-    """
+    """A file behind the gate; with ``labels`` its only output is their probabilities, FP32."""
 
     model: ForeignModel
     prepared: Prepared
@@ -126,10 +121,7 @@ def accepted_graph(proto: Any, is_classifier: bool = False) -> tuple[ForeignMode
 
 
 def session_of(content: bytes, what: str, threads: int) -> OnnxSession:
-    """Return the session of a file's content, which may not refer to other files.
-
-    Raise ForeignModelError, in which the file is called ``what``.
-    """
+    """Return the session of a self-contained file; ``what`` names the file in errors."""
     with translating(ForeignModelError, f"{what} cannot be used"):
         proto = package("onnx").load_from_string(content)
         _require_self_contained(proto)
@@ -181,10 +173,7 @@ def _bring_in(tensor: Any, directory: Path, most: int) -> int:
 
 
 def _require_self_contained(proto: Any) -> None:
-    """Raise ValueError for a tensor in another file, and for text.
-
-    The memory limit of ONNX Runtime counts numbers, not texts.
-    """
+    """Raise ValueError for an external tensor, and for text, which the memory limit ignores."""
     text = package("onnx").TensorProto.STRING
     for message in _messages(proto):
         kind = message.DESCRIPTOR.name
@@ -318,10 +307,7 @@ def _append_probabilities(proto: Any) -> None:
 
 
 def _accept_pixels(proto: Any, pixels: PixelOptions) -> None:
-    """Replace the only input, if it is an image, by uint8 pixels, (N, H, W, C), in the graph.
-
-    Raise ValueError if ``pixels`` do not fit it.
-    """
+    """Replace an image input by pixels, (N, H, W, C) uint8; raise ValueError if they misfit."""
     image, *others = _inputs(proto)
     count, *sizes = _sizes(image) or (1,)
     if others or count != -1 or len(sizes) != 3 or not {sizes[0], sizes[2]} & {1, 3}:

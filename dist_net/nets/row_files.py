@@ -1,7 +1,5 @@
 """Files of a model's inputs and outputs: arrays of rows as .npy or CSV, and tables of answers."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence
@@ -83,10 +81,7 @@ def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file with a line of column names, in UTF-8; raise FileWriteError.
-
-    Undecodable bytes of file names are kept.
-    """
+    """Write a CSV file in UTF-8, with undecodable bytes of file names; raise FileWriteError."""
     with written(path) as file:
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
         csv.writer(text).writerows([columns, *rows])

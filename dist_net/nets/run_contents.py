@@ -3,8 +3,6 @@
 Loading a run may execute its recipe, so this module also has the user confirm that code.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
@@ -90,10 +88,7 @@ def saved_recipe(model: Model, name: str) -> LoadedRecipe:
 
 
 def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
-    """Return the calibration of a checkpoint; None if it has none.
-
-    Raise CheckpointError for an invalid one.
-    """
+    """Return a checkpoint's calibration, None without. Raise CheckpointError for an invalid one."""
     calibration = RecipeRecord.from_json(checkpoint.recipe_record).calibration
     try:
         return Calibration(**calibration) if calibration else None
@@ -118,10 +113,7 @@ def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
 
 
 def read_held_out(path: Path, loaded: LoadedRecipe) -> Dataset | None:
-    """Return the images that a run on a folder keeps for evaluation; None if it keeps none.
-
-    They are both parts of the dataset. Raise RunDirectoryError if they are damaged.
-    """
+    """Return a run's held-out images, as both parts; None without. Raise RunDirectoryError."""
     file = RunDirectory(path if path.is_dir() else path.parent).held_out
     if loaded.reference != IMAGES or not file.exists():
         return None
@@ -165,11 +157,7 @@ def read_out_of_fold(path: Path) -> tuple[NDArray[np.intp], NDArray[np.intp], fl
 
 
 def recipe_code_digests(path: Path) -> Mapping[str, str]:
-    """Return the digests, by name, of the Python files that loading a run executes.
-
-    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or if the file is
-    unreadable: loading the run raises the error.
-    """
+    """Return the digests by name of Python files that loading a run executes; none if unreadable"""
     try:
         file = RunDirectory(path).model_file if path.is_dir() else path
         with safe_open(file, framework="numpy") as opened:
@@ -182,10 +170,7 @@ def recipe_code_digests(path: Path) -> Mapping[str, str]:
 
 
 def load_run_recipe(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
-    """Load the recipe of a run that was just started, in one of the run's own processes.
-
-    Raise RecipeError, and see ``load_recipe_copy``.
-    """
+    """Load the recipe of a run in one of its processes. Raise as ``load_recipe_copy`` does."""
     return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
 
 
@@ -237,8 +222,7 @@ def confirm_code(
 ) -> None:
     """Have the user confirm Python files by name and SHA-256, and record the answer.
 
-    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses, or
-    stdin is not a terminal.
+    ``is_confirmed``: --trust-recipe was given. Raise UntrustedRecipeError if the user refuses.
     """
     if is_trusted(digests):
         return

@@ -1,7 +1,5 @@
 """A run's directory: its files, each written whole or not at all, and its lock."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -69,11 +67,8 @@ class RunDirectory:
         self.lock_descriptors: tuple[int, ...] = ()
 
     @classmethod
-    def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
-        """Return a new directory: ``path``, or one under ``runs/`` named by recipe and time.
-
-        Raise RunDirectoryError if the path holds a run or is not writable.
-        """
+    def create(cls, path: Path | None, recipe_name: str, now: datetime) -> Self:
+        """Return a new directory: ``path``, or one under ``runs/``. Raise RunDirectoryError."""
         if path is None:
             path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
             for number in range(2, 100):
@@ -92,7 +87,7 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path) -> Self:
         """Return the directory of an earlier run; raise RunDirectoryError if it holds none."""
         directory = cls(path)
         if not directory.holds_run:
@@ -104,11 +99,8 @@ class RunDirectory:
         return directory
 
     @classmethod
-    def newest(cls, has_model: bool = True) -> RunDirectory:
-        """Return the run under ``runs/`` that was written last; raise RunDirectoryError.
-
-        With ``has_model``, ignore runs on a folder that have no model yet.
-        """
+    def newest(cls, has_model: bool = True) -> "RunDirectory":
+        """Return the last run under ``runs/``, by default with a model. Raise RunDirectoryError."""
         if runs := _newest_first({DEFAULT_PARENT}, has_model):
             return runs[0]
         raise RunDirectoryError(
@@ -196,10 +188,7 @@ class RunDirectory:
         self.write(self.options, options + "\n")
 
     def recipe_of_options(self) -> tuple[str, dict[str, str]]:
-        """Return the recipe's reference and its files' digests, from the options.
-
-        Raise RunDirectoryError.
-        """
+        """Return the recipe and its files' digests from the options. Raise RunDirectoryError."""
         return self._read_options()[:2]
 
     def _read_options(self) -> tuple[str, dict[str, str], bool]:
@@ -221,10 +210,7 @@ class RunDirectory:
             yield partial
 
     def write(self, path: Path, text: str) -> None:
-        """Write a file as UTF-8, with undecodable bytes of names escaped.
-
-        Raise RunDirectoryError.
-        """
+        """Write a file as UTF-8, undecodable names escaped. Raise RunDirectoryError."""
         with self.replacing(path) as file:
             file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
@@ -234,10 +220,7 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return every record; none if there is no file.
-
-        Skip a last line that is incomplete because its writer was killed.
-        """
+        """Return all records, without an incomplete last line of a killed writer."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -288,8 +271,7 @@ class Calibration:
     """The divisor of the logits, and the probability below which the answer is "unknown".
 
     ``precision`` is the share of correct answers for which the threshold was chosen. ``proven`` has
-    pairs, rising: a threshold, and the precision that images prove for it. Runs of earlier releases
-    have none.
+    pairs, rising: a threshold, and the precision that images prove for it. Early runs have none.
     """
 
     temperature: float

@@ -5,8 +5,6 @@ joined, are a batch. A single tensor's records are its rows, so that nothing is 
 models receive the tensors of one request, with their shapes, in the format of safetensors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
@@ -118,10 +116,7 @@ def record_of(specs: Specs) -> np.dtype[Any]:
 def to_bytes(
     tensors: Mapping[str, NDArray[Any]], specs: Specs, is_batched: bool
 ) -> bytes | memoryview:
-    """Return the bytes of tensors, converted to the types of ``specs``.
-
-    With ``is_batched`` all have the same number of rows.
-    """
+    """Return tensors as bytes, in the types of ``specs``; if batched, with equally many rows."""
     arrays = [np.ascontiguousarray(tensors[each.name], each.dtype) for each in specs]
     if not is_batched:
         # ``ascontiguousarray`` makes a scalar a vector of one.
@@ -140,10 +135,7 @@ def to_bytes(
 
 
 def from_bytes(payload: bytes | memoryview, specs: Specs, is_batched: bool) -> Tensors:
-    """Return the tensors in ``to_bytes``'s result. Raise ValueError for other bytes.
-
-    Tensors of batched models are borrowed.
-    """
+    """Return the tensors of ``to_bytes``, borrowed if batched. Raise ValueError for other bytes."""
     if is_batched:
         records = np.frombuffer(payload, record_of(specs))
         return {each.name: records[each.name] for each in specs}

@@ -1,7 +1,5 @@
 """Inference: compute a model's outputs with constant weights, on several threads."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading
@@ -10,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import lru_cache, partial
 from importlib import import_module
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +86,7 @@ class Inference:
             nullcontext if is_capped else partial(blas.limit, limits=1)
         )
 
-    def rebound(self, prepared: Prepared) -> Inference | None:
+    def rebound(self, prepared: Prepared) -> Self | None:
         """Return another session of the same model with other weights.
 
         It shares this session's plans, memory and threads: binding plans to other arrays takes a
@@ -116,10 +115,7 @@ class Inference:
             self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
-
-        Raise ``ShapeError`` if the inputs have another shape or dtype.
-        """
+        """Return outputs ``(N, *output_shape)`` of ``(N, *input_shape)``. Raise ``ShapeError``."""
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), self._model.output_dtype)
         with self._cap_blas():
@@ -208,11 +204,7 @@ class _Plans:
         return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
 
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
-        """Return an input array and the plan bound to it and to ``prepared``.
-
-        The array has ``least_batch_size`` rows at least. Compiles the plan if necessary. Raise
-        ``ShapeError`` for arrays of another model.
-        """
+        """Return an array of ``least_batch_size`` inputs or more and its plan. Raise ShapeError."""
         rows = max(batch_size, least_batch_size(self._model))
         with self.turn:
             if batch_size not in self.compiled:
@@ -255,10 +247,7 @@ def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
 
 
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
-    """Return the ``Gemm`` for which ``prepared`` is laid out: this machine's or another's.
-
-    Raise ``ShapeError`` if none fits.
-    """
+    """Return the ``Gemm`` for whose layout ``prepared`` was made. Raise ``ShapeError``."""
     misfits = []
     for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):
         misfit = _misfit(prepared_shapes(model, gemm), prepared)

@@ -4,14 +4,12 @@ Activations are plain functions of expressions. Axis 0 is the sample axis. Maps 
 rows before columns, channels last.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Real
-from typing import Literal, Protocol
+from typing import Literal, Protocol, dataclass_transform
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,24 +49,16 @@ def relu6(x: Expression) -> Expression:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": ad.gelu,
-    "leaky_relu": ad.leaky_relu,
-    "linear": linear,
-    "relu": ad.relu,
-    "relu6": relu6,
-    "sigmoid": ad.sigmoid,
-    "silu": ad.silu,
-    "softmax": ad.softmax,
-    "softplus": ad.softplus,
-    "tanh": ad.tanh,
+    each.__name__: each
+    for each in (
+        *(ad.gelu, ad.leaky_relu, linear, ad.relu, relu6),
+        *(ad.sigmoid, ad.silu, ad.softmax, ad.softplus, ad.tanh),
+    )
 }
 
 
 def activate(x: Expression, activation: Activation | str | None) -> Expression:
-    """Return ``activation(x)``, or x for None; raise ``ParameterError`` for anything else.
-
-    A name is one of ``ACTIVATIONS``.
-    """
+    """Return ``activation(x)``, by name, or x for None; raise ``ParameterError`` for others."""
     if activation is None:
         return x
     if isinstance(activation, str):
@@ -97,12 +87,16 @@ class Layer(Protocol):
         ...
 
 
+@dataclass_transform(frozen_default=True)
 @dataclass(frozen=True, repr=False)
 class Described(KnownOptions):
-    """A layer whose ``repr`` has the arguments that differ from the defaults.
+    """A layer: its subclasses are frozen dataclasses, whose ``repr`` omits defaults.
 
     Raise ``ShapeError`` unless the arguments in ``COUNTS`` are integers from 1.
     """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -115,7 +109,6 @@ class Described(KnownOptions):
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
-@dataclass(frozen=True, repr=False)
 class Dense(Described):
     """activation(x · kernel + bias): (N, I) to (N, units), or (..., I) to (..., units)."""
 
@@ -136,7 +129,6 @@ class Dense(Described):
         return ad.reshape(y, (*positions, self.units))
 
 
-@dataclass(frozen=True, repr=False)
 class Embedding(Described):
     """The row of a trained table for each integer in [0, count): (N, ...) to (N, ..., width).
 
@@ -155,7 +147,6 @@ class Embedding(Described):
         return scope.parameter("table", (self.count, self.width), self.table_initializer)
 
 
-@dataclass(frozen=True, repr=False)
 class Unembedding(Described):
     """x · tableᵀ: a score for each row of an embedding's table, (N, ..., width) to (N, ..., count).
 
@@ -168,7 +159,6 @@ class Unembedding(Described):
         return x @ self.embedding.table(scope.child("embedding", self.embedding)).T
 
 
-@dataclass(frozen=True, repr=False)
 class Conv2D(Described):
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
@@ -203,12 +193,8 @@ class Conv2D(Described):
         return activate(y, self.activation)
 
 
-@dataclass(frozen=True, repr=False)
 class DepthwiseConv2D(Described):
-    """``Conv2D`` with one filter per channel, which reads only that channel.
-
-    (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
-    """
+    """``Conv2D`` with a filter (kh, kw, 1, C) per channel: (N, H, W, C) to (N, H', W', C)."""
 
     size: int | Pair
     stride: int | Pair = 1
@@ -224,7 +210,6 @@ class DepthwiseConv2D(Described):
         return Conv2D(x.shape[3], groups=x.shape[3], **vars(self))(x, scope)
 
 
-@dataclass(frozen=True, repr=False)
 class Conv2DTranspose(Described):
     """activation(y + bias), y a transposed convolution: (N, H, W, C) to (N, H', W', filters).
 
@@ -252,7 +237,6 @@ class Conv2DTranspose(Described):
         return activate(y, self.activation)
 
 
-@dataclass(frozen=True, repr=False)
 class Upsample(Described):
     """Each pixel repeated ``size`` times: (N, H, W, C) to (N, H · rows, W · columns, C)."""
 
@@ -267,7 +251,6 @@ class Upsample(Described):
         return ad.reshape(pixels, (images, height * down, width * across, channels))
 
 
-@dataclass(frozen=True, repr=False)
 class MaxPool(Described):
     """The largest element of each window: (N, H, W, C) to (N, H', W', C).
 
@@ -282,7 +265,6 @@ class MaxPool(Described):
         return ad.max_pool(x, self.size, self.stride, self.padding)
 
 
-@dataclass(frozen=True, repr=False)
 class AveragePool(Described):
     """The mean of each window: (N, H, W, C) to (N, H', W', C).
 
@@ -297,7 +279,6 @@ class AveragePool(Described):
         return ad.average_pool(x, self.size, self.stride, self.padding)
 
 
-@dataclass(frozen=True, repr=False)
 class GlobalAveragePool(Described):
     """The mean of each channel: (N, ..., C) to (N, C).
 
@@ -313,7 +294,6 @@ class GlobalAveragePool(Described):
         return ad.masked_mean(given["sequence"], given["mask"][..., None], axes)
 
 
-@dataclass(frozen=True, repr=False)
 class GlobalMaxPool(Described):
     """The largest element of each channel: (N, ..., C) to (N, C)."""
 
@@ -336,7 +316,6 @@ def fields_of(name: str, x: Expression, first: str, *others: str) -> dict[str, E
     return given
 
 
-@dataclass(frozen=True, repr=False)
 class BatchNorm(Described):
     """activation((x - mean) · gamma / deviation + beta) for each channel, the last axis.
 
@@ -399,7 +378,6 @@ class BatchNorm(Described):
         return ad.sqrt(ad.maximum(variance, least) if least else variance) + self.epsilon
 
 
-@dataclass(frozen=True, repr=False)
 class LayerNorm(Described):
     """(x - mean) / √(variance + epsilon) · gamma + beta, with the mean and variance of the last
     axis of each sample (Ba et al. 2016, arXiv 1607.06450)."""
@@ -411,7 +389,6 @@ class LayerNorm(Described):
         return _scaled(standardize(x, self.epsilon), scope)
 
 
-@dataclass(frozen=True, repr=False)
 class GroupNorm(Described):
     """As ``LayerNorm``, with the mean and variance of each of ``groups`` of channels over all
     places of a sample: (N, ..., C), with gamma and beta per channel (Wu and He 2018)."""
@@ -438,7 +415,6 @@ def _scaled(x: Expression, scope: Scope) -> Expression:
     return x * gamma + scope.parameter("beta", x.shape[-1:], zeros)
 
 
-@dataclass(frozen=True, repr=False)
 class FrozenBatchNorm(Described):
     """A network whose batch norm also uses its buffers in training; for fine-tuning.
 
@@ -453,7 +429,6 @@ class FrozenBatchNorm(Described):
         return self.network(x, scope.with_batch_norm("frozen" if self.trained else "fixed"))
 
 
-@dataclass(frozen=True, repr=False)
 class Frozen(Described):
     """A network that is not trained: no gradient, weight decay or momentum changes it.
 
@@ -468,7 +443,6 @@ class Frozen(Described):
         return self.network(x, scope.with_batch_norm("frozen", is_frozen=True))
 
 
-@dataclass(frozen=True, repr=False)
 class Flatten(Described):
     """(N, ...) to (N, features)."""
 
@@ -476,7 +450,6 @@ class Flatten(Described):
         return ad.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
 
 
-@dataclass(frozen=True, repr=False)
 class Rescale(Described):
     """x · scale + offset, as float32; the defaults map pixels from 0..255 to 0..1.
 
@@ -491,7 +464,6 @@ class Rescale(Described):
         return ad.astype(x, "float32") * scale + offset
 
 
-@dataclass(frozen=True, repr=False)
 class Lambda(Described):
     """A layer that calls a function of expressions; it has no parameters."""
 
@@ -501,7 +473,6 @@ class Lambda(Described):
         return self.function(x)
 
 
-@dataclass(frozen=True, repr=False)
 class Dropout(Described):
     """In training, set each element to 0 with probability ``rate`` and scale up the others.
 
@@ -573,7 +544,6 @@ class Concatenate(Sequential):
         return ad.concatenate([Sequential(each)(x, scope) for each in self.layers], -1)
 
 
-@dataclass(frozen=True, repr=False)
 class Field(Described):
     """One of several inputs: the field ``name`` of a record, (N,) to (N, ...)."""
 
@@ -583,7 +553,6 @@ class Field(Described):
         return x[self.name]
 
 
-@dataclass(frozen=True, repr=False)
 class NamedOutputs(Described):
     """Several outputs: a record (N,) of the outputs of each layer on the same x, by name."""
 
@@ -609,7 +578,6 @@ def _expect_floats(name: str, x: Expression) -> None:
 PARAMETRIC = matmul.MatMul | convolution.Conv2D
 
 
-@dataclass(frozen=True, repr=False)
 class Features(Described):
     """A network without its last dense layer or convolution and everything after it.
 

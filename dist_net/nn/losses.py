@@ -5,8 +5,6 @@ are ``(N, ...)``, with outputs ``(N, ..., C)``; the loss of a sample is their me
 the range raises ``IndexRangeError`` when the plan runs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -199,10 +197,7 @@ def _targets_like(name: str, outputs: Expression, labels: Expression) -> Express
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
-    """Encode ``(N,)`` integers in [0, classes) as ``(N, classes) float32``: 1 at the label, else 0.
-
-    Raise ``DTypeError`` unless labels are integers.
-    """
+    """Encode integers ``(N,)`` as ``(N, classes) float32``, 1 at the label. Raise DTypeError."""
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
     numbers = ad.constant(np.arange(classes, dtype=np.intp))
@@ -307,10 +302,7 @@ class TargetMeaning:
     def require(
         self, what: str, values: NDArray[Any], indices: NDArray[np.integer] | None = None
     ) -> None:
-        """Raise ``DatasetError``, which names ``what``, for a label that is not valid.
-
-        ``indices`` are the samples' places in a larger array.
-        """
+        """Raise ``DatasetError``, which names ``what``, for a label that is not valid."""
         if not self.classes:
             return
         values = values[self.field] if self.field else values
@@ -326,10 +318,7 @@ class TargetMeaning:
             raise DatasetError(f"{what} {values[place]} at index {index}: expected {expected}")
 
     def judged(self, outputs: Expression, targets: Expression) -> list[Expression]:
-        """Return the predicted classes, the labels and which of them count; [] for numbers.
-
-        The first two are intp, the last bool, all of the targets' shape.
-        """
+        """Return predicted classes and labels, intp, and which count, bool; [] for numbers."""
         if not self.classes:
             return []
         targets = targets[self.field] if self.field else targets

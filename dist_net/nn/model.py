@@ -68,8 +68,7 @@ class Model:
 
     ``loss`` is a function or a name such as "mse". ``layout`` places the parameters and buffers in
     a flat vector. Outputs are float32 with ``output_shape`` per input. Targets have any shape and
-    dtype that the loss accepts. ``class_names`` name the outputs; those of a loss of classes have
-    numbers by default.
+    dtype that the loss accepts. ``class_names`` name the outputs, by default by numbers.
 
     Several inputs are the fields of a record: ``input_dtype`` is that of a structured array, with
     ``input_shape=()``. Several outputs are a record too, then ``predict`` returns such an array.
@@ -239,10 +238,7 @@ class Model:
     def from_json(
         cls, text: Any, network: Layer | None = None, loss: Loss | str | None = None
     ) -> Self:
-        """Return the model of ``to_json``, without weights; the arguments replace its parts.
-
-        Raise ModelFileError for anything else, and for a network that is too large.
-        """
+        """Return the model of ``to_json`` with given parts replaced. Raise ModelFileError."""
         return cls(*network_json.parse(text, network, loss))
 
     @property
@@ -345,10 +341,7 @@ class Model:
         return ad.compile([loss, right, *by_parameter, *observed], pool, arena)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """Return a plan for the mean loss at inference and the results of ``TargetMeaning.judged``.
-
-        The arrays are borrowed.
-        """
+        """Return a plan for the mean loss and ``TargetMeaning.judged``; it borrows the arrays."""
         outputs = self.network(self.input(len(inputs)), Scope())
         expected = ad.variable(TARGETS, targets.shape, targets.dtype)
         loss = mean_loss(self.loss, outputs, expected)

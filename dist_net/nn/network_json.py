@@ -8,8 +8,6 @@ becomes ``{"?": description}``, in whose place the program that loads the file p
 share parameters. Initializers are left out, since the file has the weights.
 """
 
-from __future__ import annotations
-
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
@@ -63,10 +61,7 @@ def describe(
 def parse(
     text: Any, network: layers.Layer | None, loss: Loss | str | None
 ) -> tuple[layers.Layer, Shape, Loss, np.dtype[Any]]:
-    """Return the arguments of a ``Model`` from ``describe``; a given network or loss replaces its.
-
-    Raise ModelFileError for anything else, and for a network that is too large.
-    """
+    """Return a ``Model``'s arguments, with given parts replaced. Raise ModelFileError."""
     try:
         if len(text) > MAX_JSON:
             raise ValueError(f"{len(text):,} characters; expected at most {MAX_JSON:,}")
@@ -93,10 +88,7 @@ def parse(
 
 
 def to_data(value: Any, seen: dict[int, int]) -> Any:
-    """Return a layer, a function or an argument of a layer as JSON.
-
-    ``seen`` numbers the objects that have been stored, by their ids.
-    """
+    """Return a layer, function or argument as JSON; ``seen`` numbers stored objects by id."""
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -123,10 +115,7 @@ def to_data(value: Any, seen: dict[int, int]) -> Any:
 
 
 def from_data(data: Any) -> Any:
-    """Return the value of ``to_data``; raise ParameterError for a part that is not in ``PARTS``.
-
-    Unexpected JSON raises one of ``INVALID``.
-    """
+    """Return the value of ``to_data``. Raise ParameterError for an unknown part, or ``INVALID``."""
     return _Reader().value(data)
 
 

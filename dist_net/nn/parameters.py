@@ -10,13 +10,11 @@ An initializer takes a generator and a shape and returns a float32 array. The la
 output axis, the second to last the input axis, and any preceding axes are a window (HWIO).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Set
 from copy import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,7 +197,7 @@ class Scope:
             )
         return full_name
 
-    def with_batch_norm(self, mode: BatchNormMode, is_frozen: bool = False) -> Scope:
+    def with_batch_norm(self, mode: BatchNormMode, is_frozen: bool = False) -> Self:
         """Return this scope with another ``batch_norm``, and with constant parameters if frozen."""
         other = copy(self)
         other.batch_norm, other.is_frozen = mode, self.is_frozen or is_frozen
@@ -211,11 +209,8 @@ class Scope:
             for name in names & declared.keys():
                 del declared[name]
 
-    def child(self, name: str, layer: object = None) -> Scope:
-        """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
-
-        A ``layer`` object that has declared parameters keeps its first scope and shares them.
-        """
+    def child(self, name: str, layer: object = None) -> Self:
+        """Return a layer's scope: ``name``, ``name_1``, ...; with parameters, its first scope."""
         count = self._children.get(name, 0)
         self._children[name] = count + 1
         inner = copy(self)
@@ -231,10 +226,7 @@ class Scope:
 
 
 class Layout:
-    """The positions of parameters and then buffers in one flat vector.
-
-    The vector has ``size`` elements; the first ``trained_size`` are parameters.
-    """
+    """The positions of parameters, ``trained_size`` numbers, then buffers: ``size`` in all."""
 
     def __init__(
         self, parameters: Mapping[str, Parameter], buffers: Mapping[str, Buffer] | None = None

@@ -4,8 +4,6 @@ A safetensors file: 8 bytes for the length of the header, the header as JSON, th
 share the mapped pages, which are read on first use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -40,10 +38,7 @@ DTYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8}
 
 
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
-    """Write the arrays atomically; ``key`` identifies their source.
-
-    Raise ``PreparedKernelsError`` if the file cannot be written.
-    """
+    """Write the arrays of the source ``key`` atomically; raise ``PreparedKernelsError``."""
     checksums = {name: _checksum(name, np.ascontiguousarray(each)) for name, each in arrays.items()}
     try:
         with replacing(path) as partial:
@@ -58,8 +53,7 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
 def map_prepared(path: Path, key: str) -> Prepared | None:
     """Map a file's arrays read-only; return None if there is no file with this ``key``.
 
-    Every array is verified against its checksum. A damaged or truncated file is treated as missing:
-    its content can be recomputed.
+    Every array is verified against its checksum. A damaged file is treated as missing.
     """
     try:
         content = np.memmap(path, np.uint8, "r")
@@ -93,10 +87,7 @@ def _checksum(name: str, array: Array) -> int:
 
 
 def key_of(model: Model, weights: Path) -> str:
-    """Return the key of arrays prepared from the file ``weights``; depends on model, BLAS, content.
-
-    Raise ``OSError`` if the file cannot be read.
-    """
+    """Return the key of arrays made from a file: of model, BLAS and content. Raise ``OSError``."""
     with weights.open("rb") as file:
         return _key(model, hashlib.file_digest(file, "sha256").digest())
 

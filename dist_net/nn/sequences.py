@@ -5,9 +5,7 @@ after the other. A plan and an exported file are therefore linear in T, and grad
 need no further rule. One product projects the inputs of all steps. ``fused`` is faster in training.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -26,7 +24,6 @@ State = tuple[Expression, ...]
 """The output of a step, (N, units), called "state", and further arrays for the next step."""
 
 
-@dataclass(frozen=True, repr=False)
 class Recurrent(Described):
     """A layer that returns the last output, or the output of each step.
 
@@ -102,7 +99,6 @@ class Recurrent(Described):
         return None
 
 
-@dataclass(frozen=True, repr=False)
 class GRU(Recurrent):
     """The gated recurrent unit (Cho et al. 2014): (N, T, I) to (N, units), or to (N, T, units).
 
@@ -119,7 +115,6 @@ class GRU(Recurrent):
         return (candidate + update * (state[0] - candidate),)
 
 
-@dataclass(frozen=True, repr=False)
 class LSTM(Recurrent):
     """Long short-term memory (Gers et al. 2000): (N, T, I) to (N, units), or to (N, T, units).
 
@@ -139,7 +134,6 @@ class LSTM(Recurrent):
         return lstm_outputs(inputs, kernel)
 
 
-@dataclass(frozen=True, repr=False)
 class Bidirectional(Described):
     """A ``GRU`` or ``LSTM``, and a second one with ``reverse``, side by side on the last axis.
 
@@ -166,7 +160,6 @@ class Bidirectional(Described):
         return ad.record(**{each: ad.concatenate(both, -1) for each, both in parts.items()})
 
 
-@dataclass(frozen=True, repr=False)
 class MultiHeadAttention(Described):
     """Attention: (N, T, D) to (N, T, D), for ``heads`` that divide D (Vaswani et al. 2017).
 
@@ -220,7 +213,6 @@ class MultiHeadAttention(Described):
         return attended @ kernel + scope.parameter("output_bias", (width,), zeros)
 
 
-@dataclass(frozen=True, repr=False)
 class Conv1D(Conv2D):
     """``Conv2D`` along T: (N, T, C) to (N, T', filters). The kernel is (1, size, C, filters).
 
@@ -232,7 +224,6 @@ class Conv1D(Conv2D):
         return _along_row(Conv2D, self, x, scope)
 
 
-@dataclass(frozen=True, repr=False)
 class MaxPool1D(MaxPool):
     """``MaxPool`` along T: (N, T, C) to (N, T', C). ``padding`` is as for ``Conv1D``."""
 
@@ -240,7 +231,6 @@ class MaxPool1D(MaxPool):
         return _along_row(MaxPool, self, x, scope)
 
 
-@dataclass(frozen=True, repr=False)
 class AveragePool1D(AveragePool):
     """``AveragePool`` along T: (N, T, C) to (N, T', C). ``padding`` is as for ``Conv1D``."""
 

@@ -5,8 +5,6 @@ Vectors are float32. ``old`` and ``new`` are the optimizer's vectors. No vector 
 written, because LLVM does not vectorise in-place loops.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 

@@ -8,8 +8,6 @@ A schedule is called as ``schedule(epoch, epochs)`` with the progress in (fracti
 length of the run. Schedules are pure functions: there is no state to checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -305,10 +303,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A linear rise from 0 to 1 over the first ``epochs``, followed by ``then``.
-
-    ``then`` starts when the warm-up ends and counts only the remaining epochs.
-    """
+    """A linear rise from 0 to 1 over ``epochs``; then ``then``, which counts only the rest."""
 
     epochs: float
     then: Schedule = field(default_factory=ConstantRate)

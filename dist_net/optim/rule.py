@@ -15,8 +15,6 @@ minibatch, and the step moves the averages towards them:
 moving ← moving + (1 - momentum) · (observed - moving).
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -76,10 +74,7 @@ class Optimizer(KnownOptions, ABC):
         return ()
 
     def rate(self, learning_rate: float, step: float) -> float:
-        """Return the factor of the update at ``step``, which counts from 1.
-
-        The mean of several workers' steps need not be whole.
-        """
+        """Return the factor of the update at ``step``, from 1 on; a mean of steps is a fraction."""
         return learning_rate
 
     def rate_scale(self, share: float) -> float:
@@ -101,11 +96,10 @@ class Optimizer(KnownOptions, ABC):
     ) -> None:
         """Write the weights ``w`` after a step along ``g`` to ``out``, and update ``state``.
 
-        ``state`` has the order of ``initial_state``. All vectors have the same length;
-        ``out`` may be ``w`` itself, and ``scratch`` may be overwritten.
+        Vectors, ``state`` as in ``initial_state``, are equally long; ``out`` may be ``w`` itself.
         """
 
-    def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
+    def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
         """Return a rule for vectors of ``size`` elements."""
         return UpdateRule(self, size, dtype)
 
@@ -116,12 +110,8 @@ def start_rule(
     momenta: Sequence[float] = (),
     clip_norm: float = 0.0,
     average_decay: float = 0.0,
-) -> UpdateRule:
-    """Return a float32 rule for a flat vector of these arrays.
-
-    The last ``len(momenta)`` arrays are buffers with these momenta, from 0 to 1. ``clip_norm`` and
-    ``average_decay``: see ``UpdateRule``.
-    """
+) -> "UpdateRule":
+    """Return a float32 rule for a vector of these arrays, the last of which are buffers."""
     sizes = [math.prod(shape) for _, shape in shapes]
     trained = len(sizes) - len(momenta)
     if trained < 1:
@@ -210,10 +200,7 @@ class UpdateRule:
         return state
 
     def parts(self, state: Floats) -> dict[str, Floats]:
-        """Return views of the parts behind the model's vector, by name; ``STEPS`` has one element.
-
-        Raise ``ShapeError`` for a vector of another length.
-        """
+        """Return the parts behind the model's vector by name, as views. Raise ``ShapeError``."""
         self._require_length("state", state, self.state_size)
         vectors = state[self.size : -1].reshape(len(self._names), self.trained_size, copy=False)
         return dict(zip(self._names, vectors, strict=True)) | {STEPS: state[-1:]}

@@ -1,8 +1,6 @@
 """The base of a run, a trained net that provides the features: find it, and compute features."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +38,12 @@ from dist_net.nets.sources.named_source import parse_named_source
 from dist_net.nn.inference import prepare
 from dist_net.nn.prepared import key_of_vector
 from dist_net.photos.head import HeadWeights
+from dist_net.photos.image_preparation import ShowCount
 from dist_net.photos.unknown_images import Distance
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 
 BATCH_SIZE = 8
-
-Show = Callable[[int, int], None]
-"""Called with the number of computed features and their total."""
 
 DEFAULT_BASE = lite0.NAME
 NONE = "none"
@@ -145,10 +141,7 @@ def _require_images(base: Base) -> None:
 def joined_weights(
     recipe: ImageRecipe, base: FoundBase, head: HeadWeights, distance: Distance | None = None
 ) -> Vector:
-    """Return the weights of the whole net: the base's weights and the head's weights.
-
-    Without ``distance``, every image has the distance 0.
-    """
+    """Return the weights of base and head as one net; without ``distance``, it is always 0."""
     layout = recipe.model.layout
     weights = np.zeros(layout.size, np.float32)
     assert base.weights is not None
@@ -182,12 +175,7 @@ class FeatureExtractor:
     """
 
     def __init__(
-        self,
-        found: FoundBase,
-        views: Views,
-        threads: int,
-        cache: ImageCache,
-        engine: str = NUMPY,
+        self, found: FoundBase, views: Views, threads: int, cache: ImageCache, engine: str = NUMPY
     ) -> None:
         model, layout = found.base.features, found.base.model.layout
         assert found.weights is not None
@@ -206,12 +194,11 @@ class FeatureExtractor:
         )
 
     def compute(
-        self, samples: Samples, digests: Sequence[bytes], show: Show
+        self, samples: Samples, digests: Sequence[bytes], show: ShowCount
     ) -> NDArray[np.float32]:
         """Return the features, (N, views, F), of images with these SHA-256 digests of pixels.
 
-        Compute the features that the file lacks, and write them to it. Raise FetchError if it
-        cannot be written.
+        Compute and write the features that the file lacks. Raise FetchError.
         """
         kept = self._kept()
         row_of = {digest: row for row, digest in enumerate(kept["digest"].tolist())}
@@ -242,7 +229,7 @@ class FeatureExtractor:
         return np.empty(0, self._row)
 
     def _fill(
-        self, samples: Samples, new: NDArray[np.int64], table: NDArray[np.void], show: Show
+        self, samples: Samples, new: NDArray[np.int64], table: NDArray[np.void], show: ShowCount
     ) -> None:
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
         prepared, net = prepare(self._model, self._weights), PublishedArchitecture("")

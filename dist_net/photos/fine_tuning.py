@@ -1,7 +1,5 @@
 """Tuning of a whole net after its head: how long, its end, and the distance of the features."""
 
-from __future__ import annotations
-
 import time
 from typing import NamedTuple
 
@@ -56,8 +54,7 @@ def usual_epochs(images: int) -> int:
 class HeadComparison(NamedTuple):
     """A tuned net and the head on the same images, on which neither was trained.
 
-    ``lead`` is how much lower the net's loss is, and ``error`` its standard error; both losses are
-    calibrated.
+    ``lead`` is how much lower the net's calibrated loss is, ``error`` its standard error.
     """
 
     tuned: JudgedImages
@@ -137,8 +134,7 @@ def seconds_per_image(recipe: ImageRecipe, weights: Vector) -> float:
 def set_distance(recipe: ImageRecipe, weights: Vector, images: PreparedImages) -> None:
     """Write the distance of a whole net's features to its ``weights``.
 
-    The distance is fitted to the training images; its unit is usual for the validation split, on
-    which the net was not trained.
+    The distance is fitted to the training images; its unit is usual for the validation split.
     """
     features = recipe.base.features
     views = recipe.model.layout.views(weights)

@@ -5,10 +5,8 @@ thread: equal features produce bitwise equal heads. The head of all images and, 
 head that is judged on the images of that fold are trained together, by products of matrices.
 """
 
-from __future__ import annotations
-
 from copy import copy
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +39,137 @@ class HeadWeights(NamedTuple):
 
     def __call__(self, features: FeatureRows) -> FeatureRows:
         return features @ self.kernel + self.bias
+
+
+class HeadProblem:
+    """M heads at once, on principal components of centred and scaled features.
+
+    Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
+    the last component is the constant 1, whose weights are the biases and bear no penalty.
+    In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
+    """
+
+    def __init__(
+        self, features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
+    ) -> None:
+        self._mean = features.mean(0, dtype=np.float64)
+        centred = features - self._mean
+        self._scale = max(float(np.sqrt((centred * centred).mean())), 1e-9)
+        centred /= self._scale
+        is_wide = len(features) <= features.shape[1]
+        gram = centred @ centred.T if is_wide else centred.T @ centred
+        variances, vectors = np.linalg.eigh(gram)
+        is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
+        variances, vectors = variances[is_kept], vectors[:, is_kept]
+        if is_wide:
+            vectors = centred.T @ vectors / np.sqrt(variances)
+        self._basis = vectors
+        rows = np.column_stack([centred @ vectors, np.ones(len(features))])
+        self._rows = rows.astype(np.float32)
+        self._is_penalized = np.append(np.ones(len(variances)), 0)[:, None, None]
+        self._folds = folds
+        self._count = int(folds.max()) + 1
+        self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
+        self._is_trained[np.arange(len(features)), folds] = 0
+        self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
+
+    def without_class(self, label: int) -> Self:
+        """Return the problem of the other classes; out of fold, the class has the last head."""
+        other = copy(self)
+        is_out = self._wanted[:, 0, label] > 0
+        other._folds = np.where(is_out, self._count, self._folds)
+        other._is_trained = self._is_trained * ~is_out[:, None, None]
+        other._wanted = np.delete(self._wanted, label, 2)
+        return other
+
+    def zeros(self) -> FeatureRows:
+        return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
+
+    def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
+        """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
+
+        Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
+        is then within a share of ``CONVERGED``² of the minimum.
+        """
+        penalties = (penalty * self._is_penalized).astype(np.float32)
+        logits = _product(self._rows, weights)
+        errors = self._errors(logits)
+        gradient = _product(self._rows.T, errors) + penalties * weights
+        # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
+        of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
+        inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
+        descent = direction = -inverse * gradient
+        step = np.ones(weights.shape[1], np.float32)
+        taken = 0
+        while taken < MAX_STEPS:
+            largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
+            is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
+            if not is_open.any():
+                break
+            direction = direction * is_open[:, None]
+            change = _product(self._rows, direction)
+            slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
+            bend = _dot(penalties * direction, direction)
+            step, errors = self._line_search(step, logits, change, slopes, bend)
+            weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
+            before, gradient = gradient, _product(self._rows.T, errors) + penalties * weights
+            length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
+            descent = -inverse * gradient
+            kept = np.maximum(_dot(gradient - before, descent) / length, 0)
+            direction = descent + kept[:, None] * direction
+            taken += 1
+        return weights, taken
+
+    def _line_search(
+        self,
+        step: HeadValues,
+        logits: FeatureRows,
+        change: FeatureRows,
+        slopes: tuple[HeadValues, HeadValues],
+        bend: HeadValues,
+    ) -> tuple[HeadValues, FeatureRows]:
+        """Return each head's step to where the objective is flat, and the errors after it.
+
+        ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
+        penalty, ``bend`` the second derivative of the penalty. Bisection finds where it is flat.
+        """
+        low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
+        for _ in range(MAX_TRIALS):
+            errors = self._errors(logits + step[:, None] * change)
+            slope = _dot(errors, change) + slopes[1] + step * bend
+            is_flat = np.abs(slope) <= FLAT * np.abs(slopes[0])
+            if is_flat.all():
+                break
+            low, high = np.where(slope < 0, step, low), np.where(slope < 0, high, step)
+            between = np.where(np.isinf(high), 2 * step, (low + high) / 2)
+            step = np.where(is_flat, step, between)
+        return step, errors
+
+    def _errors(self, logits: FeatureRows) -> FeatureRows:
+        """Return the derivatives of the losses by the logits; 0 for rows that are out of fold."""
+        errors: FeatureRows = logits - logits.max(2, keepdims=True)
+        np.exp(errors, out=errors)
+        errors /= errors.sum(2, keepdims=True)
+        errors -= self._wanted
+        errors *= self._is_trained
+        return errors
+
+    def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
+        """Return the logits, (N, classes), of each row by the head of its fold."""
+        logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
+        for fold in range(self._count + 1):
+            is_out = self._folds == fold
+            logits[is_out] = self._rows[is_out] @ weights[:, fold]
+        return logits
+
+    def heads(self, weights: FeatureRows) -> list[HeadWeights]:
+        """Return the heads for the original, unscaled features; the head of all rows is last."""
+        found = []
+        for model in range(self._count + 1):
+            kernel = self._basis @ weights[:-1, model] / self._scale
+            shift = weights[-1, model] - self._mean @ kernel
+            found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
+        return found
 
 
 class TrainedHeads(NamedTuple):
@@ -127,138 +256,6 @@ def train_heads(
         penalty, weights, logits = chosen
         *of_folds, final = problem.heads(weights)
         return TrainedHeads(final, tuple(of_folds), logits, penalty, steps, problem, weights)
-
-
-class HeadProblem:
-    """M heads at once, on principal components of centred and scaled features.
-
-    Weights are (components + 1, M, classes): a head for each fold and, last, the head of all rows;
-    the last component is the constant 1, whose weights are the biases and bear no penalty.
-    In these coordinates the Hessian is almost diagonal, and its diagonal preconditions the steps.
-    """
-
-    def __init__(
-        self, features: FeatureRows, labels: ClassIndices, classes: int, folds: ClassIndices
-    ) -> None:
-        self._mean = features.mean(0, dtype=np.float64)
-        centred = features - self._mean
-        self._scale = max(float(np.sqrt((centred * centred).mean())), 1e-9)
-        centred /= self._scale
-        is_wide = len(features) <= features.shape[1]
-        gram = centred @ centred.T if is_wide else centred.T @ centred
-        variances, vectors = np.linalg.eigh(gram)
-        is_kept = variances > 1e-9 * max(variances[-1], 1e-9)
-        variances, vectors = variances[is_kept], vectors[:, is_kept]
-        if is_wide:
-            vectors = centred.T @ vectors / np.sqrt(variances)
-        self._basis = vectors
-        rows = np.column_stack([centred @ vectors, np.ones(len(features))])
-        self._rows = rows.astype(np.float32)
-        self._is_penalized = np.append(np.ones(len(variances)), 0)[:, None, None]
-        self._folds = folds
-        self._count = int(folds.max()) + 1
-        self._is_trained = np.ones((len(features), self._count + 1, 1), np.float32)
-        self._is_trained[np.arange(len(features)), folds] = 0
-        self._wanted = np.eye(classes, dtype=np.float32)[labels][:, None]
-
-    def without_class(self, label: int) -> HeadProblem:
-        """Return the problem of the other classes; out of fold, the class has the last head."""
-        other = copy(self)
-        is_out = self._wanted[:, 0, label] > 0
-        other._folds = np.where(is_out, self._count, self._folds)
-        other._is_trained = self._is_trained * ~is_out[:, None, None]
-        other._wanted = np.delete(self._wanted, label, 2)
-        return other
-
-    def zeros(self) -> FeatureRows:
-        return np.zeros((self._rows.shape[1], self._count + 1, self._wanted.shape[2]), np.float32)
-
-    def solve(self, penalty: float, weights: FeatureRows) -> tuple[FeatureRows, int]:
-        """Minimize by conjugate gradients (Polak and Ribière 1969); return weights and steps taken.
-
-        Each head moves until its gradient is at most ``CONVERGED`` of its penalty's: its objective
-        is then within a share of ``CONVERGED``² of the minimum.
-        """
-        penalties = (penalty * self._is_penalized).astype(np.float32)
-        logits = _product(self._rows, weights)
-        errors = self._errors(logits)
-        gradient = _product(self._rows.T, errors) + penalties * weights
-        # The diagonal of the Hessian, p (1 - p) x²: |errors| is p, or 1 - p for the true class.
-        of_losses = _product(np.square(self._rows).T, np.abs(errors) - np.square(errors))
-        inverse = 1 / np.maximum(of_losses + penalties, SMALLEST_CURVATURE)
-        descent = direction = -inverse * gradient
-        step = np.ones(weights.shape[1], np.float32)
-        taken = 0
-        while taken < MAX_STEPS:
-            largest = CONVERGED**2 * _dot(penalties * weights, penalties * weights)
-            is_open = _dot(gradient, gradient) > largest + 1e-9 * len(self._rows)
-            if not is_open.any():
-                break
-            direction = direction * is_open[:, None]
-            change = _product(self._rows, direction)
-            slopes = _dot(gradient, direction), _dot(penalties * weights, direction)
-            bend = _dot(penalties * direction, direction)
-            step, errors = self._line_search(step, logits, change, slopes, bend)
-            weights, logits = weights + step[:, None] * direction, logits + step[:, None] * change
-            before, gradient = gradient, _product(self._rows.T, errors) + penalties * weights
-            length = np.minimum(_dot(before, descent), -np.finfo(np.float32).tiny)
-            descent = -inverse * gradient
-            kept = np.maximum(_dot(gradient - before, descent) / length, 0)
-            direction = descent + kept[:, None] * direction
-            taken += 1
-        return weights, taken
-
-    def _line_search(
-        self,
-        step: HeadValues,
-        logits: FeatureRows,
-        change: FeatureRows,
-        slopes: tuple[HeadValues, HeadValues],
-        bend: HeadValues,
-    ) -> tuple[HeadValues, FeatureRows]:
-        """Return each head's step to where the objective is flat, and the errors after it.
-
-        ``step`` is tried first. ``slopes`` are the derivatives at 0 of the objective and of its
-        penalty, ``bend`` the second derivative of the penalty. The objective is convex: bisection
-        finds where it is flat.
-        """
-        low, high = np.zeros_like(bend), np.full_like(bend, np.inf)
-        for _ in range(MAX_TRIALS):
-            errors = self._errors(logits + step[:, None] * change)
-            slope = _dot(errors, change) + slopes[1] + step * bend
-            is_flat = np.abs(slope) <= FLAT * np.abs(slopes[0])
-            if is_flat.all():
-                break
-            low, high = np.where(slope < 0, step, low), np.where(slope < 0, high, step)
-            between = np.where(np.isinf(high), 2 * step, (low + high) / 2)
-            step = np.where(is_flat, step, between)
-        return step, errors
-
-    def _errors(self, logits: FeatureRows) -> FeatureRows:
-        """Return the derivatives of the losses by the logits; 0 for rows that are out of fold."""
-        errors: FeatureRows = logits - logits.max(2, keepdims=True)
-        np.exp(errors, out=errors)
-        errors /= errors.sum(2, keepdims=True)
-        errors -= self._wanted
-        errors *= self._is_trained
-        return errors
-
-    def out_of_fold(self, weights: FeatureRows) -> FeatureRows:
-        """Return the logits, (N, classes), of each row by the head of its fold."""
-        logits = np.empty((len(self._rows), self._wanted.shape[2]), np.float32)
-        for fold in range(self._count + 1):
-            is_out = self._folds == fold
-            logits[is_out] = self._rows[is_out] @ weights[:, fold]
-        return logits
-
-    def heads(self, weights: FeatureRows) -> list[HeadWeights]:
-        """Return the heads for the original, unscaled features; the head of all rows is last."""
-        found = []
-        for model in range(self._count + 1):
-            kernel = self._basis @ weights[:-1, model] / self._scale
-            shift = weights[-1, model] - self._mean @ kernel
-            found.append(HeadWeights(kernel.astype(np.float32), shift.astype(np.float32)))
-        return found
 
 
 def _dot(one: FeatureRows, other: FeatureRows) -> HeadValues:

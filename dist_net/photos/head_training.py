@@ -1,7 +1,5 @@
 """Train the head of a folder's classifier, and compute its logits out of fold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Self
@@ -71,11 +69,7 @@ class HeadTraining:
     def from_images(
         cls, images: PreparedImages, features: FeatureRows, groups: SampleIndices, seed: int
     ) -> Self:
-        """Train on a folder's images.
-
-        ``features`` is (N, views, F) for the usable images; ``groups`` has the group of every image
-        in the folder's list.
-        """
+        """Train on usable images' ``features``, (N, views, F); ``groups`` has all images'."""
         rows = np.sort(np.concatenate([images.rows(part) for part in (TRAIN, VALIDATION)]))
         labels = np.array(images.folder.labels, np.int64)[rows]
         names = [images.folder.images[row].path for row in rows.tolist()]

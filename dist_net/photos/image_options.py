@@ -1,7 +1,5 @@
 """The options of a run on a folder of images, and its new directory."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -35,8 +33,7 @@ class ImageOptions:
     ``group_by``: a regular expression; images with equal matches in their paths are never split.
     ``groups``: whether near-duplicates are never split.
     ``rotate`` (degrees), ``zoom`` (percent of each side): the largest changes to training images.
-    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError
-    for values out of range.
+    ``fitting``: replaces the base's fitting; ``engine`` computes its features. Raise SettingError.
     """
 
     folder: str
@@ -128,10 +125,7 @@ class ImageOptions:
 
 
 def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
-    """Create a directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
-
-    Raise DatasetError, and creates nothing, if the path is inside the image folder.
-    """
+    """Create a run's directory; raise DatasetError for a path inside the image folder."""
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
     return RunDirectory.create(path, folder.name, datetime.now())

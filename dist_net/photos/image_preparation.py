@@ -5,8 +5,6 @@ images that the pool was decoding are then tried again one at a time, and an ima
 pool by itself is skipped.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +34,8 @@ KEPT_BYTES = 64 << 20  # enough for most images; the memory of a huge image is r
 MAX_SKIPPED = 0.1
 NAMED = 3
 
-ShowPrepared = Callable[[int, int], None]
-"""Called with the number of prepared images and their total."""
+ShowCount = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
 
 
 class ImageChunk(NamedTuple):
@@ -49,10 +47,7 @@ class ImageChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageJob:
-    """The directory of the images, their preprocessing, and the file of rows.
-
-    Without ``pixels`` the images are decoded, and nothing is written.
-    """
+    """A folder, its preprocessing and the file of rows; without ``pixels``, write nothing."""
 
     root: Path
     preprocessing: ImagePreprocessing
@@ -62,8 +57,7 @@ class ImageJob:
     def decode(self, chunk: ImageChunk) -> dict[str, str]:
         """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-        An image that takes longer than ``max_s_per_image`` ends this process. Raise FetchError
-        if the disk is full.
+        An image ends this process after ``max_s_per_image``. Raise FetchError if the disk is full.
         """
         rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
         skipped = {}
@@ -84,10 +78,7 @@ class ImageJob:
 
 
 def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
-    """Write consecutive rows into a file of rows; raise FetchError if the disk is full.
-
-    A mapping of the file would end the process instead.
-    """
+    """Write rows into a file; raise FetchError on a full disk, which would end a mapping."""
     try:
         with path.open("r+b") as file:
             file.seek(first_row * rows[0].nbytes)
@@ -101,7 +92,7 @@ def prepare_images(
     logs: Path,
     *,
     workers: int | None = None,
-    show: ShowPrepared = lambda _done, _total: None,
+    show: ShowCount = lambda _done, _total: None,
     waiting: Callable[[], None] = lambda: None,
     max_s_per_image: float = MAX_S_PER_IMAGE,
 ) -> PreparedImages:
@@ -140,20 +131,20 @@ def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) 
         )
 
 
+@dataclass(eq=False)
 class _Decoding:
     """A job and its progress; a new pool replaces the pool that an image breaks."""
 
-    def __init__(self, job: ImageJob, total: int, log: Path, show: ShowPrepared) -> None:
-        self.skipped: dict[str, str] = {}
-        self._job = job
-        self._total = total
-        self._done = 0
-        self._log = log
-        self._show = show
+    job: ImageJob
+    total: int
+    log: Path
+    show: ShowCount
+    done: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def run(self, chunks: deque[ImageChunk], workers: int) -> None:
         """Decode every chunk; the processes have ended when this method returns or raises."""
-        self._show(0, self._total)
+        self.show(0, self.total)
         while chunks:
             lost, _ = self._decode(chunks, workers)
             alone = deque(
@@ -169,27 +160,24 @@ class _Decoding:
     def _decode(
         self, chunks: deque[ImageChunk], workers: int
     ) -> tuple[list[ImageChunk], int | None]:
-        """Decode chunks until the queue is empty or a process dies.
-
-        Return the chunks that were lost, and the exit code of the last process.
-        """
+        """Decode until all is done or a process dies; return lost chunks, the last exit code."""
         others = set(active_children())
         processes = dict.fromkeys(others)
         running: dict[Future[dict[str, str]], ImageChunk] = {}
-        max_s = START_WITHIN_S + CHUNK_SIZE * self._job.max_s_per_image
+        max_s = START_WITHIN_S + CHUNK_SIZE * self.job.max_s_per_image
         spawn = get_context("spawn")
-        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (self._log, os.getpid()))
+        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (self.log, os.getpid()))
         try:
             while chunks or running:
                 while chunks and len(running) < workers:
                     with _as_worker_needs():
-                        future = pool.submit(self._job.decode, chunks[0])
+                        future = pool.submit(self.job.decode, chunks[0])
                         processes.update(dict.fromkeys(active_children()))
                     running[future] = chunks.popleft()
                 finished, _ = wait(running, max_s, FIRST_COMPLETED)
                 if not finished:
                     raise ProcessFailedError(
-                        f"no image was decoded within {max_s:g} s (log: {self._log})"
+                        f"no image was decoded within {max_s:g} s (log: {self.log})"
                     )
                 for future in finished:
                     self._record(running[future], future.result())
@@ -205,18 +193,18 @@ class _Decoding:
 
     def _record(self, chunk: ImageChunk, skipped: Mapping[str, str]) -> None:
         self.skipped |= skipped
-        require_few_skipped(self._job.root, self.skipped, self._total)
-        self._done += len(chunk.paths)
-        self._show(self._done, self._total)
+        require_few_skipped(self.job.root, self.skipped, self.total)
+        self.done += len(chunk.paths)
+        self.show(self.done, self.total)
 
     def _reason(self, exit_code: int | None) -> str:
         """Return the reason for skipping an image; raise ProcessFailedError without a signal."""
         if exit_code is None or exit_code >= 0:
             raise ProcessFailedError(
-                f"a process that decodes images ended with code {exit_code} (log: {self._log})"
+                f"a process that decodes images ended with code {exit_code} (log: {self.log})"
             )
         if exit_code == -signal.SIGALRM:
-            return f"not decoded within {self._job.max_s_per_image:g} s"
+            return f"not decoded within {self.job.max_s_per_image:g} s"
         name = signal.strsignal(-exit_code)
         return f"the process that decoded it ended by signal {-exit_code}, {name}"
 

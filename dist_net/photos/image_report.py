@@ -43,10 +43,7 @@ def train_and_report(
     console: Console,
     display: TrainingProgress,
 ) -> dict[str, Any]:
-    """Train with ``ImageRun``, and write the model and the report.
-
-    Return the JSON object of the run. This process must hold the lock of the directory.
-    """
+    """Train under the directory's lock, write model and report, return the run's JSON object."""
     trained = ImageRun(directory, options, local, console, display).train()
     with trained.images as images:
         recipe, judged, head = trained.recipe, trained.judged, trained.head
@@ -136,10 +133,7 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _write_report(
-    directory: RunDirectory,
-    content: dict[str, Any],
-    thumbnails: dict[str, bytes],
-    console: Console,
+    directory: RunDirectory, content: dict[str, Any], thumbnails: dict[str, bytes], console: Console
 ) -> None:
     report = directory.report
     directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
@@ -154,8 +148,7 @@ def _write_report(
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
     """Draw a report's ``content`` as a PNG: curves, matrix, classes, the worst mistakes.
 
-    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError without the extra, and
-    OSError if ``path`` cannot be written.
+    ``thumbnails`` maps image names to PNG files. Raise MissingExtraError, and OSError.
     """
     names = [each["name"] for each in content["classes"]]
     figure = new_figure(14, 13)

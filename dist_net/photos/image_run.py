@@ -6,8 +6,6 @@
 The run directory finally holds the whole net, even if only the head was trained.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -38,13 +36,7 @@ from dist_net.errors import (
 from dist_net.nets.offered_recipe import ImageManifest
 from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import Calibration, RunDirectory
-from dist_net.photos.bases import (
-    FeatureExtractor,
-    FoundBase,
-    Views,
-    base_called,
-    joined_weights,
-)
+from dist_net.photos.bases import FeatureExtractor, FoundBase, Views, base_called, joined_weights
 from dist_net.photos.fine_tuning import (
     GAINS,
     UNDECIDED,
@@ -80,12 +72,27 @@ FROM_SCRATCH_RATE = 0.002
 HELD_OUT_BYTES = 256 << 20
 
 
+class TrainedImages(NamedTuple):
+    """A finished run: its images, its recipe, and the weights to use.
+
+    ``judged`` holds images with the logits of nets that were not trained on them: all images out
+    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
+    ``head`` is None for a whole net.
+    """
+
+    images: PreparedImages
+    recipe: ImageRecipe
+    weights: Vector
+    judged: JudgedImages
+    groups: SampleIndices
+    head: HeadTraining | None
+    report: dict[str, Any]
+    tuning: str
+
+
 @dataclass(eq=False)
 class ImageRun:
-    """The run in ``directory``; this process must hold the lock of the directory.
-
-    ``display`` shows the training of a whole net.
-    """
+    """The run in ``directory``, locked by this process; ``display`` shows whole-net training."""
 
     directory: RunDirectory
     options: ImageOptions
@@ -96,8 +103,7 @@ class ImageRun:
     def train(self) -> TrainedImages:
         """Prepare the images and train; resume an earlier run of the directory.
 
-        Raise every error of reading the folder and the base, of preparing the images, and of
-        ``LocalRun.run``. A new directory is removed if the folder or the base is invalid.
+        Raise every error of reading, preparing and training; invalid input leaves no new directory.
         """
         began_s = time.monotonic()
         try:
@@ -178,9 +184,7 @@ class ImageRun:
         judged = judged_by(kept.recipe, weights, kept.images, kept.groups, VALIDATION)
         return kept._replace(weights=weights, judged=judged, head=None)
 
-    def _read(
-        self,
-    ) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
+    def _read(self) -> tuple[FoundBase, ImageCache, PreparedImages, SampleIndices, list[bytes]]:
         options, directory = self.options, self.directory
         with FetchProgress(self.console) as fetching:
             found = base_called(options.base, fetching)
@@ -260,10 +264,7 @@ class ImageRun:
     def _group(
         self, folder: ImageFolder, images: PreparedImages
     ) -> tuple[SampleIndices, list[bytes]]:
-        """Keep similar images on one side of the split.
-
-        Return the group of each image of the folder, and the digests of the usable images' pixels.
-        """
+        """Keep similar images on one side; return all images' groups, and usable ones' digests."""
         rows = images.usable_rows()
         thumbnails, digests = thumbnails_and_digests(images.usable_samples())
         labels = np.array(folder.labels, np.int64)
@@ -383,24 +384,6 @@ def require_same_images(before: ImageCache, cache: ImageCache) -> None:
 def samples_of(cache: ImageCache) -> tuple[set[tuple[str, ...]], tuple[str, ...]]:
     """Return the paths, classes and pixels of a folder: a checkpoint continues on equal ones."""
     return {each[:2] for each in cache.folder.images}, cache.digests
-
-
-class TrainedImages(NamedTuple):
-    """A finished run: its images, its recipe, and the weights to use.
-
-    ``judged`` holds images with the logits of nets that were not trained on them: all images out
-    of fold, or the validation split. ``groups`` has the group of every image in the folder's list.
-    ``head`` is None for a whole net.
-    """
-
-    images: PreparedImages
-    recipe: ImageRecipe
-    weights: Vector
-    judged: JudgedImages
-    groups: SampleIndices
-    head: HeadTraining | None
-    report: dict[str, Any]
-    tuning: str
 
 
 def write_model(directory: RunDirectory, options: ImageOptions, trained: TrainedImages) -> None:

@@ -1,11 +1,8 @@
 """Calibration and confidence intervals, from logits of images outside the training data.
 
-Similar images, such as the frames of one scene, are right or wrong together: a group of them
-counts as one image. ``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,)
-class indices.
+Similar images, such as frames of a scene, are right or wrong together: a group counts as one.
+``logits`` and ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -88,8 +85,7 @@ def wilson_interval(right: float, total: float) -> Interval:
     """Return the two-sided 95 % interval of a share, observed as ``right`` of ``total``.
 
     Unlike the normal approximation, Wilson's interval is valid for few observations and for shares
-    near 0 and 1 (Wilson 1927). The numbers need not be whole. Return ``(0, 1)`` without
-    observations.
+    near 0 and 1 (Wilson 1927). Numbers need not be whole. Return ``(0, 1)`` for none.
     """
     if not total:
         return Interval(0.0, 1.0)
@@ -100,11 +96,7 @@ def wilson_interval(right: float, total: float) -> Interval:
 
 
 def effective_count(groups: Groups) -> float:
-    """Return the number of independent images among groups of similar images (Kish 1965).
-
-    Images of one group count as a single one if groups are equally large. Without similar images
-    it is the number of images.
-    """
+    """Return how many images count (Kish 1965): one of each group, if those are equally large."""
     counts = np.unique(groups, return_counts=True)[1].astype(np.float64)
     return float(counts.sum() ** 2 / np.square(counts).sum()) if len(counts) else 0.0
 
@@ -119,10 +111,7 @@ def independent_share(folds: int | None) -> float:
 
 
 def lower_bounds(is_right: NDArray[np.bool_], groups: Groups) -> NDArray[np.float64]:
-    """Return the one-sided 95 % lower bound of the share of right answers up to each, (N,).
-
-    It is Wilson's bound for the ``effective_count`` of the images up to there.
-    """
+    """Return the 95 % lower bound of the share right up to each, (N,); see ``effective_count``."""
     total = np.arange(1, len(groups) + 1)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
@@ -193,10 +182,7 @@ def calibrated_losses(logits: Scores, targets: Targets) -> Losses:
 
 
 def mean_and_error(values: Losses, groups: Groups) -> tuple[float, float]:
-    """Return the mean and its standard error, of values that are alike within their group.
-
-    The error is infinite for a single group.
-    """
+    """Return mean and standard error of values alike within groups; infinite for one group."""
     mean, count = float(values.mean()), len(np.unique(groups))
     of_groups = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
     if count < 2:

@@ -1,7 +1,5 @@
 """Compute the content of a run's report as a JSON object, without drawing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,11 +10,7 @@ from numpy.typing import NDArray
 
 from dist_net.nets.run_directory import Calibration
 from dist_net.nn.inference import softmax
-from dist_net.photos.photo_statistics import (
-    JudgedImages,
-    calibration_error,
-    wilson_interval,
-)
+from dist_net.photos.photo_statistics import JudgedImages, calibration_error, wilson_interval
 from dist_net.photos.unknown_images import LeftOutClass
 from dist_net.training.run.evaluation import confusion_of
 
@@ -43,8 +37,7 @@ def report_content(
 ) -> dict[str, Any]:
     """Return the report of a run as a JSON object; ``run`` holds its name and description.
 
-    ``judged`` holds the images of the calibration. ``tested`` holds the images of
-    test/; if not None, the accuracy and the tables use them.
+    ``judged``: images to calibrate on. ``tested``, of test/, replaces them for accuracy and tables.
     """
     main = judged if tested is None else tested
     probabilities = main.probabilities(calibration)
@@ -122,10 +115,7 @@ def lower_precision(calibration: Calibration) -> float:
 def answered_curve(
     judged: JudgedImages, probabilities: NDArray[np.float32]
 ) -> list[dict[str, float]]:
-    """Return what other thresholds would do: shares answered, and right of those answered.
-
-    At most ``CURVE_POINTS``, from the highest threshold to 0.
-    """
+    """Return shares answered, and right of those, at ``CURVE_POINTS`` falling thresholds."""
     confidence = probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
     right = (probabilities.argmax(1) == judged.targets)[order].cumsum()

@@ -1,7 +1,5 @@
 """Render the report as a self-contained HTML file without scripts, in light and dark."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -282,10 +280,7 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
 
 
 def _images(
-    title: str,
-    text: str,
-    entries: Sequence[Mapping[str, Any]],
-    thumbnails: Mapping[str, bytes],
+    title: str, text: str, entries: Sequence[Mapping[str, Any]], thumbnails: Mapping[str, bytes]
 ) -> str:
     items = [
         f"{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "

@@ -4,15 +4,11 @@ Near-duplicates, whatever their class, and images of one scene form groups that 
 Near-duplicates are the same in every place, such as one photo saved twice. An image is a thumbnail
 of ``SIDE`` x ``SIDE`` grey levels, and in each cell an interval around the level: another format,
 quality or size changes it little, and most at edges. Two images are near-duplicates if their
-intervals overlap in every cell, so that a small object that moved before an equal background makes
-another image.
+intervals overlap in every cell, so that a small object that moved makes another image.
 
 Features of pretrained nets hardly change when an image is mirrored, so they cannot separate left
-and right arrows. Such classes are found by the edges of thumbnails, counted on a grid around their
-centre.
+and right arrows. Such classes are found by the edges of thumbnails, on a grid around their centre.
 """
-
-from __future__ import annotations
 
 import hashlib
 import re
@@ -89,8 +85,7 @@ def _intervals(thumbnails: Thumbnails) -> tuple[Thumbnails, Thumbnails]:
 def _divided(rows: SampleIndices, low: Thumbnails, high: Thumbnails) -> list[SampleIndices]:
     """Divide images by levels of cells, so that near-duplicates share a part; [] if impossible.
 
-    Most images differ in a few of the cells already. A level is used if fewer images are on both
-    sides than on either side alone.
+    A few of the cells divide most images. A level is used if fewer images are on both sides.
     """
     parts = []
     for cells in (np.arange(0, SIDE * SIDE, FEW), np.arange(SIDE * SIDE)):
@@ -163,8 +158,7 @@ def groups_of(
 ) -> SampleIndices:
     """Return the group of each image, (N,): the index of its first image.
 
-    Near-duplicates, an image and the indices of others, share a group. Images of one scene do too,
-    unless the scene is "".
+    Near-duplicates share a group, and so do images of one scene that is not "".
     """
     first_of = list(range(len(scenes)))
 
@@ -189,10 +183,7 @@ def groups_of(
 
 
 def scene_of_each(paths: Sequence[str], pattern: str | None) -> list[str]:
-    """Return the match of ``pattern`` in each path, or its first group; "" without a match.
-
-    Raise SettingError if ``pattern`` is not a regular expression.
-    """
+    """Return the match of ``pattern`` in each path, its first group, or "". Raise SettingError."""
     if pattern is None:
         return [""] * len(paths)
     try:

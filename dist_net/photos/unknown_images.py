@@ -1,15 +1,12 @@
 """Images of unknown classes: the distance that detects them, and how well heads do without a class.
 
 The distance of features to the nearest class is Mahalanobis'. The covariance within classes is
-shrunk towards a multiple of the identity, so that it can be inverted for fewer images than
-features.
+shrunk towards a multiple of the identity, to be invertible for fewer images than features.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +44,11 @@ class Distance(NamedTuple):
         nearest = (features @ self.kernel + self.bias).max(1)
         return np.asarray(whole - within - nearest)
 
-    def over(self, usual: float) -> Distance:
+    def over(self, usual: float) -> Self:
         """Return the distance divided by the ``usual`` distance."""
-        root = np.float32(np.sqrt(usual))
-        unit = np.float32(usual)
-        return Distance(
-            self.scale / unit, self.directions / root, self.kernel / unit, self.bias / unit
-        )
+        unit, directions = np.float32(usual), self.directions / np.float32(np.sqrt(usual))
+        scale, kernel, bias = self.scale / unit, self.kernel / unit, self.bias / unit
+        return self._replace(scale=scale, directions=directions, kernel=kernel, bias=bias)
 
 
 def distance_of(features: FeatureRows, labels: ClassIndices, classes: int) -> Distance:
@@ -128,10 +123,7 @@ def left_out_classes(
     names: Sequence[str],
     precision: float,
 ) -> list[LeftOutClass]:
-    """Leave out each of the first ten classes; return [] for two classes.
-
-    ``features`` is (N, F), of the images that were ``judged`` out of ``folds``.
-    """
+    """Leave out each of the first ten classes of ``features``, (N, F); return [] for two."""
     found = []
     for label, name in enumerate(names[:MAX_LEFT_OUT] if len(names) > 2 else ()):
         is_known = judged.targets != label

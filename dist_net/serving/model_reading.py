@@ -9,8 +9,6 @@ A file, a recipe's code and a training run are foreign: whatever they do to this
 gateway reports it. It leaves one file of arrays and its description.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

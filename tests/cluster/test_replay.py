@@ -23,6 +23,7 @@ from dist_net.training.worker.loop import WorkerLoop
 from dist_net.training.worker.step import TrainingStep, local_steps
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=20)  # two workers meet
+ENOUGH_TO_MEET = 6  # epochs of BSP, each step of which waits for both
 WITH_DROPOUT_AND_BUFFERS = replace(
     PLAIN,
     network=nn.Sequential(
@@ -71,6 +72,8 @@ def test_a_run_of_two_workers_is_replayed(
     tmp_path: Path, recipe: Recipe, states: str, consistency: str
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
+    if consistency == Consistency.BSP:
+        recipe = replace(recipe, epochs=ENOUGH_TO_MEET)
     with LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster:
         cluster.start_worker(shares_memory=states != "as frames")
         cluster.start_worker(shares_memory=states == "in memory")
@@ -110,14 +113,16 @@ def test_a_run_that_was_resumed_with_other_settings_is_replayed(
 def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) -> None:
     """One worker stands for three processes; another host's worker has one."""
     path = tmp_path / "checkpoint.safetensors"
-    dataset = PLAIN.load_dataset()
-    digest = LoadedRecipe("in-process", "in-process", {}, PLAIN).digest(dataset)
-    facts = "host", digest, PLAIN.model.layout.size
+    epochs = ENOUGH_TO_MEET if consistency == Consistency.BSP else PLAIN.epochs
+    recipe = replace(PLAIN, epochs=epochs)
+    dataset = recipe.load_dataset()
+    digest = LoadedRecipe("in-process", "in-process", {}, recipe).digest(dataset)
+    facts = "host", digest, recipe.model.layout.size
     with (
-        LocalCluster(PLAIN, path, seed=3, consistency=consistency) as cluster,
+        LocalCluster(recipe, path, seed=3, consistency=consistency) as cluster,
         ThreadPoolExecutor() as threads,
     ):
-        local_of = partial(local_steps, PLAIN, dataset)
+        local_of = partial(local_steps, recipe, dataset)
         host = InProcessWorker(WorkerLoop(local_of, cluster.address, *facts, parts=3), threads)
         cluster.wait(lambda report: report["samples"] > 0)
         cluster.start_worker()
@@ -125,7 +130,7 @@ def test_a_lease_of_several_parts_is_replayed(tmp_path: Path, consistency: str) 
         host.result()
     journal = read_journal(path.with_suffix(".journal"))
     assert max(each.steps.parts for each in journal.records() if isinstance(each, Applied)) == 3
-    assert_replayed(PLAIN, path, consistency)
+    assert_replayed(recipe, path, consistency)
 
 
 WRITE = AppendedFile.write

@@ -220,7 +220,7 @@ SMALLER = {
 }
 # These repeat the blocks of one that is tried as wide as it is.
 THINNER = {"darknet19_448", "resnet34", "resnet101", "resnet152", "darknet53_448", "vgg-16"}
-THINNER |= {"resnext101-32x4d", "resnext152-32x4d"}
+THINNER |= {"resnext101-32x4d", "resnext152-32x4d", "darknet19", "extraction"}
 CLASSES = "1000"
 CROP = 96  # of 128 by 128 pixels
 

@@ -9,8 +9,6 @@ of 255, and most are equal. Darknet's letterbox differs in the last row, which t
 almost black at some sizes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -209,10 +207,7 @@ Fit = Callable[[Graph, str, int, int], str]
 
 
 def add_preprocessing(graph: Graph, model: Model, fitting: str) -> str:
-    """Add the input ``images``, (N, H, W, 3) uint8 of any size; return the network's inputs.
-
-    ``fitting`` is a key of ``GRAPH_FITTINGS``.
-    """
+    """Add the input ``images``, (N, H, W, 3) uint8 of any size; return the network's inputs."""
     height, width, *channels = model.input_shape
     size: tuple[int | str, int | str] = (height, width) if fitting == "exact" else ("H", "W")
     pixels = graph.input("images", np.uint8, ("N", *size, 3))

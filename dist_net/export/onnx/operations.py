@@ -1,9 +1,4 @@
-"""The ONNX operators of each operation.
-
-``CONVERTERS`` has a function for every operation that a network can contain at inference.
-"""
-
-from __future__ import annotations
+"""The ONNX operators of every operation that a network can contain at inference."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ two Transposes; those that follow each other are merged or left out.
 Operators: https://onnx.ai/onnx/operators, opset 18. Needs the extra ``onnx``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -31,10 +29,7 @@ MAX_SHARED = 16  # elements; larger constants are not compared with each other
 
 
 class Graph:
-    """Nodes in the order of computation, and the constant arrays that they read.
-
-    ``reserved`` names belong to inputs and outputs; no other tensor gets them.
-    """
+    """Nodes in the order of computation, and constants; inputs and outputs are ``reserved``."""
 
     def __init__(self, *reserved: str) -> None:
         self.inputs: list[ValueInfoProto] = []
@@ -52,10 +47,7 @@ class Graph:
         return name
 
     def add(self, operator: str, *inputs: str | Array, **attributes: Attribute) -> str:
-        """Add a node and return the name of its output; arrays become constants.
-
-        Returns the existing node's output if the graph has an equal node.
-        """
+        """Add a node, unless an equal one exists; return its output. Arrays become constants."""
         names = tuple(each if isinstance(each, str) else self.constant(each) for each in inputs)
         identity = operator, names, tuple(attributes.items())
         if identity not in self._known:
@@ -79,10 +71,7 @@ class Graph:
         return self.add("Cast", tensor, to=element_type(dtype))
 
     def constant(self, array: Array, name: str = "constant") -> str:
-        """Return the name of an array: ``name``, with a number if it is taken.
-
-        Equal small arrays are stored once.
-        """
+        """Return an array's name: ``name``, if it is free. Equal small arrays are stored once."""
         is_small = array.size <= MAX_SHARED
         identity = array.dtype, array.shape, array.tobytes() if is_small else id(array)
         if identity not in self._known:

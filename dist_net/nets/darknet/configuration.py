@@ -6,8 +6,6 @@ begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes
 module lists the valid options; ``layers`` defines their meaning.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,11 +150,7 @@ class Configuration:
 
 
 def read_configuration(path: Path) -> Configuration:
-    """Return the network that the .cfg file ``path`` describes.
-
-    Raise ``ModelFileError`` for an unreadable or too large file, and as
-    ``parse_configuration`` does.
-    """
+    """Return the network of a .cfg file. Raise ``ModelFileError``; see ``parse_configuration``."""
     try:
         text = read_regular_file(path, LARGEST_FILE_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as error:

@@ -5,8 +5,6 @@ options have Darknet's defaults. The formulas of activations follow the program'
 the program treats an unknown name as relu, this project rejects it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -82,10 +80,7 @@ class DarknetLayer:
     """A layer of a .cfg file; ``LAYERS`` creates it from its section and number."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        """Return the output for ``x``, the previous output; ``earlier`` holds all outputs so far.
-
-        Raise ``ShapeError`` if the shapes do not fit.
-        """
+        """Return the output for ``x``; ``earlier`` are all outputs so far. Raise ``ShapeError``."""
         raise NotImplementedError
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
@@ -160,10 +155,7 @@ class Convolutional(DarknetLayer):
 
 @dataclass(frozen=True)
 class Connected(DarknetLayer):
-    """``[connected]``: each output depends on all inputs.
-
-    The kernel is (H · W · C, outputs), in our order of rows, columns, channels.
-    """
+    """``[connected]``: the kernel is (H · W · C, outputs), in the order rows, columns, channels."""
 
     output: int
     batch_normalize: bool

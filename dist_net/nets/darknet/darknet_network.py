@@ -1,7 +1,5 @@
 """The network of a Darknet configuration as an ``nn`` layer, for training and inference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +13,7 @@ from dist_net.nn import Layout, Model, Scope, cross_entropy_of_probabilities
 
 @dataclass(frozen=True)
 class PlacedLayer:
-    """A layer and its position in the network; its parameters' names begin with ``name``.
-
-    ``input_shape`` and ``output_shape`` are (1, H, W, C).
-    """
+    """A layer with its shapes, (1, H, W, C); its parameters' names begin with ``name``."""
 
     name: str
     section: Section
@@ -35,8 +30,7 @@ class DarknetNetwork:
     softmax. ``input_shape`` is (height, width, channels), ``layers`` holds every layer with its
     shapes, and ``layout`` places the parameters and buffers.
 
-    Raise ``ModelFileError``, which names the line, for an invalid value of an option and for
-    maps that do not fit a layer.
+    Raise ``ModelFileError``, naming the line, for an invalid option and maps that do not fit.
     """
 
     def __init__(self, configuration: Configuration, logits: bool = False) -> None:

@@ -5,8 +5,6 @@ papers, and the table on the site's ImageNet page. The weights are downloaded fr
 nets may be built of the same functions, each of which returns or yields sections of a .cfg file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -49,10 +47,7 @@ class PublishedClassifier:
         return parse_configuration("\n".join([net, *self.layers()]), self.name)
 
     def weights_file(self) -> PublishedFile:
-        """Return the file of the weights, identified by size: no checksum is published.
-
-        Its numbers are checked when they are read.
-        """
+        """Return the file of the weights, identified by size: no checksum is published."""
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
         sizes_bytes = tuple(header + numbers_bytes for header in self.header_bytes)
         return PublishedFile(f"{self.name}.weights", sizes_bytes)

@@ -5,8 +5,6 @@ version, the number of images seen in training, and then, layer by layer, float3
 names or lengths. Only the length shows whether a file fits a network.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,8 +36,7 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     """Return the weights of ``network`` in the file ``path``, in a new vector of its layout.
 
     Kernels are transposed from Darknet's order of axes to ours. Raise ``ModelFileError`` for an
-    unreadable file, a length other than the network needs, a number that is not finite, and a
-    variance below 0.
+    unreadable file, a length other than the network needs, nan, infinity and a negative variance.
     """
     try:
         with path.open("rb") as file:
@@ -60,11 +57,7 @@ def unreadable(path: Path, error: OSError) -> ModelFileError:
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
-    """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
-
-    ``seen`` is the number of images seen in training. Raise ``FileWriteError`` if the file
-    cannot be written, ``ModelFileError`` for a vector that ``read_weights`` would reject.
-    """
+    """Write ``vector`` and ``seen``, a number of images. Raise FileWriteError, ModelFileError."""
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
         for layer, stored, array in _arrays(network, vector, transposed=False):

@@ -1,7 +1,5 @@
 """The functions of a recipe without a network: calls, checks of results, layout and samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Recipes for training on a folder of images, stored as JSON: loading a recipe runs no code."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +9,7 @@ from typing import Literal, Self
 
 import numpy as np
 
+from dist_net import nn
 from dist_net.autodiff import Expression, max, maximum, sum
 from dist_net.checkpoint import MALFORMED
 from dist_net.data import Dataset
@@ -24,23 +23,6 @@ from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.onnx_base import OnnxFeatures
 from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
-from dist_net.nn import (
-    BatchNorm,
-    Conv2D,
-    Dense,
-    Features,
-    FrozenBatchNorm,
-    GlobalAveragePool,
-    Layer,
-    MaxPool,
-    Model,
-    Rescale,
-    Scope,
-    Sequential,
-    ones,
-    relu,
-    zeros,
-)
 from dist_net.optim import AdamW, Cosine, WarmUp
 from dist_net.vector import Vector
 
@@ -75,7 +57,7 @@ class Base:
     text: str = ""
 
     @cached_property
-    def network(self) -> Layer:
+    def network(self) -> nn.Layer:
         """Return the whole network, for uint8 images; propagates errors of building it."""
         match self.kind:
             case "small":
@@ -84,7 +66,7 @@ class Base:
                 return efficientnet_lite0.EfficientNetLite0()
             case "darknet":
                 configuration = parse_configuration(self.text, self.name)
-                return Sequential(Rescale(), DarknetNetwork(configuration))
+                return nn.Sequential(nn.Rescale(), DarknetNetwork(configuration))
             case "recipe":
                 return built_in_recipe(self.text).recipe.model.network
             case "pictures":
@@ -93,22 +75,19 @@ class Base:
                 return OnnxFeatures(*map(int, self.text.split()))
 
     @cached_property
-    def model(self) -> Model:
-        return Model(self.network, self.input_shape)
+    def model(self) -> nn.Model:
+        return nn.Model(self.network, self.input_shape)
 
     @cached_property
-    def feature_layers(self) -> Layer:
-        """Return the network up to its features, ``(N, features)``.
-
-        Batch norm is frozen, except in a network that is trained from scratch.
-        """
+    def feature_layers(self) -> nn.Layer:
+        """Return the network up to its ``(N, features)``; trained batch norm is frozen."""
         if self.kind in ("small", "onnx"):
             return self.network
-        return Features(FrozenBatchNorm(self.network))
+        return nn.Features(nn.FrozenBatchNorm(self.network))
 
     @cached_property
-    def features(self) -> Model:
-        return Model(self.feature_layers, self.input_shape)
+    def features(self) -> nn.Model:
+        return nn.Model(self.feature_layers, self.input_shape)
 
 
 def small_base(side: int = SMALL_SIDE) -> Base:
@@ -116,18 +95,18 @@ def small_base(side: int = SMALL_SIDE) -> Base:
     return Base("small", "none", (side, side, 3), "crop")
 
 
-def _small_network() -> Layer:
+def _small_network() -> nn.Layer:
     """Return four 3x3 convolutions, with batch norm and pooling, and the mean over all pixels."""
     layers = [
         layer
         for filters in (16, 32, 64, 128)
         for layer in (
-            Conv2D(filters, 3, use_bias=False),
-            BatchNorm(activation=relu),
-            MaxPool(2),
+            nn.Conv2D(filters, 3, use_bias=False),
+            nn.BatchNorm(activation=nn.relu),
+            nn.MaxPool(2),
         )
     ]
-    return Sequential(Rescale(1 / 128, -127 / 128), *layers, GlobalAveragePool())
+    return nn.Sequential(nn.Rescale(1 / 128, -127 / 128), *layers, nn.GlobalAveragePool())
 
 
 @dataclass(frozen=True)
@@ -141,18 +120,18 @@ class Head:
     classes: int
     directions: int = 0
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
         width = x.shape[1:]
         # Set before training: buffers that are not observed keep their values.
-        mean = scope.buffer("mean", width, zeros, momentum=0.0)
-        deviation = scope.buffer("deviation", width, ones, momentum=0.0)
-        dense = Dense(self.classes, kernel_initializer=zeros)
+        mean = scope.buffer("mean", width, nn.zeros, momentum=0.0)
+        deviation = scope.buffer("deviation", width, nn.ones, momentum=0.0)
+        dense = nn.Dense(self.classes, kernel_initializer=nn.zeros)
         logits = dense((x - mean) / deviation, scope)
         return logits / self._temper(x, scope.child("distance")) if self.directions else logits
 
-    def _temper(self, x: Expression, scope: Scope) -> Expression:
+    def _temper(self, x: Expression, scope: nn.Scope) -> Expression:
         def known(name: str, *shape: int) -> Expression:
-            return scope.buffer(name, shape, zeros, momentum=0.0)
+            return scope.buffer(name, shape, nn.zeros, momentum=0.0)
 
         (width,) = x.shape[1:]
         within = x @ known("directions", width, self.directions)
@@ -171,7 +150,7 @@ class ImageNet:
     classes: int
     directions: int = 0
 
-    def __call__(self, x: Expression, scope: Scope) -> Expression:
+    def __call__(self, x: Expression, scope: nn.Scope) -> Expression:
         features = self.base.feature_layers(x, scope.child("base"))
         return Head(self.classes, self.directions)(features, scope.child("head"))
 
@@ -196,14 +175,11 @@ class ImageRecipe:
     data: str = ""
 
     @cached_property
-    def network(self) -> Layer:
+    def network(self) -> nn.Layer:
         return ImageNet(self.base, len(self.class_names), self.directions)
 
     def load_images(self) -> Dataset:
-        """Return the dataset from the image cache of this host.
-
-        Raise ``RecipeError`` if another host prepared the images, or the cache was emptied.
-        """
+        """Return the images of this host's cache; raise ``RecipeError`` if it lacks them."""
         cache = ImageCache.read(Path(self.data)) if self.data else None
         if cache is None or (images := cache.find()) is None:
             raise RecipeError(
@@ -235,7 +211,7 @@ class ImageRecipe:
         return LoadedRecipe(IMAGES, self.name, files, recipe, portable=portable)
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> nn.Model:
         return self.loaded().recipe.model
 
     def as_net(self) -> Self:

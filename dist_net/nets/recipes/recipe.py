@@ -5,8 +5,6 @@ modules from its own folder. The built-in recipes are such files too. Recipes tr
 every host runs its own file, and a digest shows whether the files are the same.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -195,8 +193,7 @@ class Recipe(KnownOptions):
     def gradient_facts(self) -> tuple[str, ...]:
         """What hosts must have in common: initial weights, and their gradient or the digest.
 
-        The gradient is that of one minibatch, of rows that are evenly spread. Empty with a network.
-        Raise the errors of ``gradient_at``.
+        The gradient is of evenly spread rows. Empty with a network. Raise as ``gradient_at``.
         """
         if self.network is not None:
             return ()
@@ -371,10 +368,7 @@ def recipe_names() -> list[str]:
 
 
 def built_in_recipe(name: str) -> LoadedRecipe:
-    """Load a built-in recipe by name. The name may come from a file or a peer: paths are refused.
-
-    Raise RecipeError for a name not in ``recipe_names``.
-    """
+    """Load a built-in recipe by name. Raise RecipeError for any other name, such as a path."""
     if name not in recipe_names():
         raise RecipeError(
             f"no built-in recipe {name!r:.80}; expected one of {', '.join(recipe_names())}"
@@ -386,8 +380,7 @@ def built_in_recipe(name: str) -> LoadedRecipe:
 def load_recipe(reference: str) -> LoadedRecipe:
     """Load the built-in recipe of that name, or run the recipe file at that path.
 
-    ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
-    or ``load_recipe_copy``.
+    ``reference`` must come from the user, not from a file or a peer: see ``built_in_recipe``.
 
     Raise RecipeError if neither exists, or if the file fails or defines no recipe.
     """

@@ -4,11 +4,8 @@ Python's import would read a file again after the check, or run cached bytecode,
 that each import a ``net.py`` would share one module.
 
 A recipe in a run directory runs without confirmation if training on this host wrote it, or if the
-user confirmed it before. If the user deletes a line of the record, the recipe must be confirmed
-again.
+user confirmed it before. Deleting a line of the record revokes the confirmation.
 """
-
-from __future__ import annotations
 
 import builtins
 import hashlib
@@ -126,8 +123,7 @@ def read_any(path: Path) -> bytes | None:
 def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
     """Return a function that reads ``recipe`` and files of its folder with these digests.
 
-    Without digests it reads every file. It raises RecipeChangedError if a file is missing or has
-    changed.
+    Without digests it reads every file. It raises RecipeChangedError for a missing or changed file.
     """
 
     def read(path: Path) -> bytes | None:

@@ -1,7 +1,5 @@
 """The source of a Darknet net: a configuration, a file of weights, and labels."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,10 +32,7 @@ class DarknetFiles:
     labels: Path | tuple[str, ...]
 
     def read(self) -> FoundModel:
-        """Return the net with the current weights.
-
-        Raise the errors of reading the files, and ModelFileError if they change meanwhile.
-        """
+        """Return the net. Raise the errors of reading, and ModelFileError if a file changes."""
         configuration, weights = self.configuration(), self.weights()
         network = DarknetNetwork(configuration)
         model = network.model

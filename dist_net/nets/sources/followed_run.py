@@ -1,7 +1,5 @@
 """The source of a model in training: its parameter server."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,11 +38,7 @@ class FollowedRun:
             return int(observer.run_value("version"))
 
     def read(self) -> FoundModel:
-        """Return the model with the server's current weights.
-
-        Raise NoAnswerError; UntrustedRecipeError if the recipe is code that the user did not
-        trust; RecipeError for an invalid recipe, or a size other than this host's recipe has.
-        """
+        """Return the server's model. Raise NoAnswerError, UntrustedRecipeError or RecipeError."""
         with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.run_value("recipe"))
             if self._loaded is None or self._reference != reference:

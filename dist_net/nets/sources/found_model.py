@@ -1,7 +1,5 @@
 """A model as its source holds it at a moment: network, weights, names of classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +163,7 @@ def class_names_of(
 
 
 def found_model(
-    loaded: LoadedRecipe,
-    weights: Vector,
-    names: tuple[str, ...],
-    fitting: str = "",
+    loaded: LoadedRecipe, weights: Vector, names: tuple[str, ...], fitting: str = ""
 ) -> FoundModel:
     """Return the model of a recipe with these weights and names of its classes."""
     model = loaded.recipe.model

@@ -1,7 +1,5 @@
 """The source of a model that another program exported as an ONNX file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The source of a trained model: a run directory, a checkpoint, or a file of ``Model.save``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +8,7 @@ from dist_net.checkpoint import Checkpoint, how_to_convert
 from dist_net.data import Progress
 from dist_net.errors import ModelSourceError, NotACheckpointError
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord
-from dist_net.nets.run_contents import (
-    calibrated_weights,
-    calibration_of,
-    read_held_out,
-    read_run,
-)
+from dist_net.nets.run_contents import calibrated_weights, calibration_of, read_held_out, read_run
 from dist_net.nets.sources.found_model import MODELS, FoundModel, class_names_of, found_model
 
 NO_PRECISION = "{} has no threshold to choose by a precision; expected a run on a folder of images"
@@ -23,10 +16,7 @@ NO_PRECISION = "{} has no threshold to choose by a precision; expected a run on 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run directory or a checkpoint file; ``labels`` replace the names of its classes.
-
-    ``precision`` replaces that for which training chose the threshold of unknown images.
-    """
+    """A run directory or checkpoint file; ``labels`` and ``precision`` replace the run's own."""
 
     path: Path
     labels: Path | None = None
@@ -39,10 +29,7 @@ class RunFiles:
         return self.model_of(*self.contents())
 
     def contents(self) -> tuple[LoadedRecipe, Checkpoint]:
-        """Return the recipe and the current checkpoint.
-
-        Raise ModelSourceError if the file is not a checkpoint, and see ``read_run``.
-        """
+        """Return the recipe and the checkpoint. Raise ModelSourceError; see ``read_run``."""
         try:
             return read_run(self.path, self.trust_recipe)
         except NotACheckpointError as error:
@@ -52,11 +39,7 @@ class RunFiles:
             raise ModelSourceError(f"{self.path} is not a model; {expected}") from error
 
     def model_of(self, loaded: LoadedRecipe, checkpoint: Checkpoint) -> FoundModel:
-        """Return the model of these contents.
-
-        Raise ModelSourceError without a network, and SettingError for a precision that the run's
-        images do not prove.
-        """
+        """Return the model; raise ModelSourceError, and SettingError for an unproven precision."""
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         recorded = (record.class_names or None) if has_classes else ()

@@ -7,8 +7,6 @@ with Client("tcp://127.0.0.1:5600") as client:
     versions = [each.result().version for each in pending]
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import threading
@@ -51,12 +49,7 @@ from dist_net.serving.client.conversation import (
     Exchange,
     GatewayReply,
 )
-from dist_net.serving.pool.description import (
-    ModelSummary,
-    VersionSummary,
-    known,
-    summary_from_json,
-)
+from dist_net.serving.pool.description import ModelSummary, VersionSummary, known, summary_from_json
 from dist_net.serving.pool.requests import Status
 from dist_net.spelling import suggestion
 from dist_net.wire.messages import Refuse
@@ -106,9 +99,8 @@ class Outputs:
 
     ``values``: the first output, (rows, outputs), read-only; (outputs,) for one image, or for one
     row without the first axis. ``tensors``: all outputs by name. ``queue_s``: from admission to
-    dispatch; ``compute_s``: the network's time for
-    the whole batch, or batches. ``unknown_below``: the minimum probability of a known class; 0
-    without a threshold.
+    dispatch; ``compute_s``: the network's time for the whole batch, or batches. ``unknown_below``:
+    the threshold of known classes, or 0.
     """
 
     tensors: Tensors
@@ -143,7 +135,7 @@ class Outputs:
 class Pending:
     """A request whose result is pending."""
 
-    _connection: GatewayConnection
+    _connection: "GatewayConnection"
     _exchange: Exchange
     _rows: int | None  # None for an input without that axis
     _known: VersionSummary
@@ -228,18 +220,11 @@ class Client(AbstractContextManager["Client"]):
     def probabilities(
         self, model: str, inputs: Inputs, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
-        """Return the probability of each class, (rows, classes).
-
-        Raise BadRequestError for a model that predicts numbers, and the errors of ``infer``.
-        """
+        """Return probabilities, (rows, classes). Raise BadRequestError without; see ``infer``."""
         return self.infer(model, inputs, timeout_s=timeout_s).probabilities
 
     def infer(
-        self,
-        model: str,
-        inputs: Inputs,
-        version: int | None = None,
-        timeout_s: float | None = None,
+        self, model: str, inputs: Inputs, version: int | None = None, timeout_s: float | None = None
     ) -> Outputs:
         """Return the outputs of a model for ``inputs``: ``submit`` and ``Pending.result``.
 
@@ -275,18 +260,11 @@ class Client(AbstractContextManager["Client"]):
     def classify(
         self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
     ) -> list[Prediction]:
-        """Return the ``top`` likeliest classes of an image, likeliest first.
-
-        Raise the errors of ``submit_image`` and ``Pending.result``.
-        """
+        """Return the ``top`` likeliest classes; see ``submit_image`` and ``Pending.result``."""
         return self.submit_image(model, image, timeout_s=timeout_s).result().likeliest(top)
 
     def submit(
-        self,
-        model: str,
-        inputs: Inputs,
-        version: int | None = None,
-        timeout_s: float | None = None,
+        self, model: str, inputs: Inputs, version: int | None = None, timeout_s: float | None = None
     ) -> Pending:
         """Send a request to a model; wait only while 256 requests are open.
 
@@ -307,18 +285,14 @@ class Client(AbstractContextManager["Client"]):
     ) -> Pending:
         """Send an image to a model like ``submit``; a worker decodes and resizes it.
 
-        Raise ImageError for an unreadable image, RequestTooLargeError, ModelNotServedError,
-        PoolUnavailableError.
+        Raise ImageError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
         payload, deadline = encoded(image), self._deadline(timeout_s)
         summary = self._summary(model, version, deadline)
         return self._submit(model, summary, payload, True, None, version, deadline)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
-        """Read a model again from its source; return the new version once it is served.
-
-        Raise ReloadError if that fails; then the old version is still served.
-        """
+        """Read a model again; return its version. Raise ReloadError; then the old one stays."""
         return self._reload(Reload(self._connection.next_id(), model), timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
@@ -380,10 +354,7 @@ class Client(AbstractContextManager["Client"]):
     def _fitting(
         self, model: str, version: int | None, inputs: Inputs, deadline: Deadline
     ) -> tuple[Tensors, int | None, VersionSummary]:
-        """Return inputs that fit a version, and their rows, None without that axis.
-
-        Request the version's summary again if they do not fit.
-        """
+        """Return inputs that fit, and their rows; request a new summary if they do not fit."""
         summary = self._summary(model, version, deadline)
         try:
             return *fitting_inputs(inputs, summary.inputs, summary.is_batched, model), summary
@@ -448,6 +419,7 @@ class GatewayConnection:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation(first_id=secrets.randbits(62))
+        self.next_id = self._conversation.next_id
         self._changed = threading.Condition()
         self._is_receiving = False
         self._unsent: deque[ClientMessage | OperatorMessage] = deque()
@@ -462,14 +434,10 @@ class GatewayConnection:
             with closing(self._socket), suppress(NoAnswerError):  # the gateway is gone
                 self._send_unsent()
 
-    def next_id(self) -> int:
-        return self._conversation.next_id()
-
     def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
         """Send a request; wait only while ``MAX_OPEN`` others have no reply.
 
-        Raise RequestExpiredError if they have none by the deadline, and NoAnswerError when the
-        queue of messages to the gateway is full.
+        Raise RequestExpiredError at the deadline, and NoAnswerError if the socket's queue is full.
         """
         with self._changed:
             if len(self._conversation) >= MAX_OPEN:
@@ -488,8 +456,7 @@ class GatewayConnection:
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Wait for the reply until the request's deadline.
 
-        Raise the error of an ``Answer`` that is not OK; RequestExpiredError, or NoAnswerError if
-        the gateway is silent; ProtocolError for a reply of another kind.
+        Raise the error of an ``Answer``, NoAnswerError for a silent gateway, or ProtocolError.
         """
         if exchange.reply is None:
             with self._changed:

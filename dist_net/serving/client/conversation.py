@@ -9,8 +9,6 @@ connection's. If the name changes, the gateway was restarted or the connection w
 requests get no reply.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, Self
@@ -63,7 +61,7 @@ class Conversation:
 
     def __init__(self, first_id: int = 1) -> None:
         self._open: dict[int, Exchange] = {}
-        self._ids = count(first_id)
+        self.next_id = count(first_id).__next__
         self._gateway = ""
         self._pings_sent = 0
         self._pinged = 0.0
@@ -72,9 +70,6 @@ class Conversation:
     def __len__(self) -> int:
         """Return the number of open requests."""
         return len(self._open)
-
-    def next_id(self) -> int:
-        return next(self._ids)
 
     def ping(self, now: float) -> Ping:
         """Return the first message of a conversation, which requests the gateway's name."""
@@ -88,10 +83,7 @@ class Conversation:
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:
-        """Process a message of the gateway; return the requests to send again.
-
-        A reply to a request that is no longer open is ignored.
-        """
+        """Process a message; return requests to repeat. Ignore replies to requests not open."""
         self.heard_s = now
         if isinstance(message, Answer | Description | Reloaded):
             exchange = self._open.pop(message.request_id, None)
@@ -106,10 +98,7 @@ class Conversation:
         return []
 
     def check(self, now: float) -> list[Ping | Cancel]:
-        """Let overdue requests expire; return the messages to send.
-
-        Call this only when no message is left to receive, so that a reply that has arrived counts.
-        """
+        """Expire overdue requests once all arrived replies are received; return what to send."""
         overdue = [each for each in self._open.values() if each.deadline.at_s <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
         if self._open and now - max(self.heard_s, self._pinged) >= SILENCE_S:

@@ -1,7 +1,5 @@
 """The gateway's interface for ZeroMQ clients: messages to requests, results to answers."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -4,8 +4,6 @@ The one place of the limits per client: quotas, and the memory for requests and 
 time that all clients together may take of the gateway's event loop.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -46,10 +44,7 @@ class Account:
 
 @dataclass(slots=True, eq=False)
 class ClientShare:
-    """A client's part of the memory and of the queues, in which ``client`` names it.
-
-    All connections with one token or key have one share; without, each connection has its own.
-    """
+    """A client's part of memory and queues; connections with one token or key share it."""
 
     client: str
     account: Account
@@ -61,7 +56,7 @@ class OpenRequest:
     """A request from its first byte until its answer is read. It holds ``size_bytes``."""
 
     share: ClientShare
-    ledger: ClientLedger = field(repr=False)
+    ledger: "ClientLedger" = field(repr=False)
     size_bytes: int = 0
     is_in_flight: bool = True
 
@@ -185,8 +180,7 @@ class TurnBudget:
     """Shared by everything that works for clients on one event loop.
 
     In a window of 25 ms they may spend 20 ms: no turn of the loop takes much longer, and the rest
-    is left to workers and answers. Who finds it spent continues in a later turn. ``now`` returns
-    the time.
+    is left to workers and answers. Others continue in a later turn. ``now`` returns the time.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -2,8 +2,7 @@
 
 Orders arrive on stdin, a Unix socket: see ``fork_on_orders``. It prints ``READY`` after importing
 the modules that these need, and ends when the other end of the socket is closed. A forked worker
-starts at once, and needs a quarter of the memory of a worker that imports these modules itself, not
-counting its buffers.
+starts at once, and needs a quarter of the memory of a worker that imports them, buffers aside.
 """
 
 import argparse

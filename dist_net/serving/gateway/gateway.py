@@ -5,8 +5,6 @@
 Requests that arrive in one turn of the loop are dispatched together, so batches form under load.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.clock import Clock
-from dist_net.errors import ModelLoadError
 from dist_net.serving.gateway.client_ledger import ClientLedger
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
@@ -62,7 +59,7 @@ class Gateway:
         clock: Clock,
         ledger: ClientLedger,
     ) -> None:
-        self._pool = pool
+        self.pool = pool
         self._socket = socket
         self._kill = kill
         self._read = read
@@ -92,16 +89,16 @@ class Gateway:
 
     def infer(self, request: InferenceRequest) -> asyncio.Future[Result]:
         """Return the future result; a refusal is set at once. Cancel it to cancel the request."""
-        return self._future_of(self._pool.admit(request, self._clock.now()))
+        return self._future_of(self.pool.admit(request, self._clock.now()))
 
     def reload(self, model: str) -> asyncio.Future[Result]:
         """Read a model again from its source; done when workers serve it, or it failed."""
-        return self._future_of(self._pool.reload(model))
+        return self._future_of(self.pool.reload(model))
 
     def unload(self, model: str) -> Result:
         """Stop serving a model until it is reloaded; admitted requests are answered."""
         self._want_turn()
-        result = self._pool.unload(model)
+        result = self.pool.unload(model)
         if result.status == Status.OK:
             self.unloads[model] += 1
             logger.warning("model_unloaded model=%s", model)
@@ -109,43 +106,39 @@ class Gateway:
 
     def models(self) -> Mapping[str, ServedModel]:
         """Return every model by name, in the order of the command line."""
-        return self._pool.catalogue.served()
+        return self.pool.catalogue.served()
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
         """Return the description of a version, by default the newest; None if it is not served."""
-        return self._pool.catalogue.description(model, version)
+        return self.pool.catalogue.description(model, version)
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
         """Return the statistics of a model's requests, by version."""
-        return self._pool.catalogue.models[model].statistics
+        return self.pool.catalogue.models[model].statistics
 
     @property
     def max_batch_size(self) -> int:
         """The maximum number of rows of a request."""
-        return self._pool.max_batch_size
+        return self.pool.max_batch_size
 
     def status(self) -> dict[str, Any]:
         """Return the current state of the pool for people: workers, queue, models."""
-        report, ledger = self._pool.status(self._clock.now()), self._ledger
+        report, ledger = self.pool.status(self._clock.now()), self._ledger
         report["queue"] |= {"bytes": ledger.total_bytes, "byte_limit": ledger.limit_bytes}
         return report
 
     @property
     def is_ready(self) -> bool:
         """Whether every model is ready; False without models, and while draining."""
-        return self._pool.is_ready(self._clock.now())
+        return self.pool.is_ready(self._clock.now())
 
     # For the process.
 
-    def failures(self) -> list[ModelLoadError]:
-        """Return the errors of models that could not be read, or that no worker could load."""
-        return self._pool.failures()
-
     async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
         """Admit no more requests, answer admitted requests; return False after the timeout."""
-        self._pool.drain()
+        self.pool.drain()
         deadline_s = self._clock.now() + timeout_s
-        while not self._pool.is_drained:
+        while not self.pool.is_drained:
             if self._clock.now() > deadline_s or is_urgent.is_set():
                 return False
             await asyncio.sleep(0.01)
@@ -158,21 +151,17 @@ class Gateway:
                 future.set_result(Result(Status.UNAVAILABLE, reason=reason))
 
     def retire_workers(self) -> None:
-        self._execute(self._pool.retire())
-
-    def is_member(self, process_id: int, host: str) -> bool:
-        """Return whether a process has joined the pool, and is not lost."""
-        return self._pool.is_member(process_id, host)
+        self._execute(self.pool.retire())
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
         """Process the exit of a child at once, without waiting for a timeout."""
         self.ended[host] += 1
-        self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
+        self._execute(self.pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
     def prepared(self, message: ModelPrepared) -> None:
         """Process a version of a model that was read, or the reason why it was not."""
-        self._execute(self._pool.prepared(message, self._clock.now()))
+        self._execute(self.pool.prepared(message, self._clock.now()))
         self._want_turn()
 
     def _future_of(self, admitted: int | Result) -> asyncio.Future[Result]:
@@ -187,7 +176,7 @@ class Gateway:
 
     def _ended(self, request_id: int, future: asyncio.Future[Result]) -> None:
         if future.cancelled() and self._futures.pop(request_id, None) is not None:
-            self._pool.cancel(request_id)
+            self.pool.cancel(request_id)
 
     # Turns of the loop.
 
@@ -203,12 +192,12 @@ class Gateway:
         now = self._clock.now()
         late_s = now - self._turn_s - IDLE_CHECK_S
         if late_s > 0:  # this process was stopped, or the machine is busy: workers are late, too
-            self._pool.stood_still(late_s, now)
+            self.pool.stood_still(late_s, now)
         self._turn_s = now
-        if self._pool.is_check_due(now):
+        if self.pool.is_check_due(now):
             self._hear(MESSAGES_BEFORE_A_CHECK)
-        self._execute(self._pool.dispatch(now))
-        wakeup_s = self._pool.next_wakeup()
+        self._execute(self.pool.dispatch(now))
+        wakeup_s = self.pool.next_wakeup()
         due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
         if due_s < self._timer_s:
             self._timer.cancel()
@@ -236,18 +225,15 @@ class Gateway:
                 if isinstance(message, FetchArrays):
                     self._send_piece(node, message)
                 else:
-                    self._execute(self._pool.receive(node, message, self._clock.now()))
+                    self._execute(self.pool.receive(node, message, self._clock.now()))
             except Exception:
                 self._socket.answer_failure(node, message)
 
     def _send_piece(self, node: bytes, request: FetchArrays) -> None:
-        """Send a piece of a version's file of arrays to a worker on another host.
-
-        It is shorter at the end of the file, and without payload if the file is missing.
-        """
+        """Send a piece of a version's arrays: shorter at the file's end, empty without a file."""
         model, version, offset, size = request
         piece = ArraysPiece(model, version, offset, 0, ())
-        description = self._pool.catalogue.description(model, version)
+        description = self.pool.catalogue.description(model, version)
         if description is not None and 0 < size <= LARGEST_PIECE:
             try:
                 with Path(description.arrays_path).open("rb") as file:
@@ -255,7 +241,7 @@ class Gateway:
                 piece = piece._replace(total=description.arrays_bytes, payloads=payloads)
             except FileNotFoundError:
                 # This host's workers also request pieces once they cannot map the file.
-                self._pool.catalogue.prepare_again(model)
+                self.pool.catalogue.prepare_again(model)
             except OSError as error:
                 logger.warning("arrays_not_read model=%s error=%s", model, error)
         self._socket.send(node, piece)
@@ -270,7 +256,7 @@ class Gateway:
                 case SendToNode(node, message):
                     if not self._socket.send(node, message):
                         reason = "its queue of messages is full"
-                        self._execute(self._pool.lost(node, reason, self._clock.now()))
+                        self._execute(self.pool.lost(node, reason, self._clock.now()))
                         self._want_turn()
                 case EvictWorker(_, process_id, host, reason):
                     logger.warning("worker_evicted process=%s reason=%s", process_id, reason)

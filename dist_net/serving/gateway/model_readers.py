@@ -6,8 +6,6 @@ A file that hangs, crashes or computes forever delays no other model, and its ow
 process may be under the control of the file that it reads.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -26,12 +24,7 @@ from dist_net.errors import BadInputError, ProtocolError
 from dist_net.files import read_regular_file
 from dist_net.processes.child import RunningChild
 from dist_net.processes.launcher import ProcessSpec
-from dist_net.serving.model_reading import (
-    MAX_COMPUTING_S,
-    READ_OPTION,
-    UNREQUESTED,
-    answer_file,
-)
+from dist_net.serving.model_reading import MAX_COMPUTING_S, READ_OPTION, UNREQUESTED, answer_file
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import ReadModel, RemoveArrays
 from dist_net.wire.codec import decode

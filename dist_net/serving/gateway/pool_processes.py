@@ -3,8 +3,6 @@
 The supervisor is polled on the gateway's event loop, and at once when a process of this host ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -44,8 +42,7 @@ class PoolProcesses:
     """Keep this host's fork server and a worker for each of ``specs`` running; read models.
 
     Each is restarted however often it ends, and killed if it does not join the pool. ``is_begun``:
-    the pool has been ready; before that, an end that would be repeated makes ``require_startable``
-    raise.
+    the pool has been ready; before, an end that would repeat makes ``require_startable`` raise.
     """
 
     def __init__(self, specs: Sequence[ProcessSpec], sources: PoolSources, logs: Path) -> None:
@@ -165,10 +162,7 @@ class PoolProcesses:
 
 
 def is_running(process_id: int, host: str) -> bool:
-    """Return whether the kernel lists a process of this host as running, neither stopped nor dead.
-
-    False on systems without ``/proc``.
-    """
+    """Return whether ``/proc`` lists this host's process as running, not stopped or dead."""
     try:
         state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

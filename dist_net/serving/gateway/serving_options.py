@@ -1,7 +1,5 @@
 """The options of ``dist-net serve``."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -132,14 +130,12 @@ def _add_workers(group: argparse._ArgumentGroup) -> None:
         ("--threads", int, "N", "threads per worker", 1),
         ("--grace", float, "SECONDS", "time to answer admitted requests after a signal", 30.0),
     )
-    option(
-        "--reproducible",
-        dest="is_reproducible",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
-        "processors without AVX-512",
+    text = (
+        "answers do not depend on the batch, bit for bit (default); up to a fifth slower on "
+        "processors without AVX-512"
     )
+    switch = argparse.BooleanOptionalAction
+    option("--reproducible", dest="is_reproducible", action=switch, default=True, help=text)
     text = "program that computes the models (default: numpy); .onnx files need onnxruntime"
     option("--engine", choices=ENGINES, default=NUMPY, help=text)
     text = (

@@ -23,11 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dist_net.clock import SystemClock
 from dist_net.command_line import importing, joining_command
-from dist_net.errors import (
-    INTERRUPTED,
-    AddressError,
-    ModelLoadError,
-)
+from dist_net.errors import INTERRUPTED, AddressError, ModelLoadError
 from dist_net.nets.run_contents import confirm_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.nets.sources.named_source import ModelSource, parse_pool_sources
@@ -70,8 +66,7 @@ CLIENT_HIGH_WATER_MARK = 1024  # requests of a client in its socket
 class StopSignals:
     """SIGTERM, as from a service manager, or SIGINT. Create it on the running event loop.
 
-    A second signal sets ``is_urgent``: do not wait. ``exit_code``: of the process after an orderly
-    shutdown.
+    A second signal sets ``is_urgent``: do not wait. ``exit_code``: after an orderly shutdown.
     """
 
     def __init__(self) -> None:
@@ -215,7 +210,7 @@ async def _run(
     desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
-        supervising = processes.start(gateway.child_ended, gateway.is_member, gateway.prepared)
+        supervising = processes.start(gateway.child_ended, gateway.pool.is_member, gateway.prepared)
         await _until_ready(gateway, stop, processes, options.workers)
         processes.is_begun = True
         gc.freeze()  # these objects stay: garbage collections skip them
@@ -262,7 +257,7 @@ async def _until_ready(
     """Wait until every model is ready; raise if one cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
         processes.require_startable()
-        failures = gateway.failures()
+        failures = gateway.pool.failures()
         if failures and workers != 0:  # workers on other hosts may still join
             raise failures[0]
         await asyncio.sleep(POLL_S)

@@ -1,7 +1,5 @@
 """The ASGI application of the pool: every route, the page's files, and the errors as JSON."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mimetypes

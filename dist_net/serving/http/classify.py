@@ -1,14 +1,10 @@
-"""POST /v1/models/MODEL/classify: classify images.
-
-The request contains one image as its body, or several as the files of a multipart form.
-"""
-
-from __future__ import annotations
+"""POST /v1/models/MODEL/classify: classify the image in the body, or the images of a form."""
 
 import logging
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from time import perf_counter
@@ -44,12 +40,12 @@ _PIECE_BYTES = 2**16
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
+@dataclass(frozen=True)
 class Classification:
     """The endpoint that classifies images."""
 
-    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
-        self._gateway = gateway
-        self._memory = memory
+    gateway: Gateway
+    memory: RequestMemory
 
     def routes(self) -> list[Route]:
         """Return the routes to a named model, and to the only one."""
@@ -59,7 +55,7 @@ class Classification:
     async def classify(self, request: Request) -> Json:
         """Classify each image; an unreadable image does not affect the others."""
         began_s = perf_counter()
-        exchange = HttpExchange(self._memory, request)
+        exchange = HttpExchange(self.memory, request)
         content_type = exchange.headers.get(b"content-type", b"")
         body = await exchange.body()
         if content_type.lower().startswith(b"multipart/form-data"):
@@ -79,7 +75,7 @@ class Classification:
             InferenceRequest(model.name, each.content, is_image=True, version=version)
             for each in images
         ]
-        results = await exchange.infer(self._gateway, model, requests)
+        results = await exchange.infer(self.gateway, model, requests)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
         reply = partial(_reply, model, images, results, top, total_ms)
         return await exchange.off_loop(classes_bytes(results), reply)
@@ -87,14 +83,14 @@ class Classification:
     def _model(self, name: str | None) -> ModelDescription:
         """Return the model of this name; without a name, the only one."""
         if name is None:
-            names = list(self._gateway.models())
+            names = list(self.gateway.models())
             if len(names) != 1:
                 raise BadRequestError(
                     f"{len(names)} models are served; expected the path "
                     f"/v1/models/MODEL/classify with one of: {', '.join(names)}"
                 )
             name = names[0]
-        model = description_of(self._gateway, name)
+        model = description_of(self.gateway, name)
         if not (model.takes_images and model.has_classes):
             reason = "has no classes" if model.takes_images else "takes no images"
             raise BadRequestError(
@@ -155,10 +151,7 @@ def _answer(result: Result, top: int) -> dict[str, Any]:
 
 
 def form_images(body: Payload, content_type: bytes) -> list[EncodedImage]:
-    """Return the files of a multipart form, copied; the form is parsed in pieces.
-
-    Raise BadRequestError for a damaged form, RequestTooLargeError for more than MAX_IMAGES files.
-    """
+    """Return copies of a form's files. Raise BadRequestError, RequestTooLargeError for many."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise BadRequestError("the multipart form's Content-Type lacks its boundary; expected one")

@@ -1,7 +1,5 @@
 """A request on its way to the pool: permission, its body within limits, its model, its results."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re
@@ -61,10 +59,7 @@ _SENT_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True)
 class Guard:
-    """ASGI middleware that refuses requests without permission; ``open_paths`` need no token.
-
-    ``refusals`` counts every refusal, whether by the guard or by the application.
-    """
+    """ASGI middleware that refuses requests without permission, and counts every refusal."""
 
     application: ASGIApp
     settings: HttpSettings
@@ -161,10 +156,7 @@ class Guard:
         return None
 
     def _foreign(self, headers: HeaderValues) -> tuple[int, str] | None:
-        """Refuse requests from pages of other sites in a browser on this host.
-
-        A token proves that a request does not come from such a page.
-        """
+        """Refuse requests from other sites' pages in a browser; a token proves another sender."""
         origin, host = headers.get(b"origin"), headers.get(b"host", b"")
         # A proxy may rewrite Host. No page can set Sec-Fetch-Site, but not every browser sends it.
         is_same_origin = headers.get(b"sec-fetch-site") == b"same-origin"
@@ -208,11 +200,7 @@ def _is_this_host(host: str) -> bool:
 
 
 class RequestMemory:
-    """Limits the number of threads that parse requests, and knows the bodies that arrive.
-
-    No request may block the event loop, however large: work that grows with a body runs in a
-    thread.
-    """
+    """Limits the threads that parse requests, which may not block the loop; knows the bodies."""
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
@@ -286,8 +274,7 @@ class HttpExchange:
         """Return the result of each request, once the body has been received.
 
         The requests are cancelled if the client disconnects or this task is cancelled. Raise
-        PoolUnavailableError without room for their answers, which are in memory twice when they
-        are written.
+        PoolUnavailableError without room for their answers, twice in memory when written.
         """
         answer_bytes = sum(model.answer_bytes(each.rows) for each in requests)
         self._opened.require(self._opened.size_bytes + 2 * answer_bytes)
@@ -369,10 +356,7 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
 
 
 def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
-    """Return the description of ``version`` of a model, by default the newest.
-
-    Raise ModelNotServedError for an unknown one, and see ``not_ready``.
-    """
+    """Return the newest description, or a version's. Raise ModelNotServedError; ``not_ready``."""
     description = gateway.description(name, version) if version is None else None
     if description is not None:
         return description

@@ -1,7 +1,5 @@
 """The protocol's endpoints about models: health, metadata, statistics, loading and unloading."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -8,11 +8,9 @@ Raw tensors are little-endian and row-major. An element of BYTES is its length, 
 uint32, followed by its content.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, chain, pairwise
 from math import prod
@@ -58,12 +56,12 @@ _SHOWN.maxlevel = 2  # instead of descending a thousand nested lists
 _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
+@dataclass(frozen=True)
 class InferEndpoint:
     """The endpoint of inference requests: an ASGI application, cheaper than a function's route."""
 
-    def __init__(self, gateway: Gateway, memory: RequestMemory) -> None:
-        self._gateway = gateway
-        self._memory = memory
+    gateway: Gateway
+    memory: RequestMemory
 
     def routes(self) -> list[Route]:
         """Return the routes to the newest version and to a named one."""
@@ -76,18 +74,18 @@ class InferEndpoint:
 
     async def _infer(self, request: Request) -> HttpReply:
         name, version = request.path_params["model"], version_number(request)
-        exchange = HttpExchange(self._memory, request)
+        exchange = HttpExchange(self.memory, request)
         json_bytes = exchange.size_header(JSON_LENGTH)
         content = await exchange.body()
         parsed_bytes = len(content) if json_bytes is None else json_bytes
         model = None
         # A model may be loaded while a thread parses: the model that answers must be the model
         # that the request was checked for. ``infer`` admits the request before its first await.
-        while (newest := description_of(self._gateway, name, version)) is not model:
+        while (newest := description_of(self.gateway, name, version)) is not model:
             model = newest
             read = partial(read_request, content, json_bytes, model, version)
             requests, form = await exchange.off_loop(parsed_bytes, read)
-        results = await exchange.infer(self._gateway, model, requests)
+        results = await exchange.infer(self.gateway, model, requests)
         if (failed := _first_failure(results)) is not None:
             return result_reply(failed)
         rows = sum(each.rows for each in requests)
@@ -174,10 +172,7 @@ def _raw_request(
 
 
 def json_object(text: Payload, example: Callable[[], str] = str) -> dict[str, Any]:
-    """Return the JSON object in a body. Raise BadRequestError or RequestTooLargeError.
-
-    Their messages about another body end with ``example()``.
-    """
+    """Return a body's JSON object. Raise RequestTooLargeError, BadRequestError with an example."""
     if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
             f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "
@@ -391,8 +386,7 @@ def shown(value: object) -> str:
 def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
     """Return the raw bytes of a tensor in a JSON array, flat or nested like its shape.
 
-    Raise BadRequestError for another number of elements, or if an element is not a number in the
-    type's range.
+    Raise BadRequestError for another number of elements, or numbers out of the type's range.
     """
     elements = _flat(data, shape)
     if len(elements) != prod(shape):

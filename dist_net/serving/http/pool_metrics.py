@@ -5,8 +5,6 @@ own, in seconds. Counters have no label for the version: a version may come and 
 scrapes, and its counts would be lost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple, cast

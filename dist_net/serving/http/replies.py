@@ -1,7 +1,5 @@
 """Replies in JSON, the status code of each error and result, and the record of refusals."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter

@@ -1,10 +1,7 @@
 """The HTTP server: uvicorn on our own socket, with TLS and limits for slow clients.
 
-uvicorn limits neither the head of a request nor the time that it waits for a client. So a subclass
-of its connection does.
+uvicorn limits neither a request's head nor waits for a client; a subclass of its connection does.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -44,11 +41,7 @@ _SMALL_CHUNKS = 1024
 
 
 class HttpServer:
-    """Listens from its creation; ``serve`` responds, in the event loop that runs it.
-
-    ``url`` is its address, with the port that the system chose for port 0. Raise AddressError
-    if the address is unusable, and KeyFileError for an unusable certificate or key.
-    """
+    """Listens from its creation; ``url`` has the real port. Raise AddressError and KeyFileError."""
 
     def __init__(
         self,
@@ -100,11 +93,7 @@ class HttpServer:
         self._socket.close()
 
     async def _accept(self, context: ssl.SSLContext) -> None:
-        """Accept connections and do their TLS handshakes, until cancelled.
-
-        asyncio's own TLS server reports a connection only after its handshake, too late to count
-        and drop silent connections.
-        """
+        """Accept connections and do TLS handshakes: asyncio reports silent ones too late."""
         self._socket.setblocking(False)
         async with asyncio.TaskGroup() as handshakes:
             while True:

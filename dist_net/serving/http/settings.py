@@ -1,7 +1,5 @@
 """Settings of the HTTP server: its address, its tokens and TLS files, and its limits."""
 
-from __future__ import annotations
-
 import hmac
 import logging
 import math
@@ -33,74 +31,6 @@ _TOKEN_LINE = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpSettings:
-    """Checked when created: raises SettingError, AddressError, or InsecureAddressError.
-
-    ``address``: HOST:PORT to listen on; with port 0 the system chooses one. With ``tokens``, every
-    request must carry one; to listen beyond this host they are needed. Without, every process of
-    this host has the ``loopback_role``. ``certificate`` and ``private_key`` are PEM files for TLS.
-    ``max_batch_size`` is the pool's, for the models' configuration.
-
-    A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
-    ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
-    at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
-    a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
-    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
-    waits longest for its client. A client that has ended its side of a connection is answered
-    within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
-    requests wait while another is being answered. ``access_log``: log every request.
-    """
-
-    address: str = "127.0.0.1:8000"
-    tokens: TokenFile | None = None
-    loopback_role: str = OPERATOR
-    certificate: Path | None = None
-    private_key: Path | None = None
-    max_batch_size: int = 8
-    body_bytes: int = 16 * MIB
-    queue_bytes: int = 256 * MIB
-    min_bytes_per_s: int = 8192
-    body_timeout_s: float = 10.0
-    client_timeout_s: float = 60.0
-    half_closed_s: float = 10.0
-    header_bytes: int = 16 * 1024
-    headers: int = 64
-    connections: int = 512
-    pipelined: int = 16
-    access_log: bool = False
-    shutdown_timeout_s: float = 15.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if type(value) in (int, float) and value <= 0:
-                raise SettingError(f"{name} is {value}; expected more than 0")
-        if (self.certificate is None) != (self.private_key is None):
-            raise SettingError(
-                "TLS needs a certificate and its private key; expected both or neither"
-            )
-        if not self.listen_address.stays_on_this_host and self.tokens is None:
-            raise InsecureAddressError(
-                f"HTTP on {self.address} reaches beyond this host, where anybody could use it and "
-                f"unload its models; expected tokens (--token-file), with or without TLS; or "
-                f"listen on 127.0.0.1"
-            )
-
-    @property
-    def has_tls(self) -> bool:
-        return self.certificate is not None
-
-    @property
-    def listen_address(self) -> Address:
-        try:
-            return listen_address(f"tcp://{self.address}")
-        except AddressError as error:
-            raise AddressError(
-                f"cannot listen for HTTP on {self.address!r}; expected HOST:PORT, a name or "
-                f"address of this host and a port from 0 to 65535, such as 127.0.0.1:8000"
-            ) from error
-
-
 class Credential(NamedTuple):
     """The rights and limits of a sender; ``name`` is safe to log."""
 
@@ -117,8 +47,7 @@ class TokenFile:
 
     The constructor raises KeyFileError for any other line, except empty ones. The file is read
     again every second of use, so tokens are added and revoked without a restart: only its usable
-    lines count, and if it is missing, no token is valid. A read that fails otherwise, as without a
-    free descriptor, changes nothing.
+    lines count, and if it is missing, no token is valid. Any other failure to read changes nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,3 +119,71 @@ class TokenFile:
                 f"{MIN_TOKEN} letters, digits and -._~+/, and perhaps 'name=NAME rate=N inflight=N'"
             )
         return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """Checked when created: raises SettingError, AddressError, or InsecureAddressError.
+
+    ``address``: HOST:PORT to listen on; with port 0 the system chooses one. With ``tokens``, every
+    request must carry one; to listen beyond this host they are needed. Without, every process of
+    this host has the ``loopback_role``. ``certificate`` and ``private_key`` are PEM files for TLS.
+    ``max_batch_size`` is the pool's, for the models' configuration.
+
+    A body has at most ``body_bytes``; the bodies of all unanswered requests together have at most
+    ``queue_bytes``, as in the pool. The request line and headers have at most ``header_bytes``, in
+    at most ``headers`` headers. A connection waits for its client at most ``body_timeout_s`` within
+    a body, and ``client_timeout_s`` otherwise, less the time of the transferred bytes at
+    ``min_bytes_per_s``. There are at most ``connections``: a new one replaces the connection that
+    waits longest for its client. A client that has ended its side of a connection is answered
+    within ``half_closed_s``; then it counts as gone. On each connection at most ``pipelined``
+    requests wait while another is being answered. ``access_log``: log every request.
+    """
+
+    address: str = "127.0.0.1:8000"
+    tokens: TokenFile | None = None
+    loopback_role: str = OPERATOR
+    certificate: Path | None = None
+    private_key: Path | None = None
+    max_batch_size: int = 8
+    body_bytes: int = 16 * MIB
+    queue_bytes: int = 256 * MIB
+    min_bytes_per_s: int = 8192
+    body_timeout_s: float = 10.0
+    client_timeout_s: float = 60.0
+    half_closed_s: float = 10.0
+    header_bytes: int = 16 * 1024
+    headers: int = 64
+    connections: int = 512
+    pipelined: int = 16
+    access_log: bool = False
+    shutdown_timeout_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) in (int, float) and value <= 0:
+                raise SettingError(f"{name} is {value}; expected more than 0")
+        if (self.certificate is None) != (self.private_key is None):
+            raise SettingError(
+                "TLS needs a certificate and its private key; expected both or neither"
+            )
+        if not self.listen_address.stays_on_this_host and self.tokens is None:
+            raise InsecureAddressError(
+                f"HTTP on {self.address} reaches beyond this host, where anybody could use it and "
+                f"unload its models; expected tokens (--token-file), with or without TLS; or "
+                f"listen on 127.0.0.1"
+            )
+
+    @property
+    def has_tls(self) -> bool:
+        return self.certificate is not None
+
+    @property
+    def listen_address(self) -> Address:
+        try:
+            return listen_address(f"tcp://{self.address}")
+        except AddressError as error:
+            raise AddressError(
+                f"cannot listen for HTTP on {self.address!r}; expected HOST:PORT, a name or "
+                f"address of this host and a port from 0 to 65535, such as 127.0.0.1:8000"
+            ) from error

@@ -6,8 +6,6 @@ until the client has read its answer. Bytes that the client sends or reads count
 at the minimum rate: a client that keeps the rate is not waited for at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 

@@ -3,8 +3,6 @@
 reload ─▶ ReadModel ─▶ (a process reads) ─▶ ModelPrepared ─▶ workers load ─▶ EndRequest
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,10 +38,7 @@ class _Reload:
 
 
 class Catalogue:
-    """All models by name. A request to read a model replaces an unanswered one.
-
-    After any event call ``advance`` for the resulting commands.
-    """
+    """All models by name; call ``advance`` after any event. A later request replaces another."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.models = {name: ModelVersions(name) for name in names}
@@ -132,10 +127,7 @@ class Catalogue:
         return commands
 
     def failures(self, has_workers: bool) -> list[ModelLoadError]:
-        """Return the errors of models that could not be read, or that no worker could load.
-
-        Models that may still be loaded are not included.
-        """
+        """Return the errors of models that were not read, or that no worker can load any more."""
         failures = []
         for name, answer in self._answers.items():
             model, reason = self.models[name], answer.reason
@@ -146,10 +138,7 @@ class Catalogue:
         return failures
 
     def _prepare(self, model: str) -> int:
-        """Request the model's next version; return its number.
-
-        A version of a training run has the run's number instead.
-        """
+        """Request the next version; return its number. Those of a training run have the run's."""
         number = self._newest[model] = self._newest[model] + 1
         self._requested[model] = number
         self._unsent[model] = ReadModel(model, number)

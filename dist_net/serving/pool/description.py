@@ -1,14 +1,12 @@
 """Descriptions of a model: for the workers that load it, for interfaces, and for clients."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -64,8 +62,7 @@ class VersionSummary:
 class ModelDescription(VersionSummary):
     """One version of a model, for the requests to it and for the workers that load it.
 
-    ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``fitting``: the method of resizing images.
+    ``arrays_path``: of prepared kernels on the gateway's host. ``fitting``: resizes images.
     """
 
     name: str
@@ -133,7 +130,7 @@ class ModelDescription(VersionSummary):
         return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 
     @classmethod
-    def from_json(cls, text: str) -> ModelDescription:
+    def from_json(cls, text: str) -> Self:
         """Parse the result of ``to_json``. Raise ProtocolError."""
         try:
             content = json.loads(text)
@@ -242,10 +239,7 @@ def _summary_of(version: VersionSummary) -> dict[str, Any]:
 
 
 def summary_to_json(model: ServedModel, max_batch_size: int) -> list[bytes]:
-    """Return the JSON of a model's state, then that of each version, newest first.
-
-    That of a version is written once: it may contain many labels.
-    """
+    """Return the JSON of a model's state, then that of each version once, newest first."""
     summary = summary_of(model, max_batch_size)
     state = {name: getattr(summary, name) for name in _STATE}
     newest = model.description

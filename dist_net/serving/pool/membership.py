@@ -1,7 +1,5 @@
 """The members of the pool: the inference workers, with their loaded models and running batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Every request in the pool, from its admission to its end; queued requests wait by client."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,8 +74,7 @@ class OpenRequests:
     """Requests without an answer, whether queued or running.
 
     ``waiting``: by model, the clients with queued requests; no operation iterates over all
-    requests. ``unsettled``: models whose versions may advance because the last request that blocked
-    them has ended.
+    requests. ``unsettled``: models whose versions may advance, as no request blocks them any more.
     """
 
     def __init__(self, models: Mapping[str, ModelVersions], ids: Iterator[int]) -> None:

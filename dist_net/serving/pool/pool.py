@@ -9,8 +9,6 @@ A request goes this way:
 and a version of a model this way: ``Catalogue`` has it read, ``ModelVersions`` has workers load it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -33,13 +31,7 @@ from dist_net.serving.pool.requests import (
 from dist_net.serving.pool.scheduler import Scheduler, no_such_model
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
-from dist_net.wire.serving_messages import (
-    BatchDone,
-    JoinPool,
-    Loaded,
-    ModelPrepared,
-    PoolWelcome,
-)
+from dist_net.wire.serving_messages import BatchDone, JoinPool, Loaded, ModelPrepared, PoolWelcome
 
 logger = logging.getLogger(__name__)
 
@@ -266,10 +258,7 @@ class Pool:
         return self._workers.of_process(host, process_id) is not None
 
     def failures(self) -> list[ModelLoadError]:
-        """Return the errors of models that could not be read, or that no worker could load.
-
-        Models that a worker may still load are not included.
-        """
+        """Return the errors of models that were not read, or that no worker can load any more."""
         return self.catalogue.failures(has_workers=bool(len(self._workers)))
 
     def status(self, now: float) -> dict[str, Any]:

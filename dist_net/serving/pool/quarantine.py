@@ -1,7 +1,5 @@
 """Inputs that end workers, and versions that such inputs end too often: neither runs again."""
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from hashlib import blake2b

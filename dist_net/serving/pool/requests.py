@@ -1,7 +1,5 @@
 """The pool's settings, requests and results, and its commands to the gateway."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from enum import IntEnum

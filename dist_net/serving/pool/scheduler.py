@@ -1,10 +1,7 @@
 """Which requests are admitted, and which batch runs next, on which worker.
 
-Nothing is predicted: a request is admitted while its client's queue has room, and what a batch took
-decides its client's next turn.
+Nothing is predicted: a request needs room in its client's queue; a batch's time decides turns.
 """
-
-from __future__ import annotations
 
 import math
 from collections import Counter
@@ -46,8 +43,7 @@ MAX_TURNS = 1024  # of those that wait for their turn, unless more wait
 class Turns:
     """The order in which models, or the clients of one, are served: each has the same time.
 
-    Start-time fair queueing (Goyal et al. 1996), by the time that batches took. Who was idle has
-    saved up no time.
+    Start-time fair queueing (Goyal et al. 1996), by the time of batches; idle time is not saved up.
     """
 
     def __init__(self) -> None:
@@ -150,10 +146,7 @@ class Scheduler:
         )
 
     def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | EndRequest | None:
-        """Start the next batch on a worker, or end a request that must not run.
-
-        Return None if no batch can run now.
-        """
+        """Start a batch, or end a request that must not run; return None if nothing can run."""
         live = self._workers.live(now)
         free = [
             worker
@@ -233,10 +226,7 @@ class Scheduler:
         )
 
     def _by_turn(self, model: str) -> list[ClientQueue]:
-        """Return the model's waiting clients in the order of their turns, then of their requests.
-
-        The requests of lost workers are first.
-        """
+        """Return waiting clients: those of lost workers, then by turn, then by request."""
         turns, queues = self._client_turns[model], self._requests.waiting[model].values()
         if len(queues) == 1:
             return [*queues]

@@ -1,12 +1,11 @@
 """Counters and times of the requests to a version of a model."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil
+from typing import Self
 
 from dist_net.serving.pool.requests import Result, Status
 
@@ -49,10 +48,7 @@ class Histogram(Timed):
 
 
 class RecentLatencies:
-    """The latencies of requests answered in the last ten seconds, each with its time.
-
-    Only the newest ``MAX_LATENCIES`` are kept, so that a report takes about a millisecond.
-    """
+    """Latencies of the last ten seconds, the newest ``MAX_LATENCIES``: a report takes 1 ms."""
 
     def __init__(self) -> None:
         # Oldest first.
@@ -80,13 +76,6 @@ class RecentLatencies:
     def _forget(self, now: float) -> None:
         while self._answered and self._answered[0][0] <= now - WINDOW_S:
             self._answered.popleft()
-
-
-def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
-    together = ModelStatistics()
-    for each in statistics:
-        together.absorb(each)
-    return together
 
 
 @dataclass(slots=True)
@@ -142,10 +131,7 @@ class ModelStatistics:
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
     def ended(self, result: Result, latency_s: float, transit_s: float) -> None:
-        """Count the result of an admitted request, ``latency_s`` after its admission.
-
-        ``transit_s``: the transport time of its batch to the worker and back.
-        """
+        """Count an admitted request's result; ``transit_s``: its batch's transport both ways."""
         if result.status is Status.OK:
             self.answered += 1
             self.success.observe(latency_s)
@@ -162,7 +148,7 @@ class ModelStatistics:
         else:
             self.failed += 1
 
-    def absorb(self, other: ModelStatistics) -> None:
+    def absorb(self, other: Self) -> None:
         """Add the counts of ``other``."""
         if other.last_inference_s is not None:
             self.last_inference_s = max(self.last_inference_s or 0.0, other.last_inference_s)
@@ -176,3 +162,10 @@ class ModelStatistics:
             self.batches.setdefault(rows, Timed()).add(timed.count, timed.seconds)
         for name in (*ENDS, "retried"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
+    together = ModelStatistics()
+    for each in statistics:
+        together.absorb(each)
+    return together

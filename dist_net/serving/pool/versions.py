@@ -16,8 +16,6 @@ again. Workers load a new version one after the other, so that the rest continue
 workers without a version of the model load it at once.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from enum import Enum

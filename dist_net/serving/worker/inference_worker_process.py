@@ -2,8 +2,7 @@
 
     python -m dist_net.serving.worker.inference_worker_process [TOKEN | --connect ADDRESS] ...
 
-Prints ``READY`` on stdout when it joins the gateway, and ``FAILED REASON`` if it fails. Logs go to
-stderr.
+Prints ``READY`` on stdout when it joins, ``FAILED REASON`` if it fails; logs to stderr.
 """
 
 import argparse
@@ -40,28 +39,19 @@ KEPT_BYTES = 8 << 20  # enough for a batch's rows; memory of a huge image's pixe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_arguments(parser, "gateway", "'dist-net serve --listen-workers ADDRESS'")
-    parser.add_argument(
-        "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
-    )
+    own_name = f"{socket.gethostname()}:{os.getpid()}"
+    parser.add_argument("--name", default=own_name, help="for people")
     add_options(
         parser,
         ("--threads", int, "N", "how many compute", 1),
         ("--max-batch-size", int, "N", "as the gateway's", 8),
         ("--max-pixels", int, "N", "refuse larger images", MAX_PIXELS),
     )
-    parser.add_argument(
-        "--reproducible",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="as the gateway's (default)",
-    )
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=default_cache_dir() / "served",
-        metavar="DIR",
-        help="for models that the gateway sends (default: in the cache)",
-    )
+    switch, text = argparse.BooleanOptionalAction, "as the gateway's (default)"
+    parser.add_argument("--reproducible", action=switch, default=True, help=text)
+    cache = default_cache_dir() / "served"
+    text = "for models that the gateway sends (default: in the cache)"
+    parser.add_argument("--directory", type=Path, default=cache, metavar="DIR", help=text)
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 

@@ -1,10 +1,7 @@
 """The versions that an inference worker has loaded or is loading in a thread, and how it does so.
 
-The arrays of a version are a file that all processes of a host share, fetched from a gateway on
-another host.
+A version's arrays are a file that a host's processes share, fetched from a remote gateway.
 """
-
-from __future__ import annotations
 
 import logging
 import threading
@@ -64,11 +61,7 @@ class LoadedModels:
         return self._networks.get((model, version))
 
     def joined_anew(self) -> None:
-        """Expect the gateway to request versions again after a new join.
-
-        Loaded versions are reported at once. The other versions of a model are dropped once a
-        requested version is loaded.
-        """
+        """Expect requests anew after a join: report loaded versions at once, drop the others."""
         self._unclaimed = set(self._networks)
 
     def begin(self, load: Load) -> None:
@@ -152,10 +145,7 @@ def load_network(
     alike: ServedNetwork | None,
     may_go_on: Callable[[], bool],
 ) -> ServedNetwork:
-    """Return a version's network; missing arrays are fetched from the gateway at ``address``.
-
-    Raise a DistNetError or a recipe's exception.
-    """
+    """Return a version's network; fetch missing arrays. Raise DistNetError or a recipe's error."""
 
     def fetch(request: FetchArrays) -> ArraysPiece:
         if not may_go_on():

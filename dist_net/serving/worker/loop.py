@@ -1,7 +1,5 @@
 """The inference worker's loop, between its loaded models and the gateway's socket."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 
@@ -34,8 +32,7 @@ class InferenceWorker:
     The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
     own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
     gateway's exit. Once ``leave_reason`` is set, the worker must leave. ``was_stopped`` is set by
-    ``stop``, not by the gateway's ``Stop``. Callers use ``serve``, or call ``tick`` and ``handle``
-    in the same order.
+    ``stop``, not by the gateway's ``Stop``. Call ``serve``, or ``tick`` and ``handle`` as it does.
     """
 
     def __init__(
@@ -72,8 +69,7 @@ class InferenceWorker:
     def serve(self) -> str:
         """Serve until stopped; return the reason.
 
-        Raise ``NoAnswerError`` if the gateway never replies, ``ServerLostError`` if it stops
-        replying, and ``JoinRefusedError`` if it refuses this worker.
+        Raise ``NoAnswerError``, ``ServerLostError`` (a silent gateway) or ``JoinRefusedError``.
         """
         while self.leave_reason is None:
             message = self._socket.receive(self.tick())

@@ -1,7 +1,5 @@
 """A version of a model in an inference worker: computes the results of payloads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -118,11 +117,10 @@ class ServedNetwork:
             self.close()
             raise
 
-    def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
+    def rebound(self, description: ModelDescription, prepared: Prepared) -> Self | None:
         """Return another version of the same architecture that shares this one's plans.
 
-        None if the plans are gone; see ``Inference.rebound``. It may be
-        called by any thread. Raise ModelLoadError and ShapeError as for a new one.
+        None if the plans are gone; any thread may call it. Raise ModelLoadError, ShapeError.
         """
         session = self._session.rebound(prepared)
         if session is None:
@@ -159,8 +157,7 @@ class ServedNetwork:
     def answer(self, run: RunBatch) -> BatchDone:
         """Return the result of each payload: an image, or the tensors of a request.
 
-        A bad payload does not affect the others. A tensor of NaN, or of numbers out of the net's
-        range, is computed as in NumPy.
+        A bad payload does not affect the others. Numbers out of range are computed as in NumPy.
         """
         begun_s = self._clock.now()
         inputs = self._decoded(run.payloads) if run.is_image else [*map(self._parsed, run.payloads)]

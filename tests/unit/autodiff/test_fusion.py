@@ -77,7 +77,9 @@ def transposed_operands(x):
 )
 def test_fused_strips_give_what_whole_arrays_give(build, shape, differentiated, monkeypatch):
     if build is transposed_operands:
-        shape = (shape[0], *shape[1:-1], shape[0])
+        # A row of 130 is longer than the longest strips, as one of 300 is.
+        rows = min(shape[0], 130)
+        shape = (rows, *shape[1:-1], rows)
     x = variable("x", *shape)
     inputs = [x, *row_and_column(x)]
     arrays = {node.operation.name: draw(*node.shape) + 0.1 for node in inputs}

@@ -1,7 +1,6 @@
 """Fashion-MNIST by a small convolutional network of Darknet's kind: 119,354 parameters.
 
-Described as a .cfg file describes it, so that what was trained can be written as .cfg and .weights
-for the Darknet program.
+Built from sections of a .cfg file: the Darknet program can run the trained net.
 """
 
 from dist_net import autodiff

@@ -192,7 +192,7 @@ def test_workers_that_are_silent_cannot_answer_though_no_turn_has_been_taken() -
     with running(workers=1) as (host, turns):
         worker = b"worker 0"
         description = described("net", 1)
-        host.gateway._pool.prepared(ModelPrepared("net", 1, description.to_json(), ""), 1000.0)
+        host.gateway.pool.prepared(ModelPrepared("net", 1, description.to_json(), ""), 1000.0)
         host.socket.arrived.append((worker, Loaded("net", 1, "")))
         turns()
         (probe,) = [each for _, each in host.socket.sent if isinstance(each, RunBatch)]
