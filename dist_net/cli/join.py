@@ -21,6 +21,7 @@ from dist_net.command_line import (
 from dist_net.data import default_cache_dir
 from dist_net.data.prepared_images import ImageCache
 from dist_net.errors import DatasetError, RecipeError
+from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_contents import confirm_code, load_run_recipe
@@ -36,7 +37,7 @@ from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.processes.token_arguments import token_given
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
-from dist_net.training.run.local_run import Following, LocalRunSettings
+from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress

@@ -21,7 +21,7 @@ from dist_net.errors import (
     NoAnswerError,
     ProtocolError,
 )
-from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.printable import counted, printable_report
 from dist_net.processes.own_directory import announced_keys
 from dist_net.processes.terminal import plain_console
@@ -29,6 +29,7 @@ from dist_net.training.run.training_progress import exchange_facts
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.metrics import STALENESS_BUCKETS
 from dist_net.wire.security import CLIENT, OPERATOR, PeerKeys, load_peer_keys
+from dist_net.wire.transport import ServerAccess
 
 OVER = ("finished", "stopping")
 
@@ -98,26 +99,26 @@ def followed(
 ) -> Iterator[dict[str, Any]]:
     """Yield a report every ``every_s`` until the run ends, each with the new metric records.
 
-    If the server does not reply, notify the user through ``say`` and retry once over a new
-    connection: the server may have restarted. Raise ``NoAnswerError``.
+    If the server does not reply, notify the user through ``say`` and retry once: the server may
+    have restarted, or a standby continues its run. Raise ``NoAnswerError``.
     """
+    run = Following(ServerAccess(address, keys), notify=say)
     next_record, was_silent = NO_RECORDS, False
     while True:
         try:
-            with Observer(address, keys, timeout_s) as observer:
-                while True:
-                    report = observer.status(next_record)
-                    was_silent = False
-                    next_record = report.get("next_record", NO_RECORDS)
-                    yield report
-                    if report.get("state") in OVER:
-                        return
-                    time.sleep(every_s)
+            with run.observed(timeout_s, next_record) as (_, report):
+                was_silent = False
         except NoAnswerError as error:
             if was_silent:
                 raise
             was_silent = True
             say(f"{error}: retrying once")
+            continue
+        next_record = report.get("next_record", NO_RECORDS)
+        yield report
+        if report.get("state") in OVER:
+            return
+        time.sleep(every_s)
 
 
 def view(report: dict[str, Any]) -> RenderableType:
@@ -216,6 +217,7 @@ def run_line(report: Report) -> str:
         f"start {report['server_starts']}",
         f"journal {report['journal_lag_records']:,} records, {report['journal_lag_s']:.1f} s "
         f"behind",
+        *(f"standby {each['host']} {_behind(each)}" for each in report["standbys"]),
     ]
     return "; ".join([*parts, *map(str, _errors(report)), *map(str, _slow(report))])
 
@@ -255,8 +257,17 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         f"repeated",
     )
     yield report["consistency"], exchange_facts(report)
+    for standby in report["standbys"]:
+        yield "standby", Text(f"{standby['host']} at {standby['address']}, {_behind(standby)}")
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])
+
+
+def _behind(standby: Report) -> str:
+    return (
+        f"{standby['versions_behind']:,} versions, {standby['samples_behind']:,} samples, "
+        f"{standby['seconds_behind']:.1f} s behind; heard {standby['heard_s_ago']:.1f} s ago"
+    )
 
 
 def _in_groups(what: str, name: str, workers: list[Report]) -> Iterator[tuple[str, Text]]:
@@ -309,6 +320,7 @@ def _errors(report: Report) -> Iterator[Text]:
         ("loss_warning", WARNING),
         ("worker_warning", WARNING),
         ("kernel_warning", WARNING),
+        ("majority_warning", WARNING),
     ):
         if report[name] is not None:
             yield _paragraph(report[name], style)

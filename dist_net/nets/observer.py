@@ -3,11 +3,19 @@
 import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from dist_net.errors import ProtocolError, RecipeError
+from dist_net.errors import (
+    DistNetError,
+    InsecureAddressError,
+    NoAnswerError,
+    ProtocolError,
+    RecipeError,
+)
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
@@ -23,8 +31,9 @@ from dist_net.wire.messages import (
     StatusReport,
     StatusRequest,
 )
-from dist_net.wire.security import PeerKeys
-from dist_net.wire.transport import ClientSocket
+from dist_net.wire.security import SERVER_PUBLIC, PeerKeys, write_key
+from dist_net.wire.standbys import ServerRoute
+from dist_net.wire.transport import ClientSocket, ServerAccess, access_to
 
 POLL_S = 0.1
 NO_RECORDS = 1 << 62  # an index beyond all metric records
@@ -64,16 +73,6 @@ class Observer(AbstractContextManager["Observer"]):
     def status(self, first_record: int = 0) -> dict[str, Any]:
         """Return the run's report, with the metric records from ``first_record`` on."""
         return self._report(StatusRequest(first_record))
-
-    def run_value(self, name: str) -> Any:
-        """Return a value of a training run's report; raise ProtocolError if none is running."""
-        report = self.status(NO_RECORDS)
-        if name not in report:
-            raise ProtocolError(
-                f"{self._address} is not training: its report has no {name!r}; expected the "
-                f"address of a parameter server"
-            )
-        return report[name]
 
     def shut_down(self, reason: str) -> dict[str, Any]:
         """End the run with a checkpoint and return the last report."""
@@ -116,10 +115,74 @@ class Observer(AbstractContextManager["Observer"]):
             raise self._socket.no_answer(waited_s)
 
 
+def value_in(report: dict[str, Any], name: str, address: str) -> Any:
+    """Return a value of a training run's report; raise ProtocolError if it is none."""
+    if name not in report:
+        raise ProtocolError(
+            f"{address} is not training: its report has no {name!r}; expected the "
+            f"address of a parameter server"
+        )
+    return report[name]
+
+
+@dataclass
+class Following:
+    """A run that this process follows from server to server; ``server``: the last that answered.
+
+    ``keys``: a directory of the keys for it, if it needs any, which other processes read.
+    ``notify`` receives a text about each successor.
+    """
+
+    server: ServerAccess
+    keys: Path | None = None
+    notify: Callable[[str], None] = lambda _: None
+    route: ServerRoute = field(default_factory=ServerRoute)
+
+    def __post_init__(self) -> None:
+        self._given = self.server
+
+    @contextmanager
+    def observed(
+        self,
+        timeout_s: float,
+        first_record: int = NO_RECORDS,
+        while_waiting: Callable[[float], None] = lambda _: None,
+    ) -> Iterator[tuple[Observer, dict[str, Any]]]:
+        """Yield an observer of the server, and its report with the records from ``first_record``.
+
+        Until ``timeout_s``, try the places of the route in turn, each at least once. Raise the
+        error of the first.
+        """
+        until_s, failures = time.monotonic() + timeout_s, list[DistNetError]()
+        with ExitStack() as opened:
+            while True:
+                try:
+                    server = access_to(self.route.current, self._given)
+                    observer = opened.enter_context(Observer(*server, timeout_s, while_waiting))
+                    report = observer.status(first_record)
+                    if self.route.accepts(report):
+                        break
+                    raise NoAnswerError(f"another server has replaced that at {server.address}")
+                except (NoAnswerError, ProtocolError, InsecureAddressError) as error:
+                    opened.close()
+                    failures.append(error)
+                    others = self.route.turn()
+                    if not others or (len(failures) > others and time.monotonic() > until_s):
+                        raise failures[0] from None
+                    time.sleep(POLL_S)
+            if server != self.server:
+                self.server = server
+                if server.keys is not None and self.keys is not None:
+                    (self.keys / SERVER_PUBLIC).unlink(missing_ok=True)
+                    write_key(self.keys / SERVER_PUBLIC, server.keys.server_public)
+                self.notify(f"the run continues at {server.address}")
+            yield observer, report
+
+
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """Return the built-in recipe that a server trains. Raise NoAnswerError, or RecipeError."""
     with Observer(address, keys, timeout_s) as observer:
-        reference = str(observer.run_value("recipe"))
+        reference = str(value_in(observer.status(NO_RECORDS), "recipe", address))
     if reference == IMAGES:
         raise RecipeError(
             f"the server at {address} trains on a folder of images, prepared for its own workers "

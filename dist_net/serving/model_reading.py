@@ -75,7 +75,6 @@ class ModelReader:
     directory: Path
     report: Callable[[ModelPrepared], None]
     engine: str = NUMPY
-    _followed_version: int = -1
 
     def prepare(self, version: int) -> None:
         """Read the model within limits, and report the answer to a request."""
@@ -104,7 +103,7 @@ class ModelReader:
         assert isinstance(self.source, FollowedRun)
         try:
             with _as_own_errors():
-                if self.source.version() != self._followed_version:
+                if self.source.version() != self.source.version_read:
                     self.report(self._read(0))
             return FOLLOW_EVERY_S
         except DistNetError as error:
@@ -115,7 +114,7 @@ class ModelReader:
         """Read the model and write its arrays to a file. Raise a DistNetError."""
         name, found = self.model, computed_by(self.source.read(), self.engine)
         if found.version is not None:
-            version = self._followed_version = found.version
+            version = found.version
         if isinstance(self.source, RunFiles):
             # A net whose plan needs too much must not reach a worker.
             inputs, outputs = found.specs
@@ -260,6 +259,7 @@ def run(arguments: argparse.Namespace) -> int:
     keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     [named] = parse_pool_sources([arguments.source], arguments.weights, arguments.labels)
     file = answer_file(arguments.directory, named.name)
+    followed = file.with_suffix(".followed")  # for the next process of this model
 
     def report(prepared: ModelPrepared) -> None:
         while file.exists():  # the gateway has not read the former answer yet
@@ -267,8 +267,12 @@ def run(arguments: argparse.Namespace) -> int:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
         with replacing(file) as partial:
             partial.write_bytes(msgpack.packb(encode(prepared)))
+        if isinstance(source, FollowedRun):
+            followed.write_text(source.to_json())
 
     source = named.open(FetchProgress(plain_console()), keys, arguments.trust_recipe)
+    if isinstance(source, FollowedRun) and followed.exists():
+        source.resume(followed.read_text())
     reader = ModelReader(named.name, source, arguments.directory, report, arguments.engine)
     if arguments.read != UNREQUESTED:
         reader.prepare(arguments.read)

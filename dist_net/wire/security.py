@@ -76,11 +76,11 @@ ADMITTED, TRY_AGAIN, REFUSED = b"200", b"300", b"400"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SERVER_SECRET = "server.key_secret"
-_SERVER_PUBLIC = "server.key"
+SERVER_PUBLIC = "server.key"
 # The keys in the cluster's directory that may be used for a role, in order of preference.
 _BUNDLES_FOR = {
     WORKER: (WORKER,),
-    CLIENT: (OPERATOR, CLIENT, WORKER),
+    CLIENT: (OPERATOR, CLIENT, WORKER, STANDBY),
     OPERATOR: (OPERATOR, WORKER),
     STANDBY: (STANDBY,),
 }
@@ -131,7 +131,7 @@ def create_keys(directory: Path, pair: tuple[bytes, bytes] | None = None) -> Non
     for role in ROLES:
         _make_directory(allow_list_of(directory, role))
     write_key(directory / _SERVER_SECRET, public, secret)
-    write_key(directory / _SERVER_PUBLIC, public)
+    write_key(directory / SERVER_PUBLIC, public)
 
 
 def make_keys(directory: Path) -> None:
@@ -168,7 +168,7 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
 def write_peer_keys(directory: Path, keys: PeerKeys, role: str = WORKER) -> None:
     """Create the directory that ``load_peer_keys`` reads; raise ``KeyFileError``."""
     write_key(directory / _secret_name(role), keys.public, keys.secret)
-    write_key(directory / _SERVER_PUBLIC, keys.server_public)
+    write_key(directory / SERVER_PUBLIC, keys.server_public)
 
 
 def allow_list_of(directory: Path, role: str) -> Path:
@@ -209,7 +209,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
         directory = next(filter(Path.is_dir, bundles), directory / role)
     secrets = [directory / _secret_name(each) for each in (role, *ROLES, STANDBY)]
     public, secret = _load_pair(next(filter(Path.exists, secrets), secrets[0]))
-    return PeerKeys(read_public_key(directory / _SERVER_PUBLIC), public, secret)
+    return PeerKeys(read_public_key(directory / SERVER_PUBLIC), public, secret)
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
@@ -357,7 +357,7 @@ def admitted_by(directory: Path) -> dict[str, str]:
     The server's own is among them, because its host may return as a standby. Raise
     ``KeyFileError``.
     """
-    own = read_public_key(directory / _SERVER_PUBLIC)
+    own = read_public_key(directory / SERVER_PUBLIC)
     name = f"server-{hashlib.sha256(own).hexdigest()[:8]}"
     admitted = {f"{allow_list_of(directory, STANDBY).name}/{name}": own.decode()}
     for role in (*ROLES, STANDBY):

@@ -7,8 +7,8 @@ touch with it. A key is a standby's public key in Z85, or NO_KEY.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from dist_net.wire.token import ADDRESS
 
@@ -16,6 +16,7 @@ PATIENCE = 3
 """A peer waits for a silent server for so many heartbeat timeouts: a busy server answers late, and
 all its workers would leave at once."""
 
+RANDOM_BITS = 32  # of a term; the others count
 NO_KEY = "-"
 KEY_LENGTH = 40  # in Z85
 MAX_STANDBYS = 8
@@ -26,6 +27,11 @@ class Standby(NamedTuple):
 
     address: str
     public_key: str = ""
+
+
+def term_number(term: int) -> int:
+    """Return the number of a term: 1 for the first of a run."""
+    return term >> RANDOM_BITS
 
 
 def standbys_text(standbys: Iterable[Standby]) -> str:
@@ -47,26 +53,42 @@ def standbys_in(text: str) -> list[Standby]:
 class ServerRoute:
     """The places to look for a server, in order, except ``own``, an address of this process.
 
-    ``current``: None is the address that this process was passed.
+    ``current``: None is the address that this process was passed. ``term``: of the server that
+    was accepted last.
     """
 
     def __init__(self, own: str = "") -> None:
+        self.term = 0
         self._own = own
         self._places: deque[Standby | None] = deque([None])
-        self._text = ""
 
     @property
     def current(self) -> Standby | None:
         return self._places[0]
 
+    @property
+    def text(self) -> str:
+        """The list of the places, from the current one on."""
+        return standbys_text(filter(None, self._places))
+
+    def accepts(self, report: Mapping[str, Any]) -> bool:
+        """Take in a server's report; return False if another server has replaced it.
+
+        If both terms are the first of a run, it is another run.
+        """
+        term, text = report.get("term", 0), report.get("standby_list", "")
+        if not isinstance(term, int) or (term < self.term and term_number(self.term) > 1):
+            return False
+        self.term = term
+        self.learn(str(text))
+        return True
+
     def learn(self, text: str) -> None:
         """Take in the list of the server at the current place."""
-        if text != self._text:
-            self._text = text
-            others = [each for each in standbys_in(text) if each.address != self._own]
-            self._places = deque(dict.fromkeys([self.current, *others, None]))
+        others = [each for each in standbys_in(text) if each.address != self._own]
+        self._places = deque(dict.fromkeys([self.current, *others, None]))
 
-    def turn(self) -> bool:
-        """Turn to the next place, since the server is silent at this one; False: there is none."""
+    def turn(self) -> int:
+        """Turn to the next place, since the server is silent here; return how many others exist."""
         self._places.rotate(-1)
-        return len(self._places) > 1
+        return len(self._places) - 1

@@ -7,7 +7,7 @@ import pytest
 
 from dist_net.errors import NoAnswerError, ProtocolError, RecipeError
 from dist_net.nets import observer as observer_module
-from dist_net.nets.observer import Observer, recipe_at
+from dist_net.nets.observer import Observer, recipe_at, value_in
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
@@ -38,7 +38,7 @@ def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
             Observer(address, while_waiting=answer) as observer,
             pytest.raises(ProtocolError, match=reason),
         ):
-            observer.run_value("version")
+            value_in(observer.status(), "version", address)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "ipc://@nobody"])
@@ -89,7 +89,7 @@ def test_a_server_is_silent_since_the_request_and_not_while_its_observer_was_bus
 def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Observer, "run_value", lambda *_: IMAGES)
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES})
     with pytest.raises(
         RecipeError, match=naming("tcp://127.0.0.1:1", "dist-net train FOLDER --workers N")
     ):

@@ -1,6 +1,10 @@
 """``dist-net serve`` in front of a run that is still training: its versions are followed."""
 
+import os
+import re
+import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +20,7 @@ from dist_net.errors import DistNetError, ReloadError
 from dist_net.nets.observer import Observer
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn.inference import Inference, prepare, softmax
+from dist_net.wire.security import CLIENT, load_peer_keys
 from process import test_serve
 
 serve = test_serve.serve
@@ -99,6 +104,48 @@ def test_a_run_is_followed_by_its_token_which_is_exchanged_once(
     assert len([*(run / "keys" / "clients").glob("*.key")]) == 1
     train.process.send_signal(signal.SIGINT)
     train.ends()
+
+
+def test_a_run_is_followed_to_another_host_and_answers_never_go_back(
+    serve: Any, start: Start, run: Path, tmp_path: Path, eventually: Eventually
+) -> None:
+    copy = tmp_path / "copy"
+    server = start(
+        *("train", "digits", "--epochs", "100000", "--workers", "1", "--run-dir", str(run)),
+        *("--listen", "tcp://0.0.0.0:0", "--takeover-after", "1.5"),
+    )
+    token, of_standby = re.findall(
+        r"    echo (\w+) \| dist-net join\n", server.says(r"(?s).*run instead.*?\n.*?\n")[0]
+    )
+    standby = start("join", of_standby, "--workers", "1", "--run-dir", str(copy))
+    joined = start("join", token, "--workers", "1")
+    pool = serve(f"{LIVE}={token}", "--workers", "1")
+    with Questions(pool.address) as questions, Client(pool.address, timeout_s=60) as client:
+        server.report(lambda report: report["standby_list"] and len(report["workers"]) == 3)
+        eventually(lambda: (copy / "checkpoint.safetensors").exists())
+        at_the_standby = "env", f"TMPDIR={standby.temporary}"  # it has announced its keys
+        address = joined.says(r"joining (tcp://\S+)")[1]
+        status = start("status", address, "--json", prefix=at_the_standby)
+        assert [each["host"] for each in status.result()["standbys"]] == [socket.gethostname()]
+        eventually(lambda: len(questions.versions) > 2)
+        for process_id in (server.process.pid, *server.child_ids):
+            os.kill(process_id, signal.SIGKILL)
+        shutil.rmtree(run)
+        address = joined.says(r"the run continues at (tcp://\S+)")[1]
+        last = questions.answers[-1].version
+        eventually(lambda: questions.answers[-1].version > last)
+
+        # Processes that start now find the successor, too.
+        assert client.reload(LIVE, timeout_s=60) > last
+        os.kill(joined.children[f"{socket.gethostname()}-0"], signal.SIGKILL)
+        with Observer(address, load_peer_keys(copy / "keys" / "operator", CLIENT)) as observer:
+            eventually(lambda: 2 in [each["starts"] for each in observer.status()["workers"]])
+    assert questions.errors == []
+    assert pool.get("/pool")[1]["is_ready"]
+    numbers = [answer.version for answer in questions.answers]
+    assert numbers == sorted(numbers)
+    standby.process.send_signal(signal.SIGINT)
+    assert standby.ends() == 130, standby.stderr
 
 
 def test_answers_follow_the_run_and_its_last_version_stays(

@@ -1,12 +1,16 @@
-"""The source of a model in training: its parameter server."""
+"""The source of a model in training: its parameter server, or the successor of that."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from dist_net.data import Progress
-from dist_net.errors import RecipeError, UntrustedRecipeError
-from dist_net.nets.observer import Observer
+from dist_net.errors import NoAnswerError, RecipeError, UntrustedRecipeError
+from dist_net.nets.observer import Following, Observer, value_in
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.recipe import LoadedRecipe, built_in_recipe, recipe_names
 from dist_net.nets.recipes.recipe_files import is_trusted
@@ -14,33 +18,65 @@ from dist_net.nets.run_contents import load_run_recipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources.found_model import FoundModel, class_names_of, found_model
 from dist_net.wire.security import PeerKeys
+from dist_net.wire.standbys import term_number
+from dist_net.wire.transport import ServerAccess
 
 ANSWER_WITHIN_S = 5.0
 
 
 @dataclass
 class FollowedRun:
-    """A model in training, read from the parameter server at ``address``."""
+    """A model in training, read from the parameter server at ``address``, or from its successor.
+
+    Only versions after ``version_read`` are read: a successor repeats some with other weights.
+    """
 
     address: str
     keys: PeerKeys | None
     labels: Path | None
     progress: Progress
     trust_recipe: bool = False
+    version_read: int = -1
     _loaded: LoadedRecipe | None = None
     _reference: str = ""  # the server's reference of that recipe
     _class_names: tuple[str, ...] | None = None
     _kept: TemporaryDirectory[str] | None = None  # of a recipe that the server sent
 
+    def __post_init__(self) -> None:
+        self._following = Following(ServerAccess(self.address, self.keys))
+
+    def to_json(self) -> str:
+        """Return what ``resume`` takes in another process that reads this model."""
+        route = self._following.route
+        seen = {"version": self.version_read, "term": route.term, "standby_list": route.text}
+        return json.dumps(seen)
+
+    def resume(self, text: str) -> None:
+        seen = json.loads(text)
+        self.version_read = seen["version"]
+        self._following.route.accepts(seen)
+
+    @contextmanager
+    def _observed(self) -> Iterator[tuple[Observer, dict[str, Any]]]:
+        following = self._following
+        with following.observed(ANSWER_WITHIN_S) as (observer, report):
+            version = int(value_in(report, "version", following.server.address))
+            if version < self.version_read and term_number(following.route.term) > 1:
+                raise NoAnswerError(
+                    f"the run continues at {following.server.address} from version {version:,}; "
+                    f"expected more than version {self.version_read:,}, which was read before"
+                )
+            yield observer, report
+
     def version(self) -> int:
         """Return the number of updates that the server has applied; raise NoAnswerError."""
-        with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
-            return int(observer.run_value("version"))
+        with self._observed() as (_, report):
+            return int(report["version"])
 
     def read(self) -> FoundModel:
         """Return the server's model. Raise NoAnswerError, UntrustedRecipeError or RecipeError."""
-        with Observer(self.address, self.keys, ANSWER_WITHIN_S) as observer:
-            reference = str(observer.run_value("recipe"))
+        with self._observed() as (observer, report):
+            reference = str(value_in(report, "recipe", self.address))
             if self._loaded is None or self._reference != reference:
                 self._class_names = None  # unless the server sends them
                 self._loaded, self._reference = self._load(reference, observer), reference
@@ -53,6 +89,7 @@ class FollowedRun:
             )
         names = class_names_of(self._loaded, self.labels, self._class_names, self.progress)
         found = found_model(self._loaded, snapshot.weights, names)
+        self.version_read = snapshot.version
         return replace(found, version=snapshot.version)
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:

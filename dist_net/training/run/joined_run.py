@@ -18,10 +18,11 @@ from dist_net.errors import (
     AccessRefusedError,
     InterruptedRunError,
     NoAnswerError,
+    ProcessFailedError,
     ProtocolError,
     SettingError,
 )
-from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.nets.offered_recipe import MAX_MANIFEST_BYTES, OfferedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.cluster_options import MAX_WORKERS
@@ -87,14 +88,14 @@ class JoinedRun:
         settings: JoinedRunSettings,
         display: TrainingProgress,
     ) -> None:
-        self._server = server
+        self._run = Following(server, directory.keys, display.warned)
         self._directory = directory
         self._settings = settings
         self._display = display
         self._supervisor = Supervisor(LocalProcesses(logs), settings.restarts, display.warned)
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
-        self._silence = Silence(display.warned, f"the server at {server.address} answers again")
+        self._silence = Silence(display.warned, "the server answers again")
         self._is_refused = False
         # One worker stands for up to MAX_PARTS of this host, and exchanges states for all of them.
         parts = MAX_PARTS if settings.may_fork and available() else 1
@@ -120,13 +121,13 @@ class JoinedRun:
 
     def _spec(self, name: str) -> ProcessSpec:
         settings = self._settings
-        arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
+        arguments = ["--run-dir", str(self._directory.path), "--connect", self._run.server.address]
         arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
         arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
         arguments += ["--parts", str(self._parts), "--bits", settings.bits]
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
-        if self._server.keys is not None:
+        if self._run.server.keys is not None:
             arguments += ["--keys", str(self._directory.keys)]
         module = "dist_net.training.run.training_worker_process"
         return ProcessSpec(name, module, tuple(arguments), bits=settings.bits)
@@ -146,13 +147,14 @@ class JoinedRun:
             return
         self._next_report_s = now + REPORT_EVERY_S
         try:
-            with Observer(*self._server, ANSWER_TIMEOUT_S, self._wait) as observer:
-                self.report = observer.status(self._next_record)
+            observed = self._run.observed(ANSWER_TIMEOUT_S, self._next_record, self._wait)
+            with observed as (_, self.report):
+                pass
         except (AccessRefusedError, ProtocolError) as error:
             self._is_refused = True  # the server refuses the workers too, and they end
             self._display.warned(str(error))
             return
-        except NoAnswerError as error:
+        except (NoAnswerError, ProcessFailedError) as error:
             if self._is_training():
                 self._silence.begins(f"{error}; the workers try again")
             return
@@ -161,6 +163,6 @@ class JoinedRun:
         self._display.progressed(self.report)
 
     def _wait(self, _waited_s: float) -> None:
-        """Supervise during a request; raise NoAnswerError if no worker is left."""
+        """Supervise during a request; raise ProcessFailedError if no worker is left."""
         if not self._is_training():
-            raise NoAnswerError("every worker of this host has ended")
+            raise ProcessFailedError("every worker of this host has ended")

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from dist_net.command_line import TRUST
 from dist_net.data import Dataset
@@ -32,13 +32,14 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.json_records import record_from_json
-from dist_net.nets.observer import Observer
+from dist_net.nets.observer import Following, Observer
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, trust
 from dist_net.nets.run_directory import UNREADABLE, RunDirectory
 from dist_net.processes.child import RunningChild
 from dist_net.processes.launcher import POLL_S, Given, LocalProcesses, ProcessSpec, Word
 from dist_net.processes.listen_options import ListenOptions
+from dist_net.processes.own_directory import announce, temporary_directory
 from dist_net.processes.ray_cluster import RayCluster
 from dist_net.processes.supervisor import RESTARTS, SupervisedProcess, Supervisor
 from dist_net.training.run.evaluation import BestWeights, Evaluation
@@ -48,7 +49,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import RunNotices, Silence, TrainingProgress
 from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S
 from dist_net.wire.security import OPERATOR, ServerKeys, load_server_keys, make_keys
-from dist_net.wire.transport import ServerAccess, ServerSocket
+from dist_net.wire.transport import ServerSocket
 
 START_TIMEOUT_S = 300.0
 REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
@@ -126,13 +127,6 @@ class LocalRunSettings:
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
         return RayCluster(self.ray_address, directory.logs, directory, self.start_timeout_s)
-
-
-class Following(NamedTuple):
-    """The server that a standby follows, and the directory of the keys for it, if it needs any."""
-
-    server: ServerAccess
-    keys: Path | None
 
 
 REPORTED = (
@@ -338,7 +332,7 @@ class LocalRun:
             self._wait(server)  # it may have been replaced during an evaluation
             # Taken before the report: workers that leave a stopping server have not failed.
             ended = self._supervisor.ended_workers
-            report = self._poll(observer)
+            report = self._show(observer.status(self._next_record))
             if report["state"] == "finished":
                 break
             if report["state"] == "stopping":
@@ -353,7 +347,7 @@ class LocalRun:
         if reason:
             self._display.warned(f"stopped early: {reason}")
         while report["records"] and not reason:
-            report = self._poll(observer)
+            report = self._show(observer.status(self._next_record))
         evaluation = (self.evaluation if reason else None) or self._evaluations.take(observer)
         self._wait(server)
         observer.shut_down(reason or "every epoch is done")
@@ -364,12 +358,17 @@ class LocalRun:
         while not server.is_standby:
             self._wait(server)
             time.sleep(POLL_S)
-        with Observer(*follows.server, SILENCE_S, partial(self._wait, server)) as observer:
+        follows.notify = self._display.warned
+        with temporary_directory() as directory:
+            if follows.keys is not None:
+                announce(directory, [follows.server.address], follows.keys)
             while server.is_standby:
                 if server.exit_code == 0:
                     return True
-                with suppress(NoAnswerError, ProtocolError):
-                    self._poll(observer)
+                wait = partial(self._wait, server)
+                observed = follows.observed(SILENCE_S, self._next_record, wait)
+                with suppress(NoAnswerError, ProtocolError), observed as (_, report):
+                    self._show(report)
                 time.sleep(REPORT_EVERY_S)
         self._wait(server)
         self._follows = None
@@ -430,8 +429,7 @@ class LocalRun:
             self._display.warned(warning)
         self._evaluations.resume(report["samples"])
 
-    def _poll(self, observer: Observer) -> dict[str, Any]:
-        report = observer.status(self._next_record)
+    def _show(self, report: dict[str, Any]) -> dict[str, Any]:
         self._silence.ends()
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])

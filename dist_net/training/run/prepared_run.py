@@ -10,12 +10,13 @@ from dist_net.checkpoint import read_resumable_checkpoint
 from dist_net.command_line import AUTO
 from dist_net.data import Dataset
 from dist_net.errors import MissingExtraError, RunDirectoryError
+from dist_net.nets.observer import Following
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.printable import counted
 from dist_net.processes.terminal import FetchProgress, announced
 from dist_net.training.run.evaluation import Evaluation
-from dist_net.training.run.local_run import Following, LocalRun, LocalRunSettings
+from dist_net.training.run.local_run import LocalRun, LocalRunSettings
 from dist_net.training.run.plots import plot_confusion, plot_training
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress

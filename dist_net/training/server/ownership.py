@@ -16,25 +16,19 @@ from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
 from dist_net.files import HOST_DISK, Disk
+from dist_net.wire.standbys import RANDOM_BITS, term_number
 
 logger = logging.getLogger(__name__)
 
 NOTICED_WITHIN_S = 0.5
 """A running server reads the claim several times a second, and so notices a newer one."""
 
-
-_LATER_BITS = 32
 _RANDOM = SystemRandom()
 
 
 def next_term(term: int, random: Random = _RANDOM) -> int:
     """Return a term after ``term`` that no other server draws: 31 bits count, 32 are random."""
-    return (((term >> _LATER_BITS) + 1) << _LATER_BITS) | random.getrandbits(_LATER_BITS)
-
-
-def term_number(term: int) -> int:
-    """Return the number of a term, for people: 1 for the first."""
-    return term >> _LATER_BITS
+    return ((term_number(term) + 1) << RANDOM_BITS) | random.getrandbits(RANDOM_BITS)
 
 
 class RunOwnership:

@@ -29,7 +29,6 @@ from dist_net.errors import SupersededError
 from dist_net.training.server.journal import JournalLag
 from dist_net.training.server.journal_records import BLOCK_BYTES, Computing, JournalRecord
 from dist_net.training.server.members import Member
-from dist_net.training.server.ownership import term_number
 from dist_net.training.server.run_report import run_report
 from dist_net.training.server.standbys import NOTHING, Remembered, Standbys
 from dist_net.training.server.state import REFUSALS_IN_A_ROW, RunState
@@ -54,7 +53,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
-from dist_net.wire.standbys import MAX_STANDBYS
+from dist_net.wire.standbys import MAX_STANDBYS, term_number
 
 logger = logging.getLogger(__name__)
 

@@ -242,7 +242,7 @@ class StandbyLoop:
                 self._succession.follows(message, now)
             case StatusRequest():
                 why = "this is a standby, and the server is elsewhere"
-                self._socket.send(node, Refuse(why, may_rejoin=True))
+                self._socket.send(node, Refuse(why, may_rejoin=False))
 
     def _tell_former(self, term: int) -> None:
         """Notify the former server, should it return, of the later term.

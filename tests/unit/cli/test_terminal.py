@@ -71,11 +71,13 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
         loss_warning=None,
         worker_warning=None,
         kernel_warning=None,
+        majority_warning=None,
+        standbys=[report(host=ODD, address=ODD)],
     )
     plain_console(stderr=False).print(run_view(shown))
     printed = capsys.readouterr().out
     assert printed.startswith(f"{ODD}.py  running")
-    assert printed.count(ODD) == 6
+    assert printed.count(ODD) == 8
 
 
 def test_a_pool_shows_any_reason(capsys: pytest.CaptureFixture[str]) -> None:
