@@ -137,8 +137,9 @@ def test_a_run_is_followed_to_another_host_and_answers_never_go_back(
 
         # Processes that start now find the successor, too.
         assert client.reload(LIVE, timeout_s=60) > last
-        os.kill(joined.children[f"{socket.gethostname()}-0"], signal.SIGKILL)
         with Observer(address, load_peer_keys(copy / "keys" / "operator", CLIENT)) as observer:
+            eventually(lambda: len(observer.status()["workers"]) == 2)
+            os.kill(joined.children[f"{socket.gethostname()}-0"], signal.SIGKILL)
             eventually(lambda: 2 in [each["starts"] for each in observer.status()["workers"]])
     assert questions.errors == []
     assert pool.get("/pool")[1]["is_ready"]
