@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +25,7 @@ from dist_net.command_line import (
 )
 from dist_net.data import default_cache_dir
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import DatasetError, RecipeError
+from dist_net.errors import DatasetError, RecipeError, SupersededError
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_contents import confirm_code, load_run_recipe
@@ -35,16 +40,32 @@ from dist_net.processes.own_directory import announce, open_logs, temporary_dire
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.processes.token_arguments import token_given
-from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
+from dist_net.training.run.joined_run import (
+    ANSWER_TIMEOUT_S,
+    JoinedRun,
+    JoinedRunSettings,
+    offered_by,
+)
 from dist_net.training.run.local_run import Following, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.successor import Successor, successor_of
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
-from dist_net.wire.security import OPERATOR, STANDBY, add_keys, create_keys, write_peer_keys
+from dist_net.training.server.ownership import term_number
+from dist_net.wire.security import (
+    OPERATOR,
+    STANDBY,
+    add_keys,
+    create_keys,
+    has_server_keys,
+    write_peer_keys,
+)
 from dist_net.wire.token import STANDBY_OF_RUN, TRAINING
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
+
+RETURNED = re.compile(r"-term-\d+$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--contact", str, "HOST", "of a standby: this host's name or IP address for others"),
     )
     add_trust_argument(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="of a standby: print the result as JSON"
+    )
     add_worker_arguments(parser)
 
 
@@ -74,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
     if token is not None and token.kind == STANDBY_OF_RUN:
-        return stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
+        return _stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
     if token is not None:
         server = join_by_token(token, timeout_s=arguments.timeout)
     else:
@@ -86,13 +110,13 @@ def run(arguments: argparse.Namespace) -> int:
         if server.keys is not None:
             write_peer_keys(directory.keys, server.keys)
             announce(temporary, [server.address], directory.keys)
-        arguments.data = local_data(arguments.data, opened)
+        data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
         settings = replace(settings, bits=bits_in(offered.digest))
         if offered.reference == IMAGES:
-            prepare_folder(offered, arguments.data, directory, console, opened)
+            prepare_folder(offered, data, directory, console, opened)
         else:
-            may_fork = prepare_recipe(offered, directory, arguments, console)
+            may_fork = prepare_recipe(offered, directory, data, arguments.trust_recipe, console)
             settings = replace(settings, may_fork=may_fork)
         logs = open_logs(opened, "join-", directory.logs)
         display = opened.enter_context(TrainingProgress(console))
@@ -104,8 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
-    """Copy the run beside the workers of this host, and go on with it once its server is lost."""
+def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
     offered = offered_by(server, arguments.timeout)
     if offered.reference == IMAGES:
         raise RecipeError(
@@ -114,33 +137,101 @@ def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Conso
     parent = default_cache_dir() / "standbys"
     path = arguments.run_dir or parent / f"{offered.name}-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(path, offered.name, datetime.now())
+    own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
+    listening = ListenOptions(
+        (arguments.listen or f"tcp://{own_host}:0",), contact=arguments.contact
+    )
+    local = LocalRunSettings(workers_of(arguments), listening, arguments.restarts)
+    display, is_trusted = TrainingProgress(console), arguments.trust_recipe
     with ExitStack() as opened:
-        arguments.data = local_data(arguments.data, opened)
-        prepare_recipe(offered, directory, arguments, console)
-        own = RunOptions.from_json(directory.options.read_text())
-        options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
-        prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
-        own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
-        listen = (arguments.listen or f"tcp://{own_host}:0",)
-        keys = None
-        if server.keys is not None:
+        data = local_data(arguments.data, opened)
+        summary = stand_by(server, offered, directory, local, display, console, data, is_trusted)
+    show_end(summary, offered.name, arguments.json)
+    return 0
+
+
+def show_end(summary: dict[str, Any], name: str, as_json: bool) -> None:
+    """Print the summary of a run that may have ended elsewhere, before its first report here."""
+    if summary:
+        show_summary(summary, as_json)
+    else:
+        plain_console(stderr=False).print(f"{name}: the run is done")
+
+
+def stand_by(
+    server: ServerAccess,
+    offered: OfferedRecipe,
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    console: Console,
+    data: Path | None,
+    is_trusted: bool = False,
+) -> dict[str, Any]:
+    """Copy the run to ``directory`` beside workers, and go on with it once its server is lost.
+
+    Return its JSON object, empty if the run ended before its first report. ``data`` and
+    ``is_trusted``: see ``prepare_recipe``.
+    """
+    prepare_recipe(offered, directory, data, is_trusted, console)
+    own = RunOptions.from_json(directory.options.read_text())
+    options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
+    prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
+    keys = None
+    if server.keys is not None:
+        if not has_server_keys(directory.keys):
             create_keys(directory.keys, (server.keys.public, server.keys.secret))
             add_keys(directory.keys, OPERATOR)
-            keys = directory.keys / STANDBY
-            write_peer_keys(keys, server.keys, STANDBY)
-        local = LocalRunSettings(
-            workers_of(arguments),
-            ListenOptions(listen, contact=arguments.contact),
-            arguments.restarts,
-        )
-        summary = prepared.train(
-            directory, local, console, TrainingProgress(console), Following(server, keys)
-        )
-    if summary:
-        show_summary(summary, as_json=False)
-    else:
-        plain_console(stderr=False).print(f"{offered.name}: the run is done")
-    return 0
+        keys = directory.keys / STANDBY
+        shutil.rmtree(keys, ignore_errors=True)  # of a server before
+        write_peer_keys(keys, server.keys, STANDBY)
+    following = Following(server, keys)
+    train = partial(prepared.train, directory, local, console, display, following)
+    return train_or_follow(train, directory, local, display, console)
+
+
+def train_or_follow(
+    train: Callable[[], dict[str, Any]],
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    console: Console,
+) -> dict[str, Any]:
+    """Return the result of ``train``, or of its run on another host that goes on with it."""
+    try:
+        return train()
+    except SupersededError as error:
+        if (successor := successor_of(directory, local.listening.keys)) is None:
+            raise
+        console.print(str(error), style="yellow")
+    return follow_successor(successor, directory, local, display, console)
+
+
+def follow_successor(
+    successor: Successor,
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    console: Console,
+) -> dict[str, Any]:
+    """Be a standby of the server that goes on with the directory's run; see ``stand_by``.
+
+    A directory whose server has served is kept as it is: the copy is another one beside it.
+    """
+    offered = offered_by(successor.server, ANSWER_TIMEOUT_S)
+    recipe = RunOptions.from_json(directory.options.read_text()).recipe
+    if directory.owner.exists():
+        base = RETURNED.sub("", directory.path.name)
+        name = f"{base}-term-{term_number(successor.term)}"
+        path = directory.path.with_name(name)
+        directory = RunDirectory.create(path, offered.name, datetime.now())
+    console.print(
+        f"the run goes on at {successor.server.address}: this host joins it, as a standby with "
+        f"{counted(local.workers or 0, 'worker')}, and copies it to {directory.path}"
+    )
+    local = replace(local, listening=replace(local.listening, keys=None))
+    data = Path(recipe).parent
+    return stand_by(successor.server, offered, directory, local, display, console, data)
 
 
 def local_data(data: str | None, opened: ExitStack) -> Path | None:
@@ -195,20 +286,27 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 
 def prepare_recipe(
-    offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
+    offered: OfferedRecipe,
+    directory: RunDirectory,
+    data: Path | None,
+    is_trusted: bool,
+    console: Console,
 ) -> bool:
-    """Prepare recipe and data; return whether a worker may fork: libraries may have threads."""
-    offered.keep(directory, data=arguments.data)
+    """Prepare recipe and data; return whether a worker may fork: libraries may have threads.
+
+    ``data``: the directory of the data that a recipe file expects next to it.
+    """
+    offered.keep(directory, data=data)
     if offered.is_code:
         what = f"the recipe {offered.name!r} of the server's host"
-        confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
+        confirm_code(what, directory.path, offered.file_digests, is_trusted)
     with FetchProgress(console) as fetching:
         try:
             recipe = load_run_recipe(directory, trust_recipe=True).recipe
             recipe.load_dataset(fetching)
             return recipe.network is not None
         except RecipeError as error:
-            if offered.is_code and arguments.data is None:
+            if offered.is_code and data is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise
 

@@ -85,6 +85,14 @@ class RunOwnership:
             )
 
 
+def last_term(path: Path) -> int:
+    """Return the term of the last claim in the file ``path``; 0 if there is none."""
+    try:
+        return _term_in(path.read_text(errors="replace"))
+    except OSError:
+        return 0
+
+
 def _term_in(claim: str) -> int:
     """Return the term of a claim; 0 if it has none."""
     try:

@@ -1,0 +1,111 @@
+"""Hosts that are lost, and the standbys that go on with their runs. Each host has its own name."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.nets.run_directory import RunDirectory
+from journaled import assert_each_sample_once
+
+SAMPLES = 256
+
+Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
+
+
+def on(host: str) -> list[str]:
+    """What runs a command under the name of a host; without root, all have that of this one."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return []
+    return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+
+
+def signal_all(command: Any, number: signal.Signals) -> None:
+    """Signals the command first, or it would replace a child that is killed."""
+    for process_id in [command.process.pid, *command.child_ids]:
+        os.kill(process_id, number)
+
+
+def lose(command: Any) -> None:
+    """The host is lost, with its disk."""
+    signal_all(command, signal.SIGKILL)
+    command.process.wait()
+    shutil.rmtree(command.temporary.parent)
+
+
+def directory_of(command: Any, name: str = "run") -> Path:
+    return command.temporary.parent / name  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def train(start: Start, counting: str) -> Start:
+    """Starts a run on a host of this name."""
+
+    def begin(host: str, *arguments: str) -> Any:
+        given = "--run-dir", "run", "--workers", "1", "--json", *arguments
+        listen = "--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--takeover-after", "1"
+        return start("train", counting, *listen, *given, prefix=on(host))
+
+    return begin
+
+
+@pytest.fixture
+def stand_by(start: Start, tmp_path: Path) -> Start:
+    """Starts a standby of a run on a host of this name."""
+
+    def join(host: str, server: Any, *arguments: str) -> Any:
+        file = tmp_path / f"token-{host}"
+        file.write_text(server.says(r"run instead.*\n\s+echo (\S+) \|")[1])
+        given = "--token-file", str(file), "--trust-recipe", "--run-dir", "run", *arguments
+        return start("join", *given, "--contact", "127.0.0.1", "--json", prefix=on(host))
+
+    return join
+
+
+def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
+    train: Start,
+    stand_by: Start,
+    start: Start,
+    here: Callable[..., Any],
+    eventually: Eventually,
+    tmp_path: Path,
+) -> None:
+    first = train("first", "--epochs", "60", "--keep", "best")
+    first.says("epoch .*test loss")
+    os.kill(first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
+    second = stand_by("second", first, "--workers", "0")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    os.kill(first.children["worker-0"], signal.SIGCONT)
+    second.says("epoch .*test loss")
+    shutil.copytree(directory_of(first), tmp_path / "run")
+    lose(first)
+    second.says("this host goes on with the run")
+
+    # Without workers the run waits, while a process is restarted and the first host returns.
+    os.kill(second.children["server"], signal.SIGKILL)
+    second.says("restarting it")
+    resume = "train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--json"
+    returned = start(*resume, prefix=on("first"))
+    returned.says("the run goes on at .*-term-3")
+    copy = RunDirectory(tmp_path / "run-term-3")
+    eventually(copy.checkpoint.exists)
+    returned.says("epoch .*test loss")
+    lose(second)
+
+    result = returned.result()
+    assert result["run_dir"] == str(copy.path)
+    assert result["samples"] == 60 * SAMPLES
+    assert assert_each_sample_once(copy.path, SAMPLES) == 60
+    here("replay", copy.path)
+    records = [(each["kind"], each["samples"]) for each in copy.read_metrics()]
+    assert sorted(set(records)) == sorted(records)
+    trained = [samples for kind, samples in records if kind == "train"]
+    assert max(b - a for a, b in zip(trained, trained[1:])) < 8 * SAMPLES
+    assert trained[0] < 8 * SAMPLES
+    assert copy.best.exists()
