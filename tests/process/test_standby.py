@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.wire.security import OPERATOR, load_peer_keys
 from journaled import assert_each_sample_once
 
 SAMPLES = 256
@@ -41,6 +43,12 @@ def lose(command: Any) -> None:
 
 def directory_of(command: Any, name: str = "run") -> Path:
     return command.temporary.parent / name  # type: ignore[no-any-return]
+
+
+def observing(server: Any) -> Observer:
+    """An observer of the run that the host serves."""
+    port, keys = server.says(r"its state: .*dist-net status tcp://\S+:(\d+) --keys (\S+)").groups()
+    return Observer(f"tcp://127.0.0.1:{port}", load_peer_keys(server.temporary.parent / keys, OPERATOR))
 
 
 @pytest.fixture
@@ -109,3 +117,31 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     assert max(b - a for a, b in zip(trained, trained[1:])) < 8 * SAMPLES
     assert trained[0] < 8 * SAMPLES
     assert copy.best.exists()
+
+
+def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
+    train: Start, stand_by: Start, eventually: Eventually
+) -> None:
+    first = train("first", "--epochs", "100000")
+    second = stand_by("second", first, "--workers", "1")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    signal_all(first, signal.SIGSTOP)
+    second.says("this host goes on with the run")
+
+    kept = directory_of(first)
+    files = {each: each.read_bytes() for each in kept.glob("*") if each.is_file()}
+    signal_all(first, signal.SIGCONT)
+    first.says(r"the run goes on at tcp://127.0.0.1:\d+, on second: .* from version [\d,]+\.")
+    first.says("this host joins it, as a standby with 1 worker")
+    eventually((directory_of(first, "run-term-2") / "checkpoint.safetensors").exists)
+    second.says("first: 1 worker joined")
+    for path in ("checkpoint.safetensors", "journal", "owner"):
+        assert files[kept / path] == (kept / path).read_bytes()
+
+    first.process.send_signal(signal.SIGINT)
+    assert first.ends() == 130
+    with observing(second) as observer:
+        eventually(lambda: not observer.run_value("standbys"))
+        assert observer.run_value("majority_warning") is None
+    second.process.send_signal(signal.SIGINT)
+    assert second.ends() == 130
