@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -64,8 +63,6 @@ from dist_net.wire.security import (
 from dist_net.wire.token import STANDBY_OF_RUN, TRAINING
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
-
-RETURNED = re.compile(r"-term-\d+$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,9 +218,7 @@ def follow_successor(
     offered = offered_by(successor.server, ANSWER_TIMEOUT_S)
     recipe = RunOptions.from_json(directory.options.read_text()).recipe
     if directory.owner.exists():
-        base = RETURNED.sub("", directory.path.name)
-        name = f"{base}-term-{term_number(successor.term)}"
-        path = directory.path.with_name(name)
+        path = directory.copy_of_term(term_number(successor.term))
         directory = RunDirectory.create(path, offered.name, datetime.now())
     console.print(
         f"the run goes on at {successor.server.address}: this host joins it, as a standby with "

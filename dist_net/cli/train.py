@@ -301,5 +301,6 @@ def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
     if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
         return None
     run = RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
+    run = run.latest_copy
     with run.locked(KILLED_RUN_ENDS_S):  # the server of a killed run writes its checkpoint first
         return run

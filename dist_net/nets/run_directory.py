@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -115,6 +116,22 @@ class RunDirectory:
             f"no run with a checkpoint in {DEFAULT_PARENT}/; expected a run of 'dist-net train', "
             f"or pass its directory"
         )
+
+    def copy_of_term(self, term: int) -> Path:
+        """Return the path, beside this directory, for a copy of its run that another host serves."""
+        return self.path.with_name(f"{self._name_of_run}-term-{term}")
+
+    @property
+    def latest_copy(self) -> RunDirectory:
+        """The directory of the run that was written last: this one, or a copy beside it."""
+        for run in _newest_first({self.path.parent}):
+            if run._name_of_run == self._name_of_run and run.standbys.exists():
+                return run
+        return self
+
+    @property
+    def _name_of_run(self) -> str:
+        return re.sub(r"-term-\d+$", "", self.path.name)
 
     def forget_training(self) -> None:
         """Remove all that a parameter server wrote; the model of a folder of images remains."""

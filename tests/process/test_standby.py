@@ -1,10 +1,10 @@
 """Hosts that are lost, and the standbys that go on with their runs. Each host has its own name."""
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import pytest
 
 from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
+from dist_net.wire.messages import Follow
 from dist_net.wire.security import OPERATOR, load_peer_keys
+from dist_net.wire.token import JoinToken
+from dist_net.wire.token_exchange import join_by_token
+from dist_net.wire.transport import ClientSocket
 from journaled import assert_each_sample_once
 
 SAMPLES = 256
@@ -48,7 +52,9 @@ def directory_of(command: Any, name: str = "run") -> Path:
 def observing(server: Any) -> Observer:
     """An observer of the run that the host serves."""
     port, keys = server.says(r"its state: .*dist-net status tcp://\S+:(\d+) --keys (\S+)").groups()
-    return Observer(f"tcp://127.0.0.1:{port}", load_peer_keys(server.temporary.parent / keys, OPERATOR))
+    return Observer(
+        f"tcp://127.0.0.1:{port}", load_peer_keys(server.temporary.parent / keys, OPERATOR)
+    )
 
 
 @pytest.fixture
@@ -114,13 +120,12 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     records = [(each["kind"], each["samples"]) for each in copy.read_metrics()]
     assert sorted(set(records)) == sorted(records)
     trained = [samples for kind, samples in records if kind == "train"]
-    assert max(b - a for a, b in zip(trained, trained[1:])) < 8 * SAMPLES
-    assert trained[0] < 8 * SAMPLES
+    assert max(later - former for former, later in pairwise([0, *trained])) < 8 * SAMPLES
     assert copy.best.exists()
 
 
 def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
-    train: Start, stand_by: Start, eventually: Eventually
+    train: Start, stand_by: Start, start: Start, eventually: Eventually
 ) -> None:
     first = train("first", "--epochs", "100000")
     second = stand_by("second", first, "--workers", "1")
@@ -140,8 +145,49 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
 
     first.process.send_signal(signal.SIGINT)
     assert first.ends() == 130
+    resume = "train", "--resume", "auto", "--run-dir", str(kept)
+    again = start(*resume, "--contact", "127.0.0.1", prefix=on("first"))
+    again.says(r"this host joins it, .* copies it to \S+/run-term-2\n")
+    again.says("epoch .*test loss")
+    again.process.send_signal(signal.SIGINT)
+    assert again.ends() == 130
+
     with observing(second) as observer:
         eventually(lambda: not observer.run_value("standbys"))
         assert observer.run_value("majority_warning") is None
     second.process.send_signal(signal.SIGINT)
     assert second.ends() == 130
+
+
+def test_standbys_end_with_the_run_and_with_their_keys(
+    train: Start, stand_by: Start, start: Start, here: Callable[..., Any], eventually: Eventually
+) -> None:
+    first = train("first", "--epochs", "100000")
+    second = stand_by("second", first, "--workers", "1")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    first.process.send_signal(signal.SIGINT)
+    assert first.ends() == 130
+    second.says("the run was ended: the parameter server on first was stopped")
+    assert second.ends() != 0
+    assert not (directory_of(second) / "owner").exists()
+
+    # Nobody can go on with the run, so the first host does, without a majority.
+    run = directory_of(first)
+    resume = "train", "--resume", "--run-dir", str(run)
+    again = start(*resume, prefix=on("first"))
+    again.says("epoch .*test loss")
+    third = stand_by("third", again, "--workers", "0")
+    eventually((directory_of(third) / "checkpoint.safetensors").exists)
+    [revoked] = (run / "keys" / "standbys").glob("*third*.key")
+    here("keys", "revoke", run, revoked.stem)
+    third.says("dist-net join: .*this key is no longer admitted|its keys were revoked")
+    assert third.ends() != 0
+    assert "goes on with the run" not in second.stderr + third.stderr
+    assert not (directory_of(third) / "owner").exists()
+    again.report(lambda report: not report["standbys"] and report["majority_warning"] is None)
+
+    token = JoinToken.parse(again.says(r"run there:\n\s+echo (\S+) \|")[1])
+    with ClientSocket(*join_by_token(token)) as worker:
+        worker.send(Follow("third", "tcp://127.0.0.1:1", 0, 0, 0, 0, True, 0, 0, 0.0, 0.0))
+        answer = worker.receive(10.0)
+    assert "role worker may not send Follow" in answer.reason
