@@ -118,7 +118,7 @@ class RunDirectory:
         )
 
     def copy_of_term(self, term: int) -> Path:
-        """Return the path, beside this directory, for a copy of its run that another host serves."""
+        """Return the path beside this directory for a copy of its run, of a later term."""
         return self.path.with_name(f"{self._name_of_run}-term-{term}")
 
     @property
