@@ -48,7 +48,7 @@ from dist_net.training.run.joined_run import (
 from dist_net.training.run.local_run import Following, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.successor import Successor, successor_of
+from dist_net.training.run.successor import successor_of
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
 from dist_net.training.server.ownership import term_number
@@ -107,13 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
         if server.keys is not None:
             write_peer_keys(directory.keys, server.keys)
             announce(temporary, [server.address], directory.keys)
-        data = local_data(arguments.data, opened)
+        arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
-        settings = replace(settings, bits=bits_in(offered.digest))
+        settings = replace(settings, workers=workers_of(arguments), bits=bits_in(offered.digest))
         if offered.reference == IMAGES:
-            prepare_folder(offered, data, directory, console, opened)
+            prepare_folder(offered, arguments.data, directory, console, opened)
         else:
-            may_fork = prepare_recipe(offered, directory, data, arguments.trust_recipe, console)
+            may_fork = prepare_recipe(offered, directory, arguments, console)
             settings = replace(settings, may_fork=may_fork)
         logs = open_logs(opened, "join-", directory.logs)
         display = opened.enter_context(TrainingProgress(console))
@@ -135,42 +135,68 @@ def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Cons
     path = arguments.run_dir or parent / f"{offered.name}-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(path, offered.name, datetime.now())
     own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
-    listening = ListenOptions(
-        (arguments.listen or f"tcp://{own_host}:0",), contact=arguments.contact
-    )
+    listen = (arguments.listen or f"tcp://{own_host}:0",)
+    listening = ListenOptions(listen, contact=arguments.contact)
     local = LocalRunSettings(workers_of(arguments), listening, arguments.restarts)
-    display, is_trusted = TrainingProgress(console), arguments.trust_recipe
+    display = TrainingProgress(console)
     with ExitStack() as opened:
-        data = local_data(arguments.data, opened)
-        summary = stand_by(server, offered, directory, local, display, console, data, is_trusted)
-    show_end(summary, offered.name, arguments.json)
+        arguments.data = local_data(arguments.data, opened)
+        train = standby_of(server, offered, directory, local, display, arguments)
+        summary = train_anywhere(train, directory, local, display, arguments)
+    show_summary(summary, arguments.json)
     return 0
 
 
-def show_end(summary: dict[str, Any], name: str, as_json: bool) -> None:
-    """Print the summary of a run that may have ended elsewhere, before its first report here."""
-    if summary:
-        show_summary(summary, as_json)
-    else:
-        plain_console(stderr=False).print(f"{name}: the run is done")
+def train_anywhere(
+    train: Callable[[], dict[str, Any]],
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the result of ``train`` in ``directory``, or of the run where it goes on.
+
+    If a server on another host goes on with the run, before or during ``train``, this host becomes
+    its standby. A directory that this host has served from is kept as it is; the copy of the run is
+    beside it.
+    """
+    console, successor = plain_console(), successor_of(directory, local.listening.keys)
+    while True:
+        if successor is not None:
+            server, term = successor
+            offered = offered_by(server, ANSWER_TIMEOUT_S)
+            recipe = RunOptions.from_json(directory.options.read_text()).recipe
+            arguments.data = Path(recipe).parent
+            if directory.owner.exists():
+                directory = directory.copy_of_term(term_number(term))
+            console.print(
+                f"the run goes on at {server.address}: this host joins it, as a standby with "
+                f"{counted(local.workers or 0, 'worker')}, and copies it to {directory.path}"
+            )
+            local = replace(local, listening=replace(local.listening, keys=None))
+            train = standby_of(server, offered, directory, local, display, arguments)
+        try:
+            return train()
+        except SupersededError as error:
+            if (successor := successor_of(directory, local.listening.keys)) is None:
+                raise
+            console.print(str(error), style="yellow")
 
 
-def stand_by(
+def standby_of(
     server: ServerAccess,
     offered: OfferedRecipe,
     directory: RunDirectory,
     local: LocalRunSettings,
     display: TrainingProgress,
-    console: Console,
-    data: Path | None,
-    is_trusted: bool = False,
-) -> dict[str, Any]:
-    """Copy the run to ``directory`` beside workers, and go on with it once its server is lost.
+    arguments: argparse.Namespace,
+) -> Callable[[], dict[str, Any]]:
+    """Return what copies the run to ``directory``, and goes on with it if the server is lost.
 
-    Return its JSON object, empty if the run ended before its first report. ``data`` and
-    ``is_trusted``: see ``prepare_recipe``.
+    See ``PreparedRun.train``; ``arguments``: see ``prepare_recipe``.
     """
-    prepare_recipe(offered, directory, data, is_trusted, console)
+    console = plain_console()
+    prepare_recipe(offered, directory, arguments, console)
     own = RunOptions.from_json(directory.options.read_text())
     options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
     prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
@@ -183,50 +209,7 @@ def stand_by(
         shutil.rmtree(keys, ignore_errors=True)  # of a server before
         write_peer_keys(keys, server.keys, STANDBY)
     following = Following(server, keys)
-    train = partial(prepared.train, directory, local, console, display, following)
-    return train_or_follow(train, directory, local, display, console)
-
-
-def train_or_follow(
-    train: Callable[[], dict[str, Any]],
-    directory: RunDirectory,
-    local: LocalRunSettings,
-    display: TrainingProgress,
-    console: Console,
-) -> dict[str, Any]:
-    """Return the result of ``train``, or of its run on another host that goes on with it."""
-    try:
-        return train()
-    except SupersededError as error:
-        if (successor := successor_of(directory, local.listening.keys)) is None:
-            raise
-        console.print(str(error), style="yellow")
-    return follow_successor(successor, directory, local, display, console)
-
-
-def follow_successor(
-    successor: Successor,
-    directory: RunDirectory,
-    local: LocalRunSettings,
-    display: TrainingProgress,
-    console: Console,
-) -> dict[str, Any]:
-    """Be a standby of the server that goes on with the directory's run; see ``stand_by``.
-
-    A directory whose server has served is kept as it is: the copy is another one beside it.
-    """
-    offered = offered_by(successor.server, ANSWER_TIMEOUT_S)
-    recipe = RunOptions.from_json(directory.options.read_text()).recipe
-    if directory.owner.exists():
-        path = directory.copy_of_term(term_number(successor.term))
-        directory = RunDirectory.create(path, offered.name, datetime.now())
-    console.print(
-        f"the run goes on at {successor.server.address}: this host joins it, as a standby with "
-        f"{counted(local.workers or 0, 'worker')}, and copies it to {directory.path}"
-    )
-    local = replace(local, listening=replace(local.listening, keys=None))
-    data = Path(recipe).parent
-    return stand_by(successor.server, offered, directory, local, display, console, data)
+    return partial(prepared.train, directory, local, console, display, following)
 
 
 def local_data(data: str | None, opened: ExitStack) -> Path | None:
@@ -272,7 +255,7 @@ def workers_of(arguments: argparse.Namespace) -> int:
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     return JoinedRunSettings(
-        workers_of(arguments),
+        max(1, workers_of(arguments)),  # only a standby may be without workers
         arguments.threads,
         arguments.restarts,
         arguments.timeout,
@@ -281,27 +264,20 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 
 def prepare_recipe(
-    offered: OfferedRecipe,
-    directory: RunDirectory,
-    data: Path | None,
-    is_trusted: bool,
-    console: Console,
+    offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
 ) -> bool:
-    """Prepare recipe and data; return whether a worker may fork: libraries may have threads.
-
-    ``data``: the directory of the data that a recipe file expects next to it.
-    """
-    offered.keep(directory, data=data)
+    """Prepare recipe and data; return whether a worker may fork: libraries may have threads."""
+    offered.keep(directory, data=arguments.data)
     if offered.is_code:
         what = f"the recipe {offered.name!r} of the server's host"
-        confirm_code(what, directory.path, offered.file_digests, is_trusted)
+        confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         try:
             recipe = load_run_recipe(directory, trust_recipe=True).recipe
             recipe.load_dataset(fetching)
             return recipe.network is not None
         except RecipeError as error:
-            if offered.is_code and data is None:
+            if offered.is_code and arguments.data is None:
                 error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.cli.join import follow_successor, show_end, train_or_follow
-from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end
+from dist_net.cli.join import train_anywhere
+from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
     is_of_images,
@@ -47,7 +47,6 @@ from dist_net.training.run.local_run import (
 )
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
-from dist_net.training.run.successor import successor_of
 from dist_net.training.run.training_progress import Publish, TrainingProgress
 from dist_net.training.server.consistency import Consistency
 from dist_net.training.server.settings import MINORITY
@@ -256,14 +255,10 @@ def _train(
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
 
     display = TrainingProgress(console, None if arguments.ray else joining, publish)
-    shown = local, display, console
+    train = partial(prepared.train, directory, local, console, display)
     with explained_end(arguments, directory):
-        if successor := successor_of(directory, local.listening.keys):
-            summary = follow_successor(successor, directory, *shown)
-        else:
-            train = partial(prepared.train, directory, local, console, display)
-            summary = train_or_follow(train, directory, *shown)
-    show_end(summary, loaded.name, arguments.json)
+        summary = train_anywhere(train, directory, local, display, arguments)
+    show_summary(summary, arguments.json)
     return 0
 
 

@@ -117,9 +117,13 @@ class RunDirectory:
             f"or pass its directory"
         )
 
-    def copy_of_term(self, term: int) -> Path:
-        """Return the path beside this directory for a copy of its run, of a later term."""
-        return self.path.with_name(f"{self._name_of_run}-term-{term}")
+    def copy_of_term(self, term: int) -> RunDirectory:
+        """Return a directory beside this one for a copy of its run; raise RunDirectoryError."""
+        copy = RunDirectory(self.path.with_name(f"{self._name_of_run}-term-{term}"))
+        if copy.checkpoint.exists():
+            raise RunDirectoryError(f"{copy.path} already holds a run; move it elsewhere")
+        copy.make()
+        return copy
 
     @property
     def latest_copy(self) -> RunDirectory:
@@ -251,14 +255,16 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return every record; none if there is no file.
+        """Return the records by their samples, each once; none if there is no file.
 
         Skip a last line that is incomplete because its writer was killed.
         """
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        found = {(each["samples"], each["kind"]): each for each in records}
+        return [found[each] for each in sorted(found)]
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:

@@ -63,7 +63,7 @@ def train(start: Start, counting: str) -> Start:
 
     def begin(host: str, *arguments: str) -> Any:
         given = "--run-dir", "run", "--workers", "1", "--json", *arguments
-        listen = "--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--takeover-after", "1"
+        listen = "--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--takeover-after", "3"
         return start("train", counting, *listen, *given, prefix=on(host))
 
     return begin
@@ -136,7 +136,7 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
     kept = directory_of(first)
     files = {each: each.read_bytes() for each in kept.glob("*") if each.is_file()}
     signal_all(first, signal.SIGCONT)
-    first.says(r"the run goes on at tcp://127.0.0.1:\d+, on second: .* from version [\d,]+\.")
+    first.says(r"the run continues at tcp://127.0.0.1:\d+, on second: .* from version [\d,]+\.")
     first.says("this host joins it, as a standby with 1 worker")
     eventually((directory_of(first, "run-term-2") / "checkpoint.safetensors").exists)
     second.says("first: 1 worker joined")

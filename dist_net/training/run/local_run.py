@@ -434,13 +434,15 @@ class LocalRun:
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drop records after its checkpoint, and those that the server repeats."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
-        kept = {
-            (record["samples"], record["kind"] == "test"): record  # a standby may have it twice
-            for record in self._directory.read_metrics()
+        records = self._directory.read_metrics()
+        kept = [
+            record
+            for record in records
             if record["samples"] <= report["samples"]
             and (record["kind"] == "test" or record["samples"] < repeated_from)
-        }
-        self._metrics.replace(kept[each] for each in sorted(kept))
+        ]
+        if records:  # a standby's process may be writing the first ones
+            self._metrics.replace(kept)
         for warning in report["resume_warnings"]:
             self._display.warned(warning)
         self._evaluations.resume(report["samples"])

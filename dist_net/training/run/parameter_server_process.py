@@ -91,30 +91,19 @@ def run(arguments: argparse.Namespace) -> int:
         def connect(standby: Standby | None) -> Upstream:
             return ClientSocket(*access_to(standby, server), hang_ups_s=float("inf"))
 
-        earlier_metrics = b""
+        former: list[tuple[str, str]] = []
 
         def takes(facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
-            nonlocal earlier_metrics
             theirs = RunOptions.from_json(facts.get("options", ""))
             directory.write(directory.options, replace(theirs, recipe=options.recipe).to_json())
             if arguments.keys is not None and "keys" in facts:
                 admit_only(arguments.keys, facts["keys"])
-            earlier_metrics = facts.get("metrics", "").encode() or earlier_metrics
+            with directory.translated_errors(), directory.metrics.open("a") as file:
+                file.write(facts.get("metrics", ""))  # those before this standby followed
             address, peer_keys = access_to(place, server)
             key = peer_keys.server_public.decode() if peer_keys else ""
-            former = dict.fromkeys([(address, key), *known.former])
-            known = known._replace(former=tuple(former)[:MAX_STANDBYS])
-            directory.write(directory.standbys, json.dumps(known))
-
-        @contextmanager
-        def takes_over(term: int, known: Remembered) -> Iterator[ServerLoop]:
-            with directory.translated_errors(), directory.metrics.open("ab") as file:
-                file.write(earlier_metrics)
-            former = remembered_in(directory).former
-            with opened_run(
-                arguments, directory, listening, known._replace(former=former), term
-            ) as loop:
-                yield loop
+            former[:] = list(dict.fromkeys([(address, key), *known.former]))[:MAX_STANDBYS]
+            directory.write(directory.standbys, json.dumps(known._replace(former=tuple(former))))
 
         own_host = arguments.contact or host_towards(server.address)
         port = listening.contact_addresses[-1].rpartition(":")[2]
@@ -126,7 +115,9 @@ def run(arguments: argparse.Namespace) -> int:
             socket.gethostname(),
             f"tcp://{bracketed(own_host)}:{port}",
             options.takeover_after_s,
-            takes_over,
+            lambda term, known: opened_run(
+                arguments, directory, listening, known._replace(former=tuple(former)), term
+            ),
             takes,
         )
         with closing(standby), ThreadPoolExecutor(2, "writer") as writer:

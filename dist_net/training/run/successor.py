@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from dist_net.errors import DistNetError
-from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.observer import Observer
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.server.ownership import last_term
 from dist_net.training.server.standbys import NOTHING, Remembered
@@ -17,13 +16,6 @@ from dist_net.wire.transport import ServerAccess
 ANSWERS_WITHIN_S = 2.0
 
 
-class Successor(NamedTuple):
-    """A server that goes on with a run, in a later term."""
-
-    server: ServerAccess
-    term: int
-
-
 def remembered_in(directory: RunDirectory) -> Remembered:
     """Return the other hosts of the directory's run, and those who may go on with it."""
     if not directory.standbys.exists():
@@ -31,13 +23,13 @@ def remembered_in(directory: RunDirectory) -> Remembered:
     return Remembered.from_json(directory.standbys.read_bytes())
 
 
-def successor_of(directory: RunDirectory, keys: Path | None) -> Successor | None:
-    """Return who goes on with the directory's run in a later term; None if nobody answers.
+def successor_of(directory: RunDirectory, keys: Path | None) -> tuple[ServerAccess, int] | None:
+    """Return the server that goes on with the directory's run in a later term, and that term.
 
     ``keys``: the key directory of the run's server; None: ``directory.keys``. With its key pair,
-    the run's other servers admit this host as a standby.
+    the run's other servers admit this host as a standby. Return None if nobody answers.
     """
-    remembered, term = remembered_in(directory), last_term(directory.owner)
+    remembered, own_term = remembered_in(directory), last_term(directory.owner)
     for address, public_key, *_ in (*remembered.standbys, *remembered.former):
         with suppress(DistNetError):  # of this one, such as that it does not answer
             peer_keys = None
@@ -46,7 +38,7 @@ def successor_of(directory: RunDirectory, keys: Path | None) -> Successor | None
                 peer_keys = PeerKeys(public_key.encode(), own.public, own.secret)
             server = ServerAccess(address, peer_keys)
             with Observer(*server, ANSWERS_WITHIN_S) as observer:
-                theirs = observer.status(NO_RECORDS).get("term", 0)
-            if theirs > term:
-                return Successor(server, theirs)
+                term: int = observer.run_value("term")
+            if term > own_term:
+                return server, term
     return None

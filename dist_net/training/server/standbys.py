@@ -133,9 +133,7 @@ class Standbys:
         name = follow.public_key or follow.address  # a restarted standby may have another address
         known = self._followers.get(name)
         if follow.leaves:
-            self._followers.pop(name, None)
-            self._list()
-            self.leaves(follow.host)
+            self._forget(name)
             return True
         if known is None and len(self._followers) == MAX_STANDBYS:
             return False
@@ -151,16 +149,15 @@ class Standbys:
         return True
 
     def keep(self, may_follow: Callable[[str], bool]) -> None:
-        """Forget the standbys whose keys were revoked."""
-        revoked = [
-            name
-            for name, each in self._followers.items()
-            if not may_follow(each.standby.public_key)
-        ]
-        for name in revoked:
-            host = self._followers.pop(name).host
+        """Forget the standbys whose public keys were revoked."""
+        for name, each in list(self._followers.items()):
+            if not may_follow(each.standby.public_key):
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if (gone := self._followers.pop(name, None)) is not None:
             self._list()
-            self.leaves(host)
+            self.leaves(gone.host)
 
     def begins(self, follow: Follow, version: int, now: float) -> None:
         """Record that a standby begins to receive the state of this version."""
