@@ -129,9 +129,11 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
 ) -> None:
     first = train("first", "--epochs", "100000")
     second = stand_by("second", first, "--workers", "1")
+    os.kill(eventually(lambda: second.children.get("worker-0")), signal.SIGSTOP)
     eventually((directory_of(second) / "checkpoint.safetensors").exists)
     signal_all(first, signal.SIGSTOP)
     second.says("this host goes on with the run")
+    second.says("second: 1 worker joined")  # another one, which knows no former server
 
     kept = directory_of(first)
     files = {each: each.read_bytes() for each in kept.glob("*") if each.is_file()}

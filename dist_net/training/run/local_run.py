@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any, NamedTuple, Self
 
 from dist_net.command_line import TRUST
@@ -334,6 +335,9 @@ class LocalRun:
                 return self._summary(report, self.evaluation) if report else {}
             self._follows = None
             self._display.warned("the server is lost: this host goes on with the run")
+            here = [each["host"] for each in report.get("workers", ())].count(gethostname())
+            if here < (self._local.workers or 0):  # others wait for the server that is lost
+                self._supervisor.restart_workers()
         self._ready(
             server.wait_until_ready(
                 self._local.start_timeout_s, partial(self._while_starting, server)

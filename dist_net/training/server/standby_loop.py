@@ -52,6 +52,7 @@ class Upstream(Protocol):
     def send(self, message: Message) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
     def abandon(self) -> None: ...
+    def close(self) -> None: ...
 
 
 Connect = Callable[[Standby | None], Upstream]
@@ -110,7 +111,7 @@ class StandbyLoop:
             self._loop.stop(reason)
 
     def close(self) -> None:
-        self._upstream.abandon()
+        self._upstream.close()
 
     def serve(self, writer: Executor, ready: Callable[[], None]) -> None:
         """Follow, then serve; see ``turns``."""
