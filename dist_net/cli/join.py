@@ -154,11 +154,10 @@ def train_anywhere(
     display: TrainingProgress,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return the result of ``train`` in ``directory``, or of the run where it goes on.
+    """Return the result of ``train`` in ``directory``, or of the same run on another host.
 
-    If a server on another host goes on with the run, before or during ``train``, this host becomes
-    its standby. A directory that this host has served from is kept as it is; the copy of the run is
-    beside it.
+    If a server on another host continues the run, before or during ``train``, this host becomes its
+    standby. A directory that this host has served from remains as it is, with the copy beside it.
     """
     console, successor = plain_console(), successor_of(directory, local.listening.keys)
     while True:
@@ -170,7 +169,7 @@ def train_anywhere(
             if directory.owner.exists():
                 directory = directory.copy_of_term(term_number(term))
             console.print(
-                f"the run goes on at {server.address}: this host joins it, as a standby with "
+                f"the run continues at {server.address}: this host joins it, as a standby with "
                 f"{counted(local.workers or 0, 'worker')}, and copies it to {directory.path}"
             )
             local = replace(local, listening=replace(local.listening, keys=None))
@@ -191,7 +190,7 @@ def standby_of(
     display: TrainingProgress,
     arguments: argparse.Namespace,
 ) -> Callable[[], dict[str, Any]]:
-    """Return what copies the run to ``directory``, and goes on with it if the server is lost.
+    """Return a function that copies the run to ``directory``, and continues it if necessary.
 
     See ``PreparedRun.train``; ``arguments``: see ``prepare_recipe``.
     """

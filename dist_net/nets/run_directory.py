@@ -255,7 +255,7 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records by their samples, each once; none if there is no file.
+        """Return the distinct records, in order of samples; none if there is no file.
 
         Skip a last line that is incomplete because its writer was killed.
         """

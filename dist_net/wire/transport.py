@@ -300,7 +300,7 @@ class ServerSocket(FramedSocket):
             return ""
 
     def may_follow(self, key: str) -> bool:
-        """Return whether a public key is a standby's; "" is that of a process of this host."""
+        """Return whether a public key is a standby's; processes of this host have none, ""."""
         return not key or self._allow_list is None or STANDBY in self._allow_list.roles_of(key)
 
     def send(self, node: bytes, message: Message) -> bool:

@@ -1,4 +1,4 @@
-"""Hosts that are lost, and the standbys that go on with their runs. Each host has its own name."""
+"""Hosts that are lost, and the standbys that continue their runs. Each host has its own name."""
 
 import os
 import shutil
@@ -99,14 +99,14 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     second.says("epoch .*test loss")
     shutil.copytree(directory_of(first), tmp_path / "run")
     lose(first)
-    second.says("this host goes on with the run")
+    second.says("this host continues the run")
 
     # Without workers the run waits, while a process is restarted and the first host returns.
     os.kill(second.children["server"], signal.SIGKILL)
     second.says("restarting it")
     resume = "train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--json"
     returned = start(*resume, prefix=on("first"))
-    returned.says("the run goes on at .*-term-3")
+    returned.says("the run continues at .*-term-3")
     copy = RunDirectory(tmp_path / "run-term-3")
     eventually(copy.checkpoint.exists)
     returned.says("epoch .*test loss")
@@ -132,7 +132,7 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
     os.kill(eventually(lambda: second.children.get("worker-0")), signal.SIGSTOP)
     eventually((directory_of(second) / "checkpoint.safetensors").exists)
     signal_all(first, signal.SIGSTOP)
-    second.says("this host goes on with the run")
+    second.says("this host continues the run")
     second.says("second: 1 worker joined")  # another one, which knows no former server
 
     kept = directory_of(first)
@@ -173,7 +173,7 @@ def test_standbys_end_with_the_run_and_with_their_keys(
     assert second.ends() != 0
     assert not (directory_of(second) / "owner").exists()
 
-    # Nobody can go on with the run, so the first host does, without a majority.
+    # No standby is left that could continue the run, so the first host needs no majority.
     run = directory_of(first)
     resume = "train", "--resume", "--run-dir", str(run)
     again = start(*resume, prefix=on("first"))
@@ -184,7 +184,7 @@ def test_standbys_end_with_the_run_and_with_their_keys(
     here("keys", "revoke", run, revoked.stem)
     third.says("dist-net join: .*this key is no longer admitted|its keys were revoked")
     assert third.ends() != 0
-    assert "goes on with the run" not in second.stderr + third.stderr
+    assert "this host continues" not in second.stderr + third.stderr
     assert not (directory_of(third) / "owner").exists()
     again.report(lambda report: not report["standbys"] and report["majority_warning"] is None)
 

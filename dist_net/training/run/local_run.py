@@ -220,8 +220,8 @@ class LocalRun:
     def run(self) -> dict[str, Any]:
         """Train to the end; return the JSON object that ``dist-net train --json`` prints.
 
-        Raise InterruptedRunError on KeyboardInterrupt, SupersededError when another host goes on
-        with the run, and ProcessFailedError when the server or every worker has ended and is not
+        Raise InterruptedRunError on KeyboardInterrupt, SupersededError when another host continues
+        the run, and ProcessFailedError when the server or every worker has ended and is not
         restarted. The server leaves a checkpoint if it can. No process outlives the call.
         """
         self._begin()
@@ -334,9 +334,9 @@ class LocalRun:
             if server.exit_code is not None:
                 return self._summary(report, self.evaluation) if report else {}
             self._follows = None
-            self._display.warned("the server is lost: this host goes on with the run")
+            self._display.warned("the server is lost: this host continues the run")
             here = [each["host"] for each in report.get("workers", ())].count(gethostname())
-            if here < (self._local.workers or 0):  # others wait for the server that is lost
+            if here < (self._local.workers or 0):  # the rest waits for the lost server
                 self._supervisor.restart_workers()
         self._ready(
             server.wait_until_ready(
@@ -372,7 +372,7 @@ class LocalRun:
     def _watch_elsewhere(self, follows: Following, server: RunningChild) -> dict[str, Any]:
         """Watch the run on the other host until it is done, or here; return the last report.
 
-        This host evaluates, too: it has the metrics and the best weights when it goes on.
+        This host evaluates, too, so that it has the metrics and the best weights.
         """
         report: dict[str, Any] = {}
         while not server.is_standby:
@@ -445,7 +445,7 @@ class LocalRun:
             if record["samples"] <= report["samples"]
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
-        if records:  # a standby's process may be writing the first ones
+        if records:  # a standby's process may be writing the first records
             self._metrics.replace(kept)
         for warning in report["resume_warnings"]:
             self._display.warned(warning)

@@ -1,4 +1,4 @@
-"""The server that goes on elsewhere with the run of a directory."""
+"""Find the server on another host that continues the run of a directory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ANSWERS_WITHIN_S = 2.0
 
 
 def remembered_in(directory: RunDirectory) -> Remembered:
-    """Return the other hosts of the directory's run, and those who may go on with it."""
+    """Return the other hosts and the standbys of the directory's run."""
     if not directory.standbys.exists():
         return NOTHING
     return Remembered.from_json(directory.standbys.read_bytes())
 
 
 def successor_of(directory: RunDirectory, keys: Path | None) -> tuple[ServerAccess, int] | None:
-    """Return the server that goes on with the directory's run in a later term, and that term.
+    """Return the server that continues the directory's run in a later term, and that term.
 
     ``keys``: the key directory of the run's server; None: ``directory.keys``. With its key pair,
     the run's other servers admit this host as a standby. Return None if nobody answers.
     """
     remembered, own_term = remembered_in(directory), last_term(directory.owner)
     for address, public_key, *_ in (*remembered.standbys, *remembered.former):
-        with suppress(DistNetError):  # of this one, such as that it does not answer
+        with suppress(DistNetError):  # such as NoAnswerError
             peer_keys = None
             if public_key:
                 own = load_server_keys(keys or directory.keys, of_standby=True)

@@ -238,7 +238,7 @@ class ServerLoop:
     each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
     of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
     ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
-    the state is the standby's first. ``may_follow``: whether a public key is that of a standby.
+    the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
     """
 
     def __init__(
