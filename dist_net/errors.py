@@ -169,7 +169,9 @@ class JournalMismatchError(BadInputError):
 
 
 class SupersededError(DistNetError):
-    """Another parameter server has taken over the run directory."""
+    """Another parameter server has taken over the run, or its directory."""
+
+    exit_code = 3
 
 
 class ReplayError(DistNetError):

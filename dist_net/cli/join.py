@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +24,7 @@ from dist_net.command_line import (
 )
 from dist_net.data import default_cache_dir
 from dist_net.data.prepared_images import ImageCache
-from dist_net.errors import DatasetError, RecipeError
+from dist_net.errors import DatasetError, RecipeError, SupersededError
 from dist_net.nets.observer import Following
 from dist_net.nets.offered_recipe import MANIFEST, ImageManifest, OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
@@ -36,13 +40,27 @@ from dist_net.processes.own_directory import announce, open_logs, temporary_dire
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.processes.token_arguments import token_given
-from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings, offered_by
+from dist_net.training.run.joined_run import (
+    ANSWER_TIMEOUT_S,
+    JoinedRun,
+    JoinedRunSettings,
+    offered_by,
+)
 from dist_net.training.run.local_run import LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.successor import successor_of
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.run.training_worker_process import add_worker_arguments
-from dist_net.wire.security import OPERATOR, STANDBY, add_keys, create_keys, write_peer_keys
+from dist_net.wire.security import (
+    OPERATOR,
+    STANDBY,
+    add_keys,
+    create_keys,
+    has_server_keys,
+    write_peer_keys,
+)
+from dist_net.wire.standbys import term_number
 from dist_net.wire.token import STANDBY_OF_RUN, TRAINING
 from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
@@ -67,6 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--contact", str, "HOST", "of a standby: this host's name or IP address for others"),
     )
     add_trust_argument(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="of a standby: print the result as JSON"
+    )
     add_worker_arguments(parser)
 
 
@@ -75,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     token = None if arguments.connect else token_given(arguments, TRAINING, STANDBY_OF_RUN)
     if token is not None and token.kind == STANDBY_OF_RUN:
-        return stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
+        return _stand_by(arguments, join_by_token(token, STANDBY, arguments.timeout), console)
     if token is not None:
         server = join_by_token(token, timeout_s=arguments.timeout)
     else:
@@ -89,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
             announce(temporary, [server.address], directory.keys)
         arguments.data = local_data(arguments.data, opened)
         offered = offered_by(server, arguments.timeout)
-        settings = replace(settings, bits=bits_in(offered.digest))
+        settings = replace(settings, workers=workers_of(arguments), bits=bits_in(offered.digest))
         if offered.reference == IMAGES:
             prepare_folder(offered, arguments.data, directory, console, opened)
         else:
@@ -105,8 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
-    """Copy the run beside the workers of this host, and go on with it once its server is lost."""
+def _stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Console) -> int:
     offered = offered_by(server, arguments.timeout)
     if offered.reference == IMAGES:
         raise RecipeError(
@@ -115,33 +135,81 @@ def stand_by(arguments: argparse.Namespace, server: ServerAccess, console: Conso
     parent = default_cache_dir() / "standbys"
     path = arguments.run_dir or parent / f"{offered.name}-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(path, offered.name, datetime.now())
+    own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
+    listen = (arguments.listen or f"tcp://{own_host}:0",)
+    listening = ListenOptions(listen, contact=arguments.contact)
+    local = LocalRunSettings(workers_of(arguments), listening, arguments.restarts)
+    display = TrainingProgress(console)
     with ExitStack() as opened:
         arguments.data = local_data(arguments.data, opened)
-        prepare_recipe(offered, directory, arguments, console)
-        own = RunOptions.from_json(directory.options.read_text())
-        options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
-        prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
-        own_host = "127.0.0.1" if server.keys is None else "0.0.0.0"
-        listen = (arguments.listen or f"tcp://{own_host}:0",)
-        keys = None
-        if server.keys is not None:
+        train = standby_of(server, offered, directory, local, display, arguments)
+        summary = train_anywhere(train, directory, local, display, arguments)
+    show_summary(summary, arguments.json)
+    return 0
+
+
+def train_anywhere(
+    train: Callable[[], dict[str, Any]],
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return the result of ``train`` in ``directory``, or of the same run on another host.
+
+    If a server on another host continues the run, before or during ``train``, this host becomes its
+    standby. A directory that this host has served from remains as it is, with the copy beside it.
+    """
+    console, successor = plain_console(), successor_of(directory, local.listening.keys)
+    while True:
+        if successor is not None:
+            server, term = successor
+            offered = offered_by(server, ANSWER_TIMEOUT_S)
+            recipe = RunOptions.from_json(directory.options.read_text()).recipe
+            arguments.data = Path(recipe).parent
+            if directory.owner.exists():
+                directory = directory.copy_of_term(term_number(term))
+            console.print(
+                f"the run continues at {server.address}: this host joins it, as a standby with "
+                f"{counted(local.workers or 0, 'worker')}, and copies it to {directory.path}"
+            )
+            local = replace(local, listening=replace(local.listening, keys=None))
+            train = standby_of(server, offered, directory, local, display, arguments)
+        try:
+            return train()
+        except SupersededError as error:
+            if (successor := successor_of(directory, local.listening.keys)) is None:
+                raise
+            console.print(str(error), style="yellow")
+
+
+def standby_of(
+    server: ServerAccess,
+    offered: OfferedRecipe,
+    directory: RunDirectory,
+    local: LocalRunSettings,
+    display: TrainingProgress,
+    arguments: argparse.Namespace,
+) -> Callable[[], dict[str, Any]]:
+    """Return a function that copies the run to ``directory``, and continues it if necessary.
+
+    See ``PreparedRun.train``; ``arguments``: see ``prepare_recipe``.
+    """
+    console = plain_console()
+    prepare_recipe(offered, directory, arguments, console)
+    own = RunOptions.from_json(directory.options.read_text())
+    options = replace(RunOptions.from_json(offered.options), recipe=own.recipe)
+    prepared = PreparedRun.read(load_run_recipe(directory, True), options, console)
+    keys = None
+    if server.keys is not None:
+        if not has_server_keys(directory.keys):
             create_keys(directory.keys, (server.keys.public, server.keys.secret))
             add_keys(directory.keys, OPERATOR)
-            keys = directory.keys / STANDBY
-            write_peer_keys(keys, server.keys, STANDBY)
-        local = LocalRunSettings(
-            workers_of(arguments),
-            ListenOptions(listen, contact=arguments.contact),
-            arguments.restarts,
-        )
-        summary = prepared.train(
-            directory, local, console, TrainingProgress(console), Following(server, keys)
-        )
-    if summary:
-        show_summary(summary, as_json=False)
-    else:
-        plain_console(stderr=False).print(f"{offered.name}: the run is done")
-    return 0
+        keys = directory.keys / STANDBY
+        shutil.rmtree(keys, ignore_errors=True)  # of a server before
+        write_peer_keys(keys, server.keys, STANDBY)
+    following = Following(server, keys)
+    return partial(prepared.train, directory, local, console, display, following)
 
 
 def local_data(data: str | None, opened: ExitStack) -> Path | None:
@@ -187,7 +255,7 @@ def workers_of(arguments: argparse.Namespace) -> int:
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     return JoinedRunSettings(
-        workers_of(arguments),
+        max(1, workers_of(arguments)),  # only a standby may be without workers
         arguments.threads,
         arguments.restarts,
         arguments.timeout,

@@ -20,9 +20,13 @@ def show_summary(
 ) -> None:
     """Print the results of the run and the next command to stdout, and last the JSON object.
 
-    ``result`` replaces the test accuracy; ``more`` are further lines.
+    ``result`` replaces the test accuracy; ``more`` are further lines. The summary is empty if the
+    run ended on another host before it could report here.
     """
     console = plain_console(stderr=False)
+    if not summary:
+        console.print("the run is done")
+        return
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
     measured = "trained" if loss is None else f"test loss {loss:#.4g}"
     if accuracy is not None:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from dist_net.cli.join import train_anywhere
 from dist_net.cli.run_summary import DEFAULT_WORKERS, explained_end, show_summary
 from dist_net.cli.train_images import (
     add_image_arguments,
@@ -253,8 +255,9 @@ def _train(
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
 
     display = TrainingProgress(console, None if arguments.ray else joining, publish)
+    train = partial(prepared.train, directory, local, console, display)
     with explained_end(arguments, directory):
-        summary = prepared.train(directory, local, console, display)
+        summary = train_anywhere(train, directory, local, display, arguments)
     show_summary(summary, arguments.json)
     return 0
 
@@ -293,5 +296,6 @@ def resumed_directory(arguments: argparse.Namespace) -> RunDirectory | None:
     if not arguments.resume or (is_auto and not RunDirectory(path).holds_run):
         return None
     run = RunDirectory.newest(has_model=False) if path is None else RunDirectory.open(path)
+    run = run.latest_copy
     with run.locked(KILLED_RUN_ENDS_S):  # the server of a killed run writes its checkpoint first
         return run

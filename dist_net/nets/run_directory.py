@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -107,6 +108,26 @@ class RunDirectory:
             f"no run with a checkpoint in {DEFAULT_PARENT}/; expected a run of 'dist-net train', "
             f"or pass its directory"
         )
+
+    def copy_of_term(self, term: int) -> Self:
+        """Return a directory beside this one for a copy of its run; raise RunDirectoryError."""
+        copy = type(self)(self.path.with_name(f"{self._name_of_run}-term-{term}"))
+        if copy.checkpoint.exists():
+            raise RunDirectoryError(f"{copy.path} already holds a run; move it elsewhere")
+        copy.make()
+        return copy
+
+    @property
+    def latest_copy(self) -> "RunDirectory":
+        """The directory of the run that was written last: this one, or a copy beside it."""
+        for run in _newest_first({self.path.parent}):
+            if run._name_of_run == self._name_of_run and run.standbys.exists():
+                return run
+        return self
+
+    @property
+    def _name_of_run(self) -> str:
+        return re.sub(r"-term-\d+$", "", self.path.name)
 
     def forget_training(self) -> None:
         """Remove all that a parameter server wrote; the model of a folder of images remains."""
@@ -220,11 +241,13 @@ class RunDirectory:
             np.save(file, array)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return all records, without an incomplete last line of a killed writer."""
+        """Return the distinct records by samples, without an incomplete last line."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        found = {(each["samples"], each["kind"]): each for each in records}
+        return [found[each] for each in sorted(found)]
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:

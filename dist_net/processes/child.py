@@ -106,7 +106,8 @@ class RunningChild:
     @property
     def is_standby(self) -> bool:
         """Whether it follows a run of another host, and has not taken over."""
-        return (self._lines() or [""])[-1] == STANDBY
+        words = [line.partition(" ")[0] for line in self._lines()]
+        return STANDBY in words and READY not in words
 
     @property
     def is_loading(self) -> str:

@@ -139,8 +139,7 @@ class Supervisor:
             for process in [*self._servers, *self._workers]:
                 self._look(process)
             if self._worker is not None and self._address != self._launcher.address:
-                end(self.workers, 0.0)  # the server has moved
-                self._start_workers()
+                self.restart_workers()  # the server has moved
             elif self._count is None:
                 self._add_workers(self._launcher.room())
             self._report_waiting()
@@ -150,6 +149,12 @@ class Supervisor:
                 if each.restart_at_s is not None
             ]
             return max(0.0, min([self._launcher.poll_s, *due_s]))
+
+    def restart_workers(self) -> None:
+        """Kill all workers, and start as many."""
+        with self._lock:
+            end(self.workers, 0.0)
+            self._start_workers()
 
     def report_ended(self, workers: Sequence[SupervisedProcess]) -> None:
         """Notify of failed workers, and restart workers that were done: the run continues."""

@@ -62,7 +62,7 @@ MAY_SEND: dict[str, set[type[Message]]] = {
     WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
     CLIENT: _OF_CLIENTS,
     OPERATOR: _OF_CLIENTS | {*get_args(OperatorMessage), Shutdown},
-    STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow},
+    STANDBY: _OF_ALL | {*get_args(WorkerMessage), Follow, SnapshotRequest},
     TOKEN: {Enroll},
 }
 """The messages that a server accepts from a peer with a key, by the key's role."""
@@ -263,6 +263,8 @@ class AllowList:
         self._roles: dict[bytes, frozenset[str]] = {}
         self._names: dict[bytes, str] = {}
         self._last_error = ""
+        if directory.is_dir():
+            self.refresh()
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
         """Return ADMITTED or REFUSED, and the peer's key (Z85).

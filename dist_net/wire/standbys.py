@@ -16,7 +16,9 @@ PATIENCE = 3
 """A peer waits for a silent server for so many heartbeat timeouts: a busy server answers late, and
 all its workers would leave at once."""
 
-RANDOM_BITS = 32  # of a term; the others count
+RANDOM_BITS, STARTS_BITS = 32, 16
+"""Of a term, from the last bit on: random ones, the starts in place, and then the takeovers."""
+
 NO_KEY = "-"
 KEY_LENGTH = 40  # in Z85
 MAX_STANDBYS = 8
@@ -30,8 +32,8 @@ class Standby(NamedTuple):
 
 
 def term_number(term: int) -> int:
-    """Return the number of a term: 1 for the first of a run."""
-    return term >> RANDOM_BITS
+    """Return the number of a term's host in a run: 1 for the first, one more for each takeover."""
+    return 1 + (term >> (RANDOM_BITS + STARTS_BITS))
 
 
 def standbys_text(standbys: Iterable[Standby]) -> str:

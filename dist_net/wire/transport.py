@@ -36,6 +36,7 @@ from dist_net.wire.invitation import enroll
 from dist_net.wire.messages import Enroll, Message, Refuse
 from dist_net.wire.security import (
     CURVE_OVERHEAD_BYTES,
+    STANDBY,
     AllowList,
     PeerKeys,
     ServerKeys,
@@ -297,6 +298,10 @@ class ServerSocket(FramedSocket):
             return str(header.get("User-Id"))
         except zmq.ZMQError:
             return ""
+
+    def may_follow(self, key: str) -> bool:
+        """Return whether a public key is a standby's; processes of this host have none, ""."""
+        return not key or self._allow_list is None or STANDBY in self._allow_list.roles_of(key)
 
     def send(self, node: bytes, message: Message) -> bool:
         """Queue a message without waiting; arrays are copied.

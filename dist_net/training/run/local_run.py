@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Self
 
 from dist_net.command_line import TRUST
@@ -30,6 +31,7 @@ from dist_net.errors import (
     ProtocolError,
     RunDirectoryError,
     SettingError,
+    SupersededError,
 )
 from dist_net.json_records import record_from_json
 from dist_net.nets.observer import Following, Observer
@@ -188,7 +190,7 @@ class LocalRun:
         self._keys = directory.keys if local.listening.needs_keys else local.listening.keys
         self._was_ready = False
         self._has_workers = False
-        self._next_record = 0
+        self._next_record = self._term = 0
         self._silence = Silence(display.warned, "the parameter server answers again")
         self._notices = RunNotices(display.warned)
         self._metrics = MetricsFiles(directory, options.tensorboard)
@@ -212,9 +214,9 @@ class LocalRun:
     def run(self) -> dict[str, Any]:
         """Train to the end; return the JSON object that ``dist-net train --json`` prints.
 
-        Raise InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server or
-        every worker has ended and is not restarted. The server leaves a checkpoint if it can. No
-        process outlives the call.
+        Raise InterruptedRunError on KeyboardInterrupt, SupersededError when another host continues
+        the run, and ProcessFailedError when the server or every worker has ended and is not
+        restarted. The server leaves a checkpoint if it can. No process outlives the call.
         """
         self._begin()
         if self._local.listening.needs_keys:
@@ -250,6 +252,8 @@ class LocalRun:
         except ProcessFailedError:
             if server.child.exit_code == 0:
                 raise _interruption(server.child, "ended from outside") from None
+            if server.child.exit_code == SupersededError.exit_code:
+                raise SupersededError(server.child.last_words) from None
             raise
 
     def _watch_to_the_end(self, server: SupervisedProcess) -> dict[str, Any]:
@@ -319,20 +323,26 @@ class LocalRun:
         return ProcessSpec(name, module, words, cores=self._threads, bits=self._options.bits)
 
     def _watch(self, observer: Observer, server: RunningChild) -> dict[str, Any]:
-        if self._follows is not None and self._is_done_elsewhere(self._follows, server):
-            return {}
+        if self._follows is not None:
+            report = self._watch_elsewhere(self._follows, server)
+            if server.exit_code is not None:
+                return self._summary(report, self.evaluation) if report else {}
+            self._follows = None
+            self._display.warned("the server is lost: this host continues the run")
+            here = [each["host"] for each in report.get("workers", ())].count(gethostname())
+            if here < (self._local.workers or 0):  # the rest waits for the lost server
+                self._supervisor.restart_workers()
         self._ready(
             server.wait_until_ready(
                 self._local.start_timeout_s, partial(self._while_starting, server)
             )
         )
-        self._begin_metrics(observer.status())
         reason = ""
         while not reason:
             self._wait(server)  # it may have been replaced during an evaluation
             # Taken before the report: workers that leave a stopping server have not failed.
             ended = self._supervisor.ended_workers
-            report = self._show(observer.status(self._next_record))
+            report = self._show(observer, observer.status(self._next_record))
             if report["state"] == "finished":
                 break
             if report["state"] == "stopping":
@@ -347,33 +357,42 @@ class LocalRun:
         if reason:
             self._display.warned(f"stopped early: {reason}")
         while report["records"] and not reason:
-            report = self._show(observer.status(self._next_record))
+            report = self._show(observer, observer.status(self._next_record))
         evaluation = (self.evaluation if reason else None) or self._evaluations.take(observer)
         self._wait(server)
         observer.shut_down(reason or "every epoch is done")
         return self._summary(report, self.evaluation or evaluation)
 
-    def _is_done_elsewhere(self, follows: Following, server: RunningChild) -> bool:
-        """Show the run of the other host. Return True once it is done, False once it is here."""
+    def _watch_elsewhere(self, follows: Following, server: RunningChild) -> dict[str, Any]:
+        """Watch the run on the other host until it is done, or here; return the last report.
+
+        This host evaluates, too, so that it has the metrics and the best weights.
+        """
+        report: dict[str, Any] = {}
         while not server.is_standby:
             self._wait(server)
             time.sleep(POLL_S)
+
+        def wait(_waited_s: float) -> None:
+            if server.exit_code == 0:
+                raise NoAnswerError("the run is done")
+            self._wait(server)
+
         follows.notify = self._display.warned
         with temporary_directory() as directory:
             if follows.keys is not None:
                 announce(directory, [follows.server.address], follows.keys)
-            while server.is_standby:
-                if server.exit_code == 0:
-                    return True
-                wait = partial(self._wait, server)
+            while server.is_standby and server.exit_code is None:
                 observed = follows.observed(SILENCE_S, self._next_record, wait)
-                with suppress(NoAnswerError, ProtocolError), observed as (_, report):
-                    self._show(report)
+                with suppress(NoAnswerError, ProtocolError), observed as (observer, report):
+                    report = self._show(observer, report)
+                    self._evaluations.take_if_due(observer, report["samples"])
+                ended = self._supervisor.ended_workers
+                self._supervisor.report_ended([each for each in ended if each.child.exit_code])
                 time.sleep(REPORT_EVERY_S)
-        self._wait(server)
-        self._follows = None
-        self._display.warned("the server is lost: this host goes on with the run")
-        return False
+        if server.exit_code != 0:
+            self._wait(server)
+        return report
 
     def _summary(self, report: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
         return {
@@ -398,7 +417,6 @@ class LocalRun:
         if listen != self._listen:  # not again after a restart: the disk may be full by then
             self._listen = listen
             self._write_settings()
-        self._next_record = 0
         self._has_workers = False
 
     def _open(self, addresses: list[str]) -> None:
@@ -416,20 +434,27 @@ class LocalRun:
             self._launcher.announce(listening.known_as(addresses[1:]), self._keys)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drop records after the checkpoint, and those that the server repeats."""
+        """After a resume, drop records after its checkpoint, and those that the server repeats."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
+        records = self._directory.read_metrics()
         kept = [
             record
-            for record in self._directory.read_metrics()
+            for record in records
             if record["samples"] <= report["samples"]
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
-        self._metrics.replace(kept)
+        if records:  # a standby's process may be writing the first records
+            self._metrics.replace(kept)
         for warning in report["resume_warnings"]:
             self._display.warned(warning)
         self._evaluations.resume(report["samples"])
 
-    def _show(self, report: dict[str, Any]) -> dict[str, Any]:
+    def _show(self, observer: Observer, report: dict[str, Any]) -> dict[str, Any]:
+        """Show and record a report; return it, or a whole one of another start of the server."""
+        if report["term"] != self._term:  # its records are others
+            report = observer.status()
+            self._begin_metrics(report)
+            self._term = report["term"]
         self._silence.ends()
         self._next_record = report["next_record"]
         self._metrics.append({"kind": "train", **each} for each in report["records"])

@@ -16,6 +16,7 @@ run in the directory, and is READY once it serves the run, at HOST for other hos
 """
 
 import argparse
+import json
 import shlex
 import socket
 import sys
@@ -35,14 +36,15 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on_signals
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.successor import remembered_in
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.training.server.standby_copy import RunCopy
 from dist_net.training.server.standby_loop import StandbyLoop, Upstream
-from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.training.server.standbys import Remembered
 from dist_net.wire.address import bracketed, host_towards
 from dist_net.wire.security import admit_only, admitted_by, load_peer_keys, load_server_keys
-from dist_net.wire.standbys import Standby
+from dist_net.wire.standbys import MAX_STANDBYS, Standby
 from dist_net.wire.transport import ClientSocket, ServerAccess, ServerSocket, access_to
 
 
@@ -75,10 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ServerSocket(arguments.listen, keys, longest) as listening:
         addresses = shlex.join(listening.contact_addresses)
         if not is_standby:
-            remembered = NOTHING
-            if directory.standbys.exists():
-                remembered = Remembered.from_json(directory.standbys.read_bytes())
-            with opened_run(arguments, directory, listening, remembered=remembered) as loop:
+            with opened_run(arguments, directory, listening, remembered_in(directory)) as loop:
                 stop_on_signals(
                     lambda reason: loop.stop(_stopped(reason)), arguments.parent, loop.suspend
                 )
@@ -92,11 +91,19 @@ def run(arguments: argparse.Namespace) -> int:
         def connect(standby: Standby | None) -> Upstream:
             return ClientSocket(*access_to(standby, server), hang_ups_s=float("inf"))
 
-        def takes(facts: dict[str, Any]) -> None:
+        former: list[tuple[str, str]] = []
+
+        def takes(facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
             theirs = RunOptions.from_json(facts.get("options", ""))
             directory.write(directory.options, replace(theirs, recipe=options.recipe).to_json())
             if arguments.keys is not None and "keys" in facts:
                 admit_only(arguments.keys, facts["keys"])
+            with directory.translated_errors(), directory.metrics.open("a") as file:
+                file.write(facts.get("metrics", ""))  # those before this standby followed
+            address, peer_keys = access_to(place, server)
+            key = peer_keys.server_public.decode() if peer_keys else ""
+            former[:] = list(dict.fromkeys([(address, key), *known.former]))[:MAX_STANDBYS]
+            directory.write(directory.standbys, json.dumps(known._replace(former=tuple(former))))
 
         own_host = arguments.contact or host_towards(server.address)
         port = listening.contact_addresses[-1].rpartition(":")[2]
@@ -109,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"tcp://{bracketed(own_host)}:{port}",
             options.takeover_after_s,
             lambda term, known: opened_run(
-                arguments, directory, listening, after=term, remembered=known
+                arguments, directory, listening, known._replace(former=tuple(former)), term
             ),
             takes,
         )
@@ -140,8 +147,12 @@ def opened_run(
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
 
-    def more_facts() -> dict[str, Any]:
+    def more_facts(is_first: bool) -> dict[str, Any]:
         facts: dict[str, Any] = {"options": options.to_json()}
+        with suppress(OSError):  # later records reach a standby as they reach this host's display
+            if is_first:
+                lines, newline, _ = directory.metrics.read_text(encoding="utf-8").rpartition("\n")
+                facts["metrics"] = lines + newline
         with suppress(KeyFileError):  # one that cannot be read admits nobody here either
             if arguments.keys is not None:
                 facts["keys"] = admitted_by(arguments.keys)
@@ -172,6 +183,7 @@ def opened_run(
         host=socket.gethostname(),
         remembered=remembered,
         more_facts=more_facts,
+        may_follow=listening.may_follow,
     ) as loop:
         yield loop
 

@@ -60,7 +60,7 @@ class PreparedRun(NamedTuple):
             if directory.has_begun:
                 # Raises if the checkpoint does not fit, before any file of the run is changed.
                 RunState.resumed(settings, read_resumable_checkpoint(directory.checkpoint))
-            elif directory.options.exists():
+            elif directory.options.exists() and follows is None:
                 console.print(f"{directory.path} has no checkpoint yet: it starts at version 0")
             workers = AUTO if local.workers is None else counted(local.workers, "worker")
             console.print(

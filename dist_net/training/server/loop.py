@@ -237,7 +237,8 @@ class ServerLoop:
     ``socket`` and ``journal`` are borrowed. ``turns`` is the loop as a generator that yields before
     each wait; ``serve`` drives it and waits. ``create_memory`` creates the memory that a worker
     of this host shares with the server. ``host`` and ``remembered``: see ``Standbys``;
-    ``more_facts`` returns what a standby must know besides the state, as JSON.
+    ``more_facts`` returns what a standby must know besides the state, as JSON; it is passed whether
+    the state is the standby's first. ``may_follow`` returns whether a public key is a standby's.
     """
 
     def __init__(
@@ -253,7 +254,8 @@ class ServerLoop:
         ownership: RunOwnership | None = None,
         host: str = "",
         remembered: Remembered = NOTHING,
-        more_facts: Callable[[], dict[str, Any]] = dict,
+        more_facts: Callable[[bool], dict[str, Any]] = lambda _: {},
+        may_follow: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._run = run
         self._socket = socket
@@ -268,6 +270,7 @@ class ServerLoop:
         self._create_memory = create_memory
         self._server = ParameterServer(run, journal.term, offer, host, remembered)
         self._more_facts = more_facts
+        self._may_follow = may_follow
         self._sent_states: dict[str, SentState] = {}  # by the address of the standby
         self._remembered = remembered
         self._shared: dict[int, SharedVectors] = {}
@@ -346,6 +349,9 @@ class ServerLoop:
                 continue
             next_tick = now + TICK_S
             yield from self._drain()
+            self._server.standbys.keep(self._may_follow)
+            with suppress(OSError):
+                self._remember()
             self._carry_out(self._server.tick(now))
             self._look_after_journal(now, writer)
             if self._stop_requested is not None:
@@ -381,10 +387,10 @@ class ServerLoop:
         logger.error("journal_ends_early error=%s", self._journal.error)
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
-        """Answer until every worker knows that the run is over, for at most ``STOP_GRACE_S``."""
+        """Answer until all peers know that the run is over, for at most ``STOP_GRACE_S``."""
         deadline = self._clock.now() + STOP_GRACE_S
         while (
-            len(self._run.members)
+            (len(self._run.members) or self._server.standbys.text)
             and self._clock.now() < deadline
             and not self._server.is_suspended
         ):
@@ -415,7 +421,10 @@ class ServerLoop:
                     message = message._replace(shares_memory=joining is not None)
                 case Follow():
                     message = message._replace(public_key=self._socket.key_of(node))
-            self._carry_out(self._server.handle(node, message, self._clock.now()), joining)
+            commands = self._server.handle(node, message, self._clock.now())
+            if isinstance(message, Follow):
+                self._remember()  # before the answer: it may begin another term
+            self._carry_out(commands, joining)
         except SupersededError:
             raise
         except Exception:
@@ -459,11 +468,8 @@ class ServerLoop:
             self._socket.send(node, Refuse(reason, may_rejoin=True))
 
     def _send_copy(self, node: bytes, follow: Follow) -> None:
-        """Answer a standby. Before, write down that it exists: it may begin another term."""
+        """Answer a standby."""
         standbys, now = self._server.standbys, self._clock.now()
-        if standbys.remembered != self._remembered and self._files.standbys is not None:
-            self._disk.write(self._files.standbys, json.dumps(standbys.remembered).encode())
-            self._remembered = standbys.remembered
         journal_at = follow.journal_bytes if follow.term == self._server.term else 0
         journal = self._disk.read(self._files.journal, journal_at, PART_BYTES)
         state, start = self._sent_states.get(follow.address), follow.state_bytes
@@ -473,7 +479,8 @@ class ServerLoop:
         if follow.wants_state and self._journal.error is None:
             if state is None or start == 0 or follow.state_version != state.version:
                 start, journal_bytes = 0, self._disk.size(self._files.journal)
-                state = SentState(self._run, journal_bytes, self._more_facts())
+                more_facts = self._more_facts(follow.version == 0)
+                state = SentState(self._run, journal_bytes, more_facts)
                 self._sent_states[follow.address] = state
                 standbys.begins(follow, state.version, now)
                 facts = state.facts
@@ -482,6 +489,14 @@ class ServerLoop:
         run = self._server.term, follow.sent_s, self.version, standbys.host, others, standbys.text
         parts = journal, facts, part
         self._socket.send(node, Followed(*run, journal_at, version, start, parts))
+
+    def _remember(self) -> None:
+        """Write down who may begin another term, for the next start of the server."""
+        known = self._server.standbys.remembered
+        has_standbys = known.standbys or self._remembered.standbys
+        if known != self._remembered and has_standbys and self._files.standbys is not None:
+            self._disk.write(self._files.standbys, json.dumps(known).encode())
+            self._remembered = known
 
     def _shared_with(self, join: Join) -> SharedVectors | None:
         """Create memory to share with a joining worker; return None if that is impossible."""

@@ -16,7 +16,7 @@ from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
 from dist_net.files import HOST_DISK, Disk
-from dist_net.wire.standbys import RANDOM_BITS, term_number
+from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,20 @@ NOTICED_WITHIN_S = 0.5
 _RANDOM = SystemRandom()
 
 
-def next_term(term: int, random: Random = _RANDOM) -> int:
-    """Return a term after ``term`` that no other server draws: 31 bits count, 32 are random."""
-    return ((term_number(term) + 1) << RANDOM_BITS) | random.getrandbits(RANDOM_BITS)
+def next_term(term: int, random: Random = _RANDOM, *, takes_over: bool = False) -> int:
+    """Return a term after ``term`` that no other server draws.
+
+    A takeover outweighs any number of starts in place, which a server may repeat while it is cut
+    off.
+    """
+    starts = (term >> RANDOM_BITS) + (1 << STARTS_BITS if takes_over else 1)
+    return starts << RANDOM_BITS | random.getrandbits(RANDOM_BITS)
 
 
 class RunOwnership:
     """Claim a run directory for a server on ``host``, in the file ``path``, with a new ``term``.
 
-    The term follows that of the last claim, and ``after``.
+    The term follows that of the last claim, and, if the server takes over a run, ``after``.
 
     If ``was_elsewhere``, a server of another host may still run: wait ``NOTICED_WITHIN_S`` before
     reading the directory. If the claim cannot be written, such as on a full disk, log a warning
@@ -52,7 +57,7 @@ class RunOwnership:
         self._path = path
         self._disk = disk
         former = self._last_claim()
-        self.term = next_term(max(after, _term_in(former)), random)
+        self.term = next_term(max(after, _term_in(former)), random, takes_over=after > 0)
         self._own = f"{self.term:016x} process {os.getpid()} on {host}"
         try:
             disk.write(path, self._own.encode())
@@ -77,6 +82,14 @@ class RunOwnership:
                 f"({last.partition(' ')[2]}), so this one ends. To continue here instead, stop "
                 f"the other server, then resume the run"
             )
+
+
+def last_term(path: Path) -> int:
+    """Return the term of the last claim in the file ``path``; 0 if there is none."""
+    try:
+        return _term_in(path.read_text(errors="replace"))
+    except OSError:
+        return 0
 
 
 def _term_in(claim: str) -> int:

@@ -386,12 +386,15 @@ class ParameterServer:
 
     def _follow(self, node: bytes, follow: Follow, now: float) -> list[ServerCommand]:
         if follow.term > self.term:
+            repeated = max(0, self.run.ledger.applied_samples - follow.samples)
             raise SupersededError(
                 f"the run continues at {follow.address}, on {follow.host}: this standby took over "
-                f"while this server was silent, or without a majority of the hosts. The samples "
-                f"applied by this server since then are done again; its directory remains as it is"
+                f"while this server was silent, or without a majority of the hosts, from version "
+                f"{follow.version:,}. {repeated:,} samples that this server applied after that "
+                f"are done again; its directory remains as it is"
             )
         if (stop := self._stop()) is not None:
+            self.standbys.follows(follow._replace(leaves=True), now)  # it begins no other term
             return [SendToPeer(node, stop)]
         if self.is_suspended:
             return []

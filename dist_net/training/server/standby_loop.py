@@ -52,6 +52,7 @@ class Upstream(Protocol):
     def send(self, message: Message) -> None: ...
     def receive(self, timeout_s: float) -> Message | None: ...
     def abandon(self) -> None: ...
+    def close(self) -> None: ...
 
 
 Connect = Callable[[Standby | None], Upstream]
@@ -61,11 +62,15 @@ OpenServer = Callable[[int, Remembered], AbstractContextManager[ServerLoop]]
 """Return the server that resumes the run from the copy, in a term after this one."""
 
 
+Takes = Callable[[dict[str, Any], Remembered, Standby | None], None]
+
+
 class StandbyLoop:
     """Follow a run until it is over, or until this standby has served it to its end.
 
     ``socket``, at ``address``, is borrowed. ``takes`` is called with the facts of each state that
-    is on the disk. ``turns`` is the loop as a generator, as ``ServerLoop`` has one.
+    is on the disk, the other hosts, and the place of the server. ``turns`` is the loop as a
+    generator, as ``ServerLoop`` has one.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class StandbyLoop:
         address: str,
         takeover_after_s: float,
         open_server: OpenServer,
-        takes: Callable[[dict[str, Any]], None] = lambda _: None,
+        takes: Takes = lambda *_: None,
         clock: Clock | None = None,
     ) -> None:
         self._connect = connect
@@ -106,7 +111,7 @@ class StandbyLoop:
             self._loop.stop(reason)
 
     def close(self) -> None:
-        self._upstream.abandon()
+        self._upstream.close()
 
     def serve(self, writer: Executor, ready: Callable[[], None]) -> None:
         """Follow, then serve; see ``turns``."""
@@ -221,7 +226,7 @@ class StandbyLoop:
         try:
             facts = self._copy.take_in(followed)
             if facts is not None:
-                self._takes(facts)
+                self._takes(facts, self._succession.remembered, self._route.current)
                 self._next_state_s = now + STATE_EVERY_S
         except DistNetError as error:  # such as a full disk
             logger.error("not_copied error=%s", error)

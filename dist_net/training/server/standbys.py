@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -57,11 +57,13 @@ class Follower:
 class Remembered(NamedTuple):
     """The other hosts and the standbys of a run, for its next server.
 
-    Each standby has an address, a public key ("" without keys), and a host.
+    Each standby has an address, a public key ("" without keys), and a host. ``former``: where the
+    server was before, if the run has moved.
     """
 
     hosts: tuple[str, ...] = ()
     standbys: tuple[tuple[str, str, str], ...] = ()
+    former: tuple[tuple[str, str], ...] = ()
 
     @property
     def first(self) -> str:
@@ -95,6 +97,7 @@ class Standbys:
         self.host = host
         self._lasts_s = min(settings.takeover_after_s, PATIENCE * settings.heartbeat_timeout_s)
         self._goes_on_alone = settings.minority == CONTINUES
+        self._former = remembered.former
         known = [Follower(Standby(*each[:2]), each[2]) for each in remembered.standbys]
         self._followers = {each.standby.public_key or each.standby.address: each for each in known}
         self._seen_s = dict.fromkeys([*remembered.hosts, *(each.host for each in known)], math.nan)
@@ -114,7 +117,7 @@ class Standbys:
     def remembered(self) -> Remembered:
         """The hosts and standbys, for another start of the server."""
         standbys = ((*each.standby, each.host) for each in self._followers.values())
-        return Remembered(tuple(self._seen_s), tuple(standbys))
+        return Remembered(tuple(self._seen_s), tuple(standbys), self._former)
 
     def hears(self, host: str, now: float) -> None:
         """Record a message of a worker, or of a standby, of ``host``."""
@@ -130,9 +133,7 @@ class Standbys:
         name = follow.public_key or follow.address  # a restarted standby may have another address
         known = self._followers.get(name)
         if follow.leaves:
-            self._followers.pop(name, None)
-            self._list()
-            self.leaves(follow.host)
+            self._forget(name)
             return True
         if known is None and len(self._followers) == MAX_STANDBYS:
             return False
@@ -146,6 +147,17 @@ class Standbys:
         known.promise.renew(follow.sent_s, follow.heard_s, now)
         self.hears(follow.host, now)
         return True
+
+    def keep(self, may_follow: Callable[[str], bool]) -> None:
+        """Forget the standbys whose public keys were revoked."""
+        for name, each in list(self._followers.items()):
+            if not may_follow(each.standby.public_key):
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if (gone := self._followers.pop(name, None)) is not None:
+            self._list()
+            self.leaves(gone.host)
 
     def begins(self, follow: Follow, version: int, now: float) -> None:
         """Record that a standby begins to receive the state of this version."""

@@ -38,7 +38,7 @@ class Succession:
         """The other hosts and standbys, for this standby as the server."""
         hosts = [each for each in (self._server_host, *self._others.hosts) if each != self._host]
         others = (each for each in self._others.standbys if each[0] != self._address)
-        return Remembered(tuple(dict.fromkeys(hosts)), tuple(others))
+        return Remembered(tuple(dict.fromkeys(hosts)), tuple(others), self._others.former)
 
     def hears(self, followed: Followed, now: float) -> None:
         """Take in an answer of the server, as of the time of its request."""

@@ -34,7 +34,7 @@ def asked(server: ParameterServer, message: Message, now: float) -> Any:
 @pytest.fixture
 def report() -> dict[str, Any]:
     """A real server's, of a worker that was stopped."""
-    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), term=7 << 32)
+    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), term=6 << 48)
     equipment = Equipment("here", 2, 2, 1.5, 1, "openblas 0.3")
     asked(server, Join("one", 1, "abc", 2, equipment=equipment), 0.0)
     server.checkpoint_failed("the disk is full")

@@ -27,6 +27,24 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory.create(tmp_path / "run", "digits", datetime(2026, 11, 25))
 
 
+def test_the_copy_of_the_latest_term_is_resumed(directory: RunDirectory) -> None:
+    other = RunDirectory(directory.path.with_name("other"))
+    second = directory.copy_of_term(2)
+    third = second.copy_of_term(11)
+    assert third.path.name == "run-term-11"
+    for written_s, run in enumerate([directory, second, third, other, other.copy_of_term(2)]):
+        run.make()
+        run.options.write_text('{"recipe": "digits"}')
+        run.checkpoint.touch()
+        os.utime(run.checkpoint, (written_s, written_s))
+    assert directory.latest_copy is directory  # the others may be runs of their own
+    for copy in (second, third):
+        copy.standbys.touch()
+    assert directory.latest_copy.path == third.path
+    with pytest.raises(RunDirectoryError, match=naming("run-term-2")):
+        directory.copy_of_term(2)
+
+
 def test_a_second_run_in_a_directory_is_refused_and_told_whose_it_is(
     directory: RunDirectory,
 ) -> None:

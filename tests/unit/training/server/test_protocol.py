@@ -567,7 +567,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "consistency": "rounds",
         "state": "finished",
         "term": 7,
-        "term_number": 0,
+        "term_number": 1,
         "standby_list": "",
         "standbys": [],
         "majority_warning": None,

@@ -74,12 +74,29 @@ def test_a_server_ends_when_a_standby_is_in_a_later_term() -> None:
         following(desk, term=8, serves=True)
 
 
+@pytest.mark.parametrize("why", ["its key was revoked", "it knows that the run is over"])
+def test_a_standby_that_cannot_take_over_is_not_waited_for(why: str) -> None:
+    desk = Desk()
+    desk.server = ParameterServer(desk.run, 7, host="server")
+    following(desk, sent_s=desk.now, heard_s=desk.now, public_key=KEY)
+    standbys = desk.server.standbys
+    assert [each[1] for each in standbys.remembered.standbys] == [KEY]
+    if "key" in why:
+        standbys.keep(lambda key: key != KEY)
+    else:
+        desk.server.stop("interrupted")
+        following(desk, public_key=KEY)
+    assert standbys.remembered == Remembered()
+    assert standbys.hold(desk.now + 10.0)
+
+
 def test_terms_grow_and_are_of_one_server() -> None:
     terms = [0]
     for _ in range(20):
         terms.append(next_term(terms[-1]))
     assert terms == sorted(set(terms))
     assert next_term(0) != next_term(0)
+    assert next_term(0, takes_over=True) > terms[-1]
 
 
 def succession(**hosts: object) -> Succession:

@@ -1,0 +1,195 @@
+"""Hosts that are lost, and the standbys that continue their runs. Each host has its own name."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.nets.observer import Observer
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.wire.messages import Follow
+from dist_net.wire.security import OPERATOR, load_peer_keys
+from dist_net.wire.token import JoinToken
+from dist_net.wire.token_exchange import join_by_token
+from dist_net.wire.transport import ClientSocket
+from journaled import assert_each_sample_once
+
+SAMPLES = 256
+
+Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
+
+
+def on(host: str) -> list[str]:
+    """What runs a command under the name of a host; without root, all have that of this one."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return []
+    return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host]
+
+
+def signal_all(command: Any, number: signal.Signals) -> None:
+    """Signals the command first, or it would replace a child that is killed."""
+    for process_id in [command.process.pid, *command.child_ids]:
+        os.kill(process_id, number)
+
+
+def lose(command: Any) -> None:
+    """The host is lost, with its disk."""
+    signal_all(command, signal.SIGKILL)
+    command.process.wait()
+    shutil.rmtree(command.temporary.parent)
+
+
+def directory_of(command: Any, name: str = "run") -> Path:
+    return command.temporary.parent / name  # type: ignore[no-any-return]
+
+
+def observing(server: Any) -> Observer:
+    """An observer of the run that the host serves."""
+    port, keys = server.says(r"its state: .*dist-net status tcp://\S+:(\d+) --keys (\S+)").groups()
+    return Observer(
+        f"tcp://127.0.0.1:{port}", load_peer_keys(server.temporary.parent / keys, OPERATOR)
+    )
+
+
+@pytest.fixture
+def train(start: Start, counting: str) -> Start:
+    """Starts a run on a host of this name."""
+
+    def begin(host: str, *arguments: str) -> Any:
+        given = "--run-dir", "run", "--workers", "1", "--json", *arguments
+        listen = "--listen", "tcp://0.0.0.0:0", "--contact", "127.0.0.1", "--takeover-after", "3"
+        return start("train", counting, *listen, *given, prefix=on(host))
+
+    return begin
+
+
+@pytest.fixture
+def stand_by(start: Start, tmp_path: Path) -> Start:
+    """Starts a standby of a run on a host of this name."""
+
+    def join(host: str, server: Any, *arguments: str) -> Any:
+        file = tmp_path / f"token-{host}"
+        file.write_text(server.says(r"run instead.*\n\s+echo (\S+) \|")[1])
+        given = "--token-file", str(file), "--trust-recipe", "--run-dir", "run", *arguments
+        return start("join", *given, "--contact", "127.0.0.1", "--json", prefix=on(host))
+
+    return join
+
+
+def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
+    train: Start,
+    stand_by: Start,
+    start: Start,
+    here: Callable[..., Any],
+    eventually: Eventually,
+    tmp_path: Path,
+) -> None:
+    first = train("first", "--epochs", "60", "--keep", "best")
+    first.says("epoch .*test loss")
+    os.kill(first.children["worker-0"], signal.SIGSTOP)  # the run waits for the standby
+    second = stand_by("second", first, "--workers", "0")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    os.kill(first.children["worker-0"], signal.SIGCONT)
+    second.says("epoch .*test loss")
+    shutil.copytree(directory_of(first), tmp_path / "run")
+    lose(first)
+    second.says("this host continues the run")
+
+    # Without workers the run waits, while a process is restarted and the first host returns.
+    os.kill(second.children["server"], signal.SIGKILL)
+    second.says("restarting it")
+    resume = "train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--json"
+    returned = start(*resume, prefix=on("first"))
+    returned.says("the run continues at .*-term-3")
+    copy = RunDirectory(tmp_path / "run-term-3")
+    eventually(copy.checkpoint.exists)
+    returned.says("epoch .*test loss")
+    lose(second)
+
+    result = returned.result()
+    assert result["run_dir"] == str(copy.path)
+    assert result["samples"] == 60 * SAMPLES
+    assert assert_each_sample_once(copy.path, SAMPLES) == 60
+    here("replay", copy.path)
+    records = [(each["kind"], each["samples"]) for each in copy.read_metrics()]
+    assert sorted(set(records)) == sorted(records)
+    trained = [samples for kind, samples in records if kind == "train"]
+    assert max(later - former for former, later in pairwise([0, *trained])) < 8 * SAMPLES
+    assert copy.best.exists()
+
+
+def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
+    train: Start, stand_by: Start, start: Start, eventually: Eventually
+) -> None:
+    first = train("first", "--epochs", "100000")
+    second = stand_by("second", first, "--workers", "1")
+    os.kill(eventually(lambda: second.children.get("worker-0")), signal.SIGSTOP)
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    signal_all(first, signal.SIGSTOP)
+    second.says("this host continues the run")
+    second.says("second: 1 worker joined")  # another one, which knows no former server
+
+    kept = directory_of(first)
+    files = {each: each.read_bytes() for each in kept.glob("*") if each.is_file()}
+    signal_all(first, signal.SIGCONT)
+    first.says(r"the run continues at tcp://127.0.0.1:\d+, on second: .* from version [\d,]+\.")
+    first.says("this host joins it, as a standby with 1 worker")
+    eventually((directory_of(first, "run-term-2") / "checkpoint.safetensors").exists)
+    second.says("first: 1 worker joined")
+    for path in ("checkpoint.safetensors", "journal", "owner"):
+        assert files[kept / path] == (kept / path).read_bytes()
+
+    first.process.send_signal(signal.SIGINT)
+    assert first.ends() == 130
+    resume = "train", "--resume", "auto", "--run-dir", str(kept)
+    again = start(*resume, "--contact", "127.0.0.1", prefix=on("first"))
+    again.says(r"this host joins it, .* copies it to \S+/run-term-2\n")
+    again.says("epoch .*test loss")
+    again.process.send_signal(signal.SIGINT)
+    assert again.ends() == 130
+
+    with observing(second) as observer:
+        eventually(lambda: not observer.run_value("standbys"))
+        assert observer.run_value("majority_warning") is None
+    second.process.send_signal(signal.SIGINT)
+    assert second.ends() == 130
+
+
+def test_standbys_end_with_the_run_and_with_their_keys(
+    train: Start, stand_by: Start, start: Start, here: Callable[..., Any], eventually: Eventually
+) -> None:
+    first = train("first", "--epochs", "100000")
+    second = stand_by("second", first, "--workers", "1")
+    eventually((directory_of(second) / "checkpoint.safetensors").exists)
+    first.process.send_signal(signal.SIGINT)
+    assert first.ends() == 130
+    second.says("the run was ended: the parameter server on first was stopped")
+    assert second.ends() != 0
+    assert not (directory_of(second) / "owner").exists()
+
+    # No standby is left that could continue the run, so the first host needs no majority.
+    run = directory_of(first)
+    resume = "train", "--resume", "--run-dir", str(run)
+    again = start(*resume, prefix=on("first"))
+    again.says("epoch .*test loss")
+    third = stand_by("third", again, "--workers", "0")
+    eventually((directory_of(third) / "checkpoint.safetensors").exists)
+    [revoked] = (run / "keys" / "standbys").glob("*third*.key")
+    here("keys", "revoke", run, revoked.stem)
+    third.says("dist-net join: .*this key is no longer admitted|its keys were revoked")
+    assert third.ends() != 0
+    assert "this host continues" not in second.stderr + third.stderr
+    assert not (directory_of(third) / "owner").exists()
+    again.report(lambda report: not report["standbys"] and report["majority_warning"] is None)
+
+    token = JoinToken.parse(again.says(r"run there:\n\s+echo (\S+) \|")[1])
+    with ClientSocket(*join_by_token(token)) as worker:
+        worker.send(Follow("third", "tcp://127.0.0.1:1", 0, 0, 0, 0, True, 0, 0, 0.0, 0.0))
+        answer = worker.receive(10.0)
+    assert "role worker may not send Follow" in answer.reason
