@@ -106,8 +106,8 @@ def test_a_run_goes_on_when_its_host_is_lost_with_its_disk(
     second.says("restarting it")
     resume = "train", "--resume", "auto", "--run-dir", str(tmp_path / "run"), "--json"
     returned = start(*resume, prefix=on("first"))
-    returned.says("the run continues at .*-term-3")
-    copy = RunDirectory(tmp_path / "run-term-3")
+    returned.says("the run continues at .*-term-2")
+    copy = RunDirectory(tmp_path / "run-term-2")
     eventually(copy.checkpoint.exists)
     returned.says("epoch .*test loss")
     lose(second)
@@ -155,8 +155,8 @@ def test_a_host_that_returns_joins_the_run_that_went_on_without_it(
     assert again.ends() == 130
 
     with observing(second) as observer:
-        eventually(lambda: not observer.run_value("standbys"))
-        assert observer.run_value("majority_warning") is None
+        eventually(lambda: not observer.status()["standbys"])
+        assert observer.status()["majority_warning"] is None
     second.process.send_signal(signal.SIGINT)
     assert second.ends() == 130
 

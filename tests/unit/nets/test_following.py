@@ -15,7 +15,7 @@ from dist_net.nets.recipes.recipe import built_in_recipe
 from dist_net.nets.sources.followed_run import FollowedRun
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import PeerKeys, load_peer_keys, write_peer_keys
-from dist_net.wire.standbys import Standby, standbys_text
+from dist_net.wire.standbys import Standby, standbys_text, term_number
 from dist_net.wire.transport import ServerAccess
 
 FIRST, SECOND, THIRD = (f"tcp://127.0.0.1:{port}" for port in (1, 2, 3))
@@ -25,7 +25,7 @@ TIMEOUT_S = 5.0
 
 def in_term(number: int, drawn: int = 7, version: int = 0, standbys: str = STANDBYS) -> Any:
     """A report."""
-    term = (number << 32) | drawn
+    term = ((number - 1) << 48) | drawn
     return {"term": term, "standby_list": standbys, "version": version, "recipe": "digits"}
 
 
@@ -84,7 +84,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 def seen(following: Following) -> Any:
     """Return the term of the next report, once its connection is closed."""
     with following.observed(TIMEOUT_S) as (_, report):
-        return report["term"] >> 32
+        return term_number(report["term"])
 
 
 Followed = Callable[..., Following]
