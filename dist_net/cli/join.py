@@ -1,7 +1,5 @@
 """``dist-net join``: add this host's workers to a run of another host, by a token or by keys."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Callable

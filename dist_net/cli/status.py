@@ -1,7 +1,5 @@
 """``dist-net status ADDRESS``: show the workers and progress of a run or an inference pool."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -1,7 +1,5 @@
 """``dist-net train``: train a model with a parameter server and workers on this host."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A training loop of the caller's own as a worker of a run: ``join``."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

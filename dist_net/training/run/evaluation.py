@@ -1,7 +1,5 @@
 """Evaluate a model on samples that it was not trained on, and keep the best weights of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Training in one process: the same step and the same update rules, without a cluster."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing

@@ -4,8 +4,6 @@ The processes are forked from it, with any model and data in memory. Equal calls
 weights, bit for bit.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator

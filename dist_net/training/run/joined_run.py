@@ -3,8 +3,6 @@
 The process supervises the workers and shows progress. Its directory holds their recipe and keys.
 """
 
-from __future__ import annotations
-
 import math
 import socket
 import time

@@ -9,8 +9,6 @@ For tests, and for trying things where processes would be in the way, such as in
 Threads share one interpreter, so more of them make a run no faster.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -7,8 +7,6 @@ them, evaluates the weights, and writes the run directory.
          └─────── observes ────────┘          ◀──tcp──  workers of other hosts
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ For an exchange, a server and a worker that computes nothing run in a thread eac
 turn, and their CPU time is measured, which depends little on other processes of the machine.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

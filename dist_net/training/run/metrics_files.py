@@ -5,8 +5,6 @@ the content and the content's checksum, little-endian. A checksum is a CRC-32C (
 TFRecord defines. The content is an ``Event`` message of TensorFlow's event.proto with four fields.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import struct

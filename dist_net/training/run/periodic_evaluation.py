@@ -1,7 +1,5 @@
 """The evaluations of a run in progress."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

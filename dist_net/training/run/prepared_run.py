@@ -1,7 +1,5 @@
 """A run of a recipe from its options to its result, for the command and for Python."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console

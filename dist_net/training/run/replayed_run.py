@@ -1,7 +1,5 @@
 """Replay: compute a run again from its journal, in one process, bit for bit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple

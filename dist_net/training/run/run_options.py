@@ -1,7 +1,5 @@
 """The options of a run, and the settings that follow from them, the recipe and the dataset."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace

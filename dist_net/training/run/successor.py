@@ -1,7 +1,5 @@
 """Find the server on another host that continues the run of a directory."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 

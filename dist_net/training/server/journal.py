@@ -3,8 +3,6 @@
 ``journal_records`` defines its content.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

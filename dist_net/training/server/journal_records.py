@@ -8,8 +8,6 @@ arrays: samples, seed and the state before determine the results, but for the ro
 kernels, which ``Computing`` names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct

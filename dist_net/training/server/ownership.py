@@ -7,8 +7,6 @@ noticing. Therefore each server writes its claim to a file, and reads the file a
 writes to the run directory, but at most ten times a second: see ``ServerLoop``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -5,8 +5,6 @@ and is written once the journal has arrived up to that version: the files are th
 be resumed.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 ``docs/decisions/0027-terms.md`` describes when.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import deque

@@ -5,8 +5,6 @@ requests work from the standby, or follows it: it has lost the server, too. Of s
 standby with the newest state begins, then the first in the server's list.
 """
 
-from __future__ import annotations
-
 import math
 
 from dist_net.training.server.standbys import NOTHING, Remembered, is_majority

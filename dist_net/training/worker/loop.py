@@ -4,8 +4,6 @@
 drives it and waits. The ``Environment`` is this process's or a simulation's.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import deque

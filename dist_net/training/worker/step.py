@@ -1,7 +1,5 @@
 """Gradients of minibatches: by the engine, or by a recipe's own function."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
