@@ -474,6 +474,7 @@ class VirtualClientSocket(VirtualSocket):
                 there.lose()
 
     def _arrive(self, message: Message) -> None:
-        self.on_message(message)
+        if not self.is_closed:
+            self.on_message(message)
         self._arrived.append(message)
         self.on_arrival()
