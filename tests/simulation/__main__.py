@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 
 from simulation.failures import SimulationFailedError
 from simulation.pool_faults import TroubledPool
+from simulation.standby_run import StandbyRun
 from simulation.training_run import TrainingRun
 
 
@@ -19,8 +20,11 @@ def main() -> int:
     parser.add_argument("seeds", type=int, nargs="?", default=1)
     parser.add_argument("--trace", type=int, default=40, help="how many of the last events to show")
     parser.add_argument("--pool", action="store_true", help="inference pools, not training runs")
+    parser.add_argument("--standbys", action="store_true", help="training runs with standbys")
     arguments = parser.parse_args()
-    simulated = TroubledPool if arguments.pool else TrainingRun
+    simulated: type[TroubledPool] | type[StandbyRun] | type[TrainingRun] = TrainingRun
+    if arguments.pool or arguments.standbys:
+        simulated = TroubledPool if arguments.pool else StandbyRun
     logging.disable(logging.CRITICAL)
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         run = simulated(seed, arguments.trace)

@@ -51,6 +51,8 @@ def counting_steps(
     settings: RunSettings, steps: StepSettings, is_broken: Callable[[], bool] = lambda: False
 ) -> LocalSteps:
     """Return a worker's local steps for the settings of a server that it has joined."""
-    joined = replace(settings, batch_size=steps.batch_size, learning_rate=steps.learning_rate)
+    joined = settings
+    if steps != settings.step_settings:  # checking changed settings takes long
+        joined = replace(settings, batch_size=steps.batch_size, learning_rate=steps.learning_rate)
     step, rule = CountingStep(joined, is_broken), joined.start_rule()
     return LocalSteps(step, rule, joined.batch_size, joined.learning_rate_at)

@@ -60,7 +60,7 @@ class RunChecks:
         self._memory = memory
         self.run: RunState | None = None
         self._journal: JournalFile | None = None
-        self._versions: dict[int, KnownVersion] = {}
+        self.versions: dict[int, KnownVersion] = {}
         self.term = 0
         self._acknowledged = 0
         self._kept = 0
@@ -73,23 +73,23 @@ class RunChecks:
     @property
     def _version(self) -> int:
         """The version that the checks have seen last."""
-        return max(self._versions)
+        return max(self.versions)
 
     def begin(self, run: RunState, journal: JournalFile) -> None:
         """Check a server that begins the run or resumes from a checkpoint."""
         self.term = journal.term
         store, version = run.store, run.store.version
-        if not self._versions:
+        if not self.versions:
             applied = np.zeros(self._settings.samples_total, np.bool_)
-            self._versions[0] = KnownVersion(store.state, store.outer_momentum, applied)
+            self.versions[0] = KnownVersion(store.state, store.outer_momentum, applied)
         require(version <= self._version, f"version {version} was never reached")
         require(
             version >= self._kept,
             f"version {version} is what a server continues from, and the checkpoint of version "
             f"{self._kept} was written",
         )
-        self._versions = {each: of for each, of in self._versions.items() if each <= version}
-        known = self._versions[version]
+        self.versions = {each: of for each, of in self.versions.items() if each <= version}
+        known = self.versions[version]
         require(np.array_equal(store.state, known.state), "the training state is not restored")
         is_same = np.array_equal(store.outer_momentum, known.momentum)
         require(is_same, "the momentum of the outer steps is not restored")
@@ -114,7 +114,7 @@ class RunChecks:
     def _check_applied(self, run: RunState, records: Sequence[Applied]) -> None:
         """Check the next version: what the journal records is what the state contains."""
         version = self._version + 1
-        before, store = self._versions[version - 1], run.store
+        before, store = self.versions[version - 1], run.store
         require(store.version == version, f"version {store.version} follows {version - 1}")
         applied = before.applied.copy()
         for record in records:
@@ -129,13 +129,13 @@ class RunChecks:
         self._check_steps(before.state, store.state, records)
         if isinstance(self._settings.optimizer, SGD):
             self._check_change(before, store.state, records)
-        self._versions[version] = KnownVersion(store.state, store.outer_momentum, applied)
+        self.versions[version] = KnownVersion(store.state, store.outer_momentum, applied)
         self._check_ledger(run)
 
     def _check_record(self, record: Applied, version: int, together: int) -> None:
         consistency = self._settings.consistency
         is_async, is_bsp = consistency is Consistency.ASYNC, consistency is Consistency.BSP
-        progress = int(self._versions[record.base_version].applied.sum())
+        progress = int(self.versions[record.base_version].applied.sum())
         settings = self._settings
         facts = consistency, settings.minibatches, settings.batch_size, bool(settings.momenta)
         divisions = [divided_minibatch(PlannedRun(*facts), n) for n in range(1, MAX_PARTS)]
@@ -162,7 +162,7 @@ class RunChecks:
         mean = 0.0
         for record in records:
             steps = minibatches_in(record.steps.samples, record.steps.batch_size)
-            base = self._versions[record.base_version].state[-1]
+            base = self.versions[record.base_version].state[-1]
             mean += (base * record.steps.parts + steps) / parts
         expected = before[-1] + records[0].outer.rate_of_others * (mean - before[-1])
         is_mean = abs(state[-1] - expected) < 1e-3 * (1 + expected)
@@ -199,7 +199,7 @@ class RunChecks:
         held = {lease.range for lease in ledger._leases.values()}
         for epoch, start, stop in (*held, *ledger._pool, *ledger._collected):
             found[epoch * settings.samples + start : epoch * settings.samples + stop] += 1
-        applied = self._versions[run.store.version].applied
+        applied = self.versions[run.store.version].applied
         wrong = np.flatnonzero(found + applied != 1)
         require(not wrong.size, f"samples that are not in one place: {wrong[:12]}")
         is_counted = ledger.applied_samples == applied.sum()
@@ -210,12 +210,12 @@ class RunChecks:
         run = self.run
         assert run is not None
         require(run.store.version == self._version, f"version {run.store.version} appeared")
-        self._check_leaks(run, loop, process_id)
+        self.check_leaks(run, loop, process_id)
         self._check_waits(run, loop, now)
         is_over = self.is_finished and loop._server._waiting
         require(not is_over, "workers that wait do not learn that the run is finished")
 
-    def _check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
+    def check_leaks(self, run: RunState, loop: ServerLoop, process_id: int) -> None:
         """Check that the server holds nothing for workers that have left the run."""
         members = {member.worker_id for member in run.members.members} | run.members.silent
         held: dict[str, dict[int, Any]] = {

@@ -17,6 +17,8 @@ import numpy as np
 from dist_net.errors import NoAnswerError
 from dist_net.wire.messages import (
     Alive,
+    Follow,
+    Followed,
     Heartbeat,
     Message,
     Push,
@@ -41,7 +43,7 @@ TOLD_OF: dict[type, tuple[str, ...]] = {
 }
 """The fields of messages that the trace shows."""
 
-UNTOLD = (Alive, Heartbeat, StatusReport, StatusRequest)
+UNTOLD = (Alive, Follow, Followed, Heartbeat, StatusReport, StatusRequest)
 """Messages that the trace omits: there are too many."""
 
 
@@ -131,6 +133,10 @@ def copied(message: Message) -> Message:
     return message
 
 
+Cut = Callable[[str, str], bool]
+"""Whether no message arrives from a host at another."""
+
+
 class VirtualNetwork:
     """Hosts with their links, listening servers, and connections to them; all by name."""
 
@@ -139,7 +145,7 @@ class VirtualNetwork:
         self.faults = faults
         self.node_numbers = count(1)
         self._links: dict[str, tuple[Direction, Direction]] = {}
-        self._apart: frozenset[str] = frozenset()
+        self._cuts: list[Cut] = []
         self._held: list[Callable[[], None]] = []
         self._servers: dict[str, VirtualServerSocket] = {}
         self._clients: list[VirtualClientSocket] = []
@@ -150,11 +156,16 @@ class VirtualNetwork:
 
     def part(self, hosts: Iterable[str]) -> None:
         """Partition these hosts from all others; messages between them wait for ``join``."""
-        self._apart = frozenset(hosts)
+        apart = frozenset(hosts)
+        self.cut(lambda source, target: (source in apart) != (target in apart))
 
-    def join(self) -> None:
-        """End the partition."""
-        self._apart = frozenset()
+    def cut(self, cut: "Cut") -> None:
+        """Hold messages from a host to another, in addition to those held already."""
+        self._cuts.append(cut)
+
+    def join(self, cut: "Cut | None" = None) -> None:
+        """End a partition; None: all of them."""
+        self._cuts = [each for each in self._cuts if cut is not None and each is not cut]
         held, self._held = self._held, []
         for send in held:
             send()
@@ -200,7 +211,7 @@ class VirtualNetwork:
     def transmit(self, way: "Way", message: Message, client: "VirtualClientSocket") -> None:
         """Carry a message over one direction of a client's connection, with all faults."""
         source, target = way.source, way.target
-        if (source in self._apart) != (target in self._apart):
+        if any(cut(source, target) for cut in self._cuts):
             self._held.append(lambda: self.transmit(way, message, client))
             return
         arrives_s = self._arrival_s(source, target, message)
@@ -377,6 +388,7 @@ class VirtualClientSocket(VirtualSocket):
         self._arrived: deque[Message] = deque()
         self._unsent: deque[Message] = deque()
         self.is_closed = False
+        self.on_message: Callable[[Message], None] = lambda _: None
         self._connection: tuple[bytes, VirtualServerSocket, Way, Way] | None = None
 
     def __len__(self) -> int:
@@ -462,5 +474,7 @@ class VirtualClientSocket(VirtualSocket):
                 there.lose()
 
     def _arrive(self, message: Message) -> None:
+        if not self.is_closed:
+            self.on_message(message)
         self._arrived.append(message)
         self.on_arrival()

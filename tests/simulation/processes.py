@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,19 +25,24 @@ from dist_net.training.worker.cycle import REJOIN_TIMEOUT_S, Compute, Phase
 from dist_net.training.worker.local_steps import LocalStepsOf
 from dist_net.training.worker.loop import BASE, RESULT, WorkerLoop
 from dist_net.vector import Vector
-from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+from dist_net.wire.messages import Alive, Equipment, Heartbeat, Message, SegmentAddress
 from dist_net.wire.standbys import Standby
 from simulation.disk import ProcessKilledError, VirtualDisk, checkpoint_on
 from simulation.failures import require
 from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
 from simulation.memory import VirtualMemory, VirtualSegment
 from simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
-from simulation.schedule import TracedSchedule
+from simulation.schedule import HostClock, TracedSchedule
 
 SERVER = "server"
 WRITING_S = 0.15
 GARBAGE = 1000.0
 """What a worker leaves in shared memory until its result is there."""
+
+
+def host_in(address: str) -> str:
+    """Return the host in an address such as ``tcp://HOST:1``."""
+    return address.removeprefix("tcp://").partition(":")[0]
 
 
 class VirtualProcess:
@@ -46,11 +51,19 @@ class VirtualProcess:
     ``ended`` is called with the error that ended the process; None: it was killed, or has finished.
     """
 
-    def __init__(self, name: str, host: str, process_id: int, schedule: TracedSchedule) -> None:
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        process_id: int,
+        schedule: TracedSchedule,
+        clock: HostClock | None = None,
+    ) -> None:
         self.name = name
         self.host = host
         self.process_id = process_id
         self.schedule = schedule
+        self.clock = clock or schedule
         self.random = Random(int(schedule.random.integers(2**32)))
         self.started_s = schedule.now_s
         self.is_alive = True
@@ -59,13 +72,9 @@ class VirtualProcess:
         self._stopped_until_s = 0.0
         self._missed: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
 
-    @property
-    def clock(self) -> TracedSchedule:
-        return self.schedule
-
     def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
         """Call a function at this time, if the process lives, and once it is not stopped."""
-        self.schedule.after(seconds, self.do, call, *arguments)
+        self.schedule.after(seconds / self.clock.rate, self.do, call, *arguments)
 
     def do(self, call: Callable[..., object], *arguments: object) -> None:
         """Call a function now, or once the process is not stopped."""
@@ -134,6 +143,7 @@ class VirtualHeartbeats:
         self._identity = identity
         self._interval_s = interval_s
         self._is_stopped = False
+        self._heard_s = process.clock.now()
         self._beat()
 
     def _beat(self) -> None:
@@ -142,7 +152,9 @@ class VirtualHeartbeats:
         now = self._process.clock.now()
         while (answer := self._socket.receive()) is not None:
             self.answer = answer, answer.sent_s if isinstance(answer, Alive) else now
-        self._socket.send(Heartbeat(self._worker_id, now, identity=self._identity))
+            if isinstance(answer, Alive):
+                self._heard_s = answer.sent_s
+        self._socket.send(Heartbeat(self._worker_id, now, self._identity, self._heard_s))
         self._process.after(self._interval_s, self._beat)
 
     def stop(self) -> None:
@@ -154,7 +166,8 @@ class VirtualHeartbeats:
 class WorkerProcess(VirtualProcess):
     """A worker, and the `dist_net.training.worker.loop.Environment` of its loop.
 
-    ``memory`` is that of the server's host; None: the worker has its own host. ``seconds_of_step``
+    ``server`` is the first host where it looks for its server. ``memory``: the shared memory of
+    this host; None: the worker is on ``host``, by default alone. ``seconds_of_step``
     returns the duration of each local step; ``local_of`` and ``parts``: see ``WorkerLoop``. With
     ``holds_lock``, no other thread runs during a local step, and so no heartbeat is sent.
     """
@@ -170,10 +183,14 @@ class WorkerProcess(VirtualProcess):
         seconds_of_step: Callable[[], float],
         parts: int = 1,
         holds_lock: bool = False,
+        host: str = "",
+        clock: HostClock | None = None,
+        server: str = SERVER,
     ) -> None:
-        host = SERVER if memory is not None else name
-        super().__init__(name, host, process_id, network.schedule)
+        own_host = server if memory is not None else host or name
+        super().__init__(name, own_host, process_id, network.schedule, clock)
         self.leaves = False
+        self.server = self._given = server
         self._network = network
         self._memory = memory
         self._seconds_of_step = seconds_of_step
@@ -187,7 +204,8 @@ class WorkerProcess(VirtualProcess):
         # Where train supervises its own workers, they wait for their server as long as it does.
         timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
         self.loop = WorkerLoop(
-            *(local_of, SERVER, name, digest, size),
+            *(local_of, server, name, digest, size),
+            equipment=Equipment(own_host),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
             parts=parts,
@@ -218,13 +236,14 @@ class WorkerProcess(VirtualProcess):
         self.random.choice(open_ones).vanish()
 
     def connect(self, standby: Standby | None = None) -> VirtualClientSocket:
+        self.server = self._given if standby is None else host_in(standby.address)
         socket = self._socket = self._connect()
         socket.on_arrival = lambda: self.do(self._look)
         return socket
 
     def _connect(self) -> VirtualClientSocket:
         self._sockets = [each for each in self._sockets if not each.is_closed]
-        self._sockets.append(self._network.connect(self.host, SERVER, self.name))
+        self._sockets.append(self._network.connect(self.host, self.server, self.name))
         return self._sockets[-1]
 
     def start_heartbeats(
@@ -312,26 +331,21 @@ class ServerOptions:
     service_s: float = 0.0
 
 
-class ServerProcess(VirtualProcess):
-    """A server that begins the run, or resumes from its host's disk."""
+class LoopProcess(VirtualProcess):
+    """A process with the loop of a server, or of a standby; ``service_s`` is for each message."""
 
     def __init__(
         self,
+        name: str,
+        host: str,
         process_id: int,
         network: VirtualNetwork,
-        memory: VirtualMemory,
-        disk: VirtualDisk,
-        settings: RunSettings,
-        options: ServerOptions,
-        checks: RunChecks,
+        service_s: float,
+        clock: HostClock | None = None,
     ) -> None:
-        super().__init__(SERVER, SERVER, process_id, network.schedule)
+        super().__init__(name, host, process_id, network.schedule, clock)
         self._network = network
-        self._memory = memory
-        self._disk = disk
-        self._settings = settings
-        self._options = options
-        self._checks = checks
+        self._service_s = service_s
         self._context = ExitStack()
         self._socket: VirtualServerSocket | None = None
         self._waits = 0
@@ -340,57 +354,32 @@ class ServerProcess(VirtualProcess):
         self.after(0.0, self._start)
 
     def _start(self) -> None:
-        disk, checkpoint = self._disk, None
-        if disk.exists(CHECKPOINT):
-            checkpoint = checkpoint_on(disk, CHECKPOINT)
-        weights = np.zeros(self._settings.vector_size, np.float32)
-        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
-        vars(run)["accept"] = self._checks.accept
-        journal = self._context.enter_context(
-            opened_journal(
-                JOURNAL,
-                run,
-                term=next_term(self._checks.term, self.random),
-                sync=self._options.sync,
-                disk=disk,
-                clock=self.schedule,
-            )
-        )
-        self._checks.begin(run, journal)
-        self.schedule.note(self.name, "continues from version %d", run.store.version)
-        socket = self._socket = self._network.listen(SERVER)
+        raise NotImplementedError
+
+    def _turned(self, loop: ServerLoop) -> None:
+        """Check the server's loop after each of its turns."""
+
+    def _listen(self) -> VirtualServerSocket:
+        socket = self._socket = self._network.listen(self.host)
         socket.on_arrival = lambda: self.do(self._look)
-        socket.on_send = self._checks.sent
-        files = ServerFiles(CHECKPOINT, JOURNAL, self._options.checkpoint_every_s, 2)
-        self.loop = ServerLoop(run, socket, files, journal, self.schedule, disk, self._share)
-        self._turns = self.loop.turns(VirtualWriter(self))
+        return socket
+
+    def _drive(self, turns: Generator[float, Received, None]) -> None:
+        self._turns = turns
         self._resume(None)
-
-    def _share(self, vectors: int, size: int) -> VirtualSegment:
-        try:
-            return self._memory.share(self.process_id, vectors, size)
-        except SegmentError as error:
-            self.schedule.note(self.name, "shares nothing: %s", error)
-            raise
-
-    def terminate(self) -> None:
-        """Make the server write a checkpoint and end at its loop's next turn, as SIGTERM does."""
-        if self.loop is not None:
-            self.schedule.note(self.name, "is terminated")
-            self.loop.stop("it is to end")
 
     def _resume(self, received: Received) -> None:
         """Run the loop up to its next wait."""
-        assert self.loop is not None
         self._is_waiting = False
         try:
             timeout_s = self._turns.send(received)
         except StopIteration:
             self.end(None)
             return
-        self._checks.turned(self.loop, self.process_id, self.schedule.now_s)
-        if received is not None and self._options.service_s:
-            self.after(self._options.service_s, self._next, timeout_s)
+        if self.loop is not None:
+            self._turned(self.loop)
+        if received is not None and self._service_s:
+            self.after(self._service_s, self._next, timeout_s)
         else:
             self._next(timeout_s)
 
@@ -417,6 +406,71 @@ class ServerProcess(VirtualProcess):
         if self._socket is not None:
             self._socket.close()
         self._context.close()
+
+
+class ServerProcess(LoopProcess):
+    """A server that begins the run, or resumes from its host's disk."""
+
+    def __init__(
+        self,
+        process_id: int,
+        network: VirtualNetwork,
+        memory: VirtualMemory,
+        disk: VirtualDisk,
+        settings: RunSettings,
+        options: ServerOptions,
+        checks: RunChecks,
+    ) -> None:
+        super().__init__(SERVER, SERVER, process_id, network, options.service_s)
+        self._memory = memory
+        self._disk = disk
+        self._settings = settings
+        self._options = options
+        self._checks = checks
+
+    def _start(self) -> None:
+        disk, checkpoint = self._disk, None
+        if disk.exists(CHECKPOINT):
+            checkpoint = checkpoint_on(disk, CHECKPOINT)
+        weights = np.zeros(self._settings.vector_size, np.float32)
+        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
+        vars(run)["accept"] = self._checks.accept
+        journal = self._context.enter_context(
+            opened_journal(
+                JOURNAL,
+                run,
+                term=next_term(self._checks.term, self.random),
+                sync=self._options.sync,
+                disk=disk,
+                clock=self.clock,
+            )
+        )
+        self._checks.begin(run, journal)
+        self.schedule.note(self.name, "continues from version %d", run.store.version)
+        socket = self._listen()
+        socket.on_send = self._checks.sent
+        files = ServerFiles(CHECKPOINT, JOURNAL, self._options.checkpoint_every_s, 2)
+        self.loop = ServerLoop(run, socket, files, journal, self.clock, disk, self._share)
+        self._drive(self.loop.turns(VirtualWriter(self)))
+
+    def _share(self, vectors: int, size: int) -> VirtualSegment:
+        try:
+            return self._memory.share(self.process_id, vectors, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "shares nothing: %s", error)
+            raise
+
+    def terminate(self) -> None:
+        """Make the server write a checkpoint and end at its loop's next turn, as SIGTERM does."""
+        if self.loop is not None:
+            self.schedule.note(self.name, "is terminated")
+            self.loop.stop("it is to end")
+
+    def _turned(self, loop: ServerLoop) -> None:
+        self._checks.turned(loop, self.process_id, self.schedule.now_s)
+
+    def _release(self) -> None:
+        super()._release()
         self._memory.process_ended(self.process_id)
         self._disk.kill_after = None
 

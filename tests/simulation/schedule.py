@@ -3,6 +3,7 @@
 import heapq
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -35,8 +36,10 @@ class EventSchedule:
 class TracedSchedule(EventSchedule):
     """An event schedule that is also a ``dist_net.clock.Clock`` and records a trace.
 
-    The last ``trace_length`` notes are kept; None: all.
+    The last ``trace_length`` notes are kept; None: all. ``rate``: see ``HostClock``.
     """
+
+    rate = 1.0
 
     def __init__(self, seed: int = 0, trace_length: int | None = 40) -> None:
         super().__init__(seed)
@@ -70,3 +73,15 @@ class TracedSchedule(EventSchedule):
             f"{moment_s:10.4f}  {who:<10} {what % details if details else what}"
             for moment_s, who, what, details in self._notes
         )
+
+
+@dataclass(frozen=True)
+class HostClock:
+    """The clock of a host that began at ``offset_s``, and shows ``rate`` seconds per second."""
+
+    schedule: TracedSchedule
+    offset_s: float
+    rate: float
+
+    def now(self) -> float:
+        return self.offset_s + self.rate * self.schedule.now_s

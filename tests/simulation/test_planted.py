@@ -11,12 +11,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLANTED = sorted((Path(__file__).parent / "planted").rglob("*.patch"))
-SEEDS = 1000
+OPTIONS = {"pool": ["--pool"], "standby": ["--standbys"]}
+SEEDS, SEEDS_WITH_STANDBYS = 1000, 500
 QUICK = {
     "leased_samples_are_not_kept": 20,
     "parts_weigh_as_one": 40,
     "optimizer_of_a_lease_is_kept": 20,
     "pool/second_batch_is_not_retried": 40,
+    "standby/list_of_standbys_is_written_in_place": 10,
+    "standby/standby_takes_over_beside_a_live_server": 10,
 }
 
 
@@ -36,7 +39,7 @@ def copy(tmp_path: Path) -> Path:
 def result_of(directory: Path, seeds: int, patch: Path) -> str:
     """Return the report on the first seed that fails in the patched copy."""
     command = [sys.executable, "-m", "simulation", "0", str(seeds)]
-    command += ["--pool"] if patch.parent.name == "pool" else []
+    command += OPTIONS.get(patch.parent.name, [])
     environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
     return done.stdout
@@ -64,4 +67,5 @@ def test_a_planted_bug_is_found(copy: Path, name: str) -> None:
 @pytest.mark.parametrize("patch", PLANTED, ids=lambda patch: patch.stem)
 def test_each_planted_bug_is_found_within_a_thousand_seeds(copy: Path, patch: Path) -> None:
     planted(patch, copy)
-    assert re.match(r"seed \d+: \w+: .+", result_of(copy, SEEDS, patch))
+    seeds = SEEDS_WITH_STANDBYS if patch.parent.name == "standby" else SEEDS
+    assert re.match(r"seed \d+: \w+: .+", result_of(copy, seeds, patch))

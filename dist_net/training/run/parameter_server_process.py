@@ -37,6 +37,7 @@ from dist_net.processes.entry import STANDBY, StartReports, entry_point, stop_on
 from dist_net.processes.kernels import require_bits
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.successor import remembered_in
+from dist_net.training.server.journal import UNUSABLE, read_journal
 from dist_net.training.server.loop import ServerFiles, ServerLoop, opened_server_at
 from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.training.server.standby_copy import RunCopy
@@ -143,6 +144,9 @@ def opened_run(
     loaded = load_run_recipe(directory, arguments.trust_recipe)
     settings = options.settings(loaded)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
+    if arguments.resume and not directory.owner.exists():  # a copy that never served
+        with suppress(*UNUSABLE):
+            after = max(start.term for start in read_journal(directory.journal).starts())
     ownership = RunOwnership(directory.owner, socket.gethostname(), after=after or 0)
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)

@@ -16,7 +16,7 @@ import numpy as np
 from dist_net.checkpoint import Checkpoint, read_resumable_checkpoint, write_checkpoint
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import FileWriteError, NotFiniteError, SegmentError, SupersededError
-from dist_net.files import HOST_DISK, Disk
+from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.training.server.journal import (
     NEVER,
     UNUSABLE,
@@ -474,7 +474,7 @@ class ServerLoop:
         journal = self._disk.read(self._files.journal, journal_at, PART_BYTES)
         state, start = self._sent_states.get(follow.address), follow.state_bytes
         facts, part, version = b"", memoryview(b""), 0
-        if state is not None and follow.version == state.version:
+        if state is not None and start == 0 and follow.version == state.version:
             del self._sent_states[follow.address]  # its arrays are not kept any longer
         if follow.wants_state and self._journal.error is None:
             if state is None or start == 0 or follow.state_version != state.version:
@@ -495,7 +495,8 @@ class ServerLoop:
         known = self._server.standbys.remembered
         has_standbys = known.standbys or self._remembered.standbys
         if known != self._remembered and has_standbys and self._files.standbys is not None:
-            self._disk.write(self._files.standbys, json.dumps(known).encode())
+            with replacing(self._files.standbys, self._disk) as partial:
+                self._disk.write(partial, json.dumps(known).encode())
             self._remembered = known
 
     def _shared_with(self, join: Join) -> SharedVectors | None:

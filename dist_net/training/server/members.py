@@ -24,24 +24,38 @@ CLOCK_MARGIN = 0.9
 """The share of a promise that the server relies on: the clocks of hosts differ in speed."""
 
 
+MAX_UNHEARD = 1000
+"""The messages that a promise remembers: a peer without an answer leaves long before."""
+
+
 @dataclass(slots=True)
 class Promise:
     """A peer's promise to stay with this server for a while after it heard it last.
 
-    ``heard_s`` is on the peer's clock; ``offset_s`` is the difference of the clocks and the
-    shortest time of a message on its way.
+    The peer counts from ``heard_s``, when it sent the newest message with an answer. Its clock may
+    be off, and drift: this server counts from ``since_s`` on its own clock, when it received the
+    message whose answer the peer had before that. ``joined_s``: when it received the ``Join``; a
+    worker sends other messages only after the answer.
     """
 
-    heard_s: float = -math.inf
-    offset_s: float = math.inf
+    joined_s: float = -math.inf
+    since_s: float = -math.inf
+    received: dict[float, tuple[float, float]] = field(default_factory=dict)
+    """When the peer's last messages were received, and ``heard_s`` in them, by ``sent_s``."""
 
     def renew(self, sent_s: float, heard_s: float, now: float) -> None:
         """Take in a message of ``sent_s``, by a peer that heard this server at ``heard_s``."""
-        self.offset_s = min(self.offset_s, now - sent_s)
-        self.heard_s = max(self.heard_s, min(heard_s, sent_s))
+        self.since_s = max(self.since_s, self.joined_s)
+        if len(self.received) == MAX_UNHEARD:
+            self.received.clear()
+        self.received.setdefault(sent_s, (now, heard_s))
+        _, before_s = self.received.get(heard_s, (now, math.nan))
+        if before_s in self.received:
+            self.since_s = max(self.since_s, self.received[before_s][0])
+            self.received = {sent: of for sent, of in self.received.items() if sent >= before_s}
 
     def holds(self, lasts_s: float, now: float) -> bool:
-        return now < self.heard_s + self.offset_s + CLOCK_MARGIN * lasts_s
+        return now < self.since_s + CLOCK_MARGIN * lasts_s
 
 
 @dataclass(slots=True)
@@ -165,6 +179,7 @@ class Membership:
         times = now, now, now, self._heartbeat_timeout_s
         numbers = starts, join.request_id, join.request_id
         member = Member(*who, *times, join.equipment, *numbers, join.shares_memory, join.parts)
+        member.promise.joined_s = now
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random, SystemRandom
 
 from dist_net.errors import SupersededError
-from dist_net.files import HOST_DISK, Disk
+from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.wire.standbys import RANDOM_BITS, STARTS_BITS
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ class RunOwnership:
         self.term = next_term(max(after, _term_in(former)), random, takes_over=after > 0)
         self._own = f"{self.term:016x} process {os.getpid()} on {host}"
         try:
-            disk.write(path, self._own.encode())
+            with replacing(path, disk) as partial:  # no later start may draw an earlier term
+                disk.write(partial, self._own.encode())
         except OSError as error:
             logger.warning("run_not_claimed path=%s error=%s", path, error)
             self._own = former

@@ -88,7 +88,9 @@ class RunSettings:
             2 * self.heartbeat_interval_s < self.heartbeat_timeout_s < math.inf,
         )
         self._require(
-            "takeover_after_s", "at least 1 second", 1 <= self.takeover_after_s < math.inf
+            "takeover_after_s",
+            f"at least 1 second, and 5 times heartbeat_interval_s: {self.heartbeat_interval_s}",
+            max(1, 5 * self.heartbeat_interval_s) <= self.takeover_after_s < math.inf,
         )
         self._require("minority", " or ".join(MINORITY), self.minority in MINORITY)
         self._require(

@@ -198,7 +198,7 @@ class StandbyLoop:
         try:
             who = self._host, self._address
             lacks = copy.state_version, copy.state_bytes
-            times = now, now if heard_s is None else heard_s
+            times = now, 0.0 if heard_s is None else heard_s
             self._upstream.send(Follow(*who, *has, wants_state, *lacks, *times, leaves, serves))
         except NoAnswerError as error:
             logger.info("not_sent reason=%s", error)
@@ -220,7 +220,7 @@ class StandbyLoop:
         self._is_answered = True
         self._route.learn(followed.standbys)
         self._succession.hears(followed, now)
-        took_s = now - self._asked_s
+        took_s = min(now - self._asked_s, ANSWER_WITHIN_S)  # longer if this process was stopped
         try:
             facts = self._copy.take_in(followed)
             if facts is not None:
@@ -230,9 +230,11 @@ class StandbyLoop:
             logger.error("not_copied error=%s", error)
             self._next_state_s = now + STATE_EVERY_S
             return
-        is_copying = self._copy.state_bytes > 0
-        pause_s = (LINK_SHARE - 1) * took_s if is_copying else FOLLOW_EVERY_S
-        self._next_request_s = now + pause_s
+        if self._copy.state_bytes > 0 and len(followed.parts[2]):
+            self._next_state_s = now + (LINK_SHARE - 1) * took_s
+        self._next_request_s = now + FOLLOW_EVERY_S  # a pause for longer would look like silence
+        if self._next_state_s > now:
+            self._next_request_s = min(self._next_request_s, self._next_state_s)
 
     def _visited(self, node: bytes, message: Message, now: float) -> None:
         """Record a visit; a worker's request is answered once this process serves the run."""

@@ -98,6 +98,7 @@ class Standbys:
         self._lasts_s = min(settings.takeover_after_s, PATIENCE * settings.heartbeat_timeout_s)
         self._goes_on_alone = settings.minority == CONTINUES
         self._former = remembered.former
+        self._has_begun = not remembered.hosts
         known = [Follower(Standby(*each[:2]), each[2]) for each in remembered.standbys]
         self._followers = {each.standby.public_key or each.standby.address: each for each in known}
         self._seen_s = dict.fromkeys([*remembered.hosts, *(each.host for each in known)], math.nan)
@@ -166,9 +167,17 @@ class Standbys:
 
     def hold(self, now: float) -> bool:
         """Return whether the server may apply results."""
-        if not self._followers or self._goes_on_alone:
+        if self._is_free or self._goes_on_alone:
             return True
-        return is_majority(self.hosts, self._bound(now), self.remembered.first)
+        first = self.remembered.first or self.host
+        holds = is_majority(self.hosts, self._bound(now), first)
+        self._has_begun |= holds
+        return holds
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether no standby may take over, and no former server has a majority."""
+        return self._has_begun and not self._followers
 
     def _bound(self, now: float) -> set[str]:
         """Return the server's host, and the hosts that are bound by a promise."""
@@ -181,7 +190,7 @@ class Standbys:
 
     def may_apply(self, member: Member, now: float) -> bool:
         """Return whether the worker's result may be applied: it has seen no other server."""
-        return not self._followers or (member.promise.holds(self._lasts_s, now) and self.hold(now))
+        return self._is_free or (member.promise.holds(self._lasts_s, now) and self.hold(now))
 
     def tick(self, now: float) -> None:
         """Forget hosts that have been silent for long, unless most are."""

@@ -1,8 +1,9 @@
 """When a standby begins the next term, as a state machine: events in, decisions out. No I/O.
 
-See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes
-requests work from the standby, or follows it: it has lost the server, too. Of several standbys, the
-standby with the newest state begins, then the first in the server's list.
+See ``dist_net.training.server.standbys`` for the rule. A host counts if one of its processes has
+lost the server, too: it requests work from the standby, or follows it, after the standby heard the
+server last. Of several standbys, the standby with the newest state begins, then the first in the
+server's list.
 """
 
 import math
@@ -29,7 +30,7 @@ class Succession:
         self._server_host = ""
         self._others = NOTHING
         self._visits_s: dict[str, float] = {}
-        self._rivals: dict[str, Follow] = {}  # by address
+        self._rivals: dict[str, tuple[Follow, float]] = {}  # by address
 
     @property
     def remembered(self) -> Remembered:
@@ -53,9 +54,10 @@ class Succession:
         self._visits_s[host] = now
 
     def follows(self, follow: Follow, now: float) -> None:
-        """Record that another standby, which has lost the server, follows this one."""
-        self._rivals[follow.address] = follow
-        self.visits(follow.host, now)
+        """Record that another standby follows this one; it counts after as long a silence."""
+        self._rivals[follow.address] = follow, now
+        if follow.sent_s >= follow.heard_s + self._takeover_after_s:
+            self.visits(follow.host, now)
 
     def is_due(self, term: int, version: int, now: float) -> bool:
         """Return whether to begin the next term from the state ``version`` of ``term``.
@@ -69,15 +71,16 @@ class Succession:
         self._looked_s = now
         if now < self.heard_s + self._takeover_after_s:
             return False
-        reached = {host for host, seen_s in self._visits_s.items() if now < seen_s + VISIT_S}
+        since_s = max(self.heard_s, now - VISIT_S)
+        reached = {host for host, seen_s in self._visits_s.items() if seen_s > since_s}
         hosts = {self._server_host, *self._others.hosts, self._host}
         if not is_majority(hosts, reached | {self._host}, self._others.first):
             return False
         own = -term, -version, self._place_of(self._address)
         return all(
             own < (-rival.term, -rival.version, self._place_of(rival.address))
-            for rival in self._rivals.values()
-            if rival.host in reached
+            for rival, seen_s in self._rivals.values()
+            if seen_s > since_s and rival.version  # else it may have no state yet
         )
 
     def _place_of(self, address: str) -> int:

@@ -37,32 +37,58 @@ def test_of_two_parts_of_the_hosts_exactly_one_has_the_majority(size: int) -> No
                 assert is_majority(hosts, one, first) != is_majority(hosts, other, first)
 
 
-def test_a_promise_counts_from_when_the_peer_heard_the_server() -> None:
+def test_a_promise_counts_from_before_the_peer_sent_what_was_answered() -> None:
     promise = Promise()
-    assert not promise.holds(4.5, 0.0)
-    promise.renew(sent_s=100.2, heard_s=100.0, now=0.3)  # its clock is 99.9 s ahead
-    assert promise.holds(4.5, 0.1 + 4.0)
-    assert not promise.holds(4.5, 0.1 + 4.1)  # less than 4.5 s: clocks differ in speed
-    promise.renew(sent_s=101.0, heard_s=100.0, now=9.0)  # late: it says nothing new
+    promise.renew(sent_s=100.0, heard_s=0.0, now=1.0)
+    promise.renew(sent_s=101.0, heard_s=100.0, now=2.0)
+    assert not promise.holds(4.5, 2.0)  # when did it send the first message?
+    promise.renew(sent_s=102.0, heard_s=101.0, now=4.0)
+    assert promise.holds(4.5, 1.0 + 4.0)  # it sent the second after the answer to the first
+    assert not promise.holds(4.5, 1.0 + 4.1)  # less than 4.5 s: clocks differ in speed
+    promise.renew(sent_s=103.0, heard_s=101.0, now=9.0)  # late: it says nothing new
     assert not promise.holds(4.5, 9.0)
+
+
+def test_a_promise_of_a_worker_begins_with_its_join() -> None:
+    promise = Promise(joined_s=1.0)
+    assert not promise.holds(4.5, 1.0)  # it may have gone on to another server
+    promise.renew(sent_s=100.0, heard_s=99.9, now=2.0)
+    assert promise.holds(4.5, 1.0 + 4.0)
+    assert not promise.holds(4.5, 1.0 + 4.1)
+
+
+def test_a_clock_that_is_slow_breaks_no_promise() -> None:
+    promise, heard_s = Promise(), 0.0
+    for second in range(1, 10_000):
+        promise.renew(sent_s=0.95 * second, heard_s=heard_s, now=second)
+        heard_s = 0.95 * second
+    assert promise.holds(4.5, 10_000)
+    assert len(promise.received) < 5
 
 
 def following(desk: Desk, **changes: object) -> object:
     return desk.server.handle(b"standby", FOLLOW._replace(**changes), desk.now)
 
 
+def followed_by_a_standby(desk: Desk) -> None:
+    """Let a standby send requests until it has heard the answers to two."""
+    times = desk.now, desk.now + 0.1, desk.now + 0.2
+    for sent_s, heard_s in zip(times, (0.0, *times), strict=False):
+        assert following(desk, sent_s=sent_s, heard_s=heard_s)
+
+
 def test_a_server_without_a_majority_grants_nothing_and_takes_nothing_in() -> None:
     desk = Desk()
     desk.server = ParameterServer(desk.run, 7, host="server")
     desk.join(b"a", equipment=Equipment("server"))
-    assert following(desk, sent_s=desk.now, heard_s=desk.now)
+    followed_by_a_standby(desk)
     push = desk.a_push(desk.pull(b"a", 1))
     desk.now += 10.0  # the standby's host is silent, and so are half of the hosts
     desk.beat(1, desk.now)
     assert "standby" in desk.report()["majority_warning"]
     assert desk.has_to_wait(b"a", push)
     assert desk.run.store.version == 0
-    following(desk, sent_s=desk.now, heard_s=desk.now)
+    followed_by_a_standby(desk)
     assert desk.report()["majority_warning"] is None
     assert isinstance(desk.ask(b"a", push), Work)
     assert desk.run.store.version == 1
@@ -125,6 +151,35 @@ def test_a_standby_begins_once_it_and_a_majority_have_not_heard_the_server() -> 
     assert not due(visited, 9.9)
 
 
+def test_visits_before_the_server_was_heard_do_not_count() -> None:
+    visited = succession()
+    visited.visits("third", 4.0)
+    visited.hears(Followed(7, 4.5, 3, "server", '[["standby", "third"], []]', "", 0, 0, 0, ()), 4.6)
+    assert not due(visited, 10.0)
+    visited.visits("third", 10.0)
+    assert due(visited, 10.1)
+
+
+def test_a_standby_that_has_just_heard_the_server_does_not_count() -> None:
+    for heard_s, is_due in ((95.1, False), (95.0, True)):
+        one = succession()
+        rival = FOLLOW._replace(host="third", address="tcp://10.0.0.3:5", sent_s=100.0)
+        one.follows(rival._replace(heard_s=heard_s), 4.5)
+        assert due(one, 5.0) == is_due
+
+
+def test_a_successor_applies_nothing_before_a_majority_has_joined_it() -> None:
+    desk = Desk()
+    others = Remembered(("server", "third"), ())
+    desk.server = ParameterServer(desk.run, 8, host="standby", remembered=others)
+    assert not desk.server.standbys.hold(desk.now)
+    desk.join(b"a", equipment=Equipment("third"))
+    assert not desk.server.standbys.hold(desk.now)
+    desk.beat(1, desk.now)
+    assert desk.server.standbys.hold(desk.now)
+    assert desk.server.standbys.hold(desk.now + 60.0)  # nobody can take over from it
+
+
 def test_time_in_which_a_standby_was_stopped_does_not_count() -> None:
     stopped = succession()
     stopped.visits("third", 100.0)
@@ -134,7 +189,7 @@ def test_time_in_which_a_standby_was_stopped_does_not_count() -> None:
 
 def test_the_newest_state_begins_and_then_the_first_in_the_list() -> None:
     second = ["tcp://10.0.0.3:5", "", "third"]
-    rival = FOLLOW._replace(host="third", address=second[0])
+    rival = FOLLOW._replace(host="third", address=second[0], sent_s=9.0)
     for version, is_due in ((2, True), (3, True), (4, False)):
         one = succession(second=second)
         one.follows(rival._replace(version=version), 4.5)

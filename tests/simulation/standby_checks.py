@@ -1,0 +1,128 @@
+"""The invariants of a run with standbys, checked at every event."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from dist_net.errors import BadInputError
+from dist_net.training.server.journal import JournalFile, read_journal, read_tail
+from dist_net.training.server.journal_records import Applied, run_identity
+from dist_net.training.server.loop import ServerLoop
+from dist_net.training.server.members import Member
+from dist_net.training.server.settings import CONTINUES, RunSettings
+from dist_net.training.server.state import RunState
+from dist_net.wire.messages import Push
+from simulation.disk import VirtualDisk, checkpoint_on
+from simulation.failures import InvariantBrokenError, require
+from simulation.invariants import CHECKPOINT, JOURNAL, KnownVersion, RunChecks
+from simulation.memory import VirtualMemory
+from simulation.processes import LoopProcess, WorkerProcess
+
+
+class StandbyChecks:
+    """Checks all histories of a run, one for each term, and how they follow each other.
+
+    ``terms_on_hosts`` returns the terms of the processes on each host.
+    """
+
+    def __init__(
+        self, settings: RunSettings, terms_on_hosts: Callable[[], Iterable[set[int]]]
+    ) -> None:
+        self._settings = settings
+        self._terms_on_hosts = terms_on_hosts
+        self._histories: dict[int, RunChecks] = {}
+        self._last: tuple[int, LoopProcess] | None = None
+        self.workers: dict[str, WorkerProcess] = {}
+        self.progress_s = 0.0  # when something was last applied
+
+    def begin(
+        self,
+        server: LoopProcess,
+        run: RunState,
+        journal: JournalFile,
+        disk: VirtualDisk,
+        memory: VirtualMemory,
+    ) -> None:
+        """Check a server that begins a term from the files on its disk."""
+        term = journal.term
+        require(term not in self._histories, f"two servers begin the term {term:x}")
+        self.check_directory(disk)
+        history = RunChecks(self._settings, disk, memory)
+        history.versions = self._versions_until(run)
+        history.begin(run, journal)
+        self._histories[term] = history
+
+        def accept(member: Member, push: Push, now: float) -> tuple[Applied, ...] | str:
+            records = history.accept(member, push, now)
+            if records:
+                self._applied(server, member, term)
+            return records
+
+        vars(run)["accept"] = accept
+
+    def _versions_until(self, run: RunState) -> dict[int, KnownVersion]:
+        """Return the versions of a history that has this state."""
+        version, state = run.store.version, run.store.state
+        if not self._histories:
+            return {}
+        for term in sorted(self._histories, reverse=True):
+            known = self._histories[term].versions
+            if version in known and np.array_equal(known[version].state, state):
+                return known
+        raise InvariantBrokenError(f"no server had the state from which term begins: {version}")
+
+    def _applied(self, server: LoopProcess, member: Member, term: int) -> None:
+        """Check that a result may be applied in this term, now."""
+        self.progress_s = server.schedule.now_s
+        for worker in self.workers.values():
+            if worker.loop._identity == member.identity:
+                seen = worker.loop._state._term
+                is_newest = seen <= term
+                require(is_newest, f"{worker.name} has seen {seen:x}, and is applied in {term:x}")
+        last_term, last = self._last or (term, server)
+        servers = server.loop, last.loop
+        hosts = [set(each._server.standbys.hosts) for each in servers if each is not None]
+        differ = hosts[0] != hosts[-1]  # some joined, or were forgotten, in a partition
+        if term < last_term and not differ and not self._may_be_two(term, last_term):
+            both = f"the {server.name} applies in {term:x}, after the {last.name} in {last_term:x}"
+            raise InvariantBrokenError(both)
+        self._last = term, server
+
+    def _may_be_two(self, term: int, other: int) -> bool:
+        """Return whether two servers may apply results: a host has joined both."""
+        is_split = any({term, other} <= terms for terms in self._terms_on_hosts())
+        return is_split or self._settings.minority == CONTINUES
+
+    def turned(self, loop: ServerLoop, process_id: int) -> bool:
+        """Check a server after each of its turns; return whether it has applied every sample."""
+        history = self._histories[loop.term]
+        assert history.run is not None
+        history.check_leaks(history.run, loop, process_id)
+        return history.is_finished
+
+    def copied(self, disk: VirtualDisk, version: int) -> None:
+        """Check that a run can be resumed from a copy on a standby's disk."""
+        identity = run_identity(self._settings.recipe_digest, self._settings.seed)
+        try:
+            read_tail(JOURNAL, identity, version, disk)
+        except BadInputError as error:
+            raise InvariantBrokenError(f"a copy cannot be resumed: {error}") from error
+
+    def check_directory(self, disk: VirtualDisk) -> None:
+        """Check that a run can be resumed from a disk, and each sample is once in its journal."""
+        if not disk.exists(CHECKPOINT):
+            return
+        self.copied(disk, checkpoint_on(disk, CHECKPOINT).version)
+        applied = np.zeros(self._settings.samples_total, np.bool_)
+        for record in read_journal(JOURNAL, disk).records():
+            if isinstance(record, Applied):
+                first = record.steps.epoch * self._settings.samples
+                samples = slice(first + record.steps.start, first + record.steps.stop)
+                require(not applied[samples].any(), f"a journal has samples twice: {record}")
+                applied[samples] = True
+
+    def finished(self, loop: ServerLoop, disks: Iterable[VirtualDisk]) -> None:
+        """Check the end of the run that this server has finished, and all run directories."""
+        self._histories[loop.term].finished()
+        for disk in disks:
+            self.check_directory(disk)

@@ -1,0 +1,205 @@
+"""The processes of a run with standbys: the shipped loops on hosts with disks and clocks."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.errors import SegmentError
+from dist_net.training.server.journal import read_journal
+from dist_net.training.server.loop import ServerFiles, ServerLoop, new_run, opened_journal
+from dist_net.training.server.ownership import RunOwnership
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.standby_copy import RunCopy
+from dist_net.training.server.standby_loop import StandbyLoop
+from dist_net.training.server.standbys import NOTHING, Remembered
+from dist_net.wire.messages import Followed, Message, Shutdown
+from dist_net.wire.standbys import Standby
+from simulation.disk import VirtualDisk, checkpoint_on
+from simulation.failures import require
+from simulation.invariants import CHECKPOINT, JOURNAL
+from simulation.memory import VirtualMemory, VirtualSegment
+from simulation.network import VirtualClientSocket, VirtualNetwork
+from simulation.processes import LoopProcess, ServerOptions, VirtualWriter, host_in
+from simulation.schedule import HostClock
+from simulation.standby_checks import StandbyChecks
+
+OWNER, STANDBYS = Path("run/owner"), Path("run/standbys")
+RIVAL_S = 1.0
+DISPLAYED_S = 0.3
+"""The time in which the display of a host notices that the run is finished."""
+
+
+@dataclass
+class VirtualHost:
+    """A host, which has one process of the run at most. ``disk`` has one run directory."""
+
+    name: str
+    disk: VirtualDisk
+    memory: VirtualMemory
+    clock: HostClock
+
+    @property
+    def address(self) -> str:
+        return f"tcp://{self.name}:1"
+
+
+def newest_state(disk: VirtualDisk) -> tuple[int, int]:
+    """Return the term and the version from which a run can be resumed; zeros: from none."""
+    if not disk.exists(CHECKPOINT):
+        return 0, 0
+    term = [each.term for each in read_journal(JOURNAL, disk).starts()][-1]
+    return term, checkpoint_on(disk, CHECKPOINT).version
+
+
+class RunProcess(LoopProcess):
+    """The server of a run, which begins it or resumes it from its host's disk, or a standby.
+
+    A standby ``follows`` the server on this host; None: this is the server. ``is_over`` is called
+    once it serves a run that is finished.
+    """
+
+    def __init__(
+        self,
+        process_id: int,
+        host: VirtualHost,
+        network: VirtualNetwork,
+        settings: RunSettings,
+        options: ServerOptions,
+        checks: StandbyChecks,
+        follows: str | None,
+    ) -> None:
+        super().__init__(
+            *(f"{'run' if follows is None else 'standby'} on {host.name}", host.name, process_id),
+            *(network, options.service_s, host.clock),
+        )
+        self._at = host
+        self._settings = settings
+        self._options = options
+        self._checks = checks
+        self.follows = follows
+        self._is_over = False
+        self.begun_s = 0.0
+        self._heard_s = -math.inf
+        self.standby: StandbyLoop | None = None
+        self.copy: RunCopy | None = None
+
+    @property
+    def serves(self) -> bool:
+        return self.is_alive and self.loop is not None
+
+    def _start(self) -> None:
+        socket, writer, disk = self._listen(), VirtualWriter(self), self._at.disk
+        if self.follows is None:
+            known = NOTHING
+            if disk.exists(STANDBYS):
+                known = Remembered.from_json(disk.read(STANDBYS))
+            after = 0 if disk.exists(OWNER) else newest_state(disk)[0]  # in a copy
+            loop = self._context.enter_context(self._opened(after, known))
+            self._drive(loop.turns(writer))
+            return
+        self.copy = RunCopy(self._settings, CHECKPOINT, JOURNAL, disk)
+        self.standby = StandbyLoop(
+            *(self._reach, socket, self.copy, self.host, self._at.address),
+            self._settings.takeover_after_s,
+            self._opened,
+            self._takes,
+            self.clock,
+        )
+        self._drive(self.standby.turns(writer))
+
+    def _reach(self, standby: Standby | None) -> VirtualClientSocket:
+        assert self.follows is not None
+        host = self.follows if standby is None else host_in(standby.address)
+        socket = self._network.connect(self.host, host, self.name)
+        socket.on_message = self._hears
+        return socket
+
+    def _hears(self, message: Message) -> None:
+        known = 0 if self.copy is None else self.copy.term
+        if isinstance(message, Followed) and message.term >= known:
+            self._heard_s = max(self._heard_s, message.sent_s)
+
+    def _takes(self, facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:  # noqa: ARG002
+        self.schedule.note(self.name, "has version %d", facts["version"])
+        self._checks.copied(self._at.disk, facts["version"])
+
+    @contextmanager
+    def _opened(self, after: int, remembered: Remembered) -> Iterator[ServerLoop]:
+        """As ``opened_server_at``, on the virtual disk."""
+        disk, checkpoint = self._at.disk, None
+        if disk.exists(CHECKPOINT):
+            checkpoint = checkpoint_on(disk, CHECKPOINT)
+        ownership = RunOwnership(OWNER, self.host, disk, after, self.random)
+        weights = np.zeros(self._settings.vector_size, np.float32)
+        run = new_run(self._settings, lambda: weights, checkpoint, self.random)
+        assert self._socket is not None
+        term, sync = ownership.term, self._options.sync
+        with opened_journal(
+            JOURNAL, run, term=term, sync=sync, disk=disk, clock=self.clock
+        ) as journal:
+            self._checks.begin(self, run, journal, disk, self._at.memory)
+            self._require_silence()
+            self._require_newest()
+            self.begun_s = self.schedule.now_s
+            begun = "begins term %x after %x with version %d; others: %s"
+            self.schedule.note(self.name, begun, term, after, run.store.version, remembered)
+            every_s = self._options.checkpoint_every_s
+            files = ServerFiles(CHECKPOINT, JOURNAL, every_s, standbys=STANDBYS)
+            self.loop = ServerLoop(
+                *(run, self._socket, files, journal, self.clock, disk, self._share),
+                ownership=ownership,
+                host=self.host,
+                remembered=remembered,
+            )
+            yield self.loop
+
+    def _require_silence(self) -> None:
+        """Check that a standby begins a term after the server has been silent."""
+        if self.standby is not None:
+            silent_s = self.clock.now() - self._heard_s
+            is_silent = silent_s > 0.99 * self._settings.takeover_after_s
+            require(is_silent, f"{self.host} takes over after {silent_s:.2f} s of silence")
+
+    def _require_newest(self) -> None:
+        """Check that no standby that has just followed this one has a newer state."""
+        if self.standby is None or self.copy is None:
+            return
+        for rival, seen_s in self.standby._succession._rivals.values():
+            is_there = bool(rival.version) and seen_s > self.clock.now() - RIVAL_S
+            is_newer = (rival.term, rival.version) > (self.copy.term, self.copy.version)
+            require(not (is_there and is_newer), f"{rival.host} has a newer state than {self.host}")
+
+    def _share(self, vectors: int, size: int) -> VirtualSegment:
+        try:
+            return self._at.memory.share(self.process_id, vectors, size)
+        except SegmentError as error:
+            self.schedule.note(self.name, "shares nothing: %s", error)
+            raise
+
+    def _turned(self, loop: ServerLoop) -> None:
+        if self._checks.turned(loop, self.process_id) and not self._is_over:
+            self._is_over = True
+            self.after(DISPLAYED_S, self._shut_down)
+
+    def _shut_down(self) -> None:
+        """End the finished run, as the display of this host does."""
+        display = self._network.connect(self.host, self.host, f"display on {self.host}")
+        display.send(Shutdown("every epoch is done"))
+
+    def leave(self) -> None:
+        """Leave the run as a standby, as after SIGTERM."""
+        if self.standby is not None and self.loop is None:
+            self.schedule.note(self.name, "is to leave")
+            self.standby.stop("it is to leave")
+
+    def _release(self) -> None:
+        super()._release()
+        if self.standby is not None:
+            self.standby.close()
+        self._at.memory.process_ended(self.process_id)
+        self._at.disk.kill_after = None
