@@ -124,7 +124,7 @@ class RunProcess(LoopProcess):
         if isinstance(message, Followed) and message.term >= known:
             self._heard_s = max(self._heard_s, message.sent_s)
 
-    def _takes(self, facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:  # noqa: ARG002
+    def _takes(self, facts: dict[str, Any], known: Remembered, place: Standby | None) -> None:
         self.schedule.note(self.name, "has version %d", facts["version"])
         self._checks.copied(self._at.disk, facts["version"])
 
