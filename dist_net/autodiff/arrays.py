@@ -1,7 +1,5 @@
 """Types of arrays and of calls on them, and checks of integers in shapes."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias

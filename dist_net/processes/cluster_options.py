@@ -1,7 +1,5 @@
 """Options of a cluster's commands: the place of its processes, and the server to connect to."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

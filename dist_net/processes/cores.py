@@ -1,7 +1,5 @@
 """The cores of this process, by its affinity and its cgroups' quotas, and its BLAS."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator, Sequence

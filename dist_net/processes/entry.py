@@ -1,7 +1,5 @@
 """Start and end the processes of a cluster: threads, logs, signals, exit codes."""
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import logging

@@ -5,8 +5,6 @@ OpenBLAS, NumPy and numba choose kernels for the processor, when they are loaded
 results are then the same on all of them. Only the environment of a new process makes the choice.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,8 +8,6 @@ through a launcher. Exit codes and output of a process mean:
     any other end          it died; another start may succeed
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

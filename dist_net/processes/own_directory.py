@@ -3,8 +3,6 @@
 A process locks a file in its directory; the kernel releases the lock when the process ends.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -5,8 +5,6 @@ between the processes, encrypted with keys that the actors receive. Each node ne
 ``ray``. The actors, and with them the processes, end with the process of ``RayCluster``.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import secrets

@@ -3,8 +3,6 @@
 Arrays do not pass through actors: processes exchange them in messages of dist_net.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Start the processes of a cluster, restart those that die, and end them together."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Commands read their token from stdin or from a file. If a word of a command line
 started process reads that word from an inherited pipe instead.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

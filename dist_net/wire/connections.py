@@ -7,8 +7,6 @@ It numbers the connections, so that a server can bind an answer to the connectio
 See docs/decisions/0019-limits-for-strangers.md.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import socket

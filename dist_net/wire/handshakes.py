@@ -12,8 +12,6 @@
 ZeroMQ never connects again after the last three. A restarted server may be NOBODY for a second.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Mapping

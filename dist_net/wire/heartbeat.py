@@ -1,7 +1,5 @@
 """Heartbeats of a worker's process, from a thread of their own."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

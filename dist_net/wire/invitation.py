@@ -10,8 +10,6 @@ In a cluster's key directory::
     addresses.json              the addresses of the server
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Connect by a token: find the address that answers, and exchange the token for a key."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Sequence

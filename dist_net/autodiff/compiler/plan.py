@@ -7,8 +7,6 @@ all views and all arguments of calls, so that a run only makes the calls. All bi
 share its buffers, so only one of them may run at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ One sweep from the variables to the outputs rebuilds each node on its rewritten 
 it by the rules below, and merges it with any equal node seen before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ outputs ─fuse─▶ convolutions with scale, bias, activation, residual ─pla
                  nodes that also depend on the inputs, computed for every batch
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace

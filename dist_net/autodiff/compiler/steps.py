@@ -6,8 +6,6 @@ a step is computed strip by strip, so that intermediate values stay in the cache
 results' lifetimes assigns buffers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,8 @@ from dist_net.autodiff.operations.shaping import Reshape
 
 STRIP_BYTES = 1 << 16
 """The output of one node of a fused step per strip: at most a quarter of a typical L2 cache."""
+
+Strip = tuple[slice, ...]  # ranges of the first axes
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,6 @@ class Step:
             is_reused = reusable and node.operation.overwrites_inputs
             places[id(node)] = reusable[0] if is_reused else id(node)
         return places
-
-
-Strip = tuple[slice, ...]
-"""Ranges of the first axes."""
 
 
 def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[Strip]]:

@@ -1,7 +1,5 @@
 """Memory for arrays: aligned, shared by plans, divided into scratch arrays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

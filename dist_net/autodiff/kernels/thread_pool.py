@@ -4,8 +4,6 @@ NumPy and BLAS release the interpreter's lock, so threads help if the pieces of 
 must use one thread per call, because each thread of the pool makes its own calls.
 """
 
-from __future__ import annotations
-
 import threading
 import weakref
 from collections.abc import Callable, Sequence

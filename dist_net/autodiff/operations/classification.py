@@ -5,8 +5,6 @@ is 1. The result does not depend on the subtracted value, which is therefore con
 gradient.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -6,8 +6,6 @@ first three operations in this module are the other two. The other operations co
 in inference, fused with its epilogue.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

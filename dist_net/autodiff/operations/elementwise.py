@@ -7,8 +7,6 @@ accepts. A row is an operation and also the function that applies it: ``exp(x)``
 
 # ruff: noqa: ARG005 - all derivatives take the same arguments: y, g and each input
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ the loops do not support the arrays; so do exported files, the naive evaluator, 
 gradients.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ adds up what each element receives, as it may be chosen more than once. A boolea
 if it is NumPy's: the shapes of a graph depend on no value that a plan computes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Products of matrices, stacks of matrices and vectors, by NumPy's rules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ or the sum of their sums. That is less work than pooling all elements at once, a
 uses the intermediate results. Padding is never the largest element and is excluded from the mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

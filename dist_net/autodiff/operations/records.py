@@ -3,8 +3,6 @@
 A model of several inputs reads the fields of its one input, and returns a record of its outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ The layer ``dist_net.nn.LSTM`` defines it with other operations, for everything 
 step, (6, N, units), holds the output, the cell, the gates admit, keep and emit, and the candidate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ with 16 columns: the channels of a batch, the terms of a bias. Several rows side
 the time. Sums are also more accurate, because each lane is added up separately.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -3,8 +3,6 @@
 An order has no gradient, but the elements that it moves have. Also stop_gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

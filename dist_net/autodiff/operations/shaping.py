@@ -3,8 +3,6 @@
 Also the gradient of a slice, padded with zeros; concatenation and its inverse.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence

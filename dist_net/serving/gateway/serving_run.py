@@ -6,8 +6,6 @@ Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model is ready. Logs 
 of its children to files.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gc
@@ -200,7 +198,7 @@ async def _run(
     options: ServingOptions,
     gateway: Gateway,
     desk: ClientDesk,
-    http: HttpServer | None,
+    http: "HttpServer | None",
     processes: PoolProcesses,
     stop: StopSignals,
     said_when_ready: str,
@@ -263,7 +261,7 @@ async def _until_ready(
         await asyncio.sleep(POLL_S)
 
 
-def _served(gateway: Gateway, http: HttpServer | None) -> str:
+def _served(gateway: Gateway, http: "HttpServer | None") -> str:
     """Return the message about the served models and the page."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
@@ -323,7 +321,7 @@ def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
 
 def _http(
     options: ServingOptions, gateway: Gateway, ledger: ClientLedger, turn: TurnBudget
-) -> HttpServer | None:
+) -> "HttpServer | None":
     """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None

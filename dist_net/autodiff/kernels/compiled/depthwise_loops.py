@@ -5,8 +5,6 @@ their epilogue is applied while they are in registers. ``add_gradient`` sums the
 of taps over a row of outputs in registers. Needs the extra ``fast``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -4,8 +4,6 @@ The windows of a map are a view of it. ``multiply`` keeps the sums of eight of i
 ``BLOCK`` neighbouring values in registers. Needs the extra ``fast``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -5,8 +5,6 @@ for shapes that do not suit vectors. If the number of channels is not a multiple
 length, the last vector overlaps the previous one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

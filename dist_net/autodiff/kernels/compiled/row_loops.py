@@ -4,8 +4,6 @@ Needs the extra ``fast``. All arrays are flat. A row has ``columns`` values, a m
 ``LANES``, and stays in the L1 cache while the loops read it several times.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

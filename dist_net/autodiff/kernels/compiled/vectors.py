@@ -12,8 +12,6 @@ itself, which took most of the time to compile the loops.
 Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partialmethod
 from inspect import signature
@@ -78,12 +76,12 @@ class Tracer:
         self.builder = builder
         self.value = value
 
-    def _append(self, instruction: str, other: Any) -> Tracer:
+    def _append(self, instruction: str, other: Any) -> "Tracer":
         prefix = "f" if self.value.type == _LLVM else ""
         method = getattr(self.builder, prefix + instruction)
         return Tracer(self.builder, method(self.value, self.alike(other).value))
 
-    def alike(self, other: Any) -> Tracer:
+    def alike(self, other: Any) -> "Tracer":
         """Return a Python number as a constant of the same type."""
         if isinstance(other, Tracer):
             return other
@@ -95,7 +93,7 @@ class Tracer:
     __mul__ = __rmul__ = partialmethod(_append, "mul")
     __truediv__ = partialmethod(_append, "div")
 
-    def __rtruediv__(self, number: float) -> Tracer:
+    def __rtruediv__(self, number: float) -> "Tracer":
         return self.alike(number)._append("div", self)
 
 

@@ -10,8 +10,6 @@ separate code, so that vectors stay in registers: names with a 6 are for F(4 x 4
 a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

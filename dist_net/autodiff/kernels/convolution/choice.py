@@ -5,8 +5,6 @@ shows the choice for each layer. F(4x4) needs the fewest products. A deep layer 
 limited by reading the filters, which F(2x2) and F(4x4) make 1.8 and 4 times as large.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import TypeAlias

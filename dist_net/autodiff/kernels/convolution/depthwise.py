@@ -6,8 +6,6 @@ view of the padded map.
 Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType

@@ -3,8 +3,6 @@
 An epilogue applies bias, activation and residual while the result is in the cache.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

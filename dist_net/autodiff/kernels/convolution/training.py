@@ -6,8 +6,6 @@ windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), fi
 (kh, kw, C / groups, O).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial

@@ -13,8 +13,6 @@ products, together a = 2m + 1: for m = 2, 25 products instead of 36. The plain p
 point of the filters, which have (m + 2)² points for either stride.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from fractions import Fraction
