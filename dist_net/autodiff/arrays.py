@@ -32,10 +32,7 @@ def cut(length: int, step: int) -> list[slice]:
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """Return ``value`` as an int; it must be a Python or NumPy integer of at least ``least``.
-
-    Raise ``ShapeError`` otherwise.
-    """
+    """Return a Python or NumPy integer ``value`` >= ``least`` as an int. Raise ``ShapeError``."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -323,10 +323,7 @@ def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
 
 
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
-    """Return every node that ``outputs`` need, each once, inputs before users.
-
-    Not recursive, so Python's stack does not limit the depth of a graph.
-    """
+    """Return all nodes of ``outputs``, inputs before users. Not recursive: graphs are deep."""
     order: list[Expression] = []
     placed: set[int] = set()
     stack = [(node, False) for node in reversed(list(outputs))]

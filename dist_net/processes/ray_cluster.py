@@ -231,10 +231,7 @@ class RayCluster(LocalProcesses):
         self._place = ServerPlace(self._node, near, beyond)
 
     def start(self, spec: ProcessSpec) -> RunningChild:
-        """Start a process. A worker may wait for a free CPU after the return.
-
-        Raise ProcessFailedError if the server has no free CPU in time.
-        """
+        """Start a process. Raise ProcessFailedError if a server has no free CPU in time."""
         with outputs(spec.name, self._logs):
             pass  # create and truncate them
         if spec.is_server:

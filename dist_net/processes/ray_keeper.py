@@ -83,10 +83,7 @@ class ProcessKeeper:
                 file.write(content)
 
     def place_server(self) -> ServerPlace:
-        """Choose the addresses of a server on this node.
-
-        This process keeps the port bound, without listening, so that no other process gets it.
-        """
+        """Choose a server's addresses on this node; keep the port bound, so that it stays free."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         held = self._stack.enter_context(socket.socket(family))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ZeroMQ sets it too

@@ -191,10 +191,7 @@ def _by_route() -> Iterator[str]:
 
 
 def host_towards(address: str) -> str:
-    """Return the IP address of this host on the route to a server; nothing is sent.
-
-    Raise ``AddressError`` if there is no route.
-    """
+    """Return this host's IP address on the route to a server, or raise ``AddressError``."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:
         family, kind, *_, where = socket.getaddrinfo(

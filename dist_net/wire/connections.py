@@ -302,10 +302,7 @@ class Connections(threading.Thread):
         return received_bytes
 
     def _drop_revoked(self) -> None:
-        """Drop connections whose key was already revoked at the last call.
-
-        Until then, a reply to each message reports the revocation.
-        """
+        """Drop keys revoked before the last call: until then, replies report the revocation."""
         if self._allow_list is None:
             return
         self._allow_list.refresh()

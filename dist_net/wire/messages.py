@@ -52,10 +52,7 @@ from dist_net.wire.serving_messages import ServingMessage
 
 
 class SegmentAddress(NamedTuple):
-    """The address of a shared-memory segment of a process on the same host.
-
-    The segment begins with ``token``, so that the process that maps it can verify it.
-    """
+    """A shared-memory segment of this host; it begins with ``token``, which its users verify."""
 
     process_id: int
     descriptor: int
@@ -144,10 +141,7 @@ class Welcome(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """The server refuses a peer or a request.
-
-    ``may_rejoin``: a worker may join again, and an observer may repeat its request.
-    """
+    """A refusal. ``may_rejoin``: a worker may join again, an observer repeat its request."""
 
     reason: Reason
     may_rejoin: bool
@@ -262,10 +256,7 @@ class Shutdown(NamedTuple):
 
 
 class Enroll(NamedTuple):
-    """The holder of a token requests that its own public key (Z85) be admitted for a role.
-
-    ``name`` is the name of the host.
-    """
+    """The holder of a token asks to admit its own public key (Z85) for a role, as ``name``."""
 
     name: Name
     role: str

@@ -181,10 +181,7 @@ def _secret_name(role: str) -> str:
 
 
 def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys:
-    """Read the server's keys from the cluster's key directory; raise ``KeyFileError``.
-
-    A standby learns from its server whom it must admit.
-    """
+    """Read a server's keys, or raise ``KeyFileError``. A standby learns whom to admit later."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
     allowed, _, faults = allowed_keys(directory)
     if faults:
@@ -370,10 +367,7 @@ def admitted_by(directory: Path) -> dict[str, str]:
 
 
 def admit_only(directory: Path, admitted: Mapping[str, str]) -> None:
-    """Admit the keys that another server admits, and the operator of this host.
-
-    Raise ``KeyFileError``, also for anything but keys by name.
-    """
+    """Admit another server's keys by name, and this host's operator. Raise ``KeyFileError``."""
     if not isinstance(admitted, dict) or not all(isinstance(k, str) for k in admitted.values()):
         raise KeyFileError(f"the admitted keys are {admitted!r:.80}; expected keys by name")
     for role in (*ROLES, STANDBY):
@@ -443,10 +437,7 @@ def _make_directory(path: Path) -> None:
 
 
 def write_key(path: Path, public: bytes, secret: bytes | None = None, **metadata: object) -> None:
-    """Create a key file with the certificate's ``metadata``, atomically.
-
-    Raise ``KeyFileError``, also if the file exists.
-    """
+    """Create a key file with ``metadata`` atomically. Raise ``KeyFileError``, also if it exists."""
     lines = ["metadata", *(f'    {name} = "{value}"' for name, value in metadata.items())]
     lines += ["curve", f'    public-key = "{public.decode()}"']
     if secret is not None:

@@ -237,10 +237,7 @@ class ServerSocket(FramedSocket):
         return self._decoded(routing_id)
 
     def waiting(self, limit: int) -> Iterator[tuple[bytes, Message]]:
-        """Yield at most ``limit`` messages that can be received without waiting.
-
-        Each is as returned by ``receive``. For an event loop: see ``fileno``.
-        """
+        """Yield at most ``limit`` messages, as ``receive`` returns them, without waiting."""
         for _ in range(limit):
             if self._has_more and self._skip_rest():
                 return
@@ -288,10 +285,7 @@ class ServerSocket(FramedSocket):
         return node, message
 
     def _key_of(self, header: zmq.Frame) -> str:
-        """Return the public key (Z85) of a message's sender.
-
-        Return "" if its address requires no keys: then the sender is a process of this host.
-        """
+        """Return the sender's public key (Z85); "" for a process of this host, without keys."""
         if self._allow_list is None:
             return ""
         try:

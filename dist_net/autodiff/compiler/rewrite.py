@@ -37,10 +37,7 @@ from dist_net.errors import GraphError
 
 
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
-    """Return simpler expressions of the same values, with equal nodes merged.
-
-    Raise ``GraphError`` if two variables of one name differ in shape or dtype.
-    """
+    """Return simpler expressions of the same values. Raise GraphError if two variables differ."""
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
     outputs = defined(outputs, lambda operation, x: not operation.is_compiled(x))

@@ -110,10 +110,7 @@ class PerBatch(View):
 
 
 def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
-    """Specialise a graph for export, without choosing algorithms.
-
-    A convolution by weights becomes a ``FusedConvolution``; a product remains a ``MatMul``.
-    """
+    """Specialise for export: a convolution by weights is a FusedConvolution, a product a MatMul."""
     plain = rewrite(defined(outputs))
     return _split(_Fusion(plain, weights, takes_products=False).outputs, weights)
 

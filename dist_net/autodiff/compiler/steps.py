@@ -135,10 +135,7 @@ class Step:
         }
 
     def _places(self) -> dict[int, int]:
-        """Map each node but the last to the node whose strip it uses, by their ids.
-
-        A node uses an input's strip if its operation may overwrite its inputs.
-        """
+        """Map each node's id, but the last's, to that of the node whose strip it uses."""
         places: dict[int, int] = {}
         for node in self.nodes[:-1]:
             reusable = [

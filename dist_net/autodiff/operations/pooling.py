@@ -194,10 +194,7 @@ def max_pool(
 def average_pool(
     x: Expression, size: int | Pair, stride: int | Pair | None = None, padding: Padding = "valid"
 ) -> Expression:
-    """Return the mean of each window, excluding padding: (N, H, W, C) to (N, H', W', C).
-
-    Parameters and errors are as for ``max_pool``.
-    """
+    """Return the mean of each window, without padding; see ``max_pool``."""
     down, across = _sides("average_pool", x, size, stride, padding)
     counts = np.multiply.outer(down.counts(), across.counts())
     for side in (down, across):

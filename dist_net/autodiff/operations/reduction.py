@@ -61,10 +61,7 @@ def column_sums(x: Array, out: Array, pool: ThreadPool) -> Call:
 
 
 def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
-    """Return the call that fills ``out``, (columns,), with the sums of the columns of x·y.
-
-    It allocates no array of their size.
-    """
+    """Return the call that sums x·y by column into ``out``, (columns,), without an array of x·y."""
 
     def dots(x: Floats, y: Floats, total: Floats) -> Call:
         return partial(np.einsum, "rc,rc->c", x, y, out=total)
@@ -211,8 +208,7 @@ def sum_to_shape(x: Expression, shape: Shape) -> Expression:
 
 
 def reduce(operation: type[Reduction], x: Expression, axis: Axis, keepdims: bool) -> Expression:
-    """Apply ``operation`` along ``axis``; a negative axis counts from the last. May raise
-    ``ShapeError``."""
+    """Apply ``operation`` along ``axis``, which may be negative. Raise ``ShapeError``."""
     try:
         given = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
     except (TypeError, ValueError) as error:

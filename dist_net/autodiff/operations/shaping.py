@@ -87,10 +87,7 @@ def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
 
 
 def matrix_transpose(x: Expression) -> Expression:
-    """Transpose every matrix of a stack by exchanging the last two axes.
-
-    Raise ``ShapeError`` if ``x`` has fewer than two axes.
-    """
+    """Exchange the last two axes. Raise ``ShapeError`` if ``x`` has fewer."""
     if x.ndim < 2:
         raise ShapeError(f"matrix_transpose: shape {x.shape}; expected at least two axes")
     return transpose(x, (*range(x.ndim - 2), -1, -2))
@@ -157,10 +154,7 @@ def basic_index(x: Expression, index: BasicIndices) -> Expression:
 
 
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
-    """Return zeros of ``shape`` after ``zeros[index] = x``.
-
-    Raise ``ShapeError`` unless ``x`` has that index's shape, and the errors of ``basic_index``.
-    """
+    """Return zeros of ``shape`` after ``zeros[index] = x``. Raise the errors of ``basic_index``."""
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)
     if x.shape != _shape_of(normal):

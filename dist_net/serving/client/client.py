@@ -454,10 +454,7 @@ class GatewayConnection:
                 self._changed.notify_all()
 
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
-        """Wait for the reply until the request's deadline.
-
-        Raise the error of an ``Answer``, NoAnswerError for a silent gateway, or ProtocolError.
-        """
+        """Await the reply. Raise an ``Answer``'s error, NoAnswerError or ProtocolError."""
         if exchange.reply is None:
             with self._changed:
                 self._receive_until(lambda: exchange.reply is not None)

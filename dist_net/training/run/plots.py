@@ -25,10 +25,7 @@ AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 def plot_training(
     records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str, path: Path
 ) -> None:
-    """Draw loss, accuracy and speed over epochs into a PNG; ``records`` as in metrics.jsonl.
-
-    Raise MissingExtraError, and OSError if the file cannot be written.
-    """
+    """Draw loss, accuracy and speed of ``records`` into a PNG. Raise MissingExtraError, OSError."""
     figure = new_figure(15, 4.2)
     figure.suptitle(_title(records, samples_per_epoch, recipe), **AS_IT_IS)
     of_epochs = [{**each, "epoch": each["samples"] / samples_per_epoch} for each in records]
@@ -95,10 +92,7 @@ def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def plot_confusion(
     confusion: NDArray[np.int64], class_names: Sequence[str], recipe: str, path: Path
 ) -> None:
-    """Draw counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C).
-
-    Raise the errors of ``plot_training``.
-    """
+    """Draw counts (C, C) of (true, predicted) class into a PNG. Raise as ``plot_training``."""
     side = 0.6 * min(len(class_names), MAX_CLASSES_NAMED)
     figure = new_figure(2 + side, 1.8 + side)
     axes = figure.subplots()

@@ -98,10 +98,7 @@ class Tracer:
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:
-    """Let loops call a function that computes with ``Tracer`` values and tuples of them.
-
-    ``result`` is the type that it returns: nothing by default.
-    """
+    """Let loops call a function of ``Tracer`` values and tuples of them; ``result``: its type."""
 
     def registered(function: Function) -> Function:
         def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -227,10 +224,7 @@ def across(a: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
 
 
 def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None = None) -> Any:
-    """Return the total after ``total = step(i, total)`` for each vector of a row, if there is one.
-
-    Only for ``traced`` functions.
-    """
+    """Return the total after ``total = step(i, total)`` for each vector of a row, if any."""
     builder, before = columns.builder, columns.builder.block
     body, after = (builder.append_basic_block() for _ in range(2))
     builder.branch(body)

@@ -126,10 +126,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocking:
-    """The maximum number of images, rows and channels of a block.
-
-    A block with several images has all their rows, so that its pixels are evenly spaced.
-    """
+    """The maximum images, rows and channels of a block; several images have all their rows."""
 
     images: int
     rows: int
@@ -146,10 +143,7 @@ class Blocking:
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
-    """Return the calls that copy the part of ``x`` with corner (top, left) to ``padded``.
-
-    Both are (N, H, W, C). Values outside ``x`` become 0.
-    """
+    """Return the calls that copy ``x`` (N, H, W, C) from (top, left) to ``padded``, or else 0."""
     rows, own_rows = _overlap(top, padded.shape[1], x.shape[1])
     columns, own_columns = _overlap(left, padded.shape[2], x.shape[2])
     outside = [

@@ -223,10 +223,7 @@ def _tasks(
     pool: ThreadPool,
     loops: ModuleType | None,
 ) -> list[Task]:
-    """Return the calls that write each strip's rows and multiply them, for each thread.
-
-    Compiled ``loops`` multiply the padded part of the map instead of rows.
-    """
+    """Return a task per strip: write and multiply its rows, or by ``loops`` its padded map."""
     sized = zip(strips, spare_sizes, strict=True)
     shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
 

@@ -147,10 +147,7 @@ class Winograd:
 
 
 def _tile_elements(maps: Array, step: int, side: int) -> Array:
-    """Return the elements of all tiles of (N, H, W, C) as a view (side, side, N, rows, columns, C).
-
-    A tile begins every ``step`` pixels.
-    """
+    """Return overlapping tiles of (N, H, W, C) as a view (side, side, N, rows, columns, C)."""
     seen = Windows((side, side), (step, step), UNPADDED)
     return seen.over(maps).transpose(3, 4, 0, 1, 2, 5)
 
