@@ -24,8 +24,7 @@ class Operation:
     """The computation of a node: its shape rule, the call that computes it, and its VJP.
 
     Operations are compared by value: a plan computes two nodes with equal operations and the same
-    inputs once. Operations that draw random numbers are compared by identity, and draw anew at each
-    run.
+    inputs once. Operations that draw random numbers are compared by identity, and draw anew.
     """
 
     overwrites_inputs = False
@@ -289,8 +288,7 @@ BOOLS = "b"
 def same_dtype(name: str, *inputs: Expression, kinds: str | None = None) -> np.dtype[np.generic]:
     """Return the common dtype of ``inputs``; there is no implicit promotion.
 
-    Raise ``DTypeError`` if the dtypes differ or are not of ``kinds``: ``FLOATS``, ``NUMBERS`` or
-    ``BOOLS``.
+    Raise ``DTypeError`` if they differ or are not of ``kinds``: FLOATS, NUMBERS or BOOLS.
     """
     dtype = inputs[0].dtype
     if any(each.dtype != dtype for each in inputs):

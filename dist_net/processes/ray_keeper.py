@@ -67,8 +67,7 @@ class Seen(NamedTuple):
 class ProcessKeeper:
     """Run one process on the node ``node``, whose IP address is ``host``.
 
-    ``files``, by path, are written to a private directory of the node. Other methods may be called
-    while ``watch`` runs.
+    It writes ``files``, by path, to a private directory. ``watch`` may run beside other methods.
     """
 
     def __init__(self, node: str, host: str, files: Mapping[str, bytes]) -> None:

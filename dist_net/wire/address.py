@@ -169,8 +169,7 @@ def candidates(
 ) -> list[str]:
     """Return the addresses for other hosts, likeliest first; 127.0.0.1 if there are none.
 
-    The source addresses of the default routes precede others. Loopback and link-local addresses are
-    excluded.
+    Those of default routes come first; loopback and link-local addresses are excluded.
     """
     found = [
         number

@@ -292,8 +292,7 @@ class Connections(threading.Thread):
     def _received_bytes(self, descriptor: int, connection: TcpConnection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
 
-        Both come from one system call, as an honest peer sends messages as soon as it has
-        acknowledged READY.
+        One system call returns both: an honest peer sends messages once it has acknowledged READY.
         """
         acknowledged_bytes, received_bytes = transferred_bytes(descriptor)
         connection.is_admitted |= (

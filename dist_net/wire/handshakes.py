@@ -1,15 +1,6 @@
 """The state of a client socket's connections, by the events that ZeroMQ reports.
 
-    event                         state       meaning
-    CLOSED                        NOBODY      no connection can be made to the address
-    CONNECTED                     OPEN        a process listens; the handshake is not over
-    HANDSHAKE_SUCCEEDED           REACHED     the server admits this key
-    HANDSHAKE_FAILED_NO_DETAIL    HUNG_UP     it closed the connection: its own keys are others
-    HANDSHAKE_FAILED_AUTH         REFUSED     it does not admit this key
-    HANDSHAKE_FAILED_PROTOCOL     MISMATCH    one side uses keys and the other does not
-    DISCONNECTED while OPEN       STRANGER    it is not a dist-net server
-
-ZeroMQ never connects again after the last three. A restarted server may be NOBODY for a second.
+ZeroMQ never connects again in a state of FINAL. A restarted server may be NOBODY for a second.
 """
 
 import math
@@ -24,13 +15,13 @@ import zmq
 class Contact(Enum):
     """The state of the connection to one address."""
 
-    NOBODY = auto()
-    OPEN = auto()
-    REACHED = auto()
-    HUNG_UP = auto()
-    REFUSED = auto()
-    MISMATCH = auto()
-    STRANGER = auto()
+    NOBODY = auto()  # no connection can be made to the address
+    OPEN = auto()  # a process listens; the handshake is not over
+    REACHED = auto()  # the server admits this key
+    HUNG_UP = auto()  # it closed the connection: its own keys are others
+    REFUSED = auto()  # it does not admit this key
+    MISMATCH = auto()  # one side uses keys and the other does not
+    STRANGER = auto()  # disconnected while open: it is not a dist-net server
 
 
 FINAL = frozenset({Contact.REFUSED, Contact.MISMATCH, Contact.STRANGER})
@@ -61,8 +52,7 @@ _NO_WAIT = int(zmq.NOBLOCK)
 class Handshakes(AbstractContextManager["Handshakes"]):
     """Watch ``socket``, which is not connected yet, until the context is left.
 
-    ``contacts`` has the last state of each address that has one; ``was_reached``: whether any
-    server was.
+    ``contacts``: the last state of each address; ``was_reached``: whether any server was.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:

@@ -24,8 +24,7 @@ class LeaseSteps(NamedTuple):
 
     Minibatches have ``batch_size`` samples (see ``minibatches_in``). The first step has the
     learning rate after ``progress`` samples of the run, each further step that after ``pace``
-    samples more: all workers advance at the same time. The ``parts`` of the lease begin from the
-    same state.
+    samples more: all workers advance at the same time. All ``parts`` begin from the same state.
     """
 
     epoch: int

@@ -127,8 +127,7 @@ class Welcome(NamedTuple):
 
     ``term`` names this start of the server. No other start assigns the same ``worker_id``,
     so another server refuses the worker's requests. ``segment`` is shared memory for this worker
-    alone, of two training states: the server writes the first, the worker the second. None: states
-    travel as frames.
+    alone, of two training states: the server writes the first, the worker the second. None: frames.
     """
 
     worker_id: int
@@ -171,8 +170,7 @@ class Work(NamedTuple):
 class Push(NamedTuple):
     """The training state after the local steps of a lease; as a frame, it is packed.
 
-    ``loss_sum`` and ``correct`` are sums over all samples; ``computed_s`` is the time of the local
-    steps.
+    ``loss_sum`` and ``correct``: sums over all samples; ``computed_s``: the time of the steps.
     """
 
     worker_id: int
@@ -275,8 +273,7 @@ class RecipeOffer(NamedTuple):
     """The run's recipe: the ``reference`` of a built-in recipe, or else the recipe's files.
 
     The payloads are the name of each file, in UTF-8, followed by its content. A worker's ``Join``
-    must have the same ``recipe_digest``. ``class_names`` is a JSON array; ``options``: those of the
-    run, for a standby.
+    must have the same ``recipe_digest``. ``class_names`` is JSON; ``options``: for a standby.
     """
 
     name: Name

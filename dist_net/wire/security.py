@@ -144,8 +144,7 @@ def make_keys(directory: Path) -> None:
 def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:
     """Create and admit a peer's keys; return the directory to copy to its host.
 
-    The name defaults to the role. A running server admits the new peer at once. Raises
-    ``KeyFileError``.
+    The name defaults to the role. A running server admits the peer at once. Raise KeyFileError.
     """
     name = role if name is None else name
     taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
@@ -198,8 +197,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     """Read the keys of a peer; raise ``KeyFileError``.
 
     ``directory`` is the peer's own, copied from the server's host; its keys may be of any role,
-    because the server checks that. The cluster's key directory selects the keys in it that have
-    the rights of ``role``.
+    because the server checks that. In the cluster's key directory, those of ``role`` are used.
     """
     if has_server_keys(directory):
         bundles = [directory / name for name in _BUNDLES_FOR[role]]
@@ -353,8 +351,7 @@ def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[
 def admitted_by(directory: Path) -> dict[str, str]:
     """Return the keys (Z85) that a run's next server must admit, by ROLEs/NAME.
 
-    The server's own is among them, because its host may return as a standby. Raise
-    ``KeyFileError``.
+    With the server's own, because its host may return as a standby. Raise ``KeyFileError``.
     """
     own = read_public_key(directory / SERVER_PUBLIC)
     name = f"server-{hashlib.sha256(own).hexdigest()[:8]}"

@@ -125,8 +125,7 @@ class FramedSocket:
     def fileno(self) -> int:
         """Return a file descriptor that becomes readable when ``has_message`` may change.
 
-        For an event loop. It is edge-triggered: after it, and after each send, receive until no
-        message is left.
+        It is edge-triggered: after it, and after each send, receive until no message is left.
         """
         return int(self._socket.getsockopt(zmq.FD))
 
@@ -480,8 +479,7 @@ class ClientSocket(FramedSocket):
 
         If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
         message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``AccessRefusedError`` if
-        the server does not accept the connection, and ``ProtocolError`` if it does not use this
-        protocol.
+        the server does not accept the connection, ``ProtocolError`` if it is another server.
         """
         began_s = time.monotonic()
         frames = self._frames_within(timeout_s)

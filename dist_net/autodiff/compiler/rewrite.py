@@ -55,8 +55,7 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
 def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
     """Return the first node that computes the same as ``node``.
 
-    Rules may create new inputs, which are merged as well; the recursion is as deep as the nodes
-    that one rule creates.
+    Rules may create inputs, which are merged too: the recursion is as deep as one rule's nodes.
     """
     known = shared.get(_identity(node))
     if known is not None:

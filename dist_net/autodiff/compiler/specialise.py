@@ -63,9 +63,7 @@ def specialise(
 ) -> Specialised:
     """Return the graph of ``outputs`` for fixed ``weights``, given as names of variables.
 
-    ``pool`` computes convolutions and products with a fixed matrix. ``reproducible``: an image's
-    result does not depend on the rest of its batch. ``compiled``: use the extra ``fast``. See
-    ``choose`` for both.
+    ``pool`` computes convolutions and products with a fixed matrix. See ``choose`` for the others.
     """
     fused = _Fusion(rewrite(outputs if compiled else defined(outputs)), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)

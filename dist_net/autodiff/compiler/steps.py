@@ -286,8 +286,7 @@ def assign_slots(
 
     ``placed`` holds the ids of outputs that already have memory. A slot is free again after the
     last step that reads it. A step overwrites an input that no later step reads, if its operation
-    allows that; otherwise it takes the smallest free slot that is large enough, or enlarges the
-    largest free slot.
+    allows that; or it takes the smallest large enough free slot, or enlarges the largest.
     """
     last_read = {id(viewed(each)): i for i, step in enumerate(steps) for each in step.inputs}
     slot_of: dict[int, int] = {}

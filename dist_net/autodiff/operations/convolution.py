@@ -196,8 +196,7 @@ def map_size(x: Expression) -> Pair:
 class FusedConvolution(Operation):
     """``epilogue`` of the convolution of x by filters: a description, to be planned later.
 
-    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and optionally a residual
-    of the output's shape.
+    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), perhaps a residual.
     """
 
     windows: Windows

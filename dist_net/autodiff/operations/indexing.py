@@ -85,8 +85,7 @@ class Take(Operation):
 class AddAt(Operation):
     """Zeros of ``shape``, to which the first input is added at the indices in the second.
 
-    NumPy adds single elements eight times as fast as rows, so each row becomes the places of its
-    elements.
+    NumPy adds single elements eight times as fast as rows, so rows become places of elements.
     """
 
     shape: Shape

@@ -22,8 +22,7 @@ from dist_net.errors import GradientError
 class LstmRecords(Operation):
     """The record of each step, (T, 6, N, units).
 
-    Inputs: the projections of the inputs with both biases, (T, N, 4 · units), and the recurrent
-    kernel (units, 4 · units).
+    Inputs: projections with both biases, (T, N, 4 · units); recurrent kernel, (units, 4 · units).
     """
 
     reads_contiguous = True

@@ -257,8 +257,7 @@ class Concatenate(Operation):
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     """Concatenate expressions along ``axis``; a negative axis counts from the last.
 
-    Raise ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
-    they have the same dtype.
+    Raise ``ShapeError`` unless all other axes are equally long, ``DTypeError`` for other dtypes.
     """
     if not expressions:
         raise ShapeError("concatenate: no expressions; expected at least one")

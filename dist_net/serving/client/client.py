@@ -270,9 +270,8 @@ class Client(AbstractContextManager["Client"]):
 
         ``inputs``: (rows, *shape), or one row without the first axis; copied, and converted to the
         version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and so are
-        those of a model that does not compute rows. ``version`` None selects the newest.
-        Raise ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
-        PoolUnavailableError.
+        those of a model that does not compute rows. ``version`` None selects the newest. Raise
+        ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
         return self._submit_inputs(model, inputs, version, self._deadline(timeout_s))
 

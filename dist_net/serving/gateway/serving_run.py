@@ -2,8 +2,7 @@
 
     python -m dist_net.serving.gateway.serving_run [[NAME=]MODEL...] [--workers N] ...
 
-Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model is ready. Logs go to stderr, logs
-of its children to files.
+Prints ``READY http=URL zmq=ADDRESS`` once every model is ready; children log to files.
 """
 
 import argparse

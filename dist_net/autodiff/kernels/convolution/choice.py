@@ -117,8 +117,7 @@ def choose(
 def images_of_a_piece(problem: Problem) -> int:
     """Return the number of images that a reproducible plan computes at a time.
 
-    Enough images for eight rows, or one. Winograd takes one: its transforms are products of more
-    than eight rows.
+    Enough for eight rows, or one. Winograd takes one: its transforms multiply more rows.
     """
     _, height, width, _ = problem.out
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)

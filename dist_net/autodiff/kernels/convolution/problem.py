@@ -20,8 +20,7 @@ LINEAR = 1.0
 class Epilogue:
     """y = max(x + bias, slope · (x + bias)); with a residual, then the same for y + residual.
 
-    A slope of 1 is the identity, 0 is relu, 0.1 is Darknet's leaky relu. The result is clipped to
-    ``low`` and ``high``.
+    A slope of 1 is the identity, 0 relu, 0.1 Darknet's leaky relu. ``low`` and ``high`` clip y.
     """
 
     slope: float = LINEAR

@@ -1,9 +1,8 @@
 """Convolution in training: the product and both of its gradients, strip by strip.
 
 A strip is a range of pixels of a result. Their windows are copied to the rows of a matrix, which
-stays in the L2 cache until BLAS has read it. With the extra ``fast``, compiled loops read the
-windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), filters
-(kh, kw, C / groups, O).
+stays in the L2 cache until BLAS has read it. Compiled loops (the extra ``fast``) read the windows
+in place. All arrays are C-contiguous. Maps are (N, H, W, C), filters (kh, kw, C / groups, O).
 """
 
 from collections.abc import Callable, Sequence
