@@ -61,10 +61,7 @@ _TCP_INFO = struct.Struct("<120xQQ")  # linux/tcp.h: tcpi_bytes_acked and tcpi_b
 
 
 def transferred_bytes(descriptor: int) -> tuple[int, int]:
-    """Return how many bytes a connection's peer has acknowledged, and how many arrived from it.
-
-    Return zeros without Linux's TCP_INFO, and for a descriptor that is no socket any more.
-    """
+    """Return the bytes that a peer acknowledged and sent; zeros without TCP_INFO or a socket."""
     try:
         with _borrowed(descriptor) as borrowed:
             info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)

@@ -314,10 +314,7 @@ def key_files(directory: Path, role: str) -> list[Path]:
 def allowed_keys(
     directory: Path,
 ) -> tuple[dict[bytes, frozenset[str]], dict[bytes, str], list[KeyFileError]]:
-    """Return the roles and the name of each allowed key, and an error for each unreadable file.
-
-    Raise ``KeyFileError`` if the directory is unreadable, or this process has no free descriptor.
-    """
+    """Return each key's roles and name, and errors of unreadable files. Raise ``KeyFileError``."""
     allowed: dict[bytes, frozenset[str]] = {}
     names: dict[bytes, str] = {}
     faults: list[KeyFileError] = []
@@ -331,10 +328,7 @@ def allowed_keys(
 
 
 def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[KeyFileError]]:
-    """Return the public keys of a role, and an error for each unreadable file; see above.
-
-    Other processes revoke keys meanwhile: a file that has been deleted is no fault.
-    """
+    """Return a role's keys, and errors of unreadable files, not of files deleted meanwhile."""
     keys: dict[Path, bytes] = {}
     faults: list[KeyFileError] = []
     for path in key_files(directory, role):

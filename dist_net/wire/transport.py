@@ -139,11 +139,7 @@ class FramedSocket:
         self._socket.send(frames[-1], _SEND_LAST)
 
     def _set_deadline(self, timeout_s: float) -> None:
-        """Bound the next receive.
-
-        A blocking receive with RCVTIMEO costs fewer system calls than a poll and a receive: a
-        round trip over ipc takes a fifth less time.
-        """
+        """Bound the next receive; over ipc, RCVTIMEO costs a fifth less time than a poll."""
         timeout_ms = max(0, math.ceil(timeout_s * 1000))
         if timeout_ms != self._receive_timeout_ms:
             self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)

@@ -130,10 +130,7 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
 
 
 class _Fusion:
-    """One sweep that fuses each convolution with its successors, as long as each has one reader.
-
-    ``takes_products``: treat products with a fixed matrix as convolutions.
-    """
+    """Fuse each convolution, and product if ``takes_products``, with successors of one reader."""
 
     def __init__(
         self, outputs: Sequence[Expression], weights: Collection[str], takes_products: bool = True

@@ -73,10 +73,7 @@ class Conv2D(BlockwiseConvolution):
 
 @dataclass(frozen=True)
 class Conv2DInputGradient(BlockwiseConvolution):
-    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters.
-
-    With a stride above 1, blocks have every stride-th pixel.
-    """
+    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters."""
 
     windows: Windows
     groups: int

@@ -25,10 +25,7 @@ Indices: TypeAlias = "Expression | NDArray[np.integer[Any]] | Sequence[int]"
 
 @dataclass(frozen=True)
 class CheckedIndices(Operation):
-    """Integers as intp; a run of a plan raises ``IndexRangeError`` unless least <= index < length.
-
-    ``name`` is the function to name in the message.
-    """
+    """Integers as intp; runs raise ``name``'s IndexRangeError unless least <= index < length."""
 
     name: str
     length: int

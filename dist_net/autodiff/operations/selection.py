@@ -190,10 +190,7 @@ def std(x: Expression, axis: Axis = None, keepdims: bool = False, ddof: int = 0)
 def masked_mean(
     x: Expression, mask: Expression, axis: Axis = None, keepdims: bool = False
 ) -> Expression:
-    """Return the mean of the elements where ``mask`` is true, 0 if it is true nowhere.
-
-    ``mask`` has bools and broadcasts to ``x``. ``axis`` and ``keepdims`` are as for ``mean``.
-    """
+    """Return the mean where ``mask``, bools that broadcast, is true; 0 if nowhere. See ``mean``."""
     counted = sum(broadcast_to(astype(mask, x.dtype), x.shape), axis, keepdims)
     return sum(where(mask, x, 0.0), axis, keepdims) / maximum(counted, 1.0)
 

@@ -69,10 +69,7 @@ class CompiledDepthwise(Depthwise):
 
 
 def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Array) -> Call:
-    """Return the call that convolves ``x`` by (kh, kw, C) taps into ``out``, a range of rows.
-
-    ``out`` is a view of one array with contiguous channels.
-    """
+    """Return the call that convolves ``x`` by taps into ``out``, rows of an array, as a view."""
     nothing = np.zeros(x.shape[3], np.float32)
     numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
     apart = tuple(each // out.itemsize for each in out.strides[:3])

@@ -151,7 +151,7 @@ def write_row(
     row = RowOfArrays(
         x, given, out, lambda k, value: store(arrays[2], i + k, value), columns, *numbers
     )
-    run_chosen(function, [partial(each, row) for each in FUNCTIONS])
+    run_chosen(function, {n: partial(each, row) for n, each in enumerate(FUNCTIONS)})
 
 
 @jit(INTEGER, READ, READ, WRITTEN, INTEGER, REAL)

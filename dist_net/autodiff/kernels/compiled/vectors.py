@@ -12,7 +12,7 @@ itself, which took most of the time to compile the loops.
 Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partialmethod
 from inspect import signature
 from typing import Any, TypeVar, cast
@@ -241,10 +241,10 @@ def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None 
     return then[-1]
 
 
-def run_chosen(number: Any, functions: Sequence[Callable[[], None]]) -> None:
-    """Call the function at place ``number``; only for ``traced`` functions."""
-    for place, function in enumerate(functions):
-        is_chosen = number.builder.icmp_signed("==", number.value, number.alike(place).value)
+def run_chosen(number: Any, functions: Mapping[int, Callable[[], None]]) -> None:
+    """Call the function of ``number``, if any; only for ``traced`` functions."""
+    for each, function in functions.items():
+        is_chosen = number.builder.icmp_signed("==", number.value, number.alike(each).value)
         with number.builder.if_then(is_chosen):
             function()
 

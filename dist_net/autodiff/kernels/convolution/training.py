@@ -175,10 +175,7 @@ def _depthwise_loops(windows: Windows, x: Array) -> ModuleType | None:
 
 
 def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> ModuleType | None:
-    """Return the compiled loops that need no rows of windows, if they support these arguments.
-
-    A pointwise convolution has none: its rows are the map's pixels.
-    """
+    """Return compiled loops that need no rows of windows, if they apply; pixels are rows anyway."""
     if x.dtype != np.float32 or groups > 1 or windows.dilation != (1, 1) or windows.size == (1, 1):
         return None
     loops = compiled_loops("direct_loops")
