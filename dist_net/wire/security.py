@@ -262,10 +262,7 @@ class AllowList:
             self.refresh()
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
-        """Return ADMITTED or REFUSED, and the peer's key (Z85).
-
-        Return TRY_AGAIN if the directory is unreadable, for example without free descriptors.
-        """
+        """Return ADMITTED or REFUSED, and the key (Z85); TRY_AGAIN with an unreadable directory."""
         if mechanism != b"CURVE":
             return REFUSED, b""
         key = z85.encode(credentials[0])

@@ -53,10 +53,7 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
-    """Return the first node that computes the same as ``node``.
-
-    Rules may create inputs, which are merged too: the recursion is as deep as one rule's nodes.
-    """
+    """Return the first node that computes the same; inputs that a rule created are merged, too."""
     known = shared.get(_identity(node))
     if known is not None:
         return known

@@ -229,10 +229,7 @@ class PreparedFilters(Operation):
 
 @dataclass(frozen=True, eq=False)
 class PlannedConvolution(Operation):
-    """A fused convolution that a pool of threads computes block by block, by a chosen algorithm.
-
-    Inputs: x, the filters prepared by the algorithm, bias, and optionally a residual.
-    """
+    """A convolution by a chosen algorithm. Inputs: x, prepared filters, bias, maybe a residual."""
 
     problem: Problem
     choice: Choice

@@ -142,10 +142,7 @@ def sort(x: Expression, axis: int = -1, descending: bool = False) -> Expression:
 
 
 def top_k(x: Expression, k: int, axis: int = -1) -> tuple[Expression, Expression]:
-    """Return the ``k`` largest elements along ``axis``, in order, and their indices.
-
-    Equal elements keep their order. Raise ``ShapeError`` if there are fewer elements.
-    """
+    """Return the ``k`` largest along ``axis``, in stable order, and indices. Raise ShapeError."""
     place = positive_axis("top_k", axis, x.shape)
     if integer("top_k: k", k, 1) > x.shape[place]:
         raise ShapeError(f"top_k: k={k} of {x.shape}, with {x.shape[place]} along axis {axis}")
