@@ -38,12 +38,23 @@ _STATES: Mapping[int, Contact] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: Contact.REFUSED,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Contact.MISMATCH,
 }
+_CLOSES = "the server closes the connection: "
+_NO_SERVER = "it is not a dist-net server: the port may be wrong"
 _CAUSES = {
     None: "its host does not answer: it is down, or the address is wrong",
     Contact.NOBODY: "no server listens on it, or its host is unreachable: the server has ended or "
     "not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
+    Contact.REFUSED: "the server refuses these keys: they were revoked, or its workers, clients or "
+    "operators directory never contained this key",
+    Contact.MISMATCH: "the server requires keys: pass --keys DIR",
+    Contact.HUNG_UP: f"{_CLOSES}it requires keys (pass --keys DIR), or {_NO_SERVER}",
+}
+_CAUSES_WITH_KEYS = {
+    Contact.MISMATCH: "the server uses no keys: start it with --keys, or this process without",
+    Contact.HUNG_UP: f"{_CLOSES}its keys are not those of server.key here, it uses no keys, or "
+    f"{_NO_SERVER}",
 }
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3)
 _NO_WAIT = int(zmq.NOBLOCK)
@@ -86,25 +97,6 @@ class Handshakes(AbstractContextManager["Handshakes"]):
 
 def silence_cause(contact: Contact | None, has_keys: bool) -> str:
     """Return the likely cause of a missing reply, and the remedy."""
-    match contact:
-        case Contact.MISMATCH if has_keys:
-            return "the server uses no keys: start it with --keys, or this process without"
-        case Contact.MISMATCH:
-            return "the server requires keys: pass --keys DIR"
-        # Which of the two is reported for different keys depends on who reads the other's first.
-        case Contact.HUNG_UP | Contact.STRANGER if has_keys:
-            return (
-                "the server closes the connection: its keys are not those of server.key here, it "
-                "uses no keys, or it is not a dist-net server: the port may be wrong"
-            )
-        case Contact.HUNG_UP | Contact.STRANGER:
-            return (
-                "the server closes the connection: it requires keys (pass --keys DIR), or it is "
-                "not a dist-net server: the port may be wrong"
-            )
-        case Contact.REFUSED:
-            return (
-                "the server refuses these keys: they were revoked, or its workers, clients or "
-                "operators directory never contained this key"
-            )
-    return _CAUSES[contact]
+    if contact is Contact.STRANGER:  # different keys cause either: who reads the other's first?
+        contact = Contact.HUNG_UP
+    return (_CAUSES | _CAUSES_WITH_KEYS if has_keys else _CAUSES)[contact]

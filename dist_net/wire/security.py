@@ -210,21 +210,19 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     """Require encryption at later binds of the socket; an ``AllowList`` admits the peers."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-    _make_room_for_encryption(socket)
+    _encrypt(socket, keys)
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
     """Encrypt later connections of the socket; they reach no other server than the keys'."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-    _make_room_for_encryption(socket)
+    _encrypt(socket, keys)
 
 
-def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
-    """Add the overhead of encryption to the maximum length of a frame."""
+def _encrypt(socket: zmq.Socket[bytes], own: ServerKeys | PeerKeys) -> None:
+    """Set the own keys, and add the overhead of encryption to the maximum length of a frame."""
+    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
     longest_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
     socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
 

@@ -170,14 +170,13 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
     A node is a connection: the id that the peer announced, which only this peer knows, and the
-    number of the connection. So an answer reaches the sender of its request, or nobody.
-    With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
-    do. A peer may send frames of ``max_array_bytes``;
-    ``dist_net.wire.connections`` disconnects a peer that sends more, and one of those that send
-    more than ``max_unread_bytes`` together. At most ``high_water_mark``
-    messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
-    ``listen``, which contain the ports that the system chose. Raise ``AddressError``, and
-    ``InsecureAddressError`` for a TCP address beyond loopback without keys.
+    number of the connection. So an answer reaches the sender of its request, or nobody. With
+    ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never do. A
+    peer may send frames of ``max_array_bytes``; ``dist_net.wire.connections`` disconnects a peer
+    that sends more, and one of those that send more than ``max_unread_bytes`` together. At most
+    ``high_water_mark`` messages are queued for a peer. Peers connect to ``contact_addresses``, in
+    the order of ``listen``, which contain the ports that the system chose. Raise ``AddressError``,
+    and ``InsecureAddressError`` for a TCP address beyond loopback without keys.
     """
 
     def __init__(
