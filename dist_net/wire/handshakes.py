@@ -40,7 +40,7 @@ _STATES: Mapping[int, Contact] = {
 }
 _CLOSES = "the server closes the connection: "
 _NO_SERVER = "it is not a dist-net server: the port may be wrong"
-_CAUSES = {
+_CAUSES: Mapping[Contact | None, str] = {
     None: "its host does not answer: it is down, or the address is wrong",
     Contact.NOBODY: "no server listens on it, or its host is unreachable: the server has ended or "
     "not begun, or the address is wrong",
@@ -52,6 +52,7 @@ _CAUSES = {
     Contact.HUNG_UP: f"{_CLOSES}it requires keys (pass --keys DIR), or {_NO_SERVER}",
 }
 _CAUSES_WITH_KEYS = {
+    **_CAUSES,
     Contact.MISMATCH: "the server uses no keys: start it with --keys, or this process without",
     Contact.HUNG_UP: f"{_CLOSES}its keys are not those of server.key here, it uses no keys, or "
     f"{_NO_SERVER}",
@@ -97,6 +98,7 @@ class Handshakes(AbstractContextManager["Handshakes"]):
 
 def silence_cause(contact: Contact | None, has_keys: bool) -> str:
     """Return the likely cause of a missing reply, and the remedy."""
-    if contact is Contact.STRANGER:  # different keys cause either: who reads the other's first?
+    # Which of the two is reported for different keys depends on who reads the other's first.
+    if contact is Contact.STRANGER:
         contact = Contact.HUNG_UP
-    return (_CAUSES | _CAUSES_WITH_KEYS if has_keys else _CAUSES)[contact]
+    return (_CAUSES_WITH_KEYS if has_keys else _CAUSES)[contact]
