@@ -43,10 +43,7 @@ class Operation:
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        """Return the shape and dtype of the result; raise ShapeError or DTypeError.
-
-        By default, they are those of the first input.
-        """
+        """Return shape and dtype, the first input's by default; raise ShapeError, DTypeError."""
         return inputs[0].shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:

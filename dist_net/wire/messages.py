@@ -155,10 +155,7 @@ class Pull(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A lease, and the training state to begin from; also the acknowledgement of a push.
-
-    A worker without shared memory receives the ``state`` packed (see ``dist_net.wire.packing``).
-    """
+    """A lease and the state to begin from, packed unless in shared memory; acknowledges a push."""
 
     worker_id: int
     request_id: int

@@ -180,7 +180,7 @@ def _secret_name(role: str) -> str:
 
 
 def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys:
-    """Read a server's keys, or raise ``KeyFileError``. A standby learns whom to admit later."""
+    """Read a server's keys, or raise ``KeyFileError``. A standby's may admit no worker yet."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
     allowed, _, faults = allowed_keys(directory)
     if faults:

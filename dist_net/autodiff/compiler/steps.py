@@ -149,10 +149,7 @@ class Step:
 
 
 def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[Strip]]:
-    """Return the strips of an array with ``nbytes``, and the shape of the largest.
-
-    A strip has several rows of the first axis, or several of the second in one of the first.
-    """
+    """Return the strips, rows of the first axis or parts of one, and the shape of the largest."""
     rows = strip_bytes * shape[0] // nbytes
     if rows or len(shape) == 1:
         return (max(1, rows), *shape[1:]), [(each,) for each in cut(shape[0], max(1, rows))]

@@ -78,7 +78,7 @@ class ThreadPool:
         dtype: np.dtype[np.generic],
         calls: Callable[[int, Sequence[Array]], Sequence[Call]],
     ) -> list[Task]:
-        """Return a task per list of ``shapes``; ``calls`` gets its number and scratch arrays."""
+        """Return a task per list of ``shapes``; ``calls`` takes its number and scratch arrays."""
         self.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
         return [
             [calls(i, carve(self.scratch(thread), each, dtype)) for thread in range(self.threads)]

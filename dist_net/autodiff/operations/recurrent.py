@@ -102,10 +102,7 @@ def _records_before(records: Array) -> list[Array]:
 
 
 def lstm_outputs(projected: Expression, kernel: Expression) -> Expression | None:
-    """Return the outputs of all steps, (T, N, units); None if the loops do not support them.
-
-    ``projected`` are the inputs' projections, (T, N, 4 · units), with both biases.
-    """
+    """Return all outputs (T, N, units), given projections with both biases; None without loops."""
     loops = compiled_loops("recurrent_loops") if projected.dtype == np.float32 else None
     if loops is None or kernel.shape[0] % loops.LANES:
         return None

@@ -72,10 +72,7 @@ def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
 def _by_part(
     matrices: Sequence[Array], out: Array, pool: ThreadPool, call: Callable[..., Call]
 ) -> Call:
-    """Return the call that adds the results of ``call`` for parts of the rows of all matrices.
-
-    The parts do not depend on the pool's threads, so neither do the sums.
-    """
+    """Return the call that adds the results of parts of the rows, the same for any threads."""
     long = long_rows(*matrices)
     rows, columns = long[0].shape
     parts = cut(rows, max(PART_ROWS, PART_BYTES * rows // max(1, long[0].nbytes)))

@@ -143,10 +143,7 @@ class ZerosAround(Operation):
 
 
 def basic_index(x: Expression, index: BasicIndices) -> Expression:
-    """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
-
-    Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
-    """
+    """Return the view ``x[index]`` by NumPy's rules; raise IndexRangeError or ShapeError."""
     normal = _normal(index, x.shape)
     if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
         return reshape(x, _shape_of(normal))

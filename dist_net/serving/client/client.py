@@ -210,10 +210,7 @@ class Client(AbstractContextManager["Client"]):
         return found
 
     def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
-        """Return the output, an array; with several outputs, a dict of arrays by name.
-
-        See ``infer``. The outputs of a classifier are probabilities, those of each row flat.
-        """
+        """Return the output, or a dict of several; a classifier's are probabilities by row."""
         outputs = self.infer(model, inputs, timeout_s=timeout_s)
         return outputs.tensors if len(outputs.tensors) > 1 else outputs.values
 
@@ -282,10 +279,7 @@ class Client(AbstractContextManager["Client"]):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Send an image to a model like ``submit``; a worker decodes and resizes it.
-
-        Raise ImageError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
-        """
+        """Send an image like ``submit``, for a worker to decode. Also raise ImageError."""
         payload, deadline = encoded(image), self._deadline(timeout_s)
         summary = self._summary(model, version, deadline)
         return self._submit(model, summary, payload, True, None, version, deadline)
@@ -434,10 +428,7 @@ class GatewayConnection:
                 self._send_unsent()
 
     def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
-        """Send a request; wait only while ``MAX_OPEN`` others have no reply.
-
-        Raise RequestExpiredError at the deadline, and NoAnswerError if the socket's queue is full.
-        """
+        """Send a request, once few are open. Raise RequestExpiredError, and NoAnswerError."""
         with self._changed:
             if len(self._conversation) >= MAX_OPEN:
                 self._receive_until(lambda: len(self._conversation) < MAX_OPEN, deadline)

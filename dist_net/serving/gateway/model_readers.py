@@ -38,10 +38,7 @@ MAX_ANSWER_BYTES = 64 << 20
 
 
 class PoolSources(NamedTuple):
-    """``words``: the arguments of each model's process; ``followed``: the models in training.
-
-    ``directory``: for arrays without a file, and for answers.
-    """
+    """``words``: arguments by model; ``followed``: in training; ``directory``: for answers."""
 
     words: Mapping[str, Sequence[str]]
     followed: Container[str]

@@ -114,10 +114,7 @@ class PoolPlaces(NamedTuple):
 
 
 async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> int:
-    """Serve until a signal arrives and admitted requests are answered; return the exit code.
-
-    Raise a DistNetError if it cannot start, because of an address, a key or an unreadable model.
-    """
+    """Serve until a signal, answer admitted requests, return the exit code. Raise DistNetError."""
     stop = StopSignals()
     with ExitStack() as opened:
         places = _open(options, opened)

@@ -60,10 +60,7 @@ class VersionSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription(VersionSummary):
-    """One version of a model, for the requests to it and for the workers that load it.
-
-    ``arrays_path``: of prepared kernels on the gateway's host. ``fitting``: resizes images.
-    """
+    """One version of a model, for requests and workers; ``arrays_path``: on the gateway's host."""
 
     name: str
     has_logits: bool

@@ -67,10 +67,7 @@ VECTOR = _VectorType()
 
 
 class Tracer:
-    """A vector, an integer or a pointer of a loop that is being compiled.
-
-    Operators append an instruction of the loop. Their other operand may be a Python number.
-    """
+    """A vector, an integer or a pointer of a loop in compilation; operators add instructions."""
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder = builder

@@ -236,10 +236,7 @@ def _tasks(
 def _correlated(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
-    """Return the tasks that fill the blocks of ``out``, which may be a strided view.
-
-    ``filters`` are (kh, kw, C / groups, groups, O / groups), a view.
-    """
+    """Return tasks to fill ``out``, any view; filters (kh, kw, C / groups, groups, O / groups)."""
     if is_depthwise(x.shape, groups, out.shape):
         turn, taps = _contiguous(filters[:, :, 0, :, 0])
         tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))
