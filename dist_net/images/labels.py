@@ -11,7 +11,7 @@ from dist_net.errors import ModelFileError
 
 
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
-    """Return a text file's lines, names of ``classes`` if given. Raise ModelFileError."""
+    """Return a file's lines but empty last ones, names of ``classes``. Raise ModelFileError."""
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from dist_net.errors import SettingError
 
 FAST, PORTABLE = BITS = "fast", "portable"
 _ARCHITECTURE = "Haswell"
-_LARGEST = 1024
+_ROWS, _LARGEST = 32, 1024
 _ENVIRONMENT = {
     "OPENBLAS_CORETYPE": _ARCHITECTURE,
     "NUMBA_CPU_NAME": "haswell",
@@ -83,7 +83,7 @@ def kernel_digest(shapes: Iterable[Sequence[int]]) -> int:
     digest, random = blake2b(digest_size=7), np.random.default_rng(0)
     sizes = {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1}
     for height, width in sorted({(min(h, _LARGEST), min(w, _LARGEST)) for h, w in sizes}):
-        inputs = random.random((32, height), np.float32) - np.float32(0.5)
+        inputs = random.random((_ROWS, height), np.float32) - np.float32(0.5)
         outputs = inputs @ (random.random((height, width), np.float32) - np.float32(0.5))
         digest.update(outputs.tobytes())
         digest.update((inputs.T @ outputs).tobytes())

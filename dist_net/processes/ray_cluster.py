@@ -231,7 +231,7 @@ class RayCluster(LocalProcesses):
         self._place = ServerPlace(self._node, near, beyond)
 
     def start(self, spec: ProcessSpec) -> RunningChild:
-        """Start a process. Raise ProcessFailedError if a server has no free CPU in time."""
+        """Start a process; workers may wait. Raise ProcessFailedError if a server finds no CPU."""
         with outputs(spec.name, self._logs):
             pass  # create and truncate them
         if spec.is_server:

@@ -298,7 +298,7 @@ class Connections(threading.Thread):
         return received_bytes
 
     def _drop_revoked(self) -> None:
-        """Drop keys revoked before the last call: until then, replies report the revocation."""
+        """Drop peers whose key was revoked by the last call; until then, replies report it."""
         if self._allow_list is None:
             return
         self._allow_list.refresh()

@@ -37,7 +37,7 @@ from dist_net.errors import GraphError
 
 
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
-    """Return simpler expressions of the same values. Raise GraphError if two variables differ."""
+    """Return simpler graphs, with equal nodes merged; raise GraphError for unequal variables."""
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
     outputs = defined(outputs, lambda operation, x: not operation.is_compiled(x))

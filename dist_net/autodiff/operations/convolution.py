@@ -193,7 +193,7 @@ def map_size(x: Expression) -> Pair:
 class FusedConvolution(Operation):
     """``epilogue`` of the convolution of x by filters: a description, to be planned later.
 
-    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), perhaps a residual.
+    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), a residual like y or none.
     """
 
     windows: Windows

@@ -194,7 +194,7 @@ def max_pool(
 def average_pool(
     x: Expression, size: int | Pair, stride: int | Pair | None = None, padding: Padding = "valid"
 ) -> Expression:
-    """Return the mean of each window, without padding; see ``max_pool``."""
+    """Return each window's mean, unpadded: (N, H, W, C) to (N, H', W', C). See ``max_pool``."""
     down, across = _sides("average_pool", x, size, stride, padding)
     counts = np.multiply.outer(down.counts(), across.counts())
     for side in (down, across):

@@ -210,7 +210,7 @@ class Client(AbstractContextManager["Client"]):
         return found
 
     def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
-        """Return the output, or a dict of several; a classifier's are probabilities by row."""
+        """Return the output, or a dict of several; of classes, probabilities. See ``infer``."""
         outputs = self.infer(model, inputs, timeout_s=timeout_s)
         return outputs.tensors if len(outputs.tensors) > 1 else outputs.values
 
@@ -428,7 +428,10 @@ class GatewayConnection:
                 self._send_unsent()
 
     def send(self, request: ClientRequest, deadline: Deadline) -> Exchange:
-        """Send a request, once few are open. Raise RequestExpiredError, and NoAnswerError."""
+        """Send a request; wait only while ``MAX_OPEN`` others have no reply.
+
+        Raise RequestExpiredError at the deadline, and NoAnswerError if the socket's queue is full.
+        """
         with self._changed:
             if len(self._conversation) >= MAX_OPEN:
                 self._receive_until(lambda: len(self._conversation) < MAX_OPEN, deadline)

@@ -45,7 +45,7 @@ class ClientQueue:
         return next(iter(self.requests.values()))
 
     def next(self, now: float) -> InferenceRequest:
-        """Return the oldest, or the newest if that waited half its time: the queue is too slow."""
+        """Return the oldest; or if that waited half its time, the newest: the queue is too slow."""
         oldest = self.oldest
         if oldest.runs_alone or not _is_late(oldest, now):
             return oldest

@@ -69,7 +69,10 @@ class CompiledDepthwise(Depthwise):
 
 
 def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Array) -> Call:
-    """Return the call that convolves ``x`` by taps into ``out``, rows of an array, as a view."""
+    """Return the call that convolves ``x`` by (kh, kw, C) taps into ``out``, a range of rows.
+
+    ``out`` is a view of one array with contiguous channels.
+    """
     nothing = np.zeros(x.shape[3], np.float32)
     numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
     apart = tuple(each // out.itemsize for each in out.strides[:3])
@@ -109,7 +112,7 @@ def sum_of_taps(
 
 
 def taps_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
-    """Return a function that adds size² taps to 4 sums, of windows ``apart`` values apart."""
+    """Return a function that adds size² taps to 4 sums, of inner windows ``apart`` values apart."""
 
     @traced(types.UniTuple(VECTOR, SIDE_BY_SIDE))
     def sums_with_taps(

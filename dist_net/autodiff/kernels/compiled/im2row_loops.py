@@ -69,7 +69,7 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     """Return the arguments of type EPILOGUE: the output, the residual and whether there is one, the
     block's bias, the slopes and bounds, and the block's place.
 
-    A place is the block's offset in the output, and the strides of images, rows and pixels.
+    A place: the block's offset in the output, the strides of images, rows and pixels; in values.
     """
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None

@@ -35,7 +35,10 @@ class Im2Row:
         return groups, length, columns // groups
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """Return (kh, kw, C / groups, O) as a matrix per group; ``gemm`` lays out a single one."""
+        """Return (kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
+
+        A single group has no group axis and is laid out for ``gemm``.
+        """
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
             return self.gemm.laid_out(filters.reshape(length, columns, copy=False))

@@ -142,7 +142,7 @@ class Blocking:
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
-    """Return the calls that copy ``x`` (N, H, W, C) from (top, left) to ``padded``, or else 0."""
+    """Return calls that copy ``x`` (N, H, W, C) from (top, left) to ``padded``, 0 outside ``x``."""
     rows, own_rows = _overlap(top, padded.shape[1], x.shape[1])
     columns, own_columns = _overlap(left, padded.shape[2], x.shape[2])
     outside = [
