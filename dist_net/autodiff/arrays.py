@@ -1,7 +1,5 @@
 """Types of arrays and of calls on them, and checks of integers in shapes."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -34,10 +32,7 @@ def cut(length: int, step: int) -> list[slice]:
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """Return ``value`` as an int; it must be a Python or NumPy integer of at least ``least``.
-
-    Raise ``ShapeError`` otherwise.
-    """
+    """Return a Python or NumPy integer ``value`` >= ``least`` as an int. Raise ``ShapeError``."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -1,7 +1,5 @@
 """Gradient checking: compare the VJPs of a graph with numerical slopes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import reduce
 

@@ -24,8 +24,7 @@ class Operation:
     """The computation of a node: its shape rule, the call that computes it, and its VJP.
 
     Operations are compared by value: a plan computes two nodes with equal operations and the same
-    inputs once. Operations that draw random numbers are compared by identity, and draw anew at each
-    run.
+    inputs once. Operations that draw random numbers are compared by identity, and draw anew.
     """
 
     overwrites_inputs = False
@@ -44,10 +43,7 @@ class Operation:
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        """Return the shape and dtype of the result; raise ShapeError or DTypeError.
-
-        By default, they are those of the first input.
-        """
+        """Return shape and dtype, the first input's by default; raise ShapeError, DTypeError."""
         return inputs[0].shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
@@ -289,8 +285,7 @@ BOOLS = "b"
 def same_dtype(name: str, *inputs: Expression, kinds: str | None = None) -> np.dtype[np.generic]:
     """Return the common dtype of ``inputs``; there is no implicit promotion.
 
-    Raise ``DTypeError`` if the dtypes differ or are not of ``kinds``: ``FLOATS``, ``NUMBERS`` or
-    ``BOOLS``.
+    Raise ``DTypeError`` if they differ or are not of ``kinds``: FLOATS, NUMBERS or BOOLS.
     """
     dtype = inputs[0].dtype
     if any(each.dtype != dtype for each in inputs):
@@ -323,10 +318,7 @@ def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
 
 
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
-    """Return every node that ``outputs`` need, each once, inputs before users.
-
-    Not recursive, so Python's stack does not limit the depth of a graph.
-    """
+    """Return all nodes of ``outputs``, inputs before users. Not recursive: graphs are deep."""
     order: list[Expression] = []
     placed: set[int] = set()
     stack = [(node, False) for node in reversed(list(outputs))]

@@ -6,8 +6,6 @@ contributions to its inputs. The sweep visits each node once, so all gradients t
 multiple of the output itself, for any number of parameters.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import reduce

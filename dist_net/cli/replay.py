@@ -1,7 +1,5 @@
 """``dist-net replay RUN``: recompute a run from its journal in one process."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """``dist-net simulate``: predict the throughput of a cluster before buying it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable, Sequence

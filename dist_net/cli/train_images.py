@@ -130,10 +130,7 @@ def train_images(
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
-    """Train on a folder, write the report and return the exit code.
-
-    ``given_run``: options by their ``RunOptions`` names. ``publish`` receives the server's reports.
-    """
+    """Train on a folder with the options ``given_run``, report, and return the exit code."""
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
     if arguments.workers == 0:

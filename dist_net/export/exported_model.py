@@ -23,10 +23,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model with its weights, and the name that the user gave.
-
-    With ``takes_images``, its inputs are images of any size, and resizing is part of the file.
-    """
+    """A named model with weights; with ``takes_images``, the file resizes images of any size."""
 
     name: str
     found: FoundModel

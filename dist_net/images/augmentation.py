@@ -53,10 +53,7 @@ class Augmentation:
     def apply(
         self, images: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]
     ) -> None:
-        """Augment a minibatch in place, (N, H, W, C) uint8 with C = 1 or 3.
-
-        A variant depends on the seed, the epoch and the index in ``samples``, (N,), alone.
-        """
+        """Augment (N, H, W, 1 or 3) uint8 in place, by seed, epoch and index in ``samples``."""
         for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
             self._move(image, draws)
             self._recolour(image, draws)

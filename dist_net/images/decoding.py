@@ -225,10 +225,7 @@ def _count(file: BinaryIO, mark: bytes) -> int:
 
 
 def _tiff_strips(file: BinaryIO) -> tuple[int, int]:
-    """Return the number of a TIFF file's strips or tiles, and their size, which Pillow allocates.
-
-    A tile may be larger than the image, and strips may share their bytes in the file.
-    """
+    """Return the number of a TIFF's strips or tiles, and their size, which may exceed the image."""
     tiff = TiffImagePlugin
     file.seek(0)
     header = file.read(16)

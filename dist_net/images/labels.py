@@ -11,10 +11,7 @@ from dist_net.errors import ModelFileError
 
 
 def read_labels(path: Path, classes: int | None = None) -> tuple[str, ...]:
-    """Return the names in a text file, one per line, for a net of ``classes`` classes if given.
-
-    Empty lines at the end are ignored. Raise ModelFileError for an unusable file.
-    """
+    """Return a file's lines but empty last ones, names of ``classes``. Raise ModelFileError."""
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, UnicodeDecodeError) as error:

@@ -51,10 +51,7 @@ def nesterov(
 def adam(
     w: Vector, g: Vector, out: Vector, factors: Numbers, old: Rows, new: Rows, settings: Numbers
 ) -> None:
-    """Move the means towards g and g² by the given factors, then w ← w - η m / (√v + ε).
-
-    If ``factors`` also holds a decay d, w ← w - d w comes first.
-    """
+    """Move the means towards g and g²; w ← w - d w if there is a decay d, then - η m / (√v + ε)."""
     towards, towards_square, epsilon, crumb = settings
     has_decay = len(factors) > 1  # known when the loop is compiled
     for i in range(w.size):

@@ -176,8 +176,7 @@ class UpdateRule:
     def keep_part(self, number: int, count: int) -> None:
         """Let steps update one of ``count`` parts of a state, and others the other parts.
 
-        The last part has the buffers. If an element's update may depend on others, the first has
-        everything.
+        The last has the buffers. The first has everything if elements may depend on each other.
         """
         used = count if vars(type(self.optimizer)).get("loop") else 1
         edges = [self.trained_size * min(each, used) // used for each in (number, number + 1)]

@@ -1,7 +1,5 @@
 """A started process of the cluster: waiting until it is ready, its output, its end."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Options of a cluster's commands: the place of its processes, and the server to connect to."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from dist_net.command_line import count_or_auto
 from dist_net.errors import SettingError
 from dist_net.processes.token_arguments import add_token_arguments, token_given
 from dist_net.wire.security import load_peer_keys
-from dist_net.wire.token_exchange import REACH_WITHIN_S, join_by_token
+from dist_net.wire.token_exchange import join_by_token
 from dist_net.wire.transport import ServerAccess
 
 worker_count = count_or_auto(0)  # the type of ``--workers``; auto: as many as Ray has room for
@@ -40,14 +38,12 @@ def add_server_arguments(parser: argparse.ArgumentParser, server: str, printed_b
     parser.add_argument("--keys", type=Path, metavar="DIR", help="own keys, for --connect")
 
 
-def server_given(
-    arguments: argparse.Namespace, kind: str, timeout_s: float = REACH_WITHIN_S
-) -> ServerAccess:
+def server_given(arguments: argparse.Namespace, kind: str) -> ServerAccess:
     """Return the server and the keys for it; raise TokenError, or as ``join_by_token`` does."""
     if arguments.connect is not None:
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
         return ServerAccess(arguments.connect, keys)
-    return join_by_token(token_given(arguments, kind), timeout_s=timeout_s)
+    return join_by_token(token_given(arguments, kind))
 
 
 def ray_address(arguments: argparse.Namespace, workers: int | None) -> str | None:

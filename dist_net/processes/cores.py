@@ -1,7 +1,5 @@
 """The cores of this process, by its affinity and its cgroups' quotas, and its BLAS."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -47,8 +45,7 @@ def allowed_cores() -> int:
 def own_equipment(threads: int, kernels: int = 0) -> Equipment:
     """Return the equipment of this process, which computes in ``threads``.
 
-    Its BLAS is named by version and kernels; "" if it is unknown. ``kernels``: see
-    ``kernel_digest``.
+    Its BLAS is named by version and kernels, or "". ``kernels``: see ``kernel_digest``.
     """
     return Equipment(
         socket.gethostname(),

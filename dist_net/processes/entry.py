@@ -1,7 +1,5 @@
 """Start and end the processes of a cluster: threads, logs, signals, exit codes."""
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import logging
@@ -216,8 +214,7 @@ def _has_ended(parent: int) -> bool:
 def terminate_after(parent: int) -> None:
     """Terminate this process by SIGTERM when its parent ends, or has ended already.
 
-    Linux sends the signal when the thread that started this process ends, which must be the
-    parent's main thread.
+    Linux sends it when the thread that started this process ends: let the main thread start it.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl") and library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) == 0:

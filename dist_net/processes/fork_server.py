@@ -9,8 +9,6 @@ The fork server must have no threads, open sockets or ZeroMQ context: the forked
 or share them. BLAS ends its threads before a fork, and starts them again on demand.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json
@@ -102,7 +100,7 @@ class ForkingProcesses(LocalProcesses):
         """Whether the fork server has answered each message."""
         return self._answer_by_s == math.inf
 
-    def cancel(self, process: _ForkedProcess) -> None:
+    def cancel(self, process: "_ForkedProcess") -> None:
         """Do not fork a process, unless it is born meanwhile."""
         if process is self._orders[0] and self._child is not None and not self._is_free:
             self.stop_forking()
@@ -133,7 +131,7 @@ class ForkingProcesses(LocalProcesses):
                     self._orders.popleft().pid = int(message)
                 self._answer_by_s = math.inf
 
-    def _send(self, order: _ForkedProcess) -> None:
+    def _send(self, order: "_ForkedProcess") -> None:
         # No descriptor, no worker: libzmq aborts a process that cannot accept a connection.
         try:
             with outputs(order.name, self._logs) as files, suppress(BrokenPipeError):

@@ -5,8 +5,6 @@ OpenBLAS, NumPy and numba choose kernels for the processor, when they are loaded
 results are then the same on all of them. Only the environment of a new process makes the choice.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +18,7 @@ from dist_net.errors import SettingError
 
 FAST, PORTABLE = BITS = "fast", "portable"
 _ARCHITECTURE = "Haswell"
-_LARGEST = 1024
+_ROWS, _LARGEST = 32, 1024
 _ENVIRONMENT = {
     "OPENBLAS_CORETYPE": _ARCHITECTURE,
     "NUMBA_CPU_NAME": "haswell",
@@ -75,7 +73,7 @@ def bits_in(digest: str) -> str:
     return PORTABLE if digest.endswith(with_bits("", PORTABLE)) else FAST
 
 
-def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
+def kernel_digest(shapes: Iterable[Sequence[int]]) -> int:
     """Return a digest of fixed products and elementwise operations, by this process's kernels.
 
     ``shapes``: those of the parameters, which the products have, up to ``_LARGEST`` in each
@@ -85,7 +83,7 @@ def kernel_digest(shapes: Iterable[Sequence[int]], rows: int = 32) -> int:
     digest, random = blake2b(digest_size=7), np.random.default_rng(0)
     sizes = {(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1}
     for height, width in sorted({(min(h, _LARGEST), min(w, _LARGEST)) for h, w in sizes}):
-        inputs = random.random((rows, height), np.float32) - np.float32(0.5)
+        inputs = random.random((_ROWS, height), np.float32) - np.float32(0.5)
         outputs = inputs @ (random.random((height, width), np.float32) - np.float32(0.5))
         digest.update(outputs.tobytes())
         digest.update((inputs.T @ outputs).tobytes())

@@ -8,8 +8,6 @@ through a launcher. Exit codes and output of a process mean:
     any other end          it died; another start may succeed
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -77,8 +75,7 @@ class LocalProcesses:
 
     ``RayCluster`` starts them on nodes with free CPUs instead. ``server_options`` and
     ``worker_options``: the arguments with the server's addresses. ``key_directory``: keys created
-    for the cluster; ``keys``: those that this process needs to connect to the server. No process
-    outlives the context.
+    for the cluster; ``keys``: those of this process. No process outlives the context.
     """
 
     server_options: Sequence[Word] = (Given.SERVER,)

@@ -1,13 +1,12 @@
 """Listen options: addresses, keys and contact names of a server that other hosts may join."""
 
-from __future__ import annotations
-
 import argparse
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from dist_net.command_line import add_options, command_line
 from dist_net.errors import KeyFileError
@@ -40,7 +39,7 @@ class ListenOptions:
             checked_host(self.contact)
 
     @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> ListenOptions:
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """Return the options of a command line that starts a run."""
         listen = tuple(arguments.listen)
         return cls(listen, arguments.keys, arguments.contact, arguments.token_lifetime)

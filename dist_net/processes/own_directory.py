@@ -3,8 +3,6 @@
 A process locks a file in its directory; the kernel releases the lock when the process ends.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os
@@ -72,10 +70,7 @@ def announced_keys(address: str) -> Path | None:
 
 @contextmanager
 def log_directory(parent: Path, prefix: str) -> Iterator[Path]:
-    """Create a directory for logs in ``parent``; its name begins with ``prefix``.
-
-    Of the directories of ended processes, the last ``LOGS_KEPT`` are kept. Raise OSError.
-    """
+    """Create a log directory; of those of ended processes, keep ``LOGS_KEPT``. Raise OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, prefix, kept=LOGS_KEPT)
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

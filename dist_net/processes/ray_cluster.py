@@ -5,8 +5,6 @@ between the processes, encrypted with keys that the actors receive. Each node ne
 ``ray``. The actors, and with them the processes, end with the process of ``RayCluster``.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import secrets
@@ -233,10 +231,7 @@ class RayCluster(LocalProcesses):
         self._place = ServerPlace(self._node, near, beyond)
 
     def start(self, spec: ProcessSpec) -> RunningChild:
-        """Start a process. A worker may wait for a free CPU after the return.
-
-        Raise ProcessFailedError if the server has no free CPU in time.
-        """
+        """Start a process; workers may wait. Raise ProcessFailedError if a server finds no CPU."""
         with outputs(spec.name, self._logs):
             pass  # create and truncate them
         if spec.is_server:

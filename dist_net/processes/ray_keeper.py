@@ -3,8 +3,6 @@
 Arrays do not pass through actors: processes exchange them in messages of dist_net.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -69,8 +67,7 @@ class Seen(NamedTuple):
 class ProcessKeeper:
     """Run one process on the node ``node``, whose IP address is ``host``.
 
-    ``files``, by path, are written to a private directory of the node. Other methods may be called
-    while ``watch`` runs.
+    It writes ``files``, by path, to a private directory. ``watch`` may run beside other methods.
     """
 
     def __init__(self, node: str, host: str, files: Mapping[str, bytes]) -> None:
@@ -85,10 +82,7 @@ class ProcessKeeper:
                 file.write(content)
 
     def place_server(self) -> ServerPlace:
-        """Choose the addresses of a server on this node.
-
-        This process keeps the port bound, without listening, so that no other process gets it.
-        """
+        """Choose a server's addresses on this node; keep the port bound, so that it stays free."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         held = self._stack.enter_context(socket.socket(family))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ZeroMQ sets it too

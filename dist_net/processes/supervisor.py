@@ -1,7 +1,5 @@
 """Start the processes of a cluster, restart those that die, and end them together."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -103,10 +101,7 @@ class Supervisor:
         return process
 
     def add_workers(self, worker: Callable[[str], ProcessSpec], count: int | None) -> None:
-        """Start ``count`` workers, with the specs that ``worker`` returns for their names.
-
-        None: as many as there is room for. Raise ProcessFailedError if one cannot be started.
-        """
+        """Start ``count`` workers, or as many as there is room for. Raise ProcessFailedError."""
         with self._lock:
             self._worker, self._count = worker, count
             self._start_workers()

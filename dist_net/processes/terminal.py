@@ -102,10 +102,7 @@ class FetchProgress(AbstractContextManager["FetchProgress"]):
 
 
 class CountProgress:
-    """A context manager that shows a count: a bar while it grows, a line when it is complete.
-
-    Without a terminal, it prints a line at the beginning instead of the bar.
-    """
+    """A context: a bar, or without a terminal a line, while a count grows; a line at its end."""
 
     def __init__(self, console: Console, beginning: str, end: str) -> None:
         self._console = console

@@ -4,8 +4,6 @@ Commands read their token from stdin or from a file. If a word of a command line
 started process reads that word from an inherited pipe instead.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -69,10 +67,7 @@ def _first_line(path: Path | None) -> str:
 
 
 def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return the words to start a process with, and the descriptors that it must inherit.
-
-    Each word with a token is written to a pipe, from which ``reveal_tokens`` reads it.
-    """
+    """Return the words with each token moved to a pipe, and the pipes, which must be inherited."""
     hidden, descriptors = [*words], []
     for place, word in enumerate(words):
         if holds_token(word):
@@ -95,10 +90,7 @@ def reveal_tokens(words: Sequence[str]) -> list[str]:
 
 
 def own_words() -> list[str]:
-    """Return the arguments of this process, whose command line then shows no token.
-
-    If it shows one, the process first replaces itself (``exec``) by one with hidden tokens.
-    """
+    """Return this process's arguments; if they show a token, ``exec`` with hidden ones first."""
     words, descriptors = hide_tokens(sys.orig_argv[1:])
     if descriptors:
         for each in descriptors:

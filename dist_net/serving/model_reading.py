@@ -65,10 +65,7 @@ MAX_SAMPLE_BYTES = 8 << 20  # of their pixels
 
 @dataclass
 class ModelReader:
-    """Reads one model for requests of the gateway, and follows its training run.
-
-    ``report`` receives the versions. Arrays without a file are written to ``directory``.
-    """
+    """Reads one model, and follows its training run; arrays without a file go to ``directory``."""
 
     model: str
     source: ModelSource
@@ -154,10 +151,7 @@ def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
-    """Describe a model for the gateway and its workers, once its arrays are in a file.
-
-    Arrays without a file are written to ``directory``. Raise PreparedKernelsError if writing fails.
-    """
+    """Describe a model; arrays without a file go to ``directory``. Raise PreparedKernelsError."""
     model, file = found.model, found.file
     inputs, outputs = found.specs
     if file is None:
@@ -188,10 +182,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
 def sample_images(
     held_out: Dataset, labels: Sequence[str], fitting: str
 ) -> list[tuple[str, bytes]]:
-    """Return the label and the PNG file of some uint8 images, from as many classes as possible.
-
-    ``fitting`` converts each file to the image that was held out, bit for bit.
-    """
+    """Return labels and PNG files of many classes; ``fitting`` restores each image bit for bit."""
     images = samples_of(held_out.test_inputs)
     targets = np.empty(len(images), np.int64)
     samples_of(held_out.test_targets).read(np.arange(len(targets)), targets)

@@ -169,8 +169,7 @@ def candidates(
 ) -> list[str]:
     """Return the addresses for other hosts, likeliest first; 127.0.0.1 if there are none.
 
-    The source addresses of the default routes precede others. Loopback and link-local addresses are
-    excluded.
+    Those of default routes come first; loopback and link-local addresses are excluded.
     """
     found = [
         number
@@ -191,10 +190,7 @@ def _by_route() -> Iterator[str]:
 
 
 def host_towards(address: str) -> str:
-    """Return the IP address of this host on the route to a server; nothing is sent.
-
-    Raise ``AddressError`` if there is no route.
-    """
+    """Return this host's IP address on the route to a server, or raise ``AddressError``."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:
         family, kind, *_, where = socket.getaddrinfo(

@@ -141,8 +141,7 @@ def encode(message: Message) -> list[Frame]:
 
     Payloads and contiguous arrays are borrowed, not copied. A reason is truncated to its maximum
     length, and "?" replaces its control characters. Raise ``ProtocolError`` for an array that is
-    not 1-D float32, for other texts that are too long, and for a header over
-    ``MAX_HEADER_BYTES``.
+    not 1-D float32, and for other texts and headers that are too long.
     """
     name = type(message).__name__
     layout = _LAYOUTS[name]

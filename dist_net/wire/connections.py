@@ -7,8 +7,6 @@ It numbers the connections, so that a server can bind an answer to the connectio
 See docs/decisions/0019-limits-for-strangers.md.
 """
 
-from __future__ import annotations
-
 import math
 import resource
 import socket
@@ -63,10 +61,7 @@ _TCP_INFO = struct.Struct("<120xQQ")  # linux/tcp.h: tcpi_bytes_acked and tcpi_b
 
 
 def transferred_bytes(descriptor: int) -> tuple[int, int]:
-    """Return how many bytes a connection's peer has acknowledged, and how many arrived from it.
-
-    Return zeros without Linux's TCP_INFO, and for a descriptor that is no socket any more.
-    """
+    """Return the bytes that a peer acknowledged and sent; zeros without TCP_INFO or a socket."""
     try:
         with _borrowed(descriptor) as borrowed:
             info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
@@ -294,8 +289,7 @@ class Connections(threading.Thread):
     def _received_bytes(self, descriptor: int, connection: TcpConnection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
 
-        Both come from one system call, as an honest peer sends messages as soon as it has
-        acknowledged READY.
+        One system call returns both: an honest peer sends messages once it has acknowledged READY.
         """
         acknowledged_bytes, received_bytes = transferred_bytes(descriptor)
         connection.is_admitted |= (
@@ -304,10 +298,7 @@ class Connections(threading.Thread):
         return received_bytes
 
     def _drop_revoked(self) -> None:
-        """Drop connections whose key was already revoked at the last call.
-
-        Until then, a reply to each message reports the revocation.
-        """
+        """Drop peers whose key was revoked by the last call; until then, replies report it."""
         if self._allow_list is None:
             return
         self._allow_list.refresh()

@@ -1,7 +1,5 @@
 """The rate of events by sender, within limits. Pure; the time is passed in."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 _MAX_IDLE = 1024

@@ -1,18 +1,7 @@
 """The state of a client socket's connections, by the events that ZeroMQ reports.
 
-    event                         state       meaning
-    CLOSED                        NOBODY      no connection can be made to the address
-    CONNECTED                     OPEN        a process listens; the handshake is not over
-    HANDSHAKE_SUCCEEDED           REACHED     the server admits this key
-    HANDSHAKE_FAILED_NO_DETAIL    HUNG_UP     it closed the connection: its own keys are others
-    HANDSHAKE_FAILED_AUTH         REFUSED     it does not admit this key
-    HANDSHAKE_FAILED_PROTOCOL     MISMATCH    one side uses keys and the other does not
-    DISCONNECTED while OPEN       STRANGER    it is not a dist-net server
-
-ZeroMQ never connects again after the last three. A restarted server may be NOBODY for a second.
+ZeroMQ never connects again in a state of FINAL. A restarted server may be NOBODY for a second.
 """
-
-from __future__ import annotations
 
 import math
 import struct
@@ -26,13 +15,13 @@ import zmq
 class Contact(Enum):
     """The state of the connection to one address."""
 
-    NOBODY = auto()
-    OPEN = auto()
-    REACHED = auto()
-    HUNG_UP = auto()
-    REFUSED = auto()
-    MISMATCH = auto()
-    STRANGER = auto()
+    NOBODY = auto()  # no connection can be made to the address
+    OPEN = auto()  # a process listens; the handshake is not over
+    REACHED = auto()  # the server admits this key
+    HUNG_UP = auto()  # it closed the connection: its own keys are others
+    REFUSED = auto()  # it does not admit this key
+    MISMATCH = auto()  # one side uses keys and the other does not
+    STRANGER = auto()  # disconnected while open: it is not a dist-net server
 
 
 FINAL = frozenset({Contact.REFUSED, Contact.MISMATCH, Contact.STRANGER})
@@ -49,12 +38,24 @@ _STATES: Mapping[int, Contact] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: Contact.REFUSED,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Contact.MISMATCH,
 }
-_CAUSES = {
+_CLOSES = "the server closes the connection: "
+_NO_SERVER = "it is not a dist-net server: the port may be wrong"
+_CAUSES: Mapping[Contact | None, str] = {
     None: "its host does not answer: it is down, or the address is wrong",
     Contact.NOBODY: "no server listens on it, or its host is unreachable: the server has ended or "
     "not begun, or the address is wrong",
     Contact.OPEN: "a process listens, and does not answer: it is stopped, or no dist-net server",
     Contact.REACHED: "the server is busy or stuck: see its log",
+    Contact.REFUSED: "the server refuses these keys: they were revoked, or its workers, clients or "
+    "operators directory never contained this key",
+    Contact.MISMATCH: "the server requires keys: pass --keys DIR",
+    Contact.HUNG_UP: f"{_CLOSES}it requires keys (pass --keys DIR), or {_NO_SERVER}",
+}
+_CAUSES_WITH_KEYS = {
+    **_CAUSES,
+    Contact.MISMATCH: "the server uses no keys: start it with --keys, or this process without",
+    Contact.HUNG_UP: f"{_CLOSES}its keys are not those of server.key here, it uses no keys, or "
+    f"{_NO_SERVER}",
 }
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3)
 _NO_WAIT = int(zmq.NOBLOCK)
@@ -63,8 +64,7 @@ _NO_WAIT = int(zmq.NOBLOCK)
 class Handshakes(AbstractContextManager["Handshakes"]):
     """Watch ``socket``, which is not connected yet, until the context is left.
 
-    ``contacts`` has the last state of each address that has one; ``was_reached``: whether any
-    server was.
+    ``contacts``: the last state of each address; ``was_reached``: whether any server was.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
@@ -98,25 +98,7 @@ class Handshakes(AbstractContextManager["Handshakes"]):
 
 def silence_cause(contact: Contact | None, has_keys: bool) -> str:
     """Return the likely cause of a missing reply, and the remedy."""
-    match contact:
-        case Contact.MISMATCH if has_keys:
-            return "the server uses no keys: start it with --keys, or this process without"
-        case Contact.MISMATCH:
-            return "the server requires keys: pass --keys DIR"
-        # Which of the two is reported for different keys depends on who reads the other's first.
-        case Contact.HUNG_UP | Contact.STRANGER if has_keys:
-            return (
-                "the server closes the connection: its keys are not those of server.key here, it "
-                "uses no keys, or it is not a dist-net server: the port may be wrong"
-            )
-        case Contact.HUNG_UP | Contact.STRANGER:
-            return (
-                "the server closes the connection: it requires keys (pass --keys DIR), or it is "
-                "not a dist-net server: the port may be wrong"
-            )
-        case Contact.REFUSED:
-            return (
-                "the server refuses these keys: they were revoked, or its workers, clients or "
-                "operators directory never contained this key"
-            )
-    return _CAUSES[contact]
+    # Which of the two is reported for different keys depends on who reads the other's first.
+    if contact is Contact.STRANGER:
+        contact = Contact.HUNG_UP
+    return (_CAUSES_WITH_KEYS if has_keys else _CAUSES)[contact]

@@ -1,7 +1,5 @@
 """Heartbeats of a worker's process, from a thread of their own."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -63,10 +61,7 @@ class HeartbeatSender(threading.Thread):
                 logger.warning("heartbeat_ended reason=%s", error)
 
     def _listen(self, socket: ClientSocket, sent_s: float) -> None:
-        """Receive replies until the next heartbeat.
-
-        A reply may belong to an earlier heartbeat, so it contains the time of that heartbeat.
-        """
+        """Receive replies until the next heartbeat; each contains the time of its heartbeat."""
         next_beat_s = sent_s + self._interval_s
         while not self._stopped.is_set() and (now := self._clock.now()) < next_beat_s:
             answer = socket.receive(min(POLL_S, next_beat_s - now))

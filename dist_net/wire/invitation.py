@@ -10,8 +10,6 @@ In a cluster's key directory::
     addresses.json              the addresses of the server
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -99,10 +97,7 @@ def require_lifetime(lifetime_s: float) -> None:
 def invite_again(
     directory: Path, lifetime_s: float = TOKEN_LIFETIME_S, *, standby: bool = False
 ) -> JoinToken:
-    """Return another token for the server that last used these keys, or for a ``standby`` of it.
-
-    Raise ``KeyFileError`` if there is none, and the errors of ``invite``.
-    """
+    """Return a token for the last server of these keys, or a ``standby``. Raise as ``invite``."""
     path = directory / _ADDRESSES
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

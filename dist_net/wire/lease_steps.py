@@ -24,8 +24,7 @@ class LeaseSteps(NamedTuple):
 
     Minibatches have ``batch_size`` samples (see ``minibatches_in``). The first step has the
     learning rate after ``progress`` samples of the run, each further step that after ``pace``
-    samples more: all workers advance at the same time. The ``parts`` of the lease begin from the
-    same state.
+    samples more: all workers advance at the same time. All ``parts`` begin from the same state.
     """
 
     epoch: int
@@ -53,10 +52,7 @@ class LeaseSteps(NamedTuple):
         return [*(self.start + n * self.batch_size for n in range(minibatches)), self.stop]
 
     def split(self) -> list["LeaseSteps"]:
-        """Return the parts, of whole minibatches and as equal as possible, in the samples' order.
-
-        A lease has at least as many minibatches as parts.
-        """
+        """Return the parts, of whole minibatches, as equal as possible; each has at least one."""
         edges = self.edges
         places = [part * (len(edges) - 1) // self.parts for part in range(self.parts + 1)]
         ends = pairwise(edges[place] for place in places)

@@ -52,10 +52,7 @@ from dist_net.wire.serving_messages import ServingMessage
 
 
 class SegmentAddress(NamedTuple):
-    """The address of a shared-memory segment of a process on the same host.
-
-    The segment begins with ``token``, so that the process that maps it can verify it.
-    """
+    """A shared-memory segment of this host; it begins with ``token``, which its users verify."""
 
     process_id: int
     descriptor: int
@@ -130,8 +127,7 @@ class Welcome(NamedTuple):
 
     ``term`` names this start of the server. No other start assigns the same ``worker_id``,
     so another server refuses the worker's requests. ``segment`` is shared memory for this worker
-    alone, of two training states: the server writes the first, the worker the second. None: states
-    travel as frames.
+    alone, of two training states: the server writes the first, the worker the second. None: frames.
     """
 
     worker_id: int
@@ -144,10 +140,7 @@ class Welcome(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """The server refuses a peer or a request.
-
-    ``may_rejoin``: a worker may join again, and an observer may repeat its request.
-    """
+    """A refusal. ``may_rejoin``: a worker may join again, an observer repeat its request."""
 
     reason: Reason
     may_rejoin: bool
@@ -162,10 +155,7 @@ class Pull(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A lease, and the training state to begin from; also the acknowledgement of a push.
-
-    A worker without shared memory receives the ``state`` packed (see ``dist_net.wire.packing``).
-    """
+    """A lease and the state to begin from, packed unless in shared memory; acknowledges a push."""
 
     worker_id: int
     request_id: int
@@ -177,8 +167,7 @@ class Work(NamedTuple):
 class Push(NamedTuple):
     """The training state after the local steps of a lease; as a frame, it is packed.
 
-    ``loss_sum`` and ``correct`` are sums over all samples; ``computed_s`` is the time of the local
-    steps.
+    ``loss_sum`` and ``correct``: sums over all samples; ``computed_s``: the time of the steps.
     """
 
     worker_id: int
@@ -262,10 +251,7 @@ class Shutdown(NamedTuple):
 
 
 class Enroll(NamedTuple):
-    """The holder of a token requests that its own public key (Z85) be admitted for a role.
-
-    ``name`` is the name of the host.
-    """
+    """The holder of a token asks to admit its own public key (Z85) for a role, as ``name``."""
 
     name: Name
     role: str
@@ -284,8 +270,7 @@ class RecipeOffer(NamedTuple):
     """The run's recipe: the ``reference`` of a built-in recipe, or else the recipe's files.
 
     The payloads are the name of each file, in UTF-8, followed by its content. A worker's ``Join``
-    must have the same ``recipe_digest``. ``class_names`` is a JSON array; ``options``: those of the
-    run, for a standby.
+    must have the same ``recipe_digest``. ``class_names`` is JSON; ``options``: for a standby.
     """
 
     name: Name

@@ -144,8 +144,7 @@ def make_keys(directory: Path) -> None:
 def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:
     """Create and admit a peer's keys; return the directory to copy to its host.
 
-    The name defaults to the role. A running server admits the new peer at once. Raises
-    ``KeyFileError``.
+    The name defaults to the role. A running server admits the peer at once. Raise KeyFileError.
     """
     name = role if name is None else name
     taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
@@ -181,10 +180,7 @@ def _secret_name(role: str) -> str:
 
 
 def load_server_keys(directory: Path, *, of_standby: bool = False) -> ServerKeys:
-    """Read the server's keys from the cluster's key directory; raise ``KeyFileError``.
-
-    A standby learns from its server whom it must admit.
-    """
+    """Read a server's keys, or raise ``KeyFileError``. A standby's may admit no worker yet."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
     allowed, _, faults = allowed_keys(directory)
     if faults:
@@ -201,8 +197,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     """Read the keys of a peer; raise ``KeyFileError``.
 
     ``directory`` is the peer's own, copied from the server's host; its keys may be of any role,
-    because the server checks that. The cluster's key directory selects the keys in it that have
-    the rights of ``role``.
+    because the server checks that. In the cluster's key directory, those of ``role`` are used.
     """
     if has_server_keys(directory):
         bundles = [directory / name for name in _BUNDLES_FOR[role]]
@@ -215,21 +210,19 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     """Require encryption at later binds of the socket; an ``AllowList`` admits the peers."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-    _make_room_for_encryption(socket)
+    _encrypt(socket, keys)
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
     """Encrypt later connections of the socket; they reach no other server than the keys'."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-    _make_room_for_encryption(socket)
+    _encrypt(socket, keys)
 
 
-def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
-    """Add the overhead of encryption to the maximum length of a frame."""
+def _encrypt(socket: zmq.Socket[bytes], own: ServerKeys | PeerKeys) -> None:
+    """Set the own keys, and add the overhead of encryption to the maximum length of a frame."""
+    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
     longest_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
     socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
 
@@ -267,10 +260,7 @@ class AllowList:
             self.refresh()
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
-        """Return ADMITTED or REFUSED, and the peer's key (Z85).
-
-        Return TRY_AGAIN if the directory is unreadable, for example without free descriptors.
-        """
+        """Return ADMITTED or REFUSED, and the key (Z85); TRY_AGAIN with an unreadable directory."""
         if mechanism != b"CURVE":
             return REFUSED, b""
         key = z85.encode(credentials[0])
@@ -319,10 +309,7 @@ def key_files(directory: Path, role: str) -> list[Path]:
 def allowed_keys(
     directory: Path,
 ) -> tuple[dict[bytes, frozenset[str]], dict[bytes, str], list[KeyFileError]]:
-    """Return the roles and the name of each allowed key, and an error for each unreadable file.
-
-    Raise ``KeyFileError`` if the directory is unreadable, or this process has no free descriptor.
-    """
+    """Return each key's roles and name, and errors of unreadable files. Raise ``KeyFileError``."""
     allowed: dict[bytes, frozenset[str]] = {}
     names: dict[bytes, str] = {}
     faults: list[KeyFileError] = []
@@ -336,10 +323,7 @@ def allowed_keys(
 
 
 def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[KeyFileError]]:
-    """Return the public keys of a role, and an error for each unreadable file; see above.
-
-    Other processes revoke keys meanwhile: a file that has been deleted is no fault.
-    """
+    """Return a role's keys, and errors of unreadable files, not of files deleted meanwhile."""
     keys: dict[Path, bytes] = {}
     faults: list[KeyFileError] = []
     for path in key_files(directory, role):
@@ -356,8 +340,7 @@ def read_key_files(directory: Path, role: str) -> tuple[dict[Path, bytes], list[
 def admitted_by(directory: Path) -> dict[str, str]:
     """Return the keys (Z85) that a run's next server must admit, by ROLEs/NAME.
 
-    The server's own is among them, because its host may return as a standby. Raise
-    ``KeyFileError``.
+    With the server's own, because its host may return as a standby. Raise ``KeyFileError``.
     """
     own = read_public_key(directory / SERVER_PUBLIC)
     name = f"server-{hashlib.sha256(own).hexdigest()[:8]}"
@@ -370,10 +353,7 @@ def admitted_by(directory: Path) -> dict[str, str]:
 
 
 def admit_only(directory: Path, admitted: Mapping[str, str]) -> None:
-    """Admit the keys that another server admits, and the operator of this host.
-
-    Raise ``KeyFileError``, also for anything but keys by name.
-    """
+    """Admit another server's keys by name, and this host's operator. Raise ``KeyFileError``."""
     if not isinstance(admitted, dict) or not all(isinstance(k, str) for k in admitted.values()):
         raise KeyFileError(f"the admitted keys are {admitted!r:.80}; expected keys by name")
     for role in (*ROLES, STANDBY):
@@ -443,10 +423,7 @@ def _make_directory(path: Path) -> None:
 
 
 def write_key(path: Path, public: bytes, secret: bytes | None = None, **metadata: object) -> None:
-    """Create a key file with the certificate's ``metadata``, atomically.
-
-    Raise ``KeyFileError``, also if the file exists.
-    """
+    """Create a key file with ``metadata`` atomically. Raise ``KeyFileError``, also if it exists."""
     lines = ["metadata", *(f'    {name} = "{value}"' for name, value in metadata.items())]
     lines += ["curve", f'    public-key = "{public.decode()}"']
     if secret is not None:

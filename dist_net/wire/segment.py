@@ -77,10 +77,7 @@ class Segment:
 
     @classmethod
     def create(cls, vectors: int, size: int) -> "Segment":
-        """Create a segment of zeros.
-
-        Raise ``SegmentError`` if the system does not grant the memory.
-        """
+        """Create a segment of zeros. Raise ``SegmentError`` if there is no memory."""
         token = secrets.token_bytes(TOKEN_BYTES)
         descriptor = -1
         try:
@@ -99,10 +96,7 @@ class Segment:
 
     @classmethod
     def attach(cls, address: SegmentAddress, size: int) -> "Segment":
-        """Map another process's segment.
-
-        Raise ``SegmentError`` if the segment does not match the address and the size.
-        """
+        """Map another process's segment. Raise ``SegmentError`` if it does not match."""
         path = f"/proc/{address.process_id:d}/fd/{address.descriptor:d}"
         try:
             # Opening another file, such as a device or a pipe, could block or have side effects.

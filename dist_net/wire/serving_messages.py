@@ -134,10 +134,7 @@ class Pong(NamedTuple):
 
 
 class JoinPool(NamedTuple):
-    """An inference worker requests to join; ``release`` must equal the gateway's.
-
-    ``process_id`` matters only on the gateway's host. See ``dist_net.release``.
-    """
+    """An inference worker of the gateway's ``release``; ``process_id`` matters on its host."""
 
     name: Name
     host: HostName

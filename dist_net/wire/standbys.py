@@ -4,8 +4,6 @@ The server sends the list as one text, ``ADDRESS KEY ADDRESS KEY ...``, to every
 touch with it. A key is a standby's public key in Z85, or NO_KEY.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

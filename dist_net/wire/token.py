@@ -6,13 +6,12 @@
 A double click selects a token, and no shell changes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import string
 import struct
 from dataclasses import dataclass, field
+from typing import Self
 
 from dist_net.errors import TokenError
 
@@ -70,7 +69,7 @@ class JoinToken:
         return f"{PREFIX}{VERSION}{_to_base62(content + _checksum(content))}"
 
     @classmethod
-    def parse(cls, text: str) -> JoinToken:
+    def parse(cls, text: str) -> Self:
         """Read a token; raise ``TokenError`` if it is incomplete, damaged or of another release."""
         found = re.fullmatch(rf"{PREFIX}(\d)([0-9A-Za-z]+)", text)
         if found is None or len(text) > MAX_TOKEN_LENGTH:
@@ -98,7 +97,7 @@ class JoinToken:
             raise TokenError(f"{_redacted(text)} has invalid content; {_AGAIN}") from error
 
     @classmethod
-    def _from_content(cls, content: bytes) -> JoinToken:
+    def _from_content(cls, content: bytes) -> Self:
         code, has_keys, identity, expires_s = _HEAD.unpack_from(content)
         ends = [_HEAD.size + has_keys * count * _KEY_BYTES for count in range(3)]
         where = content[ends[2] :].decode("ascii").split(" ")

@@ -1,7 +1,5 @@
 """Connect by a token: find the address that answers, and exchange the token for a key."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Sequence
@@ -48,10 +46,7 @@ def join_by_token(
 
 
 def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str:
-    """Return the token's address that replies first; one socket connects to all at once.
-
-    Raise the errors of ``join_by_token``.
-    """
+    """Return the token's address that replies first to one socket. Raise as ``join_by_token``."""
     addresses = _resolved(token.addresses)
     with ExitStack() as opened:
         context = opened.enter_context(zmq.Context())

@@ -125,8 +125,7 @@ class FramedSocket:
     def fileno(self) -> int:
         """Return a file descriptor that becomes readable when ``has_message`` may change.
 
-        For an event loop. It is edge-triggered: after it, and after each send, receive until no
-        message is left.
+        It is edge-triggered: after it, and after each send, receive until no message is left.
         """
         return int(self._socket.getsockopt(zmq.FD))
 
@@ -140,11 +139,7 @@ class FramedSocket:
         self._socket.send(frames[-1], _SEND_LAST)
 
     def _set_deadline(self, timeout_s: float) -> None:
-        """Bound the next receive.
-
-        A blocking receive with RCVTIMEO costs fewer system calls than a poll and a receive: a
-        round trip over ipc takes a fifth less time.
-        """
+        """Bound the next receive; over ipc, RCVTIMEO costs a fifth less time than a poll."""
         timeout_ms = max(0, math.ceil(timeout_s * 1000))
         if timeout_ms != self._receive_timeout_ms:
             self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
@@ -175,14 +170,13 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
     A node is a connection: the id that the peer announced, which only this peer knows, and the
-    number of the connection. So an answer reaches the sender of its request, or nobody.
-    With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
-    do. A peer may send frames of ``max_array_bytes``;
-    ``dist_net.wire.connections`` disconnects a peer that sends more, and one of those that send
-    more than ``max_unread_bytes`` together. At most ``high_water_mark``
-    messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
-    ``listen``, which contain the ports that the system chose. Raise ``AddressError``, and
-    ``InsecureAddressError`` for a TCP address beyond loopback without keys.
+    number of the connection. So an answer reaches the sender of its request, or nobody. With
+    ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never do. A
+    peer may send frames of ``max_array_bytes``; ``dist_net.wire.connections`` disconnects a peer
+    that sends more, and one of those that send more than ``max_unread_bytes`` together. At most
+    ``high_water_mark`` messages are queued for a peer. Peers connect to ``contact_addresses``, in
+    the order of ``listen``, which contain the ports that the system chose. Raise ``AddressError``,
+    and ``InsecureAddressError`` for a TCP address beyond loopback without keys.
     """
 
     def __init__(
@@ -237,10 +231,7 @@ class ServerSocket(FramedSocket):
         return self._decoded(routing_id)
 
     def waiting(self, limit: int) -> Iterator[tuple[bytes, Message]]:
-        """Yield at most ``limit`` messages that can be received without waiting.
-
-        Each is as returned by ``receive``. For an event loop: see ``fileno``.
-        """
+        """Yield at most ``limit`` messages, as ``receive`` returns them, without waiting."""
         for _ in range(limit):
             if self._has_more and self._skip_rest():
                 return
@@ -288,10 +279,7 @@ class ServerSocket(FramedSocket):
         return node, message
 
     def _key_of(self, header: zmq.Frame) -> str:
-        """Return the public key (Z85) of a message's sender.
-
-        Return "" if its address requires no keys: then the sender is a process of this host.
-        """
+        """Return the sender's public key (Z85); "" for a process of this host, without keys."""
         if self._allow_list is None:
             return ""
         try:
@@ -486,8 +474,7 @@ class ClientSocket(FramedSocket):
 
         If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
         message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raise ``AccessRefusedError`` if
-        the server does not accept the connection, and ``ProtocolError`` if it does not use this
-        protocol.
+        the server does not accept the connection, ``ProtocolError`` if it is another server.
         """
         began_s = time.monotonic()
         frames = self._frames_within(timeout_s)

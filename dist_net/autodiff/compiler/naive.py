@@ -5,8 +5,6 @@ sorts the graph and allocates the arrays again; ``steps`` and ``plan`` do that w
 once for many runs. The tests compare plans with this function.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ all views and all arguments of calls, so that a run only makes the calls. All bi
 share its buffers, so only one of them may run at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,10 +21,7 @@ from dist_net.errors import GraphError, ShapeError
 
 
 class BoundPlan:
-    """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
-
-    ``steps`` holds the node and the calls of each step, in order.
-    """
+    """A plan with its arrays: ``run()`` fills ``outputs`` by the calls of each step's node."""
 
     def __init__(
         self, steps: list[tuple[Expression, list[Call]]], outputs: tuple[Array, ...]
@@ -40,10 +35,7 @@ class BoundPlan:
         return len(self._calls)
 
     def run(self) -> tuple[Array, ...]:
-        """Compute the outputs in place and return them.
-
-        Overflow and invalid operations produce inf and nan (IEEE 754) without a warning.
-        """
+        """Fill and return the outputs; overflow yields inf or nan (IEEE 754) without a warning."""
         with np.errstate(all="ignore"):
             for call in self._calls:
                 call()

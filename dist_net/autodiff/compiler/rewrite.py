@@ -4,8 +4,6 @@ One sweep from the variables to the outputs rebuilds each node on its rewritten 
 it by the rules below, and merges it with any equal node seen before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,10 +37,7 @@ from dist_net.errors import GraphError
 
 
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
-    """Return simpler expressions of the same values, with equal nodes merged.
-
-    Raise ``GraphError`` if two variables of one name differ in shape or dtype.
-    """
+    """Return simpler graphs, with equal nodes merged; raise GraphError for unequal variables."""
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
     outputs = defined(outputs, lambda operation, x: not operation.is_compiled(x))
@@ -58,11 +53,7 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
-    """Return the first node that computes the same as ``node``.
-
-    Rules may create new inputs, which are merged as well; the recursion is as deep as the nodes
-    that one rule creates.
-    """
+    """Return the first node that computes the same; inputs that a rule created are merged, too."""
     known = shared.get(_identity(node))
     if known is not None:
         return known

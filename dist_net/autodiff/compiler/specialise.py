@@ -5,8 +5,6 @@ outputs ─fuse─▶ convolutions with scale, bias, activation, residual ─pla
                  nodes that also depend on the inputs, computed for every batch
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -65,9 +63,7 @@ def specialise(
 ) -> Specialised:
     """Return the graph of ``outputs`` for fixed ``weights``, given as names of variables.
 
-    ``pool`` computes convolutions and products with a fixed matrix. ``reproducible``: an image's
-    result does not depend on the rest of its batch. ``compiled``: use the extra ``fast``. See
-    ``choose`` for both.
+    ``pool`` computes convolutions and products with a fixed matrix. See ``choose`` for the others.
     """
     fused = _Fusion(rewrite(outputs if compiled else defined(outputs)), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)
@@ -112,10 +108,7 @@ class PerBatch(View):
 
 
 def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
-    """Specialise a graph for export, without choosing algorithms.
-
-    A convolution by weights becomes a ``FusedConvolution``; a product remains a ``MatMul``.
-    """
+    """Specialise for export: a convolution by weights is a FusedConvolution, a product a MatMul."""
     plain = rewrite(defined(outputs))
     return _split(_Fusion(plain, weights, takes_products=False).outputs, weights)
 
@@ -137,10 +130,7 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
 
 
 class _Fusion:
-    """One sweep that fuses each convolution with its successors, as long as each has one reader.
-
-    ``takes_products``: treat products with a fixed matrix as convolutions.
-    """
+    """Fuse each convolution, and product if ``takes_products``, with successors of one reader."""
 
     def __init__(
         self, outputs: Sequence[Expression], weights: Collection[str], takes_products: bool = True

@@ -6,8 +6,6 @@ a step is computed strip by strip, so that intermediate values stay in the cache
 results' lifetimes assigns buffers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,8 @@ from dist_net.autodiff.operations.shaping import Reshape
 
 STRIP_BYTES = 1 << 16
 """The output of one node of a fused step per strip: at most a quarter of a typical L2 cache."""
+
+Strip = tuple[slice, ...]  # ranges of the first axes
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,7 @@ class Step:
         }
 
     def _places(self) -> dict[int, int]:
-        """Map each node but the last to the node whose strip it uses, by their ids.
-
-        A node uses an input's strip if its operation may overwrite its inputs.
-        """
+        """Map each node's id, but the last's, to that of the node whose strip it uses."""
         places: dict[int, int] = {}
         for node in self.nodes[:-1]:
             reusable = [
@@ -151,15 +148,8 @@ class Step:
         return places
 
 
-Strip = tuple[slice, ...]
-"""Ranges of the first axes."""
-
-
 def _strips(shape: Shape, nbytes: int, strip_bytes: int) -> tuple[Shape, list[Strip]]:
-    """Return the strips of an array with ``nbytes``, and the shape of the largest.
-
-    A strip has several rows of the first axis, or several of the second in one of the first.
-    """
+    """Return the strips, rows of the first axis or parts of one, and the shape of the largest."""
     rows = strip_bytes * shape[0] // nbytes
     if rows or len(shape) == 1:
         return (max(1, rows), *shape[1:]), [(each,) for each in cut(shape[0], max(1, rows))]
@@ -293,8 +283,7 @@ def assign_slots(
 
     ``placed`` holds the ids of outputs that already have memory. A slot is free again after the
     last step that reads it. A step overwrites an input that no later step reads, if its operation
-    allows that; otherwise it takes the smallest free slot that is large enough, or enlarges the
-    largest free slot.
+    allows that; or it takes the smallest large enough free slot, or enlarges the largest.
     """
     last_read = {id(viewed(each)): i for i, step in enumerate(steps) for each in step.inputs}
     slot_of: dict[int, int] = {}

@@ -8,8 +8,6 @@ for that once:
     (K, columns) ─laid_out─▶ (bands, K, 64): each piece reads a contiguous part of the matrix
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """Memory for arrays: aligned, shared by plans, divided into scratch arrays."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -23,8 +21,7 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
 class Arena:
     """Memory that several plans use in turn; each may overwrite the others' contents.
 
-    A plan keeps the memory that it received, so compile the largest plan first: the others then
-    fit into its memory.
+    A plan keeps its memory, so compile the largest first: the others then fit into that.
     """
 
     def __init__(self) -> None:

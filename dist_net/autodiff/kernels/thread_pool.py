@@ -4,8 +4,6 @@ NumPy and BLAS release the interpreter's lock, so threads help if the pieces of 
 must use one thread per call, because each thread of the pool makes its own calls.
 """
 
-from __future__ import annotations
-
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -80,10 +78,7 @@ class ThreadPool:
         dtype: np.dtype[np.generic],
         calls: Callable[[int, Sequence[Array]], Sequence[Call]],
     ) -> list[Task]:
-        """Return a task for each list of ``shapes``.
-
-        ``calls`` receives the number of a task and arrays of its shapes in a thread's scratch.
-        """
+        """Return a task per list of ``shapes``; ``calls`` takes its number and scratch arrays."""
         self.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
         return [
             [calls(i, carve(self.scratch(thread), each, dtype)) for thread in range(self.threads)]
@@ -102,10 +97,7 @@ class ThreadPool:
 
 
 class _Round:
-    """Tasks in progress: a free thread takes the next one.
-
-    A helper takes about 50 us to wake up. If no task is left by then, the caller does not wait.
-    """
+    """Tasks in progress. A helper wakes up in about 50 us; nobody waits for a late one."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = iter(tasks)

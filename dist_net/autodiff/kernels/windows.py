@@ -1,7 +1,5 @@
 """The positions of convolution and pooling windows on a map, along both axes or one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias

@@ -3,8 +3,6 @@
 ``expression.py`` cannot set the operators, because operations are built on expressions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,11 +1,8 @@
 """Functions of scores of classes: the logarithm of softmax, and cross entropy.
 
 They subtract the maximum of each row first, so that no exponential overflows and at least one
-is 1. The result does not depend on the subtracted value, which is therefore constant in the
-gradient.
+is 1. The result does not depend on the maximum, so it is constant in the gradient.
 """
-
-from __future__ import annotations
 
 import math
 

@@ -6,8 +6,6 @@ first three operations in this module are the other two. The other operations co
 in inference, fused with its epilogue.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -75,10 +73,7 @@ class Conv2D(BlockwiseConvolution):
 
 @dataclass(frozen=True)
 class Conv2DInputGradient(BlockwiseConvolution):
-    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters.
-
-    With a stride above 1, blocks have every stride-th pixel.
-    """
+    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters."""
 
     windows: Windows
     groups: int
@@ -198,8 +193,7 @@ def map_size(x: Expression) -> Pair:
 class FusedConvolution(Operation):
     """``epilogue`` of the convolution of x by filters: a description, to be planned later.
 
-    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and optionally a residual
-    of the output's shape.
+    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), a residual like y or none.
     """
 
     windows: Windows
@@ -235,10 +229,7 @@ class PreparedFilters(Operation):
 
 @dataclass(frozen=True, eq=False)
 class PlannedConvolution(Operation):
-    """A fused convolution that a pool of threads computes block by block, by a chosen algorithm.
-
-    Inputs: x, the filters prepared by the algorithm, bias, and optionally a residual.
-    """
+    """A convolution by a chosen algorithm. Inputs: x, prepared filters, bias, maybe a residual."""
 
     problem: Problem
     choice: Choice

@@ -7,8 +7,6 @@ accepts. A row is an operation and also the function that applies it: ``exp(x)``
 
 # ruff: noqa: ARG005 - all derivatives take the same arguments: y, g and each input
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -222,8 +220,7 @@ def silu(x: Expression) -> Expression:
 def clip(x: Expression, low: float, high: float) -> Expression:
     """Limit x to ``low`` and ``high``; nan stays nan.
 
-    The derivative at both bounds is 0. Raise ``ParameterError`` unless low <= high,
-    ``DTypeError`` unless x is a float.
+    The derivative at both bounds is 0. Raise ParameterError unless low <= high, and DTypeError.
     """
     if not low <= high:
         raise ParameterError(f"clip: from {low} to {high}; expected low <= high")
@@ -233,8 +230,7 @@ def clip(x: Expression, low: float, high: float) -> Expression:
 def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
     """Return x if x > 0, else ``slope`` · x, for a slope from 0 to 1; Darknet's is 0.1.
 
-    The derivative at 0 is the slope. Raise ``ParameterError`` for another slope, ``DTypeError``
-    unless x is a float.
+    The derivative at 0 is the slope. Raise ParameterError, and DTypeError unless x is a float.
     """
     if not 0 <= slope <= 1:
         raise ParameterError(f"leaky_relu: slope {slope}; expected 0 <= slope <= 1")

@@ -1,11 +1,8 @@
 """Functions of rows that compiled loops compute in one pass over memory: softmax, gelu, layer norm.
 
-Needs the extra ``fast``. Each is defined by other operations. A plan computes the definition where
-the loops do not support the arrays; so do exported files, the naive evaluator, and the gradients of
-gradients.
+Needs the extra ``fast``. Other operations define each: plans compute the definition where the loops
+do not support the arrays, and so do exported files, the naive evaluator and second gradients.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence

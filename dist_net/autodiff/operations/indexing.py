@@ -5,8 +5,6 @@ adds up what each element receives, as it may be chosen more than once. A boolea
 if it is NumPy's: the shapes of a graph depend on no value that a plan computes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +25,7 @@ Indices: TypeAlias = "Expression | NDArray[np.integer[Any]] | Sequence[int]"
 
 @dataclass(frozen=True)
 class CheckedIndices(Operation):
-    """Integers as intp; a run of a plan raises ``IndexRangeError`` unless least <= index < length.
-
-    ``name`` is the function to name in the message.
-    """
+    """Integers as intp; runs raise ``name``'s IndexRangeError unless least <= index < length."""
 
     name: str
     length: int
@@ -87,8 +82,7 @@ class Take(Operation):
 class AddAt(Operation):
     """Zeros of ``shape``, to which the first input is added at the indices in the second.
 
-    NumPy adds single elements eight times as fast as rows, so each row becomes the places of its
-    elements.
+    NumPy adds single elements eight times as fast as rows, so rows become places of elements.
     """
 
     shape: Shape

@@ -1,7 +1,5 @@
 """Products of matrices, stacks of matrices and vectors, by NumPy's rules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,10 +122,7 @@ def einsum(subscripts: str, *expressions: Expression) -> Expression:
 def _without_dots(
     terms: Sequence[str], output: str, inputs: Sequence[Expression]
 ) -> tuple[list[str], str]:
-    """Return the terms and the output of ``einsum`` with a letter for each axis of ``...``.
-
-    An axis that broadcasts gets a letter of its own, over which the product is then summed.
-    """
+    """Return terms and output with letters for ``...``; an axis that broadcasts has its own."""
     spans: list[Shape] = []
     for term, x in zip(terms, inputs, strict=True):
         start, dots, end = term.partition("...")

@@ -5,8 +5,6 @@ and variance are taken over all other axes. The operations work on matrices (row
 over memory dominate their time, so each operation works strip by strip and takes about one pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

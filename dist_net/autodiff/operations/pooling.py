@@ -5,8 +5,6 @@ or the sum of their sums. That is less work than pooling all elements at once, a
 uses the intermediate results. Padding is never the largest element and is excluded from the mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -196,10 +194,7 @@ def max_pool(
 def average_pool(
     x: Expression, size: int | Pair, stride: int | Pair | None = None, padding: Padding = "valid"
 ) -> Expression:
-    """Return the mean of each window, excluding padding: (N, H, W, C) to (N, H', W', C).
-
-    Parameters and errors are as for ``max_pool``.
-    """
+    """Return each window's mean, unpadded: (N, H, W, C) to (N, H', W', C). See ``max_pool``."""
     down, across = _sides("average_pool", x, size, stride, padding)
     counts = np.multiply.outer(down.counts(), across.counts())
     for side in (down, across):

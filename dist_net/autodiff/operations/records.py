@@ -3,8 +3,6 @@
 A model of several inputs reads the fields of its one input, and returns a record of its outputs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -60,10 +58,7 @@ def field_types(dtype: np.dtype[Any], shape: Shape) -> dict[str, tuple[np.dtype[
 
 
 def record(**fields: Expression) -> Expression:
-    """Return the fields, each (N, ...), as one expression (N,); ``x["name"]`` reads a field.
-
-    Raise ``ShapeError`` if their first axes differ.
-    """
+    """Return fields (N, ...) as one expression (N,), for ``x["name"]``. Raise ``ShapeError``."""
     return apply(RecordOf(tuple(fields)), *fields.values())
 
 

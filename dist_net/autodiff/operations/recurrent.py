@@ -4,8 +4,6 @@ The layer ``dist_net.nn.LSTM`` defines it with other operations, for everything 
 step, (6, N, units), holds the output, the cell, the gates admit, keep and emit, and the candidate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +22,7 @@ from dist_net.errors import GradientError
 class LstmRecords(Operation):
     """The record of each step, (T, 6, N, units).
 
-    Inputs: the projections of the inputs with both biases, (T, N, 4 · units), and the recurrent
-    kernel (units, 4 · units).
+    Inputs: projections with both biases, (T, N, 4 · units); recurrent kernel, (units, 4 · units).
     """
 
     reads_contiguous = True
@@ -105,10 +102,7 @@ def _records_before(records: Array) -> list[Array]:
 
 
 def lstm_outputs(projected: Expression, kernel: Expression) -> Expression | None:
-    """Return the outputs of all steps, (T, N, units); None if the loops do not support them.
-
-    ``projected`` are the inputs' projections, (T, N, 4 · units), with both biases.
-    """
+    """Return all outputs (T, N, units), given projections with both biases; None without loops."""
     loops = compiled_loops("recurrent_loops") if projected.dtype == np.float32 else None
     if loops is None or kernel.shape[0] % loops.LANES:
         return None

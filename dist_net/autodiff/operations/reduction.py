@@ -6,8 +6,6 @@ with 16 columns: the channels of a batch, the terms of a bias. Several rows side
 the time. Sums are also more accurate, because each lane is added up separately.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,10 +61,7 @@ def column_sums(x: Array, out: Array, pool: ThreadPool) -> Call:
 
 
 def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
-    """Return the call that fills ``out``, (columns,), with the sums of the columns of x·y.
-
-    It allocates no array of their size.
-    """
+    """Return the call that sums x·y by column into ``out``, (columns,), without an array of x·y."""
 
     def dots(x: Floats, y: Floats, total: Floats) -> Call:
         return partial(np.einsum, "rc,rc->c", x, y, out=total)
@@ -77,10 +72,7 @@ def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
 def _by_part(
     matrices: Sequence[Array], out: Array, pool: ThreadPool, call: Callable[..., Call]
 ) -> Call:
-    """Return the call that adds the results of ``call`` for parts of the rows of all matrices.
-
-    The parts do not depend on the pool's threads, so neither do the sums.
-    """
+    """Return the call that adds the results of parts of the rows, the same for any threads."""
     long = long_rows(*matrices)
     rows, columns = long[0].shape
     parts = cut(rows, max(PART_ROWS, PART_BYTES * rows // max(1, long[0].nbytes)))
@@ -213,8 +205,7 @@ def sum_to_shape(x: Expression, shape: Shape) -> Expression:
 
 
 def reduce(operation: type[Reduction], x: Expression, axis: Axis, keepdims: bool) -> Expression:
-    """Apply ``operation`` along ``axis``; a negative axis counts from the last. May raise
-    ``ShapeError``."""
+    """Apply ``operation`` along ``axis``, which may be negative. Raise ``ShapeError``."""
     try:
         given = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
     except (TypeError, ValueError) as error:

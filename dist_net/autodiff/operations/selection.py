@@ -3,8 +3,6 @@
 An order has no gradient, but the elements that it moves have. Also stop_gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -144,10 +142,7 @@ def sort(x: Expression, axis: int = -1, descending: bool = False) -> Expression:
 
 
 def top_k(x: Expression, k: int, axis: int = -1) -> tuple[Expression, Expression]:
-    """Return the ``k`` largest elements along ``axis``, in order, and their indices.
-
-    Equal elements keep their order. Raise ``ShapeError`` if there are fewer elements.
-    """
+    """Return the ``k`` largest along ``axis``, in stable order, and indices. Raise ShapeError."""
     place = positive_axis("top_k", axis, x.shape)
     if integer("top_k: k", k, 1) > x.shape[place]:
         raise ShapeError(f"top_k: k={k} of {x.shape}, with {x.shape[place]} along axis {axis}")
@@ -192,10 +187,7 @@ def std(x: Expression, axis: Axis = None, keepdims: bool = False, ddof: int = 0)
 def masked_mean(
     x: Expression, mask: Expression, axis: Axis = None, keepdims: bool = False
 ) -> Expression:
-    """Return the mean of the elements where ``mask`` is true, 0 if it is true nowhere.
-
-    ``mask`` has bools and broadcasts to ``x``. ``axis`` and ``keepdims`` are as for ``mean``.
-    """
+    """Return the mean where ``mask``, bools that broadcast, is true; 0 if nowhere. See ``mean``."""
     counted = sum(broadcast_to(astype(mask, x.dtype), x.shape), axis, keepdims)
     return sum(where(mask, x, 0.0), axis, keepdims) / maximum(counted, 1.0)
 

@@ -3,8 +3,6 @@
 Also the gradient of a slice, padded with zeros; concatenation and its inverse.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence
@@ -89,10 +87,7 @@ def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
 
 
 def matrix_transpose(x: Expression) -> Expression:
-    """Transpose every matrix of a stack by exchanging the last two axes.
-
-    Raise ``ShapeError`` if ``x`` has fewer than two axes.
-    """
+    """Exchange the last two axes. Raise ``ShapeError`` if ``x`` has fewer."""
     if x.ndim < 2:
         raise ShapeError(f"matrix_transpose: shape {x.shape}; expected at least two axes")
     return transpose(x, (*range(x.ndim - 2), -1, -2))
@@ -148,10 +143,7 @@ class ZerosAround(Operation):
 
 
 def basic_index(x: Expression, index: BasicIndices) -> Expression:
-    """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
-
-    Raise ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
-    """
+    """Return the view ``x[index]`` by NumPy's rules; raise IndexRangeError or ShapeError."""
     normal = _normal(index, x.shape)
     if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
         return reshape(x, _shape_of(normal))
@@ -159,10 +151,7 @@ def basic_index(x: Expression, index: BasicIndices) -> Expression:
 
 
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
-    """Return zeros of ``shape`` after ``zeros[index] = x``.
-
-    Raise ``ShapeError`` unless ``x`` has that index's shape, and the errors of ``basic_index``.
-    """
+    """Return zeros of ``shape`` after ``zeros[index] = x``. Raise the errors of ``basic_index``."""
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)
     if x.shape != _shape_of(normal):
@@ -265,8 +254,7 @@ class Concatenate(Operation):
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     """Concatenate expressions along ``axis``; a negative axis counts from the last.
 
-    Raise ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
-    they have the same dtype.
+    Raise ``ShapeError`` unless all other axes are equally long, ``DTypeError`` for other dtypes.
     """
     if not expressions:
         raise ShapeError("concatenate: no expressions; expected at least one")

@@ -151,10 +151,7 @@ def _built(model: Model, weights: Vector, count: int) -> _BuiltNetwork:
 
 
 def _name_of(node: Expression, trained: set[str]) -> str:
-    """Return the name of an array computed from weights: that of the last weight of its size.
-
-    So filters with folded scales are called ``kernel``, and the shift after them ``beta``.
-    """
+    """Name an array after the last weight of its size: scaled filters kernel, a shift beta."""
     of_size = [each.operation for each in topological_order([node]) if each.size == node.size]
     names = [each.name for each in of_size if isinstance(each, Variable)]
     return next((name for name in reversed(names) if name in trained), [*names, "folded"][0])

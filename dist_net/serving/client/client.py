@@ -210,10 +210,7 @@ class Client(AbstractContextManager["Client"]):
         return found
 
     def predict(self, model: str, inputs: Inputs, timeout_s: float | None = None) -> Any:
-        """Return the output, an array; with several outputs, a dict of arrays by name.
-
-        See ``infer``. The outputs of a classifier are probabilities, those of each row flat.
-        """
+        """Return the output, or a dict of several; of classes, probabilities. See ``infer``."""
         outputs = self.infer(model, inputs, timeout_s=timeout_s)
         return outputs.tensors if len(outputs.tensors) > 1 else outputs.values
 
@@ -270,9 +267,8 @@ class Client(AbstractContextManager["Client"]):
 
         ``inputs``: (rows, *shape), or one row without the first axis; copied, and converted to the
         version's type if NumPy permits ``same_kind``. Several inputs are a mapping, and so are
-        those of a model that does not compute rows. ``version`` None selects the newest.
-        Raise ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
-        PoolUnavailableError.
+        those of a model that does not compute rows. ``version`` None selects the newest. Raise
+        ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
         """
         return self._submit_inputs(model, inputs, version, self._deadline(timeout_s))
 
@@ -283,10 +279,7 @@ class Client(AbstractContextManager["Client"]):
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Send an image to a model like ``submit``; a worker decodes and resizes it.
-
-        Raise ImageError, RequestTooLargeError, ModelNotServedError, PoolUnavailableError.
-        """
+        """Send an image like ``submit``, for a worker to decode. Also raise ImageError."""
         payload, deadline = encoded(image), self._deadline(timeout_s)
         summary = self._summary(model, version, deadline)
         return self._submit(model, summary, payload, True, None, version, deadline)
@@ -454,10 +447,7 @@ class GatewayConnection:
                 self._changed.notify_all()
 
     def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
-        """Wait for the reply until the request's deadline.
-
-        Raise the error of an ``Answer``, NoAnswerError for a silent gateway, or ProtocolError.
-        """
+        """Await the reply. Raise an ``Answer``'s error, NoAnswerError or ProtocolError."""
         if exchange.reply is None:
             with self._changed:
                 self._receive_until(lambda: exchange.reply is not None)

@@ -5,8 +5,7 @@
                          └──▶ sent again                heard (Pong of another gateway)
 
 A client pings a silent gateway every ``SILENCE_S``. The gateway replies with its own name and the
-connection's. If the name changes, the gateway was restarted or the connection was lost, and open
-requests get no reply.
+connection's. If that changes, the gateway or the connection is new, and open requests are lost.
 """
 
 from dataclasses import dataclass

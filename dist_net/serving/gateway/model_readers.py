@@ -38,10 +38,7 @@ MAX_ANSWER_BYTES = 64 << 20
 
 
 class PoolSources(NamedTuple):
-    """``words``: the arguments of each model's process; ``followed``: the models in training.
-
-    ``directory``: for arrays without a file, and for answers.
-    """
+    """``words``: arguments by model; ``followed``: in training; ``directory``: for answers."""
 
     words: Mapping[str, Sequence[str]]
     followed: Container[str]
@@ -81,10 +78,7 @@ class ModelReaders:
             path.unlink(missing_ok=True)
 
     def poll(self, report: Callable[[ModelPrepared], None]) -> float:
-        """Start and end processes, report what they read; return the seconds until the next call.
-
-        ``report`` receives each version, or the reason why there is none.
-        """
+        """Start and end processes and ``report`` what they read; return the seconds to wait."""
         now = self._clock.now()
         for model in self._words:
             if (reading := self._readings.get(model)) is not None:

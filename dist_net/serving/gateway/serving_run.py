@@ -2,11 +2,8 @@
 
     python -m dist_net.serving.gateway.serving_run [[NAME=]MODEL...] [--workers N] ...
 
-Prints ``READY http=URL zmq=ADDRESS`` on stdout when every model is ready. Logs go to stderr, logs
-of its children to files.
+Prints ``READY http=URL zmq=ADDRESS`` once every model is ready; children log to files.
 """
-
-from __future__ import annotations
 
 import argparse
 import asyncio
@@ -117,10 +114,7 @@ class PoolPlaces(NamedTuple):
 
 
 async def serve(options: ServingOptions, sources: Mapping[str, ModelSource]) -> int:
-    """Serve until a signal arrives and admitted requests are answered; return the exit code.
-
-    Raise a DistNetError if it cannot start, because of an address, a key or an unreadable model.
-    """
+    """Serve until a signal, answer admitted requests, return the exit code. Raise DistNetError."""
     stop = StopSignals()
     with ExitStack() as opened:
         places = _open(options, opened)
@@ -200,7 +194,7 @@ async def _run(
     options: ServingOptions,
     gateway: Gateway,
     desk: ClientDesk,
-    http: HttpServer | None,
+    http: "HttpServer | None",
     processes: PoolProcesses,
     stop: StopSignals,
     said_when_ready: str,
@@ -263,7 +257,7 @@ async def _until_ready(
         await asyncio.sleep(POLL_S)
 
 
-def _served(gateway: Gateway, http: HttpServer | None) -> str:
+def _served(gateway: Gateway, http: "HttpServer | None") -> str:
     """Return the message about the served models and the page."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
@@ -323,7 +317,7 @@ def _ray_worker(options: ServingOptions, name: str) -> ProcessSpec:
 
 def _http(
     options: ServingOptions, gateway: Gateway, ledger: ClientLedger, turn: TurnBudget
-) -> HttpServer | None:
+) -> "HttpServer | None":
     """Return the HTTP server, or None without --http. Raise MissingExtraError."""
     if not options.http:
         return None

@@ -58,8 +58,7 @@ def application(
     """Return the application that passes requests over HTTP to ``gateway``.
 
     ``clock`` is the pool's, by default the system's. ``page`` is the directory of the page's files.
-    ``refusals`` are shown in the metrics; pass those of the HTTP server. ``ledger`` is also that of
-    other interfaces.
+    The metrics show ``refusals``, the HTTP server's. Other interfaces share ``ledger``.
     """
     refusals = refusals or Refusals()
     ledger = ledger or ClientLedger(settings.queue_bytes)

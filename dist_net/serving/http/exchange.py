@@ -100,9 +100,7 @@ class Guard:
     async def _counted(
         self, scope: Scope, receive: Receive, send: Send, credential: Credential
     ) -> None:
-        """Pass a request on within its client's limits; hold its bytes until the client has read
-        the answer.
-        """
+        """Pass a request on within its client's limits; hold its bytes until the answer is read."""
         state = scope["state"]
         try:
             share = self._share(scope, credential)

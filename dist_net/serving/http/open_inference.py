@@ -384,10 +384,7 @@ def shown(value: object) -> str:
 
 
 def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
-    """Return the raw bytes of a tensor in a JSON array, flat or nested like its shape.
-
-    Raise BadRequestError for another number of elements, or numbers out of the type's range.
-    """
+    """Return the bytes of a JSON array, flat or nested like ``shape``. Raise BadRequestError."""
     elements = _flat(data, shape)
     if len(elements) != prod(shape):
         raise BadRequestError(

@@ -162,10 +162,7 @@ class _Server(uvicorn.Server):
 
 
 class _Connections:
-    """Every open connection. Beyond the limit, drops the one that waits longest for its client.
-
-    Its key is the task of a TLS handshake, or an ``HttpConnection``.
-    """
+    """Open connections, or TLS handshakes by task; drops the longest waiting beyond the limit."""
 
     def __init__(self, settings: HttpSettings, refusals: Refusals, turn: TurnBudget) -> None:
         self.settings = settings

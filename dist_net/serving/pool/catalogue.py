@@ -25,10 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Reload:
-    """A pending reload, which request ``requested``, or a later one, satisfies.
-
-    The result is ``version``, the ``place``-th of its model.
-    """
+    """A reload, which ``requested`` or a later request ends by ``version``, the ``place``-th."""
 
     request_id: int
     requested: int

@@ -60,10 +60,7 @@ class VersionSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription(VersionSummary):
-    """One version of a model, for the requests to it and for the workers that load it.
-
-    ``arrays_path``: of prepared kernels on the gateway's host. ``fitting``: resizes images.
-    """
+    """One version of a model, for requests and workers; ``arrays_path``: on the gateway's host."""
 
     name: str
     has_logits: bool
@@ -91,10 +88,7 @@ class ModelDescription(VersionSummary):
 
     @cached_property
     def probe(self) -> bytes:
-        """The payload of a request of zeros: a row, or tensors whose free axes have length 1.
-
-        It is empty, which is a bad input, if clients cannot send as much.
-        """
+        """A request of zeros, free axes of length 1; empty, a bad input, if too large to send."""
         shapes = {each.name: tuple(map(abs, each.shape)) for each in self.inputs}
         sizes = [prod(shapes[each.name]) * each.dtype.itemsize for each in self.inputs]
         if sum(sizes) > MAX_REQUEST_BYTES:

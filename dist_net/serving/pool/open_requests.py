@@ -45,10 +45,7 @@ class ClientQueue:
         return next(iter(self.requests.values()))
 
     def next(self, now: float) -> InferenceRequest:
-        """Return the request that runs next: the oldest, unless it has waited for half of its time.
-
-        Then it is the newest: the queue is too slow, and in order all answers would be too late.
-        """
+        """Return the oldest; or if that waited half its time, the newest: the queue is too slow."""
         oldest = self.oldest
         if oldest.runs_alone or not _is_late(oldest, now):
             return oldest

@@ -47,8 +47,7 @@ class Pool:
     ``is_running``: see ``PoolMembership``.
 
     Call ``dispatch`` after other calls, once for all simultaneous events: it alone sends batches,
-    and requests to read models. Each admitted request ends with one ``EndRequest``, unless it is
-    cancelled.
+    and requests to read models. An admitted request ends with one ``EndRequest`` or a cancellation.
     """
 
     def __init__(

@@ -242,10 +242,7 @@ class Scheduler:
     def _choose(
         self, request: InferenceRequest, is_short: bool, free: list[Worker]
     ) -> BatchPlace | None:
-        """Return the worker and the version for a batch; None if it must wait.
-
-        Prefer idle workers, then workers that are not loading, then those with the newest version.
-        """
+        """Return worker and version: idle first, then not loading, then the newest; None: wait."""
         model = self._models[request.model]
         best, best_rank = None, 99
         for worker in free:

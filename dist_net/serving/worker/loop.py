@@ -67,10 +67,7 @@ class InferenceWorker:
         self._models.close()
 
     def serve(self) -> str:
-        """Serve until stopped; return the reason.
-
-        Raise ``NoAnswerError``, ``ServerLostError`` (a silent gateway) or ``JoinRefusedError``.
-        """
+        """Serve; return why it ended. Raise NoAnswerError, ServerLostError or JoinRefusedError."""
         while self.leave_reason is None:
             message = self._socket.receive(self.tick())
             if message is not None:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
-from dist_net.clock import Clock, SystemClock
+from dist_net.clock import SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError, TensorInputError
 from dist_net.images.decoding import BOUNDED_FORMATS, MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
@@ -86,7 +86,6 @@ class ServedNetwork:
         prepared: Prepared,
         settings: WorkerSettings,
         may_go_on: Callable[[], bool] = lambda: True,
-        clock: Clock | None = None,
     ) -> None:
         self.description = description
         self._model: Model | ForeignModel
@@ -106,7 +105,7 @@ class ServedNetwork:
         )
         self._threads = settings.threads
         self._decoders = _decoders(settings.threads)
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._session = open_session(
             self._model, prepared, settings.threads, settings.max_batch_size, settings.reproducible
         )

@@ -55,8 +55,7 @@ class ExchangeCost:
 
     CPU times are the sum of a fixed part and a part per element of the training state: ``server``,
     of the busier of the server's two threads (one copies and encrypts messages), and
-    ``round_trip``, of server and worker together, which work in turn. Raise ``SettingError`` for
-    values out of range.
+    ``round_trip``, of server and worker together, which work in turn. Raise ``SettingError``.
     """
 
     server_us: float
@@ -80,8 +79,7 @@ class ClusterCosts:
 
     A training state has ``state_vectors`` vectors of ``parameters`` elements: the parameters and
     the optimizer's vectors. ``minibatches`` counts all ``epochs``. ``step_ms`` is the time of
-    a minibatch if each of a worker's ``threads`` has its own core. Raise ``SettingError`` for
-    values out of range.
+    a minibatch if each of a worker's ``threads`` has its own core. Raise ``SettingError``.
     """
 
     parameters: int

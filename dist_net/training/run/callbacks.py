@@ -1,12 +1,10 @@
 """The results of epochs, and callbacks: functions that training calls with each result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -48,7 +46,7 @@ class EpochResult:
         figures |= self.measured
         return {name: value for name, value in figures.items() if value is not None}
 
-    def improves(self, best: EpochResult | None, monitor: str, min_delta: float = 0.0) -> bool:
+    def improves(self, best: Self | None, monitor: str, min_delta: float = 0.0) -> bool:
         """Return whether a metric is better than in ``best``, or this is the first epoch.
 
         Higher is better if the name ends in one of RISING. Raise SettingError for another metric.

@@ -1,7 +1,5 @@
 """Plots of runs, confusion matrices, and a cluster's capacity; need the extra ``plots``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
     from dist_net.training.planner.capacity import PredictedCapacity
 
-
 MAX_POINTS = 300  # of a curve; more than that is only noise
 MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
 TITLES = {"loss": "loss", "accuracy": "accuracy", "samples_per_s": "samples per second"}
@@ -28,10 +25,7 @@ AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 def plot_training(
     records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str, path: Path
 ) -> None:
-    """Draw loss, accuracy and speed over epochs into a PNG; ``records`` as in metrics.jsonl.
-
-    Raise MissingExtraError, and OSError if the file cannot be written.
-    """
+    """Draw loss, accuracy and speed of ``records`` into a PNG. Raise MissingExtraError, OSError."""
     figure = new_figure(15, 4.2)
     figure.suptitle(_title(records, samples_per_epoch, recipe), **AS_IT_IS)
     of_epochs = [{**each, "epoch": each["samples"] / samples_per_epoch} for each in records]
@@ -40,7 +34,7 @@ def plot_training(
     figure.savefig(path, dpi=120, format="png")
 
 
-def plot_history(epochs: Sequence[int], figures: Mapping[str, Sequence[float]]) -> Figure:
+def plot_history(epochs: Sequence[int], figures: Mapping[str, Sequence[float]]) -> "Figure":
     """Return a figure of the metrics of epochs; ``val_`` begins those of validation."""
     names = [name for name in figures if not name.startswith("val_")]
     figure = new_figure(5 * max(1, len(names)), 4.2)
@@ -54,7 +48,7 @@ def plot_history(epochs: Sequence[int], figures: Mapping[str, Sequence[float]]) 
     return figure
 
 
-def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
+def draw_curve(axes: "Axes", records: Sequence[Mapping[str, Any]], quantity: str) -> None:
     """Draw a quantity over epochs, in training and on test samples."""
     axes.set_title(TITLES.get(quantity, quantity), **AS_IT_IS)
     for kind, style in (("train", "-"), ("test", "o-"), ("validation", "o-")):
@@ -98,10 +92,7 @@ def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
 def plot_confusion(
     confusion: NDArray[np.int64], class_names: Sequence[str], recipe: str, path: Path
 ) -> None:
-    """Draw counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C).
-
-    Raise the errors of ``plot_training``.
-    """
+    """Draw counts (C, C) of (true, predicted) class into a PNG. Raise as ``plot_training``."""
     side = 0.6 * min(len(class_names), MAX_CLASSES_NAMED)
     figure = new_figure(2 + side, 1.8 + side)
     axes = figure.subplots()
@@ -110,7 +101,7 @@ def plot_confusion(
     figure.savefig(path, dpi=100, format="png")
 
 
-def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
+def draw_confusion(axes: "Axes", confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
     """Draw counts of (true class, predicted class), shaded by their share of the true class."""
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -125,7 +116,7 @@ def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequen
             axes.text(column, row, str(count), ha="center", va="center", color=color)
 
 
-def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: Figure) -> None:
+def plot_capacity(predictions: Sequence["PredictedCapacity"], title: str, figure: "Figure") -> None:
     """Draw samples per second, waits and loads over the number of workers; ``figure`` is empty."""
     figure.suptitle(title, **AS_IT_IS)
     workers = [each.workers for each in predictions]
@@ -156,7 +147,7 @@ def plot_capacity(predictions: Sequence[PredictedCapacity], title: str, figure: 
             axes.legend()
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure, in inches; raise MissingExtraError without matplotlib."""
     with importing("plots", "a plot"):
         from matplotlib.figure import Figure

@@ -25,9 +25,8 @@ from dist_net.vector import Vector
 class ReplayResult(NamedTuple):
     """The end of a replay.
 
-    ``matches``: the weights were equal to the run's at every checkpoint; if not, ``version`` is the
-    first checkpoint at which they differ. ``matched_version``: the last at which they were equal;
-    -1: none.
+    ``matches``: the weights equal the run's at every checkpoint; if not, ``version`` is the first
+    at which they differ. ``matched_version``: the last at which they are equal, or -1.
     """
 
     version: int
@@ -42,8 +41,7 @@ class Replay:
     ``gradient_of(threads)`` returns the function that computes gradients. The state of a version is
     kept until the last result computed from it, by the journal.
 
-    Raise JournalMismatchError for a journal of another run, and for a checkpoint that no server was
-    started from.
+    Raise JournalMismatchError for another run's journal, or a checkpoint that started no server.
     """
 
     def __init__(

@@ -5,8 +5,6 @@ their epilogue is applied while they are in registers. ``add_gradient`` sums the
 of taps over a row of outputs in registers. Needs the extra ``fast``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -114,10 +112,7 @@ def sum_of_taps(
 
 
 def taps_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
-    """Return a function that adds ``size`` x ``size`` taps to the sums of 4 outputs.
-
-    The outputs have windows ``apart`` values apart, which are inside the map.
-    """
+    """Return a function that adds size² taps to 4 sums, of inner windows ``apart`` values apart."""
 
     @traced(types.UniTuple(VECTOR, SIDE_BY_SIDE))
     def sums_with_taps(
@@ -240,10 +235,7 @@ def correlate(
 
 
 def products_of(size: int) -> Callable[..., tuple[Lanes, ...]]:
-    """Return a function that adds the products of an output to the sums of ``size`` taps.
-
-    The taps are neighbours in a line of a window.
-    """
+    """Return a function that adds an output's products to the sums of ``size`` taps in a line."""
 
     @traced(types.UniTuple(VECTOR, size))
     def with_products(

@@ -4,8 +4,6 @@ The windows of a map are a view of it. ``multiply`` keeps the sums of eight of i
 ``BLOCK`` neighbouring values in registers. Needs the extra ``fast``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
@@ -98,8 +96,7 @@ def multiply(
 ) -> None:
     """out[a, b, m] = Σ x[a, b, m, c, d, e] · y[a, c, d, e], or add it, for vectors of ``columns``.
 
-    ``counts`` and ``inner`` are the lengths of both axes, the others their strides. ``nothing`` has
-    ``BLOCK`` zeros.
+    ``counts`` and ``inner`` are the axes' lengths, the others strides. ``nothing``: BLOCK zeros.
     """
     values, vectors, result, zeros = pointer(x), pointer(y), pointer(out), pointer(nothing)
     apart, result_apart = x_apart[2], out_apart[2]

@@ -5,8 +5,6 @@ for shapes that do not suit vectors. If the number of channels is not a multiple
 length, the last vector overlaps the previous one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -71,8 +69,7 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     """Return the arguments of type EPILOGUE: the output, the residual and whether there is one, the
     block's bias, the slopes and bounds, and the block's place.
 
-    A place is the block's offset in the output, and the strides of images, rows and pixels, in
-    values.
+    A place: the block's offset in the output, the strides of images, rows and pixels; in values.
     """
     _, height, width, channels = problem.out
     has_residual = arrays.residual is not None

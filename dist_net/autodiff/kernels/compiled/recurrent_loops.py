@@ -5,8 +5,6 @@ record (6, N, units), which holds the output, the cell, the gates admit, keep an
 candidate. ``units`` is a multiple of ``LANES``.
 """
 
-from __future__ import annotations
-
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,

@@ -4,8 +4,6 @@ Needs the extra ``fast``. All arrays are flat. A row has ``columns`` values, a m
 ``LANES``, and stays in the L1 cache while the loops read it several times.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial
@@ -153,7 +151,7 @@ def write_row(
     row = RowOfArrays(
         x, given, out, lambda k, value: store(arrays[2], i + k, value), columns, *numbers
     )
-    run_chosen(function, [partial(each, row) for each in FUNCTIONS])
+    run_chosen(function, {n: partial(each, row) for n, each in enumerate(FUNCTIONS)})
 
 
 @jit(INTEGER, READ, READ, WRITTEN, INTEGER, REAL)

@@ -3,8 +3,6 @@
 Matrices are flat. A row of them has one scale per value, and a multiple of ``LANES`` values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

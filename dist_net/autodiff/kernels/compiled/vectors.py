@@ -12,9 +12,7 @@ itself, which took most of the time to compile the loops.
 Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partialmethod
 from inspect import signature
 from typing import Any, TypeVar, cast
@@ -69,21 +67,18 @@ VECTOR = _VectorType()
 
 
 class Tracer:
-    """A vector, an integer or a pointer of a loop that is being compiled.
-
-    Operators append an instruction of the loop. Their other operand may be a Python number.
-    """
+    """A vector, an integer or a pointer of a loop in compilation; operators add instructions."""
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder = builder
         self.value = value
 
-    def _append(self, instruction: str, other: Any) -> Tracer:
+    def _append(self, instruction: str, other: Any) -> "Tracer":
         prefix = "f" if self.value.type == _LLVM else ""
         method = getattr(self.builder, prefix + instruction)
         return Tracer(self.builder, method(self.value, self.alike(other).value))
 
-    def alike(self, other: Any) -> Tracer:
+    def alike(self, other: Any) -> "Tracer":
         """Return a Python number as a constant of the same type."""
         if isinstance(other, Tracer):
             return other
@@ -95,15 +90,12 @@ class Tracer:
     __mul__ = __rmul__ = partialmethod(_append, "mul")
     __truediv__ = partialmethod(_append, "div")
 
-    def __rtruediv__(self, number: float) -> Tracer:
+    def __rtruediv__(self, number: float) -> "Tracer":
         return self.alike(number)._append("div", self)
 
 
 def traced(result: Any = types.none) -> Callable[[Function], Function]:
-    """Let loops call a function that computes with ``Tracer`` values and tuples of them.
-
-    ``result`` is the type that it returns: nothing by default.
-    """
+    """Let loops call a function of ``Tracer`` values and tuples of them; ``result``: its type."""
 
     def registered(function: Function) -> Function:
         def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -229,10 +221,7 @@ def across(a: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
 
 
 def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None = None) -> Any:
-    """Return the total after ``total = step(i, total)`` for each vector of a row, if there is one.
-
-    Only for ``traced`` functions.
-    """
+    """Return the total after ``total = step(i, total)`` for each vector of a row, if any."""
     builder, before = columns.builder, columns.builder.block
     body, after = (builder.append_basic_block() for _ in range(2))
     builder.branch(body)
@@ -249,10 +238,10 @@ def over_row(columns: Any, step: Callable[[Any, Any], Any], total: Lanes | None 
     return then[-1]
 
 
-def run_chosen(number: Any, functions: Sequence[Callable[[], None]]) -> None:
-    """Call the function at place ``number``; only for ``traced`` functions."""
-    for place, function in enumerate(functions):
-        is_chosen = number.builder.icmp_signed("==", number.value, number.alike(place).value)
+def run_chosen(number: Any, functions: Mapping[int, Callable[[], None]]) -> None:
+    """Call the function of ``number``, if any; only for ``traced`` functions."""
+    for each, function in functions.items():
+        is_chosen = number.builder.icmp_signed("==", number.value, number.alike(each).value)
         with number.builder.if_then(is_chosen):
             function()
 

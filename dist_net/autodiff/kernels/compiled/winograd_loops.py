@@ -6,13 +6,11 @@ number of channels is not a multiple of 8, the last vector overlaps the previous
 
 ``winograd.transforms`` defines the matrices Bᵀ and Aᵀ; terms shared by several rows are computed
 once. A tile of a x a vectors is transformed down its columns, then along its rows. Each size has
-separate code, so that vectors stay in registers: names with a 6 are for F(4 x 4, 3 x 3), with
-a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2.
+separate code, so that vectors stay in registers: 6 is for F(4 x 4, 3 x 3), 4 for F(2 x 2, 3 x 3),
+and 5 for the latter with a stride of 2.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -36,6 +34,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     integers,
     load,
     pointer,
+    run_chosen,
     spread,
     store,
     traced,
@@ -106,58 +105,53 @@ def from_points_of_4(x: TileLine) -> TileLine:
     return x[0] + x[1] + x[2], x[1] - x[2] + x[3]
 
 
-def columns_of(
+def tile_rows(
     a: int, transform: Transform, x: Pointer, i: int, per_row: int, per_column: int
-) -> list[TileLine]:
-    """Return the columns of the tile of a x a vectors at ``i``, transformed."""
+) -> Iterator[TileLine]:
+    """Yield the rows of the tile of a x a vectors at ``i``, transformed along both axes."""
     places = [[i + row * per_row + column * per_column for row in range(a)] for column in range(a)]
-    return [transform([load(x, place) for place in column]) for column in places]
+    columns = [transform([load(x, place) for place in column]) for column in places]
+    return (transform(row) for row in zip(*columns, strict=True))
 
 
-def tile_to_points(a: int, transform: Transform) -> Callable[..., None]:
-    """Return Bᵀ · d · B, from a tile of the input at ``i`` to points at ``j``; or A · d · Aᵀ."""
-
-    @traced()
-    def write_points(
-        x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
-    ) -> None:
-        columns = columns_of(a, transform, x, i, per_row, per_pixel)
-        count = len(columns[0])
-        for row in range(count):
-            for column, value in enumerate(transform([each[row] for each in columns])):
-                store(points, j + (row * count + column) * plane, value)
-
-    return write_points
+TO_POINTS = {2: to_points_of_2, 4: to_points_of_4, 5: to_points_of_5, 6: to_points_of_6}
+FROM_POINTS = {4: from_points_of_4, 5: from_points_of_5, 6: from_points_of_6}
 
 
-def tile_from_points(a: int, transform: Transform) -> Callable[..., None]:
-    """Return the epilogue of Aᵀ · s · A, from sums at ``i`` to outputs at ``j``."""
+@traced()
+def write_points(
+    a: int, x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
+) -> None:
+    """Write Bᵀ · d · B, from a tile of the input at ``i`` to points at ``j``; or A · d · Aᵀ."""
 
-    @traced()
-    def write_outputs(
-        sums: Pointer,
-        i: int,
-        plane: int,
-        out: Pointer,
-        j: int,
-        apart: Apart,
-        epilogue: EpilogueValues,
-    ) -> None:
-        columns = columns_of(a, transform, sums, i, a * plane, plane)
-        for row in range(len(columns[0])):
-            for column, value in enumerate(transform([each[row] for each in columns])):
+    def write(size: int) -> None:
+        for row, values in enumerate(tile_rows(size, TO_POINTS[size], x, i, per_row, per_pixel)):
+            for column, value in enumerate(values):
+                store(points, j + (row * len(values) + column) * plane, value)
+
+    run_chosen(a, {size: partial(write, size) for size in TO_POINTS})
+
+
+@traced()
+def write_outputs(
+    a: int,
+    sums: Pointer,
+    i: int,
+    plane: int,
+    out: Pointer,
+    j: int,
+    apart: Apart,
+    epilogue: EpilogueValues,
+) -> None:
+    """Write the epilogue of Aᵀ · s · A, from sums at ``i`` to outputs at ``j``."""
+
+    def write(size: int) -> None:
+        rows = tile_rows(size, FROM_POINTS[size], sums, i, size * plane, plane)
+        for row, values in enumerate(rows):
+            for column, value in enumerate(values):
                 apply_epilogue(value, out, j + row * apart[0] + column * apart[1], epilogue)
 
-    return write_outputs
-
-
-tile_to_points_2 = tile_to_points(2, to_points_of_2)
-tile_to_points_4 = tile_to_points(4, to_points_of_4)
-tile_to_points_5 = tile_to_points(5, to_points_of_5)
-tile_to_points_6 = tile_to_points(6, to_points_of_6)
-tile_from_points_4 = tile_from_points(4, from_points_of_4)
-tile_from_points_5 = tile_from_points(5, from_points_of_5)
-tile_from_points_6 = tile_from_points(6, from_points_of_6)
+    run_chosen(a, {size: partial(write, size) for size in FROM_POINTS})
 
 
 class CompiledWinograd(Winograd):
@@ -284,14 +278,7 @@ def to_points(
                     source, i, per_row = copied, 0, a * channels
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
-                    if a == 6:
-                        tile_to_points_6(source, i + c, per_row, channels, planes, j + c, plane)
-                    elif a == 5:
-                        tile_to_points_5(source, i + c, per_row, channels, planes, j + c, plane)
-                    elif a == 2:
-                        tile_to_points_2(source, i + c, per_row, channels, planes, j + c, plane)
-                    else:
-                        tile_to_points_4(source, i + c, per_row, channels, planes, j + c, plane)
+                    write_points(a, source, i + c, per_row, channels, planes, j + c, plane)
                 j += channels
 
 
@@ -326,11 +313,6 @@ def from_points(
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
                     epilogue = load(shifts, c), other, has_residual, numbers
-                    if a == 6:
-                        tile_from_points_6(planes, i + c, plane, result, j + c, apart, epilogue)
-                    elif a == 5:
-                        tile_from_points_5(planes, i + c, plane, result, j + c, apart, epilogue)
-                    else:
-                        tile_from_points_4(planes, i + c, plane, result, j + c, apart, epilogue)
+                    write_outputs(a, planes, i + c, plane, result, j + c, apart, epilogue)
                 i += channels
                 j += m * per_pixel

@@ -5,8 +5,6 @@ shows the choice for each layer. F(4x4) needs the fewest products. A deep layer 
 limited by reading the filters, which F(2x2) and F(4x4) make 1.8 and 4 times as large.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -119,8 +117,7 @@ def choose(
 def images_of_a_piece(problem: Problem) -> int:
     """Return the number of images that a reproducible plan computes at a time.
 
-    Enough images for eight rows, or one. Winograd takes one: its transforms are products of more
-    than eight rows.
+    Enough for eight rows, or one. Winograd takes one: its transforms multiply more rows.
     """
     _, height, width, _ = problem.out
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)

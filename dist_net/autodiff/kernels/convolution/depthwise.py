@@ -6,8 +6,6 @@ view of the padded map.
 Maps are (N, H, W, C), filters (kh, kw, 1, C), taps (kh, kw, C).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
@@ -92,10 +90,7 @@ def correlations(
     pool: ThreadPool,
     kernels: ModuleType | None,
 ) -> list[Task]:
-    """Return the tasks that convolve ``x`` by taps into ``out``, which may be a strided view.
-
-    ``kernels``: the module of the compiled kernels; None: use NumPy.
-    """
+    """Return tasks that convolve ``x`` into ``out``, any view, by compiled ``kernels`` or NumPy."""
     blocks = sized_blocks(out.shape, windows)
     if kernels:
         calls = [
@@ -126,10 +121,7 @@ def gradient_task(
     pool: ThreadPool,
     kernels: ModuleType | None,
 ) -> Task:
-    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``.
-
-    ``kernels`` as for ``correlations``.
-    """
+    """Return the task that writes the sum of the blocks' gradients of the taps to ``total``."""
     fill: Task = [[partial(total.fill, 0)]] * pool.threads
     patches = _patches(windows, x.shape, cotangent.shape)
 

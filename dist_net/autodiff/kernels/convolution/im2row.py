@@ -3,8 +3,6 @@
 A pointwise convolution needs no copy: its rows are the input's pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +72,6 @@ class Im2Row:
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
         bias = arrays.bias[block.channels]
         return problem.epilogue.calls(values, bias, residual, out, spare)
-
-
-def _patches(problem: Problem) -> Patches:
-    _, height, width, _ = problem.out
-    return Patches(problem.windows, problem.x, (height, width), problem.groups)
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
@@ -157,6 +150,11 @@ class Patches:
         grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
         rows = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
         return [*padding, partial(np.copyto, matrix.reshape(rows.shape, copy=False), rows)], matrix
+
+
+def _patches(problem: Problem) -> Patches:
+    _, height, width, _ = problem.out
+    return Patches(problem.windows, problem.x, (height, width), problem.groups)
 
 
 def by_group(pixels: Array, groups: int) -> Array:

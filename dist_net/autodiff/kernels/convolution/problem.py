@@ -3,8 +3,6 @@
 An epilogue applies bias, activation and residual while the result is in the cache.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +20,7 @@ LINEAR = 1.0
 class Epilogue:
     """y = max(x + bias, slope · (x + bias)); with a residual, then the same for y + residual.
 
-    A slope of 1 is the identity, 0 is relu, 0.1 is Darknet's leaky relu. The result is clipped to
-    ``low`` and ``high``.
+    A slope of 1 is the identity, 0 relu, 0.1 Darknet's leaky relu. ``low`` and ``high`` clip y.
     """
 
     slope: float = LINEAR
@@ -128,10 +125,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocking:
-    """The maximum number of images, rows and channels of a block.
-
-    A block with several images has all their rows, so that its pixels are evenly spaced.
-    """
+    """The maximum images, rows and channels of a block; several images have all their rows."""
 
     images: int
     rows: int
@@ -148,10 +142,7 @@ class Blocking:
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
-    """Return the calls that copy the part of ``x`` with corner (top, left) to ``padded``.
-
-    Both are (N, H, W, C). Values outside ``x`` become 0.
-    """
+    """Return calls that copy ``x`` (N, H, W, C) from (top, left) to ``padded``, 0 outside ``x``."""
     rows, own_rows = _overlap(top, padded.shape[1], x.shape[1])
     columns, own_columns = _overlap(left, padded.shape[2], x.shape[2])
     outside = [

@@ -1,12 +1,9 @@
 """Convolution in training: the product and both of its gradients, strip by strip.
 
 A strip is a range of pixels of a result. Their windows are copied to the rows of a matrix, which
-stays in the L2 cache until BLAS has read it. With the extra ``fast``, compiled loops read the
-windows in place instead. All arrays are C-contiguous. Maps are (N, H, W, C), filters
-(kh, kw, C / groups, O).
+stays in the L2 cache until BLAS has read it. Compiled loops (the extra ``fast``) read the windows
+in place. All arrays are C-contiguous. Maps are (N, H, W, C), filters (kh, kw, C / groups, O).
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -178,10 +175,7 @@ def _depthwise_loops(windows: Windows, x: Array) -> ModuleType | None:
 
 
 def _direct_loops(windows: Windows, groups: int, x: Array, filters: int) -> ModuleType | None:
-    """Return the compiled loops that need no rows of windows, if they support these arguments.
-
-    A pointwise convolution has none: its rows are the map's pixels.
-    """
+    """Return compiled loops that need no rows of windows, if they apply; pixels are rows anyway."""
     if x.dtype != np.float32 or groups > 1 or windows.dilation != (1, 1) or windows.size == (1, 1):
         return None
     loops = compiled_loops("direct_loops")
@@ -225,10 +219,7 @@ def _tasks(
     pool: ThreadPool,
     loops: ModuleType | None,
 ) -> list[Task]:
-    """Return the calls that write each strip's rows and multiply them, for each thread.
-
-    Compiled ``loops`` multiply the padded part of the map instead of rows.
-    """
+    """Return a task per strip: write and multiply its rows, or by ``loops`` its padded map."""
     sized = zip(strips, spare_sizes, strict=True)
     shapes = [[*patches.shapes(strip), (size,)] for strip, size in sized]
 
@@ -245,10 +236,7 @@ def _tasks(
 def _correlated(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> BlockTasks:
-    """Return the tasks that fill the blocks of ``out``, which may be a strided view.
-
-    ``filters`` are (kh, kw, C / groups, groups, O / groups), a view.
-    """
+    """Return tasks to fill ``out``, any view; filters (kh, kw, C / groups, groups, O / groups)."""
     if is_depthwise(x.shape, groups, out.shape):
         turn, taps = _contiguous(filters[:, :, 0, :, 0])
         tasks = correlations(windows, x, taps, out, pool, _depthwise_loops(windows, x))

@@ -13,8 +13,6 @@ products, together a = 2m + 1: for m = 2, 25 products instead of 36. The plain p
 point of the filters, which have (m + 2)² points for either stride.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -149,10 +147,7 @@ class Winograd:
 
 
 def _tile_elements(maps: Array, step: int, side: int) -> Array:
-    """Return the elements of all tiles of (N, H, W, C) as a view (side, side, N, rows, columns, C).
-
-    A tile begins every ``step`` pixels.
-    """
+    """Return overlapping tiles of (N, H, W, C) as a view (side, side, N, rows, columns, C)."""
     seen = Windows((side, side), (step, step), UNPADDED)
     return seen.over(maps).transpose(3, 4, 0, 1, 2, 5)
 
