@@ -13,12 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dist_net.command_line import add_options, command_line, number_above_zero
-from dist_net.errors import (
-    AccessRefusedError,
-    InsecureAddressError,
-    NoAnswerError,
-    ProtocolError,
-)
+from dist_net.errors import AccessRefusedError, InsecureAddressError, NoAnswerError, ProtocolError
 from dist_net.nets.observer import NO_RECORDS, Following, Observer
 from dist_net.printable import counted, printable_report
 from dist_net.processes.own_directory import announced_keys

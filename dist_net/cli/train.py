@@ -38,11 +38,7 @@ from dist_net.processes.listen_options import add_invitation_arguments
 from dist_net.processes.supervisor import RESTARTS
 from dist_net.processes.terminal import plain_console
 from dist_net.serving.http.settings import HttpSettings, TokenFile
-from dist_net.training.run.local_run import (
-    KILLED_RUN_ENDS_S,
-    START_TIMEOUT_S,
-    LocalRunSettings,
-)
+from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, START_TIMEOUT_S, LocalRunSettings
 from dist_net.training.run.prepared_run import PreparedRun
 from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import Publish, TrainingProgress

@@ -196,12 +196,7 @@ class LocalRun:
         if options.keeps_best:
             best = BestWeights(directory.best, options.settings(loaded), options.patience)
         self._evaluations = PeriodicEvaluation(
-            loaded.recipe,
-            dataset,
-            best=best,
-            metrics=self._metrics,
-            display=display,
-            judge=judge,
+            loaded.recipe, dataset, best=best, metrics=self._metrics, display=display, judge=judge
         )
 
     @property

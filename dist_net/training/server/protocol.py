@@ -360,13 +360,7 @@ class ParameterServer:
         state = run.store.state if member.shared else run.packed_state()
         if not member.shared:
             run.metrics.bytes_sent += state.nbytes
-        return Work(
-            member.worker_id,
-            member.received_id,
-            lease.lease_id,
-            lease.steps,
-            state,
-        )
+        return Work(member.worker_id, member.received_id, lease.lease_id, lease.steps, state)
 
     def _stop(self) -> Stop | None:
         """Return the message to every worker once the run has ended."""

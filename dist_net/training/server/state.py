@@ -279,11 +279,7 @@ class RunState:
         return self.store.apply(mean, outer)
 
     def apply_again(
-        self,
-        records: Sequence[Applied],
-        results: Sequence[Vector],
-        loss_sum: float,
-        correct: int,
+        self, records: Sequence[Applied], results: Sequence[Vector], loss_sum: float, correct: int
     ) -> bool:
         """Apply results that the journal lists and that were computed again.
 

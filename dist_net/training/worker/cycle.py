@@ -322,10 +322,7 @@ class WorkerCycle:
             )
         if self._was_in and self._try_s == FIRST_TRY_S:
             logger.warning(
-                "rejoining server=%s reason=%s timeout_s=%g",
-                self._address,
-                reason,
-                self._left_s,
+                "rejoining server=%s reason=%s timeout_s=%g", self._address, reason, self._left_s
             )
         return [Reconnect(self._route.current), *self._try_to_join(now)]
 
